@@ -1,0 +1,1 @@
+"""What is true now: one SQLite file, and the floor the other packages stand on (errors, paths, settings)."""

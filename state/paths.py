@@ -1,0 +1,93 @@
+"""What lives where under MLXQ_HOME (default ~/.mlxq)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from state.errors import MlxqError
+
+
+@dataclass(frozen=True)
+class Home:
+    """One mlxq on this machine: everything it writes lies under `root`, readable by its user alone."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The truth: jobs, services, stack, events."""
+        return self.root / "state.db"
+
+    @property
+    def ballast(self) -> Path:
+        """Bytes kept in reserve, given up when the disk is full so that the ledger can still write."""
+        return self.root / "ballast"
+
+    @property
+    def config(self) -> Path:
+        """The person's settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def gateway_config(self) -> Path:
+        """What LiteLLM reads; generated, never edited."""
+        return self.root / "litellm.yaml"
+
+    @property
+    def secrets(self) -> Path:
+        """The keys, as NAME=value lines, mode 0600."""
+        return self.root / "secrets.env"
+
+    @property
+    def logs(self) -> Path:
+        """One file a service, and worker.log."""
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, locks, and the exit codes the shims keep."""
+        return self.root / "run"
+
+    @property
+    def wake(self) -> Path:
+        """The socket on which the worker is woken."""
+        return self.run / "w.sock"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the worker as long as it lives."""
+        return self.run / "worker.lock"
+
+    @property
+    def models(self) -> Path:
+        """The default place for weights; the setting model-dir overrides it."""
+        return self.root / "models"
+
+    @property
+    def catalog(self) -> Path:
+        """The person's own model files, laid over the shipped ones."""
+        return self.root / "catalog"
+
+    def log(self, service: str) -> Path:
+        """Give the log file of one service, or of the worker."""
+        return self.logs / f"{service}.log"
+
+    def make(self) -> Home:
+        """Create the folders with mode 0700. Raises MlxqError when the place cannot be written."""
+        os.umask(0o077)
+        try:
+            for folder in (self.root, self.logs, self.run):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as problem:
+            raise MlxqError(
+                f"Cannot write to {self.root}: {problem.strerror}.",
+                hint="export MLXQ_HOME=/a/folder/you/own",
+            ) from problem
+        return self
+
+
+def home() -> Home:
+    """Give the home that MLXQ_HOME names, or ~/.mlxq."""
+    return Home(Path(os.environ.get("MLXQ_HOME") or "~/.mlxq").expanduser().absolute())
