@@ -38,9 +38,7 @@ class MlxqError(Exception):
     exit_code: ClassVar[int] = 1
     retry: ClassVar[bool] = False
 
-    def __init__(
-        self, message: str | None = None, *, hint: str | None = None, done: str | None = None
-    ) -> None:
+    def __init__(self, message: str | None = None, *, hint: str | None = None, done: str | None = None) -> None:
         """Take the sentence for the person, the next command, and what mlxq did already."""
         self.message = message or (type(self).__doc__ or "").strip()
         self.hint = hint

@@ -1,0 +1,190 @@
+"""The one door to state.db: how it is opened, locked, and told about.
+
+Every read-then-write is one `BEGIN IMMEDIATE` transaction: a deferred one fails with "database is locked" as soon
+as two processes do it at once, whatever the busy timeout. Only the worker checkpoints the WAL, because SQLite
+before 3.51.3 can corrupt a database when two connections do so at once (sqlite.org/wal.html#walresetbug).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from state import wake
+from state.errors import NewerState, NotSetUp, StateDamaged
+from state.paths import Home
+
+BUSY_TIMEOUT_S = 15.0
+"""Under saturation one writer can wait over 5 s: SQLite's busy handler is not fair."""
+SCHEMA_VERSION = 1
+"""The number of migrations; kept equal to them by a test."""
+
+Row = sqlite3.Row
+
+
+class Database:
+    """One connection, for one thread at a time, with the clock that stamps its rows."""
+
+    def __init__(self, connection: sqlite3.Connection, home: Home, clock: Callable[[], float] = time.time) -> None:
+        self.connection = connection
+        self.home = home
+        self.clock = clock
+        self._depth = 0
+        self._rouse = False
+        self._announce = False
+
+    def now(self) -> float:
+        """Give the time in unix seconds."""
+        return self.clock()
+
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Row]:
+        """Run a query and give all of its rows."""
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Row | None:
+        """Run a query and give its first row."""
+        return self.connection.execute(sql, parameters).fetchone()
+
+    def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
+        """Run a query and give the first column of its first row, or None."""
+        found = self.row(sql, parameters)
+        return None if found is None else found[0]
+
+    def run(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> int:
+        """Run a statement and give the number of rows it hit."""
+        return self.connection.execute(sql, parameters).rowcount
+
+    def insert(self, table: str, values: dict[str, Any]) -> int:
+        """Insert one row and give its id. Table and column names are ours, never a caller's text."""
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        cursor = self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608 (our own names)
+        return cursor.lastrowid or 0
+
+    @contextmanager
+    def transaction(self) -> Generator[None]:
+        """Hold the write lock; commit at the end, roll back on any error. An inner one joins the outer."""
+        if self._depth:
+            yield
+            return
+        self.connection.execute("BEGIN IMMEDIATE")
+        self._depth = 1
+        try:
+            yield
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self._rouse = self._announce = False
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._depth = 0
+        self._tell()
+
+    def rouse(self) -> None:
+        """After this transaction's commit, wake the worker and whoever watches."""
+        self._rouse = self._announce = True
+
+    def announce(self) -> None:
+        """After this transaction's commit, wake whoever watches."""
+        self._announce = True
+
+    def _tell(self) -> None:
+        rouse, announce, self._rouse, self._announce = self._rouse, self._announce, False, False
+        if rouse:
+            wake.rouse(self.home)
+        if announce:
+            wake.announce(self.home)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+def open_database(home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False) -> Database:
+    """Open state.db for reading and writing, creating or migrating it first when needed.
+
+    `checkpoints`: whether this connection may fold the WAL back (the worker's ledger alone).
+    Raises NewerState, StateDamaged.
+    """
+    if _version(home.database) != SCHEMA_VERSION:
+        _migrate(home)
+    with _damage(home.database):
+        connection = _connect(home.database)
+        connection.execute("PRAGMA synchronous=FULL")
+        if sys.platform == "darwin":
+            connection.execute("PRAGMA checkpoint_fullfsync=1")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA wal_autocheckpoint={1000 if checkpoints else 0}")
+    return Database(connection, home, clock)
+
+
+def read_database(home: Home) -> Database:
+    """Open state.db for reading alone. Raises NotSetUp when there is none, NewerState, StateDamaged."""
+    version = _version(home.database)
+    if version == 0:
+        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
+    if version != SCHEMA_VERSION:
+        _migrate(home)
+    with _damage(home.database):
+        connection = _connect(home.database)
+        connection.execute("PRAGMA query_only=ON")
+    return Database(connection, home)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _version(path: Path) -> int:
+    """Give the schema's number, 0 for a database that is not there yet. Raises NewerState, StateDamaged."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0
+    with _damage(path):
+        connection = _connect(path)
+        try:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        finally:
+            connection.close()
+    if version > SCHEMA_VERSION:
+        raise NewerState(
+            f"{path} has schema {version}; this mlxq knows up to {SCHEMA_VERSION}.",
+            done="Nothing was changed.",
+            hint="uv tool upgrade mlxq",
+        )
+    return version
+
+
+def _migrate(home: Home) -> None:
+    from state import migrations
+
+    home.make()
+    with _damage(home.database):
+        migrations.migrate(home, SCHEMA_VERSION)
+
+
+@contextmanager
+def _damage(path: Path) -> Generator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as problem:
+        if isinstance(problem, sqlite3.OperationalError):
+            raise
+        raise StateDamaged(
+            f"{path} cannot be read: {problem}.",
+            done="The file was left as it is.",
+            hint=f"mlxq doctor --fix   (moves {path.name} aside and starts a new one)",
+        ) from problem
+
+
+def create_private(path: Path) -> None:
+    """Make sure the file exists and only its owner can read it; SQLite's -wal and -shm copy its mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))

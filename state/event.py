@@ -1,0 +1,58 @@
+"""What happened, in order: to jobs and to services. Rows are written in the transaction of the step they tell of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from state.db import Database, Row
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One thing that happened."""
+
+    id: int
+    at: float
+    """Unix seconds."""
+    job: int | None
+    service: str | None
+    name: str
+    attempt: int | None
+    data: dict[str, Any]
+
+
+def record(
+    db: Database,
+    name: str,
+    *,
+    job: int | None = None,
+    service: str | None = None,
+    attempt: int | None = None,
+    **data: Any,
+) -> int:
+    """Write one event and give its id; `data` must be JSON-able and free of secrets and of users' text."""
+    values = {"at": db.now(), "job": job, "service": service, "name": name, "attempt": attempt}
+    return db.insert("events", values | {"data": json.dumps(data) if data else None})
+
+
+def of_job(db: Database, job: int) -> list[Happening]:
+    """Give a job's events, oldest first."""
+    return [_happening(row) for row in db.rows("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))]
+
+
+def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Happening]:
+    """Give the newest events of one service, or of all, oldest first."""
+    rows = db.rows(
+        "SELECT * FROM events WHERE service IS NOT NULL AND (:service IS NULL OR service = :service)"
+        " ORDER BY id DESC LIMIT :limit",
+        {"service": service, "limit": limit},
+    )
+    return [_happening(row) for row in reversed(rows)]
+
+
+def _happening(row: Row) -> Happening:
+    values = dict(row)
+    values["data"] = json.loads(values["data"] or "{}")
+    return Happening(**values)

@@ -1,0 +1,222 @@
+"""Jobs: their states, the steps between them, and how they are read. state/ledger.py makes the steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from state.db import Database, Row
+from state.errors import NotFound
+
+Source = Literal["person", "chain", "watchdog"]
+
+
+class State(StrEnum):
+    """Where a job stands; `meaning` is the sentence for people."""
+
+    meaning: str
+
+    BLOCKED = "blocked", "waits for the jobs it needs"
+    QUEUED = "queued", "waits for a worker, or for its time"
+    RUNNING = "running", "a worker is at it"
+    SUCCEEDED = "succeeded", "done; its result is kept"
+    FAILED = "failed", "ended with an error"
+    CANCELLED = "cancelled", "stopped on request, or because a job it needs did not succeed"
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Give the member its sentence."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+LIVE = frozenset({State.BLOCKED, State.QUEUED, State.RUNNING})
+ENDED = frozenset(State) - LIVE
+
+
+class Step(StrEnum):
+    """What can happen to a job; `meaning` is the sentence for people."""
+
+    meaning: str
+
+    UNBLOCKED = "unblocked", "every job it needs has ended well"
+    CLAIMED = "claimed", "a worker took it"
+    SUCCEEDED = "succeeded", "its task returned"
+    RETRIED = "retried", "its task failed and may try again"
+    SNOOZED = "snoozed", "its task asked to be run later"
+    RELEASED = "released", "the worker stopped and gave it back"
+    RESCUED = "rescued", "its worker died; it runs again"
+    FAILED = "failed", "its task failed for good"
+    LOST = "lost", "its worker died too often"
+    CANCELLED = "cancelled", "a person asked, or a job it needs did not succeed"
+    REVIVED = "revived", "a person asked for another try"
+    REBLOCKED = "reblocked", "a job it needs was revived"
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Give the member its sentence."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+
+STEPS: Mapping[Step, tuple[frozenset[State], State]] = {
+    Step.UNBLOCKED: (frozenset({State.BLOCKED}), State.QUEUED),
+    Step.CLAIMED: (frozenset({State.QUEUED}), State.RUNNING),
+    Step.SUCCEEDED: (frozenset({State.RUNNING}), State.SUCCEEDED),
+    Step.RETRIED: (frozenset({State.RUNNING}), State.QUEUED),
+    Step.SNOOZED: (frozenset({State.RUNNING}), State.QUEUED),
+    Step.RELEASED: (frozenset({State.RUNNING}), State.QUEUED),
+    Step.RESCUED: (frozenset({State.RUNNING}), State.QUEUED),
+    Step.FAILED: (frozenset({State.RUNNING}), State.FAILED),
+    Step.LOST: (frozenset({State.RUNNING}), State.FAILED),
+    Step.CANCELLED: (LIVE, State.CANCELLED),
+    Step.REVIVED: (frozenset({State.FAILED, State.CANCELLED}), State.QUEUED),
+    Step.REBLOCKED: (frozenset({State.FAILED, State.CANCELLED}), State.BLOCKED),
+}
+"""The whole machine: a step leads from these states to that one. docs/states.md is made from it."""
+
+
+def advance(now: State, step: Step) -> State:
+    """Give the state after `step`. Raises ValueError when the step is not allowed from here."""
+    sources, target = STEPS[step]
+    if now not in sources:
+        raise ValueError(f"a {now} job cannot be {step}")
+    return target
+
+
+@dataclass(frozen=True)
+class New:
+    """A job to be put in: a task's kind, its arguments, and what it needs first."""
+
+    kind: str
+    args: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    lane: str = "ops"
+    priority: int = 0
+    ukey: str | None = None
+    """At most one live job has it; asking again attaches to that one."""
+    max_attempts: int = 1
+    needs: Sequence[str | int] = ()
+    """Labels within the same batch, or ids: all must succeed first."""
+    softly: Sequence[str | int] = ()
+    """Likewise, but these need only to have ended."""
+    label: str = ""
+    """What others of the batch call it; the kind when empty."""
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run a job, and to write to its row."""
+
+    id: int
+    kind: str
+    args: dict[str, Any]
+    attempt: int
+    owner: str
+    failures: int
+    max_attempts: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row, as people and commands see it."""
+
+    id: int
+    kind: str
+    args: dict[str, Any]
+    lane: str
+    priority: int
+    ukey: str | None
+    chain: int
+    source: str
+    state: State
+    attempt: int
+    failures: int
+    max_attempts: int
+    rescues: int
+    run_at: float
+    wait_s: float
+    owner: str | None
+    beat_at: float | None
+    cancel_at: float | None
+    phase: str | None
+    progress: dict[str, Any]
+    result: Any
+    error_code: str | None
+    error: str | None
+    hint: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    needs: tuple[int, ...] = ()
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.state in LIVE
+
+
+class Fenced(Exception):
+    """This worker lost the claim; what it did meanwhile must not be written."""
+
+
+def get(db: Database, job: int) -> Job:
+    """Give one job. Raises NotFound."""
+    row = db.row("SELECT * FROM jobs WHERE id = ?", (job,))
+    if row is None:
+        raise NotFound(f"There is no job {job}.", hint="mlxq jobs")
+    return _job(db, row)
+
+
+def of_chain(db: Database, chain: int) -> list[Job]:
+    """Give a chain's jobs in the order they were put in."""
+    return [_job(db, row) for row in db.rows("SELECT * FROM jobs WHERE chain = ? ORDER BY id", (chain,))]
+
+
+def listing(
+    db: Database,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    chain: int | None = None,
+    limit: int = 30,
+) -> list[Job]:
+    """Give jobs, live ones first, then the newest."""
+    rows = db.rows(
+        "SELECT * FROM jobs WHERE (:state IS NULL OR state = :state) AND (:kind IS NULL OR kind = :kind)"
+        " AND (:chain IS NULL OR chain = :chain)"
+        " ORDER BY state IN ('succeeded', 'failed', 'cancelled'), id DESC LIMIT :limit",
+        {"state": state, "kind": kind, "chain": chain, "limit": limit},
+    )
+    return [_job(db, row) for row in rows]
+
+
+def dependents(db: Database, job: int) -> list[int]:
+    """Give the ids of the jobs that need this one."""
+    return [row["job"] for row in db.rows("SELECT job FROM job_deps WHERE needs = ? ORDER BY job", (job,))]
+
+
+def cancel_asked(db: Database, held: Claim) -> bool:
+    """Tell whether a running job shall stop. Raises Fenced when the claim is lost."""
+    row = db.row(
+        "SELECT cancel_at FROM jobs WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running'",
+        (held.id, held.attempt, held.owner),
+    )
+    if row is None:
+        raise Fenced
+    return row["cancel_at"] is not None
+
+
+def _job(db: Database, row: Row) -> Job:
+    values = dict(row)
+    values["args"] = json.loads(values["args"])
+    values["state"] = State(values["state"])
+    values["progress"] = json.loads(values["progress"] or "{}")
+    values["result"] = json.loads(values["result"]) if values["result"] else None
+    needs = db.rows("SELECT needs FROM job_deps WHERE job = ? ORDER BY needs", (values["id"],))
+    return Job(**values, needs=tuple(need["needs"] for need in needs))

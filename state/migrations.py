@@ -1,0 +1,196 @@
+"""The schema of state.db, as the steps that made it. Times are unix seconds (UTC), sizes are bytes.
+
+sqlite-utils runs and records the steps; it does not guard against two processes at once, so a file lock does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+
+from sqlite_utils import Database, Migrations
+
+from state.db import create_private
+from state.paths import Home
+
+schema = Migrations("mlxq")
+
+JOBS = """
+CREATE TABLE jobs (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind TEXT NOT NULL,
+  args TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(args)),
+  lane TEXT NOT NULL CHECK (lane IN ('ops', 'heavy')),
+  priority INTEGER NOT NULL DEFAULT 0,
+  ukey TEXT,
+  chain INTEGER NOT NULL,
+  source TEXT NOT NULL CHECK (source IN ('person', 'chain', 'watchdog')),
+  state TEXT NOT NULL CHECK (state IN ('blocked', 'queued', 'running', 'succeeded', 'failed', 'cancelled')),
+  attempt INTEGER NOT NULL DEFAULT 0,
+  failures INTEGER NOT NULL DEFAULT 0,
+  max_attempts INTEGER NOT NULL DEFAULT 1,
+  rescues INTEGER NOT NULL DEFAULT 0,
+  run_at REAL NOT NULL,
+  wait_s REAL NOT NULL DEFAULT 0,
+  owner TEXT,
+  beat_at REAL,
+  cancel_at REAL,
+  phase TEXT,
+  progress TEXT CHECK (progress IS NULL OR json_valid(progress)),
+  result TEXT CHECK (result IS NULL OR json_valid(result)),
+  error_code TEXT,
+  error TEXT,
+  hint TEXT,
+  created_at REAL NOT NULL,
+  started_at REAL,
+  finished_at REAL,
+  CHECK ((state = 'running') = (owner IS NOT NULL)),
+  CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL))
+) STRICT
+"""
+
+JOB_DEPS = """
+CREATE TABLE job_deps (
+  job INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+  needs INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+  soft INTEGER NOT NULL DEFAULT 0 CHECK (soft IN (0, 1)),
+  PRIMARY KEY (job, needs)
+) STRICT, WITHOUT ROWID
+"""
+
+EVENTS = """
+CREATE TABLE events (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at REAL NOT NULL,
+  job INTEGER,
+  service TEXT,
+  name TEXT NOT NULL,
+  attempt INTEGER,
+  data TEXT CHECK (data IS NULL OR json_valid(data))
+) STRICT
+"""
+
+WORKER = """
+CREATE TABLE worker (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  owner TEXT NOT NULL,
+  pid INTEGER NOT NULL,
+  version TEXT NOT NULL,
+  started_at REAL NOT NULL,
+  beat_at REAL NOT NULL
+) STRICT
+"""
+
+TIERS = """
+CREATE TABLE tiers (
+  name TEXT PRIMARY KEY,
+  position INTEGER NOT NULL,
+  model TEXT NOT NULL,
+  quant TEXT NOT NULL,
+  source TEXT NOT NULL,
+  port INTEGER NOT NULL UNIQUE,
+  context INTEGER NOT NULL,
+  memory_bytes INTEGER NOT NULL,
+  cache_bytes INTEGER NOT NULL,
+  concurrency INTEGER NOT NULL,
+  weights TEXT NOT NULL DEFAULT '',
+  max_tokens INTEGER NOT NULL,
+  tool_parser TEXT,
+  reasoning_parser TEXT,
+  vision INTEGER NOT NULL DEFAULT 0,
+  assigned_at REAL NOT NULL
+) STRICT
+"""
+
+SERVICES = """
+CREATE TABLE services (
+  name TEXT PRIMARY KEY,
+  kind TEXT NOT NULL CHECK (kind IN ('engine', 'gateway', 'page')),
+  wanted TEXT NOT NULL CHECK (wanted IN ('up', 'down')),
+  doing TEXT NOT NULL DEFAULT 'stopped',
+  observed TEXT NOT NULL DEFAULT 'stopped',
+  generation INTEGER NOT NULL DEFAULT 0,
+  argv TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(argv)),
+  fingerprint TEXT NOT NULL DEFAULT '',
+  port INTEGER NOT NULL,
+  identity TEXT,
+  shim TEXT,
+  started_at REAL,
+  ready_at REAL,
+  ok_at REAL,
+  exits TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(exits)),
+  restarts INTEGER NOT NULL DEFAULT 0,
+  next_try_at REAL,
+  exit_code INTEGER,
+  cause_code TEXT,
+  cause TEXT,
+  hint TEXT,
+  memory_bytes INTEGER,
+  updated_at REAL NOT NULL
+) STRICT
+"""
+
+FACTS = """
+CREATE TABLE facts (
+  name TEXT PRIMARY KEY,
+  value TEXT NOT NULL CHECK (json_valid(value)),
+  at REAL NOT NULL
+) STRICT
+"""
+
+LIVE_JOBS = """
+CREATE VIEW live_jobs AS
+SELECT id, kind, state, phase, lane, chain, attempt, args,
+       datetime(created_at, 'unixepoch') AS created, datetime(started_at, 'unixepoch') AS started
+FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id
+"""
+
+JOB_DURATIONS = """
+CREATE VIEW job_durations AS
+SELECT kind, count(*) AS runs, sum(state = 'succeeded') AS succeeded, sum(state = 'failed') AS failed,
+       round(avg(finished_at - started_at), 3) AS mean_s, round(max(finished_at - started_at), 3) AS longest_s
+FROM jobs WHERE started_at IS NOT NULL AND finished_at IS NOT NULL GROUP BY kind ORDER BY kind
+"""
+
+INDEXES = (
+    "CREATE UNIQUE INDEX jobs_live_ukey ON jobs (ukey) WHERE state IN ('blocked', 'queued', 'running')",
+    "CREATE INDEX jobs_queued ON jobs (lane, priority DESC, id) WHERE state = 'queued'",
+    "CREATE INDEX jobs_running ON jobs (owner) WHERE state = 'running'",
+    "CREATE INDEX jobs_chain ON jobs (chain)",
+    "CREATE INDEX jobs_finished ON jobs (finished_at)",
+    "CREATE INDEX job_deps_needs ON job_deps (needs)",
+    "CREATE INDEX events_job ON events (job)",
+    "CREATE INDEX events_service ON events (service, id)",
+)
+
+
+@schema()
+def m001_first(db: Database) -> None:
+    """Jobs, their events, the worker, the stack and its services."""
+    for statement in (
+        JOBS,
+        JOB_DEPS,
+        EVENTS,
+        WORKER,
+        TIERS,
+        SERVICES,
+        FACTS,
+        LIVE_JOBS,
+        JOB_DURATIONS,
+        *INDEXES,
+    ):
+        db.execute(statement)
+
+
+def migrate(home: Home, version: int) -> None:
+    """Bring state.db to `version`; one process at a time, and again is harmless."""
+    with (home.run / "migrate.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        create_private(home.database)
+        db = Database(str(home.database))
+        try:
+            db.execute("PRAGMA busy_timeout=15000")
+            db.enable_wal()
+            schema.apply(db)
+            db.execute(f"PRAGMA user_version={version}")
+        finally:
+            db.close()

@@ -1,0 +1,221 @@
+"""The person's settings: one table feeds validation, help, documents and the command line.
+
+A value comes from the environment (MLXQ_<NAME>), else from config.yaml, else from the table. It is checked
+on every load, so a file edited by hand is held to the same rules as `mlxq config set`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from state.errors import UsageProblem
+from state.paths import Home
+
+Source = Literal["environment", "file", "default"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting."""
+
+    name: str
+    default: Any
+    help: str
+    parse: Callable[[Any], Any]
+    """Turns what a person or a file gave into the value. Raises ValueError with the allowed values."""
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that overrides it."""
+        return "MLXQ_" + self.name.upper().replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a setting is now, and where that comes from."""
+
+    setting: Setting
+    value: Any
+    source: Source
+
+    @property
+    def shown(self) -> Any:
+        """The value as it may be printed: a secret's last four characters alone."""
+        if self.setting.secret and self.value:
+            return f"…{str(self.value)[-4:]}"
+        return self.value
+
+
+def _number(low: int, high: int) -> Callable[[Any], int]:
+    def parse(given: Any) -> int:
+        try:
+            number = int(str(given).strip())
+        except ValueError:
+            number = low - 1
+        if isinstance(given, bool) or not low <= number <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def parse(given: Any) -> str:
+        if given not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return given
+
+    return parse
+
+
+def _switch(given: Any) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    found = words.get(str(given).strip().lower())
+    if found is None:
+        raise ValueError("true or false")
+    return found
+
+
+def _folder(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError("the path of a folder")
+    return str(Path(given).expanduser().absolute())
+
+
+def _key(given: Any) -> str:
+    if not isinstance(given, str) or any(letter.isspace() for letter in given):
+        raise ValueError("a key without spaces")
+    return given
+
+
+PORT = _number(1024, 65000)
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when every tier is down; empty = off.", _key, True),
+    Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
+            _choice("int4", "int8", "bf16")),
+    Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",
+            _number(10, 90)),
+    Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT),
+    Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT),
+    Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder),
+    Setting("auto-health-check", True, "Whether the watchdog restarts a service that hangs or dies.", _switch),
+    Setting("log-max-size-mb", 50, "A log is rotated beyond this size, in MB.", _number(1, 10_000)),
+    Setting("log-max-files", 3, "How many rotated logs are kept of each service.", _number(1, 100)),
+)  # fmt: skip
+BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+
+
+class Settings:
+    """All settings as they are now."""
+
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        """Give one setting's value."""
+        return self.values[name].value
+
+    def models(self, home: Home) -> Path:
+        """Give the folder for weights."""
+        return Path(self["model-dir"]) if self["model-dir"] else home.models
+
+
+def find(name: str) -> Setting:
+    """Give the setting of that name. Raises UsageProblem with the nearest name."""
+    if name in BY_NAME:
+        return BY_NAME[name]
+    near = difflib.get_close_matches(name, BY_NAME, n=1)
+    raise UsageProblem(
+        f"There is no setting {name!r}." + (f" Did you mean {near[0]}?" if near else ""), hint="mlxq config list"
+    )
+
+
+def load(home: Home) -> Settings:
+    """Read all settings. Raises UsageProblem that names the file, the key and what is allowed."""
+    written = read_file(home)
+    return Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
+
+
+def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
+    given = os.environ.get(setting.variable)
+    if given is not None:
+        return Value(setting, check(setting, given, setting.variable), "environment")
+    if setting.name in written:
+        return Value(setting, check(setting, written[setting.name], str(home.config)), "file")
+    return Value(setting, setting.default, "default")
+
+
+def check(setting: Setting, given: Any, where: str) -> Any:
+    """Give the value that was meant. Raises UsageProblem."""
+    try:
+        return setting.parse(given)
+    except ValueError as problem:
+        said = "that value" if setting.secret else repr(given)
+        raise UsageProblem(
+            f"{where}: {setting.name} must be {problem}, not {said}.", hint=f"mlxq config reset {setting.name}"
+        ) from problem
+
+
+def read_file(home: Home) -> dict[str, Any]:
+    """Give what config.yaml holds. Raises UsageProblem when it is not a mapping of known settings."""
+    try:
+        text = home.config.read_text()
+    except FileNotFoundError:
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageProblem(
+            f"{home.config}{where}: this is not YAML.", done="It was left as it is.", hint=f"$EDITOR {home.config}"
+        ) from problem
+    if not isinstance(found or {}, dict):
+        raise UsageProblem(f"{home.config}: this must be `name: value` lines.", hint=f"$EDITOR {home.config}")
+    for name in found or {}:
+        find(str(name))
+    return dict(found or {})
+
+
+def write(home: Home, name: str, given: Any) -> Any:
+    """Set one setting in config.yaml and give the value. Raises UsageProblem."""
+    setting = find(name)
+    value = check(setting, given, "config set")
+    _save(home, read_file(home) | {name: value})
+    return value
+
+
+def reset(home: Home, name: str | None) -> None:
+    """Bring one setting, or all, back to the default; a broken file is kept as config.yaml.bad."""
+    if name is None:
+        if home.config.exists():
+            home.config.replace(home.config.with_suffix(".yaml.bad"))
+        return
+    setting = find(name)
+    _save(home, {key: value for key, value in read_file(home).items() if key != setting.name})
+
+
+def _save(home: Home, values: Mapping[str, Any]) -> None:
+    import yaml
+
+    write_private(home.make().config, yaml.safe_dump(dict(values), sort_keys=True))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read: temp, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

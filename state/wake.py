@@ -1,0 +1,100 @@
+"""Wake-ups between processes: one datagram after a commit, no polling.
+
+The worker listens on one socket; each watching command on one of its own. What a datagram says is ignored, so it can
+wake and nothing more; a lost one costs the listener's guard time, never a job. A WAL file cannot be watched instead:
+its write event comes before the commit can be seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Self
+
+from state.paths import Home
+
+LONGEST_SOCKET_PATH = 100
+"""macOS holds a socket's path to 104 bytes (sys/un.h)."""
+
+
+def folder(home: Home) -> Path:
+    """Give the folder of the sockets: run/, or a private one under /tmp when that path is too long."""
+    if len(str(home.wake)) + 24 <= LONGEST_SOCKET_PATH:
+        return home.run
+    digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir(), f"mlxq-{os.getuid()}-{digest}")
+
+
+def rouse(home: Home) -> None:
+    """Wake the worker, when there is one."""
+    _send(folder(home) / home.wake.name)
+
+
+def announce(home: Home) -> None:
+    """Wake every watching command; forget the sockets of those that are gone."""
+    for path in folder(home).glob("watch-*.sock"):
+        if not _send(path):
+            path.unlink(missing_ok=True)
+
+
+def _send(path: Path) -> bool:
+    """Send one byte without waiting; False when nobody listens there any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        try:
+            sender.sendto(b"!", str(path))
+        except BlockingIOError:
+            return True  # a full queue will wake the listener anyhow
+        except OSError:
+            return False
+    return True
+
+
+class Listener:
+    """A bound socket to wait on; closing it removes it."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        path.chmod(0o600)
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Wait for a wake-up; take all that are there. False when the time passed without one."""
+        self.socket.settimeout(timeout_s)
+        try:
+            self.socket.recv(16)
+        except TimeoutError:
+            return False
+        self.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self.socket.recv(16):
+                pass
+        return True
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.path.unlink(missing_ok=True)
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def worker_listener(home: Home) -> Listener:
+    """Give the worker's socket; only the holder of the worker's lock may call this."""
+    return Listener(folder(home) / home.wake.name)
+
+
+def watcher(home: Home, tag: str = "") -> Listener:
+    """Give a socket for one watching command."""
+    return Listener(folder(home) / f"watch-{os.getpid()}{tag}.sock")
