@@ -1,0 +1,1 @@
+"""Pure decisions: what is wanted becomes command lines, configuration and steps."""

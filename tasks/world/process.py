@@ -1,0 +1,370 @@
+"""Start, name and stop processes, so that no signal ever reaches a stranger.
+
+A pid alone names nobody: the kernel hands it out again. An `Identity` (boot, pid, start) does, and every
+signal here is sent through one. A service runs under a small /bin/sh shim that writes its exit code down,
+because a worker that adopted the service later is not its parent and cannot ask the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from state.errors import MlxqError
+
+SHIM = """\
+"$@" >&2 &
+engine=$!
+trap '' HUP INT TERM
+echo "$engine"
+exec >&2
+wait "$engine"
+code=$?
+echo "$code $engine" >"$0.$$" && mv "$0.$$" "$0"
+"""
+"""$0 is the file for the exit code, $@ the program, stdout a pipe to us, stderr the log.
+Signals to the group are for the program; the shim outlives it by one write. The pid lies beside the code
+so that an old shim's late word is not taken for the new program's."""
+
+CONFIRM_S = 5.0
+"""Seconds a killed process may take to be gone; only one stuck in the kernel takes longer."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process of one boot; equal only to itself."""
+
+    pid: int
+    start: str
+    """When it started, by the kernel: clock ticks since boot (Linux), unadjusted seconds (macOS)."""
+    boot: str
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """What `spawn` started."""
+
+    engine: Identity
+    """The service's own process: the one to record, watch and stop."""
+    shim: Identity
+
+
+class How(StrEnum):
+    """How a process came to its end."""
+
+    GONE = "gone"  # it was not there any more
+    ASKED = "asked"  # it ended after SIGTERM
+    KILLED = "killed"  # it ended after SIGKILL
+    STUCK = "stuck"  # it is still there
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How `stop` went, and how many seconds it took."""
+
+    how: How
+    seconds: float
+
+
+@functools.cache
+def boot() -> str:
+    """Give the id of this boot; it changes when the machine restarts, and only then."""
+    if sys.platform == "linux":
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    answer = subprocess.run(
+        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.strip()
+
+
+def identify(pid: int) -> Identity | None:
+    """Give the identity of a living process, or None; a zombie counts as dead."""
+    start = _start(pid)
+    return None if start is None else Identity(pid, start, boot())
+
+
+def alive(identity: Identity) -> bool:
+    """Tell whether this very process still lives."""
+    return identify(identity.pid) == identity
+
+
+def encode(identity: Identity) -> str:
+    """Give the identity as boot/pid/start."""
+    return f"{identity.boot}/{identity.pid}/{identity.start}"
+
+
+def decode(text: str) -> Identity:
+    """Read what `encode` wrote. Raises ValueError on anything else."""
+    name, pid, start = text.split("/")
+    return Identity(int(pid), start, name)
+
+
+def _start(pid: int) -> str | None:
+    """Give the start mark of a living process; psutil's own moves when the clock is set, this does not."""
+    if sys.platform == "linux":
+        stat = _stat(pid)
+        return stat.start if stat and stat.state not in "ZX" else None
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return repr(process._proc.create_time(monotonic=True))  # noqa: SLF001 # pyright: ignore - the public one follows the wall clock
+    except psutil.Error:
+        return None
+
+
+@dataclass(frozen=True)
+class _Stat:
+    """The fields of /proc/PID/stat that matter here (proc(5))."""
+
+    state: str
+    group: int
+    start: str
+
+
+def _stat(pid: int) -> _Stat | None:
+    """Read /proc/PID/stat. The name in brackets may hold spaces and brackets, so count from its end."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return _Stat(state=fields[0], group=int(fields[2]), start=fields[19])
+
+
+def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, name: str) -> Spawned:
+    """Start `argv` in a session of its own, its output appended to `log`, its exit code kept in `run`.
+
+    Raises MlxqError when the program ended before it could be named.
+    """
+    kept = run / f"{name}.exit"
+    kept.unlink(missing_ok=True)
+    with _appended(log) as output:
+        shim = subprocess.Popen(
+            ["/bin/sh", "-c", SHIM, str(kept), *argv],
+            env=dict(env),
+            cwd=run,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+        )
+    engine, keeper = _first_word(shim), identify(shim.pid)
+    threading.Thread(target=shim.wait, name=f"reap-{name}", daemon=True).start()
+    if engine is None or keeper is None:
+        raise MlxqError(f"{name} ended at once.", hint=f"mlxq logs {name}")
+    return Spawned(engine, keeper)
+
+
+def _first_word(shim: subprocess.Popen[bytes]) -> Identity | None:
+    """Read the pid the shim says first."""
+    assert shim.stdout is not None
+    with shim.stdout as pipe:
+        pid = pipe.readline().strip()
+    return identify(int(pid)) if pid else None
+
+
+@contextlib.contextmanager
+def _appended(log: Path) -> Generator[int]:
+    """Open a log so that it can be truncated under its writer: O_APPEND writes at the new end."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def exit_status(run: Path, name: str, engine: Identity) -> int | None:
+    """Give the exit code the shim kept for `engine`, 128 + N after signal N; None when none was kept."""
+    try:
+        code, pid = run.joinpath(f"{name}.exit").read_text("ascii").split()
+    except (OSError, ValueError):
+        return None
+    return int(code) if int(pid) == engine.pid else None
+
+
+def sentence(code: int | None) -> str:
+    """Say an exit code in words."""
+    if code is None:
+        return "ended without a word"
+    if code > 128 and (name := _signal_name(code - 128)):  # noqa: PLR2004 - the shell's rule
+        return f"killed by {name}"
+    return "ended by itself" if code == 0 else f"ended with exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    """Give SIGKILL for 9; empty for a number that is no signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return ""
+
+
+def stop(identity: Identity, grace_s: float) -> Stopped:
+    """End a service: SIGTERM to its group, SIGKILL after `grace_s` seconds, and see it gone.
+
+    Whoever else lives in the group goes with it, but for the shim, which ends by itself after its last
+    write. Nothing is signalled that is not the process, or was not in its group when the stop began.
+    """
+    began = time.monotonic()
+    group = members(identity)
+    if not group:
+        return Stopped(How.GONE, 0.0)
+    how = How.ASKED
+    for one in group:
+        send(one, signal.SIGTERM)
+    if not wait(identity, grace_s):
+        send(identity, signal.SIGKILL)
+        how = How.KILLED if wait(identity, CONFIRM_S) else How.STUCK
+    for one in group:
+        if one != identity and not wait(one, 1.0):
+            send(one, signal.SIGKILL)
+    return Stopped(how, time.monotonic() - began)
+
+
+def members(identity: Identity) -> list[Identity]:
+    """Give the living processes of the group that `identity` is in, itself among them; [] when it is dead."""
+    try:
+        group = os.getpgid(identity.pid)
+    except ProcessLookupError:
+        return []
+    found = [one for pid in _pids_of_group(group) if (one := identify(pid))]
+    return found if identity in found else []
+
+
+def _pids_of_group(group: int) -> list[int]:
+    """Give the pids that belong to a process group."""
+    found: list[int] = []
+    for pid in _pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(pid) == group:
+                found.append(pid)
+    return found
+
+
+def _pids() -> list[int]:
+    """Give the pids of all processes."""
+    if sys.platform == "linux":
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - Path.iterdir is 5 times slower
+    import psutil
+
+    return psutil.pids()
+
+
+def send(identity: Identity, number: signal.Signals) -> bool:
+    """Signal this very process; tell whether it was there.
+
+    On Linux a pidfd pins the process before it is compared, so its pid cannot change hands between.
+    """
+    if sys.platform == "linux":
+        with _pinned(identity) as descriptor:
+            if descriptor is None:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            return True
+    if not alive(identity):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(identity.pid, number)
+    return True
+
+
+def wait(identity: Identity, limit_s: float) -> bool:
+    """Wait until the process is gone, `limit_s` seconds at most; tell whether it is."""
+    if sys.platform == "linux":
+        with _pinned(identity) as descriptor:
+            if descriptor is None:
+                return True
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return bool(poll.poll(max(0, limit_s) * 1000))
+    queue = select.kqueue()
+    try:
+        queue.control([exit_event(identity.pid)], 0)
+        return not alive(identity) or bool(queue.control(None, 1, max(0, limit_s)))
+    except ProcessLookupError:
+        return True
+    finally:
+        queue.close()
+
+
+if sys.platform != "linux":
+
+    def exit_event(pid: int) -> select.kevent:
+        """Give the kqueue filter that fires when `pid` exits; macOS allows it for processes of others too."""
+        return select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT)
+
+
+@contextlib.contextmanager
+def _pinned(identity: Identity) -> Generator[int | None]:
+    """Hold a pidfd on the process, or None when it is gone. Linux only."""
+    descriptor = pin(identity)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def pin(identity: Identity) -> int | None:
+    """Open a pidfd; the identity is read again afterwards, as the pid may have changed hands before."""
+    try:
+        descriptor = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return None
+    if alive(identity):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def find_orphans(home: str, service: str) -> dict[Identity, int]:
+    """Find our service's processes by the marks in their environment: identity -> generation.
+
+    Meant for those that were started and never recorded. The shim bears the same marks and is left out.
+    """
+    found: dict[Identity, int] = {}
+    wanted = {"MLXQ_HOME": home, "MLXQ_SERVICE": service}
+    for pid in _pids():
+        marks = _environment(pid)
+        if wanted.items() <= marks.items() and not _is_shim(pid) and (one := identify(pid)):
+            found[one] = int(marks.get("MLXQ_GENERATION", "0"))
+    return found
+
+
+def _is_shim(pid: int) -> bool:
+    """Tell whether the process leads its session: a spawned shim does, the program under it does not."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """Read the environment a process was started with; {} for another user's."""
+    if sys.platform == "linux":
+        try:
+            raw = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return {}
+        pairs = (entry.partition("=") for entry in raw.decode(errors="replace").split("\0"))
+        return {name: value for name, _, value in pairs if name}
+    import psutil
+
+    try:
+        return psutil.Process(pid).environ()
+    except psutil.Error:
+        return {}
