@@ -97,7 +97,7 @@ def _key(given: Any) -> str:
 PORT = _number(1024, 65000)
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when every tier is down; empty = off.", _key, True),
+    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when all tiers are down; empty = off.", _key, True),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
             _choice("int4", "int8", "bf16")),
     Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",

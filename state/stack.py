@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from state.db import Database, Row
+from state.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -33,3 +37,40 @@ class Tier:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     vision: bool = False
+
+
+def tiers(db: Database) -> list[Tier]:
+    """Give the wanted tiers in their order; empty when nothing is set up."""
+    rows = db.rows("SELECT * FROM tiers ORDER BY position")
+    return [_tier(row) for row in rows]
+
+
+def tier(db: Database, name: str) -> Tier:
+    """Give one tier. Raises NotFound with the names there are."""
+    row = db.row("SELECT * FROM tiers WHERE name = ?", (name,))
+    if row is None:
+        there = ", ".join(found.name for found in tiers(db)) or "none"
+        raise NotFound(f"There is no tier {name!r}; there is: {there}.", hint="mlxq status")
+    return _tier(row)
+
+
+def replace(db: Database, wanted: Sequence[Tier]) -> None:
+    """Make these the stack, all at once."""
+    with db.transaction():
+        db.run("DELETE FROM tiers")
+        for position, each in enumerate(wanted):
+            values = asdict(each) | {"position": position, "assigned_at": db.now(), "vision": int(each.vision)}
+            db.insert("tiers", values)
+        db.rouse()
+
+
+def set_weights(db: Database, source: str, folder: str) -> None:
+    """Tell every tier that serves `source` where its weights lie."""
+    with db.transaction():
+        db.run("UPDATE tiers SET weights = ? WHERE source = ?", (folder, source))
+        db.announce()
+
+
+def _tier(row: Row) -> Tier:
+    values = {field.name: row[field.name] for field in fields(Tier)}
+    return Tier(**values | {"vision": bool(row["vision"])})

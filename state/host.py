@@ -1,0 +1,25 @@
+"""Facts about this machine and this installation, each under a name: "machine", "stack", "hub"."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from state.db import Database
+
+
+def remember(db: Database, name: str, value: Any) -> None:
+    """Keep a JSON-able fact in place of an older one."""
+    with db.transaction():
+        db.run(
+            "INSERT INTO facts (name, value, at) VALUES (?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value, at = excluded.at",
+            (name, json.dumps(value), db.now()),
+        )
+        db.announce()
+
+
+def recall(db: Database, name: str) -> Any:
+    """Give the fact of that name, or None."""
+    value = db.value("SELECT value FROM facts WHERE name = ?", (name,))
+    return None if value is None else json.loads(value)

@@ -1,0 +1,419 @@
+"""The ledger: what each step does, and to whom."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from state import event, ledger
+from state.db import Database, open_database
+from state.errors import Busy, EngineFailed, MlxqError, NotFound, Upstream
+from state.job import ENDED, LIVE, STEPS, Fenced, Job, New, State, Step, advance, get
+
+KINDS = {"a", "b", "c", "d"}
+ME = "boot/1/1"
+
+
+def put(db: Database, *batch: New) -> dict[str, int]:
+    return {label: made[0] for label, made in ledger.submit_all(db, batch).items()}
+
+
+def take(db: Database, lane: str = "ops", owner: str = ME) -> Any:
+    return ledger.claim(db, lane, KINDS, owner)
+
+
+def state(db: Database, job: int) -> State:
+    return get(db, job).state
+
+
+def names(db: Database, job: int) -> list[str]:
+    return [happening.name for happening in event.of_job(db, job)]
+
+
+def diamond(db: Database) -> dict[str, int]:
+    return put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"]), New("d", needs=["b", "c"]))
+
+
+def test_a_job_is_claimed_once_and_ends_with_its_result(db: Database) -> None:
+    job = put(db, New("a", {"x": 1}))["a"]
+
+    held = take(db)
+
+    assert (held.id, held.args, held.attempt) == (job, {"x": 1}, 1)
+    assert take(db) is None
+    ledger.succeed(db, held, {"y": 2})
+    assert get(db, job).result == {"y": 2}
+    assert names(db, job) == ["created", "claimed", "succeeded"]
+
+
+def test_lanes_priorities_and_kinds_decide_who_is_next(db: Database) -> None:
+    ids = put(db, New("a"), New("b", priority=5), New("c", lane="heavy"), New("unknown"))
+
+    assert [take(db).id, take(db).id] == [ids["b"], ids["a"]]
+    assert take(db) is None
+    assert take(db, "heavy").id == ids["c"]
+    assert state(db, ids["unknown"]) is State.QUEUED
+
+
+def test_a_diamond_runs_in_its_order(db: Database) -> None:
+    ids = diamond(db)
+
+    order = []
+    while held := take(db):
+        order.append(held.kind)
+        ledger.succeed(db, held, None)
+
+    assert order == ["a", "b", "c", "d"]
+    assert {get(db, job).chain for job in ids.values()} == {ids["a"]}
+
+
+def test_a_failure_cancels_what_needed_it_and_frees_what_hoped_for_it(db: Database) -> None:
+    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["b"]), New("d", softly=["b"]))
+
+    ledger.fail(db, take(db), MlxqError("no"))
+
+    assert [state(db, ids[label]) for label in "abcd"] == [
+        State.FAILED, State.CANCELLED, State.CANCELLED, State.QUEUED,
+    ]  # fmt: skip
+    assert get(db, ids["c"]).error_code == Upstream.code
+
+
+def test_retry_brings_back_what_the_failure_cancelled(db: Database) -> None:
+    ids = diamond(db)
+    ledger.fail(db, take(db), MlxqError("no"))
+
+    assert ledger.revive(db, ids["a"]) == [ids[label] for label in "abcd"]
+
+    assert [state(db, ids[label]) for label in "abcd"] == [State.QUEUED, *[State.BLOCKED] * 3]
+    assert get(db, ids["a"]).error is None
+
+
+def test_retry_leaves_blocked_by_another_failure_alone(db: Database) -> None:
+    """D needs b and c; both failed; reviving b alone must not leave d blocked for ever."""
+    ids = diamond(db)
+    ledger.succeed(db, take(db), None)
+    b, c = take(db), take(db)
+    ledger.fail(db, b, MlxqError("no"))
+    ledger.fail(db, c, MlxqError("no"))
+
+    assert ledger.revive(db, ids["b"]) == [ids["b"]]
+    assert ledger.revive(db, ids["c"]) == [ids["c"], ids["d"]]
+    with pytest.raises(Busy):
+        ledger.revive(db, ids["c"])
+
+
+def test_retry_names_the_job_that_must_come_first(db: Database) -> None:
+    ids = diamond(db)
+    ledger.fail(db, take(db), MlxqError("no"))
+
+    with pytest.raises(Upstream) as caught:
+        ledger.revive(db, ids["b"])
+
+    assert caught.value.hint == f"mlxq jobs retry {ids['a']}"
+
+
+def test_one_ukey_has_one_live_job(db: Database) -> None:
+    first, is_new = ledger.submit(db, New("a", ukey="k"))
+    again = ledger.submit(db, New("a", ukey="k"))
+
+    assert (is_new, again) == (True, (first, False))
+    ledger.succeed(db, take(db), None)
+    assert ledger.submit(db, New("a", ukey="k"))[1] is True
+
+
+def test_a_batch_attaches_to_a_live_job_and_waits_for_it(db: Database) -> None:
+    pull = ledger.submit(db, New("a", ukey="pull"))[0]
+
+    made = put(db, New("a", ukey="pull"), New("b", needs=["a"]))
+
+    assert made["a"] == pull
+    assert state(db, made["b"]) is State.BLOCKED
+    ledger.succeed(db, take(db), None)
+    assert state(db, made["b"]) is State.QUEUED
+
+
+def test_a_job_born_after_its_need_ended_is_settled_at_once(db: Database) -> None:
+    good, bad = put(db, New("a"))["a"], put(db, New("b"))["b"]
+    ledger.succeed(db, take(db), None)
+    ledger.fail(db, take(db), MlxqError("no"))
+
+    assert state(db, put(db, New("c", needs=[good]))["c"]) is State.QUEUED
+    assert state(db, put(db, New("c", needs=[bad]))["c"]) is State.CANCELLED
+    assert state(db, put(db, New("c", softly=[bad]))["c"]) is State.QUEUED
+
+
+def test_fan_out_belongs_to_the_success_that_asked_for_it(db: Database) -> None:
+    root = put(db, New("a"), New("d", needs=["a"]))
+    ledger.succeed(db, take(db), None, [New("b"), New("c", needs=["b"])])
+
+    chain = db.rows("SELECT kind, state FROM jobs WHERE chain = ? ORDER BY id", (root["a"],))
+
+    assert [tuple(row) for row in chain] == [
+        ("a", "succeeded"), ("d", "queued"), ("b", "queued"), ("c", "blocked"),
+    ]  # fmt: skip
+
+
+def test_a_retry_waits_its_time(db: Database, clock: Any) -> None:
+    job = put(db, New("a", max_attempts=2))["a"]
+    ledger.retry_later(db, take(db), EngineFailed("no"), 10)
+
+    assert take(db) is None
+    clock.now += 10
+    assert (take(db).failures, get(db, job).error) == (1, "no")
+
+
+def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) -> None:
+    put(db, New("a"))
+    ledger.snooze(db, take(db), 10, "later")
+
+    clock.now -= 3600
+
+    assert take(db) is not None
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda db, held: ledger.succeed(db, held, None),
+        lambda db, held: ledger.fail(db, held, MlxqError("no")),
+        lambda db, held: ledger.retry_later(db, held, MlxqError("no"), 1),
+        lambda db, held: ledger.snooze(db, held, 1, "x"),
+        ledger.release,
+        ledger.end_cancelled,
+        lambda db, held: ledger.report(db, held, "x", {}),
+    ],
+)
+def test_a_zombie_can_write_nothing(db: Database, write: Any) -> None:
+    job = put(db, New("a"))["a"]
+    zombie = take(db, owner="boot/1/1")
+    ledger.rescue(db, lambda owner: False)
+    heir = take(db, owner="boot/2/2")
+
+    with pytest.raises(Fenced):
+        write(db, zombie)
+
+    assert (state(db, job), heir.attempt) == (State.RUNNING, 2)
+
+
+def test_rescue_spares_the_living_and_gives_up_a_killer(db: Database, clock: Any) -> None:
+    job = put(db, New("a"))["a"]
+    take(db)
+    assert ledger.rescue(db, lambda owner: owner == ME) == []
+
+    for _ in range(ledger.MAX_RESCUES):
+        assert ledger.rescue(db, lambda owner: False) == [job]
+        clock.now += 60
+        assert take(db) is not None
+    ledger.rescue(db, lambda owner: False)
+
+    assert (state(db, job), get(db, job).error_code) == (State.FAILED, "worker_lost")
+
+
+def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) -> None:
+    ids = put(db, New("a"), New("b", needs=["a"]))
+    held = take(db)
+
+    assert ledger.cancel(db, ids["a"]) is State.RUNNING
+    assert ledger.report(db, held, "x", {}) is True
+    ledger.end_cancelled(db, held)
+
+    assert [state(db, job) for job in ids.values()] == [State.CANCELLED, State.CANCELLED]
+    with pytest.raises(Busy):
+        ledger.cancel(db, ids["a"])
+    with pytest.raises(NotFound):
+        ledger.cancel(db, 999)
+
+
+def test_a_cancelled_job_whose_worker_died_is_not_run_again(db: Database) -> None:
+    job = put(db, New("a"))["a"]
+    take(db)
+    ledger.cancel(db, job)
+
+    ledger.rescue(db, lambda owner: False)
+
+    assert state(db, job) is State.CANCELLED
+
+
+def test_prune_keeps_the_young_the_newest_and_the_chains_that_live(db: Database, clock: Any) -> None:
+    old = put(db, New("a"))["a"]
+    ledger.succeed(db, take(db), None)
+    chain = put(db, New("a"), New("b", needs=["a"]))
+    ledger.succeed(db, take(db), None)
+    clock.now += 31 * 86400
+    young = put(db, New("c"))["c"]
+
+    assert ledger.prune(db, keep=100) == 0
+    assert ledger.prune(db, keep=1) == 1
+
+    assert [row[0] for row in db.rows("SELECT id FROM jobs ORDER BY id")] == [*chain.values(), young]
+    assert event.of_job(db, old) == []
+
+
+def test_a_failed_transaction_leaves_nothing(db: Database) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        put(db, New("a"), New("b", needs=[12345]))
+
+    assert db.value("SELECT count(*) FROM jobs") == 0
+    assert db.connection.in_transaction is False
+
+
+def test_every_step_of_the_table_is_what_advance_allows() -> None:
+    for step, (sources, target) in STEPS.items():
+        for now in State:
+            if now in sources:
+                assert advance(now, step) is target
+            else:
+                with pytest.raises(ValueError, match=step):
+                    advance(now, step)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Any order of steps keeps the ledger's promises."""
+
+    jobs: Bundle[int] = Bundle("jobs")
+
+    @initialize()
+    def start(self) -> None:
+        self.db: Database = MACHINE["db"]
+        self.clock = MACHINE["clock"]
+        for table in ("events", "job_deps", "jobs"):
+            self.db.run(f"DELETE FROM {table}")
+        self.held: list[Any] = []
+        self.revived: set[int] = set()
+        self.ended: dict[int, State] = {}
+
+    @rule(
+        target=jobs, hard=st.lists(jobs, max_size=2), soft=st.lists(jobs, max_size=2), key=st.sampled_from([None, "k"])
+    )
+    def put_in(self, hard: list[int], soft: list[int], key: str | None) -> int:
+        needs = sorted(set(hard))
+        return ledger.submit(self.db, New("a", needs=needs, softly=sorted(set(soft) - set(needs)), ukey=key))[0]
+
+    @rule()
+    def claim(self) -> None:
+        if held := take(self.db):
+            self.held.append(held)
+
+    @rule(data=st.data(), how=st.sampled_from(["succeed", "fail", "retry", "snooze", "release", "cancelled"]))
+    def write(self, data: st.DataObject, how: str) -> None:
+        if not self.held:
+            return
+        held = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        fenced = self._fenced(held)
+        try:
+            self._write(held, how)
+        except Fenced:
+            assert fenced
+        else:
+            assert not fenced
+
+    def _fenced(self, held: Any) -> bool:
+        row: Job = get(self.db, held.id)
+        return row.state is not State.RUNNING or row.attempt != held.attempt
+
+    def _write(self, held: Any, how: str) -> None:
+        match how:
+            case "succeed":
+                ledger.succeed(self.db, held, None, [New("a", needs=[held.id])])
+            case "fail":
+                ledger.fail(self.db, held, MlxqError("no"))
+            case "retry":
+                ledger.retry_later(self.db, held, MlxqError("no"), 5)
+            case "snooze":
+                ledger.snooze(self.db, held, 5, "x")
+            case "release":
+                ledger.release(self.db, held)
+            case _:
+                ledger.end_cancelled(self.db, held)
+
+    @rule(job=jobs)
+    def cancel(self, job: int) -> None:
+        was = get(self.db, job).state
+        try:
+            ledger.cancel(self.db, job)
+        except Busy:
+            assert was in ENDED
+
+    @rule(job=jobs)
+    def revive(self, job: int) -> None:
+        try:
+            self.revived.update(ledger.revive(self.db, job))
+        except (Busy, Upstream):
+            return
+
+    @rule()
+    def rescue(self) -> None:
+        ledger.rescue(self.db, lambda owner: False)
+
+    @rule(seconds=st.integers(-3600, 3600))
+    def move_the_clock(self, seconds: int) -> None:
+        self.clock.now += seconds
+
+    @invariant()
+    def an_ended_job_stays_ended_unless_revived(self) -> None:
+        for row in self.db.rows("SELECT id, state FROM jobs"):
+            before = self.ended.get(row["id"])
+            if before and row["id"] not in self.revived:
+                assert row["state"] == before
+            if row["state"] in ENDED:
+                self.ended[row["id"]] = State(row["state"])
+                self.revived.discard(row["id"])
+
+    @invariant()
+    def a_ukey_has_at_most_one_live_job(self) -> None:
+        assert (
+            self.db.value("SELECT count(*) FROM jobs WHERE ukey = 'k' AND state IN ('blocked','queued','running')") or 0
+        ) <= 1
+
+    @invariant()
+    def no_job_runs_before_its_needs(self) -> None:
+        early = self.db.value(
+            "SELECT count(*) FROM jobs JOIN job_deps ON job = jobs.id JOIN jobs AS need ON need.id = needs"
+            " WHERE jobs.state IN ('queued', 'running', 'succeeded') AND"
+            " (CASE WHEN soft THEN need.state IN ('blocked', 'queued', 'running') ELSE need.state != 'succeeded' END)"
+            " AND need.id NOT IN (SELECT job FROM events WHERE name IN ('revived', 'reblocked'))"
+        )
+        assert early == 0
+
+    @invariant()
+    def nothing_waits_for_what_cannot_come(self) -> None:
+        stuck = self.db.value(
+            "SELECT count(*) FROM jobs WHERE state = 'blocked' AND NOT EXISTS (SELECT 1 FROM job_deps"
+            " JOIN jobs AS need ON need.id = needs WHERE job = jobs.id"
+            " AND need.state IN ('blocked', 'queued', 'running'))"
+        )
+        assert stuck == 0
+
+    @invariant()
+    def success_is_told_once(self) -> None:
+        twice = self.db.value(
+            "SELECT count(*) FROM (SELECT job FROM events WHERE name = 'succeeded' GROUP BY job HAVING count(*) > 1)"
+        )
+        assert twice == 0
+
+
+MACHINE: dict[str, Any] = {}
+
+
+def test_any_order_of_steps_keeps_the_promises(home: Any, clock: Any) -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    MACHINE.update(db=open_database(home, clock=clock), clock=clock)
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    assert MACHINE["db"].value("PRAGMA integrity_check") == "ok"
+
+
+def test_live_and_ended_part_the_states() -> None:
+    assert set(State) == LIVE | ENDED
+    assert not LIVE & ENDED
+    assert all(step.meaning for step in Step)
