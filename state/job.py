@@ -53,8 +53,7 @@ class Step(StrEnum):
     FAILED = "failed", "its task failed for good"
     LOST = "lost", "its worker died too often"
     CANCELLED = "cancelled", "a person asked, or a job it needs did not succeed"
-    REVIVED = "revived", "a person asked for another try"
-    REBLOCKED = "reblocked", "a job it needs was revived"
+    REVIVED = "revived", "a person asked for another try, of it or of a job it needs"
 
     def __new__(cls, value: str, meaning: str) -> Self:
         """Give the member its sentence."""
@@ -75,8 +74,7 @@ STEPS: Mapping[Step, tuple[frozenset[State], State]] = {
     Step.FAILED: (frozenset({State.RUNNING}), State.FAILED),
     Step.LOST: (frozenset({State.RUNNING}), State.FAILED),
     Step.CANCELLED: (LIVE, State.CANCELLED),
-    Step.REVIVED: (frozenset({State.FAILED, State.CANCELLED}), State.QUEUED),
-    Step.REBLOCKED: (frozenset({State.FAILED, State.CANCELLED}), State.BLOCKED),
+    Step.REVIVED: (frozenset({State.FAILED, State.CANCELLED}), State.BLOCKED),
 }
 """The whole machine: a step leads from these states to that one. docs/states.md is made from it."""
 

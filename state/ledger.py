@@ -271,15 +271,15 @@ def revive(db: Database, job: int) -> list[int]:
         if broken is not None:
             raise Upstream(f"Job {job} needs job {broken}, which did not succeed.", hint=f"mlxq jobs retry {broken}")
         _refuse_twin(db, job)
-        _step(db, job, Step.REVIVED, **FRESH, **_wait(db, 0.0))
-        below = [descendant for descendant in _hard_below(db, job) if _reblock(db, descendant)]
-        for descendant in below:
-            _unblock(db, descendant)
+        _step(db, job, Step.REVIVED, **FRESH)
+        revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
+        for each in revived:
+            _unblock(db, each)
         db.rouse()
-    return [job, *below]
+    return revived
 
 
-def _reblock(db: Database, job: int) -> bool:
+def _revive_below(db: Database, job: int) -> bool:
     """Bring back what an upstream end cancelled, unless another job it needs is still broken.
 
     Needs have lower ids than what needs them, so in the order of ids every need has been seen before.
@@ -288,7 +288,7 @@ def _reblock(db: Database, job: int) -> bool:
     if code != Upstream.code or db.value(BROKEN_NEED, (job,)) is not None:
         return False
     _refuse_twin(db, job)
-    _step(db, job, Step.REBLOCKED, **FRESH)
+    _step(db, job, Step.REVIVED, **FRESH)
     return True
 
 

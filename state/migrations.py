@@ -6,6 +6,8 @@ sqlite-utils runs and records the steps; it does not guard against two processes
 from __future__ import annotations
 
 import fcntl
+import sys
+from pathlib import Path
 
 from sqlite_utils import Database, Migrations
 
@@ -194,3 +196,7 @@ def migrate(home: Home, version: int) -> None:
             db.execute(f"PRAGMA user_version={version}")
         finally:
             db.close()
+
+
+if __name__ == "__main__":
+    migrate(Home(Path(sys.argv[1])), int(sys.argv[2]))

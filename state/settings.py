@@ -97,7 +97,8 @@ def _key(given: Any) -> str:
 PORT = _number(1024, 65000)
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when all tiers are down; empty = off.", _key, True),
+    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when no tier answers; empty = off.",
+            _key, secret=True),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
             _choice("int4", "int8", "bf16")),
     Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",
@@ -181,9 +182,8 @@ def read_file(home: Home) -> dict[str, Any]:
         ) from problem
     if not isinstance(found or {}, dict):
         raise UsageProblem(f"{home.config}: this must be `name: value` lines.", hint=f"$EDITOR {home.config}")
-    for name in found or {}:
-        find(str(name))
-    return dict(found or {})
+    written: dict[Any, Any] = dict(found or {})
+    return {find(str(name)).name: given for name, given in written.items()}
 
 
 def write(home: Home, name: str, given: Any) -> Any:

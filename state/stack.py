@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from state.db import Database, Row
 from state.errors import NotFound
@@ -72,5 +73,6 @@ def set_weights(db: Database, source: str, folder: str) -> None:
 
 
 def _tier(row: Row) -> Tier:
-    values = {field.name: row[field.name] for field in fields(Tier)}
-    return Tier(**values | {"vision": bool(row["vision"])})
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Tier)}
+    values["vision"] = bool(values["vision"])
+    return Tier(**values)

@@ -11,18 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import structlog
-from huey.api import Huey
-from huey.consumer import Consumer, Scheduler
-from huey.registry import Message
-from huey.serializer import Serializer
-from huey.storage import BlackHoleStorage
 
 from state import ledger
 from state.db import Database, open_database
@@ -30,6 +26,15 @@ from state.errors import DeadlinePassed, Internal, MlxqError
 from state.job import Claim, Fenced, New, cancel_asked
 from state.paths import Home, home
 from tasks.kinds import KINDS, Kind, backoff, new
+
+for unused in ("redis", "psycopg"):
+    sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; Huey copes, 18 MB saved)
+
+from huey.api import Huey  # noqa: E402 (after the lines above)
+from huey.consumer import Consumer, Scheduler  # noqa: E402
+from huey.registry import Message  # noqa: E402
+from huey.serializer import Serializer  # noqa: E402
+from huey.storage import BlackHoleStorage  # noqa: E402
 
 NAMESPACE = "mlxq"
 """Stored task names are mlxq.<kind>: pinned, so that moving a module never loses a queued job."""
@@ -132,7 +137,7 @@ class LedgerStorage(BlackHoleStorage):
         else:
             runtime.persist(lambda db: _ignore(ledger.submit(db, new(name, message["kwargs"]), source="chain")))
 
-    def dequeue(self) -> bytes | None:
+    def dequeue(self) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says None alone)
         """Give the next tick or job, or None after a sleep in which nothing came."""
         seen = runtime.bell.rung
         found = self._tick() or self._claim()
@@ -140,7 +145,7 @@ class LedgerStorage(BlackHoleStorage):
             runtime.bell.wait(seen, self._sleep_s())
         return found
 
-    def queue_size(self) -> int:
+    def queue_size(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says 0 alone)
         """Give the number of jobs that wait in this lane."""
         return int(
             runtime.database().value("SELECT count(*) FROM jobs WHERE state = 'queued' AND lane = ?", (self.lane,))
@@ -193,6 +198,8 @@ class LaneConsumer(Consumer):
 
 class Lane(Huey):
     """One set of worker threads with its own queue."""
+
+    storage: LedgerStorage
 
     def __init__(self, name: str) -> None:
         super().__init__(name, results=False, serializer=JsonSerializer(), storage_class=LedgerStorage)
@@ -302,11 +309,6 @@ def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[
         return function
 
     return register
-
-
-def known_kinds() -> Collection[str]:
-    """Give the kinds that have a task in this process."""
-    return LANES["ops"].storage.kinds | LANES["heavy"].storage.kinds
 
 
 def _perform(kind: Kind, function: Task, held: Claim) -> None:

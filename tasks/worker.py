@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -20,8 +21,8 @@ from state import ledger, wake
 from state.db import Database
 from state.errors import Busy, Internal
 from state.paths import Home
-from tasks import registry  # noqa: F401 (fills the lanes)
-from tasks.queue import LANES, known_kinds, log, runtime
+from tasks.queue import LANES, log, runtime
+from tasks.registry import known_kinds
 from tasks.world import process
 
 THREADS = {"ops": 4, "heavy": 3}
@@ -157,8 +158,12 @@ def _stop_on_signals() -> threading.Event:
 
 def _take_signals(stop: threading.Event) -> None:
     """Take the signals back: starting a Huey consumer claims them."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
 
 
 def _log_to_stderr() -> None:

@@ -376,7 +376,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "SELECT count(*) FROM jobs JOIN job_deps ON job = jobs.id JOIN jobs AS need ON need.id = needs"
             " WHERE jobs.state IN ('queued', 'running', 'succeeded') AND"
             " (CASE WHEN soft THEN need.state IN ('blocked', 'queued', 'running') ELSE need.state != 'succeeded' END)"
-            " AND need.id NOT IN (SELECT job FROM events WHERE name IN ('revived', 'reblocked'))"
+            " AND need.id NOT IN (SELECT job FROM events WHERE name = 'revived')"
         )
         assert early == 0
 
