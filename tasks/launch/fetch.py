@@ -1,0 +1,24 @@
+"""The child that brings weights: plan, fetch, verify, or make the built-in model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from state.errors import Internal
+from tasks.launch.report import Report, answer
+from tasks.world import builtin
+
+
+def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Do what the request names in `do`."""
+    match request["do"]:
+        case "builtin":
+            builtin.make(Path(request["models"]), report)
+            return {}
+        case unknown:
+            raise Internal(f"The fetcher knows no {unknown!r}.")
+
+
+if __name__ == "__main__":
+    answer(work)

@@ -1,0 +1,89 @@
+"""Where weights grow before they are whole: `<name>.partial` beside the folder they become.
+
+A lock that dies with its holder lets one process at a time write a folder. Nothing in a staging folder is
+lost by SIGKILL, and the folder gets its name only by a rename when all of it is right.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from state.errors import Busy
+from tasks.world import manifest
+from tasks.world.manifest import Manifest
+
+SUFFIX = ".partial"
+_LOCKS = ".locks"
+
+
+@dataclass(frozen=True)
+class Staging:
+    """One folder of weights in the making, held by this process."""
+
+    target: Path
+    """What it is called when it is whole."""
+
+    @property
+    def folder(self) -> Path:
+        """What it is called until then."""
+        return self.target.with_name(self.target.name + SUFFIX)
+
+    def finish(self, made: Manifest) -> None:
+        """Drop what the manifest does not name, write it and give the folder its name."""
+        keep = {file.name for file in made.files}
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                _remove(path)
+        manifest.write(self.folder, made)
+        if self.target.exists():  # without a manifest, or this would not have been fetched
+            shutil.rmtree(self.target)
+        self.folder.rename(self.target)
+        _sync_folder(self.target.parent)
+
+
+@contextmanager
+def hold(target: Path) -> Generator[Staging]:
+    """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does."""
+    locks = target.parent / _LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / target.name).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as problem:
+            raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs") from problem
+        staging = Staging(target)
+        staging.folder.mkdir(exist_ok=True)
+        yield staging
+
+
+def held(target: Path) -> bool:
+    """Tell whether some process makes `target` right now."""
+    try:
+        with (target.parent / _LOCKS / target.name).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
