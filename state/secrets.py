@@ -1,0 +1,84 @@
+"""The keys, as NAME=value lines in a file that only its user can read. They reach children by environment alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from state.errors import Damaged, MlxqError
+
+MASTER = "LITELLM_MASTER_KEY"
+"""Opens the gateway; mlxq's own commands use it."""
+TIER = "MLXQ_TIER_KEY"
+"""Opens the engines; only the gateway and the watchdog know it."""
+CLOUD = "OPENROUTER_API_KEY"
+"""The person's own; present only when they gave one."""
+
+_LINE = re.compile(r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)")
+
+
+def read(path: Path) -> dict[str, str]:
+    """Give every key in the file by name; an absent file holds none.
+
+    Raises Damaged when a line is no NAME=value, and MlxqError when others may read the file or it cannot be read.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Damaged(f"Cannot read the keys in {path}.", hint=f"ls -l {path}") from problem
+    if mode & 0o077:
+        raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if not all(matches):
+        raise Damaged(
+            f"{path} has a line that is not NAME=value.",
+            hint=f"rm {path} && mlxq setup   # makes new keys",
+        )
+    return {match[1]: match[2] for match in matches if match}
+
+
+def write(path: Path, keys: Mapping[str, str]) -> None:
+    """Replace the file in one step, mode 0600. Raises MlxqError when a key has blanks or the place is not writable."""
+    lines = [f"{name}={value}" for name, value in sorted(keys.items())]
+    if wrong := next((line for line in lines if not _LINE.fullmatch(line)), None):
+        raise MlxqError(f"{wrong.partition('=')[0]} must be printable characters without blanks.")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write("\n".join([*lines, ""]))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as problem:
+        raise MlxqError(f"Cannot write the keys to {path}: {problem.strerror}.") from problem
+
+
+def ensure(path: Path) -> dict[str, str]:
+    """Give the keys, making the master and tier keys that are missing; keys that exist never change."""
+    keys = read(path)
+    missing = {name: generate() for name in (MASTER, TIER) if name not in keys}
+    if missing:
+        keys |= missing
+        write(path, keys)
+    return keys
+
+
+def put(path: Path, name: str, value: str | None) -> None:
+    """Set one key, or take it out with None."""
+    keys = read(path)
+    keys.pop(name, None)
+    write(path, keys if value is None else {**keys, name: value})
+
+
+def generate() -> str:
+    """Make a key of 256 random bits, in the form that OpenAI clients expect."""
+    return f"sk-mlxq-{secrets.token_urlsafe(32)}"

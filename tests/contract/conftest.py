@@ -1,0 +1,188 @@
+"""One real proxy over three stand-ins for engines, shared by the gateway's contract tests: a start costs seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from state.stack import Tier
+from tasks.plan import gateway as plan
+
+UPSTREAM = Path(__file__).parents[1] / "support" / "upstream.py"
+MASTER = "sk-mlxq-master-of-the-contract-tests"
+CONTEXTS = {"standard": 4096, "fast": 1024, "longctx": 16_384}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def until(true: Callable[[], object], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, timeout=1).is_success
+    return False
+
+
+@dataclass
+class Upstream:
+    """A stand-in for one tier's engine, at a port that stays its own."""
+
+    name: str
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            self.process = subprocess.Popen([sys.executable, UPSTREAM, str(self.port), self.name])
+        until(lambda: answers(f"{self.url}/v1/models"))
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        assert self.process
+        self.process.send_signal(number)
+
+    def fault(self, order: str) -> None:
+        httpx.post(f"{self.url}/fault", content=order)
+
+    def seen(self) -> list[dict[str, object]]:
+        return httpx.get(f"{self.url}/seen").json()
+
+    def tier(self) -> Tier:
+        return Tier(
+            name=self.name,
+            model="stand-in",
+            quant="int4",
+            source="file:/nowhere",
+            port=self.port,
+            context=CONTEXTS.get(self.name, 4096),
+            memory_bytes=2**30,
+            cache_bytes=2**20,
+            concurrency=8,
+        )
+
+
+@dataclass
+class Gateway:
+    """The gateway's process."""
+
+    home: Path
+    tiers: list[Tier]
+    secrets: dict[str, str]
+    cloud_model: str | None = None
+    cloud_url: str = plan.OPENROUTER
+    backend: str = "cpu"
+    port: int = field(default_factory=free_port)
+    prefix: list[str] = field(default_factory=list)
+    """What runs the module instead of `python`; it gets the plan's argv after the interpreter."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "gateway.log"
+
+    def start(self) -> float:
+        """Start it and give the seconds until it was ready."""
+        config = self.home / "litellm.yaml"
+        config.write_text(yaml.safe_dump(plan.configuration(self.tiers, cloud_model=self.cloud_model)))
+        argv = plan.argv(sys.executable, str(config), self.port)
+        env = plan.environment(
+            self.secrets,
+            base=os.environ,
+            home=str(self.home),
+            backend=self.backend,
+            generation=1,
+            cloud_url=self.cloud_url,
+        )
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                (self.prefix or argv[:1]) + argv[1:], env=env, stdout=log, stderr=log, cwd=self.home
+            )
+        until(lambda: self.up() or self.died(), 120)
+        assert not self.died(), self.log.read_text()
+        return time.monotonic() - began
+
+    def up(self) -> bool:
+        return answers(f"{self.url}/health/readiness")
+
+    def died(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait(20)
+
+    def ask(self, text: str, model: str = "standard", **more: object) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
+        return self.post("/v1/chat/completions", body)
+
+    def post(self, path: str, body: object, key: str = MASTER) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def every_upstream() -> Iterator[dict[str, Upstream]]:
+    made = {name: Upstream(name) for name in CONTEXTS}
+    for one in made.values():
+        one.start()
+    yield made
+    for one in made.values():
+        one.kill()
+
+
+@pytest.fixture(scope="session")
+def proxy(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(
+        home=tmp_path_factory.mktemp("gateway"),
+        tiers=[one.tier() for one in every_upstream.values()],
+        secrets={"LITELLM_MASTER_KEY": MASTER, "MLXQ_TIER_KEY": "sk-tier"},
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def upstreams(proxy: Gateway, every_upstream: dict[str, Upstream]) -> Iterator[dict[str, Upstream]]:
+    """Three healthy stand-ins that the proxy uses; whatever a test does to them is undone."""
+    for name in every_upstream:
+        until(lambda name=name: proxy.ask("say ready", name).headers.get("x-litellm-model-id") == f"{name}@local", 20)
+    yield every_upstream
+    for one in every_upstream.values():
+        one.send(signal.SIGCONT)
+        one.start()
+        one.fault("")

@@ -1,0 +1,120 @@
+"""A stand-in for an engine, for faults that vllm-mlx cannot be made to produce on demand.
+
+`python upstream.py PORT NAME`. The last user message orders the fault: `say TEXT`, `status 503`, `hang`, `die`
+(before the answer), `die-after N` (chunks), `silent-end N` (clean end of the stream without a finish reason),
+`error-event N`. POST /fault sets one for all requests. GET /seen gives the bodies received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+TEXT = "one two three four five six seven eight nine ten"
+name = "upstream"
+seen: list[dict[str, Any]] = []
+standing: list[str] = []
+
+
+def words(text: str) -> list[str]:
+    """Split so that joining gives the text back; each piece is a token."""
+    pieces = text.split(" ")
+    return [pieces[0], *(f" {piece}" for piece in pieces[1:])]
+
+
+def order(body: dict[str, Any]) -> list[str]:
+    if standing:
+        return standing[0].split(" ", 1)
+    content = next((m["content"] for m in reversed(body.get("messages", [])) if m["role"] == "user"), "")
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return str(content).split(" ", 1)
+
+
+def envelope(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"id": "chatcmpl-1", "object": kind, "created": int(time.time()), "model": name, **fields}
+
+
+def usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}
+
+
+async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterator[str]:
+    def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps(envelope('chat.completion.chunk', choices=[choice], **more))}\n\n"
+
+    yield event({"role": "assistant"})
+    pieces = words(text)
+    for count, piece in enumerate(pieces):
+        if verb != "say" and count == limit:
+            if verb == "die-after":
+                os._exit(1)
+            if verb == "hang-after":
+                await asyncio.sleep(600)
+            if verb == "error-event":
+                yield 'data: {"error": {"message": "boom", "code": 500}}\n\ndata: [DONE]\n\n'
+            return
+        await asyncio.sleep(pause)
+        yield event({"content": piece})
+    yield event({}, "stop", usage=usage(len(pieces)))
+    yield "data: [DONE]\n\n"
+
+
+async def chat(request: Request) -> Response:
+    body = await request.json()
+    seen.append(body)
+    verb, _, rest = (*order(body), "", "")[:3] if len(order(body)) == 1 else (order(body)[0], "", order(body)[1])
+    if verb == "status":
+        return JSONResponse({"detail": f"upstream says {rest}"}, status_code=int(rest))
+    if verb == "hang":
+        await asyncio.sleep(600)
+    if verb == "die":
+        os._exit(1)
+    text = rest if verb == "say" else TEXT
+    limit = int(rest) if verb in {"die-after", "hang-after", "silent-end", "error-event"} else 0
+    pause = float(rest) if verb == "slow" else 0.0
+    if body.get("stream"):
+        return StreamingResponse(chunks(text, verb, limit, pause), media_type="text/event-stream")
+    await asyncio.sleep(pause * len(words(text)))
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return JSONResponse(envelope("chat.completion", choices=[choice], usage=usage(len(words(text)))))
+
+
+async def fault(request: Request) -> Response:
+    standing[:] = [text] if (text := (await request.body()).decode()) else []
+    return JSONResponse({})
+
+
+async def requests(_: Request) -> Response:
+    return JSONResponse(seen)
+
+
+async def models(_: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"}]})
+
+
+app = Starlette(
+    routes=[
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/fault", fault, methods=["POST"]),
+        Route("/seen", requests),
+    ]
+)
+
+if __name__ == "__main__":
+    name = sys.argv[2]
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
