@@ -26,6 +26,7 @@ from state.errors import DeadlinePassed, Internal, MlxqError
 from state.job import Claim, Fenced, New, cancel_asked
 from state.paths import Home, home
 from tasks.kinds import KINDS, Kind, backoff, new
+from tasks.world.child import Cancelled, Later
 
 for unused in ("redis", "psycopg"):
     sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; Huey copes, 18 MB saved)
@@ -47,21 +48,8 @@ DISK_FULL_WAIT_S = 2.0
 log = structlog.get_logger("mlxq")
 
 
-class Snooze(Exception):
-    """Raised by a task: run me again in `wait_s` seconds; this is no failure."""
-
-    def __init__(self, wait_s: float, why: str) -> None:
-        self.wait_s = wait_s
-        self.why = why
-        super().__init__(why)
-
-
-class Cancelled(Exception):
-    """A person asked the job to stop."""
-
-
 class Released(Exception):
-    """The worker stops; the job goes back to the queue."""
+    """The worker stops; the job goes back to the queue. Later and Cancelled are the other ways to end early."""
 
 
 class Bell:
@@ -330,15 +318,10 @@ def _outcome(context: Context, function: Task) -> Callable[[Database], None]:
     held = context.held
     try:
         result = function(context, **held.args)
-    except Snooze as ask:
-        log.info("job_snoozed", wait_s=ask.wait_s, why=ask.why)
-        return _snoozing(held, ask)
-    except Cancelled:
-        log.info("job_cancelled")
-        return lambda db: ledger.end_cancelled(db, held)
-    except Released:
-        log.info("job_released")
-        return lambda db: ledger.release(db, held)
+    except Later as later:
+        return _snoozing(held, later)
+    except (Cancelled, Released) as stopped:
+        return _ending(context, stopped)
     except MlxqError as problem:
         return _failing(context, problem)
     except Fenced:
@@ -352,21 +335,37 @@ def _outcome(context: Context, function: Task) -> Callable[[Database], None]:
     return lambda db: ledger.succeed(db, held, result, context.fan_out)
 
 
-def _snoozing(held: Claim, ask: Snooze) -> Callable[[Database], None]:
-    return lambda db: ledger.snooze(db, held, ask.wait_s, ask.why)
+def _snoozing(held: Claim, later: Later) -> Callable[[Database], None]:
+    log.info("job_snoozed", wait_s=later.after_s, why=later.reason)
+    return lambda db: ledger.snooze(db, held, later.after_s, later.reason)
 
 
-def _failing(context: Context, problem: MlxqError) -> Callable[[Database], None]:
-    """Choose what an error leads to: the end a person asked for, another try, or failure."""
+def _ending(context: Context, stopped: Exception) -> Callable[[Database], None]:
+    """Choose how a stopped job ends: a child says Cancelled alike for a person's wish, a stop and a time limit."""
     held = context.held
     try:
         context.check()
-    except Cancelled:
-        return lambda db: ledger.end_cancelled(db, held)
     except Released:
+        log.info("job_released")
         return lambda db: ledger.release(db, held)
     except DeadlinePassed as late:
-        problem = late
+        return _failed(held, late)
+    except Cancelled as asked:
+        stopped = asked
+    log.info("job_cancelled", by=kind_of(stopped))
+    return lambda db: ledger.end_cancelled(db, held)
+
+
+def _failing(context: Context, problem: MlxqError) -> Callable[[Database], None]:
+    """Choose what an error leads to: the end that was asked for meanwhile, another try, or failure."""
+    try:
+        context.check()
+    except (Cancelled, Released, DeadlinePassed) as stopped:
+        return _ending(context, stopped)
+    return _failed(context.held, problem)
+
+
+def _failed(held: Claim, problem: MlxqError) -> Callable[[Database], None]:
     log.error("job_failed", code=problem.code, error=problem.message, retry=problem.retry)
     if problem.retry and held.failures + 1 < held.max_attempts:
         wait_s = backoff(held.failures + 1)
