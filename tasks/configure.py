@@ -1,0 +1,30 @@
+"""Write what the gateway reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from state import secrets, settings, stack
+from state.errors import NotSetUp
+from tasks.plan import gateway
+from tasks.queue import Context, job
+
+
+@job("configure")
+def configure(context: Context) -> dict[str, Any]:
+    """Make the keys that are missing and write litellm.yaml for the stack; the same stack gives the same bytes.
+
+    Gives {"path", "changed"}. Raises NotSetUp without a stack.
+    """
+    import yaml
+
+    tiers = stack.tiers(context.db)
+    if not tiers:
+        raise NotSetUp("There is no stack to write a configuration for.", hint="mlxq setup")
+    secrets.ensure(context.home.secrets)
+    path = context.home.gateway_config
+    text = yaml.safe_dump(gateway.configuration(tiers), sort_keys=False)
+    changed = not path.exists() or path.read_text() != text
+    if changed:
+        settings.write_private(path, text)
+    return {"path": str(path), "changed": changed}

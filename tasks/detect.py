@@ -1,0 +1,26 @@
+"""Look at this machine, and at what it can reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from state import host
+from tasks.queue import Context, job
+from tasks.world import hardware, hub
+
+HUB_WAIT_S = 3.0
+
+
+@job("detect")
+def detect(context: Context) -> dict[str, Any]:
+    """Find chip, memory and speed of this machine and whether a model Hub answers; keep both.
+
+    Gives {"machine": the row of catalog.machine.Machine, "hub": whether the Hub answered within 3 s}.
+    """
+    context.report("looking at the machine")
+    machine = hardware.detect().as_row()
+    host.remember(context.db, "machine", machine)
+    context.report("asking for the Hub")
+    reachable = hub.hub_reachable(HUB_WAIT_S)
+    host.remember(context.db, "hub", {"reachable": reachable})
+    return {"machine": machine, "hub": reachable}

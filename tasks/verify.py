@@ -1,0 +1,63 @@
+"""Ask every tier, through the gateway, for a real answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+from state import secrets, settings, stack
+from state.errors import GatewayFailed, NotSetUp
+from state.stack import Tier
+from tasks.queue import Context, job
+
+ANSWER_S = 120.0
+WORDS = 8
+"""Tokens asked for: enough to be an answer, quick on the slowest machine."""
+
+
+@job("verify")
+def verify(context: Context) -> dict[str, Any]:
+    """Get one completion from each tier by way of the gateway, with fallbacks off.
+
+    Gives {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
+    """
+    port = settings.load(context.home)["litellm-port"]
+    key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
+    tiers = stack.tiers(context.db)
+    if not tiers:
+        raise NotSetUp("There is no stack to verify.", hint="mlxq setup")
+    took: dict[str, float] = {}
+    for done, tier in enumerate(tiers):
+        context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
+        context.check()
+        started = context.db.now()
+        _ask(port, key, tier)
+        took[tier.name] = round(context.db.now() - started, 2)
+    return {"endpoint": f"http://127.0.0.1:{port}/v1", "tiers": took}
+
+
+def _ask(port: int, key: str, tier: Tier) -> None:
+    """Get one answer from one tier. Raises GatewayFailed with what came instead."""
+    body = {
+        "model": tier.name,
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "max_tokens": WORDS,
+        "disable_fallbacks": True,
+    }
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode("utf-8", "replace")
+    except OSError as problem:
+        raise GatewayFailed(f"The gateway on port {port} does not answer: {problem}.", hint="mlxq logs gateway") from problem
+    finally:
+        connection.close()
+    who = answer.getheader("x-litellm-model-id", "")
+    if answer.status != http.client.OK or not who.startswith(f"{tier.name}@"):
+        raise GatewayFailed(
+            f"Tier {tier.name} gave no answer: HTTP {answer.status} from {who or 'the gateway'}: {text[:200]}",
+            hint=f"mlxq logs {tier.name}",
+        )
