@@ -52,7 +52,9 @@ def _ask(port: int, key: str, tier: Tier) -> None:
         answer = connection.getresponse()
         text = answer.read().decode("utf-8", "replace")
     except OSError as problem:
-        raise GatewayFailed(f"The gateway on port {port} does not answer: {problem}.", hint="mlxq logs gateway") from problem
+        raise GatewayFailed(
+            f"The gateway on port {port} does not answer: {problem}.", hint="mlxq logs gateway"
+        ) from problem
     finally:
         connection.close()
     who = answer.getheader("x-litellm-model-id", "")

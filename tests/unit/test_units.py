@@ -1,0 +1,148 @@
+"""launchd and systemd: the text of the units, and the order in which the system's tools are used."""
+
+from __future__ import annotations
+
+import os
+import plistlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxq import service
+from state.errors import MlxqError, UsageProblem
+from state.paths import Home
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+HOME = Home(Path("/Users/ada/.mlxq"))
+UNIT = service.Unit(
+    ["/Users/ada/.local/bin/mlxq", "worker"], HOME, {"PATH": "/usr/bin:/bin", "MLXQ_HOME": "/Users/ada/.mlxq"}
+)
+
+LAUNCHCTL = """#!/bin/sh
+# Misbehaves as launchctl does: bootout of an unknown service is 3, a second bootstrap is 5, no gui domain over SSH.
+echo "$@" >> "$CALLS"
+case "$1" in
+  print) case "$2" in gui/*) [ -n "$DESKTOP" ] ;; *) [ -e "$LOADED" ] ;; esac ;;
+  bootout) [ -e "$LOADED" ] && rm "$LOADED" || { echo "Boot-out failed: 3: No such process" >&2; exit 3; } ;;
+  bootstrap) [ -e "$LOADED" ] && { echo "Bootstrap failed: 5: Input/output error" >&2; exit 5; }; : > "$LOADED" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("worker.plist", service.launchd(UNIT).decode()),
+        ("worker.service", service.systemd(UNIT)),
+        ("daemon.plist", service.launchd(service.Unit(UNIT.program, HOME, UNIT.environment, True, "ada")).decode()),
+    ],
+)
+def test_the_units_are_as_reviewed(name: str, text: str) -> None:
+    assert (SNAPSHOTS / name).read_text() == text
+
+
+def test_the_property_list_says_what_keeps_a_worker_alive() -> None:
+    content = plistlib.loads(service.launchd(UNIT))
+
+    assert content["KeepAlive"] is True
+    assert content["ProcessType"] == "Interactive"
+    assert content["AbandonProcessGroup"] is True
+    assert content["ExitTimeOut"] > 12
+    assert content["Umask"] == 0o077
+
+
+def test_no_secret_and_no_password_of_a_proxy_reaches_a_unit() -> None:
+    base = {
+        "PATH": "/bin",
+        "HF_TOKEN": "hf_secret",
+        "OPENROUTER_API_KEY": "sk-secret",
+        "HTTPS_PROXY": "http://me:secret@proxy:3128",
+        "http_proxy": "http://proxy:3128",
+    }
+
+    kept = service.environment(base, HOME)
+
+    assert kept == {"PATH": "/bin", "http_proxy": "http://proxy:3128", "MLXQ_HOME": str(HOME.root)}
+
+
+def test_odd_paths_survive_systemd_quoting(tmp_path: Path) -> None:
+    odd = service.Unit(['/opt/a "b" %n/mlxq', "worker"], HOME, {"X": "50% \\ done"})
+
+    text = service.systemd(odd)
+
+    assert 'ExecStart="/opt/a \\"b\\" %%n/mlxq" "worker"' in text
+    assert 'Environment="X=50%% \\\\ done"' in text
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd on this machine")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    file = tmp_path / service.UNIT
+    file.write_text(service.systemd(service.Unit([sys.executable, "worker"], Home(tmp_path), {"PATH": "/bin"})))
+
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, check=False
+    )
+
+    assert service.UNIT not in done.stderr, done.stderr
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a machine that looks like a Mac to service.py; the file returned lists launchctl's calls."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (("launchctl", LAUNCHCTL), ("plutil", "#!/bin/sh\nexit 0\n")):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CALLS", str(calls))
+    monkeypatch.setenv("LOADED", str(tmp_path / "loaded"))
+    monkeypatch.setenv("DESKTOP", "1")
+    return calls
+
+
+def test_install_twice_and_uninstall(mac: Path, tmp_path: Path) -> None:
+    unit = service.Unit(UNIT.program, Home(tmp_path / "h"), UNIT.environment)
+
+    service.install(unit)
+    service.install(unit)
+
+    target = service.path(system=False)
+    assert plistlib.loads(target.read_bytes())["Label"] == service.LABEL
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert service.status(system=False)["loaded"] is True
+    gui = f"gui/{os.getuid()}"
+    assert mac.read_text().splitlines()[1:4] == [
+        f"bootout {gui}/{service.LABEL}",
+        f"enable {gui}/{service.LABEL}",
+        f"bootstrap {gui} {target}",
+    ]
+    service.uninstall(system=False)
+    assert not target.exists()
+    assert service.uninstall(system=False) == ["No worker is installed."]
+
+
+def test_without_a_desktop_the_user_domain_is_used(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DESKTOP")
+
+    assert service.domain(system=False) == f"user/{os.getuid()}"
+
+
+def test_a_tool_that_fails_is_quoted(mac: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "plutil").write_text("#!/bin/sh\necho 'bad file' >&2\nexit 1\n")
+
+    with pytest.raises(MlxqError, match="bad file"):
+        service.install(service.Unit(UNIT.program, Home(tmp_path / "h"), UNIT.environment))
+
+
+def test_a_system_worker_needs_the_administrator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 501)
+
+    with pytest.raises(UsageProblem):
+        service.install(service.Unit(UNIT.program, HOME, {}, system=True, user="ada"))
