@@ -23,7 +23,7 @@ from state.errors import Busy, Internal
 from state.paths import Home
 from tasks.queue import LANES, log, runtime
 from tasks.registry import known_kinds
-from tasks.world import process
+from tasks.world import notify, process
 
 THREADS = {"ops": 4, "heavy": 3}
 BEAT_S = 5.0
@@ -76,6 +76,7 @@ def _work(home: Home, stop: threading.Event) -> None:
         for consumer in consumers:
             consumer.start()
         _take_signals(stop)
+        notify.notify(notify.READY)
         while not stop.wait(HEALTH_S):
             for consumer in consumers:
                 consumer.check_worker_health()
@@ -83,6 +84,7 @@ def _work(home: Home, stop: threading.Event) -> None:
 
 
 def _wind_down(consumers: list[Any]) -> None:
+    notify.notify(notify.STOPPING)
     runtime.stopping.set()
     runtime.bell.ring()
     until = time.monotonic() + STOP_GRACE_S
@@ -119,6 +121,7 @@ def _listen(listener: wake.Listener) -> None:
 def _beat() -> None:
     while not runtime.stopping.wait(BEAT_S):
         _say_alive(runtime.database(), started=False)
+        notify.notify(notify.ALIVE)
 
 
 def _say_alive(db: Database, *, started: bool) -> None:
