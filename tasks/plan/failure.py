@@ -1,0 +1,168 @@
+"""Why a service ended: exit code and last log lines become a cause a person can act on. Pure.
+
+The markers were collected by breaking vllm-mlx 0.6.0 on purpose, one way at a time. An exit code alone says little:
+uvicorn ends with 3 for a taken port and for truncated weights alike.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OOM = "out_of_memory"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a service ended."""
+
+    code: str
+    sentence: str
+    hint: str
+    permanent: bool
+    """Whether another try would end the same way."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table: applies when `marker` is in the log and the exit code is one of `codes`."""
+
+    code: str
+    sentence: str
+    hint: str
+    permanent: bool
+    marker: str = ""
+    codes: tuple[int, ...] = ()
+
+    def cause(self, exit_code: int | None, log: str, service: str) -> Cause | None:
+        """Give the cause when the rule applies; {0} in the sentence is what the marker's group caught."""
+        if self.codes and exit_code not in self.codes:
+            return None
+        found = re.search(self.marker, log, re.MULTILINE)
+        if found is None:
+            return None
+        return Cause(
+            self.code, self.sentence.format(*found.groups()), self.hint.format(service=service), self.permanent
+        )
+
+
+LOGS = "mlxq logs {service}"
+REPAIR = "mlxq setup"
+SIGKILL, SIGABRT, SIGSEGV, SIGTERM = 137, 134, 139, 143
+
+TABLE = (
+    Rule(
+        OOM,
+        "The GPU ran out of memory.",
+        "mlxq config set memory-budget-pct 30",
+        permanent=False,
+        marker=r"ErrorOutOfMemory|Insufficient Memory|\[metal::malloc\]",
+    ),
+    Rule(
+        OOM,
+        "The machine ran out of memory.",
+        "mlxq config set memory-budget-pct 30",
+        permanent=False,
+        marker=r"memory allocation of \d+ bytes failed|^MemoryError|std::bad_alloc",
+    ),
+    Rule(
+        "disk_full",
+        "The disk is full.",
+        "df -h",
+        permanent=False,
+        marker=r"No space left on device",
+    ),
+    Rule(
+        "port_taken",
+        "Another program took its port.",
+        "mlxq doctor",
+        permanent=True,
+        marker=r"\[Errno (?:98|48)\]|address already in use",
+    ),
+    Rule(
+        "damaged",
+        "The weights are cut short or damaged.",
+        REPAIR,
+        permanent=True,
+        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
+    ),
+    Rule(
+        "weights_missing",
+        "The weights are not in their folder.",
+        REPAIR,
+        permanent=True,
+        marker=r"No safetensors found|not found in local cache|Repo id must be in the form"
+        r"|appropriate snapshot folder",
+    ),
+    Rule(
+        "damaged",
+        "config.json of the model is missing or unreadable.",
+        REPAIR,
+        permanent=True,
+        marker=r"Cannot determine whether .* is a multimodal model",
+    ),
+    Rule(
+        "unsupported",
+        "The engine does not know models of type {0}.",
+        "mlxq models",
+        permanent=True,
+        marker=r"Model type (\S+) not supported",
+    ),
+    Rule(
+        "not_installed",
+        "The Python package {0} is missing.",
+        "uv tool install --force mlxq",
+        permanent=True,
+        marker=r"^ModuleNotFoundError: No module named '([^']+)'",
+    ),
+    Rule(
+        "bad_argument",
+        "The engine refused its command line: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"error: (.+?)\.?$",
+        codes=(2,),
+    ),
+    Rule(
+        "bad_argument",
+        "The engine refused its settings: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"^Error: (.+?)\.?$",
+        codes=(1,),
+    ),
+    Rule(
+        "not_installed",
+        "The program could not be started.",
+        "uv tool install --force mlxq",
+        permanent=True,
+        codes=(126, 127),
+    ),
+    Rule("killed", "It was killed by SIGKILL.", LOGS, permanent=False, codes=(SIGKILL,)),
+    Rule("aborted", "It aborted (SIGABRT).", LOGS, permanent=False, codes=(SIGABRT,)),
+    Rule("aborted", "It crashed (SIGSEGV).", LOGS, permanent=False, codes=(SIGSEGV,)),
+    Rule("terminated", "Somebody other than mlxq ended it (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
+    Rule("ended", "It ended by itself.", LOGS, permanent=False, codes=(0,)),
+)
+"""The first row that applies is the cause."""
+
+
+def explain(exit_code: int | None, log: str, service: str, *, memory_short: bool = False) -> Cause:
+    """Give the cause of an end that nobody asked for.
+
+    `exit_code`: 128 + N after signal N, None when unknown. `log`: what the process wrote last.
+    `memory_short`: whether the kernel killed for memory, or memory was critical, at that moment.
+    """
+    if memory_short and exit_code in {SIGKILL, None}:
+        return Cause(
+            OOM, "The system killed it to free memory.", "mlxq config set memory-budget-pct 30", permanent=False
+        )
+    for rule in TABLE:
+        if cause := rule.cause(exit_code, log, service):
+            return cause
+    code, told = (
+        ("unknown", "It ended, and nothing says why.")
+        if exit_code is None
+        else ("failed", f"It ended with exit code {exit_code}.")
+    )
+    return Cause(code, told, LOGS.format(service=service), permanent=False)

@@ -1,0 +1,44 @@
+"""When a service that ended is started again. Pure.
+
+At once, then after 1, 2, 4 … 60 s, so that a passing fault costs nothing and a lasting one little. What was ready for
+ten minutes starts over. More than five exits in ten minutes is flapping: out of the route, one try every five minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LONGEST_S = 60.0
+FORGET_S = 600.0
+FLAPPING_EXITS = 5
+FLAPPING_S = 300.0
+JITTER = 0.2
+"""Each pause is stretched or shrunk by up to a fifth, so that tiers that died together do not load together."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When to try again (unix seconds), and whether the service flaps."""
+
+    at: float
+    flapping: bool
+
+
+def remember(exits: Sequence[float], now: float, ready_s: float) -> list[float]:
+    """Add an exit. `ready_s`: how long the service was ready before it; long enough clears the earlier ones."""
+    kept = [] if ready_s >= FORGET_S else [at for at in exits if at <= now]
+    return [*kept[-(2 * FLAPPING_EXITS) :], now]
+
+
+def next_try(exits: Sequence[float], now: float, rand: float) -> Retry:
+    """Say when to start again. `exits` ends with this one; `rand` lies in [0, 1)."""
+    stretch = 1 - JITTER + 2 * JITTER * rand
+    if sum(now - at <= FORGET_S for at in exits) > FLAPPING_EXITS:
+        return Retry(now + FLAPPING_S * stretch, flapping=True)
+    return Retry(now + pause(len(exits)) * stretch, flapping=False)
+
+
+def pause(exits: int) -> float:
+    """Give the seconds before the next try, after this many exits in a row: 0, 1, 2, 4 … 60."""
+    return 0.0 if exits <= 1 else min(LONGEST_S, 2.0 ** min(exits - 2, 10))

@@ -1,0 +1,148 @@
+"""Ask a service how it is: short questions over loopback, each with a hard end.
+
+One connection a question, over a plain socket: the worker asks four services every two seconds, and an HTTP
+client costs it ten times the CPU. What the answers mean is decided in tasks/plan/health.py.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from state.errors import EngineFailed, GatewayFailed
+from tasks.plan.health import EngineStatus, read_choices, read_models, read_status
+
+HOST = "127.0.0.1"
+LARGEST_ANSWER = 4 * 2**20
+
+
+class Refused(EngineFailed):
+    """Nobody listens on the port."""
+
+
+class Silent(EngineFailed):
+    """The port takes connections and says nothing."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `body` is the JSON in it, or None."""
+
+    status: int
+    body: Any
+
+
+def listening(port: int, timeout_s: float = 1.0) -> bool:
+    """Tell whether somebody takes connections on the port."""
+    try:
+        with socket.create_connection((HOST, port), timeout_s):
+            return True
+    except OSError:
+        return False
+
+
+def models(port: int, key: str, timeout_s: float = 2.0) -> set[str]:
+    """Give the names of the models served. Raises Refused, Silent, EngineFailed."""
+    return read_models(_good(ask(port, "/v1/models", key, timeout_s)).body)
+
+
+def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
+    """Have one token made, as a caller would; give the seconds it took. Raises Refused, Silent, EngineFailed.
+
+    Default sampling on purpose: greedy answers do not warm up the kernels that real ones use.
+    """
+    began = time.monotonic()
+    wanted = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+    answer = _good(ask(port, "/v1/chat/completions", key, timeout_s, wanted))
+    if not read_choices(answer.body):
+        raise EngineFailed("It answered a request without a token.")
+    return time.monotonic() - began
+
+
+def status(port: int, key: str, timeout_s: float = 2.0) -> EngineStatus:
+    """Give what the engine says of itself. Raises Refused, Silent, EngineFailed."""
+    return read_status(_good(ask(port, "/v1/status", key, timeout_s)).body)
+
+
+def purge(port: int, key: str, timeout_s: float = 10.0) -> None:
+    """Have the engine drop its cache of old prompts. Raises Refused, Silent, EngineFailed."""
+    _good(ask(port, "/v1/cache/prefix", key, timeout_s, method="DELETE"))
+
+
+def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
+    """Tell whether the gateway takes requests. Raises GatewayFailed when it is there and does not answer."""
+    try:
+        return ask(port, "/health/liveliness", "", timeout_s).status == 200  # noqa: PLR2004 - HTTP
+    except Refused:
+        return False
+    except Silent as problem:
+        raise GatewayFailed(problem.message) from problem
+
+
+def _good(answer: Answer) -> Answer:
+    """Let a 200 pass. Raises EngineFailed for all else."""
+    if answer.status != 200:  # noqa: PLR2004 - HTTP
+        raise EngineFailed(f"It answered a request with HTTP {answer.status}.")
+    return answer
+
+
+def ask(port: int, path: str, key: str, timeout_s: float, wanted: Any = None, *, method: str | None = None) -> Answer:
+    """Send one request and read its answer, all within `timeout_s` seconds. Raises Refused, Silent.
+
+    HTTP/1.0, so that the server closes the connection and sends no chunks.
+    """
+    try:
+        return _read(_exchange(port, _request(method, path, key, wanted), time.monotonic() + timeout_s))
+    except ConnectionRefusedError as problem:
+        raise Refused(f"Nobody listens on port {port}.") from problem
+    except (OSError, ValueError) as problem:
+        raise Silent(f"Port {port} gave no whole answer within {timeout_s:g} s.") from problem
+
+
+def _request(method: str | None, path: str, key: str, wanted: Any) -> bytes:
+    """Spell a request."""
+    body = b"" if wanted is None else json.dumps(wanted).encode()
+    lines = [
+        f"{method or ('POST' if body else 'GET')} {path} HTTP/1.0",
+        f"Host: {HOST}",
+        *([f"Authorization: Bearer {key}"] if key else []),
+        *(["Content-Type: application/json", f"Content-Length: {len(body)}"] if body else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def _exchange(port: int, request: bytes, deadline: float) -> bytes:
+    """Send, and read until the other side closes; every wait gets only the time that is left."""
+    with socket.create_connection((HOST, port), _left(deadline)) as connection:
+        connection.sendall(request)
+        parts: list[bytes] = []
+        while sum(map(len, parts)) <= LARGEST_ANSWER:
+            connection.settimeout(_left(deadline))
+            part = connection.recv(65_536)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    raise ValueError("the answer has no end")
+
+
+def _left(deadline: float) -> float:
+    """Give the seconds left. Raises TimeoutError when there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _read(raw: bytes) -> Answer:
+    """Take an answer apart. Raises ValueError when it is none."""
+    head, end, body = raw.partition(b"\r\n\r\n")
+    if not end or not head.startswith(b"HTTP/1."):
+        raise ValueError("no whole HTTP answer")
+    code = int(head.split(None, 2)[1])
+    try:
+        return Answer(code, json.loads(body))
+    except ValueError:
+        return Answer(code, None)

@@ -1,0 +1,49 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.plan import restart
+
+NOW = 1_000_000.0
+
+
+def pauses(count: int) -> list[float]:
+    return [restart.pause(exits) for exits in range(1, count + 1)]
+
+
+def test_the_first_try_comes_at_once():
+    assert restart.next_try([NOW], NOW, 0.5) == restart.Retry(NOW, flapping=False)
+
+
+def test_pauses_double_up_to_a_minute():
+    assert pauses(10) == [0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_more_than_five_exits_in_ten_minutes_flap():
+    five = [NOW - 400, NOW - 300, NOW - 200, NOW - 100, NOW]
+
+    assert not restart.next_try(five, NOW, 0.5).flapping
+    assert restart.next_try([NOW - 500, *five], NOW, 0.5) == restart.Retry(NOW + 300, flapping=True)
+    assert not restart.next_try([NOW - 700, *five], NOW, 0.5).flapping
+
+
+def test_ten_good_minutes_clear_the_past():
+    assert restart.remember([NOW - 700, NOW - 650], NOW, ready_s=600) == [NOW]
+    assert restart.remember([NOW - 700, NOW - 650], NOW, ready_s=599) == [NOW - 700, NOW - 650, NOW]
+
+
+def test_exits_from_the_future_are_dropped():
+    """The clock was set back."""
+    assert restart.remember([NOW + 900], NOW, ready_s=0) == [NOW]
+
+
+@given(st.lists(st.floats(0, 5000), max_size=60), st.floats(0, 1, exclude_max=True))
+def test_a_try_always_comes_and_never_late(gaps: list[float], rand: float):
+    """Whatever the history: not in the past, and within six minutes."""
+    exits: list[float] = []
+    now = NOW
+    for gap in gaps:
+        now += gap
+        exits = restart.remember(exits, now, ready_s=0)
+        retry = restart.next_try(exits, now, rand)
+        assert now <= retry.at <= now + restart.FLAPPING_S * (1 + restart.JITTER)
+        assert len(exits) <= 2 * restart.FLAPPING_EXITS + 1

@@ -1,0 +1,160 @@
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from state import event, service
+from state.db import Database, open_database
+from state.errors import NotFound
+from state.paths import Home
+from state.service import DOWN, STEPS, Doing, Observed, Step
+
+IDENTITY = "boot/812/77"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(Home(tmp_path).make())
+    service.ensure(opened, "fast", "engine", 8001)
+    yield opened
+    opened.close()
+
+
+def bring_up(db: Database) -> int:
+    service.want(db, "fast", "up")
+    generation = service.intend(db, "fast", ["python"], "f1")
+    assert generation is not None
+    assert service.step(db, "fast", Step.SPAWNED, fence=generation, identity=IDENTITY)
+    assert service.step(db, "fast", Step.READIED, fence=generation)
+    return generation
+
+
+@pytest.mark.parametrize(("doing", "what"), itertools.product(Doing, Step))
+def test_only_the_tables_steps_are_taken(db: Database, doing: Doing, what: Step):
+    db.run("UPDATE services SET doing = ?", (doing,))
+    sources, target = STEPS[what]
+
+    took = service.step(db, "fast", what)
+
+    assert took == (doing in sources)
+    assert service.get(db, "fast").doing == (target if took else doing)
+    if not took:
+        with pytest.raises(ValueError, match=f"a {doing} service cannot be {what}"):
+            service.advance(doing, what)
+
+
+def test_every_state_can_be_reached_and_left():
+    reached = {Doing.STOPPED}
+    for _ in Doing:
+        reached |= {target for sources, target in STEPS.values() if sources & reached}
+
+    assert reached == set(Doing)
+    assert set().union(*(sources for sources, _ in STEPS.values())) == set(Doing)
+
+
+def test_every_word_has_its_sentence():
+    assert all(member.meaning for member in [*Doing, *Step])
+
+
+@pytest.mark.parametrize(
+    ("doing", "wanted", "seen"),
+    [
+        ("ready", "up", "healthy"),
+        ("stalled", "up", "degraded"),
+        ("draining", "up", "degraded"),
+        ("stopping", "down", "degraded"),
+        ("loading", "up", "down"),
+        ("stopped", "up", "down"),
+        ("stopped", "down", "stopped"),
+        ("backoff", "up", "crashed"),
+        ("flapping", "up", "crashed"),
+        ("failed", "up", "crashed"),
+    ],
+)
+def test_five_words_for_outsiders(doing: str, wanted: service.Wanted, seen: str):
+    assert service.observe(Doing(doing), wanted) == Observed(seen)
+
+
+def test_a_new_service_is_stopped_and_not_wanted(db: Database):
+    one = service.get(db, "fast")
+
+    assert (one.wanted, one.doing, one.observed, one.generation) == ("down", "stopped", "stopped", 0)
+
+
+def test_the_way_up(db: Database):
+    generation = bring_up(db)
+    one = service.get(db, "fast")
+
+    assert (generation, one.generation) == (1, 1)
+    assert (one.doing, one.observed, one.pid) == (Doing.READY, Observed.HEALTHY, 812)
+    assert [it.name for it in event.of_service(db, "fast")] == ["wanted_up", "intended", "spawned", "readied"]
+
+
+def test_a_service_that_is_up_is_not_started_twice(db: Database):
+    bring_up(db)
+
+    assert service.intend(db, "fast", ["python"], "f1") is None
+
+
+def test_a_start_that_was_never_finished_may_begin_again(db: Database):
+    """The worker died between intent and spawn."""
+    assert service.intend(db, "fast", ["python"], "f1") == 1
+    assert service.intend(db, "fast", ["python"], "f1") == 2
+
+
+def test_an_old_generation_changes_nothing(db: Database):
+    """A late callback about a process that was replaced long ago."""
+    bring_up(db)
+
+    assert not service.step(db, "fast", Step.DIED, fence=0)
+    assert service.get(db, "fast").doing == Doing.READY
+
+
+def test_a_new_start_forgets_the_last_ones_end(db: Database):
+    bring_up(db)
+    service.step(db, "fast", Step.DIED, exit_code=137, cause="It was killed.", exits=[5.0], restarts=1)
+    assert service.get(db, "fast").exits == [5.0]
+
+    service.intend(db, "fast", ["python"], "f2")
+    one = service.get(db, "fast")
+
+    assert (one.identity, one.exit_code, one.cause, one.fingerprint) == (None, None, None, "f2")
+    assert (one.exits, one.restarts) == ([5.0], 1)
+
+
+def test_a_persons_wish_gives_a_failed_service_its_tries_back(db: Database):
+    bring_up(db)
+    service.step(db, "fast", Step.GAVE_UP, exits=[1.0, 2.0], next_try_at=9.0)
+    service.want(db, "fast", "up")
+
+    assert service.get(db, "fast").exits == []
+    assert service.get(db, "fast").next_try_at is None
+
+
+def test_the_wish_outlives_the_connection(db: Database, tmp_path: Path):
+    service.want(db, "fast", "up")
+    again = open_database(Home(tmp_path))
+
+    assert service.get(again, "fast").wanted == "up"
+    again.close()
+
+
+def test_only_a_service_that_is_down_is_forgotten(db: Database):
+    bring_up(db)
+    assert not service.remove(db, "fast")
+
+    service.step(db, "fast", Step.STOPPED)
+    assert service.remove(db, "fast")
+    with pytest.raises(NotFound):
+        service.get(db, "fast")
+
+
+def test_a_new_port_is_taken_over(db: Database):
+    service.ensure(db, "fast", "engine", 9001)
+
+    assert service.get(db, "fast").port == 9001
+
+
+def test_down_means_no_process():
+    assert frozenset({"stopped", "backoff", "flapping", "failed"}) == DOWN

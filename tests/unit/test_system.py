@@ -1,0 +1,49 @@
+import os
+
+import pytest
+
+from tasks.world import process, system
+from tasks.world.system import Pressure, Wakes
+
+
+def test_memory_adds_up():
+    seen = system.memory()
+
+    assert 0 < seen.available <= seen.total
+
+
+@pytest.mark.parametrize(("available", "level"), [(4, "critical"), (6, "warn"), (50, "normal")])
+def test_pressure_follows_what_is_left(available: int, level: str):
+    assert system.by_share(available, 100) == level
+
+
+@pytest.mark.parametrize(("said", "level"), [("1\n", "normal"), ("2\n", "warn"), ("4\n", "critical"), ("", "normal")])
+def test_pressure_of_a_mac_is_read(said: str, level: str):
+    assert system.parse_pressure(said) == Pressure(level)
+
+
+def test_a_service_weighs_what_its_processes_weigh():
+    me = process.identify(os.getpid())
+    assert me is not None
+
+    assert system.resident(me) > 5 * 2**20
+    assert system.resident(process.Identity(me.pid, "1", me.boot)) == 0
+
+
+def test_oom_kills_are_counted():
+    assert system.oom_kills() >= 0
+
+
+def test_a_sleep_between_two_looks_is_noticed():
+    wakes = Wakes()
+    slept = system.asleep_s()
+
+    assert not wakes.look(slept + 0.5, now=10.0)
+    assert wakes.woke_at is None
+    assert wakes.look(slept + 3600, now=20.0)
+    assert wakes.woke_at == 20.0
+    assert not wakes.look(slept + 3600, now=30.0)
+
+
+def test_idle_sleep_is_held_off_while_the_worker_lives():
+    assert system.stay_awake_argv(812) == ["/usr/bin/caffeinate", "-i", "-w", "812"]
