@@ -1,0 +1,110 @@
+"""Fit the constants of catalog/speed.json on data/speeds.csv; run it after rows were added.
+
+Least squares of the log of predicted over measured, with a soft L1 loss so that odd rows pull little, and a
+light pull of every constant to a plausible start: a constant that the rows say nothing about (a chip left
+out) stays where it was. Needs scipy, which the engine brings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+
+import numpy as np
+from predict import DATA, KINDS, Row, read, usable, work
+from scipy.optimize import least_squares
+
+import catalog.speed
+from catalog.speed import Work
+
+START: Mapping[str, Mapping[str, float]] = {
+    "decode": {
+        "token ms": 0.5,
+        "token ms (llama.cpp)": 1,
+        "layer ms": 0.03,
+        "layer ms (llama.cpp)": 0.03,
+        "served ms": 0.5,
+        "gemma layer": 1.2,
+        "recurrent layer": 1.3,
+        "moe layer": 1.5,
+        "two dies launch": 1.2,
+        "bandwidth share": 0.85,
+        "bandwidth share (llama.cpp)": 0.85,
+        "two dies bandwidth (llama.cpp)": 0.9,
+        "moe weights": 1.1,
+        "cache": 1.5,
+        "cache (llama.cpp)": 1.5,
+        "soft cap": 3,
+        "latent cache": 4,
+        "compute": 4,
+        "compute (llama.cpp)": 4,
+    },
+    "prompt": {
+        "prompt share": 0.4,
+        "prompt share (llama.cpp)": 0.35,
+        "prompt moe": 0.7,
+        "prompt recurrent": 0.8,
+        "prompt generation": 1.1,
+        "prompt accelerated": 1,
+        "prompt accelerated (llama.cpp)": 0.6,
+        "prompt served": 0.8,
+        "prompt attention": 3,
+        "prompt latent": 4,
+        "prompt chunk ms": 30,
+        "prompt chunk ms (llama.cpp)": 5,
+    },
+}
+PULL = 0.15
+"""Weight of the pull to the start, beside one for each row."""
+SOFT = {"decode": 0.08, "prompt": 0.12}
+"""Log error from which a row counts linearly: about what two runs of the same thing differ by."""
+BAND = (0.05, 0.95)
+
+
+def stacked(rows: Iterable[Row]) -> Work:
+    """Give the work of many rows at once, an array a field."""
+    some = [work(row) for row in rows]
+    return Work(
+        **{one.name: np.array([getattr(row, one.name) for row in some], float) for one in fields(Work)}
+    )
+
+
+def fit(rows: list[Row], kind: str) -> dict[str, float]:
+    """Give the constants that suit these rows best."""
+    column, seconds = KINDS[kind]
+    names, start = list(START[kind]), np.log(list(START[kind].values()))
+    together, measured = stacked(rows), np.array([float(row[column]) for row in rows])
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        fitted = dict(zip(names, np.exp(logs), strict=True))
+        return np.concatenate([np.log(seconds(fitted, together) * measured), PULL * (logs - start)])
+
+    best = least_squares(residuals, start, loss="soft_l1", f_scale=SOFT[kind], max_nfev=300)
+    return dict(zip(names, (float(f"{one:.4g}") for one in np.exp(best.x)), strict=True))
+
+
+def band(rows: list[Row], kind: str) -> list[float]:
+    """Give the quantiles of measured over predicted, each chip predicted without itself."""
+    column, seconds = KINDS[kind]
+    ratios: list[float] = []
+    for chip in sorted({row["chip"] for row in rows}):
+        fitted = fit([row for row in rows if row["chip"] != chip], kind)
+        ratios += [float(row[column]) * seconds(fitted, work(row)) for row in rows if row["chip"] == chip]
+    return [round(float(np.quantile(ratios, edge)), 2) for edge in BAND]
+
+
+def main() -> None:
+    """Write the fitted constants; the rough figures for CPU and CUDA stay as they are."""
+    path = DATA.parent.parent / "catalog" / "speed.json"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    rows = read(DATA / "speeds.csv")
+    for kind in KINDS:
+        told[kind] = fit(usable(rows, kind), kind)
+    told["band"]["metal"] = band(usable(rows, "decode"), "decode")
+    path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    catalog.speed.constants.cache_clear()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The table of chips: which bin of which chip this is, and what it can do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+GIB = 1 << 30
+_SIZES = ("Ultra", "Max", "Pro", "")
+_OLDEST = "M1"
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One variant of a chip: bandwidth in GB/s, fp16 TFLOPS, the memory sizes sold in GiB."""
+
+    chip: str
+    gpu: int
+    cpu: int
+    bandwidth: float
+    fp16: float
+    memory: tuple[int, ...]
+    accelerated: bool
+    guess: str = ""
+    """Why these figures are only a cautious guess; empty when the chip is known."""
+
+
+@cache
+def table() -> dict[str, Any]:
+    """Read chips.yaml as it is."""
+    with (Path(__file__).parent / "chips.yaml").open(encoding="utf-8") as file:
+        return cast("dict[str, Any]", yaml.load(file, Loader=yaml.CSafeLoader))
+
+
+@cache
+def bins() -> dict[str, tuple[Bin, ...]]:
+    """Give every Apple chip with its bins, oldest chip first."""
+    return {
+        chip: tuple(_bin(chip, entry, row) for row in entry["bins"])
+        for chip, entry in table()["apple"].items()
+    }
+
+
+def _bin(chip: str, entry: dict[str, Any], row: dict[str, Any]) -> Bin:
+    accelerated = bool(entry.get("neural_accelerators"))
+    return Bin(chip, row["gpu"], row["cpu"], row["bandwidth"], row["fp16"], tuple(row["memory"]), accelerated)
+
+
+def chip_name(brand: str) -> str:
+    """Turn machdep.cpu.brand_string into the name used here: "Apple M2 Pro (Virtual)" is "M2 Pro"."""
+    return re.sub(r"\s*\(.*?\)", "", brand).removeprefix("Apple").strip()
+
+
+def identify(brand: str, gpu_cores: int = 0, cpu_cores: int = 0, memory_bytes: int = 0) -> Bin:
+    """Say which bin of which Apple chip this is; 0 stands for not known.
+
+    Cores of the GPU tell most bins apart, then cores of the CPU, then memory (the M5 Max and the M6 bins
+    differ in nothing else). Among bins that still agree the slowest is taken. A chip that is not in the table
+    gets the slowest bin of its size in the newest generation, marked as a guess.
+    """
+    name = chip_name(brand)
+    found = bins().get(name)
+    if found is None:
+        return _stranger(name)
+    size = round(memory_bytes / GIB)
+    left = list(found)
+    for agrees in (_has_gpu(gpu_cores), _has_cpu(cpu_cores), _has_memory(size)):
+        left = [one for one in left if agrees(one)] or left
+    return _slowest(left)
+
+
+def _has_gpu(cores: int) -> Callable[[Bin], bool]:
+    return lambda one: one.gpu == cores
+
+
+def _has_cpu(cores: int) -> Callable[[Bin], bool]:
+    return lambda one: one.cpu == cores
+
+
+def _has_memory(size: int) -> Callable[[Bin], bool]:
+    return lambda one: size in one.memory
+
+
+def _slowest(some: list[Bin]) -> Bin:
+    return min(some, key=lambda one: (one.bandwidth, one.fp16))
+
+
+def _stranger(name: str) -> Bin:
+    """Give cautious figures for an Apple chip this table does not know."""
+    nearest = _OLDEST
+    if re.match(r"M\d+( |$)", name):
+        size = next(size for size in _SIZES if name.endswith(size))
+        nearest = [known for known in bins() if known.partition(" ")[2] == size][-1]
+    like = _slowest(list(bins()[nearest]))
+    guess = (
+        f"{name or 'This chip'} is not in the table of chips; the figures are those of the slowest {nearest}."
+    )
+    return Bin(name, like.gpu, like.cpu, like.bandwidth, like.fp16, like.memory, like.accelerated, guess)
+
+
+def nvidia(name: str) -> tuple[float, float] | None:
+    """Give bandwidth (GB/s) and dense fp16 TFLOPS of an NVIDIA card by nvidia-smi's name, or None."""
+    for part, row in table()["nvidia"].items():
+        if part.lower() in name.lower():
+            return float(row["bandwidth"]), float(row["fp16"])
+    return None

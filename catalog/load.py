@@ -1,0 +1,112 @@
+"""The models: read from YAML, laid over with the person's own, and found by any of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from catalog.model import Attention, Model, Quant
+from catalog.schema import BadModelFile, parse
+
+SHIPPED = Path(__file__).parent / "models"
+
+
+class UnknownModel(LookupError):
+    """No model has this name. Attributes: name, nearest (names, best first)."""
+
+    def __init__(self, name: str, nearest: tuple[str, ...]) -> None:
+        """Take the name asked for and the nearest ones."""
+        self.name, self.nearest = name, nearest
+        near = f" The nearest are: {', '.join(nearest)}." if nearest else ""
+        super().__init__(f"No model is called {name}.{near}")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A model found by a name, the quant when the name was a conversion's repo, and a note for the person."""
+
+    model: Model
+    quant: str | None = None
+    note: str | None = None
+
+
+def entries(overlay: Path | None = None) -> dict[str, Model]:
+    """Give every model by id; files in `overlay` (MLXQ_HOME/catalog) add to the shipped ones or replace them.
+
+    Raises schema.BadModelFile, with file, line, field and the allowed values.
+    """
+    if overlay is None or not overlay.is_dir():
+        return dict(_shipped())
+    return dict(_shipped()) | _folder(overlay)
+
+
+@cache
+def _shipped() -> dict[str, Model]:
+    return _folder(SHIPPED)
+
+
+def _folder(folder: Path) -> dict[str, Model]:
+    found = (read(path) for path in sorted(folder.glob("*.y*ml")))
+    return {model.id: model for model in found}
+
+
+def read(path: Path) -> Model:
+    """Read one model file. Raises schema.BadModelFile."""
+    try:
+        row = parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadModelFile(str(path), 1, "", f"cannot be read: {problem}", "") from problem
+    if row["id"] != path.stem:
+        raise BadModelFile(str(path), 1, "id", f"{row['id']!r} is not the file's name", path.stem)
+    return model(row)
+
+
+def model(row: Mapping[str, Any]) -> Model:
+    """Make a model of a checked row."""
+    plain = {key: value for key, value in row.items() if key not in {"attention", "quants"}}
+    plain["name"] = row.get("name", row["id"])
+    plain["active_params_b"] = row.get("active_params_b", row["total_params_b"])
+    for key in ("tags", "aliases"):
+        plain[key] = tuple(row.get(key, ()))
+    quants = {name: _quant(name, told) for name, told in row["quants"].items()}
+    return Model(attention=Attention(**row["attention"]), quants=quants, **plain)
+
+
+def _quant(name: str, told: Mapping[str, Any]) -> Quant:
+    plain: dict[str, Any] = dict(told) | {"seen_in": tuple(told.get("seen_in", ()))}
+    return Quant(name=name, **plain)
+
+
+def resolve(name: str, known: Mapping[str, Model]) -> Match:
+    """Find a model by id, alias, repo, or a name mlx-stack invented (then with a note).
+
+    Raises UnknownModel, which holds the nearest names.
+    """
+    wanted = name.strip().lower().removeprefix("hub:").removeprefix("https://huggingface.co/")
+    names = dict(_names(known))
+    if wanted in names:
+        return names[wanted]
+    import difflib
+
+    raise UnknownModel(name, tuple(difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)))
+
+
+def find(name: str, known: Mapping[str, Model]) -> Model:
+    """Give the model of a name; see `resolve`, which also gives the quant and the note."""
+    return resolve(name, known).model
+
+
+def _names(known: Mapping[str, Model]) -> Iterator[tuple[str, Match]]:
+    """Give every name by which a model can be asked for; later ones win, so ids come last."""
+    for one in known.values():
+        for wrong, why in one.stands_for.items():
+            yield wrong.lower(), Match(one, note=f"{wrong} is not a real model: {why}. Using {one.id}.")
+        for alias in (*one.aliases, one.name, one.repo):
+            yield alias.lower(), Match(one)
+        for quant in one.quants.values():
+            yield quant.source.removeprefix("hub:").lower(), Match(one, quant.name)
+    for one in known.values():
+        yield one.id.lower(), Match(one)

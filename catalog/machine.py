@@ -1,0 +1,56 @@
+"""The machine that serves: what the catalog needs to know of it, as one row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Backend = Literal["metal", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine. Bytes are bytes; bandwidth is GB/s (1e9 bytes), fp16 TFLOPS."""
+
+    chip: str
+    """"M4 Max" on a Mac; the processor's or the card's own name elsewhere."""
+    backend: Backend
+    os: str
+    """"macOS 26.2", "Linux 6.8"."""
+    memory_bytes: int
+    """All memory; on CUDA that of the card."""
+    usable_bytes: int
+    """What Metal or the operating system lets the engines use."""
+    bandwidth_gbps: float
+    bandwidth_source: str
+    """Where the figure is from: "table", "measured", or a sentence that says it is a guess."""
+    fp16_tflops: float
+    gpu_cores: int = 0
+    cpu_cores: int = 0
+    model_identifier: str = ""
+    """hw.model on a Mac, such as Mac16,5."""
+    usable_source: str = ""
+    """"Metal", "wired limit", "MemTotal", or a sentence that says it is an estimate."""
+    wired_limit_bytes: int = 0
+    """iogpu.wired_limit_mb as set by the person; 0 is macOS's default."""
+    swap_total_bytes: int = 0
+    swap_used_bytes: int = 0
+    power: str = "unknown"
+    """"mains", "battery" or "unknown"."""
+    virtual: bool = False
+    note: str = ""
+    """What a person should know of these figures; empty when all were found."""
+
+    def as_row(self) -> dict[str, Any]:
+        """Give the machine as a JSON-able dict."""
+        return asdict(self)
+
+
+def from_row(row: Mapping[str, Any]) -> Machine:
+    """Read back what `as_row` gave; keys of another version of mlxq are passed over.
+
+    Raises TypeError when a field without a default is missing.
+    """
+    known = {field.name for field in fields(Machine)}
+    return Machine(**{key: value for key, value in row.items() if key in known})

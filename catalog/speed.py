@@ -1,0 +1,259 @@
+"""How fast a model answers on a machine: tokens a second, with a range and what it rests on.
+
+One token of an answer costs the time to launch its layers, to stream the active weights and the cache from
+memory, and to compute; one token of a prompt costs arithmetic, attention over what came before, and its
+share of launching a chunk. The constants are fitted by benchmarks/fit.py on benchmarks/data/speeds.csv and
+kept in speed.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from catalog.chips import identify
+from catalog.fit import CHUNK_TEXT, cache_bytes
+from catalog.load import entries
+from catalog.machine import Machine
+from catalog.model import Model
+
+Constants = Mapping[str, float]
+ACCELERATED_SINCE = 5
+"""Apple's GPUs have matrix units ("neural accelerators") from the M5 on."""
+REFERENCE_GENERATION = 4
+REFERENCE_LAYERS = 32
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the formulas need to know of one measurement; a number each, or an array each when fitting.
+
+    Sizes in 1e9 bytes, parameters in billions, bandwidth in GB/s, tflops in fp16 TFLOPS. Flags are 0 or 1.
+    """
+
+    bandwidth: Any
+    tflops: Any
+    weights: Any
+    """Active weights a token streams."""
+    kv: Any
+    """Cache at this context."""
+    active: Any
+    layers: Any
+    hidden: Any
+    full_layers: Any
+    computed: Any
+    """Share of the layers that a prompt passes; below 1 where later layers reuse earlier caches."""
+    tokens: Any
+    """Tokens of the prompt."""
+    generations_back: Any
+    """How many generations before the M4; 0 from then on."""
+    moe: Any
+    recurrent: Any
+    latent: Any
+    gemma: Any
+    """Gemma's layers have twice the norms of others."""
+    softcap: Any
+    """Gemma 2's attention with a soft cap runs unfused."""
+    two_dies: Any
+    accelerated: Any
+    served: Any
+    """Measured through a batching server rather than a bare loop."""
+    llama: Any
+    """Measured with llama.cpp or Ollama's use of it, which only the fit needs."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One benchmark saved on this machine; tokens a second, prompt 0 when not measured."""
+
+    model: str
+    quant: str
+    context: int
+    decode: float
+    prompt: float = 0.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens a second; `low` to `high` holds nine of ten measured decode speeds."""
+
+    decode: float
+    prompt: float
+    low: float
+    high: float
+    basis: str
+    """"measured here", "calibrated here", "predicted", or "rough guess" where nothing was fitted."""
+
+
+@cache
+def constants() -> dict[str, Any]:
+    """Read the fitted constants, the bands and the rough figures for CPU and CUDA."""
+    with (Path(__file__).parent / "speed.json").open(encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _by_engine(c: Constants, name: str, work: Work) -> Any:
+    return c[name] + (c[f"{name} (llama.cpp)"] - c[name]) * work.llama
+
+
+def decode_seconds(c: Constants, work: Work) -> Any:
+    """Give the seconds one token of an answer takes."""
+    layers = work.layers * c["gemma layer"] ** work.gemma * c["recurrent layer"] ** work.recurrent
+    launch = (
+        _by_engine(c, "token ms", work)
+        + layers * _by_engine(c, "layer ms", work) * c["moe layer"] ** work.moe
+    )
+    launch = (launch + c["served ms"] * work.served) * c["two dies launch"] ** work.two_dies
+    bandwidth = work.bandwidth * c["two dies bandwidth (llama.cpp)"] ** (work.two_dies * work.llama)
+    weights = (
+        work.weights * c["moe weights"] ** work.moe / (bandwidth * _by_engine(c, "bandwidth share", work))
+    )
+    attend = _by_engine(c, "cache", work) * c["soft cap"] ** work.softcap * c["latent cache"] ** work.latent
+    compute = _by_engine(c, "compute", work) * work.active / (work.tflops * 1000)
+    return launch / 1000 + weights + attend * work.kv / bandwidth + compute
+
+
+def prompt_seconds(c: Constants, work: Work) -> Any:
+    """Give the seconds one token of a prompt of `work.tokens` tokens takes."""
+    share = (
+        _by_engine(c, "prompt share", work)
+        * c["prompt moe"] ** work.moe
+        * c["prompt recurrent"] ** work.recurrent
+    )
+    share = share * c["prompt generation"] ** (-work.generations_back * (1 - work.llama))
+    share = (
+        share
+        * _by_engine(c, "prompt accelerated", work) ** work.accelerated
+        * c["prompt served"] ** work.served
+    )
+    arithmetic = 2 * work.active * work.computed / (work.tflops * 1000 * share)
+    earlier = 2 * work.tokens * work.hidden * work.full_layers / (work.tflops * 1e12)
+    attention = c["prompt attention"] * c["prompt latent"] ** work.latent * earlier
+    chunks = -(-work.tokens // CHUNK_TEXT)
+    launch = (
+        _by_engine(c, "prompt chunk ms", work) / 1000 * work.layers / REFERENCE_LAYERS * chunks / work.tokens
+    )
+    return arithmetic + attention + launch
+
+
+def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
+    generation = _generation(machine.chip)
+    told = model.attention
+    own = told.full + told.sliding + told.recurrent
+    return Work(
+        bandwidth=machine.bandwidth_gbps,
+        tflops=machine.fp16_tflops,
+        weights=model.quants[quant].bytes / 1e9 * model.active_params_b / model.total_params_b,
+        kv=cache_bytes(model, context) / 1e9,
+        active=model.active_params_b,
+        layers=model.layers,
+        hidden=model.hidden_size,
+        full_layers=told.full,
+        computed=own / model.layers if model.architecture == "transformer-ple" else 1,
+        tokens=max(context, 1),
+        generations_back=max(0, REFERENCE_GENERATION - generation),
+        moe=int(model.moe),
+        recurrent=int(told.recurrent > 0),
+        latent=int(told.latent > 0),
+        gemma=int(model.family.startswith("Gemma")),
+        softcap=0,
+        two_dies=int("Ultra" in machine.chip),
+        accelerated=int(identify(machine.chip).accelerated),
+        served=1,
+        llama=0,
+    )
+
+
+def _generation(chip: str) -> int:
+    """Read 3 out of "M3 Max"; a chip that is no Apple M counts as the reference."""
+    digits = chip.partition(" ")[0].removeprefix("M")
+    return int(digits) if chip.startswith("M") and digits.isdigit() else REFERENCE_GENERATION
+
+
+def _raw(machine: Machine, model: Model, quant: str, context: int) -> tuple[float, float]:
+    """Give decode and prompt speed as predicted, tokens a second."""
+    if machine.backend == "cpu":
+        rough = constants()["cpu"]
+        return rough["decode params/s"] / 1e9 / model.active_params_b, rough[
+            "prompt params/s"
+        ] / 1e9 / model.active_params_b
+    if machine.backend == "cuda":
+        rough = constants()["cuda"]
+        work = _work(machine, model, quant, context)
+        step = rough["token ms"] / 1000 + (work.weights + work.kv) / (
+            work.bandwidth * rough["bandwidth share"]
+        )
+        return 1 / step, work.tflops * 1000 * rough["prompt share"] / (2 * work.active)
+    work = _work(machine, model, quant, context)
+    return 1 / decode_seconds(constants()["decode"], work), 1 / prompt_seconds(constants()["prompt"], work)
+
+
+def predict(
+    machine: Machine,
+    model: Model,
+    quant: str,
+    context: int,
+    measured: Sequence[Measured] = (),
+    *,
+    known: Mapping[str, Model] | None = None,
+) -> Speed:
+    """Say how fast `model` answers on `machine` once a prompt of `context` tokens was read.
+
+    `measured` are benchmarks of this machine. One of this very model and quant gives the figure itself;
+    those of other models (looked up in `known`, else among the shipped ones) shift the prediction by their
+    mean ratio k, shrunk to k^(n/(n+1)) for n of them. Raises KeyError when the model has no such quant.
+    """
+    decode, prompt = _raw(machine, model, quant, context)
+    same = [one for one in measured if (one.model, one.quant) == (model.id, quant)]
+    if same:
+        return _from_here(machine, model, quant, (decode, prompt), same)
+    ratios = _ratios(machine, measured, known or entries()) if measured else []
+    if ratios:
+        decode, prompt = (
+            decode * _shrunk([d for d, _ in ratios]),
+            prompt * _shrunk([p for _, p in ratios if p]),
+        )
+    bands = constants()["band"]
+    low, high = bands["metal" if machine.backend == "metal" else "rough"]
+    tighter = 1 / math.sqrt(1 + len(ratios))
+    basis = "calibrated here" if ratios else "predicted" if machine.backend == "metal" else "rough guess"
+    return Speed(decode, prompt, decode * low**tighter, decode * high**tighter, basis)
+
+
+def _from_here(
+    machine: Machine, model: Model, quant: str, raw: tuple[float, float], same: Sequence[Measured]
+) -> Speed:
+    """Carry a benchmark of this very model over to another context, by the ratio of the predictions."""
+    ratios = [_ratio(machine, model, quant, one) for one in same]
+    decode = raw[0] * _mean([d for d, _ in ratios])
+    prompt = raw[1] * (_mean([p for _, p in ratios if p]))
+    low, high = constants()["band"]["measured"]
+    return Speed(decode, prompt, decode * low, decode * high, "measured here")
+
+
+def _ratio(machine: Machine, model: Model, quant: str, one: Measured) -> tuple[float, float]:
+    """Give measured over predicted, for decode and for prompt (0 when that was not measured)."""
+    decode, prompt = _raw(machine, model, quant, one.context)
+    return one.decode / decode, one.prompt / prompt
+
+
+def _ratios(
+    machine: Machine, measured: Sequence[Measured], known: Mapping[str, Model]
+) -> list[tuple[float, float]]:
+    comparable = [one for one in measured if one.model in known and one.quant in known[one.model].quants]
+    return [_ratio(machine, known[one.model], one.quant, one) for one in comparable]
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """Give the geometric mean; 1 of none."""
+    return math.exp(sum(math.log(one) for one in ratios) / len(ratios)) if ratios else 1.0
+
+
+def _shrunk(ratios: Sequence[float]) -> float:
+    """Draw the mean ratio of n benchmarks towards 1: k^(n/(n+1))."""
+    return _mean(ratios) ** (len(ratios) / (len(ratios) + 1))
