@@ -65,9 +65,7 @@ BAND = (0.05, 0.95)
 def stacked(rows: Iterable[Row]) -> Work:
     """Give the work of many rows at once, an array a field."""
     some = [work(row) for row in rows]
-    return Work(
-        **{one.name: np.array([getattr(row, one.name) for row in some], float) for one in fields(Work)}
-    )
+    return Work(**{one.name: np.array([getattr(row, one.name) for row in some], float) for one in fields(Work)})
 
 
 def fit(rows: list[Row], kind: str) -> dict[str, float]:

@@ -131,9 +131,7 @@ def summary(found: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Print the errors of one file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", type=Path, default=DATA / "speeds.csv", help="a CSV file with the columns of speeds.csv"
     )

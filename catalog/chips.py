@@ -41,10 +41,7 @@ def table() -> dict[str, Any]:
 @cache
 def bins() -> dict[str, tuple[Bin, ...]]:
     """Give every Apple chip with its bins, oldest chip first."""
-    return {
-        chip: tuple(_bin(chip, entry, row) for row in entry["bins"])
-        for chip, entry in table()["apple"].items()
-    }
+    return {chip: tuple(_bin(chip, entry, row) for row in entry["bins"]) for chip, entry in table()["apple"].items()}
 
 
 def _bin(chip: str, entry: dict[str, Any], row: dict[str, Any]) -> Bin:
@@ -98,9 +95,7 @@ def _stranger(name: str) -> Bin:
         size = next(size for size in _SIZES if name.endswith(size))
         nearest = [known for known in bins() if known.partition(" ")[2] == size][-1]
     like = _slowest(list(bins()[nearest]))
-    guess = (
-        f"{name or 'This chip'} is not in the table of chips; the figures are those of the slowest {nearest}."
-    )
+    guess = f"{name or 'This chip'} is not in the table of chips; the figures are those of the slowest {nearest}."
     return Bin(name, like.gpu, like.cpu, like.bandwidth, like.fp16, like.memory, like.accelerated, guess)
 
 

@@ -45,9 +45,7 @@ class Memory:
         return self.weights + self.kv + self.prefill + self.overhead
 
 
-def memory(
-    model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int | None = None
-) -> Memory:
+def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int | None = None) -> Memory:
     """Say what one engine needs, in bytes, with `concurrency` requests of `context` tokens each.
 
     `prefill_step` is the size of a chunk of prompt in tokens; None is what the engine takes by itself.

@@ -109,9 +109,7 @@ COUNT = Rule(_is_count, "a whole number, 0 or more")
 SIZE = Rule(lambda value: _is_count(value) and value > 0, "a whole number above 0")
 NUMBER = Rule(_is_positive, "a number above 0")
 FLAG = Rule(lambda value: isinstance(value, bool), "true, false")
-SECTION = Rule(
-    lambda value: isinstance(value, dict) and bool(cast("dict[Any, Any]", value)), "fields below it"
-)
+SECTION = Rule(lambda value: isinstance(value, dict) and bool(cast("dict[Any, Any]", value)), "fields below it")
 
 MODEL = {
     "id": _must(Rule(_matches(_ID), "lower case letters, digits, dots and dashes")),

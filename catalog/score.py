@@ -69,16 +69,12 @@ INTENTS: Mapping[str, Mapping[str, Wish]] = {
     "balanced": {
         STANDARD: Wish((8 * _K, 16 * _K, 32 * _K, 64 * _K), 12, 80, (1, 4), 1.0, 1.0, 3.0, 12, 40, 1.5, 600),
         FAST: Wish((4 * _K, 8 * _K, 16 * _K, 32 * _K), 12, 80, (1, 4), 0.5, 0.5, 6.0, 30, 240, 1.0, 600),
-        LONGCTX: Wish(
-            (16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 2), 0.5, 0.5, 2.0, 8, 60, 3.0, 1200
-        ),
+        LONGCTX: Wish((16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 2), 0.5, 0.5, 2.0, 8, 60, 3.0, 1200),
     },
     "agent-fleet": {
         STANDARD: Wish((16 * _K, 32 * _K, 64 * _K), 15, 150, (2, 6), 1.0, 1.0, 6.0, 15, 80, 3.0, 600),
         FAST: Wish((8 * _K, 16 * _K, 32 * _K), 15, 150, (2, 8), 0.7, 0.5, 6.0, 30, 240, 1.5, 600),
-        LONGCTX: Wish(
-            (16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 4), 0.5, 0.5, 3.0, 8, 80, 3.0, 1200
-        ),
+        LONGCTX: Wish((16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 4), 0.5, 0.5, 3.0, 8, 80, 3.0, 1200),
     },
 }
 """balanced: quality first, with about the speeds that Rapid-MLX demands of a model it recommends (10
@@ -192,9 +188,7 @@ def recommend(
         wishes = {tier: _cramped(wish) for tier, wish in wishes.items()}
         offers, chosen = _choose(rated, wishes, limit)
     picks = _grow([_pick(offer, wishes[offer.tier]) for offer in chosen], known, wishes, limit)
-    told = tuple(
-        _reasoned(pick, offer, chosen, offers, limit) for pick, offer in zip(picks, chosen, strict=True)
-    )
+    told = tuple(_reasoned(pick, offer, chosen, offers, limit) for pick, offer in zip(picks, chosen, strict=True))
     return Recommendation(told, intent, limit, _explain(told, offers, intent, limit))
 
 
@@ -206,9 +200,7 @@ def builtin(machine: Machine, known: Mapping[str, Model]) -> Recommendation:
     limit = budget(machine)
     contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: known[BUILTIN].context}
     picks = tuple(_builtin_pick(machine, known[BUILTIN], tier, context) for tier, context in contexts.items())
-    made = Recommendation(
-        picks, "built-in", limit, "No Hub is in reach: every tier serves the built-in model."
-    )
+    made = Recommendation(picks, "built-in", limit, "No Hub is in reach: every tier serves the built-in model.")
     if made.total > limit:
         raise TooSmall(made.total, limit)
     return made
@@ -264,9 +256,7 @@ def _newest(known: Mapping[str, Model]) -> Iterable[Model]:
 
 def _cramped(wish: Wish) -> Wish:
     """Give what a tier can do with when memory is short: less context, one request at a time."""
-    return replace(
-        wish, contexts=(wish.contexts[0] // 2, *wish.contexts), concurrency=(1, wish.concurrency[1])
-    )
+    return replace(wish, contexts=(wish.contexts[0] // 2, *wish.contexts), concurrency=(1, wish.concurrency[1]))
 
 
 def _choose(
@@ -356,15 +346,11 @@ def _best(offers: Mapping[str, list[Offer]], limit: int) -> list[Offer]:
     raise TooSmall(sum(offer.bytes for offer in smallest), limit)
 
 
-def _search(
-    tiers: list[list[Offer]], limit: int, ratio: float, value: Callable[[Offer], float]
-) -> list[Offer]:
+def _search(tiers: list[list[Offer]], limit: int, ratio: float, value: Callable[[Offer], float]) -> list[Offer]:
     """Find the best combination by branch and bound; an empty list when none fits."""
     ordered = [sorted(some, key=value, reverse=True) for some in tiers]
     hope = [sum(value(some[0]) for some in ordered[at:]) for at in range(len(ordered) + 1)]
-    least = [
-        sum(min(offer.bytes for offer in some) for some in ordered[at:]) for at in range(len(ordered) + 1)
-    ]
+    least = [sum(min(offer.bytes for offer in some) for some in ordered[at:]) for at in range(len(ordered) + 1)]
     best: list[Offer] = []
     most = -math.inf
 
@@ -389,11 +375,7 @@ def _agree(taken: Sequence[Offer], offer: Offer, ratio: float) -> bool:
         if one.model.id == offer.model.id:
             return False
         pair = {one.tier: one, offer.tier: offer}
-        if (
-            STANDARD in pair
-            and FAST in pair
-            and pair[FAST].speed.decode < ratio * pair[STANDARD].speed.decode
-        ):
+        if STANDARD in pair and FAST in pair and pair[FAST].speed.decode < ratio * pair[STANDARD].speed.decode:
             return False
     return True
 
@@ -407,9 +389,7 @@ def _pick(offer: Offer, wish: Wish) -> Pick:
     )  # fmt: skip
 
 
-def _grow(
-    picks: list[Pick], known: Mapping[str, Model], wishes: Mapping[str, Wish], limit: int
-) -> list[Pick]:
+def _grow(picks: list[Pick], known: Mapping[str, Model], wishes: Mapping[str, Wish], limit: int) -> list[Pick]:
     """Spend what is left, a step a tier and turn, until nothing more fits or nothing more is of use."""
     grown = list(picks)
     progress = True
@@ -444,9 +424,7 @@ def _resized(pick: Pick, model: Model, context: int, concurrency: int) -> Pick:
     return replace(pick, context=context, concurrency=concurrency, memory=need)
 
 
-def _reasoned(
-    pick: Pick, offer: Offer, chosen: Sequence[Offer], offers: Mapping[str, list[Offer]], limit: int
-) -> Pick:
+def _reasoned(pick: Pick, offer: Offer, chosen: Sequence[Offer], offers: Mapping[str, list[Offer]], limit: int) -> Pick:
     """Add the reasons and the runner-up to a pick."""
     others = [one for one in chosen if one is not offer]
     room = limit - sum(one.bytes for one in others)
@@ -455,9 +433,7 @@ def _reasoned(
         if one.model.id != pick.model and one.bytes <= room and _agree(others, one, BARELY_FASTER)
     )  # fmt: skip
     second = max(rivals, key=lambda one: one.worth, default=None)
-    return replace(
-        pick, reasons=_reasons(pick, offer), runner_up=f"{second.model.id} {second.quant}" if second else ""
-    )
+    return replace(pick, reasons=_reasons(pick, offer), runner_up=f"{second.model.id} {second.quant}" if second else "")
 
 
 def _reasons(pick: Pick, offer: Offer) -> tuple[str, ...]:
@@ -497,9 +473,7 @@ def _with_more(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], limit: 
         for offer, pick in zip(then, picks, strict=False)
         if (offer.model.id, offer.quant) != (pick.model, pick.quant)
     ]
-    return (
-        f"With {_gb(richer)}: {'; '.join(changes) if changes else 'the same models, more context and cache'}."
-    )
+    return f"With {_gb(richer)}: {'; '.join(changes) if changes else 'the same models, more context and cache'}."
 
 
 def _gb(size: int) -> str:

@@ -104,15 +104,10 @@ def _by_engine(c: Constants, name: str, work: Work) -> Any:
 def decode_seconds(c: Constants, work: Work) -> Any:
     """Give the seconds one token of an answer takes."""
     layers = work.layers * c["gemma layer"] ** work.gemma * c["recurrent layer"] ** work.recurrent
-    launch = (
-        _by_engine(c, "token ms", work)
-        + layers * _by_engine(c, "layer ms", work) * c["moe layer"] ** work.moe
-    )
+    launch = _by_engine(c, "token ms", work) + layers * _by_engine(c, "layer ms", work) * c["moe layer"] ** work.moe
     launch = (launch + c["served ms"] * work.served) * c["two dies launch"] ** work.two_dies
     bandwidth = work.bandwidth * c["two dies bandwidth (llama.cpp)"] ** (work.two_dies * work.llama)
-    weights = (
-        work.weights * c["moe weights"] ** work.moe / (bandwidth * _by_engine(c, "bandwidth share", work))
-    )
+    weights = work.weights * c["moe weights"] ** work.moe / (bandwidth * _by_engine(c, "bandwidth share", work))
     attend = _by_engine(c, "cache", work) * c["soft cap"] ** work.softcap * c["latent cache"] ** work.latent
     compute = _by_engine(c, "compute", work) * work.active / (work.tflops * 1000)
     return launch / 1000 + weights + attend * work.kv / bandwidth + compute
@@ -120,24 +115,14 @@ def decode_seconds(c: Constants, work: Work) -> Any:
 
 def prompt_seconds(c: Constants, work: Work) -> Any:
     """Give the seconds one token of a prompt of `work.tokens` tokens takes."""
-    share = (
-        _by_engine(c, "prompt share", work)
-        * c["prompt moe"] ** work.moe
-        * c["prompt recurrent"] ** work.recurrent
-    )
+    share = _by_engine(c, "prompt share", work) * c["prompt moe"] ** work.moe * c["prompt recurrent"] ** work.recurrent
     share = share * c["prompt generation"] ** (-work.generations_back * (1 - work.llama))
-    share = (
-        share
-        * _by_engine(c, "prompt accelerated", work) ** work.accelerated
-        * c["prompt served"] ** work.served
-    )
+    share = share * _by_engine(c, "prompt accelerated", work) ** work.accelerated * c["prompt served"] ** work.served
     arithmetic = 2 * work.active * work.computed / (work.tflops * 1000 * share)
     earlier = 2 * work.tokens * work.hidden * work.full_layers / (work.tflops * 1e12)
     attention = c["prompt attention"] * c["prompt latent"] ** work.latent * earlier
     chunks = -(-work.tokens // CHUNK_TEXT)
-    launch = (
-        _by_engine(c, "prompt chunk ms", work) / 1000 * work.layers / REFERENCE_LAYERS * chunks / work.tokens
-    )
+    launch = _by_engine(c, "prompt chunk ms", work) / 1000 * work.layers / REFERENCE_LAYERS * chunks / work.tokens
     return arithmetic + attention + launch
 
 
@@ -185,9 +170,7 @@ def _raw(machine: Machine, model: Model, quant: str, context: int) -> tuple[floa
     if machine.backend == "cuda":
         rough = constants()["cuda"]
         work = _work(machine, model, quant, context)
-        step = rough["token ms"] / 1000 + (work.weights + work.kv) / (
-            work.bandwidth * rough["bandwidth share"]
-        )
+        step = rough["token ms"] / 1000 + (work.weights + work.kv) / (work.bandwidth * rough["bandwidth share"])
         return 1 / step, work.tflops * 1000 * rough["prompt share"] / (2 * work.active)
     work = _work(machine, model, quant, context)
     return 1 / decode_seconds(constants()["decode"], work), 1 / prompt_seconds(constants()["prompt"], work)
@@ -225,9 +208,7 @@ def predict(
     return Speed(decode, prompt, decode * low**tighter, decode * high**tighter, basis)
 
 
-def _from_here(
-    machine: Machine, model: Model, quant: str, raw: tuple[float, float], same: Sequence[Measured]
-) -> Speed:
+def _from_here(machine: Machine, model: Model, quant: str, raw: tuple[float, float], same: Sequence[Measured]) -> Speed:
     """Carry a benchmark of this very model over to another context, by the ratio of the predictions."""
     ratios = [_ratio(machine, model, quant, one) for one in same]
     decode = raw[0] * _mean([d for d, _ in ratios])
@@ -242,9 +223,7 @@ def _ratio(machine: Machine, model: Model, quant: str, one: Measured) -> tuple[f
     return one.decode / decode, one.prompt / prompt
 
 
-def _ratios(
-    machine: Machine, measured: Sequence[Measured], known: Mapping[str, Model]
-) -> list[tuple[float, float]]:
+def _ratios(machine: Machine, measured: Sequence[Measured], known: Mapping[str, Model]) -> list[tuple[float, float]]:
     comparable = [one for one in measured if one.model in known and one.quant in known[one.model].quants]
     return [_ratio(machine, known[one.model], one.quant, one) for one in comparable]
 
