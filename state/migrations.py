@@ -99,6 +99,7 @@ CREATE TABLE tiers (
   tool_parser TEXT,
   reasoning_parser TEXT,
   vision INTEGER NOT NULL DEFAULT 0,
+  prefill_step INTEGER NOT NULL,
   assigned_at REAL NOT NULL
 ) STRICT
 """

@@ -9,6 +9,9 @@ from typing import Any
 from state.db import Database, Row
 from state.errors import NotFound
 
+PREFILL_STEP = 1_024
+"""Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
+
 
 @dataclass(frozen=True)
 class Tier:
@@ -38,6 +41,8 @@ class Tier:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     vision: bool = False
+    prefill_step: int = PREFILL_STEP
+    """Prompt tokens read between two signs of life."""
 
 
 def tiers(db: Database) -> list[Tier]:

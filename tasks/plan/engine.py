@@ -13,9 +13,6 @@ ANSWER_TIMEOUT_S = 300
 """Seconds one answer may take; the gateway waits longer, so that the engine's own error arrives."""
 LONGEST_ANSWER = 16_384
 """Tokens a caller may ask for. The engine's own default, 32 768, lets one caller hold a slot for minutes."""
-PREFILL_STEP = 1_024
-"""Prompt tokens read between two signs of life; half of the engine's default, so that a slow machine
-does not look hung while it reads a long prompt."""
 LARGEST_BUFFER_CACHE = 2 * GIB
 
 KEPT = (
@@ -55,7 +52,7 @@ def _limits(tier: Tier) -> list[str]:
     return [
         *("--max-num-seqs", str(tier.concurrency)),
         *("--max-tokens", str(tier.max_tokens), "--max-request-tokens", str(longest)),
-        *("--timeout", str(ANSWER_TIMEOUT_S), "--prefill-step-size", str(PREFILL_STEP)),
+        *("--timeout", str(ANSWER_TIMEOUT_S), "--prefill-step-size", str(tier.prefill_step)),
     ]
 
 

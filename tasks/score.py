@@ -1,0 +1,127 @@
+"""Choose the models for this machine, make them the stack, and put in the jobs that bring the stack up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from catalog import score as chooser
+from catalog.load import entries
+from catalog.machine import Machine, from_row
+from catalog.model import Model
+from catalog.score import Recommendation
+from state import host, settings, stack
+from state.errors import DoesNotFit, NotSetUp
+from state.job import New
+from state.stack import PREFILL_STEP, Tier
+from tasks import kinds
+from tasks.queue import Context, job
+
+GATEWAY = "gateway"
+
+
+@job("score")
+def score(
+    context: Context, intent: str = "balanced", budget_pct: int | None = None, *, pull: bool = True, start: bool = True
+) -> dict[str, Any]:
+    """Choose three tiers within `budget_pct` per cent of memory; the same question keeps the stack that is there.
+
+    Without a Hub in reach all tiers serve the built-in model. Gives {"tiers", "builtin", "kept", "budget_bytes",
+    "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit.
+    """
+    row = host.recall(context.db, "machine")
+    if row is None:
+        raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
+    wanted = settings.load(context.home)
+    per_cent = budget_pct or int(wanted["memory-budget-pct"])
+    asked = {
+        "intent": intent,
+        "budget_pct": per_cent,
+        "hub": bool((host.recall(context.db, "hub") or {}).get("reachable")),
+    }
+    now = stack.tiers(context.db)
+    told = host.recall(context.db, "stack") or {}
+    kept = bool(now) and told.get("asked") == asked
+    if not kept:
+        known = entries(context.home.catalog)
+        chosen = _choose(from_row(row), known, asked)
+        now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
+        told = _told(chosen, asked)
+        stack.replace(context.db, now)
+        host.remember(context.db, "stack", told)
+    for following in plan(now, pull=pull, start=start):
+        context.then(following)
+    return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
+
+
+def plan(tiers: Sequence[Tier], *, pull: bool, start: bool) -> list[New]:
+    """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
+
+    An engine waits for its own weights alone, so the smallest model answers first.
+    """
+    sources = list(dict.fromkeys(tier.source for tier in tiers)) if pull else []
+    jobs = [kinds.new("pull", {"source": source}, label=_pulling(source)) for source in sources]
+    jobs.append(kinds.new("configure"))
+    if not start:
+        return jobs
+    jobs.append(kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY))
+    for tier in tiers:
+        needs = ["configure", *([_pulling(tier.source)] if pull else [])]
+        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, label=tier.name))
+    return [*jobs, kinds.new("verify", needs=[GATEWAY, *(tier.name for tier in tiers)])]
+
+
+def _pulling(source: str) -> str:
+    return f"pull {source}"
+
+
+def _choose(machine: Machine, known: Mapping[str, Model], asked: Mapping[str, Any]) -> Recommendation:
+    """Ask the catalog for a stack. Raises DoesNotFit with what the smallest one needs."""
+    try:
+        if not asked["hub"]:
+            return chooser.builtin(machine, known)
+        budget = min(machine.memory_bytes * int(asked["budget_pct"]) // 100, chooser.budget(machine))
+        return chooser.recommend(machine, known, asked["intent"], budget_bytes=budget)
+    except chooser.TooSmall as problem:
+        share = -(-100 * problem.needs_bytes // machine.memory_bytes)
+        raise DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}") from problem
+
+
+def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
+    """Turn picks into tiers on following ports; weights that are here already are kept."""
+    there = {tier.source: tier.weights for tier in before if tier.weights and Path(tier.weights).exists()}
+    made: list[Tier] = []
+    for position, pick in enumerate(chosen.picks):
+        model = known[pick.model]
+        source = model.quants[pick.quant].source
+        made.append(
+            Tier(
+                name=pick.tier,
+                model=pick.model,
+                quant=pick.quant,
+                source=source,
+                port=port + position,
+                context=pick.context,
+                memory_bytes=pick.bytes,
+                cache_bytes=pick.cache_bytes,
+                concurrency=pick.concurrency,
+                weights=there.get(source, ""),
+                max_tokens=min(4096, pick.context // 2),
+                tool_parser=model.tool_parser,
+                reasoning_parser=model.reasoning_parser,
+                vision=model.vision,
+                prefill_step=pick.prefill_step or PREFILL_STEP,
+            )
+        )
+    return made
+
+
+def _told(chosen: Recommendation, asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "asked": dict(asked),
+        "builtin": chosen.intent == "built-in",
+        "budget_bytes": chosen.budget,
+        "total_bytes": chosen.total,
+        "explain": chosen.explain,
+    }
