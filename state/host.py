@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from state.db import Database
 
 
-def remember(db: Database, name: str, value: Any) -> None:
+def remember(db: Database, name: str, value: Mapping[str, Any]) -> None:
     """Keep a JSON-able fact in place of an older one."""
     with db.transaction():
         db.run(
             "INSERT INTO facts (name, value, at) VALUES (?, ?, ?)"
             " ON CONFLICT (name) DO UPDATE SET value = excluded.value, at = excluded.at",
-            (name, json.dumps(value), db.now()),
+            (name, json.dumps(dict(value)), db.now()),
         )
         db.announce()
 
 
-def recall(db: Database, name: str) -> Any:
-    """Give the fact of that name, or None."""
-    value = db.value("SELECT value FROM facts WHERE name = ?", (name,))
-    return None if value is None else json.loads(value)
+def recall(db: Database, name: str) -> dict[str, Any]:
+    """Give the fact of that name; empty when there is none."""
+    return json.loads(db.value("SELECT value FROM facts WHERE name = ?", (name,)) or "{}")

@@ -31,7 +31,7 @@ def score(
     "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit.
     """
     row = host.recall(context.db, "machine")
-    if row is None:
+    if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
     per_cent = budget_pct or int(wanted["memory-budget-pct"])

@@ -1,0 +1,77 @@
+"""The fan-out of `score`: what waits for what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from state import ledger
+from state.db import Database
+from state.errors import DoesNotFit
+from state.job import of_chain
+from state.stack import Tier
+from tasks import kinds, score
+
+STANDARD = Tier("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
+FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
+LONG = replace(STANDARD, name="longctx", port=8002)
+
+
+def needs(batch: list[score.New]) -> dict[str, list[str]]:
+    return {new.label or new.kind: list(map(str, new.needs)) for new in batch}
+
+
+def test_an_engine_waits_for_its_own_weights_alone() -> None:
+    assert needs(score.plan([STANDARD, FAST, LONG], pull=True, start=True)) == {
+        "pull hub:x/a": [],
+        "pull hub:x/b": [],
+        "configure": [],
+        "gateway": ["configure"],
+        "standard": ["configure", "pull hub:x/a"],
+        "fast": ["configure", "pull hub:x/b"],
+        "longctx": ["configure", "pull hub:x/a"],
+        "verify": ["gateway", "standard", "fast", "longctx"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pull", "start", "labels"),
+    [
+        (True, False, ["pull hub:x/a", "configure"]),
+        (False, True, ["configure", "gateway", "standard", "verify"]),
+        (False, False, ["configure"]),
+    ],
+)
+def test_what_was_not_asked_for_is_not_put_in(pull: bool, start: bool, labels: list[str]) -> None:
+    assert list(needs(score.plan([STANDARD], pull=pull, start=start))) == labels
+
+
+def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> None:
+    made = ledger.submit_all(db, score.plan([STANDARD, FAST], pull=True, start=True))
+
+    chain = of_chain(db, made["pull hub:x/a"][0])
+    assert [job.kind for job in chain if job.state == "queued"] == ["pull", "pull", "configure"]
+    assert len(chain) == len(made)
+
+
+def test_a_second_setup_attaches_to_the_first(db: Database) -> None:
+    first = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
+    second = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
+
+    assert {label: pair[0] for label, pair in first.items()} == {label: pair[0] for label, pair in second.items()}
+    assert not any(new for _, new in second.values())
+
+
+def test_every_kind_of_the_fan_out_is_a_kind() -> None:
+    assert {new.kind for new in score.plan([STANDARD], pull=True, start=True)} <= set(kinds.KINDS)
+
+
+def test_a_budget_too_small_says_what_would_do() -> None:
+    from catalog.load import entries
+    from catalog.machine import Machine
+
+    tiny = Machine("test", "cpu", "Linux", 2 * 10**9, 10**9, 20.0, "measured", 0.1)
+
+    with pytest.raises(DoesNotFit, match="needs"):
+        score._choose(tiny, entries(), {"hub": True, "intent": "balanced", "budget_pct": 40})
