@@ -1,0 +1,276 @@
+"""What machine this is.
+
+`detect` runs a few small programs and keeps what they print; `machine` reads the figures out of those texts and
+touches nothing. So a Mac that somebody else recorded is read by the same code as this one: see `parse_fixture`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import cpu_count, environ
+from typing import Any, cast
+
+from catalog import chips
+from catalog.machine import Machine
+
+Recording = Mapping[str, str]
+"""What each program printed, by the command line."""
+
+SYSCTL = (
+    "sysctl machdep.cpu.brand_string hw.memsize hw.model hw.ncpu hw.perflevel0.logicalcpu_max "
+    "hw.perflevel1.logicalcpu_max hw.perflevel2.logicalcpu_max iogpu.wired_limit_mb vm.swapusage "
+    "kern.osproductversion kern.hv_vmm_present"
+)
+IOREG = "ioreg -rc AGXAccelerator -d 1"
+POWER = "pmset -g batt"
+UNAME = "uname -sr"
+MEMINFO = "cat /proc/meminfo"
+CGROUP = "cat /sys/fs/cgroup/memory.max"
+LSCPU = "lscpu"
+NVIDIA = "nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits"
+METAL = "mlx device_info"
+COPY = "copy of memory, GB/s"
+MAC, LINUX = (SYSCTL, IOREG, POWER), (UNAME, MEMINFO, CGROUP, LSCPU, NVIDIA)
+_ASK_MLX = (
+    "import json, mlx.core as mx; "
+    "print(json.dumps({'device': mx.default_device().type.name, **mx.device_info()}, default=str))"
+)
+PROGRAM_WAIT_S, MLX_WAIT_S = 5.0, 30.0
+COPY_BYTES, COPY_FOR_S = 64_000_000, 0.5
+
+WITHOUT_METAL = ((36, 0.667), (64, 0.75), (1 << 20, 0.8))
+"""Up to so many GiB, the share of memory macOS lets the GPU use: the lowest measured on machines of that size
+(10.67 of 16, 22.9 GB of 32, 48 of 64, 72 of 96 GiB). Newer macOS gives more; Metal itself is asked first."""
+LINUX_SHARE = 0.8
+"""What a server may plan with on Linux; the rest is the system's and the page cache's."""
+CARD_SHARE = 0.9
+"""What one process may plan with on an NVIDIA card; the driver keeps up to a tenth."""
+CPU_CORE_TFLOPS = 0.05
+"""A core with 256-bit vectors at 3 GHz in fp32; no prediction rests on it."""
+UNKNOWN_BANDWIDTH, UNKNOWN_TFLOPS = 40.0, 1.0
+"""A slow desktop with two channels of DDR4."""
+
+
+@dataclass(frozen=True)
+class Usable:
+    """Bytes the engines may use, and who says so."""
+
+    bytes: int
+    source: str
+
+
+def detect() -> Machine:
+    """Look at this machine; takes about two seconds, most of it a child process that asks MLX."""
+    if sys.platform == "darwin":
+        return machine({command: _printed(command.split()) for command in MAC} | {METAL: _ask_mlx()})
+    said = {command: _printed(command.split()) for command in LINUX} | {METAL: _ask_mlx()}
+    return machine(said | {COPY: f"{copy_speed():.1f}"})
+
+
+def parse_fixture(text: str) -> Machine:
+    """Give the machine a recording describes.
+
+    A recording is made of parts, each a line `$ command` and under it what that command printed; lines before the
+    first are remarks. Commands are those of this module; one that is missing is treated as silent. Raises
+    ValueError when there is neither a `sysctl` nor a `/proc/meminfo` to read.
+    """
+    parts = re.split(r"^\$ (.*)$", text, flags=re.MULTILINE)
+    said = {_known_command(command): printed for command, printed in zip(parts[1::2], parts[2::2], strict=True)}
+    if SYSCTL not in said and MEMINFO not in said:
+        raise ValueError("This is no recording of a machine: it has neither `$ sysctl` nor `$ cat /proc/meminfo`.")
+    return machine(said)
+
+
+def _known_command(line: str) -> str:
+    """Give the full command a shortened one such as `sysctl` stands for."""
+    every = (*MAC, *LINUX, METAL, COPY)
+    return next((command for command in every if command.startswith(line.strip())), line.strip())
+
+
+def machine(said: Recording) -> Machine:
+    """Read the machine out of what the programs printed. Raises ValueError when memory cannot be read at all."""
+    if said.get(SYSCTL, "").strip():
+        return _mac(said)
+    return _card(said) or _linux(said)
+
+
+def _mac(said: Recording) -> Machine:
+    facts = pairs(said[SYSCTL])
+    brand, size = facts.get("machdep.cpu.brand_string", ""), _number(facts.get("hw.memsize"))
+    if not size:
+        raise ValueError("hw.memsize is missing.")
+    cpu, gpu = _number(facts.get("hw.ncpu")), gpu_cores(said.get(IOREG, ""))
+    chip = chips.identify(brand, gpu, cpu, size)
+    metal = mlx_info(said.get(METAL, ""))
+    limit = _number(facts.get("iogpu.wired_limit_mb")) << 20
+    usable = _metal_usable(metal, limit, size)
+    swap_total, swap_used = swap(facts.get("vm.swapusage", ""))
+    return Machine(
+        chip=chip.chip or "unknown",
+        backend="cpu" if metal.get("device") == "cpu" else "metal",
+        os=f"macOS {facts.get('kern.osproductversion', '')}".strip(),
+        memory_bytes=size,
+        usable_bytes=usable.bytes,
+        usable_source=usable.source,
+        bandwidth_gbps=chip.bandwidth,
+        bandwidth_source="cautious guess" if chip.guess else "table",
+        fp16_tflops=chip.fp16,
+        gpu_cores=gpu or chip.gpu,
+        cpu_cores=cpu or chip.cpu,
+        model_identifier=facts.get("hw.model", ""),
+        wired_limit_bytes=limit,
+        swap_total_bytes=swap_total,
+        swap_used_bytes=swap_used,
+        power=power(said.get(POWER, "")),
+        virtual="(Virtual)" in brand or facts.get("kern.hv_vmm_present") == "1",
+        note=chip.guess,
+    )
+
+
+def _metal_usable(metal: Mapping[str, Any], limit: int, size: int) -> Usable:
+    """Ask Metal before the person's limit, and that before a rule of thumb: Metal's figure already follows it."""
+    told = int(metal.get("max_recommended_working_set_size") or 0)
+    if told:
+        return Usable(min(told, size), "Metal")
+    if limit:
+        return Usable(min(limit, size), "wired limit")
+    share = next(share for top, share in WITHOUT_METAL if size <= top * chips.GIB)
+    return Usable(int(share * size), "estimate: Metal was not asked")
+
+
+def _linux(said: Recording) -> Machine:
+    facts, cpu = pairs(said.get(MEMINFO, "")), pairs(said.get(LSCPU, ""))
+    size = _number(facts.get("MemTotal")) << 10
+    if not size:
+        raise ValueError("MemTotal is missing.")
+    ceiling = _number(said.get(CGROUP)) or size
+    cores = _number(cpu.get("CPU(s)")) or 1
+    measured = float(said.get(COPY, "").strip() or 0)
+    return Machine(
+        chip=cpu.get("Model name", "CPU"),
+        backend="cpu",
+        os=said.get(UNAME, "Linux").strip(),
+        memory_bytes=min(size, ceiling),
+        usable_bytes=int(LINUX_SHARE * min(size, ceiling)),
+        usable_source="MemTotal" if ceiling >= size else "cgroup",
+        bandwidth_gbps=measured or UNKNOWN_BANDWIDTH,
+        bandwidth_source="measured" if measured else "cautious guess",
+        fp16_tflops=CPU_CORE_TFLOPS * cores,
+        cpu_cores=cores,
+        swap_total_bytes=_number(facts.get("SwapTotal")) << 10,
+        swap_used_bytes=(_number(facts.get("SwapTotal")) - _number(facts.get("SwapFree"))) << 10,
+        virtual="Hypervisor vendor" in cpu,
+    )
+
+
+def _card(said: Recording) -> Machine | None:
+    """Give the first NVIDIA card, when MLX itself would run on it. Experimental."""
+    name, _, megabytes = said.get(NVIDIA, "").partition("\n")[0].rpartition(",")
+    if not name or mlx_info(said.get(METAL, "")).get("device") != "gpu":
+        return None
+    size = _number(megabytes) << 20
+    known = chips.nvidia(name)
+    bandwidth, tflops = known or (UNKNOWN_BANDWIDTH * 10, UNKNOWN_TFLOPS * 10)
+    return Machine(
+        chip=name.strip(),
+        backend="cuda",
+        os=said.get(UNAME, "Linux").strip(),
+        memory_bytes=size,
+        usable_bytes=int(CARD_SHARE * size),
+        usable_source="nvidia-smi",
+        bandwidth_gbps=bandwidth,
+        bandwidth_source="table" if known else "cautious guess",
+        fp16_tflops=tflops,
+        cpu_cores=_number(pairs(said.get(LSCPU, "")).get("CPU(s)")),
+        note="NVIDIA is experimental."
+        if known
+        else "NVIDIA is experimental, and this card is not in the table; the figures are a cautious guess.",
+    )
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Read `key: value` lines, as sysctl, lscpu and /proc/meminfo print them."""
+    lines = (line.partition(":") for line in text.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def _number(text: str | None) -> int:
+    """Give the first whole number of a text; 0 when there is none."""
+    found = re.search(r"\d+", text or "")
+    return int(found[0]) if found else 0
+
+
+def gpu_cores(text: str) -> int:
+    """Read the GPU's cores from ioreg, or from the text of system_profiler SPDisplaysDataType; 0 if neither says."""
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', text) or re.search(r"Total Number of Cores:\s*(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def swap(text: str) -> tuple[int, int]:
+    """Read vm.swapusage, `total = 2048.00M  used = 1032.25M ...`: total and used in bytes."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = dict(re.findall(r"(total|used) = ([\d.]+[KMG])", text))
+    total, used = (found.get(name, "0K") for name in ("total", "used"))
+    return int(float(total[:-1]) * units[total[-1]]), int(float(used[:-1]) * units[used[-1]])
+
+
+def power(text: str) -> str:
+    """Read pmset -g batt: "mains", "battery" or "unknown"."""
+    if "'AC Power'" in text:
+        return "mains"
+    return "battery" if "'Battery Power'" in text else "unknown"
+
+
+def mlx_info(text: str) -> dict[str, Any]:
+    """Read what the MLX child printed; empty when it said nothing."""
+    found = re.search(r"\{.*\}", text, re.DOTALL)
+    try:
+        return cast("dict[str, Any]", json.loads(found[0])) if found else {}
+    except json.JSONDecodeError:
+        return {}
+
+
+def copy_speed() -> float:
+    """Measure how fast all cores together copy memory, in GB/s read plus written; takes about half a second."""
+    threads = cpu_count() or 1
+    blocks = [
+        (ctypes.create_string_buffer(COPY_BYTES), ctypes.create_string_buffer(COPY_BYTES)) for _ in range(threads)
+    ]
+    best, deadline = 0.0, time.monotonic() + COPY_FOR_S
+    with ThreadPoolExecutor(threads) as pool:
+        while time.monotonic() < deadline:
+            start = time.perf_counter()
+            list(pool.map(_copy, blocks))
+            best = max(best, 2 * threads * COPY_BYTES / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def _copy(block: tuple[Any, Any]) -> None:
+    """Copy one block; ctypes lets the other threads run meanwhile."""
+    ctypes.memmove(block[0], block[1], COPY_BYTES)
+
+
+def _ask_mlx() -> str:
+    """Ask MLX for its device in a child, so that the worker itself never loads MLX."""
+    if importlib.util.find_spec("mlx") is None:
+        return ""
+    return _printed([sys.executable, "-P", "-c", _ASK_MLX], MLX_WAIT_S)
+
+
+def _printed(argv: list[str], wait_s: float = PROGRAM_WAIT_S) -> str:
+    """Give what a program printed, also when it failed half way; nothing when it is missing or hangs."""
+    plain = {name: value for name, value in environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=wait_s, check=False, env=plain)
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return ""
+    return done.stdout
