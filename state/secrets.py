@@ -15,6 +15,8 @@ MASTER = "LITELLM_MASTER_KEY"
 """Opens the gateway; mlxq's own commands use it."""
 TIER = "MLXQ_TIER_KEY"
 """Opens the engines; only the gateway and the watchdog know it."""
+PAGE = "MLXQ_PAGE_KEY"
+"""Signs the page's links and cookies, and lets Prometheus read its figures."""
 CLOUD = "OPENROUTER_API_KEY"
 """The person's own; present only when they gave one."""
 
@@ -63,9 +65,9 @@ def write(path: Path, keys: Mapping[str, str]) -> None:
 
 
 def ensure(path: Path) -> dict[str, str]:
-    """Give the keys, making the master and tier keys that are missing; keys that exist never change."""
+    """Give the keys, making those of mlxq that are missing; keys that exist never change."""
     keys = read(path)
-    missing = {name: generate() for name in (MASTER, TIER) if name not in keys}
+    missing = {name: generate() for name in (MASTER, TIER, PAGE) if name not in keys}
     if missing:
         keys |= missing
         write(path, keys)

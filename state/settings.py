@@ -65,6 +65,15 @@ def _number(low: int, high: int) -> Callable[[Any], int]:
     return parse
 
 
+def _port_or_off(given: Any) -> int:
+    if str(given).strip() == "0":
+        return 0
+    try:
+        return PORT(given)
+    except ValueError as problem:
+        raise ValueError(f"{problem}, or 0 for off") from problem
+
+
 def _choice(*words: str) -> Callable[[Any], str]:
     def parse(given: Any) -> str:
         if given not in words:
@@ -104,6 +113,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",
             _number(10, 90)),
     Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT),
+    Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off),
     Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT),
     Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder),
     Setting("auto-health-check", True, "Whether the watchdog restarts a service that hangs or dies.", _switch),

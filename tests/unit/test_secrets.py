@@ -16,10 +16,10 @@ def test_absent_file_holds_no_key(path: Path):
     assert secrets.read(path) == {}
 
 
-def test_ensure_makes_both_keys_once(path: Path):
+def test_ensure_makes_every_key_once(path: Path):
     """A key that clients already use never changes by itself."""
     first = secrets.ensure(path)
-    assert set(first) == {secrets.MASTER, secrets.TIER}
+    assert set(first) == {secrets.MASTER, secrets.TIER, secrets.PAGE}
     assert len(set(first.values())) == 2
     assert secrets.ensure(path) == first == secrets.read(path)
 
