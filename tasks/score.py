@@ -38,10 +38,10 @@ def score(
     asked = {
         "intent": intent,
         "budget_pct": per_cent,
-        "hub": bool((host.recall(context.db, "hub") or {}).get("reachable")),
+        "hub": bool(host.recall(context.db, "hub").get("reachable")),
     }
     now = stack.tiers(context.db)
-    told = host.recall(context.db, "stack") or {}
+    told = host.recall(context.db, "stack")
     kept = bool(now) and told.get("asked") == asked
     if not kept:
         known = entries(context.home.catalog)
