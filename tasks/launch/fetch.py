@@ -7,12 +7,19 @@ from typing import Any
 
 from state.errors import Internal
 from tasks.launch.report import Report, answer
-from tasks.world import builtin
+from tasks.world import builtin, fetch, verify
+from tasks.world.source import Request
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     """Do what the request names in `do`."""
-    match request["do"]:
+    match request.pop("do"):
+        case "plan":
+            return fetch.plan(request["source"])
+        case "fetch":
+            return fetch.fetch(Request(**request), report)
+        case "verify":
+            return {"damaged": verify.damaged(Path(request["folder"]), report)}
         case "builtin":
             builtin.make(Path(request["models"]), report)
             return {}

@@ -19,7 +19,7 @@ from tasks.world import manifest
 from tasks.world.manifest import Manifest
 
 SUFFIX = ".partial"
-_LOCKS = ".locks"
+LOCKS = ".locks"
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class Staging:
             if path.name not in keep:
                 _remove(path)
         manifest.write(self.folder, made)
-        if self.target.exists():  # without a manifest, or this would not have been fetched
-            shutil.rmtree(self.target)
+        old = self.folder.with_name(f".{self.target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.target.exists():
+            self.target.rename(old)
         self.folder.rename(self.target)
         _sync_folder(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def hold(target: Path) -> Generator[Staging]:
     """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does."""
-    locks = target.parent / _LOCKS
+    locks = target.parent / LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / target.name).open("a") as lock:
         try:
@@ -65,7 +68,7 @@ def hold(target: Path) -> Generator[Staging]:
 def held(target: Path) -> bool:
     """Tell whether some process makes `target` right now."""
     try:
-        with (target.parent / _LOCKS / target.name).open("a") as lock:
+        with (target.parent / LOCKS / target.name).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

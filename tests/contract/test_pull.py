@@ -1,0 +1,316 @@
+"""Pulling from a Hub that speaks the real protocol, on good days and bad ones."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub.client import COMMIT, Hub, running
+from hub.model import make
+
+from state.errors import Busy, Damaged, DoesNotFit, Gated, MlxqError, NotFound, Offline
+from tasks.world import disk, inventory, manifest, staging, verify, weights
+from tasks.world.child import Cancelled, Later
+from tasks.world.hub import hub_reachable
+from tasks.world.source import Request
+
+PORT = 9220
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
+    """Serve a few models, also some that MLX cannot load."""
+    root = tmp_path_factory.mktemp("hub")
+    make(root / "tiny-4bit", shard_bytes=1 << 20)
+    make(root / "big-4bit", shard_bytes=40 << 20)
+    make(root / "strange-4bit", model_type="no_such_architecture")
+    (root / "tiny-gguf").mkdir()
+    (root / "tiny-gguf" / "tiny.Q4_K_M.gguf").write_bytes(b"GGUF")
+    gptq = make(root / "tiny-gptq")
+    (gptq / "config.json").write_text(
+        json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
+    )
+    with running(root, PORT) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def outside(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the Hub's settings at the small one, with no token and an empty cache."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "2")
+    hub.set(drop_after=5 << 20, failures=2, retry_after=1, rate=2 << 20)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def pull(models: Path, repo: str, **more: Any) -> Path:
+    options = {name: more.pop(name) for name in ("on_progress", "cancelled") if name in more}
+    return weights.fetch(Request(f"hub:{repo}", str(models), **more), **options).folder
+
+
+def same(folder: Path, hub: Hub, name: str) -> bool:
+    """Tell whether every fetched file is byte for byte what the Hub has."""
+    made = manifest.read(folder)
+    assert made
+    return all((folder / f.name).read_bytes() == (hub.root / name / f.name).read_bytes() for f in made.files)
+
+
+# -- good days ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pull_brings_what_a_loader_reads_and_no_code_of_strangers(hub: Hub, models: Path):
+    folder = pull(models, "ok/tiny-4bit")
+    assert f"ok--tiny-4bit@{COMMIT[:12]}" == folder.name
+    assert same(folder, hub, "tiny-4bit")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "tokenizer.json", "LICENSE", "mlxq.json"} < names
+    assert not {"modeling.py", "README.md"} & names
+    assert [folder.name] == [path.name for path in models.iterdir() if not path.name.startswith(".")]
+    assert inventory.inventory(folder).model_type == "llama"
+
+
+def test_python_files_come_when_they_are_asked_for(models: Path):
+    assert (pull(models, "ok/tiny-4bit", code=True) / "modeling.py").exists()
+
+
+def test_a_plan_tells_size_licence_and_commit_before_the_first_byte(hub: Hub):
+    plan = weights.plan_download("hub:ok/tiny-4bit")
+    assert (plan.revision, plan.licence, plan.gated) == (COMMIT, "apache-2.0", False)
+    assert sum((hub.root / "tiny-4bit" / file.name).stat().st_size for file in plan.files) == plan.size
+    assert not hub.heard("resolve", "cdn")
+
+
+def test_a_second_pull_fetches_nothing(hub: Hub, models: Path):
+    pull(models, "ok/tiny-4bit")
+    hub.set()
+    pull(models, "ok/tiny-4bit")
+    assert not hub.heard("resolve", "cdn")
+
+
+def test_two_repos_with_one_name_do_not_meet(models: Path):
+    assert pull(models, "ok/tiny-4bit") != pull(models, "nocommit/tiny-4bit")
+
+
+def test_progress_grows_to_the_total(models: Path):
+    heard: list[dict[str, Any]] = []
+    pull(models, "slow/tiny-4bit", on_progress=heard.append)
+    fetched = [step for step in heard if step["phase"] == "fetching"]
+    assert sorted(step["bytes"] for step in fetched) == [step["bytes"] for step in fetched]
+    assert all(0 <= step["bytes"] <= step["total"] for step in fetched)
+    assert list(dict.fromkeys(s["phase"] for s in heard)) == ["asking", "adopting", "fetching", "preparing", "checking"]
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_opens_a_gated_repo_and_never_reaches_the_file_host(
+    hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_access")
+    assert same(pull(models, "gated/tiny-4bit"), hub, "tiny-4bit")
+    assert {"hf_access"} == {line["token"] for line in hub.heard("api", "resolve")}
+    assert {None} == {line["token"] for line in hub.heard("cdn")}
+
+
+def test_a_stale_token_does_not_close_a_public_repo(models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_stale")
+    fetched = weights.fetch(Request("hub:ok/tiny-4bit", str(models)))
+    assert "refused your token" in fetched.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "kind", "said"),
+    [
+        ("", "gated/tiny-4bit", Gated, "you must accept its licence"),
+        ("hf_known", "gated/tiny-4bit", Gated, "your token has no access yet"),
+        ("", "private/tiny-4bit", NotFound, "or is private"),
+        ("hf_known", "private/tiny-4bit", NotFound, "your token may not see it"),
+    ],
+)
+def test_a_closed_repo_says_what_is_missing(  # noqa: PLR0917 (a row of the table and three fixtures)
+    token: str, repo: str, kind: type[MlxqError], said: str, hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(kind, match=said) as caught:
+        pull(models, repo)
+    assert caught.value.hint
+    assert not hub.heard("cdn")
+
+
+# -- what cannot be pulled ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repo", "kind", "said"),
+    [
+        ("ok/tiny-gguf", NotFound, "GGUF"),
+        ("ok/tiny-gptq", NotFound, "gptq"),
+        ("ok/strange-4bit", NotFound, "no_such_architecture"),
+        ("ok/tiny-4bit@no-such-branch", NotFound, "no revision 'no-such-branch'"),
+        ("traversal/tiny-4bit", Damaged, "outside the folder"),
+        ("html/tiny-4bit", Offline, "web page"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_before_any_weights_come(
+    repo: str, kind: type[MlxqError], said: str, hub: Hub, models: Path
+):
+    with pytest.raises(kind, match=said) as caught:
+        pull(models, repo)
+    assert caught.value.hint or caught.value.done
+    assert not hub.heard("cdn")
+
+
+def test_a_typo_names_the_nearest_repos(models: Path):
+    with pytest.raises(NotFound, match="Nearest: ok/tiny-4bit") as caught:
+        pull(models, "ok/tiny-4bits")
+    assert caught.value.hint == "mlxq pull ok/tiny-4bit"
+
+
+def test_offline_says_so(models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(Offline, match="HF_HUB_OFFLINE"):
+        pull(models, "ok/tiny-4bit")
+    assert not hub_reachable()
+
+
+def test_a_hub_that_is_down_is_offline(models: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(Offline, match="does not answer"):
+        pull(models, "ok/tiny-4bit")
+    assert not hub_reachable()
+
+
+def test_the_hub_is_reachable_when_it_answers_at_all():
+    assert hub_reachable()
+
+
+def test_a_disk_that_is_too_small_is_told_with_the_sum(hub: Hub, models: Path):
+    with pytest.raises(DoesNotFit, match=r"Needs 0\.0 GB .* too little"):
+        pull(models, "ok/tiny-4bit", floor_bytes=1 << 60)
+    assert not hub.heard("cdn")
+
+
+# -- bad days -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["drop", "stall", "file500", "limit", "norange", "expiring", "nosizes", "nocommit"])
+def test_a_host_in_trouble_still_gives_the_right_bytes(mode: str, hub: Hub, models: Path):
+    """Connections that break, stall, answer 500 or 429 for a moment, know no ranges, or links that run out."""
+    assert same(pull(models, f"{mode}/big-4bit"), hub, "big-4bit")
+
+
+def test_wrong_bytes_of_the_right_length_are_never_installed(models: Path):
+    with pytest.raises(Damaged, match=r"sent wrong bytes .* twice"):
+        pull(models, "wrong/tiny-4bit")
+    assert [found for found in inventory.scan(models) if found.state == "valid"] == []
+    assert list(models.glob("*.partial/*.safetensors")) == []
+
+
+def test_bodies_that_are_too_short_are_asked_for_again(hub: Hub, models: Path):
+    assert same(pull(models, "short/tiny-4bit"), hub, "tiny-4bit")
+
+
+@pytest.mark.parametrize("mode", ["limit", "apilimit"])
+def test_a_long_pause_asked_for_is_told_upward_at_once(mode: str, hub: Hub, models: Path):
+    hub.set(retry_after=45, failures=100)
+    begun = time.monotonic()
+    with pytest.raises(Later) as caught:
+        pull(models, f"{mode}/tiny-4bit")
+    assert caught.value.after_s == 45.0
+    assert time.monotonic() - begun < 20
+
+
+def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
+    hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In this process, so that the disk's free space can be made to shrink."""
+    from tasks.world import transfer
+    from tasks.world.hub import Hub as Client
+
+    client = Client()
+    plan = client.plan("slow/big-4bit", "main")
+    models.mkdir()
+    floor = disk.shutil.disk_usage(models).free + (1 << 40)
+    with pytest.raises(Later, match="disk is almost full"):
+        transfer.Transfer(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(plan.files, lambda _: None)
+
+
+# -- kill, cancel, go on --------------------------------------------------------------------------------------------
+
+
+def cancel_at(models: Path, repo: str, share: float) -> float:
+    """Cancel a pull when this share of its bytes is here; give the seconds it took to end."""
+    there, asked = threading.Event(), [0.0]
+
+    def watch(step: dict[str, Any]) -> None:
+        if step["phase"] == "fetching" and step["bytes"] > share * step["total"]:
+            asked[0] = asked[0] or time.monotonic()
+            there.set()
+
+    with pytest.raises(Cancelled):
+        pull(models, repo, on_progress=watch, cancelled=there.is_set)
+    return time.monotonic() - asked[0]
+
+
+def test_a_cancelled_pull_ends_within_a_second_and_goes_on_where_it_was(hub: Hub, models: Path):
+    hub.set(rate=20 << 20)
+    assert cancel_at(models, "slow/big-4bit", 0.4) < 1
+    kept = max(found.size for found in inventory.scan(models))
+    hub.set(rate=200 << 20)
+    folder = pull(models, "slow/big-4bit")
+    assert same(folder, hub, "big-4bit")
+    sent = sum(line["sent"] for line in hub.heard("cdn", "resolve"))
+    total = weights.plan_download("hub:slow/big-4bit").size
+    assert sent - (total - kept) <= 1 << 20
+    assert [path for path in folder.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_one_process_at_a_time_writes_a_folder(models: Path):
+    target = models / f"ok--tiny-4bit@{COMMIT[:12]}"
+    with staging.hold(target), pytest.raises(Busy):
+        pull(models, "ok/tiny-4bit")
+    assert pull(models, "ok/tiny-4bit") == target
+
+
+# -- afterwards -----------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_file_is_found_and_only_that_one_fetched_again(hub: Hub, models: Path):
+    folder = pull(models, "ok/tiny-4bit")
+    assert weights.verify(folder) == []
+    shard = folder / "model-00002-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert [shard.name] == weights.verify(folder)
+    verify.quarantine(folder, [shard.name])
+    assert [found.state for found in inventory.scan(models)] == ["partial"]
+    hub.set()
+    assert folder == pull(models, "ok/tiny-4bit")
+    assert {shard.name} == {line["path"].rpartition("/")[2] for line in hub.heard("resolve", "cdn")}
+    assert weights.verify(folder) == []
+
+
+def test_what_the_hugging_face_cache_holds_is_not_fetched_again(hub: Hub, models: Path, tmp_path: Path):
+    plan = weights.plan_download("hub:ok/tiny-4bit")
+    blobs = tmp_path / "hf" / "hub" / "models--ok--tiny-4bit" / "blobs"
+    blobs.mkdir(parents=True)
+    for file in plan.files:
+        (blobs / file.digest).write_bytes((hub.root / "tiny-4bit" / file.name).read_bytes())
+    spoilt = blobs / plan.files[-1].digest
+    spoilt.write_bytes(bytes(spoilt.stat().st_size))
+    folder = pull(models, "ok/tiny-4bit")
+    assert same(folder, hub, "tiny-4bit")
+    assert {plan.files[-1].name} == {line["path"].rpartition("/")[2] for line in hub.heard("resolve", "cdn")}
