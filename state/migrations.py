@@ -140,6 +140,29 @@ CREATE TABLE facts (
 ) STRICT
 """
 
+SAMPLES = """
+CREATE TABLE samples (
+  service TEXT NOT NULL,
+  at INTEGER NOT NULL,
+  span_s INTEGER NOT NULL,
+  up REAL NOT NULL,
+  running REAL NOT NULL,
+  waiting REAL NOT NULL,
+  requests INTEGER NOT NULL,
+  errors INTEGER NOT NULL,
+  fallbacks INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL,
+  decode_tps REAL,
+  prompt_tps REAL,
+  ttft_s REAL,
+  memory_bytes INTEGER,
+  wired_bytes INTEGER,
+  swap_bytes INTEGER,
+  PRIMARY KEY (service, at, span_s)
+) STRICT, WITHOUT ROWID
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -182,6 +205,13 @@ def m001_first(db: Database) -> None:
         *INDEXES,
     ):
         db.execute(statement)
+
+
+@schema()
+def m002_samples(db: Database) -> None:
+    """How each service fared."""
+    db.execute(SAMPLES)
+    db.execute("CREATE INDEX samples_span ON samples (span_s, at)")
 
 
 def migrate(home: Home, version: int) -> None:
