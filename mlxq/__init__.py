@@ -1,1 +1,34 @@
 """What a person types and reads."""
+
+from __future__ import annotations
+
+import os
+from importlib.machinery import PathFinder
+
+NEIGHBOURS = ("tasks", "catalog", "state")
+"""The other packages of this distribution. Their names are everyday words, which a person's own files may bear."""
+
+
+def __getattr__(name: str) -> str:
+    """Give `__version__` when it is asked for: reading it takes longer than starting Python."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("mlxq")
+
+
+def strangers() -> list[str]:
+    """Give the files that Python would import in place of mlxq's own packages; empty when all is well."""
+    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs 8 ms here)
+    found = ((name, PathFinder.find_spec(name)) for name in NEIGHBOURS)
+    return [
+        str(spec.origin if spec else name)
+        for name, spec in found
+        if spec is None or not _same(str(spec.origin), f"{ours}/{name}/__init__.py")
+    ]
+
+
+def _same(found: str, wanted: str) -> bool:
+    """Tell whether two paths are one file, however they are spelled."""
+    return found == wanted or (os.path.exists(found) and os.path.exists(wanted) and os.path.samefile(found, wanted))  # noqa: PTH110, PTH121 (as above)

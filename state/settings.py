@@ -29,6 +29,8 @@ class Setting:
     parse: Callable[[Any], Any]
     """Turns what a person or a file gave into the value. Raises ValueError with the allowed values."""
     secret: bool = False
+    applies: str = ""
+    """The command that makes a change felt; empty when it is felt by itself."""
 
     @property
     def variable(self) -> str:
@@ -104,18 +106,20 @@ def _key(given: Any) -> str:
 
 
 PORT = _number(1024, 65000)
+TIER_PORTS = 10
+"""So many ports from tier-port-base on belong to the tiers."""
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("openrouter-key", "", "Key for OpenRouter, the last resort when no tier answers; empty = off.",
-            _key, secret=True),
+            _key, secret=True, applies="mlxq up"),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
-            _choice("int4", "int8", "bf16")),
+            _choice("int4", "int8", "bf16"), applies="mlxq setup"),
     Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",
-            _number(10, 90)),
-    Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT),
+            _number(10, 90), applies="mlxq setup"),
+    Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT, applies="mlxq up"),
     Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off),
-    Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT),
-    Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder),
+    Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT, applies="mlxq setup"),
+    Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
     Setting("auto-health-check", True, "Whether the watchdog restarts a service that hangs or dies.", _switch),
     Setting("log-max-size-mb", 50, "A log is rotated beyond this size, in MB.", _number(1, 10_000)),
     Setting("log-max-files", 3, "How many rotated logs are kept of each service.", _number(1, 100)),
@@ -150,8 +154,23 @@ def find(name: str) -> Setting:
 
 def load(home: Home) -> Settings:
     """Read all settings. Raises UsageProblem that names the file, the key and what is allowed."""
-    written = read_file(home)
-    return Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
+    return _checked(home, read_file(home))
+
+
+def _checked(home: Home, written: Mapping[str, Any]) -> Settings:
+    """Hold each setting to its own rule, and the ports to be different ones."""
+    found = Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
+    tiers = range(found["tier-port-base"], found["tier-port-base"] + TIER_PORTS)
+    for name in ("litellm-port", "page-port"):
+        if found[name] in tiers:
+            raise UsageProblem(
+                f"{name} {found[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
+                hint=f"mlxq config set {name} {tiers[-1] + 1}",
+            )
+    if found["litellm-port"] == found["page-port"]:
+        port = found["page-port"]
+        raise UsageProblem(f"litellm-port and page-port are both {port}.", hint=f"mlxq config set page-port {port + 1}")
+    return found
 
 
 def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
@@ -163,14 +182,16 @@ def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
     return Value(setting, setting.default, "default")
 
 
-def check(setting: Setting, given: Any, where: str) -> Any:
-    """Give the value that was meant. Raises UsageProblem."""
+def check(setting: Setting, given: Any, where: str = "") -> Any:
+    """Give the value that was meant; `where` says what holds it already. Raises UsageProblem."""
     try:
         return setting.parse(given)
     except ValueError as problem:
         said = "that value" if setting.secret else repr(given)
+        place = f"{where}: " if where else ""
+        verb = "reset" if where else "get"
         raise UsageProblem(
-            f"{where}: {setting.name} must be {problem}, not {said}.", hint=f"mlxq config reset {setting.name}"
+            f"{place}{setting.name} must be {problem}, not {said}.", hint=f"mlxq config {verb} {setting.name}"
         ) from problem
 
 
@@ -199,8 +220,10 @@ def read_file(home: Home) -> dict[str, Any]:
 def write(home: Home, name: str, given: Any) -> Any:
     """Set one setting in config.yaml and give the value. Raises UsageProblem."""
     setting = find(name)
-    value = check(setting, given, "config set")
-    _save(home, read_file(home) | {name: value})
+    value = check(setting, given)
+    written = read_file(home) | {name: value}
+    _checked(home, written)
+    _save(home, written)
     return value
 
 

@@ -1,0 +1,35 @@
+"""`mlxq down`."""
+
+from __future__ import annotations
+
+import click
+
+from mlxq import ask, options, render, watch
+from state import service, stack
+from state.errors import NotSetUp
+from state.paths import home
+from tasks import kinds
+
+
+@click.command()
+@options.tier("Put down this tier alone.")
+@options.timeout
+def command(tier: str | None, timeout_s: float | None) -> None:
+    """Put the stack down, or one tier of it.
+
+    Requests that run may end first. A worker that a command started ends too, once nothing is left to do.
+    """
+    place = home()
+    with ask.reading(place) as db:
+        names = [each.name for each in service.listing(db)]
+        if not names and not stack.tiers(db):
+            raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
+        if tier:
+            names = [stack.tier(db, tier).name]
+    with ask.writing(place) as db:
+        ids = ask.put(db, [kinds.new("stop", {"service": name}, label=f"stop {name}") for name in names])
+    ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    if not tier:
+        ask.stop_idle_worker(place)
+    render.say(f"{tier or 'The stack'} is down.")
+    render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")

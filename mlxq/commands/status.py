@@ -1,0 +1,125 @@
+"""`mlxq status`, and what other commands show of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mlxq import ask, options, render, report
+from mlxq.report import Report
+from state.errors import NotSetUp
+from state.paths import Home, home
+
+
+@click.command()
+@options.as_json
+def command(*, as_json: bool) -> None:
+    """Show the machine, the tiers and the gateway."""
+    found = _look(home())
+    if as_json:
+        render.data(found.document())
+        return
+    _machine(found)
+    _services(found)
+    _next(found)
+
+
+def overview() -> None:
+    """Show what `mlxq` alone shows: the machine, the tiers, the next command."""
+    try:
+        found = _look(home())
+    except NotSetUp:
+        click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
+        click.echo("It is not set up here yet.")
+        render.next_step("mlxq setup")
+        return
+    _machine(found)
+    _services(found)
+    _next(found)
+
+
+def brief(place: Home) -> None:
+    """Show the services after a command changed them."""
+    found = _look(place)
+    _services(found)
+    _next(found)
+
+
+def welcome(place: Home) -> None:
+    """Show what setup came to: the services, the endpoint, where the key is, and the next command."""
+    found = _look(place)
+    _services(found)
+    click.echo(f"\nEndpoint  {found.endpoint}")
+    if place.secrets.exists():
+        click.echo(f"Key       LITELLM_MASTER_KEY in {place.secrets}")
+    _next(found)
+
+
+def _look(place: Home) -> Report:
+    with ask.reading(place) as db:
+        found = report.now(db)
+    if not found.tiers and not found.services:
+        raise NotSetUp(f"There is no stack in {place.root} yet.", hint=_begin(found))
+    return found
+
+
+def _begin(found: Report) -> str:
+    return f"mlxq jobs watch {found.jobs[0]}" if found.jobs else "mlxq setup"
+
+
+def _machine(found: Report) -> None:
+    if found.machine:
+        click.echo(machine_line(found.machine))
+    click.echo(f"Endpoint  {found.endpoint}")
+    click.echo(f"Worker    {_worker_line(found)}\n")
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """Give the machine in one line."""
+    parts = [
+        machine.get("chip"),
+        f"{render.size(machine.get('memory_bytes'))} memory",
+        f"{render.size(machine.get('usable_bytes'))} of it for models",
+        machine.get("os"),
+    ]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _worker_line(found: Report) -> str:
+    if found.worker.state == "running":
+        return f"running (pid {found.worker.pid})"
+    if found.worker.state == "hung":
+        return f"hung (pid {found.worker.pid}): it lives and does nothing; what follows was looked at just now"
+    return "stopped: nobody watches over the services; what follows was looked at just now"
+
+
+def _services(found: Report) -> None:
+    render.table(
+        ["SERVICE", "STATE", "PORT", "PID", "UP", "MEMORY", "RESTARTS", "MODEL"],
+        [_row(each) for each in found.services],
+        right=(2, 3, 5, 6),
+    )
+    for name, cause, _ in found.troubles:
+        click.echo(f"\n{name}: {cause}")
+
+
+def _row(each: dict[str, Any]) -> list[Any]:
+    memory = f"{each['memory_mb']} MB" if each["memory_mb"] else None
+    up = render.span(each["uptime_s"])
+    model = f"{each['model']} {each['quant']}" if each["model"] else None
+    return [each["name"], each["state"], each["port"], each["pid"], up, memory, each["restarts"], model]
+
+
+def _next(found: Report) -> None:
+    """Name the one command that helps most now."""
+    hints = [hint for _, _, hint in found.troubles if hint]
+    states = {each["state"] for each in found.services}
+    if found.jobs:
+        render.next_step(f"mlxq jobs watch {found.jobs[0]}")
+    elif hints:
+        render.next_step(hints[0])
+    elif states - {"healthy"}:
+        render.next_step("mlxq up")
+    else:
+        render.next_step('mlxq chat "What is the capital of France?"')

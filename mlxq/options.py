@@ -1,0 +1,79 @@
+"""Options and arguments that several commands share, with what completes them in a shell."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from state.db import Database, read_database
+from state.errors import MlxqError
+from state.paths import home
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class JobId(click.ParamType[int]):
+    """The number of a job."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or say what it must be."""
+        if not str(value).isdecimal() or len(str(value)) > 18:  # noqa: PLR2004 (SQLite's integers have 64 bits)
+            self.fail(f"a job's id is a whole number, as `mlxq jobs` shows it, not {value!r}.", param, ctx)
+        return int(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the newest jobs."""
+        from mlxq.watch import title
+        from state.job import listing
+
+        rows = _look(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
+        return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
+
+
+def tier(text: str) -> Callable[[Function], Function]:
+    """Add --tier NAME."""
+    return click.option("--tier", metavar="NAME", help=text, shell_complete=_complete_tier)
+
+
+def timeout(function: Function) -> Function:
+    """Add --timeout to a command that waits for jobs."""
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Stop waiting after this long; the jobs go on.",
+    )(function)
+
+
+def as_json(function: Function) -> Function:
+    """Add --json to a command that prints data."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Function]:
+    """Add the ID of a job."""
+    return click.argument(name, metavar="ID" if required else "[ID]", type=JobId(), required=required)
+
+
+def _complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    rows = _look(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
+    return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
+
+
+def _look(read: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """Read for a completion: where nothing can be read, there is nothing to complete."""
+    try:
+        db = read_database(home())
+        try:
+            return read(db)
+        finally:
+            db.close()
+    except (MlxqError, sqlite3.Error):
+        return []

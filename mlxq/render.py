@@ -1,0 +1,147 @@
+"""How things look: tables, sizes and times for people, JSON for programs. No queries, no decisions.
+
+Results go to stdout, all else to stderr. Plain text by hand, because importing rich takes as long as a whole
+command may; the live view of jobs, where a person waits anyway, has it (watch.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+import click
+
+from state.errors import MlxqError
+
+SCHEMA_VERSION = 1
+"""Of every JSON document that mlxq prints; grows when a key goes or changes its meaning."""
+KIB = 1024
+MINUTE_S = 60
+HOUR_S = 3600
+DAY_S = 86400
+GAP = "  "
+COLOURS: Mapping[str, str] = {
+    **dict.fromkeys(("healthy", "succeeded", "running", "ready"), "green"),
+    **dict.fromkeys(("degraded", "down", "queued", "hung", "loading", "starting"), "yellow"),
+    **dict.fromkeys(("crashed", "failed"), "red"),
+    **dict.fromkeys(("stopped", "cancelled", "blocked"), "bright_black"),
+}
+"""How the words for states are painted, on a terminal that takes colours."""
+
+
+def say(text: str = "") -> None:
+    """Tell the person something that is no result."""
+    click.echo(text, err=True)
+
+
+def data(payload: Mapping[str, Any]) -> None:
+    """Print one JSON document for programs."""
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2, ensure_ascii=False))
+
+
+def line(payload: Mapping[str, Any]) -> None:
+    """Print one JSON document on one line, for programs that follow."""
+    click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, ensure_ascii=False))
+
+
+def problem(error: MlxqError) -> None:
+    """Tell an error: what failed, what mlxq did already, what to run next."""
+    say(f"{paint('Error:', 'red', sys.stderr)} {error.message}" + (f" {error.done}" if error.done else ""))
+    if error.hint:
+        next_step(error.hint)
+
+
+def next_step(command: str) -> None:
+    """Name the one command that a person would run next."""
+    say(f"Next: {paint(command, 'cyan', sys.stderr)}")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> None:
+    """Print rows in columns that fit the terminal; columns named in `right` hold numbers.
+
+    What is too wide is cut in the last column, and only on a terminal: a pipe gets everything.
+    """
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
+    room = columns() if sys.stdout.isatty() else None
+    click.echo(_row(headers, widths, right, room).rstrip())
+    for row in cells:
+        click.echo(_painted(_row(row, widths, right, room).rstrip(), row))
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None or value == "" else str(value)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None) -> str:
+    padded = [
+        cell.rjust(width) if column in right else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    text = GAP.join(padded)
+    return text if room is None or len(text.rstrip()) <= room else text[: room - 1].rstrip() + "…"
+
+
+def _painted(text: str, cells: Sequence[str]) -> str:
+    """Paint the words that tell a state, where they stand as a cell of their own."""
+    for cell in cells:
+        if cell in COLOURS:
+            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, COLOURS[cell], sys.stdout)}", 1)
+    return text
+
+
+def paint(text: str, colour: str, stream: IO[str]) -> str:
+    """Give the text in a colour where the stream is a terminal that wants colours (no-color.org)."""
+    return click.style(text, fg=colour) if colourful(stream) else text
+
+
+def colourful(stream: IO[str]) -> bool:
+    """Tell whether colours may go there."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int:
+    """Give the terminal's width in characters; 80 when there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def size(count: float | None) -> str:
+    """Give bytes as people read them, in powers of 1024."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KB", "MB"):
+        if count < KIB:
+            return f"{count:.0f} {unit}"
+        count /= KIB
+    return f"{count:.1f} GB"
+
+
+def span(seconds: float | None) -> str:
+    """Give a length of time in at most two units, such as 1h02m."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if seconds < 10:  # noqa: PLR2004 (only short times need a fraction)
+        return f"{max(0.0, seconds):.1f}s"
+    if whole < MINUTE_S:
+        return f"{whole}s"
+    if whole < HOUR_S:
+        return f"{whole // MINUTE_S}m{whole % MINUTE_S:02}s"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S}h{whole % HOUR_S // MINUTE_S:02}m"
+    return f"{whole // DAY_S}d{whole % DAY_S // HOUR_S:02}h"
+
+
+def ago(at: float | None) -> str:
+    """Give how long ago a time in unix seconds was."""
+    return "-" if at is None else f"{span(max(0.0, time.time() - at))} ago"
+
+
+def clock(at: float) -> str:
+    """Give a time in unix seconds as the person's own date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

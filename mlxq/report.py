@@ -1,0 +1,144 @@
+"""What is true now, as one document: the machine, the worker, every service.
+
+Nothing is called healthy that nobody probed. While the worker beats, its watchdog's rows are the truth; otherwise this
+looks by itself: is that very process alive, and does its port answer.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from state import host, service, settings, stack
+from state.db import Database
+from state.service import Observed, Service
+from state.stack import Tier
+
+FRESH_S = 20.0
+"""The worker beats every 5 s; one that lives and has not for this long hangs."""
+PROBE_S = 0.5
+HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The worker as it is."""
+
+    state: str
+    """running, hung, or stopped."""
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `mlxq status` tells."""
+
+    machine: dict[str, Any]
+    endpoint: str
+    worker: Worker
+    services: list[dict[str, Any]]
+    """With exactly the keys that `status --json` prints."""
+    troubles: list[tuple[str, str, str | None]]
+    """Name, cause and next command of each service that is not as it should be."""
+    tiers: list[Tier]
+    jobs: list[int]
+    """Ids of the jobs that have not ended."""
+
+    def document(self) -> dict[str, Any]:
+        """Give it as it is printed for programs."""
+        return {
+            "hardware": self.machine,
+            "endpoint": self.endpoint,
+            "worker": {"state": self.worker.state, "pid": self.worker.pid},
+            "services": self.services,
+            "stack": {"tiers": [_wanted(tier) for tier in self.tiers]},
+        }
+
+
+def now(db: Database) -> Report:
+    """Look, and give what is true."""
+    seen = worker(db)
+    tiers = stack.tiers(db)
+    rows = {row.name: row for row in service.listing(db)}
+    port = rows["gateway"].port if "gateway" in rows else settings.load(db.home)["litellm-port"]
+    watched = seen.state == "running"
+    names = [tier.name for tier in tiers] + [name for name in rows if name not in {tier.name for tier in tiers}]
+    by_name = {tier.name: tier for tier in tiers}
+    services = [_service(name, rows.get(name), by_name.get(name), watched=watched) for name in names]
+    live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
+    return Report(
+        machine=host.recall(db, "machine") or {},
+        endpoint=f"http://127.0.0.1:{port}/v1",
+        worker=seen,
+        services=services,
+        troubles=[(row.name, row.cause, row.hint) for row in rows.values() if row.cause],
+        tiers=tiers,
+        jobs=[row["id"] for row in live],
+    )
+
+
+def worker(db: Database) -> Worker:
+    """Tell how the worker is, by its identity and its beat."""
+    from tasks.world import process
+
+    row = db.row("SELECT owner, pid, beat_at FROM worker")
+    if row is None or not process.alive(process.decode(row["owner"])):
+        return Worker("stopped", None)
+    return Worker("running" if db.now() - row["beat_at"] < FRESH_S else "hung", row["pid"])
+
+
+def _service(name: str, row: Service | None, tier: Tier | None, *, watched: bool) -> dict[str, Any]:
+    """Give one service with the keys of `status --json`."""
+    state = Observed.STOPPED if row is None else row.observed if watched else check(row)
+    alive = row is not None and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}
+    return {
+        "name": name,
+        "kind": row.kind if row else "engine",
+        "state": str(state),
+        "phase": str(row.doing) if row else "stopped",
+        "pid": row.pid if row and alive else None,
+        "port": row.port if row else tier.port if tier else None,
+        "model": tier.model if tier else None,
+        "quant": tier.quant if tier else None,
+        "restarts": row.restarts if row else 0,
+        "uptime_s": round(time.time() - row.started_at, 1) if row and alive and row.started_at else None,
+        "memory_mb": round(row.memory_bytes / MIB) if row and alive and row.memory_bytes else None,
+    }
+
+
+def check(row: Service) -> Observed:
+    """Look at one service without the watchdog's help."""
+    from tasks.world import process
+
+    if row.identity is None or not process.alive(process.decode(row.identity)):
+        return Observed.CRASHED if row.wanted == "up" else Observed.STOPPED
+    return Observed.HEALTHY if _answers(row) else Observed.DOWN
+
+
+def _answers(row: Service) -> bool:
+    """Tell whether the service's port speaks HTTP and does not call itself ill."""
+    from http.client import HTTPConnection, HTTPException
+
+    connection = HTTPConnection("127.0.0.1", row.port, timeout=PROBE_S)
+    try:
+        connection.request("GET", HEALTH[row.kind])
+        return connection.getresponse().status < 500  # noqa: PLR2004 (HTTP's server errors)
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _wanted(tier: Tier) -> dict[str, Any]:
+    """Give one tier of the stack for programs."""
+    return {
+        "name": tier.name,
+        "model": tier.model,
+        "quant": tier.quant,
+        "source": tier.source,
+        "port": tier.port,
+        "context": tier.context,
+        "memory_mb": round(tier.memory_bytes / MIB),
+    }

@@ -1,0 +1,152 @@
+"""The command line: what is typed leads to the right words and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from mlxq import cli
+from state import ledger
+from state.db import Database
+from state.errors import EngineFailed, NotRunning
+from state.job import New
+from state.paths import Home
+from tasks import kinds
+
+HEAVY = {"huey", "sqlite_utils", "httpx", "pandas", "numpy", "litellm", "rich", "yaml", "structlog", "huggingface_hub"}
+
+
+def put(db: Database, *batch: New) -> list[int]:
+    return [job for job, _ in ledger.submit_all(db, batch).values()]
+
+
+def test_the_help_lists_every_command_as_it_describes_itself() -> None:
+    with click.Context(cli.mlxq) as ctx:
+        said = {name: cli.mlxq.get_command(ctx, name).get_short_help_str(100) for name in cli.mlxq.list_commands(ctx)}
+
+    assert said == {name: text for section in cli.SECTIONS.values() for name, text in section.items()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        ([], 0),
+        (["status"], 3),
+        (["stauts"], 2),
+        (["--frobnicate"], 2),
+        (["up"], 3),
+        (["down"], 3),
+        (["down", "--tier", "fast"], 3),
+        (["chat", "hello"], 3),
+        (["chat"], 2),
+        (["chat", " "], 2),
+        (["connect", "env"], 3),
+        (["jobs"], 0),
+        (["jobs", "show", "99"], 1),
+        (["jobs", "show", "x"], 2),
+        (["jobs", "show", "-1"], 2),
+        (["jobs", "show", "9" * 30], 2),
+        (["jobs", "cancel", "99"], 1),
+        (["jobs", "retry", "99"], 1),
+        (["jobs", "watch", "99"], 1),
+        (["jobs", "watch"], 0),
+        (["jobs", "--state", "sleeping"], 2),
+        (["jobs", "--kind", "sing"], 2),
+        (["jobs", "--limit", "0"], 2),
+        (["jobs", "prune", "--keep", "-1"], 2),
+        (["config"], 2),
+        (["config", "get", "litellm-prot"], 2),
+        (["config", "set", "memory-budget-pct", "95"], 2),
+        (["config", "set", "memory-budget-pct"], 2),
+        (["config", "set", "default-quant", "int5"], 2),
+        (["config", "set", "litellm-port", "8003"], 2),
+        (["config", "set", "tier-port-base", "3999"], 2),
+        (["config", "reset"], 2),
+        (["config", "reset", "memory-budget-pct", "--all"], 2),
+        (["setup"], 2),
+        (["setup", "--accept-defaults", "--intent", "world-domination"], 2),
+        (["setup", "--accept-defaults", "--budget-pct", "9"], 2),
+        (["setup", "--accept-defaults", "--budget-pct", "ten"], 2),
+        (["completion", "tcsh"], 2),
+    ],
+)
+def test_every_command_line_ends_with_its_documented_code(
+    home: Home, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(argv) == code
+
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert code == 0 or err
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["stauts"])
+
+    assert "Did you mean 'status'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["status"], ["jobs"], ["config", "list"], ["--help"], ["--version"], []])
+def test_what_a_person_reads_often_loads_nothing_heavy(home: Home, argv: list[str]) -> None:
+    code = f"import sys; from mlxq.cli import run; run({argv!r}); print(*sys.modules, file=sys.stderr)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert set() == HEAVY & {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+
+def test_a_job_s_failure_becomes_the_same_exit_code(home: Home, db: Database) -> None:
+    (job,) = put(db, kinds.new("verify"))
+    held = ledger.claim(db, "ops", {"verify"}, "a/1/1")
+    assert held
+    ledger.fail(db, held, NotRunning("Nobody is there.", hint="mlxq up"))
+
+    assert cli.run(["jobs", "watch", str(job)]) == 3
+
+
+def test_jobs_show_tells_all_there_is(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = put(db, kinds.new("start", {"service": "fast"}, label="s"), kinds.new("verify", needs=["s"]))
+    held = ledger.claim(db, "ops", {"start"}, "a/1/1")
+    assert held
+    ledger.fail(db, held, EngineFailed("It did not load.", hint="mlxq logs fast"))
+    home.log("worker").write_text(json.dumps({"job": first, "event": "job_failed", "code": "engine_failed"}) + "\n")
+
+    assert cli.run(["jobs", "show", str(first)]) == 0
+
+    out, err = capsys.readouterr()
+    for words in ("start fast", "It did not load.", '{"service": "fast"}', "claimed", "job_failed", str(second)):
+        assert words in out
+    assert "mlxq logs fast" in err
+
+
+def test_jobs_as_json_bear_a_schema_version(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    put(db, kinds.new("detect"))
+
+    cli.run(["jobs", "--json"])
+
+    said = json.loads(capsys.readouterr().out)
+    assert said["schema_version"] == 1
+    assert [each["kind"] for each in said["jobs"]] == ["detect"]
+
+
+def test_a_stranger_in_the_working_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxq", "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert str(tmp_path / "tasks.py") in done.stderr
+    assert "Traceback" not in done.stderr
