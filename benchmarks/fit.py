@@ -78,7 +78,7 @@ def fit(rows: list[Row], kind: str) -> dict[str, float]:
         fitted = dict(zip(names, np.exp(logs), strict=True))
         return np.concatenate([np.log(seconds(fitted, together) * measured), PULL * (logs - start)])
 
-    best = least_squares(residuals, start, loss="soft_l1", f_scale=SOFT[kind], max_nfev=300)
+    best = least_squares(residuals, start, loss="soft_l1", f_scale=SOFT[kind], ftol=1e-5, xtol=1e-5)
     return dict(zip(names, (float(f"{one:.4g}") for one in np.exp(best.x)), strict=True))
 
 

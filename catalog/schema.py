@@ -165,9 +165,10 @@ def parse(text: str, file: str) -> dict[str, Any]:
     """Read one model file and check it. Raises BadModelFile at the first mistake."""
     try:
         row: Any = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.MarkedYAMLError as problem:
-        line = problem.problem_mark.line + 1 if problem.problem_mark else 1
-        raise BadModelFile(file, line, "", f"not YAML: {problem.problem or 'unreadable'}", "") from problem
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        reason = getattr(problem, "problem", None) or "it holds characters that YAML forbids"
+        raise BadModelFile(file, mark.line + 1 if mark else 1, "", f"not YAML: {reason}", "") from problem
     for place, problem, allowed in faults(row):
         raise BadModelFile(file, _line(text, place), ".".join(place), problem, allowed)
     return row

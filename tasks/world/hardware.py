@@ -174,7 +174,7 @@ def _linux(said: Recording) -> Machine:
 
 def _card(said: Recording) -> Machine | None:
     """Give the first NVIDIA card, when MLX itself would run on it. Experimental."""
-    name, _, megabytes = said.get(NVIDIA, "").partition("\n")[0].rpartition(",")
+    name, _, megabytes = said.get(NVIDIA, "").strip().partition("\n")[0].rpartition(",")
     if not name or mlx_info(said.get(METAL, "")).get("device") != "gpu":
         return None
     size = _number(megabytes) << 20
