@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 GIB = 1 << 30
 _SIZES = ("Ultra", "Max", "Pro", "")
 _OLDEST = "M1"
@@ -34,6 +32,8 @@ class Bin:
 @cache
 def table() -> dict[str, Any]:
     """Read chips.yaml as it is."""
+    import yaml
+
     with (Path(__file__).parent / "chips.yaml").open(encoding="utf-8") as file:
         return cast("dict[str, Any]", yaml.load(file, Loader=yaml.CSafeLoader))
 

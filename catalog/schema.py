@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import yaml
 
+from catalog.problems import BadModelFile
+
 TOOL_PARSERS = frozenset(
     """
     auto deepseek deepseek_r1 deepseek_v3 deepseek_v4 dsml functionary gemma4 generic glm4 glm47 gpt-oss
@@ -40,16 +42,6 @@ _SOURCE = re.compile(r"hub:[\w.-]+/[\w.-]+|pypi:[\w.-]+==[\w.]+|file:/.+")
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 Place = tuple[str, ...]
-
-
-class BadModelFile(ValueError):
-    """A model file says something it may not. Attributes: file, line (from 1), field, allowed."""
-
-    def __init__(self, file: str, line: int, field: str, problem: str, allowed: str) -> None:
-        """Take the place and the two halves of the sentence."""
-        self.file, self.line, self.field, self.allowed = file, line, field, allowed
-        where = f"{file}:{line}: " + (f"{field}: " if field else "")
-        super().__init__(f"{where}{problem}; allowed: {allowed}." if allowed else f"{where}{problem}.")
 
 
 @dataclass(frozen=True)
