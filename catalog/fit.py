@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from catalog.model import Attention, Model, Quant
 
-CHUNK_TEXT, CHUNK_VISION = 2048, 1024
-"""Tokens of a prompt that vllm-mlx 0.6.0 works on at once (its defaults of --prefill-step-size and
---mllm-prefill-step-size); a model that can see runs on the second path."""
+PREFILL_STEP = 1024
+"""Tokens of a prompt that the engine works on at once. mlxq passes it; vllm-mlx by itself takes 2048, and 1024 for a
+model that can see."""
 CACHE_VALUE_BYTES = 2
 """The live cache is held in 16 bits, whatever the weights are."""
 PREFILL_BYTES = 350
@@ -45,14 +45,14 @@ class Memory:
         return self.weights + self.kv + self.prefill + self.overhead
 
 
-def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int | None = None) -> Memory:
+def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int = PREFILL_STEP) -> Memory:
     """Say what one engine needs, in bytes, with `concurrency` requests of `context` tokens each.
 
-    `prefill_step` is the size of a chunk of prompt in tokens; None is what the engine takes by itself.
+    `prefill_step` is the size of a chunk of prompt in tokens.
     Raises KeyError when the model has no such quant.
     """
     weights = model.quants[quant].bytes
-    chunk = min(context, prefill_step or (CHUNK_VISION if model.vision else CHUNK_TEXT))
+    chunk = min(context, prefill_step)
     return Memory(
         weights=weights,
         kv=concurrency * cache_bytes(model, context),

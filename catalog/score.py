@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from catalog.fit import Memory, cache_bytes, memory
+from catalog.fit import PREFILL_STEP, Memory, cache_bytes, memory
 from catalog.machine import Machine
 from catalog.model import Model
 from catalog.quality import Quality, quality
@@ -109,8 +109,8 @@ class Pick:
     cache_bytes: int
     speed: Speed
     quality: Quality
-    prefill_step: int | None = None
-    """Tokens of prompt read at once; None is the engine's default."""
+    prefill_step: int = PREFILL_STEP
+    """Tokens of prompt read at once."""
     reasons: tuple[str, ...] = ()
     runner_up: str = ""
     """"model quant" that would serve here if this model did not exist; empty when none would fit."""
@@ -151,7 +151,7 @@ class Offer:
     model: Model
     quant: str
     context: int
-    prefill_step: int | None
+    prefill_step: int
     bytes: int
     speed: Speed
     worth: float
@@ -263,12 +263,12 @@ def _choose(
     rated: Sequence[Rated], wishes: Mapping[str, Wish], limit: int
 ) -> tuple[dict[str, list[Offer]], list[Offer]]:
     """Give the offers of every tier and the best stack of them. Raises TooSmall."""
-    step = SMALL_STEP if limit < SMALL_BUDGET else None
+    step = SMALL_STEP if limit < SMALL_BUDGET else PREFILL_STEP
     offers = {tier: _offers(rated, tier, wish, step) for tier, wish in wishes.items()}
     return offers, _best(offers, limit)
 
 
-def _offers(rated: Sequence[Rated], tier: str, wish: Wish, step: int | None) -> list[Offer]:
+def _offers(rated: Sequence[Rated], tier: str, wish: Wish, step: int) -> list[Offer]:
     """Give all that could serve at this tier, the worthiest first, without what is beaten outright."""
     found: list[Offer] = []
     for one in rated:
@@ -282,7 +282,7 @@ def lasts(model: Model) -> bool:
     return model.attention.latent > 0 or 2 * model.attention.full <= model.layers
 
 
-def _offers_of(rated: Rated, tier: str, wish: Wish, step: int | None) -> list[Offer]:
+def _offers_of(rated: Rated, tier: str, wish: Wish, step: int) -> list[Offer]:
     """Give one offer for each context that the model was made for and that can be read in time."""
     model, quant, speed = rated
     longest = min(model.context, max(wish.contexts[0], int(wish.patience * speed.prompt)))

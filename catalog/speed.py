@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.chips import identify
-from catalog.fit import CHUNK_TEXT, cache_bytes
+from catalog.fit import cache_bytes
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
@@ -27,6 +27,8 @@ ACCELERATED_SINCE = 5
 """Apple's GPUs have matrix units ("neural accelerators") from the M5 on."""
 REFERENCE_GENERATION = 4
 REFERENCE_LAYERS = 32
+MEASURED_CHUNK = 2048
+"""Tokens of prompt at once in the measurements the constants are fitted on: mlx-lm's default."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def prompt_seconds(c: Constants, work: Work) -> Any:
     arithmetic = 2 * work.active * work.computed / (work.tflops * 1000 * share)
     earlier = 2 * work.tokens * work.hidden * work.full_layers / (work.tflops * 1e12)
     attention = c["prompt attention"] * c["prompt latent"] ** work.latent * earlier
-    chunks = -(-work.tokens // CHUNK_TEXT)
+    chunks = -(-work.tokens // MEASURED_CHUNK)
     launch = _by_engine(c, "prompt chunk ms", work) / 1000 * work.layers / REFERENCE_LAYERS * chunks / work.tokens
     return arithmetic + attention + launch
 

@@ -1,0 +1,49 @@
+"""Which models a person asks to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from catalog.fit import memory, smallest
+from catalog.model import Model
+
+SHOWN_CONTEXT = 8192
+"""Tokens at which a list says whether a model fits."""
+
+
+def select(
+    known: Mapping[str, Model],
+    *,
+    family: str | None = None,
+    tag: str | None = None,
+    tool_calling: bool = False,
+    budget_bytes: int | None = None,
+) -> list[Model]:
+    """Give the models that agree with all that is asked, by family and size.
+
+    Family and tag are compared without regard to case, spaces and dashes ("gemma3" is "Gemma 3"); the budget is
+    held against the smallest quant with one request of 8K tokens.
+    """
+    found = [
+        model
+        for model in known.values()
+        if (family is None or _plain(family) == _plain(model.family))
+        and (tag is None or _plain(tag) in {_plain(one) for one in model.tags})
+        and (model.tool_calling or not tool_calling)
+        and (budget_bytes is None or memory(model, smallest(model).name, SHOWN_CONTEXT).total <= budget_bytes)
+    ]
+    return sorted(found, key=lambda model: (model.family, model.total_params_b))
+
+
+def families(known: Mapping[str, Model]) -> list[str]:
+    """Give every family, sorted."""
+    return sorted({model.family for model in known.values()})
+
+
+def tags(known: Mapping[str, Model]) -> list[str]:
+    """Give every tag, sorted."""
+    return sorted({tag for model in known.values() for tag in model.tags})
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum() or letter == ".")
