@@ -163,6 +163,23 @@ CREATE TABLE samples (
 ) STRICT, WITHOUT ROWID
 """
 
+USAGE = """
+CREATE TABLE usage (
+  day TEXT NOT NULL,
+  key TEXT NOT NULL,
+  tier TEXT NOT NULL,
+  requests INTEGER NOT NULL,
+  failed INTEGER NOT NULL,
+  fallbacks INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL,
+  completion_tokens INTEGER NOT NULL,
+  seconds REAL NOT NULL,
+  first_byte_seconds REAL NOT NULL,
+  waited_seconds REAL NOT NULL,
+  PRIMARY KEY (day, key, tier)
+) STRICT, WITHOUT ROWID
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -212,6 +229,12 @@ def m002_samples(db: Database) -> None:
     """How each service fared."""
     db.execute(SAMPLES)
     db.execute("CREATE INDEX samples_span ON samples (span_s, at)")
+
+
+@schema()
+def m003_usage(db: Database) -> None:
+    """What passed the gateway, in sums."""
+    db.execute(USAGE)
 
 
 def migrate(home: Home, version: int) -> None:
