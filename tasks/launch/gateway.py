@@ -9,6 +9,13 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
+
+import httpx
+import yaml
+
+from state.paths import Home
+from tasks.launch.hook_names import Names
 
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
@@ -22,17 +29,49 @@ def main() -> None:
     sys.stdout = sys.stderr  # LiteLLM prints; a service's one log is stderr
     log_briefly()
     keep_out("prisma", "litellm.integrations.otel.logger")
+    serve(wanted)
+
+
+def serve(wanted: argparse.Namespace) -> None:
+    """Put the hook around LiteLLM and under it, and run it."""
+    import litellm
     import uvicorn
     from litellm.proxy.proxy_server import app
 
-    uvicorn.run(
-        app,
-        host=wanted.host,
-        port=wanted.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_S,
-    )
+    from tasks.launch import hook_names
+    from tasks.launch.hook_auth import ring
+    from tasks.launch.hook_count import Counter
+    from tasks.launch.hook_door import Door
+    from tasks.launch.hook_queue import Queue
+
+    home = Home(Path(os.environ["MLXQ_HOME"]))
+    names = hook_names.names(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ)
+    counter = Counter(home)
+    litellm.aclient_session = _client(home, names)
+    door = Door(app, names, ring(), Queue(), counter.add)
+    with counter.writing():
+        uvicorn.run(
+            door,
+            host=wanted.host,
+            port=wanted.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=DRAIN_S,
+        )
+
+
+def _client(home: Home, names: Names) -> httpx.AsyncClient:
+    """Give LiteLLM's way to the engines."""
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+
+    from tasks.launch.hook_cloud import Purse
+    from tasks.launch.hook_guard import Guard
+    from tasks.launch.hook_wire import Wire
+
+    purse = Purse(home.root / "cloud.json", float(os.environ["MLXQ_CLOUD_CAP_USD"]))
+    inner = AsyncHTTPHandler.create_async_transport() or httpx.AsyncHTTPTransport()
+    native = os.environ["MLXQ_BACKEND"] == "metal"
+    return httpx.AsyncClient(transport=Wire(inner, names.places, Guard(), purse, native_schema=native))
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,8 +83,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def log_briefly() -> None:
-    """Date every line; requests are counted elsewhere, so only warnings are worth a line."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    """Date every line, and drop LiteLLM's own: a refused request is a traceback there, with what users wrote."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: not record.name.startswith("LiteLLM"))
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[handler]
+    )
 
 
 def keep_out(*modules: str) -> None:

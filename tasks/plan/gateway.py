@@ -80,7 +80,10 @@ def configuration(
         "model_list": models,
         "litellm_settings": {"drop_params": True},
         "router_settings": _routing(groups, tiers, cloud=bool(cloud_model)),
-        "general_settings": {"disable_spend_logs": True},
+        "general_settings": {
+            "disable_spend_logs": True,
+            "custom_auth": "tasks.launch.hook_auth.user_api_key_auth",
+        },
     }
 
 
@@ -92,11 +95,13 @@ def environment(
     backend: str,
     generation: int,
     cloud_url: str = OPENROUTER,
+    cloud_cap_usd: float = 1.0,
 ) -> dict[str, str]:
     """Give the whole environment of the gateway.
 
     `secrets` holds what secrets.env holds, and OPENROUTER_API_KEY when the person gave one; `base` is the
-    worker's environment, `home` the mlxq home, `backend` one of metal, cpu, cuda.
+    worker's environment, `home` the mlxq home, `backend` one of metal, cpu, cuda, `cloud_cap_usd` what
+    the last resort may cost in a day.
     """
     return {
         **{name: base[name] for name in KEPT if name in base},
@@ -105,6 +110,7 @@ def environment(
         "PYTHONUNBUFFERED": "1",
         "MLXQ_BACKEND": backend,
         "MLXQ_CLOUD_URL": cloud_url,
+        "MLXQ_CLOUD_CAP_USD": str(cloud_cap_usd),
         **{name: secrets[name] for name in _SECRETS if name in secrets},
     }
 

@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+CUT = ("die-after", "hang-after", "silent-end", "error-event")
 TEXT = "one two three four five six seven eight nine ten"
 name = "upstream"
 seen: list[dict[str, Any]] = []
@@ -58,7 +59,7 @@ async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterato
     yield event({"role": "assistant"})
     pieces = words(text)
     for count, piece in enumerate(pieces):
-        if verb != "say" and count == limit:
+        if verb in CUT and count == limit:
             if verb == "die-after":
                 os._exit(1)
             if verb == "hang-after":
@@ -75,7 +76,9 @@ async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterato
 async def chat(request: Request) -> Response:
     body = await request.json()
     seen.append(body)
-    verb, _, rest = (*order(body), "", "")[:3] if len(order(body)) == 1 else (order(body)[0], "", order(body)[1])
+    if (body.get("response_format") or {}).get("type") == "json_schema":
+        return JSONResponse({"detail": "[metal_kernel] No Metal back-end"}, status_code=500)
+    verb, rest = (*order(body), "")[:2]
     if verb == "status":
         return JSONResponse({"detail": f"upstream says {rest}"}, status_code=int(rest))
     if verb == "hang":
@@ -83,7 +86,7 @@ async def chat(request: Request) -> Response:
     if verb == "die":
         os._exit(1)
     text = rest if verb == "say" else TEXT
-    limit = int(rest) if verb in {"die-after", "hang-after", "silent-end", "error-event"} else 0
+    limit = int(rest) if verb in CUT else 0
     pause = float(rest) if verb == "slow" else 0.0
     if body.get("stream"):
         return StreamingResponse(chunks(text, verb, limit, pause), media_type="text/event-stream")
@@ -91,6 +94,29 @@ async def chat(request: Request) -> Response:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return JSONResponse(envelope("chat.completion", choices=[choice], usage=usage(len(words(text)))))
+
+
+async def status(_: Request) -> Response:
+    """Tell of requests at work as the engine does; here always of one, seven tokens long."""
+    return JSONResponse({"requests": [{"prompt_tokens": 7, "completion_tokens": 3}]})
+
+
+async def completions(request: Request) -> Response:
+    body = await request.json()
+    seen.append(body)
+
+    async def events() -> AsyncIterator[str]:
+        for piece in words(TEXT):
+            choice = {"index": 0, "text": piece, "finish_reason": None}
+            yield f"data: {json.dumps(envelope('text_completion', choices=[choice]))}\n\n"
+        choice = {"index": 0, "text": "", "finish_reason": "stop"}
+        yield f"data: {json.dumps(envelope('text_completion', choices=[choice], usage=usage(10)))}\n\n"
+        yield "data: [DONE]\n\n"
+
+    if body.get("stream"):
+        return StreamingResponse(events(), media_type="text/event-stream")
+    choice = {"index": 0, "text": TEXT, "finish_reason": "stop"}
+    return JSONResponse(envelope("text_completion", choices=[choice], usage=usage(10)))
 
 
 async def fault(request: Request) -> Response:
@@ -109,7 +135,10 @@ async def models(_: Request) -> Response:
 app = Starlette(
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/api/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/models", models),
+        Route("/v1/status", status),
         Route("/fault", fault, methods=["POST"]),
         Route("/seen", requests),
     ]

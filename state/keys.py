@@ -1,0 +1,99 @@
+"""Keys for apps: what each may do. The file holds hashes alone; a key is shown once, when it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from state.paths import Home
+from state.secrets import generate
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One app's key."""
+
+    name: str
+    digest: str
+    """SHA-256 of the key, hex. The key has 256 random bits, so a slow hash would add nothing."""
+    created: float
+    tiers: tuple[str, ...] = ()
+    """Tiers that may be asked for by name; empty: all."""
+    rpm: int | None = None
+    """Requests a minute; None: no limit."""
+    background: bool = False
+    """Whether its requests yield to those of other keys."""
+
+
+def place(home: Home) -> Path:
+    """Give the file of the keys."""
+    return home.root / "keys.json"
+
+
+def digest(key: str) -> str:
+    """Give the form in which a key is stored."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def read(path: Path) -> dict[str, Key]:
+    """Give every key by its digest; an absent file holds none. Raises Damaged."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(path.read_bytes())
+        keys = [_key(row) for row in rows]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise Damaged(f"Cannot read the apps' keys in {path}.", hint=f"mv {path} {path}.damaged") from problem
+    return {key.digest: key for key in keys}
+
+
+def create(
+    path: Path, name: str, *, tiers: tuple[str, ...] = (), rpm: int | None = None, background: bool = False
+) -> str:
+    """Make a key and give it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
+    if not _NAME.fullmatch(name):
+        raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
+    keys = read(path)
+    if name in {key.name for key in keys.values()}:
+        raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
+    secret = generate()
+    made = Key(name, digest(secret), time.time(), tiers, rpm, background)
+    _write(path, {**keys, made.digest: made})
+    return secret
+
+
+def revoke(path: Path, name: str) -> None:
+    """Take a key away; the gateway refuses it from its next request on. Raises NotFound."""
+    keys = read(path)
+    kept = {one: key for one, key in keys.items() if key.name != name}
+    if len(kept) == len(keys):
+        raise NotFound(f"There is no key named {name}.", hint="mlxq keys list")
+    _write(path, kept)
+
+
+def _key(row: dict[str, Any]) -> Key:
+    tiers = tuple(str(tier) for tier in row["tiers"])
+    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"])
+
+
+def _write(path: Path, keys: Mapping[str, Key]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump([asdict(key) for key in keys.values()], file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as problem:
+        raise MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.") from problem

@@ -1,0 +1,75 @@
+"""Who may pass: the master key of mlxq itself, and the apps' keys from their file."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from state import keys
+from state.errors import Damaged
+from state.keys import Key
+
+MASTER_NAME = "mlxq"
+
+
+class Ring:
+    """The keys that are valid now. A changed file is read again at the next request."""
+
+    def __init__(self, path: Path, master: str) -> None:
+        self._path = path
+        self._master = Key(MASTER_NAME, keys.digest(master), 0.0)
+        self._seen: tuple[int, int, int] | None = None
+        self._keys: dict[str, Key] = {}
+        self._times: dict[str, deque[float]] = {}
+
+    def find(self, secret: str | None) -> Key | None:
+        """Give what a key may do, or None for one that is wrong or revoked."""
+        if not secret:
+            return None
+        digest = keys.digest(secret)
+        if hmac.compare_digest(digest, self._master.digest):
+            return self._master
+        self._refresh()
+        return self._keys.get(digest)
+
+    def is_master(self, key: Key) -> bool:
+        """Tell whether it is mlxq's own key, which alone may use other than the clients' routes."""
+        return key is self._master
+
+    def hurried(self, key: Key) -> float | None:
+        """Count one request of the key; give the seconds to wait when that was more than its limit a minute."""
+        if key.rpm is None:
+            return None
+        now, times = time.monotonic(), self._times.setdefault(key.digest, deque())
+        while times and times[0] <= now - 60:
+            times.popleft()
+        if len(times) >= key.rpm:
+            return times[0] + 60 - now
+        times.append(now)
+        return None
+
+    def _refresh(self) -> None:
+        try:
+            stat = self._path.stat()
+            seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        except FileNotFoundError:
+            seen = None
+        if seen == self._seen:
+            return
+        try:
+            self._keys = keys.read(self._path)
+        except Damaged:
+            self._keys = {}  # no key is better than one that was revoked
+        self._seen = seen
+
+
+def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Give the key in a request's headers: OpenAI's style, or Anthropic's."""
+    found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
+    scheme, _, token = found.get(b"authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    return found.get(b"x-api-key") or None
