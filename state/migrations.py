@@ -233,7 +233,7 @@ def m002_samples(db: Database) -> None:
 
 @schema()
 def m003_usage(db: Database) -> None:
-    """What passed the gateway, in sums."""
+    """Sums of what passed the gateway."""
     db.execute(USAGE)
 
 
