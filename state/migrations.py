@@ -233,7 +233,7 @@ def m002_samples(db: Database) -> None:
 
 @schema()
 def m003_usage(db: Database) -> None:
-    """Sums of what passed the gateway."""
+    """Add the sums of what passed the gateway."""
     db.execute(USAGE)
 
 
