@@ -78,7 +78,7 @@ class Listener:
         self.socket.settimeout(timeout_s)
         try:
             self.socket.recv(16)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return False
         self.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):

@@ -131,7 +131,7 @@ def _outcome(context: Context, task: Task) -> Outcome:
         return _failing(context, problem)
     except Fenced:
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         log.exception("job_crashed")
         return _failing(context, _fault(held, problem))
     log.info("job_succeeded")
@@ -176,5 +176,5 @@ def _failed(held: Claim, problem: MlxqError) -> Outcome:
     return lambda db: ledger.fail(db, held, problem)
 
 
-def _fault(held: Claim, problem: Exception) -> Internal:
+def _fault(held: Claim, problem: BaseException) -> Internal:
     return Internal(f"{type(problem).__name__} in task {held.kind}: {problem}", hint="mlxq logs worker")

@@ -13,6 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+if "CLOCK" in os.environ:  # a file with the seconds by which this worker's wall clock is off
+
+    def shifted(real: Any = time.time, offset: Path = Path(os.environ["CLOCK"])) -> float:
+        return real() + float(offset.read_text() or 0)
+
+    time.time = shifted
+
 from state.errors import Busy, MlxqError
 from state.job import New
 from state.paths import home
@@ -125,11 +132,10 @@ if __name__ == "__main__":
     for name in ("act", "dig", "brief"):
         queue.job(name)(act)
     tasks.keeper.OVERRUN_S = float(os.environ.get("OVERRUN_S", tasks.keeper.OVERRUN_S))
+    tasks.worker.STOP_GRACE_S = float(os.environ.get("STOP_GRACE_S", tasks.worker.STOP_GRACE_S))
     for lane, count in zip(("ops", "heavy"), os.environ.get("THREADS", "4 3").split(), strict=True):
         tasks.worker.THREADS[lane] = int(count)
     try:
         tasks.worker.run(home())
     except MlxqError as problem:
         sys.exit(f"{problem.code}: {problem.message}")
-    finally:
-        Path(os.environ.get("ENDED", os.devnull)).touch()
