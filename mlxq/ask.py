@@ -6,7 +6,6 @@ meanwhile is replaced by another that goes on where it was.
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +17,7 @@ import click
 from mlxq import background, render
 from state import ledger, wake
 from state.db import Database, open_database, read_database
-from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
+from state.errors import Busy, MlxqError, StateUnavailable, TimedOut, Upstream, WorkerLost, rebuild
 from state.job import Job, New, State, get, of_chain
 from state.paths import Home
 
@@ -201,7 +200,7 @@ def stop_idle_worker(home: Home) -> None:
         with reading(home) as db:
             live = db.value("SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running')")
             owner = db.value("SELECT owner FROM worker")
-    except sqlite3.OperationalError:
+    except StateUnavailable:
         return
     if live:
         render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
