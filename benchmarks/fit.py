@@ -8,15 +8,18 @@ out) stays where it was. Needs scipy, which the engine brings.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
-from predict import DATA, KINDS, Row, read, usable, work
+from predict import DATA, KINDS, Row, number, read, usable, work
 from scipy.optimize import least_squares
 
-import catalog.speed
-from catalog.speed import Work
+from catalog.load import entries
+from catalog.model import Model
+from catalog.speed import Work, decode_seconds
 
 START: Mapping[str, Mapping[str, float]] = {
     "decode": {
@@ -60,6 +63,17 @@ PULL = 0.15
 SOFT = {"decode": 0.08, "prompt": 0.12}
 """Log error from which a row counts linearly: about what two runs of the same thing differ by."""
 BAND = (0.05, 0.95)
+QUANTS = {
+    "4bit": "int4",
+    "q4": "int4",
+    "6bit": "int6",
+    "8bit": "int8",
+    "q8": "int8",
+    "bf16": "bf16",
+    "mxfp4-q4": "mxfp4-q4",
+    "mxfp4-q8": "mxfp4-q8",
+}
+"""What the rows call a quant of MLX, and what the catalog calls it."""
 
 
 def stacked(rows: Iterable[Row]) -> Work:
@@ -92,16 +106,62 @@ def band(rows: list[Row], kind: str) -> list[float]:
     return [round(float(np.quantile(ratios, edge)), 2) for edge in BAND]
 
 
+def published(rows: list[Row]) -> dict[str, Any]:
+    """Give what others measured with MLX, by model, quant and "chip/GPU cores": context, decode, prompt and source.
+
+    Rows of a model count for every model of the same shape: Qwen3.8 27B runs as Qwen3.5 27B does.
+    """
+    found: dict[str, Any] = {}
+    for row in sorted(rows, key=lambda row: float(row["context_tokens"] or 0)):
+        quant = QUANTS.get(row["quant"])
+        if row["engine"] in {"llama.cpp", "ollama"} or not row["context_tokens"] or not quant:
+            continue
+        for model in twins(row["geom"]):
+            if quant in model.quants:
+                machine = f"{row['chip']}/{row['gpu_cores']}"
+                figures = [number(row, "context_tokens"), number(row, "gen_tps"), number(row, "prompt_tps")]
+                place = found.setdefault(model.id, {}).setdefault(quant, {}).setdefault(machine, [])
+                place.append([*figures, row["source"].partition(" ")[0].rstrip(",")])
+    return found
+
+
+def repeated(rows: list[Row], fitted: dict[str, float]) -> list[float]:
+    """Give the quantiles of a measured decode speed over what the other rows of its machine, model and quant say."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        key = (row["chip"], row["gpu_cores"], row["geom"], row["quant"], row["engine"])
+        groups.setdefault(key, []).append(math.log(float(row["gen_tps"]) * decode_seconds(fitted, work(row))))
+    apart = [
+        math.exp(one - (sum(some) - one) / (len(some) - 1)) for some in groups.values() if len(some) > 1 for one in some
+    ]
+    return [round(float(np.quantile(apart, edge)), 2) for edge in BAND]
+
+
+def twins(geom: str) -> list[Model]:
+    """Give the models of the catalog that have this geometry."""
+    known = entries()
+    if geom not in known:
+        return []
+    return [model for model in known.values() if shape(model) == shape(known[geom])]
+
+
+def shape(model: Model) -> tuple[float, ...]:
+    """Give what two models must share to run alike."""
+    return model.layers, model.hidden_size, model.total_params_b
+
+
 def main() -> None:
-    """Write the fitted constants; the rough figures for CPU and CUDA stay as they are."""
+    """Write the constants and the published speeds; the rough figures for CPU and CUDA stay as they are."""
     path = DATA.parent.parent / "catalog" / "speed.json"
     told = json.loads(path.read_text(encoding="utf-8"))
     rows = read(DATA / "speeds.csv")
     for kind in KINDS:
         told[kind] = fit(usable(rows, kind), kind)
     told["band"]["metal"] = band(usable(rows, "decode"), "decode")
+    told["band"]["published"] = repeated(usable(rows, "decode"), told["decode"])
     path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    catalog.speed.constants.cache_clear()
+    measured = json.dumps(published(usable(rows, "decode")), indent=1, sort_keys=True)
+    (path.parent / "published.json").write_text(measured + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ class TooSmall(ValueError):
     def __init__(self, needs_bytes: int, budget_bytes: int) -> None:
         """Take both sizes."""
         self.needs_bytes, self.budget_bytes = needs_bytes, budget_bytes
-        super().__init__(f"The smallest stack needs {_gb(needs_bytes)}; the budget is {_gb(budget_bytes)}.")
+        super().__init__(
+            f"The smallest stack needs {needs_bytes / 1e9:.2f} GB; the budget is {budget_bytes / 1e9:.2f} GB."
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ class Speed:
     low: float
     high: float
     basis: str
-    """"measured here", "calibrated here", "predicted", or "rough guess" where nothing was fitted."""
+    """"measured here", "calibrated here", "published", "predicted", or "rough guess" where nothing was fitted."""
+    source: str = ""
+    """Who published it; empty unless `basis` is "published"."""
 
 
 @cache
@@ -193,30 +195,48 @@ def predict(
     those of other models (looked up in `known`, else among the shipped ones) shift the prediction by their
     mean ratio k, shrunk to k^(n/(n+1)) for n of them. Raises KeyError when the model has no such quant.
     """
-    decode, prompt = _raw(machine, model, quant, context)
+    raw = _raw(machine, model, quant, context)
     same = [one for one in measured if (one.model, one.quant) == (model.id, quant)]
     if same:
-        return _from_here(machine, model, quant, (decode, prompt), same)
+        return _carried(machine, model, raw, same, "measured here")
     ratios = _ratios(machine, measured, known or entries()) if measured else []
     if ratios:
-        decode, prompt = (
-            decode * _shrunk([d for d, _ in ratios]),
-            prompt * _shrunk([p for _, p in ratios if p]),
-        )
-    bands = constants()["band"]
-    low, high = bands["metal" if machine.backend == "metal" else "rough"]
-    tighter = 1 / math.sqrt(1 + len(ratios))
-    basis = "calibrated here" if ratios else "predicted" if machine.backend == "metal" else "rough guess"
-    return Speed(decode, prompt, decode * low**tighter, decode * high**tighter, basis)
+        raw = raw[0] * _shrunk([d for d, _ in ratios]), raw[1] * _shrunk([p for _, p in ratios if p])
+        return _ranged(raw, "calibrated here", "metal" if machine.backend == "metal" else "rough", len(ratios))
+    others, source = _published(machine, model, quant)
+    if others:
+        return replace(_carried(machine, model, raw, others, "published"), source=source)
+    if machine.backend != "metal":
+        return _ranged(raw, "rough guess", "rough")
+    return _ranged(raw, "predicted", "metal")
 
 
-def _from_here(machine: Machine, model: Model, quant: str, raw: tuple[float, float], same: Sequence[Measured]) -> Speed:
-    """Carry a benchmark of this very model over to another context, by the ratio of the predictions."""
-    ratios = [_ratio(machine, model, quant, one) for one in same]
-    decode = raw[0] * _mean([d for d, _ in ratios])
-    prompt = raw[1] * (_mean([p for _, p in ratios if p]))
-    low, high = constants()["band"]["measured"]
-    return Speed(decode, prompt, decode * low, decode * high, "measured here")
+def _ranged(raw: tuple[float, float], basis: str, band: str, benchmarks: int = 0) -> Speed:
+    """Add the range; each benchmark of this machine narrows it."""
+    low, high = constants()["band"][band]
+    tighter = 1 / math.sqrt(1 + benchmarks)
+    return Speed(*raw, raw[0] * low**tighter, raw[0] * high**tighter, basis)
+
+
+def _carried(machine: Machine, model: Model, raw: tuple[float, float], same: Sequence[Measured], basis: str) -> Speed:
+    """Carry benchmarks of this very model and quant over to another context, by the ratio of the predictions."""
+    ratios = [_ratio(machine, model, one.quant, one) for one in same]
+    decode, prompt = raw[0] * _mean([d for d, _ in ratios]), raw[1] * _mean([p for _, p in ratios if p])
+    return _ranged((decode, prompt), basis, basis)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    """Read what others measured, by model, quant and "chip/GPU cores"; benchmarks/fit.py writes it."""
+    with (Path(__file__).parent / "published.json").open(encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _published(machine: Machine, model: Model, quant: str) -> tuple[list[Measured], str]:
+    """Give the measurements others published of this model on this very bin, and where."""
+    rows = _table().get(model.id, {}).get(quant, {}).get(f"{machine.chip}/{machine.gpu_cores}", [])
+    found = [Measured(model.id, quant, int(tokens), decode, prompt) for tokens, decode, prompt, _ in rows]
+    return found, ", ".join(sorted({source for *_, source in rows}))
 
 
 def _ratio(machine: Machine, model: Model, quant: str, one: Measured) -> tuple[float, float]:

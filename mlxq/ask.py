@@ -6,7 +6,6 @@ meanwhile is replaced by another that goes on where it was.
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -18,7 +17,7 @@ import click
 from mlxq import background, render
 from state import ledger, wake
 from state.db import Database, open_database, read_database
-from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
+from state.errors import Busy, MlxqError, StateUnavailable, TimedOut, Upstream, WorkerLost, rebuild
 from state.job import Job, New, State, get, of_chain
 from state.paths import Home
 
@@ -38,6 +37,10 @@ class View(Protocol):
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Show what is new."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """Say something beside the jobs."""
         ...
 
     def close(self) -> None:
@@ -104,7 +107,7 @@ def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None
 
 def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) -> list[Job]:
     until = None if timeout_s is None else time.monotonic() + timeout_s
-    keeper = Keeper(home)
+    keeper, woken = Keeper(home, view.tell), False
     with wake.watcher(home) as bell, reading(home) as db:
         while True:
             now = list(jobs(db))
@@ -112,24 +115,25 @@ def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) ->
             live = [job for job in now if job.live]
             if not live:
                 return now
+            if not woken:
+                keeper.look()
             left = GUARD_S if until is None else until - time.monotonic()
             if left <= 0:
                 raise TimedOut(
                     f"Not done after {render.span(timeout_s)}; job {live[0].id} goes on.",
                     hint=f"mlxq jobs watch {live[0].id}",
                 )
-            if not bell.wait(min(GUARD_S, left)):
-                keeper.look()
+            woken = bell.wait(min(GUARD_S, left))
 
 
 class Keeper:
     """Keeps a worker alive while a command waits for jobs."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, tell: Callable[[str], None] = render.say) -> None:
         self.home = home
+        self.tell = tell
         self.starts = 0
         self.started: subprocess.Popen[bytes] | None = None
-        self.look()
 
     def look(self) -> None:
         """Start a worker when none lives. Raises WorkerLost when each one ends at once."""
@@ -143,12 +147,12 @@ class Keeper:
             again = " again" if self.starts else ""
             self.starts += 1
             self.started = started
-            render.say(f"Started the worker{again} (pid {started.pid}, log {self.home.log('worker')}).")
+            self.tell(f"Started the worker{again} (pid {started.pid}, log {self.home.log('worker')}).")
 
 
 def ensure_worker(home: Home) -> None:
     """Make sure that a worker takes what was put in, without waiting for it."""
-    Keeper(home)
+    Keeper(home).look()
 
 
 def _second_thoughts(home: Home, jobs: Jobs) -> None:
@@ -157,11 +161,11 @@ def _second_thoughts(home: Home, jobs: Jobs) -> None:
         live = [job.id for job in jobs(db) if job.live]
     if not live:
         return
-    render.say(
-        f"\nStopped watching; job {live[0]} goes on. Ctrl-C again within {SECOND_THOUGHTS_S:g} s cancels it.\n"
-        f"Watch it again: mlxq jobs watch {live[0]}"
-    )
     try:
+        render.say(
+            f"\nStopped watching; job {live[0]} goes on. Ctrl-C again within {SECOND_THOUGHTS_S:g} s cancels it.\n"
+            f"Watch it again: mlxq jobs watch {live[0]}"
+        )
         time.sleep(SECOND_THOUGHTS_S)
     except KeyboardInterrupt:
         cancel(home, live)
@@ -196,7 +200,7 @@ def stop_idle_worker(home: Home) -> None:
         with reading(home) as db:
             live = db.value("SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running')")
             owner = db.value("SELECT owner FROM worker")
-    except sqlite3.OperationalError:
+    except StateUnavailable:
         return
     if live:
         render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")

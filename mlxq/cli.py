@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from mlxq import render
-from state.errors import Internal, MlxqError
+from state.errors import Internal, MlxqError, UsageProblem
 from state.paths import home
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
@@ -105,6 +105,7 @@ def mlxq(ctx: click.Context, *, debug: bool, version: bool) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run one command line and give its exit code."""
     try:
+        _check_text(argv)
         return mlxq.main(list(argv), prog_name="mlxq", standalone_mode=False) or 0
     except click.ClickException as problem:
         problem.show()
@@ -118,6 +119,13 @@ def run(argv: Sequence[str]) -> int:
         return _tell(problem)
     except Exception as problem:  # noqa: BLE001 (one of the two places that may)
         return _tell(_explain(problem))
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Refuse arguments that hold bytes which are no text; Python marks those as lone surrogates."""
+    for number, word in enumerate(argv, start=1):
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UsageProblem(f"Argument {number} is not valid UTF-8.", hint="mlxq --help")
 
 
 def _tell(problem: MlxqError) -> int:

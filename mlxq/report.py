@@ -20,6 +20,7 @@ FRESH_S = 20.0
 PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
 MIB = 1024 * 1024
+GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def now(db: Database) -> Report:
     seen = worker(db)
     tiers = stack.tiers(db)
     rows = {row.name: row for row in service.listing(db)}
-    port = rows["gateway"].port if "gateway" in rows else settings.load(db.home)["litellm-port"]
+    port = rows[GATEWAY].port if GATEWAY in rows else settings.load(db.home)["litellm-port"]
     watched = seen.state == "running"
-    names = [tier.name for tier in tiers] + [name for name in rows if name not in {tier.name for tier in tiers}]
-    by_name = {tier.name: tier for tier in tiers}
-    services = [_service(name, rows.get(name), by_name.get(name), watched=watched) for name in names]
+    wanted: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
+    names = wanted | {name: wanted.get(name) for name in rows}
+    services = [_service(name, rows.get(name), tier, port, watched=watched) for name, tier in names.items()]
     live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
     return Report(
         machine=host.recall(db, "machine") or {},
@@ -89,17 +90,17 @@ def worker(db: Database) -> Worker:
     return Worker("running" if db.now() - row["beat_at"] < FRESH_S else "hung", row["pid"])
 
 
-def _service(name: str, row: Service | None, tier: Tier | None, *, watched: bool) -> dict[str, Any]:
-    """Give one service with the keys of `status --json`."""
+def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, watched: bool) -> dict[str, Any]:
+    """Give one service with the keys of `status --json`; `port` is the gateway's."""
     state = Observed.STOPPED if row is None else row.observed if watched else check(row)
     alive = row is not None and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}
     return {
         "name": name,
-        "kind": row.kind if row else "engine",
+        "kind": row.kind if row else "engine" if tier else GATEWAY,
         "state": str(state),
         "phase": str(row.doing) if row else "stopped",
         "pid": row.pid if row and alive else None,
-        "port": row.port if row else tier.port if tier else None,
+        "port": row.port if row else tier.port if tier else port,
         "model": tier.model if tier else None,
         "quant": tier.quant if tier else None,
         "restarts": row.restarts if row else 0,

@@ -30,6 +30,8 @@ MARKS: Mapping[State, str] = {
     State.FAILED: "✗",
     State.CANCELLED: "-",
 }
+NAME_WIDTH = 36
+"""A longer name pushes its own line alone to the right."""
 SUBJECTS = ("service", "model", "source", "target", "folder")
 """The argument that says what a job is about."""
 
@@ -83,6 +85,10 @@ class JsonView:
                 self._told[job.id] = now
                 render.line({"job": now})
 
+    def tell(self, text: str) -> None:
+        """Say something beside the jobs."""
+        render.say(text)
+
     def close(self) -> None:
         """Nothing to put back."""
 
@@ -110,6 +116,10 @@ class PlainView:
     def _text(self, job: Job) -> str:
         done, total = amounts(job)
         return f"{note(job)} {done / total:.0%} of {amount(job, total)}" if total else note(job)
+
+    def tell(self, text: str) -> None:
+        """Say something beside the jobs."""
+        render.say(text)
 
     def close(self) -> None:
         """Nothing to put back."""
@@ -169,6 +179,13 @@ class LiveView:
             self._live = _start_live()
         self._live.update(self._tree(jobs), refresh=True)
 
+    def tell(self, text: str) -> None:
+        """Say something above the moving picture."""
+        if self._live is None:
+            render.say(text)
+        else:
+            self._live.console.print(text, markup=False, highlight=False)
+
     def close(self) -> None:
         """Keep the last picture and give the terminal back."""
         if self._live is not None:
@@ -179,15 +196,16 @@ class LiveView:
         from rich.console import Group
 
         depth = depths(jobs)
-        return Group(*(self._line(job, depth[job.id]) for job in jobs))
+        names = {job.id: f"{'  ' * depth[job.id]}{MARKS[job.state]} {title(job)}" for job in jobs}
+        widest = min(NAME_WIDTH, max((len(name) for name in names.values()), default=0))
+        return Group(*(self._line(job, names[job.id].ljust(widest)) for job in jobs))
 
-    def _line(self, job: Job, depth: int) -> RenderableType:
+    def _line(self, job: Job, name: str) -> RenderableType:
         from rich.text import Text
 
         text = Text(no_wrap=True, overflow="ellipsis")
-        colour = {"bright_black": "bright_black"}.get(render.COLOURS[job.state], render.COLOURS[job.state])
-        text.append(f"{'  ' * depth}{MARKS[job.state]} ", style=colour)
-        text.append(f"{title(job)}  ", style="bold" if job.state is State.RUNNING else "")
+        text.append(f"{job.id:>4} ", style="bright_black")
+        text.append(f"{name}  ", style=render.COLOURS[job.state])
         text.append(self._note(job), style="red" if job.state is State.FAILED else "bright_black")
         return text
 
@@ -199,10 +217,9 @@ class LiveView:
         pace.see(done)
         eta = pace.eta_s(done, total)
         parts = [
-            bar(done / total),
-            f"{done / total:4.0%}",
+            f"{bar(done / total)} {done / total:4.0%}",
             f"{amount(job, done)} of {amount(job, total)}",
-            f"{amount(job, pace.rate)}/s" if pace.rate else "",
+            f"{amount(job, pace.rate)}/s" if pace.rate and eta is not None else "",
             f"{render.span(eta)} left" if eta is not None else "",
             note(job),
         ]

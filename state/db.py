@@ -7,6 +7,7 @@ before 3.51.3 can corrupt a database when two connections do so at once (sqlite.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import subprocess
@@ -15,10 +16,10 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from state import wake
-from state.errors import NewerState, NotSetUp, StateDamaged
+from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 
 BUSY_TIMEOUT_S = 15.0
@@ -27,6 +28,8 @@ SCHEMA_VERSION = 3
 """The number of migrations; kept equal to them by a test."""
 
 Row = sqlite3.Row
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Database:
@@ -36,7 +39,8 @@ class Database:
         self.connection = connection
         self.home = home
         self.clock = clock
-        self._depth = 0
+        self.inside = False
+        """Whether a transaction is open."""
         self._rouse = False
         self._announce = False
 
@@ -46,11 +50,13 @@ class Database:
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Row]:
         """Run a query and give all of its rows."""
-        return self.connection.execute(sql, parameters).fetchall()
+        with _told(self.home):
+            return self.connection.execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Row | None:
         """Run a query and give its first row."""
-        return self.connection.execute(sql, parameters).fetchone()
+        with _told(self.home):
+            return self.connection.execute(sql, parameters).fetchone()
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """Run a query and give the first column of its first row, or None."""
@@ -59,33 +65,35 @@ class Database:
 
     def run(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> int:
         """Run a statement and give the number of rows it hit."""
-        return self.connection.execute(sql, parameters).rowcount
+        with _told(self.home):
+            return self.connection.execute(sql, parameters).rowcount
 
     def insert(self, table: str, values: dict[str, Any]) -> int:
         """Insert one row and give its id. Table and column names are ours, never a caller's text."""
         names = ", ".join(values)
         marks = ", ".join(f":{name}" for name in values)
-        cursor = self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608 (our own names)
+        with _told(self.home):
+            cursor = self.connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608 (our own names)
         return cursor.lastrowid or 0
 
     @contextmanager
     def transaction(self) -> Generator[None]:
         """Hold the write lock; commit at the end, roll back on any error. An inner one joins the outer."""
-        if self._depth:
+        if self.inside:
             yield
             return
-        self.connection.execute("BEGIN IMMEDIATE")
-        self._depth = 1
+        self.run("BEGIN IMMEDIATE")
+        self.inside = True
         try:
             yield
-            self.connection.execute("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             self._rouse = self._announce = False
-            if self.connection.in_transaction:
+            if self.connection.in_transaction:  # SQLite rolls back by itself when the disk is full
                 self.connection.execute("ROLLBACK")
             raise
         finally:
-            self._depth = 0
+            self.inside = False
         self._tell()
 
     def rouse(self) -> None:
@@ -108,15 +116,35 @@ class Database:
         self.connection.close()
 
 
+def atomic(write: Callable[Concatenate[Database, P], T]) -> Callable[Concatenate[Database, P], T]:
+    """Make `write(db, ...)` one transaction, tried once more when the disk was full and the reserve is given up."""
+
+    def once(db: Database, *args: P.args, **kwargs: P.kwargs) -> T:
+        with db.transaction():
+            return write(db, *args, **kwargs)
+
+    @functools.wraps(write)
+    def tried(db: Database, *args: P.args, **kwargs: P.kwargs) -> T:
+        joins = db.inside
+        try:
+            return once(db, *args, **kwargs)
+        except DiskFull:
+            if joins:
+                raise
+            return once(db, *args, **kwargs)
+
+    return tried
+
+
 def open_database(home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False) -> Database:
     """Open state.db for reading and writing, creating or migrating it first when needed.
 
-    `checkpoints`: whether this connection may fold the WAL back (the worker's ledger alone).
-    Raises NewerState, StateDamaged.
+    `checkpoints`: whether this connection may fold the WAL back; one of the worker's does.
+    Raises NewerState, StateDamaged, StateUnavailable.
     """
-    if _version(home.database) != SCHEMA_VERSION:
+    if _version(home) != SCHEMA_VERSION:
         _migrate(home)
-    with _damage(home.database):
+    with _told(home):
         connection = _connect(home.database)
         connection.execute("PRAGMA synchronous=FULL")
         if sys.platform == "darwin":
@@ -127,13 +155,16 @@ def open_database(home: Home, *, clock: Callable[[], float] = time.time, checkpo
 
 
 def read_database(home: Home) -> Database:
-    """Open state.db for reading alone. Raises NotSetUp when there is none, NewerState, StateDamaged."""
-    version = _version(home.database)
+    """Open state.db for reading alone.
+
+    Raises NotSetUp when there is none, NewerState, StateDamaged, StateUnavailable.
+    """
+    version = _version(home)
     if version == 0:
         raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
     if version != SCHEMA_VERSION:
         _migrate(home)
-    with _damage(home.database):
+    with _told(home):
         connection = _connect(home.database)
         connection.execute("PRAGMA query_only=ON")
     return Database(connection, home)
@@ -145,11 +176,12 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _version(path: Path) -> int:
+def _version(home: Home) -> int:
     """Give the schema's number, 0 for a database that is not there yet. Raises NewerState, StateDamaged."""
+    path = home.database
     if not path.exists() or path.stat().st_size == 0:
         return 0
-    with _damage(path):
+    with _told(home):
         connection = _connect(path)
         try:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
@@ -167,25 +199,45 @@ def _version(path: Path) -> int:
 def _migrate(home: Home) -> None:
     """Run the migrations in a process of their own: sqlite-utils would cost the worker 80 MB for ever."""
     home.make()
-    argv = [sys.executable, "-P", "-m", "state.migrations", str(home.root), str(SCHEMA_VERSION)]
+    argv = [sys.executable, "-P", "-m", "state.migrations", str(home.root)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise StateDamaged(f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {said[0]}.")
+        raise StateUnavailable(
+            f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {said[0]}.", done="It is as it was."
+        )
+    _version(home)  # a newer mlxq may have been quicker
 
 
 @contextmanager
-def _damage(path: Path) -> Generator[None]:
+def _told(home: Home) -> Generator[None]:
+    """Turn what SQLite says into an error for people; what only a fault in mlxq can cause stays as it is."""
     try:
         yield
-    except sqlite3.DatabaseError as problem:
-        if isinstance(problem, sqlite3.OperationalError):
+    except sqlite3.Error as problem:
+        known = _known(problem, home)
+        if known is None:
             raise
-        raise StateDamaged(
-            f"{path} cannot be read: {problem}.",
-            done="The file was left as it is.",
-            hint=f"mlxq doctor --fix   (moves {path.name} aside and starts a new one)",
-        ) from problem
+        raise known from problem
+
+
+def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
+    """Give the error for a result code of SQLite (sqlite.org/rescode.html)."""
+    path = home.database
+    match getattr(problem, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            hint = f"mlxq doctor --fix   (moves {path.name} aside and starts a new one)"
+            return StateDamaged(f"{path} cannot be read: {problem}.", done="The file was left as it is.", hint=hint)
+        case sqlite3.SQLITE_FULL:
+            done = "The reserve was given up." if home.ballast.exists() else None
+            home.ballast.unlink(missing_ok=True)
+            return DiskFull(f"The disk of {path} is full.", done=done, hint=f"df -h {home.root}")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StateUnavailable(f"Another process held {path} for over {BUSY_TIMEOUT_S:g} s.", hint="mlxq status")
+        case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return StateUnavailable(f"{path} cannot be used: {problem}.", hint="mlxq doctor")
+        case _:
+            return None
 
 
 def create_private(path: Path) -> None:

@@ -19,6 +19,8 @@
     ├── Upstream              1   a job this one needs did not succeed
     ├── NewerState            1   state.db was written by a newer mlxq
     ├── StateDamaged          1   state.db cannot be read
+    ├── StateUnavailable      1   state.db cannot be used just now      (retried)
+    │   └── DiskFull          4   no room left to write to state.db     (retried)
     └── Internal              1   a fault in mlxq itself
 
 The message says what failed, with the numbers; `done` what mlxq already did about it; `hint` the one command to
@@ -161,6 +163,20 @@ class StateDamaged(MlxqError):
     """state.db cannot be read."""
 
     code = "state_damaged"
+
+
+class StateUnavailable(MlxqError):
+    """state.db cannot be used just now."""
+
+    code = "state_unavailable"
+    retry = True
+
+
+class DiskFull(StateUnavailable):
+    """The disk is full."""
+
+    code = "disk_full"
+    exit_code = 4
 
 
 class Internal(MlxqError):

@@ -8,21 +8,23 @@ and acts later. `attempt` grows with every claim and fences: whoever lost the cl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from state import event
-from state.db import Database, Row
+from state.db import Database, Row, atomic
 from state.errors import Busy, MlxqError, Upstream, WorkerLost
-from state.job import ENDED, STEPS, Claim, Fenced, New, Source, State, Step, dependents, get
+from state.job import ENDED, STEPS, Claim, Fenced, New, Source, State, Step, cancel_asked, dependents, get
 
 MAX_RESCUES = 3
 """A job that kills its worker this often is given up, so that it cannot kill it for ever."""
+HARMLESS_S = 600.0
+"""Who ran this long before the worker died did not kill it: a pull of a day may outlive any number of power cuts."""
 CLOCK_SLACK_S = 1.0
-FRESH: Mapping[str, Any] = dict.fromkeys(("cancel_at", "finished_at", "error_code", "error", "hint")) | {
-    "failures": 0,
-    "rescues": 0,
-}
+NO_ERROR: dict[str, Any] = dict.fromkeys(("error_code", "error", "hint"))
+FRESH: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
+WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
 WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
@@ -38,6 +40,7 @@ def submit(db: Database, new: New, *, source: Source = "person") -> tuple[int, b
     return made[new.label or new.kind]
 
 
+@atomic
 def submit_all(
     db: Database, batch: Sequence[New], *, source: Source = "person", chain: int | None = None
 ) -> dict[str, tuple[int, bool]]:
@@ -46,15 +49,23 @@ def submit_all(
     Without `chain` the first new job's id names the chain.
     """
     made: dict[str, tuple[int, bool]] = {}
-    with db.transaction():
-        for new in batch:
-            there = _live_with(db, new.ukey)
-            if there is None:
-                fresh = _insert(db, new, source, chain, {label: pair[0] for label, pair in made.items()})
-                chain = chain or fresh
-            made[new.label or new.kind] = (there or fresh, there is None)  # pyright: ignore[reportPossiblyUnboundVariable] (fresh is set when there is None)
-        db.rouse()
+    for new in batch:
+        job = _live_with(db, new.ukey)
+        if job is not None:
+            made[new.label or new.kind] = (job, False)
+            _hurry(db, job, source)
+        else:
+            job = _insert(db, new, source, chain, {label: pair[0] for label, pair in made.items()})
+            made[new.label or new.kind] = (job, True)
+            chain = chain or job
+    db.rouse()
     return made
+
+
+def _hurry(db: Database, job: int, source: Source) -> None:
+    """Let a job that waits for its next try go at once when a person asks for it again."""
+    if source == "person":
+        db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
 
 
 def _live_with(db: Database, ukey: str | None) -> int | None:
@@ -110,172 +121,201 @@ def _settle_new(db: Database, job: int) -> None:
 
 
 def claim(db: Database, lane: str, kinds: Collection[str], owner: str) -> Claim | None:
-    """Take the next job of this lane whose kind is known and whose time has come.
-
-    A row whose wait would have begun in the future is due too: the wall clock was set back.
-    """
-    known = json.dumps(sorted(kinds))
-    due = (
-        "SELECT id FROM jobs WHERE state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds))"
-        " AND (run_at <= :now OR run_at - wait_s > :now + :slack) ORDER BY priority DESC, id LIMIT 1"
-    )
-    parameters = {"lane": lane, "kinds": known, "now": db.now(), "slack": CLOCK_SLACK_S}
-    if db.value(due, parameters) is None:
+    """Take the next job of this lane whose kind is known and whose time has come."""
+    if _due(db, lane, kinds) is None:
         return None  # an idle look takes no write lock
-    with db.transaction():
-        job = db.value(due, parameters)
-        if job is None:
-            return None
-        row = _step(db, job, Step.CLAIMED, started_at=db.now(), owner=owner, beat_at=db.now(), phase=None)
-        db.announce()
-        return Claim(
-            id=row["id"],
-            kind=row["kind"],
-            args=json.loads(row["args"]),
-            attempt=row["attempt"],
-            owner=owner,
-            failures=row["failures"],
-            max_attempts=row["max_attempts"],
-        )
+    return _claim(db, lane, kinds, owner)
 
 
-def next_due(db: Database, lane: str) -> float | None:
-    """Give the seconds until the next queued job of this lane is due, or None when none waits."""
-    at = db.value("SELECT min(run_at) FROM jobs WHERE state = 'queued' AND lane = ?", (lane,))
+@atomic
+def _claim(db: Database, lane: str, kinds: Collection[str], owner: str) -> Claim | None:
+    job = _due(db, lane, kinds)
+    if job is None:
+        return None
+    now = db.now()
+    row = _step(db, job, Step.CLAIMED, started_at=now, owner=owner, beat_at=now, phase=None, progress=None)
+    db.announce()
+    return _held(row)
+
+
+def _due(db: Database, lane: str, kinds: Collection[str]) -> int | None:
+    """Give the job to take next. One whose wait would begin in the future is due too: the wall clock was set back."""
+    return db.value(
+        f"SELECT id FROM jobs WHERE {WAITING}"  # noqa: S608 (the text above)
+        " AND (run_at <= :now OR run_at - wait_s > :now + :slack) ORDER BY priority DESC, id LIMIT 1",
+        _waiting(lane, kinds) | {"now": db.now(), "slack": CLOCK_SLACK_S},
+    )
+
+
+def next_due(db: Database, lane: str, kinds: Collection[str]) -> float | None:
+    """Give the seconds until the next job of this lane and these kinds is due, or None when none waits."""
+    at = db.value(f"SELECT min(run_at) FROM jobs WHERE {WAITING}", _waiting(lane, kinds))  # noqa: S608 (the text above)
     return None if at is None else max(0.0, at - db.now())
 
 
+def _waiting(lane: str, kinds: Collection[str]) -> dict[str, Any]:
+    return {"lane": lane, "kinds": json.dumps(sorted(kinds))}
+
+
+def _held(row: Row) -> Claim:
+    return Claim(
+        id=row["id"],
+        kind=row["kind"],
+        args=json.loads(row["args"]),
+        attempt=row["attempt"],
+        owner=row["owner"],
+        failures=row["failures"],
+        max_attempts=row["max_attempts"],
+    )
+
+
+@atomic
 def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[New] = ()) -> None:
     """End a job well: keep its result, put in the jobs it asks for, unblock what waited. Raises Fenced."""
-    with db.transaction():
-        row = _step(db, held.id, Step.SUCCEEDED, held, result=json.dumps(result), finished_at=db.now(), owner=None)
-        if fan_out:
-            submit_all(db, fan_out, source="chain", chain=row["chain"])
-        _after(db, held.id)
+    columns = NO_ERROR | {"result": json.dumps(result), "finished_at": db.now(), "owner": None}
+    row = _step(db, held.id, Step.SUCCEEDED, held, **columns)
+    if fan_out:
+        submit_all(db, fan_out, source="chain", chain=row["chain"])
+    _after(db, held.id)
 
 
+@atomic
 def fail(db: Database, held: Claim, problem: MlxqError) -> None:
     """End a job badly, and cancel what needed it. Raises Fenced."""
-    with db.transaction():
-        _step(db, held.id, Step.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
-        _after(db, held.id)
+    _step(db, held.id, Step.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
+    _after(db, held.id)
 
 
+@atomic
 def retry_later(db: Database, held: Claim, problem: MlxqError, wait_s: float) -> None:
     """Put a failed job back for another try in `wait_s` seconds. Raises Fenced."""
-    with db.transaction():
-        columns = _wait(db, wait_s) | _error(problem) | {"failures": held.failures + 1}
-        _step(db, held.id, Step.RETRIED, held, owner=None, **columns)
-        db.rouse()
+    columns = _wait(db, wait_s) | _error(problem) | {"failures": held.failures + 1}
+    _put_back(db, held, Step.RETRIED, **columns)
 
 
+@atomic
 def snooze(db: Database, held: Claim, wait_s: float, why: str) -> None:
     """Put a job back for later; no failure is counted. Raises Fenced."""
-    with db.transaction():
-        _step(db, held.id, Step.SNOOZED, held, owner=None, phase=why, **_wait(db, wait_s))
-        db.rouse()
+    _put_back(db, held, Step.SNOOZED, phase=why, **_wait(db, wait_s))
 
 
+@atomic
 def release(db: Database, held: Claim) -> None:
     """Give a job back because the worker stops. Raises Fenced."""
-    with db.transaction():
-        _step(db, held.id, Step.RELEASED, held, owner=None, **_wait(db, 0.0))
-        db.announce()
+    _put_back(db, held, Step.RELEASED, **_wait(db, 0.0))
 
 
+def _put_back(db: Database, held: Claim, step: Step, **columns: Any) -> None:
+    """Queue a running job again, or end it here when its cancel was asked for: nobody would look again."""
+    if cancel_asked(db, held):
+        end_cancelled(db, held)
+    else:
+        _step(db, held.id, step, held, owner=None, **columns)
+        db.rouse()
+
+
+@atomic
 def end_cancelled(db: Database, held: Claim) -> None:
     """Confirm that a running job stopped as a person asked. Raises Fenced."""
-    with db.transaction():
-        _step(db, held.id, Step.CANCELLED, held, owner=None, finished_at=db.now())
-        _after(db, held.id)
+    _step(db, held.id, Step.CANCELLED, held, owner=None, finished_at=db.now())
+    _after(db, held.id)
 
 
-def report(db: Database, held: Claim, phase: str | None, progress: Mapping[str, Any] | None) -> bool:
-    """Write how far a job is; give whether its cancel was asked for. Raises Fenced."""
-    with db.transaction():
-        row = db.row(
-            "UPDATE jobs SET phase = coalesce(?, phase), progress = ?, beat_at = ?"
-            " WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running' RETURNING cancel_at",
-            (phase, json.dumps(dict(progress or {})), db.now(), held.id, held.attempt, held.owner),
-        )
-        if row is None:
-            raise Fenced
-        db.announce()
-    return row["cancel_at"] is not None
+@atomic
+def report(db: Database, held: Claim, phase: str, progress: Mapping[str, Any]) -> None:
+    """Write how far a job is. Raises Fenced."""
+    hit = db.run(
+        "UPDATE jobs SET phase = ?, progress = ?, beat_at = ?"
+        " WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running'",
+        (phase, json.dumps(dict(progress)), db.now(), held.id, held.attempt, held.owner),
+    )
+    if not hit:
+        raise Fenced
+    db.announce()
 
 
-def rescue(db: Database, alive: Callable[[str], bool]) -> list[int]:
-    """Put back every running job whose worker is dead, and give their ids.
+def running(db: Database) -> list[Claim]:
+    """Give the claims that stand, whoever holds them."""
+    return [_held(row) for row in db.rows("SELECT * FROM jobs WHERE state = 'running' ORDER BY id")]
 
-    `alive` tells by identity whether an owner still runs: a lease alone would run out while a Mac sleeps.
+
+def rescue(db: Database, lost: Iterable[Claim]) -> list[int]:
+    """Put back the jobs of claims that nobody works at any more, and give their ids.
+
+    The caller knows by the owner's identity who is dead; a lease would run out while a Mac sleeps.
     """
-    lost = [
-        row["id"] for row in db.rows("SELECT id, owner FROM jobs WHERE state = 'running'") if not alive(row["owner"])
-    ]
-    for job in lost:
-        with db.transaction():
-            _rescue_one(db, job)
-    return lost
+    rescued: list[int] = []
+    for held in lost:
+        with suppress(Fenced):  # it ended meanwhile
+            _rescue(db, held)
+            rescued.append(held.id)
+    return rescued
 
 
-def _rescue_one(db: Database, job: int) -> None:
-    row = db.row("SELECT rescues, cancel_at, state FROM jobs WHERE id = ?", (job,))
-    if row is None or row["state"] != State.RUNNING:
+@atomic
+def _rescue(db: Database, held: Claim) -> None:
+    if cancel_asked(db, held):
+        end_cancelled(db, held)
         return
-    if row["cancel_at"] is not None:
-        _step(db, job, Step.CANCELLED, owner=None, finished_at=db.now())
-        _after(db, job)
-    elif row["rescues"] >= MAX_RESCUES:
-        problem = WorkerLost(f"The worker died {MAX_RESCUES + 1} times while it ran job {job}.", hint="mlxq doctor")
-        _step(db, job, Step.LOST, owner=None, finished_at=db.now(), **_error(problem))
-        _after(db, job)
+    rescues = _rescues(db, held.id)
+    if rescues >= MAX_RESCUES:
+        problem = WorkerLost(f"The worker died {rescues + 1} times while it ran job {held.id}.", hint="mlxq doctor")
+        _step(db, held.id, Step.LOST, held, owner=None, finished_at=db.now(), **_error(problem))
+        _after(db, held.id)
     else:
-        wait_s = 0.0 if row["rescues"] == 0 else 2.0 ** row["rescues"]
-        _step(db, job, Step.RESCUED, owner=None, rescues=row["rescues"] + 1, **_wait(db, wait_s))
+        wait_s = 0.0 if rescues == 0 else 2.0**rescues
+        _step(db, held.id, Step.RESCUED, held, owner=None, rescues=rescues + 1, **_wait(db, wait_s))
         db.rouse()
+
+
+def _rescues(db: Database, job: int) -> int:
+    """Give how often the job was rescued in a row, which is what it may have killed."""
+    row = get(db, job)
+    ran_s = (row.beat_at or 0.0) - (row.started_at or 0.0)
+    return 0 if ran_s > HARMLESS_S else row.rescues
 
 
 # ---------------------------------------------------------------- a person's steps
 
 
+@atomic
 def cancel(db: Database, job: int) -> State:
     """Ask a job to stop: a waiting one is cancelled at once, a running one is told. Gives its state now.
 
     Raises NotFound, Busy when it has ended already.
     """
-    with db.transaction():
-        now = get(db, job).state
-        if now in ENDED:
-            raise Busy(f"Job {job} has already {_ended_word(now)}.", hint=f"mlxq jobs show {job}")
-        if now is State.RUNNING:
-            db.run("UPDATE jobs SET cancel_at = coalesce(cancel_at, ?) WHERE id = ?", (db.now(), job))
-            event.record(db, "cancel_requested", job=job)
-            db.rouse()
-            return now
-        _step(db, job, Step.CANCELLED, finished_at=db.now())
-        _after(db, job)
+    now = get(db, job).state
+    if now in ENDED:
+        raise Busy(f"Job {job} has already {_ended_word(now)}.", hint=f"mlxq jobs show {job}")
+    if now is State.RUNNING:
+        db.run("UPDATE jobs SET cancel_at = coalesce(cancel_at, ?) WHERE id = ?", (db.now(), job))
+        event.record(db, "cancel_requested", job=job)
+        db.rouse()
+        return now
+    _step(db, job, Step.CANCELLED, finished_at=db.now())
+    _after(db, job)
     return State.CANCELLED
 
 
+@atomic
 def revive(db: Database, job: int) -> list[int]:
     """Give a failed or cancelled job another try, and with it what its end cancelled; give their ids.
 
     Raises NotFound, Busy (it has not ended, or the same is already being done), Upstream (a job it needs must be
     revived first).
     """
-    with db.transaction():
-        found = get(db, job)
-        if found.state not in (State.FAILED, State.CANCELLED):
-            raise Busy(f"Job {job} is {found.state}; only a failed or cancelled one can be tried again.")
-        broken = db.value(BROKEN_NEED, (job,))
-        if broken is not None:
-            raise Upstream(f"Job {job} needs job {broken}, which did not succeed.", hint=f"mlxq jobs retry {broken}")
-        _refuse_twin(db, job)
-        _step(db, job, Step.REVIVED, **FRESH)
-        revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
-        for each in revived:
-            _unblock(db, each)
-        db.rouse()
+    found = get(db, job)
+    if found.state not in (State.FAILED, State.CANCELLED):
+        raise Busy(f"Job {job} is {found.state}; only a failed or cancelled one can be tried again.")
+    broken = db.value(BROKEN_NEED, (job,))
+    if broken is not None:
+        raise Upstream(f"Job {job} needs job {broken}, which did not succeed.", hint=f"mlxq jobs retry {broken}")
+    _refuse_twin(db, job)
+    _step(db, job, Step.REVIVED, **FRESH)
+    revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
+    for each in revived:
+        _unblock(db, each)
+    db.rouse()
     return revived
 
 
@@ -298,29 +338,25 @@ def _refuse_twin(db: Database, job: int) -> None:
         raise Busy(f"The same as job {job} is already being done by job {twin}.", hint=f"mlxq jobs watch {twin}")
 
 
+@atomic
 def prune(db: Database, *, older_than_s: float = 30 * 86400.0, keep: int = 2000) -> int:
     """Forget ended jobs that are both old and beyond the newest `keep`, with their events; give how many.
 
-    A chain goes as a whole, so that a live job never loses what it needs.
+    A chain that lives goes on whole. Old events of services go likewise.
     """
-    with db.transaction():
-        gone = [
-            row["id"]
-            for row in db.rows(
-                "SELECT id FROM jobs WHERE finished_at < :before"
-                " AND id NOT IN (SELECT id FROM jobs ORDER BY id DESC LIMIT :keep)"
-                " AND chain NOT IN (SELECT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running'))",
-                {"before": db.now() - older_than_s, "keep": keep},
-            )
-        ]
-        marks = json.dumps(gone)
-        for statement in (
-            "DELETE FROM events WHERE job IN (SELECT value FROM json_each(?))",
-            "DELETE FROM job_deps WHERE job IN (SELECT value FROM json_each(?))",
-            "DELETE FROM job_deps WHERE needs IN (SELECT value FROM json_each(?))",
-            "DELETE FROM jobs WHERE id IN (SELECT value FROM json_each(?))",
-        ):
-            db.run(statement, (marks,))
+    limits = {"before": db.now() - older_than_s, "keep": keep}
+    gone = db.rows(
+        "DELETE FROM jobs WHERE finished_at < :before"
+        " AND id NOT IN (SELECT id FROM jobs ORDER BY id DESC LIMIT :keep)"
+        " AND chain NOT IN (SELECT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running')) RETURNING id",
+        limits,
+    )
+    db.run("DELETE FROM events WHERE job IS NOT NULL AND job NOT IN (SELECT id FROM jobs)")
+    db.run(
+        "DELETE FROM events WHERE job IS NULL AND at < :before"
+        " AND id NOT IN (SELECT id FROM events WHERE job IS NULL ORDER BY id DESC LIMIT :keep)",
+        limits,
+    )
     return len(gone)
 
 
@@ -395,7 +431,9 @@ def _wait(db: Database, wait_s: float) -> dict[str, Any]:
 
 
 def _error(problem: MlxqError) -> dict[str, Any]:
-    return {"error_code": problem.code, "error": problem.message, "hint": problem.hint}
+    """Give the columns that keep an error; what mlxq did about it belongs to its message."""
+    told = f"{problem.message} {problem.done}" if problem.done else problem.message
+    return {"error_code": problem.code, "error": told, "hint": problem.hint}
 
 
 def _ended_word(now: State) -> str:

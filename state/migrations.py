@@ -9,10 +9,13 @@ import fcntl
 import sys
 from pathlib import Path
 
-from sqlite_utils import Database, Migrations
-
-from state.db import create_private
+from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
 from state.paths import Home
+
+for unused in ("numpy", "pandas"):
+    sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; sqlite-utils copes, two seconds saved)
+
+from sqlite_utils import Database, Migrations  # noqa: E402 (after the lines above)
 
 schema = Migrations("mlxq")
 
@@ -78,7 +81,8 @@ CREATE TABLE worker (
   pid INTEGER NOT NULL,
   version TEXT NOT NULL,
   started_at REAL NOT NULL,
-  beat_at REAL NOT NULL
+  beat_at REAL NOT NULL,
+  beat_clock REAL NOT NULL
 ) STRICT
 """
 
@@ -237,20 +241,25 @@ def m003_usage(db: Database) -> None:
     db.execute(USAGE)
 
 
-def migrate(home: Home, version: int) -> None:
-    """Bring state.db to `version`; one process at a time, and again is harmless."""
+def migrate(home: Home) -> None:
+    """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
+
+    A database of a newer mlxq is left alone. The version is written last: until then the next process starts over,
+    and finds what is done in sqlite-utils' own table.
+    """
     with (home.run / "migrate.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         create_private(home.database)
         db = Database(str(home.database))
         try:
-            db.execute("PRAGMA busy_timeout=15000")
-            db.enable_wal()
-            schema.apply(db)
-            db.execute(f"PRAGMA user_version={version}")
+            db.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}")
+            if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+                db.enable_wal()
+                schema.apply(db)
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         finally:
             db.close()
 
 
 if __name__ == "__main__":
-    migrate(Home(Path(sys.argv[1])), int(sys.argv[2]))
+    migrate(Home(Path(sys.argv[1])))

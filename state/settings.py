@@ -6,6 +6,7 @@ on every load, so a file edited by hand is held to the same rules as `mlxq confi
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from state.errors import UsageProblem
+from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 Source = Literal["environment", "file", "default"]
@@ -100,8 +101,8 @@ def _folder(given: Any) -> str:
 
 
 def _key(given: Any) -> str:
-    if not isinstance(given, str) or any(letter.isspace() for letter in given):
-        raise ValueError("a key without spaces")
+    if not isinstance(given, str) or not all("!" <= letter <= "~" for letter in given):
+        raise ValueError("a key: printable ASCII without spaces")
     return given
 
 
@@ -244,11 +245,18 @@ def _save(home: Home, values: Mapping[str, Any]) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read: temp, fsync, rename."""
+    """Write a file that only its owner can read: temp, fsync, rename. Raises MlxqError where that is not possible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise MlxqError(
+            f"Cannot write {path}: {problem.strerror}.", done="It is as it was.", hint=f"ls -la {path.parent}"
+        ) from problem

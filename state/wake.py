@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import os
 import socket
-import tempfile
+import stat
 from pathlib import Path
 from typing import Self
 
+from state.errors import MlxqError
 from state.paths import Home
 
 LONGEST_SOCKET_PATH = 100
@@ -22,11 +23,14 @@ LONGEST_SOCKET_PATH = 100
 
 
 def folder(home: Home) -> Path:
-    """Give the folder of the sockets: run/, or a private one under /tmp when that path is too long."""
+    """Give the folder of the sockets: run/, or a private one under /tmp when that path is too long.
+
+    Not $TMPDIR: a worker that launchd started has another one than a shell.
+    """
     if len(str(home.wake)) + 24 <= LONGEST_SOCKET_PATH:
         return home.run
     digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir(), f"mlxq-{os.getuid()}-{digest}")
+    return Path("/tmp", f"mlxq-{os.getuid()}-{digest}")  # noqa: S108 (0700, and refused when it is not ours)
 
 
 def rouse(home: Home) -> None:
@@ -42,15 +46,19 @@ def announce(home: Home) -> None:
 
 
 def _send(path: Path) -> bool:
-    """Send one byte without waiting; False when nobody listens there any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        try:
+    """Send one byte without waiting; False when nobody listens there any more.
+
+    It never raises, as it comes after a commit that stands. A full queue (EAGAIN, on macOS ENOBUFS) wakes its
+    listener anyhow.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
             sender.sendto(b"!", str(path))
-        except BlockingIOError:
-            return True  # a full queue will wake the listener anyhow
-        except OSError:
-            return False
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
     return True
 
 
@@ -58,7 +66,7 @@ class Listener:
     """A bound socket to wait on; closing it removes it."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _own(path.parent)
         path.unlink(missing_ok=True)
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -70,7 +78,7 @@ class Listener:
         self.socket.settimeout(timeout_s)
         try:
             self.socket.recv(16)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return False
         self.socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -88,6 +96,14 @@ class Listener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own(place: Path) -> None:
+    """Make the folder. Raises MlxqError when somebody else made it first: /tmp is everybody's."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = place.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        raise MlxqError(f"{place} belongs to somebody else.", hint="export MLXQ_HOME=/a/shorter/path")
 
 
 def worker_listener(home: Home) -> Listener:

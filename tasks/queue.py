@@ -9,8 +9,8 @@ one of each at most, and thrown away when they are older than their period.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import sqlite3
 import sys
 import threading
 import time
@@ -18,15 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import structlog
-
 from state import ledger
-from state.db import Database, open_database
-from state.errors import DeadlinePassed, Internal, MlxqError
-from state.job import Claim, Fenced, New, cancel_asked
-from state.paths import Home, home
-from tasks.kinds import KINDS, Kind, backoff, new
-from tasks.world.child import Cancelled, Later
+from state.errors import StateUnavailable
+from state.job import Claim
+from tasks.attempt import Context, Task, perform
+from tasks.kinds import KINDS, new
+from tasks.runtime import AGAIN_S, Released, log, runtime
+
+__all__ = ["LANES", "Context", "Released", "job", "tick"]
 
 for unused in ("redis", "psycopg"):
     sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; Huey copes, 18 MB saved)
@@ -41,67 +40,6 @@ NAMESPACE = "mlxq"
 """Stored task names are mlxq.<kind>: pinned, so that moving a module never loses a queued job."""
 GUARD_S = 5.0
 """An idle lane looks at its queue this often even when no wake-up came."""
-PROGRESS_S = 0.4
-"""Progress is written at most this often."""
-DISK_FULL_WAIT_S = 2.0
-
-log = structlog.get_logger("mlxq")
-
-
-class Released(Exception):
-    """The worker stops; the job goes back to the queue. Later and Cancelled are the other ways to end early."""
-
-
-class Bell:
-    """Lets idle threads sleep until a wake-up; remembers one that came while nobody slept."""
-
-    def __init__(self) -> None:
-        self.rung = 0
-        self._condition = threading.Condition()
-
-    def ring(self) -> None:
-        """Wake every sleeper."""
-        with self._condition:
-            self.rung += 1
-            self._condition.notify_all()
-
-    def wait(self, seen: int, timeout_s: float) -> None:
-        """Sleep until somebody rings after `seen` was read, or the time is over."""
-        with self._condition:
-            self._condition.wait_for(lambda: self.rung != seen, timeout_s)
-
-
-class Runtime:
-    """What every thread of one worker shares."""
-
-    def __init__(self) -> None:
-        self.home: Home = home()
-        self.owner = ""
-        self.bell = Bell()
-        self.stopping = threading.Event()
-        self._local = threading.local()
-
-    def database(self) -> Database:
-        """Give this thread's connection."""
-        if not hasattr(self._local, "database"):
-            self._local.database = open_database(self.home, checkpoints=True)
-        return self._local.database
-
-    def persist(self, write: Callable[[Database], None]) -> None:
-        """Write an outcome; while the disk is full, give up the ballast and try again until the worker stops."""
-        while True:
-            try:
-                return write(self.database())
-            except sqlite3.OperationalError as problem:
-                if "full" not in str(problem):
-                    raise
-                self.home.ballast.unlink(missing_ok=True)
-                log.error("disk_full", database=str(self.home.database))  # noqa: TRY400 (a known state, no traceback)
-                if self.stopping.wait(DISK_FULL_WAIT_S):
-                    raise Released from problem
-
-
-runtime = Runtime()
 
 
 class LedgerStorage(BlackHoleStorage):
@@ -123,7 +61,7 @@ class LedgerStorage(BlackHoleStorage):
             self.ticks[name] = (time.monotonic(), data)
             runtime.bell.ring()
         else:
-            runtime.persist(lambda db: _ignore(ledger.submit(db, new(name, message["kwargs"]), source="chain")))
+            ledger.submit(runtime.database(), new(name, message["kwargs"]), source="chain")
 
     def dequeue(self) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says None alone)
         """Give the next tick or job, or None after a sleep in which nothing came."""
@@ -151,14 +89,19 @@ class LedgerStorage(BlackHoleStorage):
     def _claim(self) -> bytes | None:
         if runtime.stopping.is_set():
             return None
-        held = ledger.claim(runtime.database(), self.lane, self.kinds, runtime.owner)
+        try:
+            held = ledger.claim(runtime.database(), self.lane, self.kinds, runtime.owner)
+        except StateUnavailable as problem:  # the job is still there; the next look is AGAIN_S later
+            log.error("not_claimed", error=problem.message, again_s=AGAIN_S)  # noqa: TRY400 (a known state)
+            runtime.stopping.wait(AGAIN_S)
+            return None
         if held is None:
             return None
         identifier = f"{held.id}.{held.attempt}"
         return _encode(Message(identifier, f"{NAMESPACE}.{held.kind}", args=[], kwargs={"held": asdict(held)}))
 
     def _sleep_s(self) -> float:
-        due = ledger.next_due(runtime.database(), self.lane)
+        due = ledger.next_due(runtime.database(), self.lane, self.kinds)
         return GUARD_S if due is None else min(GUARD_S, due + 0.001)
 
 
@@ -179,9 +122,12 @@ class EverySecond(Scheduler):
 
 
 class LaneConsumer(Consumer):
-    """Huey's consumer with the quick scheduler."""
+    """Huey's consumer with the quick scheduler; signals are the worker's."""
 
     scheduler_class = EverySecond
+
+    def _set_signal_handlers(self) -> None:
+        """Take none: Huey stops at SIGTERM without waiting for what runs."""
 
 
 class Lane(Huey):
@@ -202,78 +148,16 @@ TICKS: dict[str, float] = {}
 """Period in seconds of every tick."""
 
 
-class Context:
-    """What a task is given beside its arguments."""
-
-    def __init__(self, held: Claim, kind: Kind) -> None:
-        self.held = held
-        self.kind = kind
-        self.db = runtime.database()
-        self.home = runtime.home
-        self.fan_out: list[New] = []
-        self._until = time.monotonic() + kind.limit_s
-        self._reported = 0.0
-        self._phase: str | None = None
-
-    @property
-    def remaining_s(self) -> float:
-        """Seconds until this attempt's time limit."""
-        return max(0.0, self._until - time.monotonic())
-
-    def check(self) -> None:
-        """Stop here when the job shall end. Raises Cancelled, Released, DeadlinePassed, Fenced."""
-        if cancel_asked(self.db, self.held):
-            raise Cancelled
-        if runtime.stopping.is_set():
-            raise Released
-        if not self.remaining_s:
-            raise DeadlinePassed(
-                f"Job {self.held.id} ({self.kind.name}) ran over its limit of {self.kind.limit_s:g} s."
-            )
-
-    def cancelled(self) -> bool:
-        """Tell a child process's keeper whether it shall stop."""
-        try:
-            self.check()
-        except (Cancelled, Released, DeadlinePassed, Fenced):
-            return True
-        return False
-
-    def wait(self, seconds: float) -> None:
-        """Sleep in a task, waking at once when the job shall end. Raises as check does."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.check()
-            runtime.stopping.wait(min(left, 0.25))
-        self.check()
-
-    def report(self, phase: str, **progress: Any) -> None:
-        """Tell how far the job is, e.g. `"fetch", done=10, total=20, unit="bytes"`. Raises Cancelled, Fenced."""
-        now = time.monotonic()
-        if phase == self._phase and now - self._reported < PROGRESS_S:
-            return
-        self._phase, self._reported = phase, now
-        if ledger.report(self.db, self.held, phase, progress):
-            raise Cancelled
-
-    def then(self, job: New) -> None:
-        """Put another job of this chain in when this one succeeds, in the same transaction."""
-        self.fan_out.append(job)
-
-
-Task = Callable[..., Any]
-
-
 def job(name: str) -> Callable[[Task], Task]:
     """Register a task under its pinned name; KINDS says how its jobs behave."""
     kind = KINDS[name]
     lane = LANES[kind.lane]
 
     def register(function: Task) -> Task:
-        def perform(held: dict[str, Any]) -> None:
-            _perform(kind, function, Claim(**held))
+        def run(held: dict[str, Any]) -> None:
+            perform(kind, function, Claim(**held))
 
-        lane.task(name=name, __module__=NAMESPACE)(perform)
+        lane.task(name=name, __module__=NAMESPACE)(run)
         lane.storage.kinds.add(name)
         return function
 
@@ -281,7 +165,10 @@ def job(name: str) -> Callable[[Task], Task]:
 
 
 def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a periodic task of the watchdog, run every `every_s` seconds by the monotonic clock."""
+    """Register a periodic task of the watchdog, run every `every_s` seconds by the monotonic clock.
+
+    One that takes longer than its period is not run beside itself: a slow tick must not fill the lane.
+    """
     TICKS[name] = every_s
     due = {"at": time.monotonic()}
 
@@ -293,94 +180,26 @@ def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[
         return True
 
     def register(function: Callable[[], None]) -> Callable[[], None]:
-        LANES["ops"].periodic_task(is_due, name=name, __module__=NAMESPACE)(function)
+        LANES["ops"].periodic_task(is_due, name=name, __module__=NAMESPACE)(_alone(function))
         return function
 
     return register
 
 
-def _perform(kind: Kind, function: Task, held: Claim) -> None:
-    """Run one claimed job and write how it ended."""
-    context = Context(held, kind)
-    with structlog.contextvars.bound_contextvars(job=held.id, kind=kind.name, attempt=held.attempt):
-        log.info("job_started", args=held.args)
-        try:
-            outcome = _outcome(context, function)
-            runtime.persist(outcome)
-        except Released:
-            log.warning("job_left_to_rescue")
-        except Fenced:
-            log.warning("job_fenced")
+def _alone(function: Callable[[], None]) -> Callable[[], None]:
+    """Make a call do nothing while another one runs."""
+    busy = threading.Lock()
 
+    @functools.wraps(function)
+    def once() -> None:
+        if busy.acquire(blocking=False):
+            try:
+                function()
+            finally:
+                busy.release()
 
-def _outcome(context: Context, function: Task) -> Callable[[Database], None]:
-    """Run the task; give the write that says how it ended."""
-    held = context.held
-    try:
-        result = function(context, **held.args)
-    except Later as later:
-        return _snoozing(held, later)
-    except (Cancelled, Released) as stopped:
-        return _ending(context, stopped)
-    except MlxqError as problem:
-        return _failing(context, problem)
-    except Fenced:
-        raise
-    except Exception as problem:
-        log.exception("job_crashed")
-        return _failing(
-            context, Internal(f"{kind_of(problem)} in task {held.kind}: {problem}", hint="mlxq logs worker")
-        )
-    log.info("job_succeeded")
-    return lambda db: ledger.succeed(db, held, result, context.fan_out)
-
-
-def _snoozing(held: Claim, later: Later) -> Callable[[Database], None]:
-    log.info("job_snoozed", wait_s=later.after_s, why=later.reason)
-    return lambda db: ledger.snooze(db, held, later.after_s, later.reason)
-
-
-def _ending(context: Context, stopped: Exception) -> Callable[[Database], None]:
-    """Choose how a stopped job ends: a child says Cancelled alike for a person's wish, a stop and a time limit."""
-    held = context.held
-    try:
-        context.check()
-    except Released:
-        log.info("job_released")
-        return lambda db: ledger.release(db, held)
-    except DeadlinePassed as late:
-        return _failed(held, late)
-    except Cancelled as asked:
-        stopped = asked
-    log.info("job_cancelled", by=kind_of(stopped))
-    return lambda db: ledger.end_cancelled(db, held)
-
-
-def _failing(context: Context, problem: MlxqError) -> Callable[[Database], None]:
-    """Choose what an error leads to: the end that was asked for meanwhile, another try, or failure."""
-    try:
-        context.check()
-    except (Cancelled, Released, DeadlinePassed) as stopped:
-        return _ending(context, stopped)
-    return _failed(context.held, problem)
-
-
-def _failed(held: Claim, problem: MlxqError) -> Callable[[Database], None]:
-    log.error("job_failed", code=problem.code, error=problem.message, retry=problem.retry)
-    if problem.retry and held.failures + 1 < held.max_attempts:
-        wait_s = backoff(held.failures + 1)
-        return lambda db: ledger.retry_later(db, held, problem, wait_s)
-    return lambda db: ledger.fail(db, held, problem)
-
-
-def kind_of(problem: BaseException) -> str:
-    """Name an exception as a person would read it in a log."""
-    return type(problem).__name__
+    return once
 
 
 def _encode(message: Message) -> bytes:
     return json.dumps(message._asdict()).encode()
-
-
-def _ignore(_: object) -> None:
-    return None

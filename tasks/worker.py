@@ -1,4 +1,4 @@
-"""The worker: the one always-on process of a home. It holds the lock, rescues, runs the lanes, and beats."""
+"""The worker: the one always-on process of a home. It holds the lock, runs the lanes, rescues, and beats."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
+from typing import IO, Any, TextIO
 
 import structlog
 
-from state import ledger, wake
-from state.db import Database
-from state.errors import Busy, Internal
+from state import wake
+from state.errors import Busy, Internal, StateUnavailable
 from state.paths import Home
-from tasks.queue import LANES, log, runtime
+from state.worker import sign_off
+from tasks.keeper import Keeper
+from tasks.queue import LANES
 from tasks.registry import known_kinds
+from tasks.runtime import log, runtime
 from tasks.world import notify, process
 
 THREADS = {"ops": 4, "heavy": 3}
-BEAT_S = 5.0
-"""How often the worker's row says that it is alive; a hung worker stops saying so."""
 STOP_GRACE_S = 12.0
 """How long running jobs may take to give their work back; below launchd's ExitTimeOut of 20 s."""
-BALLAST_BYTES = 16 * 1024 * 1024
 HEALTH_S = 10.0
+LOCK_WAIT_S = 1.0
+"""Whoever asks whether a worker lives holds the lock for a moment."""
 
 
 def run(home: Home) -> None:
-    """Work until SIGTERM or SIGINT. Raises Busy when a worker of this home already runs."""
+    """Work until SIGTERM or SIGINT.
+
+    Raises Busy when a worker of this home already runs, NewerState, StateDamaged, and DeadlinePassed when a job could
+    not be stopped: a thread cannot be killed, so the worker ends and whoever keeps it alive starts a fresh one.
+    """
     home.make()
     with _only_one(home):
         _log_to_stderr()
         runtime.home = home
         runtime.owner = _owner()
-        db = runtime.database()
-        _lay_ballast(home)
-        rescued = ledger.rescue(db, lambda owner: owner == runtime.owner)
-        _say_alive(db, started=True)
-        log.info(
-            "worker_started", pid=os.getpid(), version=version("mlxq"), rescued=rescued, kinds=sorted(known_kinds())
-        )
         stop = _stop_on_signals()
-        _work(home, stop)
-        db.run("DELETE FROM worker WHERE owner = ?", (runtime.owner,))
+        keeper = Keeper(stop)
+        log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
+        _work(home, keeper, stop)
+        with suppress(StateUnavailable):  # its row then tells of a dead worker
+            sign_off(runtime.database(), runtime.owner)
         log.info("worker_stopped")
+    if keeper.problem:
+        raise keeper.problem
 
 
 def _owner() -> str:
@@ -62,25 +65,34 @@ def _owner() -> str:
     return process.encode(me)
 
 
-def _work(home: Home, stop: threading.Event) -> None:
-    """Run both lanes, the listener and the beat until `stop`; then let jobs give their work back."""
+def _work(home: Home, keeper: Keeper, stop: threading.Event) -> None:
+    """Run both lanes, the listener and the keeper until `stop`; then let jobs give their work back."""
     with wake.worker_listener(home) as listener:
-        threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True).start()
-        threading.Thread(target=_beat, name="beat", daemon=True).start()
-        consumers = [
-            LANES[name].create_consumer(
-                workers=count, periodic=name == "ops", scheduler_interval=1 if name == "ops" else 60
-            )
-            for name, count in THREADS.items()
-        ]
-        for consumer in consumers:
-            consumer.start()
-        _take_signals(stop)
+        ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
+        ears.start()
+        threading.Thread(target=keeper.keep, name="keeper", daemon=True).start()
+        consumers = _consumers()
         notify.notify(notify.READY)
         while not stop.wait(HEALTH_S):
             for consumer in consumers:
                 consumer.check_worker_health()
         _wind_down(consumers)
+        keeper.hand_back()
+        wake.rouse(home)
+        ears.join(1.0)
+
+
+def _consumers() -> list[Any]:
+    """Start a Huey consumer for each lane; the watchdog's ticks belong to ops."""
+    consumers = [
+        LANES[name].create_consumer(
+            workers=count, periodic=name == "ops", scheduler_interval=1 if name == "ops" else 60
+        )
+        for name, count in THREADS.items()
+    ]
+    for consumer in consumers:
+        consumer.start()
+    return consumers
 
 
 def _wind_down(consumers: list[Any]) -> None:
@@ -99,74 +111,59 @@ def _wind_down(consumers: list[Any]) -> None:
 def _only_one(home: Home) -> Generator[None]:
     """Hold the worker's lock; the kernel frees it when this process dies, however it dies."""
     with home.worker_lock.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
+        if not _taken(lock):
             lock.seek(0)
-            raise Busy(
-                f"A worker of {home.root} already runs (pid {lock.read().strip()}).", hint="mlxq status"
-            ) from problem
+            raise Busy(f"A worker of {home.root} already runs (pid {lock.read().strip()}).", hint="mlxq status")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
 
 
+def _taken(lock: IO[str]) -> bool:
+    """Take the lock within LOCK_WAIT_S, or say that another worker has it."""
+    until = time.monotonic() + LOCK_WAIT_S
+    while time.monotonic() < until:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _listen(listener: wake.Listener) -> None:
     while not runtime.stopping.is_set():
-        if listener.wait(None):
-            runtime.bell.ring()
-
-
-def _beat() -> None:
-    while not runtime.stopping.wait(BEAT_S):
-        _say_alive(runtime.database(), started=False)
-        notify.notify(notify.ALIVE)
-
-
-def _say_alive(db: Database, *, started: bool) -> None:
-    """Write the worker's row; a beat may be lost at power loss, so it does not wait for the disk."""
-    db.connection.execute(f"PRAGMA synchronous={'FULL' if started else 'NORMAL'}")
-    now = db.now()
-    runtime.persist(
-        lambda db: _ignore(
-            db.run(
-                "INSERT INTO worker (id, owner, pid, version, started_at, beat_at) VALUES (1, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at,"
-                " started_at = CASE WHEN owner = excluded.owner THEN started_at ELSE excluded.started_at END,"
-                " owner = excluded.owner, pid = excluded.pid, version = excluded.version",
-                (runtime.owner, os.getpid(), version("mlxq"), now, now),
-            )
-        )
-    )
-
-
-def _lay_ballast(home: Home) -> None:
-    """Keep some disk in reserve, so that a full one can be recorded and left again."""
-    if home.ballast.exists():
-        return
-    try:
-        with home.ballast.open("wb") as file:
-            file.write(b"\0" * BALLAST_BYTES)
-    except OSError as problem:
-        home.ballast.unlink(missing_ok=True)
-        log.warning("no_ballast", error=str(problem))
+        listener.wait(None)
+        runtime.bell.ring()
 
 
 def _stop_on_signals() -> threading.Event:
     stop = threading.Event()
-    _take_signals(stop)
-    return stop
-
-
-def _take_signals(stop: threading.Event) -> None:
-    """Take the signals back: starting a Huey consumer claims them."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
+    return stop
+
+
+class Unfailing:
+    """A stream whose writes may be lost and never raise: a log on a full disk must not cost a job its outcome."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose it."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        with suppress(OSError):
+            self.stream.flush()
 
 
 def _log_to_stderr() -> None:
@@ -180,10 +177,6 @@ def _log_to_stderr() -> None:
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=Unfailing(sys.stderr)),  # pyright: ignore[reportArgumentType] (it writes and flushes, no more)
         cache_logger_on_first_use=True,
     )
-
-
-def _ignore(_: object) -> None:
-    return None

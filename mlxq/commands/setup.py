@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from mlxq import ask, options, render, watch
+from mlxq.ask import View
 from mlxq.commands import status
+from mlxq.watch import title
 from state import settings
 from state.db import Database
 from state.errors import UsageProblem
-from state.job import New
+from state.job import Job, New, State
 from state.paths import home
 from tasks import kinds
 
@@ -49,19 +53,46 @@ def command(
     """
     if not accept_defaults:
         intent = _ask_person(intent)
+    asked: dict[str, Any] = {"intent": intent or INTENTS[0], "pull": not no_pull, "start": not (no_pull or no_start)}
+    if budget_pct is not None:
+        asked["budget_pct"] = budget_pct
     place = home()
-    budget = budget_pct or settings.load(place)["memory-budget-pct"]
-    asked = {
-        "intent": intent or INTENTS[0],
-        "budget_pct": budget,
-        "no_pull": no_pull,
-        "no_start": no_start or no_pull,
-        "accept": True,
-    }
+    settings.load(place)
+    render.say(f"Setting up in {place.root}.")
     with ask.writing(place) as db:
         chain = begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
-    ask.follow(place, ask.chain(chain), watch.view(), timeout_s=timeout_s)
+    ask.follow(place, ask.chain(chain), Commented(watch.view()), timeout_s=timeout_s)
     status.welcome(place)
+
+
+class Commented:
+    """Any view of the jobs, with a word from setup where a person would want one."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._said: set[str] = set()
+        self.tell = view.tell
+        self.close = view.close
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Show the jobs, and say what their results mean."""
+        self._view.show(jobs)
+        for words in remarks(jobs):
+            if words not in self._said:
+                self._said.add(words)
+                self.tell(words)
+
+
+def remarks(jobs: Sequence[Job]) -> list[str]:
+    """Give what is worth a sentence: which models were chosen, and that a tier answers before all is done."""
+    done = {title(job): job for job in jobs if job.state is State.SUCCEEDED}
+    said: list[str] = []
+    if chosen := done.get("score"):
+        tiers = "".join(f"\n  {name:<10} {model}" for name, model in chosen.result["tiers"].items())
+        said.append(f"{chosen.result['explain']} {'Kept' if chosen.result['kept'] else 'Chosen'}:{tiers}")
+    if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "verify" for job in jobs):
+        said.append('The tier fast can be used already: mlxq chat --tier fast "…"')
+    return said
 
 
 def begin(db: Database, batch: list[New]) -> int:
@@ -72,7 +103,6 @@ def begin(db: Database, batch: list[New]) -> int:
             render.say(f"A setup is already under way (job {running}); following that one.")
             return running
         ids = ask.put(db, batch)
-    render.say(f"Job {ids[-1]}: setup")
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 

@@ -53,6 +53,7 @@ def _limits(tier: Tier) -> list[str]:
         *("--max-num-seqs", str(tier.concurrency)),
         *("--max-tokens", str(tier.max_tokens), "--max-request-tokens", str(longest)),
         *("--timeout", str(ANSWER_TIMEOUT_S), "--prefill-step-size", str(tier.prefill_step)),
+        *(("--mllm-prefill-step-size", str(tier.prefill_step)) if tier.vision else ()),
     ]
 
 

@@ -92,7 +92,7 @@ class Verdict(StrEnum):
 class Limits:
     """Seconds of patience."""
 
-    silent_s: float = 8.0
+    silent_s: float = 10.0
     stalled_s: float = 20.0
     prefill_s: float = 45.0
     """One step reads up to 1024 prompt tokens: at 23 tokens/s it takes this long."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import math
 import re
 import subprocess
 import sys
@@ -47,7 +48,7 @@ _ASK_MLX = (
 PROGRAM_WAIT_S, MLX_WAIT_S = 5.0, 30.0
 COPY_BYTES, COPY_FOR_S = 64_000_000, 0.5
 
-WITHOUT_METAL = ((36, 0.667), (64, 0.75), (1 << 20, 0.8))
+WITHOUT_METAL = ((36, 0.667), (64, 0.75), (math.inf, 0.8))
 """Up to so many GiB, the share of memory macOS lets the GPU use: the lowest measured on machines of that size
 (10.67 of 16, 22.9 GB of 32, 48 of 64, 72 of 96 GiB). Newer macOS gives more; Metal itself is asked first."""
 LINUX_SHARE = 0.8
@@ -56,6 +57,8 @@ CARD_SHARE = 0.9
 """What one process may plan with on an NVIDIA card; the driver keeps up to a tenth."""
 CPU_CORE_TFLOPS = 0.05
 """A core with 256-bit vectors at 3 GHz in fp32; no prediction rests on it."""
+SMALLEST = 64 << 20
+"""Bytes below which a figure is no machine's memory but a torn text."""
 UNKNOWN_BANDWIDTH, UNKNOWN_TFLOPS = 40.0, 1.0
 """A slow desktop with two channels of DDR4."""
 
@@ -106,8 +109,8 @@ def machine(said: Recording) -> Machine:
 def _mac(said: Recording) -> Machine:
     facts = pairs(said[SYSCTL])
     brand, size = facts.get("machdep.cpu.brand_string", ""), _number(facts.get("hw.memsize"))
-    if not size:
-        raise ValueError("hw.memsize is missing.")
+    if size < SMALLEST:
+        raise ValueError("hw.memsize is missing or no size of a memory.")
     cpu, gpu = _number(facts.get("hw.ncpu")), gpu_cores(said.get(IOREG, ""))
     chip = chips.identify(brand, gpu, cpu, size)
     metal = mlx_info(said.get(METAL, ""))
@@ -139,7 +142,7 @@ def _mac(said: Recording) -> Machine:
 def _metal_usable(metal: Mapping[str, Any], limit: int, size: int) -> Usable:
     """Ask Metal before the person's limit, and that before a rule of thumb: Metal's figure already follows it."""
     told = int(metal.get("max_recommended_working_set_size") or 0)
-    if told:
+    if told >= SMALLEST:
         return Usable(min(told, size), "Metal")
     if limit:
         return Usable(min(limit, size), "wired limit")
@@ -150,9 +153,9 @@ def _metal_usable(metal: Mapping[str, Any], limit: int, size: int) -> Usable:
 def _linux(said: Recording) -> Machine:
     facts, cpu = pairs(said.get(MEMINFO, "")), pairs(said.get(LSCPU, ""))
     size = _number(facts.get("MemTotal")) << 10
-    if not size:
-        raise ValueError("MemTotal is missing.")
-    ceiling = _number(said.get(CGROUP)) or size
+    if size < SMALLEST:
+        raise ValueError("MemTotal is missing or no size of a memory.")
+    ceiling = max(_number(said.get(CGROUP)) or size, SMALLEST)
     cores = _number(cpu.get("CPU(s)")) or 1
     measured = float(said.get(COPY, "").strip() or 0)
     return Machine(
@@ -178,6 +181,8 @@ def _card(said: Recording) -> Machine | None:
     if not name or mlx_info(said.get(METAL, "")).get("device") != "gpu":
         return None
     size = _number(megabytes) << 20
+    if size < SMALLEST:
+        return None
     known = chips.nvidia(name)
     bandwidth, tflops = known or (UNKNOWN_BANDWIDTH * 10, UNKNOWN_TFLOPS * 10)
     return Machine(

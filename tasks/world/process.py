@@ -151,7 +151,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
     """
     kept = run / f"{name}.exit"
     kept.unlink(missing_ok=True)
-    with appended(log) as output:
+    with _appended(log) as output:
         shim = subprocess.Popen(
             ["/bin/sh", "-c", SHIM, str(kept), *argv],
             env=dict(env),
@@ -177,7 +177,7 @@ def _first_word(shim: subprocess.Popen[bytes]) -> Identity | None:
 
 
 @contextlib.contextmanager
-def appended(log: Path) -> Generator[int]:
+def _appended(log: Path) -> Generator[int]:
     """Open a log so that it can be truncated under its writer: O_APPEND writes at the new end."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:

@@ -79,9 +79,9 @@ def test_a_prompt_may_take_longer_to_read():
 
 
 def test_silence():
-    track = after((2, IDLE, None), (4, None, None), (11, None, None))
+    track = after((2, IDLE, None), (4, None, None), (12, None, None))
 
-    assert verdict(track, T0 + 8) == Verdict.WAITING
+    assert verdict(track, T0 + 9) == Verdict.WAITING
     assert verdict(track, T0 + 13) == Verdict.SILENT
     assert verdict(track, T0 + 13, VISION) == Verdict.HEALTHY
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from state import event, ledger
 from state.db import Database, open_database
 from state.errors import Busy, EngineFailed, MlxqError, NotFound, Upstream
-from state.job import ENDED, LIVE, STEPS, Fenced, Job, New, State, Step, advance, get
+from state.job import ENDED, LIVE, STEPS, Fenced, Job, New, State, Step, advance, cancel_asked, get
 
 KINDS = {"a", "b", "c", "d"}
 ME = "boot/1/1"
@@ -191,7 +191,7 @@ def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) ->
 def test_a_zombie_can_write_nothing(db: Database, write: Any) -> None:
     job = put(db, New("a"))["a"]
     zombie = take(db, owner="boot/1/1")
-    ledger.rescue(db, lambda owner: False)
+    ledger.rescue(db, ledger.running(db))
     heir = take(db, owner="boot/2/2")
 
     with pytest.raises(Fenced):
@@ -200,18 +200,88 @@ def test_a_zombie_can_write_nothing(db: Database, write: Any) -> None:
     assert (state(db, job), heir.attempt) == (State.RUNNING, 2)
 
 
-def test_rescue_spares_the_living_and_gives_up_a_killer(db: Database, clock: Any) -> None:
+def test_rescue_gives_up_a_job_that_kills_its_worker(db: Database, clock: Any) -> None:
     job = put(db, New("a"))["a"]
     take(db)
-    assert ledger.rescue(db, lambda owner: owner == ME) == []
 
     for _ in range(ledger.MAX_RESCUES):
-        assert ledger.rescue(db, lambda owner: False) == [job]
+        assert ledger.rescue(db, ledger.running(db)) == [job]
         clock.now += 60
         assert take(db) is not None
-    ledger.rescue(db, lambda owner: False)
+    ledger.rescue(db, ledger.running(db))
 
     assert (state(db, job), get(db, job).error_code) == (State.FAILED, "worker_lost")
+
+
+def test_a_job_that_ran_for_long_is_not_blamed_for_the_end_of_its_worker(db: Database, clock: Any) -> None:
+    """A pull of a day outlives any number of power cuts."""
+    job = put(db, New("a"))["a"]
+
+    for _ in range(2 * ledger.MAX_RESCUES):
+        held = take(db)
+        clock.now += ledger.HARMLESS_S + 1
+        ledger.report(db, held, "fetch", {})
+        ledger.rescue(db, [held])
+        clock.now += 60
+
+    assert (state(db, job), get(db, job).rescues) == (State.QUEUED, 1)
+
+
+def test_rescue_passes_over_a_job_that_ended_meanwhile(db: Database) -> None:
+    job = put(db, New("a"))["a"]
+    held = take(db)
+    seen = ledger.running(db)
+    ledger.succeed(db, held, None)
+
+    assert ledger.rescue(db, seen) == []
+    assert state(db, job) is State.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "put_back",
+    [
+        lambda db, held: ledger.retry_later(db, held, EngineFailed("no"), 300),
+        lambda db, held: ledger.snooze(db, held, 300, "later"),
+        ledger.release,
+    ],
+)
+def test_what_goes_back_to_the_queue_after_its_cancel_was_asked_for_ends_there(db: Database, put_back: Any) -> None:
+    ids = put(db, New("a", max_attempts=3), New("b", needs=["a"]))
+    held = take(db)
+    ledger.cancel(db, ids["a"])
+
+    put_back(db, held)
+
+    assert [state(db, job) for job in ids.values()] == [State.CANCELLED, State.CANCELLED]
+
+
+def test_a_person_who_asks_again_ends_the_wait_for_the_next_try(db: Database) -> None:
+    job = ledger.submit(db, New("a", ukey="k", max_attempts=2))[0]
+    ledger.retry_later(db, take(db), EngineFailed("no"), 300)
+
+    assert ledger.submit(db, New("a", ukey="k"), source="watchdog") == (job, False)
+    assert take(db) is None
+    assert ledger.submit(db, New("a", ukey="k")) == (job, False)
+    assert take(db).id == job
+
+
+def test_an_error_is_forgotten_by_success_and_kept_in_the_events(db: Database) -> None:
+    job = put(db, New("a", max_attempts=2))["a"]
+    ledger.retry_later(db, take(db), EngineFailed("It would not.", done="It was stopped."), 0)
+    assert get(db, job).error == "It would not. It was stopped."
+
+    ledger.succeed(db, take(db), None)
+
+    assert (get(db, job).error, get(db, job).error_code) == (None, None)
+    assert event.of_job(db, job)[2].data == {"error": "It would not. It was stopped."}
+
+
+def test_a_row_of_unknown_kind_neither_runs_nor_keeps_the_lane_awake(db: Database) -> None:
+    """Its time has come and it never runs: a lane that slept until its time would never sleep."""
+    put(db, New("of the next version"))
+
+    assert take(db) is None
+    assert ledger.next_due(db, "ops", KINDS) is None
 
 
 def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) -> None:
@@ -219,7 +289,7 @@ def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) ->
     held = take(db)
 
     assert ledger.cancel(db, ids["a"]) is State.RUNNING
-    assert ledger.report(db, held, "x", {}) is True
+    assert cancel_asked(db, held)
     ledger.end_cancelled(db, held)
 
     assert [state(db, job) for job in ids.values()] == [State.CANCELLED, State.CANCELLED]
@@ -234,7 +304,7 @@ def test_a_cancelled_job_whose_worker_died_is_not_run_again(db: Database) -> Non
     take(db)
     ledger.cancel(db, job)
 
-    ledger.rescue(db, lambda owner: False)
+    ledger.rescue(db, ledger.running(db))
 
     assert state(db, job) is State.CANCELLED
 
@@ -252,6 +322,16 @@ def test_prune_keeps_the_young_the_newest_and_the_chains_that_live(db: Database,
 
     assert [row[0] for row in db.rows("SELECT id FROM jobs ORDER BY id")] == [*chain.values(), young]
     assert event.of_job(db, old) == []
+
+
+def test_prune_forgets_old_events_of_services_beyond_the_newest(db: Database, clock: Any) -> None:
+    for number in range(3):
+        event.record(db, f"number {number}", service="fast")
+    clock.now += 31 * 86400
+
+    ledger.prune(db, keep=2)
+
+    assert [happening.name for happening in event.of_service(db, "fast")] == ["number 1", "number 2"]
 
 
 def test_a_failed_transaction_leaves_nothing(db: Database) -> None:
@@ -348,7 +428,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def rescue(self) -> None:
-        ledger.rescue(self.db, lambda owner: False)
+        ledger.rescue(self.db, ledger.running(self.db))
 
     @rule(seconds=st.integers(-3600, 3600))
     def move_the_clock(self, seconds: int) -> None:

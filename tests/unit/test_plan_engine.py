@@ -41,6 +41,14 @@ def test_argv_is_exactly_this():
     ]
 
 
+def test_a_model_that_can_see_is_told_its_step_by_the_flag_of_its_own_path():
+    """vllm-mlx reads --prefill-step-size on the text path alone; a step of 512 would else stay 1024."""
+    seeing = dataclasses.replace(FAST, vision=True, prefill_step=512)
+
+    assert after("--mllm-prefill-step-size", engine.argv(seeing, "python")) == "512"
+    assert "--mllm-prefill-step-size" not in engine.argv(FAST, "python")
+
+
 def test_environment_is_exactly_this():
     expected = {
         "PATH": "/bin",

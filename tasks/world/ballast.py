@@ -1,0 +1,27 @@
+"""The ballast: disk kept in reserve, so that a full one can be recorded and left again.
+
+state/db.py gives it up when SQLite finds the disk full; the worker lays it again when there is room.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+from state.paths import Home
+
+BALLAST_BYTES = 16 * 1024 * 1024
+ROOM_BYTES = 4 * BALLAST_BYTES
+"""Below this the ballast would make the disk full itself."""
+
+
+def lay_ballast(home: Home) -> None:
+    """Write the ballast when it is not there and there is room for it. Random bytes: zeros may take no room."""
+    if home.ballast.exists() or shutil.disk_usage(home.root).free < ROOM_BYTES:
+        return
+    part = home.ballast.with_suffix(".part")
+    try:
+        part.write_bytes(os.urandom(BALLAST_BYTES))
+        part.rename(home.ballast)
+    except OSError:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,150 @@
+"""A home with real workers (jobworker.py), and the means to feed, watch and hurt them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from state import event, ledger, wake
+from state.db import open_database
+from state.job import ENDED, Job, New, State, get
+from state.paths import Home
+
+SUPPORT = Path(__file__).parent
+JOBWORKER = SUPPORT / "jobworker.py"
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line that a task wrote."""
+
+    job: int
+    attempt: int
+    word: str
+    at: float
+    """Monotonic seconds."""
+
+
+class Crew:
+    """Workers of one home, and whoever asks them for work."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.db = open_database(home)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker; its log goes where the real one's goes."""
+        with self.home.log("worker").open("ab") as log:
+            worker = subprocess.Popen(
+                [sys.executable, JOBWORKER],
+                env=os.environ | {"MLXQ_HOME": str(self.home.root), "PYTHONPATH": str(SUPPORT)} | environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def act(self, do: str = "ok", kind: str = "act", **more: Any) -> int:
+        """Put one job in."""
+        lane = "heavy" if kind == "dig" else "ops"
+        return ledger.submit(self.db, New(kind, {"do": do} | more, lane=lane, max_attempts=3))[0]
+
+    def job(self, job: int) -> Job:
+        return get(self.db, job)
+
+    def count(self, *states: State) -> int:
+        marks = ", ".join("?" for _ in states)
+        return self.db.value(f"SELECT count(*) FROM jobs WHERE state IN ({marks})", states)
+
+    def until(self, holds: Callable[[], Any], limit_s: float = 60.0) -> None:
+        """Wait until it holds; look again at each wake-up."""
+        end = time.monotonic() + limit_s
+        with wake.watcher(self.home, f"-{id(holds)}") as bell:
+            while not holds():
+                if time.monotonic() > end:
+                    raise AssertionError(f"not within {limit_s} s; the worker's log ends:\n{self.log()[-3000:]}")
+                bell.wait(0.25)
+
+    def until_running(self, job: int) -> None:
+        """Wait until a task has started, not only been claimed."""
+        self.until(lambda: any(note.job == job for note in self.notes()))
+
+    def until_ended(self, *jobs: int, limit_s: float = 60.0) -> list[State]:
+        """Wait for these jobs, or for all, and give how they ended."""
+        wanted = jobs or tuple(row["id"] for row in self.db.rows("SELECT id FROM jobs"))
+        self.until(lambda: all(self.job(job).state in ENDED for job in wanted), limit_s)
+        return [self.job(job).state for job in wanted]
+
+    def notes(self) -> list[Note]:
+        """Give what the tasks wrote, in order."""
+        path = self.home.root / "notes"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [Note(int(job), int(attempt), word, float(at)) for job, attempt, word, at in map(str.split, lines)]
+
+    def events(self, job: int) -> list[str]:
+        return [happening.name for happening in event.of_job(self.db, job)]
+
+    def log(self) -> str:
+        return self.home.log("worker").read_text()
+
+    def close(self) -> None:
+        """End all workers, and see that the database is whole."""
+        for worker in self.workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+        assert self.db.value("PRAGMA integrity_check") == "ok"
+        assert self.db.rows("PRAGMA foreign_key_check") == []
+        self.db.close()
+
+
+@dataclass
+class Toll:
+    """What a storm of kills cost."""
+
+    jobs: int
+    kills: int
+    threads: int
+    lost: int = 0
+    repeats: int = 0
+    after_success: int = 0
+    rescue_s: list[float] = field(default_factory=list[float])
+    """Seconds from a worker's start to each job that it put back."""
+
+
+def storm(crew: Crew, number: signal.Signals, *, threads: int, jobs: int, kills: int, seconds: float = 0.05) -> Toll:
+    """Put `jobs` in and signal the worker `kills` times in the midst of them; give what it cost."""
+    ids = [crew.act(seconds=seconds) for _ in range(jobs)]
+    toll = Toll(jobs, kills, threads)
+    step = max(1, jobs // (2 * kills))
+    for round_ in range(1, kills + 1):
+        goal = round_ * step
+        began, worker = time.time(), crew.start(THREADS=f"{threads} 1")
+        crew.until(lambda goal=goal: crew.count(State.SUCCEEDED) >= goal and crew.count(State.RUNNING))
+        worker.send_signal(number)
+        worker.wait(20)
+        toll.rescue_s += _rescues(crew, began)
+    began = time.time()
+    crew.start(THREADS=f"{threads} 1")
+    crew.until_ended(*ids, limit_s=120)
+    toll.rescue_s += _rescues(crew, began)
+    toll.lost = jobs - crew.count(State.SUCCEEDED)
+    toll.repeats = sum(note.word == "started" for note in crew.notes()) - jobs
+    toll.after_success = crew.db.value(
+        "SELECT count(*) FROM events AS late JOIN events AS won ON won.job = late.job AND won.name = 'succeeded'"
+        " WHERE late.id > won.id AND late.job IS NOT NULL"
+    )
+    return toll
+
+
+def _rescues(crew: Crew, since: float) -> list[float]:
+    rows = crew.db.rows("SELECT at FROM events WHERE name = 'rescued' AND at >= ?", (since,))
+    return [row["at"] - since for row in rows]

@@ -1,0 +1,197 @@
+"""A command that needs the worker: one is started, never two, and a dead one is replaced. All processes are real."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlxq import ask
+from state import ledger
+from state.db import Database, open_database
+from state.job import State, get
+from state.paths import Home
+from tasks import kinds
+from tasks.world import process
+
+PROGRAM = [sys.executable, "-P", "-m", "mlxq"]
+PATIENCE_S = 60.0
+LATER = replace(kinds.new("detect"), wait_s=3600.0)
+"""A job that stays queued as long as a test lasts."""
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_left(home: Home) -> Iterator[None]:
+    yield
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if each.environ().get("MLXQ_HOME") == str(home.root) and "worker" in each.cmdline():
+                each.kill()
+
+
+@pytest.fixture
+def db(home: Home) -> Iterator[Database]:
+    """Give the ledger with the real clock, which the worker has too."""
+    opened = open_database(home)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `mlxq` with arguments; whatever still runs at the end is killed."""
+    began: list[subprocess.Popen[str]] = []
+
+    def begin(*argv: str) -> subprocess.Popen[str]:
+        began.append(
+            subprocess.Popen(
+                [*PROGRAM, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return began[-1]
+
+    yield begin
+    for each in began:
+        each.kill()
+        each.communicate()
+
+
+def line_with(program: subprocess.Popen[str], words: str) -> str:
+    """Read stderr up to the line with these words; the test's time limit ends a wait in vain."""
+    assert program.stderr
+    return next(line for line in program.stderr if words in line)
+
+
+def pid_in(line: str) -> int:
+    found = re.search(r"pid (\d+)", line)
+    assert found
+    return int(found[1])
+
+
+def log_of(home: Home, event: str, count: int) -> int:
+    """Wait until the worker's log tells an event so often, and give how often it does."""
+    until = time.monotonic() + PATIENCE_S
+    told = 0
+    while told < count and time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            told = home.log("worker").read_text().count(event)
+    return told
+
+
+def test_commands_side_by_side_start_one_worker(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+
+    programs = [start("jobs", "watch", "1", "--timeout", "2") for _ in range(5)]
+    said = [program.communicate()[1] for program in programs]
+
+    assert [program.returncode for program in programs] == [5] * 5
+    assert sum(each.count("Started the worker") for each in said) == 1
+    assert log_of(home, "worker_started", 1) == 1
+
+
+def test_a_worker_that_a_person_runs_is_used(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    own = start("worker")
+    line_with(own, "worker_started")
+    ledger.submit(db, LATER)
+
+    watching = start("jobs", "watch", "1", "--timeout", "0.5")
+
+    assert "Started the worker" not in watching.communicate()[1]
+    assert watching.returncode == 5
+
+
+def test_a_second_worker_says_that_there_is_one(home: Home, start: Callable[..., subprocess.Popen[str]]) -> None:
+    line_with(start("worker"), "worker_started")
+
+    second = start("worker")
+
+    assert "already runs" in second.communicate()[1]
+    assert second.returncode == 1
+
+
+def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_the_job(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    job, _ = ledger.submit(db, LATER)
+    watching = start("jobs", "watch", str(job))
+    first = pid_in(line_with(watching, "Started the worker"))
+    log_of(home, "worker_started", 1)
+
+    os.kill(first, signal.SIGKILL)
+    second = pid_in(line_with(watching, "Started the worker again"))
+    watching.send_signal(signal.SIGINT)
+
+    assert second != first
+    assert f"job {job} goes on" in line_with(watching, "Stopped watching")
+    assert watching.wait(PATIENCE_S) == 130
+    assert get(db, job).state is State.QUEUED
+
+
+def test_a_second_ctrl_c_cancels(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
+    job, _ = ledger.submit(db, LATER)
+    watching = start("jobs", "watch", str(job))
+    line_with(watching, "Started the worker")
+
+    watching.send_signal(signal.SIGINT)
+    line_with(watching, "Stopped watching")
+    watching.send_signal(signal.SIGINT)
+
+    assert watching.wait(PATIENCE_S) == 130
+    assert get(db, job).state is State.CANCELLED
+
+
+def test_a_worker_that_cannot_start_is_given_up_with_its_log(
+    home: Home,
+    db: Database,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger.submit(db, LATER)
+    (tmp_path / "huey.py").write_text("raise SystemExit(1)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    watching = start("jobs", "watch", "1")
+    said = watching.communicate(timeout=PATIENCE_S)[1]
+
+    assert watching.returncode == 1
+    assert "The worker ended 3 times, last with exit code 1. The jobs are kept." in said
+    assert str(home.log("worker")) in said
+
+
+def test_the_worker_s_log_is_private(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
+    ledger.submit(db, LATER)
+
+    start("jobs", "watch", "1", "--timeout", "0.2").communicate()
+
+    modes = {path.name: path.stat().st_mode & 0o077 for path in Path(home.root).rglob("*") if not path.is_symlink()}
+    assert dict.fromkeys(modes, 0) == modes
+
+
+def test_down_ends_the_worker_that_a_command_started(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+    pid = pid_in(line_with(start("jobs", "watch", "1", "--timeout", "1"), "Started the worker"))
+    log_of(home, "worker_started", 1)
+    identity = process.identify(pid)
+    assert identity
+
+    ledger.cancel(db, 1)
+    ask.stop_idle_worker(home)
+
+    assert not process.alive(identity)
