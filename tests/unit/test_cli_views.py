@@ -1,0 +1,207 @@
+"""How rows look: tables, sizes, times, jobs on their way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from mlxq import render, watch
+from mlxq.commands import setup
+from state import ledger
+from state.db import Database
+from state.errors import EngineFailed
+from state.job import Claim, Job, State, of_chain
+from tasks import kinds
+
+
+def chain(db: Database) -> list[Job]:
+    ledger.submit_all(
+        db,
+        [
+            kinds.new("pull", {"source": "hub:org/name"}),
+            kinds.new("configure", needs=["pull"]),
+            kinds.new("verify", needs=["configure"]),
+        ],
+    )
+    return of_chain(db, 1)
+
+
+def claim(db: Database, lane: str = "heavy") -> Claim:
+    held = ledger.claim(db, lane, set(kinds.KINDS), "a/1/1")
+    assert held
+    return held
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "2 KB"), (5 * 2**20, "5 MB"), (2**34, "16.0 GB")],
+)
+def test_sizes_are_read_in_powers_of_1024(count: float | None, text: str) -> None:
+    assert render.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.04, "0.0s"), (59.9, "59s"), (61, "1m01s"), (3720, "1h02m"), (90000, "1d01h"), (-5, "0.0s")],
+)
+def test_spans_have_two_units_at_most(seconds: float | None, text: str) -> None:
+    assert render.span(seconds) == text
+
+
+def test_a_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    render.table(["NAME", "N"], [["a" * 200, 1], ["b", None]], right=(1,))
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "a" * 200 + "  1"
+    assert lines[2] == "b" + " " * 201 + "-"
+
+
+def test_the_tree_goes_as_deep_as_the_needs(db: Database) -> None:
+    assert watch.depths(chain(db)) == {1: 0, 2: 1, 3: 2}
+
+
+def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    view = watch.PlainView()
+    view.show(chain(db))
+    held = claim(db)
+    ledger.report(db, held, "fetching", {"done": 5, "total": 10, "unit": "bytes"})
+    view.show(of_chain(db, 1))
+    view.show(of_chain(db, 1))
+    ledger.fail(db, held, EngineFailed("No."))
+    view.show(of_chain(db, 1))
+
+    assert capsys.readouterr().err.splitlines() == [
+        "▸ pull org/name: fetching 50% of 10 B",
+        "✗ pull org/name: No.",
+        "- configure: Job 1 did not succeed.",
+        "- verify: Job 1 did not succeed.",
+    ]
+
+
+def test_json_lines_tell_each_change_once(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    view = watch.JsonView()
+    view.show(chain(db))
+    view.show(of_chain(db, 1))
+    claim(db)
+    view.show(of_chain(db, 1))
+
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["job"]["id"], each["job"]["state"]) for each in said] == [
+        (1, "queued"),
+        (2, "blocked"),
+        (3, "blocked"),
+        (1, "running"),
+    ]
+    assert {each["schema_version"] for each in said} == {1}
+
+
+def test_a_rate_is_of_the_last_seconds_and_an_eta_waits_for_ten(db: Database) -> None:
+    now = 0.0
+    pace = watch.Pace(lambda: now)
+    for second in range(21):
+        now = float(second)
+        pace.see(second * 100.0 if second <= 10 else 1000.0 + (second - 10) * 50)
+        if second == 5:
+            assert pace.eta_s(500, 2000) is None
+
+    assert pace.rate == pytest.approx(50.0)
+    assert pace.eta_s(1500, 2000) == pytest.approx(10.0)
+
+
+def test_a_job_that_waits_for_another_try_says_when_and_why(db: Database) -> None:
+    chain(db)
+    ledger.retry_later(db, claim(db), EngineFailed("The host hung up."), 1e9)
+
+    assert watch.note(of_chain(db, 1)[0]).endswith("The host hung up.")
+    assert watch.note(of_chain(db, 1)[0]).startswith("again in ")
+
+
+def jobs(*done: str, live: Sequence[str] = ()) -> list[Job]:
+    blank = Job(**dict.fromkeys(Job.__dataclass_fields__, None) | {"args": {}})  # pyright: ignore[reportArgumentType] (only what remarks reads)
+    ended = [
+        replace(
+            blank, kind=name.split()[0], args={"service": name.partition(" ")[2]}, state=State.SUCCEEDED, result=None
+        )
+        for name in done
+    ]
+    return ended + [replace(blank, kind=name, state=State.RUNNING) for name in live]
+
+
+def test_setup_says_that_a_tier_answers_while_others_are_pulled() -> None:
+    assert setup.remarks(jobs("start fast", live=["pull"])) == []
+    assert setup.remarks(jobs("start fast", "start gateway")) == []
+    assert "can be used already" in setup.remarks(jobs("start fast", "start gateway", live=["pull"]))[0]
+
+
+DRAW = """
+import sys
+from mlxq import watch
+from state.db import read_database
+from state.job import of_chain
+from state.paths import home
+view = watch.view()
+view.show(of_chain(read_database(home()), 1))
+view.close()
+print(type(view).__name__)
+"""
+
+
+def drawn(terminal: str, **environment: str) -> tuple[str, str]:
+    """Run a view with stderr on a real pseudo-terminal of 80 columns; give the view's name and what was drawn."""
+    master, slave = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
+        check=True,
+        env=os.environ | {"TERM": terminal} | environment,
+    )
+    os.close(slave)
+    with io.FileIO(master) as screen:
+        text = screen.read(65536).decode()
+    return done.stdout.strip(), text
+
+
+def test_on_a_terminal_the_tree_is_drawn_in_colour_within_its_width(db: Database) -> None:
+    chain(db)
+    claim(db)
+
+    name, text = drawn("xterm-256color")
+
+    assert name == "LiveView"
+    assert "▸ pull org/name" in text
+    assert "\x1b[32m" in text
+
+
+def test_no_color_is_honoured(db: Database) -> None:
+    chain(db)
+    claim(db)
+
+    _, text = drawn("xterm-256color", NO_COLOR="1")
+
+    assert "\x1b[32m" not in text
+    assert "▸ pull org/name" in text
+
+
+def test_a_dumb_terminal_gets_plain_lines(db: Database) -> None:
+    chain(db)
+    claim(db)
+
+    name, text = drawn("dumb")
+
+    assert name == "PlainView"
+    assert "\x1b" not in text
