@@ -15,9 +15,9 @@ from typing import Protocol
 import click
 
 from mlxq import background, render
-from state import ledger, wake
+from state import ledger, wake, worker
 from state.db import Database, open_database, read_database
-from state.errors import Busy, MlxqError, StateUnavailable, TimedOut, Upstream, WorkerLost, rebuild
+from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
 from state.job import Job, New, State, get, of_chain
 from state.paths import Home
 
@@ -196,13 +196,10 @@ def _raise_first(ended: Sequence[Job]) -> None:
 
 def stop_idle_worker(home: Home) -> None:
     """End a worker that a command started, unless jobs are left for it to do."""
-    try:
-        with reading(home) as db:
-            live = db.value("SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running')")
-            owner = db.value("SELECT owner FROM worker")
-    except StateUnavailable:
-        return
+    with reading(home) as db:
+        live = db.value("SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running')")
+        there = worker.current(db)
     if live:
         render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
-    elif owner:
-        background.stop(home, owner)
+    elif there:
+        background.stop(home, there.owner)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import sqlite3
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -143,8 +142,6 @@ def _reader_left() -> int:
 
 def _explain(problem: Exception) -> MlxqError:
     """Turn what the machine refused into a sentence; anything else is a fault in mlxq."""
-    if isinstance(problem, sqlite3.OperationalError):
-        return MlxqError(f"{home().database} cannot be used: {problem}.", hint=f"ls -la {home().root}")
     if isinstance(problem, OSError) and problem.filename:
         return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {home().root}")
     name = type(problem).__name__

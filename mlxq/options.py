@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -75,5 +74,5 @@ def _look(read: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, 
             return read(db)
         finally:
             db.close()
-    except (MlxqError, sqlite3.Error):
+    except MlxqError:
         return []

@@ -14,6 +14,7 @@ from state import host, service, settings, stack
 from state.db import Database
 from state.service import Observed, Service
 from state.stack import Tier
+from state.worker import current
 
 FRESH_S = 20.0
 """The worker beats every 5 s; one that lives and has not for this long hangs."""
@@ -84,10 +85,10 @@ def worker(db: Database) -> Worker:
     """Tell how the worker is, by its identity and its beat."""
     from tasks.world import process
 
-    row = db.row("SELECT owner, pid, beat_at FROM worker")
-    if row is None or not process.alive(process.decode(row["owner"])):
+    last = current(db)
+    if last is None or not process.alive(process.decode(last.owner)):
         return Worker("stopped", None)
-    return Worker("running" if db.now() - row["beat_at"] < FRESH_S else "hung", row["pid"])
+    return Worker("running" if time.monotonic() - last.beat_clock < FRESH_S else "hung", last.pid)
 
 
 def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, watched: bool) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from mlxq import cli, report
-from state import service, stack
+from state import service, stack, worker
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Step
@@ -58,10 +59,7 @@ def beats(db: Database, ago_s: float) -> None:
     """Write down that this very process is the worker, and when it last beat."""
     me = process.identify(os.getpid())
     assert me
-    db.run(
-        "INSERT INTO worker (id, owner, pid, version, started_at, beat_at) VALUES (1, ?, ?, '0', 0, ?)",
-        (process.encode(me), me.pid, db.now() - ago_s),
-    )
+    worker.beat(db, process.encode(me), me.pid, "0", time.monotonic() - ago_s)
 
 
 def fast(db: Database) -> dict[str, object]:
@@ -120,9 +118,10 @@ def test_a_worker_that_lives_and_does_not_beat_is_hung_and_not_believed(db: Data
 def test_the_gateway_and_every_tier_are_listed_before_they_first_run(db: Database) -> None:
     stack.replace(db, [FAST])
 
-    assert [
-        (each["name"], each["state"]) for each in report.now(db).services
-    ] == [("fast", "stopped"), ("gateway", "stopped")]
+    assert [(each["name"], each["state"]) for each in report.now(db).services] == [
+        ("fast", "stopped"),
+        ("gateway", "stopped"),
+    ]
 
 
 def test_the_json_has_the_documented_shape(
