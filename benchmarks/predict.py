@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from catalog.chips import identify
-from catalog.speed import Constants, Work, constants, decode_seconds, prompt_seconds
+from catalog.speed import Constants, Work, constants, decode_seconds, generations_back, prompt_seconds
 
 DATA = Path(__file__).parent / "data"
 Row = Mapping[str, str]
@@ -37,7 +37,10 @@ KINDS: dict[str, tuple[str, Callable[[Constants, Work], Any]]] = {
 def usable(rows: Iterable[Row], kind: str) -> list[Row]:
     """Give the rows that measured this kind of speed and are fit for comparison."""
     column = KINDS[kind][0]
-    return [row for row in rows if row[column] and row["suspect"] != "1" and row["spec_decode"] != "1"]
+    return [
+        row for row in rows
+        if number(row, column) > 0 and not number(row, "suspect") and not number(row, "spec_decode")
+    ]  # fmt: skip
 
 
 def read(path: Path) -> list[Row]:
@@ -72,7 +75,6 @@ def work(row: Row) -> Work:
     llama = row["engine"] in {"llama.cpp", "ollama"}
     context = number(row, "context_tokens")
     bench = llama and context <= 64
-    generation = int(chip.partition(" ")[0].removeprefix("M"))
     return Work(
         bandwidth=number(row, "bandwidth_gbps"),
         tflops=number(row, "fp16_tflops"),
@@ -84,7 +86,7 @@ def work(row: Row) -> Work:
         full_layers=number(told, "full_layers"),
         computed=number(told, "computed"),
         tokens=PROMPT_OF_LLAMA_BENCH if bench else max(context, SHORTEST_PROMPT),
-        generations_back=max(0, 4 - generation),
+        generations_back=generations_back(chip),
         moe=int("moe" in kind),
         recurrent=int("linear" in kind or "mamba" in kind),
         latent=int("mla" in kind),
@@ -121,10 +123,10 @@ def left_out(rows: Iterable[Row], kind: str) -> list[float]:
     return found
 
 
-def summary(found: list[float]) -> dict[str, float]:
-    """Give number, median and ninth decile."""
+def summary(found: list[float]) -> dict[str, float | None]:
+    """Give number, median and ninth decile; None for both when there is no row."""
     if not found:
-        return {"n": 0}
+        return {"n": 0, "median": None, "p90": None}
     tenths = statistics.quantiles(found, n=10, method="inclusive") if len(found) > 1 else found * 9
     return {"n": len(found), "median": round(statistics.median(found), 4), "p90": round(tenths[8], 4)}
 
@@ -145,6 +147,9 @@ def main() -> None:
         print(json.dumps(told))
         return
     for kind, one in told.items():
+        if not one["n"]:
+            print(f"{kind:7}    0 rows")
+            continue
         print(f"{kind:7} {one['n']:4} rows   median {one['median']:6.1%}   p90 {one['p90']:6.1%}")
 
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from catalog.fit import PREFILL_STEP, Memory, cache_bytes, memory
+from catalog.intent import FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
 from catalog.machine import Machine
 from catalog.model import Model
 from catalog.quality import Quality, quality
 from catalog.quality import worth as points_of
 from catalog.speed import Measured, Speed, predict
 
-Intent = Literal["balanced", "agent-fleet"]
-STANDARD, FAST, LONGCTX = TIERS = ("standard", "fast", "longctx")
 BUILTIN = "smollm2-135m"
 
 SLACK = 0.9
@@ -35,56 +33,10 @@ MISSED_FLOOR = 100.0
 """Points lost below a speed floor: more than any quality is worth, so a floor holds wherever it can."""
 MUCH_FASTER, BARELY_FASTER = 1.5, 1.05
 """Fast over standard, tokens a second: what is wanted, and what must be where nothing better fits."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What one tier wants under one intent."""
-
-    contexts: tuple[int, ...]
-    """Tokens; the last is enough, the first is the least."""
-    decode: float
-    """Floor in tokens/s of an answer after a prompt of 8K."""
-    prompt: float
-    """Floor in tokens/s of reading that prompt."""
-    concurrency: tuple[int, int]
-    """Requests side by side: the least, and as many as are of use."""
-    weight: float
-    """Share of this tier in the sum."""
-    quality: float
-    """Weight of a point of quality."""
-    speed: float
-    """Worth of each doubling of the decode speed over `plain`."""
-    plain: float
-    ample: float
-    """Speed from which faster is worth nothing more."""
-    context: float
-    """Worth of each doubling of the context."""
-    patience: float
-    """Seconds in which a full context must be readable; a longer one is no use."""
-
-
-_K = 1024
-INTENTS: Mapping[str, Mapping[str, Wish]] = {
-    "balanced": {
-        STANDARD: Wish((8 * _K, 16 * _K, 32 * _K, 64 * _K), 12, 80, (1, 4), 1.0, 1.0, 3.0, 12, 40, 1.5, 600),
-        FAST: Wish((4 * _K, 8 * _K, 16 * _K, 32 * _K), 12, 80, (1, 4), 0.5, 0.5, 6.0, 30, 240, 1.0, 600),
-        LONGCTX: Wish((16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 2), 0.5, 0.5, 2.0, 8, 60, 3.0, 1200),
-    },
-    "agent-fleet": {
-        STANDARD: Wish((16 * _K, 32 * _K, 64 * _K), 15, 150, (2, 6), 1.0, 1.0, 6.0, 15, 80, 3.0, 600),
-        FAST: Wish((8 * _K, 16 * _K, 32 * _K), 15, 150, (2, 8), 0.7, 0.5, 6.0, 30, 240, 1.5, 600),
-        LONGCTX: Wish((16 * _K, 32 * _K, 64 * _K, 128 * _K, 256 * _K), 8, 80, (1, 4), 0.5, 0.5, 3.0, 8, 80, 3.0, 1200),
-    },
-}
-"""balanced: quality first, with about the speeds that Rapid-MLX demands of a model it recommends (10
-tokens/s, 100 prompt tokens/s). agent-fleet: tools required at every tier, speed and context weigh twice,
-more requests at once."""
 SIZE = 1.5
 """Worth of each doubling of all parameters: of two models with like scores, the larger knows more."""
 SMALL_BUDGET, SMALL_STEP = 12_000_000_000, 512
-"""Below this budget prompts are read in chunks of 512 tokens: a little slower, a quarter of the work
-space."""
+"""Below this budget prompts are read in chunks of 512 tokens: a little slower, half the work space."""
 
 
 class TooSmall(ValueError):

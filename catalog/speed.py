@@ -23,8 +23,6 @@ from catalog.machine import Machine
 from catalog.model import Model
 
 Constants = Mapping[str, float]
-ACCELERATED_SINCE = 5
-"""Apple's GPUs have matrix units ("neural accelerators") from the M5 on."""
 REFERENCE_GENERATION = 4
 REFERENCE_LAYERS = 32
 MEASURED_CHUNK = 2048
@@ -131,7 +129,6 @@ def prompt_seconds(c: Constants, work: Work) -> Any:
 
 
 def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
-    generation = _generation(machine.chip)
     told = model.attention
     own = told.full + told.sliding + told.recurrent
     return Work(
@@ -145,7 +142,7 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
         full_layers=told.full,
         computed=own / model.layers if model.architecture == "transformer-ple" else 1,
         tokens=max(context, 1),
-        generations_back=max(0, REFERENCE_GENERATION - generation),
+        generations_back=generations_back(machine.chip),
         moe=int(model.moe),
         recurrent=int(told.recurrent > 0),
         latent=int(told.latent > 0),
@@ -158,10 +155,10 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
     )
 
 
-def _generation(chip: str) -> int:
-    """Read 3 out of "M3 Max"; a chip that is no Apple M counts as the reference."""
+def generations_back(chip: str) -> int:
+    """Say how many generations before the M4 a chip is; 0 from then on and for a chip that is no Apple M."""
     digits = chip.partition(" ")[0].removeprefix("M")
-    return int(digits) if chip.startswith("M") and digits.isdigit() else REFERENCE_GENERATION
+    return max(0, REFERENCE_GENERATION - int(digits)) if chip.startswith("M") and digits.isdigit() else 0
 
 
 def _raw(machine: Machine, model: Model, quant: str, context: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from catalog import chips
 from catalog.fit import memory
+from catalog.intent import FAST, INTENTS, LONGCTX, STANDARD, TIERS
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
@@ -19,12 +20,7 @@ from catalog.quality import quality, worth
 from catalog.score import (
     BARELY_FASTER,
     CACHE_FLOOR,
-    FAST,
-    INTENTS,
-    LONGCTX,
     PROMPT_TOKENS,
-    STANDARD,
-    TIERS,
     Recommendation,
     TooSmall,
     budget,
