@@ -23,7 +23,12 @@ GATEWAY = "gateway"
 
 @job("score")
 def score(
-    context: Context, intent: str = "balanced", budget_pct: int | None = None, *, pull: bool = True, start: bool = True
+    context: Context,
+    intent: str = "balanced",
+    budget_pct: int | None = None,
+    *,
+    no_pull: bool = False,
+    no_start: bool = False,
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory; the same question keeps the stack that is there.
 
@@ -50,7 +55,7 @@ def score(
         told = _told(chosen, asked)
         stack.replace(context.db, now)
         host.remember(context.db, "stack", told)
-    for following in plan(now, pull=pull, start=start):
+    for following in plan(now, pull=not no_pull, start=not (no_start or no_pull)):
         context.then(following)
     return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
 
