@@ -5,17 +5,10 @@ from __future__ import annotations
 import os
 from importlib.machinery import PathFinder
 
+__version__ = "0.1.0"
+"""As in pyproject.toml, which a test holds; to read it from the installation takes longer than to start Python."""
 NEIGHBOURS = ("tasks", "catalog", "state")
 """The other packages of this distribution. Their names are everyday words, which a person's own files may bear."""
-
-
-def __getattr__(name: str) -> str:
-    """Give `__version__` when it is asked for: reading it takes longer than starting Python."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version
-
-    return version("mlxq")
 
 
 def strangers() -> list[str]:

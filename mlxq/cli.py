@@ -6,7 +6,6 @@ Each command is the function `command` in the module of its name under mlxq.comm
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -67,6 +66,8 @@ class Commands(click.Group):
         names = self.list_commands(ctx)
         if args[0] in names or args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
+        import difflib
+
         near = difflib.get_close_matches(args[0], names, n=1)
         raise click.UsageError(
             f"There is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx=ctx

