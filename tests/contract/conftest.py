@@ -99,6 +99,7 @@ class Gateway:
     secrets: dict[str, str]
     cloud_model: str | None = None
     cloud_url: str = plan.OPENROUTER
+    cloud_cap_usd: float = 1.0
     backend: str = "cpu"
     port: int = field(default_factory=free_port)
     prefix: list[str] = field(default_factory=list)
@@ -125,6 +126,7 @@ class Gateway:
             backend=self.backend,
             generation=1,
             cloud_url=self.cloud_url,
+            cloud_cap_usd=self.cloud_cap_usd,
         )
         began = time.monotonic()
         with self.log.open("ab") as log:

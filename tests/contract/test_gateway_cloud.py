@@ -1,0 +1,69 @@
+"""The way out of the machine: there only with a key, last, capped, and logged. OpenRouter is a stand-in on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Gateway, Upstream
+
+KEY = "sk-or-v1-of-the-cloud-test"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cloud(every_upstream: dict[str, Upstream]) -> Iterator[Upstream]:
+    made = type(every_upstream["fast"])("cloud")
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="module")
+def lonely(proxy: Gateway, cloud: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Give a gateway whose one tier is dead, with a cloud to fall back to and two unpriced requests to spend."""
+    dead = type(cloud)("standard")
+    made = type(proxy)(
+        home=tmp_path_factory.mktemp("lonely"),
+        tiers=[dead.tier()],
+        secrets={**proxy.secrets, "OPENROUTER_API_KEY": KEY},
+        cloud_model="org/model",
+        cloud_url=f"{cloud.url}/api/v1",
+        cloud_cap_usd=0.02,
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_the_cloud_answers_last_and_within_its_cap(lonely: Gateway, cloud: Upstream):
+    """A stream and a whole answer leave the machine; the third request meets the cap, and nothing leaves."""
+    assert "data: [DONE]" in lonely.ask("say one", stream=True).text
+    answer = lonely.ask("say two")
+    assert (answer.headers["x-mlxq-tier"], answer.json()["choices"][0]["message"]["content"]) == ("cloud", "two")
+    assert [body["model"] for body in cloud.seen()] == ["org/model", "org/model"]
+
+    refused = lonely.ask("say three")
+    assert refused.status_code == 503
+    assert "cap of $0.02 a day is reached" in refused.text
+    assert len(cloud.seen()) == 2
+
+    spent = json.loads((lonely.home / "cloud.json").read_text())
+    assert (spent["requests"], spent["usd"], spent["cap_usd"]) == (2, 0.02, 0.02)
+    log = lonely.log.read_text()
+    assert log.count("A request leaves the machine: key=mlxq asked='standard'") == 2
+    assert KEY not in log
+    assert "say one" not in log
+
+
+def test_without_a_cloud_model_nothing_leaves(proxy: Gateway, upstreams: dict[str, Upstream], cloud: Upstream):
+    before = len(cloud.seen())
+    for one in upstreams.values():
+        one.kill()
+    assert proxy.ask("say four").status_code == 503
+    assert proxy.ask("say five", "cloud").status_code == 404
+    assert len(cloud.seen()) == before
