@@ -26,3 +26,7 @@ wheel:
 format:
     uv run ruff format
     uv run ruff check --fix
+
+# Write anew what the documents take from the code.
+docs:
+    uv run cog -r docs/*.md

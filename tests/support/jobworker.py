@@ -49,7 +49,7 @@ def act(context: queue.Context, do: str = "ok", **more: Any) -> Any:
     return result
 
 
-def ok(context: queue.Context, seconds: float = 0.0) -> dict[str, int]:
+def ok(context: queue.Context, seconds: float = 0.0, words: str = "") -> dict[str, int]:
     time.sleep(seconds)
     return {"attempt": context.held.attempt}
 
