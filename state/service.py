@@ -90,7 +90,7 @@ STEPS: Mapping[Step, tuple[frozenset[Doing], Doing]] = {
     Step.STOPPED: (frozenset(Doing), Doing.STOPPED),
     Step.DIED: (ALIVE, Doing.BACKOFF),
     Step.FLAPPED: (ALIVE, Doing.FLAPPING),
-    Step.GAVE_UP: (ALIVE | {Doing.BACKOFF, Doing.FLAPPING}, Doing.FAILED),
+    Step.GAVE_UP: (frozenset(Doing) - {Doing.FAILED}, Doing.FAILED),
 }
 """The whole machine: a step leads from these to that one. docs/states.md is made from it."""
 

@@ -92,7 +92,9 @@ class Verdict(StrEnum):
 class Limits:
     """Seconds of patience."""
 
-    silent_s: float = 10.0
+    silent_s: float = 8.0
+    frozen_s: float = 4.0
+    """For one that was stopped by a signal: sure of its silence, in no hurry with a debugger."""
     stalled_s: float = 20.0
     prefill_s: float = 45.0
     """One step reads up to 1024 prompt tokens: at 23 tokens/s it takes this long."""
@@ -115,6 +117,8 @@ class Sample:
     """None when there was no answer in time."""
     canary: bool | None = None
     """Whether a one-token request succeeded; None when none was sent."""
+    frozen: bool = False
+    """Whether the process was stopped by a signal."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ class Track:
     steps: int = 0
     tokens: int = 0
     prefilling: bool = False
+    frozen: bool = False
     misses: int = 0
     """Canaries that failed in a row."""
 
@@ -141,7 +146,7 @@ def begin(now: float) -> Track:
 
 def follow(track: Track, sample: Sample) -> Track:
     """Add one look."""
-    track = _count_canary(track, sample)
+    track = replace(_count_canary(track, sample), frozen=sample.frozen)
     seen = sample.status
     if seen is None:
         return track
@@ -171,7 +176,7 @@ def verdict(track: Track, now: float, limits: Limits = TEXT, *, woke_at: float |
     """Judge an engine. `woke_at`: when the machine last woke from sleep, in monotonic seconds."""
     if woke_at is not None and now - woke_at < limits.after_wake_s:
         return Verdict.WAITING
-    if now - track.answered_at > limits.silent_s:
+    if now - track.answered_at > (limits.frozen_s if track.frozen else limits.silent_s):
         return Verdict.SILENT
     if now - track.moved_at > (limits.prefill_s if track.prefilling else limits.stalled_s):
         return Verdict.STALLED

@@ -99,6 +99,19 @@ def alive(identity: Identity) -> bool:
     return identify(identity.pid) == identity
 
 
+def frozen(identity: Identity) -> bool:
+    """Tell whether the process was stopped by a signal or a debugger, and so cannot answer anybody."""
+    if sys.platform == "linux":
+        stat = _stat(identity.pid)
+        return stat is not None and stat.state in "Tt"
+    import psutil
+
+    try:
+        return psutil.Process(identity.pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 def encode(identity: Identity) -> str:
     """Give the identity as boot/pid/start."""
     return f"{identity.boot}/{identity.pid}/{identity.start}"
@@ -151,7 +164,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
     """
     kept = run / f"{name}.exit"
     kept.unlink(missing_ok=True)
-    with _appended(log) as output:
+    with appended(log) as output:
         shim = subprocess.Popen(
             ["/bin/sh", "-c", SHIM, str(kept), *argv],
             env=dict(env),
@@ -177,7 +190,7 @@ def _first_word(shim: subprocess.Popen[bytes]) -> Identity | None:
 
 
 @contextlib.contextmanager
-def _appended(log: Path) -> Generator[int]:
+def appended(log: Path) -> Generator[int]:
     """Open a log so that it can be truncated under its writer: O_APPEND writes at the new end."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:

@@ -95,6 +95,26 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
+class Kills:
+    """Notices that the kernel killed something for memory a moment ago."""
+
+    def __init__(self) -> None:
+        self._count = oom_kills()
+        self._at: float | None = None
+
+    def look(self) -> None:
+        """Compare with the last look; meant to be called every few seconds."""
+        count = oom_kills()
+        if count > self._count:
+            self._at = time.monotonic()
+        self._count = count
+
+    def lately(self, within_s: float = 10.0) -> bool:
+        """Tell whether it happened within the last seconds."""
+        self.look()
+        return self._at is not None and time.monotonic() - self._at <= within_s
+
+
 def asleep_s() -> float:
     """Give the seconds this machine has slept since it was started; no clock setting changes it."""
     if sys.platform == "darwin":

@@ -79,11 +79,19 @@ def test_a_prompt_may_take_longer_to_read():
 
 
 def test_silence():
-    track = after((2, IDLE, None), (4, None, None), (12, None, None))
+    track = after((2, IDLE, None), (4, None, None), (11, None, None))
 
-    assert verdict(track, T0 + 9) == Verdict.WAITING
+    assert verdict(track, T0 + 8) == Verdict.WAITING
     assert verdict(track, T0 + 13) == Verdict.SILENT
     assert verdict(track, T0 + 13, VISION) == Verdict.HEALTHY
+
+
+def test_a_stopped_process_is_given_less_time():
+    """SIGSTOP: there is no doubt that it says nothing."""
+    track = health.follow(after((2, IDLE, None)), Sample(T0 + 7, None, frozen=True))
+
+    assert verdict(track, T0 + 7) == Verdict.SILENT
+    assert verdict(health.follow(track, Sample(T0 + 8, IDLE)), T0 + 8) == Verdict.HEALTHY
 
 
 def test_three_failed_canaries_in_a_row_are_a_broken_engine():

@@ -228,6 +228,7 @@ def test_stop_takes_a_frozen_process(place: Place):
     one = place.spawn(SLEEPER)
     place.await_log("up")
     process.send(one.engine, signal.SIGSTOP)
+    until(lambda: process.frozen(one.engine))
 
     assert process.stop(one.engine, 0.2).how == How.KILLED
 

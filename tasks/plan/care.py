@@ -1,0 +1,37 @@
+"""What the watchdog does about a service at one look. Pure: the one place that decides.
+
+Level-triggered: it looks at what is, not at what happened, so a lost event costs two seconds and never a service.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from state.service import ALIVE, Doing, Service
+
+
+class Care(StrEnum):
+    """What to do about a service."""
+
+    LEAVE = "leave"  # as it should be, or a person must act
+    SETTLE = "settle"  # it died unnoticed: write that down, plan the next try
+    START = "start"  # wanted, not there, and its time has come
+    STOP = "stop"  # not wanted any more
+    REPLACE = "replace"  # runs, but not what is wanted now
+    JUDGE = "judge"  # runs: see how it is
+
+
+def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) -> Care:
+    """Decide. `alive`: whether the recorded process lives; `now`: unix seconds.
+
+    `fingerprint`: of what is wanted now; None when that cannot be told at the moment.
+    """
+    if service.identity and not alive and service.doing in ALIVE:
+        return Care.SETTLE
+    if service.wanted == "down":
+        return Care.LEAVE if service.doing == Doing.STOPPED else Care.STOP
+    if service.doing in {Doing.FAILED, Doing.DRAINING}:
+        return Care.LEAVE
+    if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:
+        return Care.REPLACE if fingerprint not in {None, service.fingerprint} else Care.JUDGE
+    return Care.START if (service.next_try_at or 0) <= now else Care.LEAVE

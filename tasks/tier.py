@@ -1,0 +1,160 @@
+"""Bring services up, put them down, start them anew. Each job ensures an outcome, so asking twice is harmless."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from state import service as rows
+from state import settings, stack
+from state.errors import EngineFailed, MlxqError
+from state.service import Doing, Service
+from tasks import upkeep, watch
+from tasks.plan import gateway
+from tasks.queue import Context, job
+from tasks.upkeep import Blueprint
+from tasks.world import probe, process
+
+LOOK_S = 0.1
+BROKEN_ANSWERS = 3
+"""Failed first requests after which a service that answers counts as broken."""
+AGAIN_S = 300.0
+"""When a start that took too long is tried again."""
+
+
+@job("start")
+def start(context: Context, service: str) -> dict[str, Any]:
+    """Make sure a service is wanted and serves. Gives {"service", "state", "pid"}."""
+    _row(context, service)
+    rows.want(context.db, service, "up")
+    return bring_up(context, service)
+
+
+@job("restart")
+def restart(context: Context, service: str, why: str = "asked") -> dict[str, Any]:
+    """Make sure a wanted service serves; end its process first unless `why` is "gone".
+
+    `why`: "asked" by a person, "gone", "hung", or "changed". A service that is not wanted stays down.
+    """
+    grace_s = upkeep.HUNG_GRACE_S if why == "hung" else upkeep.GRACE_S
+    return bring_up(context, service, replace=why != "gone", grace_s=grace_s)
+
+
+@job("stop")
+def stop(context: Context, service: str) -> dict[str, Any]:
+    """Make sure a service is not wanted and its process is gone. Gives what `start` gives."""
+    if rows.find(context.db, service) is None:
+        _row(context, service)
+    rows.want(context.db, service, "down")
+    with upkeep.hold(service, context.check):
+        upkeep.take_down(context.db, context.home, rows.get(context.db, service))
+    return _outcome(context, service)
+
+
+def _row(context: Context, name: str) -> None:
+    """Make sure the service has a row with the port that is wanted now. Raises NotFound."""
+    if name == gateway.SERVICE:
+        rows.ensure(context.db, name, "gateway", settings.load(context.home)["litellm-port"])
+    else:
+        rows.ensure(context.db, name, "engine", stack.tier(context.db, name).port)
+
+
+def _outcome(context: Context, name: str) -> dict[str, Any]:
+    one = rows.get(context.db, name)
+    return {"service": name, "state": one.doing, "pid": one.pid}
+
+
+def bring_up(context: Context, name: str, *, replace: bool = False, grace_s: float = upkeep.GRACE_S) -> dict[str, Any]:
+    """Try until the service serves, is not wanted any more, or another try is no use. Raises MlxqError."""
+    with upkeep.hold(name, context.check):
+        while rows.get(context.db, name).wanted == "up":
+            plan = _plan(context, name)
+            one = rows.get(context.db, name)
+            if upkeep.running(one) and (replace or one.fingerprint != plan.fingerprint):
+                upkeep.take_down(context.db, context.home, one, grace_s)
+            replace = False
+            if _try(context, name, plan):
+                return _outcome(context, name)
+            _pause(context, name)
+        upkeep.take_down(context.db, context.home, rows.get(context.db, name))
+    return _outcome(context, name)
+
+
+def _plan(context: Context, name: str) -> Blueprint:
+    """Give the blueprint; what makes it impossible is written down for `mlxq status`."""
+    try:
+        return upkeep.blueprint(context.db, context.home, name)
+    except MlxqError as problem:
+        upkeep.give_up(context.db, name, problem)
+        raise
+
+
+def _try(context: Context, name: str, plan: Blueprint) -> bool:
+    """Start the service unless it runs, and wait for it; False when it ended or is not wanted any more."""
+    one = rows.get(context.db, name)
+    if not upkeep.running(one):
+        context.report("starting")
+        try:
+            one = upkeep.spawn(context.db, context.home, name, plan)
+        except MlxqError as problem:
+            upkeep.give_up(context.db, name, problem)
+            raise
+    try:
+        return one.doing in rows.ROUTED or _await_ready(context, one, plan)
+    except EngineFailed as problem:
+        _put_aside(context, one, problem)
+        raise
+
+
+def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
+    """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed."""
+    found = upkeep.identity(one)
+    assert found is not None, "a service that was spawned has an identity"
+    until, failed = time.monotonic() + plan.start_limit_s, 0
+    while not process.wait(found, LOOK_S):
+        context.check()
+        context.report("loading", done=int(time.monotonic() - until + plan.start_limit_s), unit="s")
+        if rows.get(context.db, one.name).wanted == "down":
+            return False
+        try:
+            if upkeep.ready(context.home, one):
+                upkeep.welcome(context.db, one)
+                watch.follow(one.name, found)
+                return True
+        except (probe.Refused, probe.Silent):
+            failed = 0
+        except EngineFailed as problem:
+            failed += 1
+            if failed >= BROKEN_ANSWERS:
+                raise EngineFailed(
+                    f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}"
+                ) from problem
+        if time.monotonic() > until:
+            raise EngineFailed(
+                f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
+            )
+    upkeep.bury(context.db, context.home, one.name, found)
+    return False
+
+
+def _put_aside(context: Context, one: Service, problem: MlxqError) -> None:
+    """End a service that runs and does not serve; it is tried again in five minutes."""
+    found = upkeep.identity(one)
+    upkeep.give_up(context.db, one.name, problem, context.db.now() + AGAIN_S)
+    if found:
+        process.stop(found, upkeep.GRACE_S)
+
+
+def _pause(context: Context, name: str) -> None:
+    """Wait for the next try. Raises MlxqError when there is none worth waiting for."""
+    while True:
+        one = rows.get(context.db, name)
+        if one.wanted == "down":
+            return
+        if one.doing in {Doing.FAILED, Doing.FLAPPING}:
+            raise upkeep.as_error(one)
+        left = (one.next_try_at or 0.0) - context.db.now()
+        if left <= 0:
+            return
+        context.report("backoff", done=0, total=round(left, 1), unit="s")
+        context.wait(min(left, 0.5))

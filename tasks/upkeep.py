@@ -1,0 +1,303 @@
+"""How a service is started, adopted, stopped and buried. Effects; what they should be is decided in tasks.plan.
+
+One process of a service at a time: every way in goes through `hold`. The wish to start is written before the
+process exists, its identity after, and a process found with our marks and no row is adopted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from state import errors, host, secrets, service, settings, stack
+from state.db import Database
+from state.errors import MlxqError, NotSetUp, PortTaken
+from state.paths import Home
+from state.service import Doing, Service, Step
+from tasks.plan import engine, failure, gateway, health, restart
+from tasks.plan.failure import Cause
+from tasks.world import ports, probe, process, system
+from tasks.world.process import Identity
+
+GRACE_S = 10.0
+"""Seconds between SIGTERM and SIGKILL; engine and gateway end their drains before."""
+HUNG_GRACE_S = 1.0
+"""Likewise for one that hangs: it has nothing to drain."""
+LAST_WORDS = 16 * 1024
+"""Bytes of the log that are searched for a cause."""
+TOKEN_S = 120.0
+"""The first answer of a fresh engine may compile and page in its whole model."""
+GATEWAY_START_S = 120.0
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that starting a service takes."""
+
+    argv: list[str]
+    environment: Callable[[int], dict[str, str]]
+    """generation -> the child's whole environment, keys included; never stored."""
+    fingerprint: str
+    """Changes when a running process would no longer be what is wanted."""
+    start_limit_s: float
+
+
+def blueprint(db: Database, home: Home, name: str) -> Blueprint:
+    """Give how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
+    keys = secrets.ensure(home.secrets)
+    return _gateway(db, home, keys) if name == gateway.SERVICE else _engine(db, home, keys, name)
+
+
+def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Blueprint:
+    tier = stack.tier(db, name)
+    if not tier.weights or not Path(tier.weights).is_dir():
+        raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not here.", hint="mlxq setup")
+    argv, backend = engine.argv(tier, sys.executable), _backend(db)
+
+    def environment(generation: int) -> dict[str, str]:
+        return engine.environment(
+            tier,
+            base=os.environ,
+            home=str(home.root),
+            tier_key=keys[secrets.TIER],
+            backend=backend,
+            generation=generation,
+        )
+
+    size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
+    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "vllm-mlx"), health.start_limit_s(size))
+
+
+def _gateway(db: Database, home: Home, keys: dict[str, str]) -> Blueprint:
+    if not home.gateway_config.exists():
+        raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
+    port: int = settings.load(home)["litellm-port"]
+    argv, backend = gateway.argv(sys.executable, str(home.gateway_config), port), _backend(db)
+
+    def environment(generation: int) -> dict[str, str]:
+        return gateway.environment(keys, base=os.environ, home=str(home.root), backend=backend, generation=generation)
+
+    read = home.gateway_config.read_text()
+    return Blueprint(argv, environment, _fingerprint([*argv, read], environment(0), "litellm"), GATEWAY_START_S)
+
+
+def _fingerprint(argv: list[str], environment: dict[str, str], package: str) -> str:
+    """Hash what a process is made of; what merely leaks in from the worker's environment does not count."""
+    ours = {key: value for key, value in environment.items() if key not in engine.KEPT}
+    text = json.dumps([argv, ours, version(package), version("mlxq")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _backend(db: Database) -> str:
+    machine: dict[str, str] = host.recall(db, "machine") or {}
+    return machine.get("backend") or ("metal" if sys.platform == "darwin" else "cpu")
+
+
+_held: dict[str, threading.Lock] = {}
+
+
+@contextlib.contextmanager
+def hold(name: str, check: Callable[[], None]) -> Generator[None]:
+    """Be the only one in this worker that starts or stops `name`; `check` may raise while waiting."""
+    lock = _held.setdefault(name, threading.Lock())
+    while not lock.acquire(timeout=0.2):
+        check()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def identity(one: Service) -> Identity | None:
+    """Give the recorded process, or None."""
+    return process.decode(one.identity) if one.identity else None
+
+
+def running(one: Service) -> Identity | None:
+    """Give the recorded process when it lives, or None."""
+    found = identity(one)
+    return found if found and process.alive(found) else None
+
+
+def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
+    """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
+    if not adopt_orphan(db, home, service.get(db, name), plan):
+        generation = service.intend(db, name, plan.argv, plan.fingerprint)
+        assert generation is not None, "a service that is held and down can be started"
+        _free_port(service.get(db, name))
+        _headline(home.log(name), name, generation)
+        spawned = process.spawn(plan.argv, plan.environment(generation), home.log(name), home.run, name)
+        _record(db, name, Step.SPAWNED, spawned.engine, spawned.shim)
+    return service.get(db, name)
+
+
+def _record(db: Database, name: str, step: Step, found: Identity, shim: Identity | None = None) -> None:
+    named = process.encode(shim) if shim else None
+    service.step(db, name, step, identity=process.encode(found), shim=named, started_at=db.now())
+
+
+def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> bool:
+    """Take over the process of a start that was never recorded; end every other one of this service."""
+    adopted = False
+    for orphan, generation in process.find_orphans(str(home.root), one.name).items():
+        fits = one.doing == Doing.STARTING and generation == one.generation and one.fingerprint == plan.fingerprint
+        if fits and not adopted:
+            _record(db, one.name, Step.ADOPTED, orphan)
+            adopted = True
+        else:
+            process.stop(orphan, GRACE_S)
+    return adopted
+
+
+def _free_port(one: Service) -> None:
+    """Raise PortTaken when somebody has the port; whoever it is, is named and left alone."""
+    if ports.free(one.port):
+        return
+    holder = ports.holder(one.port)
+    who = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program"
+    raise PortTaken(
+        f"Port {one.port}, which {one.name} needs, is taken by {who}.",
+        done="It was left alone.",
+        hint="mlxq config set tier-port-base PORT" if one.kind == "engine" else "mlxq config set litellm-port PORT",
+    )
+
+
+def _headline(log: Path, name: str, generation: int) -> None:
+    """Mark in the log where this start begins."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
+    with process.appended(log) as descriptor:
+        os.write(descriptor, f"{HEADLINE}{at} {name}, start {generation}\n".encode())
+
+
+HEADLINE = "=== mlxq: "
+
+
+def last_words(log: Path) -> str:
+    """Give what the latest start wrote last, at most 16 KiB."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - LAST_WORDS))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return text.rpartition(HEADLINE)[2]
+
+
+def ready(home: Home, one: Service) -> bool:
+    """Tell whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
+    if one.kind == "gateway":
+        return probe.gateway_ready(one.port)
+    if not probe.listening(one.port):
+        return False
+    key = secrets.read(home.secrets).get(secrets.TIER, "")
+    if one.name not in probe.models(one.port, key, 10.0):
+        raise PortTaken(f"Port {one.port} is answered by something that does not serve {one.name}.")
+    probe.one_token(one.port, key, one.name, TOKEN_S)
+    return True
+
+
+def welcome(db: Database, one: Service) -> None:
+    """Write down that a service is ready, and what it weighs."""
+    found = identity(one)
+    weight = system.resident(found) if found else None
+    now = db.now()
+    service.step(
+        db, one.name, Step.READIED, fence=one.generation, ready_at=now, ok_at=now, memory_bytes=weight, next_try_at=None
+    )
+
+
+def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
+    """End the service's process, whatever it does, and write down that it is down."""
+    service.step(db, one.name, Step.ENDING)
+    found = identity(one)
+    if found:
+        process.stop(found, grace_s)
+    for orphan in process.find_orphans(str(home.root), one.name):
+        process.stop(orphan, grace_s)
+    service.step(db, one.name, Step.STOPPED, identity=None, shim=None, next_try_at=None, memory_bytes=None)
+
+
+def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
+    """Write down an end that nobody asked for and when the next try is; give its cause.
+
+    None when it was asked for, or is not the recorded process, or somebody was quicker.
+    """
+    one = service.get(db, name)
+    if one.identity != process.encode(dead) or one.doing in service.DOWN | {Doing.STOPPING}:
+        return None
+    code = _exit_code(home, one, dead)
+    why = _cause(home, one, dead, code)
+    step, next_try_at, exits = _sentence(db, one, why)
+    told = {"exit_code": code, "cause_code": why.code, "cause": why.sentence, "hint": why.hint}
+    buried = service.step(
+        db,
+        name,
+        step,
+        fence=one.generation,
+        identity=None,
+        next_try_at=next_try_at,
+        exits=exits,
+        restarts=one.restarts + 1,
+        **told,
+    )
+    return why if buried else None
+
+
+def _exit_code(home: Home, one: Service, dead: Identity) -> int | None:
+    """Read the code the shim keeps; it writes it a moment after the end."""
+    if one.shim:
+        process.wait(process.decode(one.shim), 0.5)
+    return process.exit_status(home.run, one.name, dead)
+
+
+kills = system.Kills()
+REBOOT = Cause("reboot", "The machine was restarted.", "mlxq status", permanent=False)
+
+
+def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
+    if dead.boot != process.boot():
+        return REBOOT
+    short = kills.lately() or system.memory().pressure == system.Pressure.CRITICAL
+    return failure.explain(code, last_words(home.log(one.name)), one.name, memory_short=short)
+
+
+def _sentence(db: Database, one: Service, why: Cause) -> tuple[Step, float | None, list[float]]:
+    """Give the step an end leads to, when the next try is, and the exits that count."""
+    now = db.now()
+    if why is REBOOT:
+        return Step.DIED, now, one.exits
+    exits = restart.remember(one.exits, now, now - one.ready_at if one.ready_at else 0.0)
+    if why.permanent:
+        return Step.GAVE_UP, None, exits
+    retry = restart.next_try(exits, now, random.random())  # noqa: S311 - jitter, no secret
+    return (Step.FLAPPED if retry.flapping else Step.DIED), retry.at, exits
+
+
+def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | None = None) -> None:
+    """Write down that a service cannot be started: until a person acts, or until `next_try_at`."""
+    service.step(
+        db,
+        name,
+        Step.GAVE_UP if next_try_at is None else Step.FLAPPED,
+        identity=None,
+        next_try_at=next_try_at,
+        cause_code=problem.code,
+        cause=problem.message,
+        hint=problem.hint,
+    )
+
+
+def as_error(one: Service) -> MlxqError:
+    """Give the error that tells a person why the service is down."""
+    said = f"{one.name} is {one.doing}: {one.cause or 'nothing says why'}"
+    return errors.rebuild(one.cause_code or "failed", said, one.hint)

@@ -1,0 +1,216 @@
+"""The watchdog: what is wanted against what is, every two seconds and at every death.
+
+It decides and puts jobs in; the jobs act. A death is told by the exits thread within milliseconds; the tick would
+find it too, two seconds later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from state import ledger, secrets, service, settings, stack
+from state.db import Database
+from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
+from state.service import Doing, Service, Step
+from tasks import upkeep
+from tasks.kinds import new
+from tasks.plan import health
+from tasks.plan.care import Care, care
+from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
+from tasks.queue import tick
+from tasks.runtime import log, runtime
+from tasks.world import probe, process, system
+from tasks.world.exits import Exits
+from tasks.world.process import Identity
+
+TICK_S = 2.0
+PROBE_S = 1.5
+CANARY_S = 10.0
+NOTE_S = 30.0
+"""How often what was seen is written down while all is well."""
+
+
+@dataclass
+class Charge:
+    """What is remembered of one running process between looks."""
+
+    identity: Identity
+    track: Track
+    noted_at: float = 0.0
+    canary: threading.Thread | None = None
+    answer: bool | None = None
+    """How the last canary went, until it is counted."""
+
+
+class Watch:
+    """All that the watchdog remembers; it lives as long as the worker."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._charges: dict[str, Charge] = {}
+        self._checked: set[str] = set()
+        self._wakes = system.Wakes()
+        self._exits: Exits | None = None
+        self._starting = threading.Lock()
+
+    def follow(self, name: str, identity: Identity) -> None:
+        """Be told at once when this process ends."""
+        with self._starting:
+            if self._exits is None:
+                self._exits = Exits(self._died)
+                self._exits.start()
+        self._exits.watch(name, identity)
+
+    def look(self) -> None:
+        """Look at every service once; a look that overlaps another is left out."""
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            db = runtime.database()
+            upkeep.kills.look()
+            if self._wakes.look(system.asleep_s(), time.monotonic()):
+                self._charges.clear()
+            services = service.listing(db)
+            for one in services:
+                self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
+        finally:
+            self._busy.release()
+
+    def _died(self, name: str, identity: Identity) -> None:
+        """Take note of an end, and have the service started again when it is due at once."""
+        db = runtime.database()
+        with suppress(NotFound, StateUnavailable):  # what cannot be written now is found by the next look
+            why = upkeep.bury(db, runtime.home, name, identity)
+            if why is None:
+                return
+            one = service.get(db, name)
+            log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, doing=one.doing)
+            if one.doing == Doing.BACKOFF and (one.next_try_at or 0) <= db.now():
+                self._restart(db, name, "gone")
+
+    def _tend(self, db: Database, one: Service, *, calm: bool) -> None:
+        """Do what this service needs now."""
+        found = upkeep.running(one)
+        fingerprint = self._wanted_fingerprint(db, one) if calm else None
+        need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint)
+        if need == Care.SETTLE and (dead := upkeep.identity(one)):
+            self._died(one.name, dead)
+        elif need == Care.START:
+            self._restart(db, one.name, "gone")
+        elif need == Care.REPLACE:
+            self._restart(db, one.name, "changed")
+        elif need == Care.STOP:
+            ledger.submit(db, new("stop", {"service": one.name}), source="watchdog")
+        elif need == Care.JUDGE and found:
+            self._judge(db, one, found)
+
+    def _wanted_fingerprint(self, db: Database, one: Service) -> str | None:
+        """Give the fingerprint once in the worker's life: later changes come through jobs, which compare it."""
+        if one.name in self._checked or one.doing != Doing.READY:
+            return None
+        self._checked.add(one.name)
+        with suppress(MlxqError):
+            return upkeep.blueprint(db, runtime.home, one.name).fingerprint
+        return None
+
+    def _restart(self, db: Database, name: str, why: str) -> None:
+        """Have a job do it, unless one is at it already; a person may have switched this off."""
+        if settings.load(runtime.home)["auto-health-check"] or why == "changed":
+            ledger.submit(db, new("restart", {"service": name, "why": why}), source="watchdog")
+
+    def _judge(self, db: Database, one: Service, found: Identity) -> None:
+        """Look at a running service, and have it replaced when it hangs."""
+        charge = self._charge(one.name, found)
+        limits = _limits(db, one)
+        now = time.monotonic()
+        status = _ask(one)
+        answer, charge.answer = charge.answer, None
+        frozen = status is None and process.frozen(found)
+        charge.track = health.follow(charge.track, Sample(now, status, answer, frozen))
+        verdict = health.verdict(charge.track, now, limits, woke_at=self._wakes.woke_at)
+        if status and one.kind == "engine" and health.canary_due(charge.track, status, now, limits):
+            _send_canary(charge, one)
+        self._act(db, one, charge, verdict)
+
+    def _charge(self, name: str, found: Identity) -> Charge:
+        """Give what is remembered of the process; a new one is followed from now on."""
+        charge = self._charges.get(name)
+        if charge is None or charge.identity != found:
+            charge = self._charges[name] = Charge(found, health.begin(time.monotonic()))
+            self.follow(name, found)
+        return charge
+
+    def _act(self, db: Database, one: Service, charge: Charge, verdict: Verdict) -> None:
+        """Write down what the verdict changes, and have a hung service replaced."""
+        if verdict in {Verdict.SILENT, Verdict.STALLED, Verdict.BROKEN}:
+            step = Step.STALLED if verdict == Verdict.STALLED else Step.DEGRADED
+            if service.step(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
+                log.warning("service_hangs", service=one.name, verdict=verdict)
+            del self._charges[one.name]
+            self._restart(db, one.name, "hung")
+        elif verdict == Verdict.HEALTHY and one.doing != Doing.READY:
+            service.step(db, one.name, Step.READIED, fence=one.generation, ok_at=db.now())
+        elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
+            charge.noted_at = time.monotonic()
+            service.update(db, one.name, ok_at=db.now(), memory_bytes=system.resident(charge.identity))
+
+
+HUNG = {
+    Verdict.SILENT: "It takes connections and says nothing.",
+    Verdict.STALLED: "It has requests and makes no tokens.",
+    Verdict.BROKEN: "It answers, and every request fails.",
+}
+
+IDLE = health.read_status(None)
+"""What a gateway that answers counts as: there, with nothing to do."""
+
+
+def _ask(one: Service) -> EngineStatus | None:
+    """Ask a service how it is; None when it does not say."""
+    try:
+        if one.kind == "gateway":
+            return IDLE if probe.gateway_ready(one.port, PROBE_S) else None
+        return probe.status(one.port, _key(), PROBE_S)
+    except (EngineFailed, GatewayFailed):
+        return None
+
+
+def _key() -> str:
+    return secrets.read(runtime.home.secrets).get(secrets.TIER, "")
+
+
+def _limits(db: Database, one: Service) -> Limits:
+    with suppress(NotFound):
+        if one.kind == "engine" and stack.tier(db, one.name).vision:
+            return health.VISION
+    return health.TEXT
+
+
+def _send_canary(charge: Charge, one: Service) -> None:
+    """Ask for one token beside the tick, which must not wait for it."""
+    if charge.canary and charge.canary.is_alive():
+        return
+
+    def sing() -> None:
+        try:
+            probe.one_token(one.port, _key(), one.name, CANARY_S)
+        except EngineFailed:
+            charge.answer = False
+        else:
+            charge.answer = True
+
+    charge.canary = threading.Thread(target=sing, name=f"canary-{one.name}", daemon=True)
+    charge.canary.start()
+
+
+watch = Watch()
+follow = watch.follow
+
+
+@tick("reconcile", TICK_S)
+def reconcile() -> None:
+    """Look at every service."""
+    watch.look()

@@ -1,0 +1,176 @@
+"""Kill it, freeze it, wedge it: a tier is back before its users notice. Real worker, real engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from state import service
+from state.service import Doing
+from tasks.world import ports, process
+from tests.chaos.conftest import Mlxq
+
+pytestmark = pytest.mark.slow
+
+
+def test_up_and_down_leave_nothing(mlxq: Mlxq):
+    mlxq.work()
+    one = mlxq.up()
+    assert (one.doing, one.observed, one.wanted) == ("ready", "healthy", "up")
+
+    assert mlxq.ended(mlxq.put("stop", service="fast")).state == "succeeded"
+
+    assert (mlxq.one().doing, mlxq.one().observed) == ("stopped", "stopped")
+    assert mlxq.engines() == 0
+    assert ports.free(one.port)
+    assert mlxq.up().generation == one.generation + 1
+
+
+def test_starting_what_runs_changes_nothing(mlxq: Mlxq):
+    mlxq.work()
+    one = mlxq.up()
+    began = time.monotonic()
+    again = mlxq.up()
+
+    assert again.identity == one.identity
+    assert time.monotonic() - began < 1
+
+
+def test_a_killed_engine_is_back_at_once(mlxq: Mlxq):
+    """The figure: from kill -9 to the next start begun, at most 0.25 s."""
+    mlxq.work()
+    one = mlxq.up()
+    process.send(mlxq.identity(), signal.SIGKILL)
+    killed = time.time()
+    after = mlxq.await_next(one)
+    begun = mlxq.db.value("SELECT max(at) FROM events WHERE name = 'intended'")
+    print(f"kill to restart begun {begun - killed:.3f} s, to ready {after.ready_at - killed:.2f} s")
+
+    assert begun - killed < 0.25
+    died = mlxq.db.value("SELECT json_extract(data, '$.cause') FROM events WHERE name = 'died'")
+    assert died == "It was killed by SIGKILL."
+    assert mlxq.engines() == 1
+
+
+def test_a_frozen_engine_is_replaced(mlxq: Mlxq):
+    """The figure: SIGSTOP noticed and replaced within 20 s."""
+    mlxq.work()
+    one = mlxq.up()
+    process.send(mlxq.identity(), signal.SIGSTOP)
+    frozen = time.time()
+    after = mlxq.await_next(one)
+    print(f"frozen to ready {after.ready_at - frozen:.1f} s")
+
+    assert after.ready_at - frozen < 20
+    assert mlxq.engines() == 1
+
+
+def test_a_dead_worker_takes_no_engine_with_it(mlxq: Mlxq):
+    """The engine keeps its pid, the next worker adopts it and notices its next death."""
+    mlxq.work()
+    one = mlxq.up()
+    mlxq.kill_worker()
+    mlxq.work()
+    time.sleep(3)
+    assert mlxq.one().identity == one.identity
+    assert process.alive(mlxq.identity())
+
+    process.send(mlxq.identity(), signal.SIGKILL)
+    assert mlxq.await_next(one).restarts == 1
+
+
+def test_an_engine_that_died_with_the_worker_comes_back(mlxq: Mlxq):
+    mlxq.work()
+    one = mlxq.up()
+    mlxq.kill_worker()
+    process.send(mlxq.identity(), signal.SIGKILL)
+    mlxq.work()
+
+    assert mlxq.await_next(one).doing == Doing.READY
+
+
+def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
+    """SIGKILL of the worker between the spawn and the row: one engine in the end, the one that was started."""
+    mlxq.work()
+    one = mlxq.up()
+    mlxq.kill_worker()
+    mlxq.db.run("UPDATE services SET doing = 'starting', identity = NULL, shim = NULL, ready_at = NULL")
+    mlxq.work()
+    after = mlxq.await_doing(Doing.READY)
+
+    assert after.identity == one.identity
+    assert "adopted" in mlxq.events()
+    assert mlxq.engines() == 1
+
+
+def test_a_reused_pid_is_never_signalled(mlxq: Mlxq):
+    """The row names a pid that a stranger has now: it is buried, not stopped."""
+    mlxq.work()
+    mlxq.up()
+    mlxq.ended(mlxq.put("stop", service="fast"))
+    mlxq.kill_worker()
+    me = process.identify(os.getpid())
+    assert me is not None
+    forged = process.encode(process.Identity(me.pid, "1", me.boot))
+    mlxq.db.run("UPDATE services SET doing = 'ready', wanted = 'down', identity = ?", (forged,))
+    mlxq.work()
+
+    mlxq.await_doing(Doing.STOPPED)
+    assert process.alive(me)
+
+
+def test_a_stranger_on_the_port_is_named_and_left_alone(mlxq: Mlxq):
+    mlxq.work()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        mlxq.db.run("UPDATE tiers SET port = ?", (port,))
+        done = mlxq.ended(mlxq.put("start", service="fast"))
+
+        assert done.error_code == "port_taken"
+        assert f"(pid {os.getpid()})" in done.error
+        assert mlxq.one().doing == Doing.FAILED
+    assert mlxq.up().port == port
+
+
+def test_damaged_weights_end_in_failed_with_the_cause(mlxq: Mlxq, tiny: Path, tmp_path: Path):
+    """No loop: another try would end the same way."""
+    cut = shutil.copytree(tiny, tmp_path / "cut")
+    os.truncate(cut / "model.safetensors", 1000)
+    mlxq.db.run("UPDATE tiers SET weights = ?", (str(cut),))
+    mlxq.work()
+    done = mlxq.ended(mlxq.put("start", service="fast"))
+
+    assert (done.state, done.error_code) == ("failed", "damaged")
+    assert done.error == "fast is failed: The weights are cut short or damaged."
+    assert mlxq.events().count("spawned") == 1
+
+
+def test_a_start_can_be_taken_back(mlxq: Mlxq):
+    """`down` while it loads: it does not wait for the load to end."""
+    mlxq.work()
+    starting = mlxq.put("start", service="fast")
+    mlxq.await_doing(Doing.LOADING)
+    stopping = mlxq.put("stop", service="fast")
+
+    assert mlxq.ended(stopping).state == "succeeded"
+    assert mlxq.ended(starting).result["state"] == "stopped"
+    assert mlxq.one().doing == Doing.STOPPED
+    assert mlxq.engines() == 0
+
+
+def test_what_was_put_down_stays_down(mlxq: Mlxq):
+    mlxq.work()
+    mlxq.up()
+    mlxq.ended(mlxq.put("stop", service="fast"))
+    mlxq.kill_worker()
+    mlxq.work()
+    time.sleep(5)
+
+    assert mlxq.one().doing == Doing.STOPPED
+    assert service.observe(mlxq.one().doing, mlxq.one().wanted) == "stopped"
