@@ -33,10 +33,10 @@ snapshot_download(sys.argv[1], local_dir=sys.argv[2] + "/model")
 """
 OURS = """
 import resource, sys
-from tasks.world import weights
+from tasks.world import download
 from tasks.world.source import Request
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-weights.fetch(Request("hub:" + sys.argv[1], sys.argv[2]))
+download.fetch(Request("hub:" + sys.argv[1], sys.argv[2]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 

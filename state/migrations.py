@@ -184,6 +184,26 @@ CREATE TABLE usage (
 ) STRICT, WITHOUT ROWID
 """
 
+WEIGHTS = """
+CREATE TABLE weights (
+  folder TEXT PRIMARY KEY,
+  source TEXT NOT NULL,
+  revision TEXT NOT NULL,
+  model_type TEXT NOT NULL,
+  parameters INTEGER NOT NULL,
+  bits REAL NOT NULL,
+  quantization TEXT,
+  context INTEGER NOT NULL,
+  kv_bytes_per_token INTEGER NOT NULL,
+  size INTEGER NOT NULL,
+  vision INTEGER NOT NULL,
+  recipe TEXT,
+  pulled_at REAL NOT NULL,
+  verified_at REAL,
+  loaded_at REAL
+) STRICT
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -239,6 +259,13 @@ def m002_samples(db: Database) -> None:
 def m003_usage(db: Database) -> None:
     """Add the sums of what passed the gateway."""
     db.execute(USAGE)
+
+
+@schema()
+def m004_weights(db: Database) -> None:
+    """Add the weights that were pulled."""
+    db.execute(WEIGHTS)
+    db.execute("CREATE INDEX weights_source ON weights (source, pulled_at)")
 
 
 def migrate(home: Home) -> None:

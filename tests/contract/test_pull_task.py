@@ -1,0 +1,163 @@
+"""The jobs pull, check and remove, run as the worker runs them, against a Hub that misbehaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub.client import COMMIT, Hub, running
+from hub.model import make
+
+from state import job, ledger, stack, weights
+from state.db import Database
+from state.job import Job, State
+from state.paths import Home
+from state.stack import Tier
+from tasks import attempt, kinds, pull, runtime
+from tasks.world import inventory
+
+PORT = 9230
+SOURCE = "hub:ok/tiny-4bit"
+TASKS = {"pull": pull.pull, "check": pull.check, "remove": pull.remove}
+Run = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    make(root / "tiny-4bit")
+    with running(root, PORT) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def outside(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point the Hub's settings at the small one."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    hub.set(failures=2, retry_after=1)
+
+
+@pytest.fixture
+def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Put one job in, run it here, and give its row as it is then."""
+    ours = runtime.Runtime()
+    ours.home, ours.owner, ours._local.database = home, "the worker", db
+    monkeypatch.setattr(attempt, "runtime", ours)
+
+    def one(kind: str, /, **args: Any) -> Job:
+        number = ledger.submit(db, kinds.new(kind, args))[0]
+        held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
+        assert held
+        assert number == held.id
+        attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
+        return job.get(db, number)
+
+    return one
+
+
+@pytest.fixture
+def tier(db: Database) -> Tier:
+    """Make a stack of one tier that wants the weights."""
+    wanted = Tier("fast", "tiny", "int4", SOURCE, 8000, 4096, 1, 1, 1)
+    stack.replace(db, [wanted])
+    return wanted
+
+
+def test_a_pull_tells_the_tier_where_its_weights_are(run: Run, db: Database, tier: Tier):
+    done = run("pull", source=SOURCE)
+    assert (done.state, done.result["fetched"], done.result["revision"]) == (State.SUCCEEDED, True, COMMIT)
+    folder = done.result["folder"]
+    assert replace(tier, weights=folder) == stack.tier(db, "fast")
+    row = weights.at(db, folder)
+    assert row
+    assert row == weights.newest(db, SOURCE) == weights.listing(db)[0]
+    found = inventory.inventory(Path(folder))
+    assert (found.parameters, found.size, found.kv_bytes_per_token) == (
+        row.parameters,
+        row.size,
+        row.kv_bytes_per_token,
+    )
+    assert row.loaded_at is None
+    weights.loaded(db, folder)
+    assert weights.at(db, folder) == replace(row, loaded_at=db.now())
+
+
+def test_what_is_here_needs_no_hub(run: Run, db: Database, tier: Tier, hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    """Setting up again works offline, also with a new database over old weights."""
+    folder = run("pull", source=SOURCE).result["folder"]
+    weights.forget(db, folder)
+    assert stack.tier(db, "fast").weights == ""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    again = run("pull", source=SOURCE)
+    assert (State.SUCCEEDED, False, folder) == (again.state, again.result["fetched"], again.result["folder"])
+    assert folder == stack.tier(db, "fast").weights
+    assert weights.at(db, folder)
+
+
+def test_a_pull_that_may_go_better_later_is_retried_and_one_that_may_not_fails(run: Run):
+    down = run("pull", source="hub:html/tiny-4bit")
+    assert (down.state, down.error_code, down.failures) == (State.QUEUED, "offline", 1)
+    closed = run("pull", source="hub:gated/tiny-4bit")
+    assert (closed.state, closed.error_code) == (State.FAILED, "gated")
+    assert closed.hint
+
+
+def test_a_pause_the_hub_asks_for_gives_the_lane_back(run: Run, db: Database, hub: Hub):
+    hub.set(failures=100, retry_after=77)
+    paused = run("pull", source="hub:apilimit/tiny-4bit")
+    assert (State.QUEUED, 0, db.now() + 77) == (paused.state, paused.failures, paused.run_at)
+
+
+def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Tier):
+    folder = Path(run("pull", source=SOURCE).result["folder"])
+    assert run("check", folder=str(folder)).result == {"damaged": []}
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    found = run("check", folder=str(folder))
+    assert {"damaged": [shard.name]} == found.result
+    assert stack.tier(db, "fast").weights == ""
+    following = next(each for each in job.of_chain(db, found.chain) if each.kind == "pull")
+    assert following.args == {"source": SOURCE, "revision": COMMIT}
+    held = ledger.claim(db, "heavy", {"pull"}, "the worker")
+    assert held
+    attempt.perform(kinds.KINDS["pull"], pull.pull, held)
+    assert str(folder) == stack.tier(db, "fast").weights
+    assert run("check", folder=str(folder)).result == {"damaged": []}
+
+
+def test_weights_that_are_served_are_removed_only_by_force(run: Run, db: Database, tier: Tier):
+    folder = run("pull", source=SOURCE).result["folder"]
+    refused = run("remove", folder=folder)
+    assert (refused.state, refused.error_code) == (State.FAILED, "busy")
+    assert Path(folder).exists()
+    removed = run("remove", folder=folder, force=True)
+    assert removed.result["bytes"] > 2 << 20
+    assert not Path(folder).exists()
+    assert weights.listing(db) == []
+    assert stack.tier(db, "fast").weights == ""
+
+
+@pytest.mark.parametrize("kind", ["check", "remove"])
+@pytest.mark.parametrize("place", ["/etc", "models/../..", "models/.locks", "models/never"])
+def test_only_folders_of_weights_are_touched(kind: str, place: str, run: Run, home: Home):
+    (home.models / ".locks").mkdir(parents=True)
+    refused = run(kind, folder=str(home.root / place))
+    assert refused.state is State.FAILED
+    assert refused.error_code in {"usage", "not_found"}
+    assert (home.models / ".locks").exists()
+
+
+def test_the_built_in_model_is_the_only_one_from_pypi(run: Run):
+    refused = run("pull", source="pypi:requests==2.0")
+    assert (refused.state, refused.error_code) == (State.FAILED, "not_found")
+
+
+def test_a_pull_of_a_named_revision_serves_who_asked_for_the_source(run: Run, db: Database, tier: Tier):
+    folder = run("pull", source=SOURCE, revision=COMMIT).result["folder"]
+    assert folder == stack.tier(db, "fast").weights
