@@ -17,6 +17,8 @@ from typing import Any, Literal
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
+AUTO = "auto"
+
 Source = Literal["environment", "file", "default"]
 
 
@@ -77,6 +79,15 @@ def _port_or_off(given: Any) -> int:
         raise ValueError(f"{problem}, or 0 for off") from problem
 
 
+def _share(given: Any) -> int | str:
+    if given == AUTO:
+        return AUTO
+    try:
+        return _number(10, 90)(given)
+    except ValueError as problem:
+        raise ValueError(f"{problem}, or {AUTO}") from problem
+
+
 def _choice(*words: str) -> Callable[[Any], str]:
     def parse(given: Any) -> str:
         if given not in words:
@@ -115,8 +126,8 @@ SETTINGS: tuple[Setting, ...] = (
             _key, secret=True, applies="mlxq up"),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
-    Setting("memory-budget-pct", 40, "How much of the machine's memory the models may use, in per cent.",
-            _number(10, 90), applies="mlxq setup"),
+    Setting("memory-budget-pct", AUTO, "How much of the memory the models may use, in per cent; auto = all it can spare.",
+            _share, applies="mlxq setup"),
     Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT, applies="mlxq up"),
     Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off),
     Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT, applies="mlxq setup"),

@@ -27,35 +27,32 @@ def score(
     intent: str = "balanced",
     budget_pct: int | None = None,
     *,
-    no_pull: bool = False,
-    no_start: bool = False,
+    pull: bool = True,
+    start: bool = True,
 ) -> dict[str, Any]:
-    """Choose three tiers within `budget_pct` per cent of memory; the same question keeps the stack that is there.
+    """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
-    Without a Hub in reach all tiers serve the built-in model. Gives {"tiers", "builtin", "kept", "budget_bytes",
+    The same question keeps the stack that is there, and so does a Hub out of reach; without a stack all tiers then
+    serve the built-in model. Gives {"tiers", "builtin", "kept", "budget_bytes",
     "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit.
     """
     row = host.recall(context.db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
-    per_cent = budget_pct or int(wanted["memory-budget-pct"])
-    asked = {
-        "intent": intent,
-        "budget_pct": per_cent,
-        "hub": bool(host.recall(context.db, "hub").get("reachable")),
-    }
+    asked = {"intent": intent, "budget_pct": budget_pct or wanted["memory-budget-pct"]}
+    hub = bool(host.recall(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
     told = host.recall(context.db, "stack")
-    kept = bool(now) and told.get("asked") == asked
+    kept = bool(now) and (not hub or (told.get("asked") == asked and not told.get("builtin")))
     if not kept:
         known = entries(context.home.catalog)
-        chosen = _choose(from_row(row), known, asked)
+        chosen = _choose(from_row(row), known, asked, hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked)
         stack.replace(context.db, now)
         host.remember(context.db, "stack", told)
-    for following in plan(now, pull=not no_pull, start=not (no_start or no_pull)):
+    for following in plan(now, pull=pull, start=start):
         context.then(following)
     return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
 
@@ -81,16 +78,21 @@ def _pulling(source: str) -> str:
     return f"pull {source}"
 
 
-def _choose(machine: Machine, known: Mapping[str, Model], asked: Mapping[str, Any]) -> Recommendation:
+def _choose(machine: Machine, known: Mapping[str, Model], asked: Mapping[str, Any], *, hub: bool) -> Recommendation:
     """Ask the catalog for a stack. Raises DoesNotFit with what the smallest one needs."""
     try:
-        if not asked["hub"]:
+        if not hub:
             return chooser.builtin(machine, known)
-        budget = min(machine.memory_bytes * int(asked["budget_pct"]) // 100, chooser.budget(machine))
-        return chooser.recommend(machine, known, asked["intent"], budget_bytes=budget)
+        return chooser.recommend(machine, known, asked["intent"], budget_bytes=_budget(machine, asked["budget_pct"]))
     except chooser.TooSmall as problem:
         share = -(-100 * problem.needs_bytes // machine.memory_bytes)
         raise DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}") from problem
+
+
+def _budget(machine: Machine, share: int | str) -> int:
+    """Give the bytes the models may use: the share the person named, never more than the machine can give."""
+    most = chooser.budget(machine)
+    return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
 
 
 def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
