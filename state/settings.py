@@ -126,7 +126,7 @@ SETTINGS: tuple[Setting, ...] = (
             _key, secret=True, applies="mlxq up"),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
-    Setting("memory-budget-pct", AUTO, "How much of the memory the models may use, in per cent; auto = all it can spare.",
+    Setting("memory-budget-pct", AUTO, "How much of the memory the models may use, in per cent; auto = all there is.",
             _share, applies="mlxq setup"),
     Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT, applies="mlxq up"),
     Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off),

@@ -27,7 +27,8 @@ from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
 from tasks.world import notify, process
 
-THREADS = {"ops": 4, "heavy": 3}
+THREADS = {"ops": 8, "heavy": 3}
+"""A start holds its thread until the service serves; four services coming up must not hold up a restart."""
 STOP_GRACE_S = 12.0
 """How long running jobs may take to give their work back; below launchd's ExitTimeOut of 20 s."""
 HEALTH_S = 10.0
