@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
@@ -25,6 +26,8 @@ MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 86400
 GAP = "  "
+NARROWEST = 20
+"""Of a column that is folded."""
 COLOURS: Mapping[str, str] = {
     **dict.fromkeys(("healthy", "succeeded", "running", "ready"), "green"),
     **dict.fromkeys(("degraded", "down", "queued", "hung", "loading", "starting"), "yellow"),
@@ -62,29 +65,31 @@ def next_step(command: str) -> None:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> None:
-    """Print rows in columns that fit the terminal; columns named in `right` hold numbers.
+    """Print rows in columns; columns named in `right` hold numbers.
 
-    What is too wide is cut in the last column, and only on a terminal: a pipe gets everything.
+    On a terminal the last column is folded to the width that is left; a pipe gets a line a row.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
-    room = columns() if sys.stdout.isatty() else None
-    click.echo(_row(headers, widths, right, room).rstrip())
-    for row in cells:
-        click.echo(_painted(_row(row, widths, right, room).rstrip(), row))
+    room = max(NARROWEST, columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)) if sys.stdout.isatty() else None
+    for row in [list(headers), *cells]:
+        for text in _lines(row, widths, right, room):
+            click.echo(_painted(text, row))
 
 
 def _cell(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-def _row(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None) -> str:
+def _lines(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None) -> list[str]:
+    """Lay one row out; `room` is the width of its last column."""
     padded = [
         cell.rjust(width) if column in right else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        for column, (cell, width) in enumerate(zip(cells[:-1], widths[:-1], strict=True))
     ]
-    text = GAP.join(padded)
-    return text if room is None or len(text.rstrip()) <= room else text[: room - 1].rstrip() + "…"
+    before = "".join(cell + GAP for cell in padded)
+    folded = textwrap.wrap(cells[-1], room) if room else [cells[-1]]
+    return [(before if number == 0 else " " * len(before)) + text for number, text in enumerate(folded)]
 
 
 def _painted(text: str, cells: Sequence[str]) -> str:
@@ -118,7 +123,7 @@ def size(count: float | None) -> str:
         if count < KIB:
             return f"{count:.0f} {unit}"
         count /= KIB
-    return f"{count:.1f} GB"
+    return f"{count:.1f}".removesuffix(".0") + " GB"
 
 
 def span(seconds: float | None) -> str:

@@ -48,7 +48,12 @@ def view(*, as_json: bool = False) -> View:
 def title(job: Job) -> str:
     """Name a job as its task and what it is about, such as `start fast`."""
     about = next((str(job.args[name]) for name in SUBJECTS if job.args.get(name)), "")
-    return f"{job.kind} {about.rpartition(':')[2]}".strip()
+    return f"{job.kind} {short(about)}".strip()
+
+
+def short(source: str) -> str:
+    """Give what a person calls a source: its last part, without the revision (`hub:org/name@1a2b` is `name`)."""
+    return source.rpartition(":")[2].rpartition("/")[2].partition("@")[0].partition("==")[0]
 
 
 def note(job: Job) -> str:
@@ -138,6 +143,12 @@ def amount(job: Job, count: float) -> str:
     return render.size(count) if unit == "bytes" else f"{count:g} {unit}".strip()
 
 
+def _without_unit(done: str, total: str) -> str:
+    """Leave the unit out where the next word has the same one."""
+    number, _, unit = done.rpartition(" ")
+    return number if number and total.endswith(f" {unit}") else done
+
+
 class Pace:
     """How fast a job goes, over the last seconds."""
 
@@ -218,7 +229,7 @@ class LiveView:
         eta = pace.eta_s(done, total)
         parts = [
             f"{bar(done / total)} {done / total:4.0%}",
-            f"{amount(job, done)} of {amount(job, total)}",
+            f"{_without_unit(amount(job, done), amount(job, total))} of {amount(job, total)}",
             f"{amount(job, pace.rate)}/s" if pace.rate and eta is not None else "",
             f"{render.span(eta)} left" if eta is not None else "",
             note(job),
@@ -241,7 +252,7 @@ def _start_live() -> Live:
     return live
 
 
-def bar(share: float, width: int = 16) -> str:
+def bar(share: float, width: int = 12) -> str:
     """Draw a share from 0 to 1."""
     full = round(min(1.0, max(0.0, share)) * width)
     return "█" * full + "░" * (width - full)

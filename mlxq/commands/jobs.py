@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from mlxq import ask, options, render, watch
 from state import event, job, ledger
 from state.db import Database
 from state.event import Happening
-from state.job import LIVE, Job, State
+from state.job import Job, State
 from state.paths import Home, home
 from tasks.kinds import KINDS
 
@@ -49,21 +50,22 @@ def command(
 
 def _table(found: Sequence[Job]) -> None:
     render.table(
-        ["ID", "JOB", "STATE", "CHAIN", "CREATED", "TOOK", "NOTE"],
+        ["ID", "JOB", "STATE", "TOOK", "CREATED", "CHAIN", "NOTE"],
         [
-            [each.id, watch.title(each), each.state, each.chain, render.ago(each.created_at), _took(each), _note(each)]
+            [each.id, watch.title(each), each.state, _took(each), render.ago(each.created_at), each.chain, _note(each)]
             for each in found
         ],
-        right=(0, 3),
+        right=(0, 5),
     )
     live = [each.id for each in found if each.live]
     render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {found[0].id}")
 
 
 def _took(found: Job) -> str:
-    if not found.started_at or found.state in LIVE:
-        return "-"
-    return render.span((found.finished_at or found.started_at) - found.started_at)
+    """Give how long its last attempt took, or takes until now."""
+    if not found.started_at or found.state in (State.BLOCKED, State.QUEUED):
+        return ""
+    return render.span(max(0.0, (found.finished_at or time.time()) - found.started_at))
 
 
 def _note(found: Job) -> str:

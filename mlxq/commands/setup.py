@@ -53,7 +53,7 @@ def command(
     """
     if not accept_defaults:
         intent = _ask_person(intent)
-    asked: dict[str, Any] = {"intent": intent or INTENTS[0], "pull": not no_pull, "start": not (no_pull or no_start)}
+    asked: dict[str, Any] = {"intent": intent or INTENTS[0], "no_pull": no_pull, "no_start": no_start}
     if budget_pct is not None:
         asked["budget_pct"] = budget_pct
     place = home()

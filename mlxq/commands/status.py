@@ -105,7 +105,7 @@ def _services(found: Report) -> None:
 
 
 def _row(each: dict[str, Any]) -> list[Any]:
-    memory = f"{each['memory_mb']} MB" if each["memory_mb"] else None
+    memory = render.size(each["memory_mb"] * report.MIB) if each["memory_mb"] else None
     up = render.span(each["uptime_s"])
     model = f"{each['model']} {each['quant']}" if each["model"] else None
     return [each["name"], each["state"], each["port"], each["pid"], up, memory, each["restarts"], model]

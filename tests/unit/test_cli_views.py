@@ -42,7 +42,7 @@ def claim(db: Database, lane: str = "heavy") -> Claim:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "2 KB"), (5 * 2**20, "5 MB"), (2**34, "16.0 GB")],
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "2 KB"), (5 * 2**20, "5 MB"), (2**34, "16 GB")],
 )
 def test_sizes_are_read_in_powers_of_1024(count: float | None, text: str) -> None:
     assert render.size(count) == text
@@ -79,8 +79,8 @@ def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.C
     view.show(of_chain(db, 1))
 
     assert capsys.readouterr().err.splitlines() == [
-        "▸ pull org/name: fetching 50% of 10 B",
-        "✗ pull org/name: No.",
+        "▸ pull name: fetching 50% of 10 B",
+        "✗ pull name: No.",
         "- configure: Job 1 did not succeed.",
         "- verify: Job 1 did not succeed.",
     ]
@@ -183,7 +183,7 @@ def test_on_a_terminal_the_tree_is_drawn_in_colour_within_its_width(db: Database
     name, text = drawn("xterm-256color")
 
     assert name == "LiveView"
-    assert "▸ pull org/name" in text
+    assert "▸ pull name" in text
     assert "\x1b[32m" in text
 
 
@@ -194,7 +194,7 @@ def test_no_color_is_honoured(db: Database) -> None:
     _, text = drawn("xterm-256color", NO_COLOR="1")
 
     assert "\x1b[32m" not in text
-    assert "▸ pull org/name" in text
+    assert "▸ pull name" in text
 
 
 def test_a_dumb_terminal_gets_plain_lines(db: Database) -> None:
