@@ -53,9 +53,7 @@ def command(
     """
     if not accept_defaults:
         intent = _ask_person(intent)
-    asked: dict[str, Any] = {"intent": intent or INTENTS[0], "no_pull": no_pull, "no_start": no_start}
-    if budget_pct is not None:
-        asked["budget_pct"] = budget_pct
+    asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
     place = home()
     settings.load(place)
     render.say(f"Setting up in {place.root}.")
@@ -63,6 +61,12 @@ def command(
         chain = begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
     ask.follow(place, ask.chain(chain), Commented(watch.view()), timeout_s=timeout_s)
     status.welcome(place)
+
+
+def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
+    """Give the arguments of the task score."""
+    asked = {"intent": intent or INTENTS[0], "pull": not no_pull, "start": not (no_pull or no_start)}
+    return asked if budget_pct is None else asked | {"budget_pct": budget_pct}
 
 
 class Commented:

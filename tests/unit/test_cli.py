@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -12,12 +13,13 @@ import click
 import pytest
 
 from mlxq import __version__, cli
+from mlxq.commands import setup
 from state import ledger
 from state.db import Database
 from state.errors import EngineFailed, NotRunning
 from state.job import New
 from state.paths import Home
-from tasks import kinds
+from tasks import kinds, score
 
 HEAVY = {"huey", "sqlite_utils", "httpx", "pandas", "numpy", "litellm", "rich", "yaml", "structlog", "huggingface_hub"}
 
@@ -139,6 +141,15 @@ def test_jobs_as_json_bear_a_schema_version(home: Home, db: Database, capsys: py
     said = json.loads(capsys.readouterr().out)
     assert said["schema_version"] == 1
     assert [each["kind"] for each in said["jobs"]] == ["detect"]
+
+
+@pytest.mark.parametrize("budget", [None, 50])
+def test_setup_asks_what_the_task_score_takes(budget: int | None) -> None:
+    asked = setup.question("balanced", budget, no_pull=True, no_start=False)
+
+    bound = inspect.signature(score.score).bind(None, **asked)
+
+    assert (bound.arguments["pull"], bound.arguments["start"]) == (False, False)
 
 
 def test_a_stranger_in_the_working_folder_is_named(tmp_path: Path) -> None:
