@@ -204,6 +204,31 @@ CREATE TABLE weights (
 ) STRICT
 """
 
+BENCHES = """
+CREATE TABLE benches (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  at REAL NOT NULL,
+  model TEXT NOT NULL,
+  quant TEXT NOT NULL,
+  source TEXT NOT NULL,
+  revision TEXT NOT NULL,
+  chip TEXT NOT NULL,
+  engine TEXT NOT NULL,
+  mlx TEXT NOT NULL,
+  runs INTEGER NOT NULL,
+  concurrency INTEGER NOT NULL,
+  prompt_tokens INTEGER NOT NULL,
+  gen_tokens INTEGER NOT NULL,
+  ttft_s REAL NOT NULL,
+  prompt_tps REAL NOT NULL,
+  decode_tps REAL NOT NULL,
+  decode_low REAL NOT NULL,
+  decode_high REAL NOT NULL,
+  total_tps REAL NOT NULL,
+  peak_bytes INTEGER NOT NULL
+) STRICT
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -266,6 +291,13 @@ def m004_weights(db: Database) -> None:
     """Add the weights that were pulled."""
     db.execute(WEIGHTS)
     db.execute("CREATE INDEX weights_source ON weights (source, pulled_at)")
+
+
+@schema()
+def m005_benches(db: Database) -> None:
+    """Add the benchmarks that were saved."""
+    db.execute(BENCHES)
+    db.execute("CREATE INDEX benches_model ON benches (model, quant, at)")
 
 
 def migrate(home: Home) -> None:

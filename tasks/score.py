@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from catalog import score as chooser
-from catalog.load import entries
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.score import Recommendation
+from catalog.speed import Measured
 from state import host, settings, stack
-from state.errors import DoesNotFit, NotSetUp
+from state.errors import NotSetUp
 from state.job import New
 from state.stack import PREFILL_STEP, Tier
-from tasks import kinds
+from tasks import advice, kinds
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
@@ -34,20 +34,25 @@ def score(
 
     The same question keeps the stack that is there, and so does a Hub out of reach; without a stack all tiers then
     serve the built-in model. Gives {"tiers", "builtin", "kept", "budget_bytes",
-    "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit.
+    "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit, UsageProblem for a
+    model file that is wrong.
     """
     row = host.recall(context.db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
-    asked = {"intent": intent, "budget_pct": budget_pct or wanted["memory-budget-pct"]}
+    asked = {
+        "intent": intent,
+        "budget_pct": budget_pct or wanted["memory-budget-pct"],
+        "quant": advice.quant_wanted(wanted),
+    }
     hub = bool(host.recall(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
     told = host.recall(context.db, "stack")
     kept = bool(now) and (not hub or (told.get("asked") == asked and not told.get("builtin")))
     if not kept:
-        known = entries(context.home.catalog)
-        chosen = _choose(from_row(row), known, asked, hub=hub)
+        known, machine = advice.known(context.home), from_row(row)
+        chosen = _choose(machine, known, asked, advice.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked)
         stack.replace(context.db, now)
@@ -78,21 +83,22 @@ def _pulling(source: str) -> str:
     return f"pull {source}"
 
 
-def _choose(machine: Machine, known: Mapping[str, Model], asked: Mapping[str, Any], *, hub: bool) -> Recommendation:
+def _choose(
+    machine: Machine,
+    known: Mapping[str, Model],
+    asked: Mapping[str, Any],
+    measured: Sequence[Measured] = (),
+    *,
+    hub: bool,
+) -> Recommendation:
     """Ask the catalog for a stack. Raises DoesNotFit with what the smallest one needs."""
+    if hub:
+        share = advice.budget(machine, asked["budget_pct"])
+        return advice.recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
     try:
-        if not hub:
-            return chooser.builtin(machine, known)
-        return chooser.recommend(machine, known, asked["intent"], budget_bytes=_budget(machine, asked["budget_pct"]))
+        return chooser.builtin(machine, known)
     except chooser.TooSmall as problem:
-        share = -(-100 * problem.needs_bytes // machine.memory_bytes)
-        raise DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}") from problem
-
-
-def _budget(machine: Machine, share: int | str) -> int:
-    """Give the bytes the models may use: the share the person named, never more than the machine can give."""
-    most = chooser.budget(machine)
-    return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
+        raise advice.too_small(machine, problem) from problem
 
 
 def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:

@@ -74,4 +74,4 @@ def test_a_budget_too_small_says_what_would_do() -> None:
     tiny = Machine("test", "cpu", "Linux", 2 * 10**9, 10**9, 20.0, "measured", 0.1)
 
     with pytest.raises(DoesNotFit, match="needs"):
-        score._choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40}, hub=True)
+        score._choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40, "quant": None}, hub=True)

@@ -1,0 +1,64 @@
+"""Benchmarks that a person chose to keep, a row for each number of requests side by side."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from state.db import Database
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one model did on this machine. Speeds are tokens/s of one request, the median over `runs`."""
+
+    model: str
+    """Catalog id, or the source of weights that are in no catalog."""
+    quant: str
+    source: str
+    revision: str
+    chip: str
+    """The machine it ran on: a home may move to another."""
+    engine: str
+    """Release of vllm-mlx."""
+    mlx: str
+    """Release of MLX."""
+    runs: int
+    concurrency: int
+    """Requests side by side."""
+    prompt_tokens: int
+    gen_tokens: int
+    ttft_s: float
+    """Seconds to the first token."""
+    prompt_tps: float
+    decode_tps: float
+    decode_low: float
+    decode_high: float
+    """The slowest and the fastest run."""
+    total_tps: float
+    """Tokens/s of answers, all requests together."""
+    peak_bytes: int
+    at: float = 0.0
+
+
+def save(db: Database, bench: Bench) -> None:
+    """Keep one; the time is set here."""
+    with db.transaction():
+        db.insert("benches", asdict(bench) | {"at": db.now()})
+        db.announce()
+
+
+def history(db: Database, model: str, chip: str) -> list[Bench]:
+    """Give all of a model on this chip, the oldest first."""
+    return _benches(db, "WHERE model = ? AND chip = ? ORDER BY at, id", model, chip)
+
+
+def latest(db: Database, chip: str) -> list[Bench]:
+    """Give the newest of each model and quant on this chip, of one request alone."""
+    newest = "SELECT max(id) FROM benches WHERE chip = ? AND concurrency = 1 GROUP BY model, quant"
+    return _benches(db, f"WHERE id IN ({newest}) ORDER BY id", chip)
+
+
+def _benches(db: Database, where: str, *values: str) -> list[Bench]:
+    names = [field.name for field in fields(Bench)]
+    rows = db.rows(f"SELECT {', '.join(names)} FROM benches {where}", values)  # noqa: S608 (our own names)
+    return [Bench(**{name: row[name] for name in names}) for row in rows]

@@ -1,0 +1,95 @@
+"""What the catalog advises, with its refusals turned into errors for people. No huey: commands use it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from catalog import load, score
+from catalog.fit import smallest
+from catalog.load import Match
+from catalog.machine import Machine
+from catalog.model import Model
+from catalog.problems import BadModelFile, UnknownModel
+from catalog.score import Recommendation
+from catalog.speed import Measured
+from state import bench, settings
+from state.db import Database
+from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.paths import Home
+from state.settings import Settings
+
+
+def known(home: Home) -> dict[str, Model]:
+    """Give every model, the person's own files laid over the shipped ones.
+
+    Raises UsageProblem with file, line, field and allowed values of a file that is wrong.
+    """
+    try:
+        return load.entries(home.catalog)
+    except BadModelFile as problem:
+        raise UsageProblem(str(problem), hint="mlxq catalog check") from problem
+
+
+def find(name: str, models: Mapping[str, Model]) -> Match:
+    """Find a model by any of its names. Raises NotFound with the nearest ones."""
+    try:
+        return load.resolve(name, models)
+    except UnknownModel as problem:
+        raise NotFound(str(problem), hint="mlxq models --catalog") from problem
+
+
+def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
+    """Give the quant to use: the one wanted, else the preferred one, else the smallest that exists.
+
+    Raises UsageProblem when the wanted one does not exist.
+    """
+    if wanted is not None and wanted not in model.quants:
+        there = ", ".join(model.quants)
+        raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {there}.", hint=f"mlxq pull {model.id}")
+    chosen = wanted or preferred
+    return chosen if chosen in model.quants else smallest(model).name
+
+
+def quant_wanted(wanted: Settings) -> str | None:
+    """Give the quant that a person chose by setting; None leaves the choice to the recommender."""
+    value = wanted.values["default-quant"]
+    return None if value.source == "default" else value.value
+
+
+def measured(db: Database, machine: Machine) -> list[Measured]:
+    """Give the benchmarks kept on this machine, as the catalog reads them."""
+    rows = bench.latest(db, machine.chip)
+    return [Measured(row.model, row.quant, row.prompt_tokens, row.decode_tps, row.prompt_tps) for row in rows]
+
+
+def budget(machine: Machine, share: int | str) -> int:
+    """Give the bytes the models may use: the share the person named, never more than the machine can give."""
+    most = score.budget(machine)
+    return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
+
+
+def recommend(
+    machine: Machine,
+    models: Mapping[str, Model],
+    intent: str,
+    budget_bytes: int,
+    *,
+    benches: Sequence[Measured] = (),
+    quant: str | None = None,
+) -> Recommendation:
+    """Choose the three models; `quant` binds them all to one.
+
+    Raises DoesNotFit with what the smallest stack needs, UsageProblem for a quant in which no model exists.
+    """
+    try:
+        return score.recommend(machine, models, intent, budget_bytes=budget_bytes, measured=benches, quant=quant)
+    except score.TooSmall as problem:
+        raise too_small(machine, problem) from problem
+    except ValueError as problem:
+        raise UsageProblem(str(problem), hint="mlxq models --catalog") from problem
+
+
+def too_small(machine: Machine, problem: score.TooSmall) -> DoesNotFit:
+    """Say what the smallest stack needs, and the share of memory that would do."""
+    share = -(-100 * problem.needs_bytes // machine.memory_bytes)
+    return DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}")

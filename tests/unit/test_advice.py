@@ -1,0 +1,88 @@
+"""What the catalog refuses becomes an error that says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from catalog.machine import Machine
+from state import bench, settings
+from state.bench import Bench
+from state.db import Database
+from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.paths import Home
+from tasks import advice
+
+GIB = 2**30
+MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 48 * GIB, 36 * GIB, 273, "table", 17, gpu_cores=20)
+
+
+def test_a_wrong_model_file_is_told_with_file_line_field_and_allowed_values(home: Home) -> None:
+    home.catalog.mkdir()
+    home.catalog.joinpath("mine.yaml").write_text("id: mine\ntotal_params_b: 4\nlayers: many\n")
+
+    with pytest.raises(UsageProblem, match=r"mine.yaml:3: layers: 'many' is not allowed; allowed: a whole number"):
+        advice.known(home)
+
+
+def test_an_unknown_model_is_answered_with_the_nearest(home: Home) -> None:
+    with pytest.raises(NotFound, match="nearest are: qwen3-8b"):
+        advice.find("qwen3-8bb", advice.known(home))
+
+
+def test_a_model_that_never_existed_gives_the_nearest_real_one_with_a_note(home: Home) -> None:
+    match = advice.find("qwen3.5-72b", advice.known(home))
+
+    assert match.note
+    assert match.model.id in match.note
+
+
+@pytest.mark.parametrize(
+    ("wanted", "preferred", "quant"), [(None, "int4", "int4"), ("bf16", "int4", "bf16"), (None, "int3", "int4")]
+)
+def test_the_quant_is_the_one_wanted_else_the_preferred_else_the_smallest(
+    home: Home, wanted: str | None, preferred: str, quant: str
+) -> None:
+    model = advice.known(home)["deepseek-r1-qwen3-8b"]
+
+    assert quant == advice.quant_of(model, wanted, preferred)
+
+
+def test_a_quant_that_does_not_exist_is_refused_with_those_that_do(home: Home) -> None:
+    model = advice.known(home)["smollm2-135m"]
+
+    with pytest.raises(UsageProblem, match="does not exist in int3; there is"):
+        advice.quant_of(model, "int3", "int4")
+
+
+def test_a_budget_too_small_for_anything_says_what_the_smallest_stack_needs(home: Home) -> None:
+    with pytest.raises(DoesNotFit, match=r"smallest stack needs \d") as told:
+        advice.recommend(MACHINE, advice.known(home), "balanced", GIB // 2)
+
+    assert told.value.hint
+    assert told.value.hint.startswith("mlxq setup --budget-pct")
+
+
+def test_a_quant_that_no_model_has_is_refused(home: Home) -> None:
+    with pytest.raises(UsageProblem, match="int2"):
+        advice.recommend(MACHINE, advice.known(home), "balanced", 30 * GIB, quant="int2")
+
+
+def test_a_saved_benchmark_becomes_the_figure_of_that_model(home: Home, db: Database) -> None:
+    row = Bench("qwen3.5-9b", "int4", "hub:a/b", "c", "M4 Pro", "0.6.0", "0.32.4", 3, 1, 8192, 100, 1.0, 400.0, 33.0,
+                30.0, 35.0, 33.0, 1)  # fmt: skip
+    bench.save(db, row)
+    models = advice.known(home)
+
+    from catalog.speed import predict
+
+    speed = predict(MACHINE, models["qwen3.5-9b"], "int4", 8192, advice.measured(db, MACHINE))
+    assert speed.basis == "measured here"
+    assert speed.decode == pytest.approx(33.0)
+
+
+def test_only_a_quant_that_a_person_set_binds_the_choice(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert advice.quant_wanted(settings.load(home)) is None
+
+    monkeypatch.setenv("MLXQ_DEFAULT_QUANT", "int8")
+
+    assert advice.quant_wanted(settings.load(home)) == "int8"
