@@ -12,7 +12,7 @@ from state.stack import Tier
 from tasks.queue import Context, job
 
 ANSWER_S = 120.0
-WORDS = 8
+WORDS = 4
 """Tokens asked for: enough to be an answer, quick on the slowest machine."""
 
 
