@@ -40,7 +40,7 @@ def reserve(folder: Path, total_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -
     with (models / staging.LOCKS / "room").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / PROMISE).unlink(missing_ok=True)
-        require(models, max(0, total_bytes - used(folder)), floor_bytes=floor_bytes)
+        require(models, max(0, total_bytes - staging.used(folder)), floor_bytes=floor_bytes)
         temporary = folder / (PROMISE + ".new")
         temporary.write_text(json.dumps(total_bytes))
         temporary.replace(folder / PROMISE)
@@ -49,15 +49,10 @@ def reserve(folder: Path, total_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -
 def promised(models: Path) -> int:
     """Give the bytes that running fetches still have to bring; a staging folder nobody holds counts for nothing."""
     return sum(
-        max(0, _total(folder) - used(folder))
+        max(0, _total(folder) - staging.used(folder))
         for folder in models.glob("*" + staging.SUFFIX)
         if staging.held(folder.with_name(folder.name.removesuffix(staging.SUFFIX)))
     )
-
-
-def used(folder: Path) -> int:
-    """Give the bytes a folder takes on the disk; a sparse file counts for what it holds."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def gigabytes(count: int) -> str:

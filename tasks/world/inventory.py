@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from state.errors import Damaged, NotFound
 from tasks.world import listing, manifest
-from tasks.world.staging import SUFFIX
+from tasks.world.staging import SUFFIX, used
 
 _LONGEST_HEADER = 100 << 20  # the safetensors format's own limit
 _WORD_BITS = 32  # MLX packs quantised values into 32-bit words
@@ -103,7 +103,7 @@ def scan(models: Path) -> list[Found]:
 
 
 def _found(folder: Path) -> Found:
-    size = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    size = used(folder)
     if folder.name.endswith(SUFFIX):
         return Found(folder, "partial", size)
     try:

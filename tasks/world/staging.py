@@ -80,10 +80,15 @@ def held(target: Path) -> bool:
 def remove(folder: Path) -> int:
     """Delete a folder of weights, whole or in the making, and give its bytes. Raises Busy while a fetch writes it."""
     with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as held:
-        size = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+        size = used(folder)
         shutil.rmtree(folder)
         shutil.rmtree(held.folder, ignore_errors=True)
     return size
+
+
+def used(folder: Path) -> int:
+    """Give the bytes a folder takes on the disk; a sparse file counts for what it holds."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def _remove(path: Path) -> None:
