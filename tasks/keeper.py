@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.metadata import version
 
 from state import ledger
-from state.db import open_database
+from state.db import Database, open_database
 from state.errors import DeadlinePassed, MlxqError, StateDamaged, StateUnavailable
 from state.job import Claim, Fenced
 from state.worker import beat
@@ -30,8 +30,8 @@ class Keeper:
     def __init__(self, stop: threading.Event) -> None:
         self.problem: MlxqError | None = None
         """Why the worker has to end, when it has to."""
-        self._db = open_database(runtime.home, checkpoints=True)
-        self._db.connection.execute("PRAGMA synchronous=NORMAL")  # a beat lost at power loss is no loss
+        self._pulse = open_database(runtime.home, checkpoints=True)
+        self._pulse.connection.execute("PRAGMA synchronous=NORMAL")  # a beat lost at power loss is no loss
         self._stop = stop
         self._strays: set[tuple[int, int]] = set()
 
@@ -49,10 +49,11 @@ class Keeper:
 
     def look(self) -> None:
         """Look once."""
-        if rescued := ledger.rescue(self._db, self._lost(ledger.running(self._db))):
+        db = runtime.database()
+        if rescued := ledger.rescue(db, self._lost(ledger.running(db))):
             log.warning("jobs_rescued", jobs=rescued)
-        self._end_overdue()
-        beat(self._db, runtime.owner, os.getpid(), version("mlxq"), time.monotonic())
+        self._end_overdue(db)
+        beat(self._pulse, runtime.owner, os.getpid(), version("mlxq"), time.monotonic())
         lay_ballast(runtime.home)
 
     def _lost(self, claims: list[Claim]) -> list[Claim]:
@@ -66,13 +67,13 @@ class Keeper:
             if (held.id, held.attempt) in again or not (held.owner == runtime.owner or lives(held.owner))
         ]
 
-    def _end_overdue(self) -> None:
+    def _end_overdue(self, db: Database) -> None:
         """Fail what ran far over its limit, and end the worker: a thread cannot be ended alone."""
         for job in list(runtime.in_hand.values()):
             if job.overdue_s > OVERRUN_S and self.problem is None:
                 problem = DeadlinePassed(f"Job {job.held.id} ({job.held.kind}) did not stop at its time limit.")
                 with suppress(Fenced):
-                    ledger.fail(self._db, job.held, problem)
+                    ledger.fail(db, job.held, problem)
                 self._end_worker(problem)
 
     def _end_worker(self, problem: MlxqError) -> None:

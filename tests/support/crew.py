@@ -137,7 +137,8 @@ def storm(crew: Crew, number: signal.Signals, *, threads: int, jobs: int, kills:
     crew.until_ended(*ids, limit_s=120)
     toll.rescue_s += _rescues(crew, began)
     toll.lost = jobs - crew.count(State.SUCCEEDED)
-    toll.repeats = sum(note.word == "started" for note in crew.notes()) - jobs
+    begun = [note.job for note in crew.notes() if note.word == "started"]
+    toll.repeats = len(begun) - len(set(begun))
     toll.after_success = crew.db.value(
         "SELECT count(*) FROM events AS late JOIN events AS won ON won.job = late.job AND won.name = 'succeeded'"
         " WHERE late.id > won.id AND late.job IS NOT NULL"

@@ -29,6 +29,7 @@ def keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     me = process.identify(os.getpid())
     assert me
     monkeypatch.setattr(runtime, "home", home)
+    monkeypatch.setattr(runtime, "_local", threading.local())
     monkeypatch.setattr(runtime, "owner", process.encode(me))
     monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
     yield Keeper(threading.Event())
