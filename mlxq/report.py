@@ -16,8 +16,6 @@ from state.service import Observed, Service
 from state.stack import Tier
 from state.worker import current
 
-FRESH_S = 20.0
-"""The worker beats every 5 s; one that lives and has not for this long hangs."""
 PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
 MIB = 1024 * 1024
@@ -83,12 +81,12 @@ def now(db: Database) -> Report:
 
 def worker(db: Database) -> Worker:
     """Tell how the worker is, by its identity and its beat."""
-    from tasks.world import process
+    from tasks import pulse
 
-    last = current(db)
-    if last is None or not process.alive(process.decode(last.owner)):
+    felt, last = pulse.feel(db), current(db)
+    if last is None or felt in (pulse.Pulse.NONE, pulse.Pulse.DEAD):
         return Worker("stopped", None)
-    return Worker("running" if time.monotonic() - last.beat_clock < FRESH_S else "hung", last.pid)
+    return Worker("hung" if felt is pulse.Pulse.HUNG else "running", last.pid)
 
 
 def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, watched: bool) -> dict[str, Any]:
