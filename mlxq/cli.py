@@ -27,6 +27,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Stack": {
         "up": "Bring the stack up, or one tier of it.",
         "down": "Put the stack down, or one tier of it.",
+        "logs": "Print the log of a service, or of the worker.",
     },
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",

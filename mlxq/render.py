@@ -93,10 +93,11 @@ def _lines(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], ro
 
 
 def _painted(text: str, cells: Sequence[str]) -> str:
-    """Paint the words that tell a state, where they stand as a cell of their own."""
+    """Paint the cells whose first word tells a state."""
     for cell in cells:
-        if cell in COLOURS:
-            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, COLOURS[cell], sys.stdout)}", 1)
+        colour = COLOURS.get(cell.partition(",")[0])
+        if colour:
+            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, colour, sys.stdout)}", 1)
     return text
 
 

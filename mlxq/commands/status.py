@@ -108,7 +108,9 @@ def _row(each: dict[str, Any]) -> list[Any]:
     memory = render.size(each["memory_mb"] * report.MIB) if each["memory_mb"] else None
     up = render.span(each["uptime_s"])
     model = f"{each['model']} {each['quant']}" if each["model"] else None
-    return [each["name"], each["state"], each["port"], each["pid"], up, memory, each["restarts"], model]
+    odd = each["phase"] not in {"ready", "stopped", each["state"]}
+    state = f"{each['state']}, {each['phase']}" if odd else each["state"]
+    return [each["name"], state, each["port"], each["pid"], up, memory, each["restarts"], model]
 
 
 def _next(found: Report) -> None:

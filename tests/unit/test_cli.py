@@ -143,6 +143,18 @@ def test_jobs_as_json_bear_a_schema_version(home: Home, db: Database, capsys: py
     assert [each["kind"] for each in said["jobs"]] == ["detect"]
 
 
+def test_logs_are_listed_printed_and_never_a_path(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.log("fast").write_text("one\ntwo\nthree\n")
+    (home.root / "secret.log").write_text("hidden")
+
+    assert [cli.run(["logs"]), cli.run(["logs", "fast", "-n", "2"]), cli.run(["logs", "../secret"])] == [0, 0, 1]
+
+    out, err = capsys.readouterr()
+    assert "two\nthree\n" in out
+    assert "one" not in out
+    assert "there is: fast" in err
+
+
 @pytest.mark.parametrize("budget", [None, 50])
 def test_setup_asks_what_the_task_score_takes(budget: int | None) -> None:
     asked = setup.question("balanced", budget, no_pull=True, no_start=False)
