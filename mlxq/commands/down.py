@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, options, render, watch
+from mlxq import ask, options, render, report, watch
 from state import service, stack
 from state.errors import NotSetUp
 from state.paths import home
+from state.service import Observed, Service
 from tasks import kinds
 
 
@@ -21,11 +22,11 @@ def command(tier: str | None, timeout_s: float | None) -> None:
     """
     place = home()
     with ask.reading(place) as db:
-        names = [each.name for each in service.listing(db)]
-        if not names and not stack.tiers(db):
+        rows = service.listing(db)
+        if not rows and not stack.tiers(db):
             raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
-        if tier:
-            names = [stack.tier(db, tier).name]
+        name = stack.tier(db, tier).name if tier else None
+        names = [each.name for each in rows if name in (None, each.name) and not is_down(each)]
     with ask.writing(place) as db:
         ids = ask.put(db, [kinds.new("stop", {"service": name}, label=f"stop {name}") for name in names])
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
@@ -33,3 +34,8 @@ def command(tier: str | None, timeout_s: float | None) -> None:
         ask.stop_idle_worker(place)
     render.say(f"{tier or 'The stack'} is down.")
     render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")
+
+
+def is_down(row: Service) -> bool:
+    """Tell whether a service is neither wanted nor there."""
+    return row.wanted == "down" and report.check(row) is Observed.STOPPED

@@ -91,7 +91,9 @@ def _worker_line(found: Report) -> str:
         return f"running (pid {found.worker.pid})"
     if found.worker.state == "hung":
         return f"hung (pid {found.worker.pid}): it lives and does nothing; what follows was looked at just now"
-    return "stopped: nobody watches over the services; what follows was looked at just now"
+    if any(each["pid"] for each in found.services):
+        return "stopped: nobody watches over the services; what follows was looked at just now"
+    return "stopped; the next command that needs it starts it"
 
 
 def _services(found: Report) -> None:

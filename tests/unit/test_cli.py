@@ -21,6 +21,10 @@ from state.job import New
 from state.paths import Home
 from tasks import kinds, score
 
+JOB_KEYS = """
+id kind args lane priority ukey chain source state attempt failures max_attempts rescues run_at wait_s owner beat_at
+cancel_at phase progress result error_code error hint created_at started_at finished_at needs
+"""
 HEAVY = {"huey", "sqlite_utils", "httpx", "pandas", "numpy", "litellm", "rich", "yaml", "structlog", "huggingface_hub"}
 
 
@@ -141,6 +145,7 @@ def test_jobs_as_json_bear_a_schema_version(home: Home, db: Database, capsys: py
     said = json.loads(capsys.readouterr().out)
     assert said["schema_version"] == 1
     assert [each["kind"] for each in said["jobs"]] == ["detect"]
+    assert JOB_KEYS.split() == list(said["jobs"][0])
 
 
 def test_logs_are_listed_printed_and_never_a_path(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,3 +150,12 @@ def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytes
     out, err = capsys.readouterr()
     assert "fast: Port 9531 is taken by nginx." in out
     assert "tier-port-base 9600" in err
+
+
+def test_down_leaves_alone_what_is_down(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(db, gone(), wanted="down")
+
+    assert cli.run(["down", "--tier", "fast"]) == 0
+
+    assert "fast is down." in capsys.readouterr().err
+    assert db.value("SELECT count(*) FROM jobs") == 0

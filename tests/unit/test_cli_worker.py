@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlxq import ask
-from state import ledger
+from state import ledger, wake, worker
 from state.db import Database, open_database
 from state.job import State, get
 from state.paths import Home
@@ -186,12 +186,12 @@ def test_down_ends_the_worker_that_a_command_started(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     ledger.submit(db, LATER)
-    pid = pid_in(line_with(start("jobs", "watch", "1", "--timeout", "1"), "Started the worker"))
-    log_of(home, "worker_started", 1)
-    identity = process.identify(pid)
-    assert identity
+    line_with(start("jobs", "watch", "1"), "Started the worker")
+    with wake.watcher(home) as bell:
+        while (found := worker.current(db)) is None:
+            bell.wait(0.2)
 
     ledger.cancel(db, 1)
     ask.stop_idle_worker(home)
 
-    assert not process.alive(identity)
+    assert not process.alive(process.decode(found.owner))
