@@ -69,7 +69,7 @@ def bring_up(context: Context, name: str, *, replace: bool = False, grace_s: flo
     with upkeep.hold(name, context.check):
         while rows.get(context.db, name).wanted == "up":
             plan = _plan(context, name)
-            one = rows.get(context.db, name)
+            one = upkeep.settle(context.db, context.home, rows.get(context.db, name))
             if upkeep.running(one) and (replace or one.fingerprint != plan.fingerprint):
                 upkeep.take_down(context.db, context.home, one, grace_s)
             replace = False

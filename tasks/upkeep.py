@@ -227,6 +227,16 @@ def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) 
     service.step(db, one.name, Step.STOPPED, identity=None, shim=None, next_try_at=None, memory_bytes=None)
 
 
+def settle(db: Database, home: Home, one: Service) -> Service:
+    """Make a row that was left behind say what is: finish a stop that was cut short, bury what died unseen."""
+    found = identity(one)
+    if one.doing == Doing.STOPPING:
+        take_down(db, home, one)
+    elif found and one.doing in service.ALIVE and not process.alive(found):
+        bury(db, home, one.name, found)
+    return service.get(db, one.name)
+
+
 def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     """Write down an end that nobody asked for and when the next try is; give its cause.
 

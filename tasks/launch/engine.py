@@ -11,12 +11,14 @@ import os
 import sys
 from pathlib import Path
 
-DRAIN_S = 5
-"""Seconds a running answer has left after SIGTERM. The engine alone waits without limit; mlxq kills at 10."""
+DRAIN_S = 4
+"""Seconds a running answer has left after SIGTERM; the engine alone waits without limit. Its own end takes up to
+three more on a busy machine, and mlxq kills at 10."""
 
 
 def main() -> None:
-    """Serve one model until SIGTERM."""
+    """Serve one model until SIGTERM; what it saves, prompts among it, only its user can read."""
+    os.umask(0o077)
     keep_out("torch", "torchvision")
     log_briefly()
     bound_the_drain()

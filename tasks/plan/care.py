@@ -26,7 +26,7 @@ def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) 
 
     `fingerprint`: of what is wanted now; None when that cannot be told at the moment.
     """
-    if service.identity and not alive and service.doing in ALIVE:
+    if service.identity and not alive and service.doing in ALIVE - {Doing.STOPPING}:
         return Care.SETTLE
     if service.wanted == "down":
         return Care.LEAVE if service.doing == Doing.STOPPED else Care.STOP

@@ -109,6 +109,30 @@ def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
     assert mlxq.engines() == 1
 
 
+@pytest.mark.parametrize("wanted", ["up", "down"])
+def test_a_stop_that_was_cut_short_is_finished(mlxq: Mlxq, wanted: str):
+    """SIGKILL of the worker between SIGTERM and the row."""
+    mlxq.work()
+    mlxq.up()
+    mlxq.kill_worker()
+    mlxq.db.run("UPDATE services SET doing = 'stopping', wanted = ?", (wanted,))
+    mlxq.work()
+
+    mlxq.await_doing(Doing.READY if wanted == "up" else Doing.STOPPED)
+    assert mlxq.engines() == (wanted == "up")
+
+
+def test_a_start_right_after_a_death_is_a_start(mlxq: Mlxq):
+    """`up` may be quicker than the watchdog; the row still says ready."""
+    mlxq.work()
+    one = mlxq.up()
+    process.send(mlxq.identity(), signal.SIGKILL)
+    again = mlxq.up()
+
+    assert again.generation == one.generation + 1
+    assert mlxq.engines() == 1
+
+
 def test_a_reused_pid_is_never_signalled(mlxq: Mlxq):
     """The row names a pid that a stranger has now: it is buried, not stopped."""
     mlxq.work()

@@ -1,0 +1,86 @@
+import dataclasses
+
+import pytest
+
+from state.service import Doing, Service, Wanted
+from tasks.plan.care import Care, care
+
+NOW = 1000.0
+READY = Service(
+    name="fast",
+    kind="engine",
+    wanted="up",
+    doing=Doing.READY,
+    observed="healthy",  # type: ignore[arg-type]
+    generation=3,
+    argv=[],
+    fingerprint="f1",
+    port=8001,
+    identity="boot/812/77",
+    shim=None,
+    started_at=NOW,
+    ready_at=NOW,
+    ok_at=NOW,
+    exits=[],
+    restarts=0,
+    next_try_at=None,
+    exit_code=None,
+    cause_code=None,
+    cause=None,
+    hint=None,
+    memory_bytes=None,
+    updated_at=NOW,
+)
+
+
+def seen(doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: float | None = None) -> Care:
+    one = dataclasses.replace(READY, doing=Doing(doing), wanted=wanted, next_try_at=next_try_at)
+    return care(one, alive=alive, now=NOW, fingerprint="f1")
+
+
+@pytest.mark.parametrize(
+    ("doing", "need"),
+    [
+        ("stopped", "start"),
+        ("starting", "start"),
+        ("loading", "start"),
+        ("ready", "judge"),
+        ("stalled", "judge"),
+        ("degraded", "judge"),
+        ("draining", "leave"),
+        ("stopping", "start"),
+        ("backoff", "start"),
+        ("flapping", "start"),
+        ("failed", "leave"),
+    ],
+)
+def test_what_a_wanted_service_needs(doing: str, need: str):
+    """A start is asked for in loading too: a job that is at it already is attached to."""
+    assert seen(doing) == need
+
+
+@pytest.mark.parametrize("doing", Doing)
+def test_an_unwanted_service_is_stopped_whatever_it_does(doing: Doing):
+    assert seen(doing, "down") == (Care.LEAVE if doing == Doing.STOPPED else Care.STOP)
+
+
+@pytest.mark.parametrize("doing", ["starting", "loading", "ready", "stalled", "degraded", "draining"])
+def test_a_death_nobody_saw_is_settled_first(doing: str):
+    assert seen(doing, alive=False) == Care.SETTLE
+
+
+def test_a_stop_that_was_cut_short_is_finished():
+    """The worker died after it told the process to end; the end itself was asked for and counts for nothing."""
+    assert seen("stopping", "down", alive=False) == Care.STOP
+    assert seen("stopping", "up", alive=False) == Care.START
+
+
+@pytest.mark.parametrize("doing", ["backoff", "flapping"])
+def test_the_next_try_waits_for_its_time(doing: str):
+    assert seen(doing, alive=False, next_try_at=NOW + 1) == Care.LEAVE
+    assert seen(doing, alive=False, next_try_at=NOW) == Care.START
+
+
+def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():
+    assert care(READY, alive=True, now=NOW, fingerprint="f2") == Care.REPLACE
+    assert care(READY, alive=True, now=NOW, fingerprint=None) == Care.JUDGE
