@@ -29,6 +29,10 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "down": "Put the stack down, or one tier of it.",
         "logs": "Print the log of a service, or of the worker.",
     },
+    "Models": {
+        "models": "List the models here, in the catalog, or on the Hub.",
+        "catalog": "Check the models mlxq knows.",
+    },
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",
         "worker": "Run the worker here, in the foreground.",

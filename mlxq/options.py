@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,14 @@ from state.errors import MlxqError
 from state.paths import home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt]i?b?)")
+UNITS = {
+    f"{letter}{i}{b}": (1024 if i else 1000) ** power
+    for power, letter in enumerate("mgt", start=2)
+    for i in ("", "i")
+    for b in ("", "b")
+}
+"""Bytes of each unit: gb is 1000³, gib is 1024³."""
 
 
 class JobId(click.ParamType[int]):
@@ -33,6 +42,38 @@ class JobId(click.ParamType[int]):
 
         rows = _look(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
         return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes, as people write it: 30gb, 512mb, 24gib."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or say how it must be written."""
+        found = SIZE.fullmatch(str(value).strip().lower())
+        if not found or float(found["number"]) == 0:
+            self.fail(f"a size is a number above 0 with a unit, such as 30gb or 24gib, not {value!r}.", param, ctx)
+        return int(float(found["number"]) * UNITS[found["unit"]])
+
+
+class ModelName(click.ParamType[str]):
+    """A model; what it is called by is answered by the catalog, the models folder or the Hub."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the catalog."""
+        from catalog.load import entries
+
+        found = sorted(entries().values(), key=lambda model: model.id)
+        return [CompletionItem(each.id, help=each.name) for each in found if each.id.startswith(incomplete.lower())]
+
+
+def model(name: str = "model", *, required: bool = True) -> Callable[[Function], Function]:
+    """Add the MODEL a command is about."""
+    shown = name.upper()
+    return click.argument(name, metavar=shown if required else f"[{shown}]", type=ModelName(), required=required)
 
 
 def tier(text: str) -> Callable[[Function], Function]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from mlxq import ask, options, render, report
 from mlxq.report import Report
-from state.errors import NotSetUp
+from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, home
 
 
 @click.command()
+@click.option(
+    "--simulate",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Show what mlxq would choose on the machine that was recorded in FILE.",
+)
 @options.as_json
-def command(*, as_json: bool) -> None:
+def command(*, simulate: str | None, as_json: bool) -> None:
     """Show the machine, the tiers and the gateway."""
+    if simulate:
+        _simulate(Path(simulate), as_json=as_json)
+        return
     found = _look(home())
     if as_json:
         render.data(found.document())
@@ -23,6 +33,25 @@ def command(*, as_json: bool) -> None:
     _machine(found)
     _services(found)
     _next(found)
+
+
+def _simulate(file: Path, *, as_json: bool) -> None:
+    """Show another machine and what would serve there. Raises UsageProblem for a file that records none."""
+    from catalog.score import budget
+    from mlxq import advised
+    from tasks import advice
+    from tasks.world.hardware import parse_fixture
+
+    try:
+        machine = parse_fixture(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UsageProblem(f"{file}: {problem}", hint="mlxq status --help") from problem
+    chosen = advice.recommend(machine, advice.known(home()), "balanced", budget(machine))
+    if as_json:
+        render.data(advised.document(machine, chosen))
+        return
+    click.echo(f"{machine_line(machine.as_row())}\n" + (f"{machine.note}\n" if machine.note else ""))
+    advised.show(chosen, explain=False)
 
 
 def overview() -> None:

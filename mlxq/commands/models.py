@@ -1,0 +1,313 @@
+"""`mlxq models`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from catalog.fit import memory, smallest
+from catalog.intent import INTENTS
+from catalog.machine import Machine, from_row
+from catalog.model import Model
+from catalog.quality import quality, worth
+from catalog.select import SHOWN_CONTEXT, families, select, tags
+from catalog.speed import Measured, Speed, predict
+from mlxq import advised, ask, installed, options, render
+from mlxq.installed import Installed
+from state import host, settings
+from state.errors import NotSetUp, UsageProblem
+from state.paths import Home, home
+from tasks import advice
+
+VIEWS = ("catalog", "recommend", "available")
+NEEDS = {
+    "explain": ("recommend",),
+    "intent": ("recommend",),
+    "show_all": ("recommend",),
+    "budget": ("catalog", "recommend"),
+    "family": ("catalog", "recommend"),
+    "tag": ("catalog", "recommend", "available"),
+    "tool_calling": ("catalog", "recommend"),
+    "search": ("available",),
+    "author": ("available",),
+    "limit": ("available",),
+    "page": ("available",),
+}
+"""Each option, and the views it makes sense with."""
+NO_ROOM = "no room"
+
+
+@click.command()
+@click.option("--catalog", is_flag=True, help="List the models mlxq knows.")
+@click.option("--recommend", is_flag=True, help="Choose three for this machine; changes nothing.")
+@click.option("--available", is_flag=True, help="List what the Hub has for MLX, live.")
+@click.option("--budget", type=options.Size(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
+@click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
+@click.option("--explain", is_flag=True, help="Say why these, what was next, what more memory would change.")
+@click.option("--show-all", is_flag=True, help="List every model that fits, the best first.")
+@click.option("--family", metavar="NAME", help="Only this family, such as gemma3.")
+@click.option("--tag", metavar="NAME", help="Only with this tag, such as coding.")
+@click.option("--tool-calling", is_flag=True, help="Only models that call tools.")
+@click.option("--search", metavar="TEXT", help="Only repos with this in their name.")
+@click.option("--author", metavar="NAME", help="Only repos of this owner, such as mlx-community.")
+@click.option("--limit", type=click.IntRange(1, 100), help="Repos a page.  [default: 20]")
+@click.option("--page", type=click.IntRange(1, 50), help="Which page.  [default: 1]")
+@options.as_json
+def command(*, as_json: bool, **asked: Any) -> None:
+    """List the models here, in the catalog, or on the Hub.
+
+    Without an option: the weights on this machine.
+    """
+    view = _view(asked)
+    place = home()
+    known = advice.known(place)
+    if view == "catalog":
+        _catalog(place, _selected(known, asked), as_json=as_json)
+    elif view == "recommend":
+        _recommend(place, known, asked, as_json=as_json)
+    elif view == "available":
+        _available(asked, as_json=as_json)
+    else:
+        _local(place, known, as_json=as_json)
+
+
+def _view(asked: Mapping[str, Any]) -> str:
+    """Give the view that is asked for. Raises UsageProblem for two of them, or an option that needs another."""
+    views = [view for view in VIEWS if asked[view]]
+    if len(views) > 1:
+        raise UsageProblem(f"--{views[0]} and --{views[1]} are two lists; ask for one.", hint="mlxq models --help")
+    view = views[0] if views else ""
+    for option, fitting in NEEDS.items():
+        if asked[option] and view not in fitting:
+            needed = " or ".join(f"--{one}" for one in fitting)
+            name = option.replace("_", "-")
+            raise UsageProblem(f"--{name} needs {needed}.", hint=f"mlxq models --{fitting[0]} --{name}")
+    return view
+
+
+def _selected(known: Mapping[str, Model], asked: Mapping[str, Any]) -> dict[str, Model]:
+    """Give the models that agree with the filters. Raises UsageProblem when none does."""
+    budget = asked["budget"] if asked["catalog"] else None
+    wanted = {name: asked[name] for name in ("family", "tag", "tool_calling")}
+    found = select(known, budget_bytes=budget, **wanted)
+    if not found:
+        for name, there in (("family", families(known)), ("tag", tags(known))):
+            if asked[name] and not select(known, **{name: asked[name]}):
+                raise UsageProblem(f"No model has the {name} {asked[name]!r}; there is {', '.join(there)}.")
+        raise UsageProblem("No model agrees with all of that.", hint="mlxq models --catalog")
+    return {model.id: model for model in found}
+
+
+def _local(place: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
+    """Show the weights on this machine."""
+    try:
+        with ask.reading(place) as db:
+            there = installed.listing(place, db, known)
+    except NotSetUp:
+        there = installed.listing(place, None, known)
+    total = sum(one.size for one in there)
+    if as_json:
+        render.data({"models": [one.row() for one in there], "total_bytes": total})
+        return
+    if not there:
+        render.say("No weights are here yet.")
+        render.next_step("mlxq models --recommend")
+        return
+    _local_table(there)
+    click.echo(f"\n{len(there)} {'model' if len(there) == 1 else 'models'}, {render.size(total)}.")
+    for one in there:
+        if one.problem:
+            click.echo(f"{one.folder.name}: {one.problem}")
+
+
+def _local_table(there: list[Installed]) -> None:
+    render.table(
+        ["MODEL", "QUANT", "SIZE", "STATE", "USED BY", "SOURCE"],
+        [
+            [one.model, one.quant, render.size(one.size), one.state, " ".join(one.used_by), one.source or "by hand"]
+            for one in there
+        ],
+        right=(2,),
+    )
+
+
+@dataclass(frozen=True)
+class Here:
+    """What is known of this machine without looking at it."""
+
+    machine: Machine | None
+    measured: list[Measured]
+
+    def speed(self, model: Model, quant: str) -> Speed | None:
+        """Give how fast the model answers here after a prompt of 8K."""
+        return predict(self.machine, model, quant, SHOWN_CONTEXT, self.measured) if self.machine else None
+
+    def fits(self, model: Model, quant: str) -> bool:
+        """Tell whether the model alone fits, one request of 8K."""
+        return not self.machine or memory(model, quant, SHOWN_CONTEXT).total <= self.machine.usable_bytes
+
+
+def _here(place: Home) -> Here:
+    try:
+        with ask.reading(place) as db:
+            row = host.recall(db, "machine")
+            machine = from_row(row) if row else None
+            return Here(machine, advice.measured(db, machine) if machine else [])
+    except NotSetUp:
+        return Here(None, [])
+
+
+def _catalog(place: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
+    """Show what mlxq knows; sizes and speeds are those of the first quant named."""
+    here = _here(place)
+    if as_json:
+        render.data({"models": [_entry(model, here) for model in models.values()]})
+        return
+    render.table(
+        ["MODEL", "GB", "CTX", "TOK/S", "TOOLS", "QUANTS"],
+        [_catalog_row(model, here) for model in models.values()],
+        right=(1, 2, 3),
+    )
+    if here.machine is None:
+        render.say("Speeds are shown once this machine is known: mlxq setup, or mlxq models --recommend.")
+
+
+def _by_size(model: Model) -> list[str]:
+    return sorted(model.quants, key=lambda quant: model.quants[quant].bytes)
+
+
+def _catalog_row(model: Model, here: Here) -> list[Any]:
+    quant = smallest(model)
+    speed = here.speed(model, quant.name)
+    told = advised.brief(speed.decode) if speed else None
+    return [
+        model.id,
+        f"{quant.bytes / 1e9:.1f}",
+        advised.tokens(model.context),
+        told if here.fits(model, quant.name) else NO_ROOM,
+        "yes" if model.tool_calling else "no",
+        " ".join(_by_size(model)),
+    ]
+
+
+def _entry(model: Model, here: Here) -> dict[str, Any]:
+    """Give one model as it is printed for programs."""
+    plain = ("id", "name", "family", "repo", "licence", "gated", "total_params_b", "active_params_b", "context")
+    speed = {quant: here.speed(model, quant) for quant in model.quants}
+    return {
+        **{name: getattr(model, name) for name in plain},
+        "tags": list(model.tags),
+        "tool_calling": model.tool_calling,
+        "vision": model.vision,
+        "quality": asdict(quality(model)),
+        "quants": {
+            name: {
+                "source": quant.source,
+                "size_bytes": quant.bytes,
+                "confidence": quant.confidence,
+                "fits": here.fits(model, name) if here.machine else None,
+                "speed": asdict(told) if (told := speed[name]) else None,
+            }
+            for name, quant in model.quants.items()
+        },
+    }
+
+
+def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any], *, as_json: bool) -> None:
+    """Choose for this machine and show it."""
+    wanted = settings.load(place)
+    machine, benches = _looked_at(place)
+    budget = asked["budget"] or advice.budget(machine, wanted["memory-budget-pct"])
+    models = _selected(known, asked)
+    if asked["show_all"]:
+        _every(machine, models, benches, budget, as_json=as_json)
+        return
+    chosen = advice.recommend(
+        machine, models, asked["intent"] or "balanced", budget, benches=benches, quant=advice.quant_wanted(wanted)
+    )
+    if as_json:
+        render.data(advised.document(machine, chosen))
+        return
+    advised.show(chosen, explain=asked["explain"])
+    render.next_step("mlxq setup")
+
+
+def _looked_at(place: Home) -> tuple[Machine, list[Measured]]:
+    """Give this machine, from the state database or by looking at it now, and what was measured on it."""
+    here = _here(place)
+    if here.machine:
+        return here.machine, here.measured
+    from tasks.world import hardware
+
+    render.say("Looking at this machine.")
+    return hardware.detect(), []
+
+
+def _every(
+    machine: Machine, models: Mapping[str, Model], benches: list[Measured], budget: int, *, as_json: bool
+) -> None:
+    """Show every model that fits the budget alone, in its quant of most worth, the best first."""
+    here = Here(machine, benches)
+    rows = [
+        (model, quant, need)
+        for model in models.values()
+        for quant in _by_size(model)
+        if (need := memory(model, quant, SHOWN_CONTEXT).total) <= budget
+    ]
+    rows.sort(key=lambda row: -worth(row[0], row[1]))
+    if as_json:
+        fitting = [
+            {"model": model.id, "quant": quant, "memory_bytes": need, "speed": asdict(predicted(here, model, quant))}
+            for model, quant, need in rows
+        ]
+        render.data({"budget_bytes": budget, "models": fitting})
+        return
+    render.table(
+        ["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"],
+        [
+            [model.id, quant, advised.gigabytes(need), advised.ranged(predicted(here, model, quant)), _points(model)]
+            for model, quant, need in rows
+        ],
+        right=(2, 3),
+    )
+
+
+def _points(model: Model) -> str:
+    """Give the quality in points, or say that nobody published a score."""
+    found = quality(model)
+    return f"{found.points:.0f}" if found.benchmark else "unrated"
+
+
+def predicted(here: Here, model: Model, quant: str) -> Speed:
+    """Give the speed on a machine that is known."""
+    found = here.speed(model, quant)
+    assert found
+    return found
+
+
+def _available(asked: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show one page of what the Hub has."""
+    from tasks.world import hublist
+
+    page, limit = asked["page"] or 1, asked["limit"] or 20
+    found = hublist.page(page, limit, search=asked["search"], author=asked["author"], tag=asked["tag"])
+    if as_json:
+        render.data({"page": page, "more": found.more, "models": [asdict(repo) for repo in found.repos]})
+        return
+    if not found.repos:
+        render.say("The Hub has no such repo for MLX.")
+        return
+    render.table(
+        ["REPO", "DOWNLOADS", "LIKES", "UPDATED", "GATE"],
+        [
+            [repo.name, repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
+            for repo in found.repos
+        ],
+        right=(1, 2),
+    )
+    if found.more:
+        render.say(f"There are more: --page {page + 1}.")
+    render.next_step(f"mlxq pull {found.repos[0].name}")
