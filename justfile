@@ -9,7 +9,7 @@ check:
     uv run pyright
     uv run lint-imports --no-cache
     uv run codespell
-    uv run cog --check -I docs README.md docs/*.md
+    uv run cog --check -I docs README.md ARCHITECTURE.md docs/*.md
     uv run pytest tests/unit tests/docs
 
 # The real engine and the real gateway.
@@ -30,4 +30,4 @@ format:
 
 # Write anew what the documents take from the code.
 docs:
-    uv run cog -r -I docs README.md docs/*.md
+    uv run cog -r -I docs README.md ARCHITECTURE.md docs/*.md

@@ -135,7 +135,7 @@ def test_messages_use_the_same_words() -> None:
 
 
 COMMAND = r"(?:uv run )?mlxq ([a-z][a-z-]*(?: [a-z][a-z-]*)?)"
-PROMISED = {"pull", "dashboard", "doctor", "install", "keys", "ls", "models", "prune", "rm"}
+PROMISED = {"pull", "dashboard", "doctor", "install", "keys", "ls", "prune", "rm"}
 """Named by messages and pages, and not built yet."""
 
 
@@ -165,6 +165,30 @@ def test_every_command_that_a_message_names_next_exists() -> None:
 
 def test_no_command_is_promised_that_is_there() -> None:
     assert PROMISED.isdisjoint(mlxq.list_commands(click.Context(mlxq)))
+
+
+FILE = r"`((?:mlxq|tasks|catalog|state|tests|docs|benchmarks)/[\w./*-]*)(?:: (\w+))?`"
+INVENTED = {"mlxq/commands/touch.py"}
+"""What docs/add-a-command.md has its reader write."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    """Also what is named in it, such as `state/ledger.py: submit`."""
+    waiting = INVENTED | {f"mlxq/commands/{name}.py" for name in PROMISED}
+    for file, name in re.findall(FILE, said(page)):
+        found = list(ROOT.glob(file))
+        assert found or file in waiting, file
+        assert not name or re.search(rf"^(?:def |class )?{name}\b", found[0].read_text(), re.MULTILINE), name
+
+
+def test_exception_is_caught_where_contributing_says() -> None:
+    catching = re.compile(r"^ *except (?:Exception|\(Exception\b)", re.MULTILINE)
+    files = [path for package in messages.PACKAGES for path in (ROOT / package).rglob("*.py")]
+    caught = {str(path.relative_to(ROOT)) for path in files if catching.search(path.read_text())}
+    told = re.search(r"`Exception` is caught in two places: `(.+?)` and `(.+?)`", said(ROOT / "CONTRIBUTING.md"))
+    assert told
+    assert set(told.groups()) == caught
 
 
 def test_overrides_for_an_installation_are_those_of_the_project() -> None:
