@@ -28,6 +28,17 @@ SELECT service, at / :quarter * :quarter, :quarter, avg(up), avg(running), avg(w
 FROM samples WHERE span_s = :minute AND at < :before GROUP BY service, at / :quarter
 """
 
+FORGET = """
+INSERT INTO samples
+SELECT service, 0, 0, 0, 0, 0, sum(requests), sum(errors), sum(fallbacks), sum(prompt_tokens), sum(completion_tokens),
+       NULL, NULL, NULL, NULL, NULL, NULL
+FROM samples WHERE span_s = :quarter AND at < :before GROUP BY service
+ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, errors = errors + excluded.errors,
+  fallbacks = fallbacks + excluded.fallbacks, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+  completion_tokens = completion_tokens + excluded.completion_tokens
+"""
+"""Adds what is forgotten to one row a service at time 0, so that totals never shrink."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -84,19 +95,44 @@ def thin(db: Database) -> None:
     with db.transaction():
         db.run(FOLD, {"quarter": QUARTER_S, "minute": MINUTE_S, "before": before})
         db.run("DELETE FROM samples WHERE span_s = ? AND at < ?", (MINUTE_S, before))
-        db.run("DELETE FROM samples WHERE span_s = ? AND at < ?", (QUARTER_S, int(db.now()) - KEPT_S))
+        gone = {"quarter": QUARTER_S, "before": int(db.now()) - KEPT_S}
+        db.run(FORGET, gone)
+        db.run("DELETE FROM samples WHERE span_s = :quarter AND at < :before", gone)
 
 
 def history(db: Database, service: str, since: float) -> list[Sample]:
     """Give a service's samples from `since` (unix seconds) on, oldest first; older spans are longer."""
-    rows = db.rows("SELECT * FROM samples WHERE service = ? AND at >= ? ORDER BY at", (service, int(since)))
+    rows = db.rows("SELECT * FROM samples WHERE service = ? AND at >= ? ORDER BY at", (service, max(1, int(since))))
     return [_sample(row) for row in rows]
 
 
 def latest(db: Database, service: str) -> Sample | None:
     """Give a service's newest sample, or None."""
-    row = db.row("SELECT * FROM samples WHERE service = ? ORDER BY at DESC LIMIT 1", (service,))
+    row = db.row("SELECT * FROM samples WHERE service = ? AND at > 0 ORDER BY at DESC LIMIT 1", (service,))
     return None if row is None else _sample(row)
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a service did since its first sample."""
+
+    service: str
+    requests: int
+    errors: int
+    fallbacks: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def totals(db: Database) -> list[Total]:
+    """Give the totals of every service; they only grow."""
+    rows = db.rows(
+        "SELECT service, sum(requests) AS requests, sum(errors) AS errors, sum(fallbacks) AS fallbacks,"
+        " sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens"
+        " FROM samples WHERE service <> ? GROUP BY service",
+        (MACHINE,),
+    )
+    return [Total(**dict(row)) for row in rows]
 
 
 def _sample(row: Row) -> Sample:

@@ -65,6 +65,16 @@ def test_a_month_is_kept(db: Database, clock: Any):
     assert sample.history(db, "fast", 0) == []
 
 
+def test_totals_never_shrink(db: Database, clock: Any):
+    """Prometheus takes a counter that shrinks for one that began anew, and counts everything twice."""
+    for _ in range(3):
+        sample.take(db, [minute(clock.now, requests=2, completion_tokens=50)])
+        clock.now += KEPT_S + FINE_S
+    sample.take(db, [])
+    assert sample.history(db, "fast", 0) == []
+    assert [(each.requests, each.completion_tokens) for each in sample.totals(db)] == [(6, 150)]
+
+
 @pytest.mark.slow
 def test_a_month_of_five_services_is_a_few_megabytes(db: Database, clock: Any):
     """The bound that the thinning is for."""

@@ -1,0 +1,122 @@
+"""What an engine is asked at the moment, and what that comes to over a minute. Pure: answers in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, TypeVar, cast
+
+from state.sample import MINUTE_S, Sample
+from tasks.plan.health import EngineStatus
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request that an engine has."""
+
+    id: str
+    phase: str
+    """queued, prefill (reads the prompt), or generation."""
+    elapsed_s: float
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that were not read again."""
+    completion_tokens: int
+    max_tokens: int
+    decode_tps: float | None
+    """Tokens/s since the first token; None before it."""
+    ttft_s: float | None
+    """Seconds to the first token; None before it."""
+
+    @property
+    def progress(self) -> float:
+        """Share of the answer's longest length, 0 to 1; most answers end before it."""
+        return min(1.0, self.completion_tokens / self.max_tokens) if self.max_tokens else 0.0
+
+    @property
+    def prompt_tps(self) -> float | None:
+        """Prompt tokens/s, the wait in the queue counted; None before the first token."""
+        read = self.prompt_tokens - self.cached_tokens
+        return read / self.ttft_s if self.ttft_s and read > 0 else None
+
+
+def read_requests(body: Any) -> list[Request]:
+    """Read the requests in `/v1/status` of vllm-mlx 0.6.0; what is missing or odd counts as nothing."""
+    said = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    listed = said.get("requests")
+    entries = cast("list[Any]", listed) if isinstance(listed, list) else []
+    return [_request(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict)]
+
+
+def _request(entry: dict[str, Any]) -> Request:
+    def number(name: str) -> float:
+        value = entry.get(name)
+        return value if isinstance(value, int | float) else 0
+
+    return Request(
+        id=str(entry.get("request_id", "")),
+        phase=str(entry.get("phase", "")),
+        elapsed_s=number("elapsed_s"),
+        prompt_tokens=int(number("prompt_tokens")),
+        cached_tokens=int(number("cached_tokens")),
+        completion_tokens=int(number("completion_tokens")),
+        max_tokens=int(number("max_tokens")),
+        decode_tps=number("tokens_per_second") or None,
+        ttft_s=number("ttft_s") or None,
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a service saw."""
+
+    serving: bool
+    status: EngineStatus | None = None
+    """None for the gateway, and when there was no answer."""
+    requests: Sequence[Request] = ()
+    memory_bytes: int | None = None
+    failed: int = 0
+    """Requests that failed since the counters began."""
+    fallbacks: int = 0
+    """Likewise those that another tier answered."""
+
+
+def fold(service: str, at: int, before: Look | None, looks: Sequence[Look]) -> Sample:
+    """Give the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
+    chain = [*([before] if before else []), *looks]
+    seen = [look.status for look in chain if look.status]
+    now = [look.status for look in looks if look.status]
+    requests = {request.id: request for look in looks for request in look.requests}.values()
+    return Sample(
+        service,
+        at,
+        MINUTE_S,
+        up=fmean(look.serving for look in looks),
+        running=fmean(status.num_running for status in now) if now else 0.0,
+        waiting=fmean(status.num_waiting for status in now) if now else 0.0,
+        requests=_grown(seen, lambda status: status.requests),
+        errors=_grown(chain, lambda look: look.failed),
+        fallbacks=_grown(chain, lambda look: look.fallbacks),
+        prompt_tokens=_grown(seen, lambda status: status.prompt_tokens),
+        completion_tokens=_grown(seen, lambda status: status.completion_tokens),
+        decode_tps=_mean(request.decode_tps for request in requests),
+        prompt_tps=_mean(request.prompt_tps for request in requests),
+        ttft_s=_mean(request.ttft_s for request in requests),
+        memory_bytes=looks[-1].memory_bytes,
+    )
+
+
+T = TypeVar("T")
+
+
+def _grown(looks: Sequence[T], count: Callable[[T], int]) -> int:
+    """Add up how much a counter grew; a smaller one than before began anew at zero."""
+    counts = [count(look) for look in looks]
+    return sum(now - old if now >= old else now for old, now in pairwise(counts))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None

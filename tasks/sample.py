@@ -1,0 +1,88 @@
+"""Keep a history: look at every service each ten seconds, write a row each minute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from state import sample, secrets, service, usage
+from state.db import Database
+from state.errors import EngineFailed
+from state.paths import Home
+from state.sample import MINUTE_S, Sample
+from state.service import SERVING, Service
+from tasks.plan import health, traffic
+from tasks.plan.traffic import Look
+from tasks.queue import tick
+from tasks.runtime import runtime
+from tasks.world import probe, system
+
+EVERY_S = 10.0
+"""Often enough to meet most requests while they run; their speed is told only then."""
+PATIENCE_S = 1.0
+
+
+class Recorder:
+    """The looks of the minute that runs."""
+
+    def __init__(self) -> None:
+        self.minute = 0
+        """When it began, in unix seconds."""
+        self.looks: dict[str, list[Look]] = {}
+        self.before: dict[str, Look] = {}
+
+    def look(self, db: Database, home: Home) -> None:
+        """Look at every service; write the last minute when a new one has begun."""
+        minute = int(db.now()) // MINUTE_S * MINUTE_S
+        if self.looks and minute != self.minute:
+            sample.take(db, [*self._samples(), _machine(self.minute)])
+            self.before = {name: looks[-1] for name, looks in self.looks.items()}
+            self.looks = {}
+        self.minute = minute
+        key = secrets.read(home.secrets).get(secrets.TIER, "")
+        counted = usage.totals(db)
+        for each in service.listing(db):
+            self.looks.setdefault(each.name, []).append(_look(each, key, counted))
+
+    def _samples(self) -> list[Sample]:
+        return [traffic.fold(name, self.minute, self.before.get(name), looks) for name, looks in self.looks.items()]
+
+
+def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Look:
+    """Look at one service. `counted`: the gateway's sums by tier; all of them are the gateway's own."""
+    own = [row for row in counted if each.kind == "gateway" or row["tier"] == each.name]
+    told: dict[str, Any] = {
+        "memory_bytes": each.memory_bytes,
+        "failed": sum(row["failed"] for row in own),
+        "fallbacks": sum(row["fallbacks"] for row in own),
+    }
+    serving = each.doing in SERVING
+    if each.kind != "engine" or not serving:
+        return Look(serving, **told)
+    try:
+        body = probe.ask(each.port, "/v1/status", key, PATIENCE_S).body
+    except EngineFailed:
+        return Look(serving=False, **told)
+    return Look(serving, health.read_status(body), traffic.read_requests(body), **told)
+
+
+def _machine(minute: int) -> Sample:
+    now = system.memory()
+    return Sample(
+        sample.MACHINE,
+        minute,
+        MINUTE_S,
+        up=1.0,
+        memory_bytes=now.total - now.available,
+        wired_bytes=now.wired,
+        swap_bytes=now.swap_used,
+    )
+
+
+recorder = Recorder()
+
+
+@tick("sample", every_s=EVERY_S)
+def look() -> None:
+    """Take a look."""
+    recorder.look(runtime.database(), runtime.home)
