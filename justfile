@@ -16,6 +16,10 @@ check:
 contract:
     uv run pytest tests/contract
 
+# The page, in the system's Chromium.
+browser:
+    uv run pytest tests/browser
+
 # Kill it, fill the disk, stop the clock.
 chaos:
     uv run pytest tests/chaos
