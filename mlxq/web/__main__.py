@@ -1,0 +1,57 @@
+"""The program of the page's process: `python -P -m mlxq.web PORT`, with MLXQ_HOME in its environment."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from types import FrameType
+
+import uvicorn
+
+from mlxq.web.app import Page, build
+from mlxq.web.door import Door
+from state import secrets
+from state.paths import home
+
+STOP_S = 2
+"""Seconds that answers in flight have after SIGTERM."""
+
+
+class Server(uvicorn.Server):
+    """Ends the streams of events when it shall end; they never end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, page: Page) -> None:
+        super().__init__(config)
+        self._page = page
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take SIGTERM or SIGINT."""
+        asyncio.get_running_loop().call_soon_threadsafe(self._page.stage.close)
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    """Serve on loopback until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="mlxq.web")
+    parser.add_argument("port", type=int)
+    port: int = parser.parse_args().port
+    place = home().make()
+    page = Page(place, Door(secrets.ensure(place.secrets)[secrets.PAGE]))
+    config = uvicorn.Config(
+        build(page),
+        host="127.0.0.1",
+        port=port,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    Server(config, page).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""The page as an ASGI app: what each address answers, and to whom."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from mlxq.web import detail, paint
+from mlxq.web.door import COOKIE_S, Door
+from mlxq.web.guard import Guard
+from mlxq.web.paint import STATIC, Painter
+from mlxq.web.stage import Stage
+from state import ledger, service
+from state.db import Database, open_database, read_database
+from state.errors import MlxqError, NotFound, NotSetUp
+from state.paths import Home
+from tasks import kinds
+
+VERBS = ("start", "restart", "stop")
+REFUSED, MISSING, CONFLICT = 403, 404, 409
+FOREVER = "public, max-age=31536000, immutable"
+"""Static files are asked for by their digest."""
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+class Page:
+    """Everything one running page needs."""
+
+    def __init__(self, home: Home, door: Door) -> None:
+        self.home = home
+        self.door = door
+        self.painter = Painter()
+        self.stage = Stage(home, self.painter)
+
+    def cookie_name(self, request: Request) -> str:
+        """Give the cookie's name; two pages on one machine have two ports and share one jar."""
+        return f"mlxq-{request.url.port or 80}"
+
+    def session(self, request: Request) -> str | None:
+        """Give the session's cookie, or None when it is missing or false."""
+        cookie = request.cookies.get(self.cookie_name(request))
+        return cookie if self.door.knows(cookie) else None
+
+    def for_session(self, answer: Answer) -> Answer:
+        """Answer only who has the cookie."""
+
+        async def guarded(request: Request) -> Response:
+            if self.session(request) is None:
+                return HTMLResponse(self.painter.part("locked"), status_code=401)
+            return await answer(request)
+
+        return guarded
+
+    def for_action(self, answer: Answer) -> Answer:
+        """Answer only who has the cookie, its token, and comes from our own page."""
+
+        async def guarded(request: Request) -> Response:
+            cookie = self.session(request)
+            if cookie is None:
+                return _told("Open the page anew: mlxq dashboard", 401)
+            if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+                return _told("This came from another page.", REFUSED)
+            if not self.door.may_act(cookie, request.headers.get("x-mlxq-token", "")):
+                return _told("This page is too old. Load it again.", REFUSED)
+            try:
+                return await answer(request)
+            except NotFound as problem:
+                return _told(problem.message, MISSING)
+            except MlxqError as problem:
+                return _told(problem.message, CONFLICT)
+
+        return guarded
+
+    async def enter(self, request: Request) -> Response:
+        """Turn a one-time link into a cookie.
+
+        The page is then loaded by a refresh and not by a redirect: a link clicked in another site's page, such as a
+        terminal in a browser, would not take a SameSite=Strict cookie along.
+        """
+        cookie = self.door.enter(request.query_params.get("link", ""))
+        if cookie is None:
+            return HTMLResponse(self.painter.part("locked"), status_code=401)
+        answer = HTMLResponse(self.painter.part("enter"))
+        answer.set_cookie(
+            self.cookie_name(request), cookie, max_age=COOKIE_S, path="/", httponly=True, samesite="strict"
+        )
+        return answer
+
+    async def show(self, request: Request) -> Response:
+        """Show the page."""
+        try:
+            sections = self.stage.paint()
+        except NotSetUp:
+            return HTMLResponse(self.painter.part("unset"))
+        token = self.door.action_token(self.session(request) or "")
+        return HTMLResponse(self.painter.part("page", sections=sections, token=token))
+
+    async def events(self, _request: Request) -> Response:
+        """Tell what changes, as server-sent events."""
+
+        async def told() -> AsyncGenerator[str]:
+            async for sections in self.stage.watch():
+                yield "".join(paint.event(name, text) for name, text in sections.items()) or ": beat\n\n"
+
+        return StreamingResponse(told(), media_type="text/event-stream")
+
+    async def job(self, request: Request) -> Response:
+        """Show one job in full."""
+        try:
+            with closing(read_database(self.home)) as db:
+                found = detail.look(db, request.path_params["job"])
+        except NotFound as problem:
+            return PlainTextResponse(problem.message, status_code=MISSING)
+        return HTMLResponse(self.painter.part("job", found=found))
+
+    async def serve(self, request: Request) -> Response:
+        """Start, restart or stop a service."""
+        name, verb = request.path_params["service"], request.path_params["verb"]
+        if verb not in VERBS:
+            raise NotFound(f"There is no action {verb!r} for a service.")
+
+        def put(db: Database) -> str:
+            service.get(db, name)
+            job, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
+            return f"Job {job}: {verb} {name}" if fresh else f"Job {job} is already at it."
+
+        return await self._act(put)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a job."""
+        job = request.path_params["job"]
+        return await self._act(lambda db: f"Job {job}: {ledger.cancel(db, job)}, and told to stop.")
+
+    async def retry(self, request: Request) -> Response:
+        """Try a job again."""
+        job = request.path_params["job"]
+        return await self._act(lambda db: f"Again: job {', '.join(map(str, ledger.revive(db, job)))}.")
+
+    async def _act(self, act: Callable[[Database], str]) -> Response:
+        """Do it in a thread: a write may wait for another's."""
+
+        def run() -> str:
+            with closing(open_database(self.home)) as db:
+                return act(db)
+
+        return _told(await asyncio.to_thread(run), 202)
+
+    async def metrics(self, request: Request) -> Response:
+        """Give the figures to Prometheus, which shows the key, or to a session."""
+        from mlxq.web import metrics  # prometheus_client takes 6 MB, which most pages never need
+
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not self.door.reads_figures(bearer) and self.session(request) is None:
+            return PlainTextResponse("Authorization: Bearer MLXQ_PAGE_KEY\n", status_code=401)
+        with closing(read_database(self.home)) as db:
+            return PlainTextResponse(metrics.text(db), media_type=metrics.CONTENT_TYPE)
+
+
+class Static(StaticFiles):
+    """Files that never change under one address."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Give a file, to be kept for ever."""
+        answer = await super().get_response(path, scope)
+        answer.headers["cache-control"] = FOREVER
+        return answer
+
+
+def _told(text: str, status: int) -> JSONResponse:
+    return JSONResponse({"said": text}, status_code=status)
+
+
+async def _well(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def build(page: Page) -> Starlette:
+    """Give the app."""
+    act = page.for_action
+    return Starlette(
+        routes=[
+            Route("/", page.for_session(page.show)),
+            Route("/enter", page.enter),
+            Route("/events", page.for_session(page.events)),
+            Route("/jobs/{job:int}", page.for_session(page.job)),
+            Route("/jobs/{job:int}/cancel", act(page.cancel), methods=["POST"]),
+            Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
+            Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),
+            Route("/metrics", page.metrics),
+            Route("/health", _well),
+            Mount("/static", Static(directory=Path(STATIC))),
+        ],
+        middleware=[Middleware(Guard)],
+    )

@@ -1,0 +1,167 @@
+"""Everything the page and `mlxq top` show, read from the rows at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq.web import words
+from mlxq.web.live import Engine, Engines
+from mlxq.web.words import Entry, Told
+from state import event, host, job, sample, service, settings, stack
+from state.db import Database
+from state.job import Job
+from state.sample import Sample
+from state.service import Service
+from state.stack import Tier
+from tasks import pulse
+from tasks.plan.traffic import Request
+from tasks.pulse import Pulse
+
+HOUR_S = 3600
+ATTENTION_S = 7 * 86_400
+"""A failure that nobody cared about for a week is history."""
+MOST_ATTENTION = 8
+MOST_RECORD = 12
+MOST_STORY = 60
+
+FAILED = """
+SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
+AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
+                AND later.args = jobs.args AND later.state <> 'failed')
+ORDER BY finished_at DESC LIMIT :limit
+"""
+"""Jobs that failed by themselves and were not put in again since."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One tier, or another service."""
+
+    service: Service
+    told: Told
+    tier: Tier | None
+    now: Engine | None
+    hour: Sequence[Sample]
+    last: Sample | None
+    """The newest sample in which a request ran."""
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Tokens/s now, all requests together; else of one request when one last ran."""
+        running = [each.decode_tps for each in self.now.requests if each.decode_tps] if self.now else []
+        return sum(running) if running else self.last.decode_tps if self.last else None
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes now; 0 when it is down."""
+        return self.service.memory_bytes or 0 if self.service.doing in service.ALIVE else 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The machine's memory, in bytes."""
+
+    total: int
+    used: int
+    budget: int
+    wired: int | None
+    swap: int
+
+    def share(self, count: float) -> float:
+        """Give a share of all memory in per cent."""
+        return round(min(100.0, 100.0 * count / self.total), 2) if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is so now."""
+
+    at: float
+    told: Told
+    worker: Pulse
+    endpoint: str
+    machine: dict[str, Any]
+    memory: Memory
+    cards: Sequence[Card]
+    """The engines."""
+    others: Sequence[Card]
+    """The gateway and the page."""
+    requests: Sequence[tuple[str, Request]]
+    """Each with its tier."""
+    fallbacks: int
+    """Answers within the hour that came from another tier than was asked."""
+    chains: Sequence[Sequence[Job]]
+    attention: Sequence[Job]
+    record: Sequence[Job]
+    story: Sequence[Entry]
+
+
+def look(db: Database, engines: Engines) -> Picture:
+    """Read the rows, in one snapshot."""
+    db.connection.execute("BEGIN")
+    try:
+        return _look(db, engines)
+    finally:
+        db.connection.execute("COMMIT")
+
+
+def _look(db: Database, engines: Engines) -> Picture:
+    now = db.now()
+    services = service.listing(db)
+    worker = pulse.feel(db)
+    tiers = {tier.name: tier for tier in stack.tiers(db)}
+    cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), now) for one in services]
+    machine = host.recall(db, "machine") or {}
+    gate = next((one for one in services if one.kind == "gateway"), None)
+    wanted = settings.load(db.home)
+    port = gate.port if gate else wanted["litellm-port"]
+    return Picture(
+        at=now,
+        told=words.of_all(services, worker),
+        worker=worker,
+        endpoint=f"http://127.0.0.1:{port}/v1",
+        machine=machine,
+        memory=_memory(db, machine, wanted["memory-budget-pct"], cards),
+        cards=[card for card in cards if card.service.kind == "engine"],
+        others=[card for card in cards if card.service.kind != "engine"],
+        requests=[(name, request) for name, engine in engines.items() for request in engine.requests],
+        fallbacks=sum(each.fallbacks for card in cards if card.service.kind == "gateway" for each in card.hour),
+        chains=_chains(db),
+        attention=[job.get(db, row["id"]) for row in db.rows(FAILED, _recent(now))],
+        record=[each for each in job.listing(db, limit=40) if not each.live][:MOST_RECORD],
+        story=words.story(event.of_service(db, None, limit=MOST_STORY)),
+    )
+
+
+def _recent(now: float) -> dict[str, float]:
+    return {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}
+
+
+def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, now: float) -> Card:
+    hour = sample.history(db, one.name, now - HOUR_S)
+    ran = [each for each in hour if each.ttft_s is not None]
+    return Card(one, words.of_service(one), tier, engine, hour, ran[-1] if ran else None)
+
+
+def _memory(db: Database, machine: dict[str, Any], budget_pct: int, cards: Sequence[Card]) -> Memory:
+    """Give the machine's memory; before the first sample only what the services take is known."""
+    last = sample.latest(db, sample.MACHINE)
+    total = int(machine.get("memory_bytes") or 0)
+    ours = sum(card.memory_bytes for card in cards)
+    return Memory(
+        total=total,
+        used=max(ours, (last.memory_bytes or 0) if last else 0),
+        budget=total * budget_pct // 100,
+        wired=last.wired_bytes if last else None,
+        swap=(last.swap_bytes or 0) if last else 0,
+    )
+
+
+def _chains(db: Database) -> list[list[Job]]:
+    """Give the chains in which something is still to be done, newest first."""
+    rows = db.rows(
+        "SELECT DISTINCT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY chain DESC"
+    )
+    return [job.of_chain(db, row["chain"]) for row in rows]

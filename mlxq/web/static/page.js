@@ -1,0 +1,162 @@
+"use strict";
+// Keeps the page as the server paints it. The server sends whole sections; only what differs is touched, so that focus,
+// scroll, selection and what was opened stay as they are.
+
+const $ = (id) => document.getElementById(id);
+const token = document.querySelector("meta[name=mlxq-token]").content;
+
+// ---- sections
+
+const keyOf = (node) => node.nodeType === 1 ? node.id || node.dataset.key || "" : "";
+const alike = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && keyOf(a) === keyOf(b);
+
+function morph(old, fresh) {
+  if (old.nodeType !== 1) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  if (old.dataset && "keep" in old.dataset) return;
+  const changed = sameAttributes(old, fresh);
+  if (old.nodeName === "TIME") {
+    if (changed) old.textContent = fresh.textContent;
+    return;
+  }
+  morphChildren(old, fresh);
+}
+
+function sameAttributes(old, fresh) {
+  let changed = false;
+  for (const { name, value } of [...fresh.attributes])
+    if (old.getAttribute(name) !== value) { old.setAttribute(name, value); changed = true; }
+  for (const { name } of [...old.attributes])
+    if (!fresh.hasAttribute(name) && name !== "open" && name !== "disabled") { old.removeAttribute(name); changed = true; }
+  return changed;
+}
+
+function morphChildren(old, fresh) {
+  let at = old.firstChild;
+  for (const want of [...fresh.childNodes]) {
+    let found = at;
+    if (keyOf(want)) while (found && !alike(found, want)) found = found.nextSibling;
+    if (found && alike(found, want)) {
+      if (found !== at) old.insertBefore(found, at); else at = at.nextSibling;
+      morph(found, want);
+    } else old.insertBefore(want, at);
+  }
+  while (at) { const next = at.nextSibling; at.remove(); at = next; }
+}
+
+function show(id, html) {
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  morphChildren($(id), fresh.content);
+  tellTimes();
+}
+
+// ---- times
+
+function span(seconds) {
+  const s = Math.max(0, Math.floor(seconds)), two = (n) => String(n).padStart(2, "0");
+  if (s < 60) return `${s}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}m${two(s % 60)}s`;
+  if (s < 86400) return `${Math.floor(s / 3600)}h${two(Math.floor(s % 3600 / 60))}m`;
+  return `${Math.floor(s / 86400)}d${two(Math.floor(s % 86400 / 3600))}h`;
+}
+
+const coarse = (seconds) => seconds < 60 ? "just now" : `${span(seconds).replace(/m\d\ds$/, "m")} ago`;
+
+function clock(at) {
+  const then = new Date(at * 1000), today = then.toDateString() === new Date().toDateString();
+  const time = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+  return today ? time : `${then.toLocaleDateString([], { day: "numeric", month: "short" })} ${time.slice(0, 5)}`;
+}
+
+function tellTimes() {
+  const now = Date.now() / 1000;
+  for (const each of document.querySelectorAll("time")) {
+    const { since, until, ago, clock: at } = each.dataset;
+    const text = since ? span(now - since) : until ? (until > now ? `in ${span(until - now + 1)}` : "now") : ago ? coarse(now - ago) : clock(at);
+    if (each.textContent !== text) each.textContent = text;
+  }
+}
+
+// ---- the line to the server
+
+let lost = 0;
+
+function listen() {
+  const source = new EventSource("/events");
+  for (const id of ["head", "tiers", "now", "jobs", "why", "bench"])
+    source.addEventListener(id, (event) => show(id, JSON.parse(event.data)));
+  source.onopen = () => { lost = 0; tellLine(); };
+  source.onerror = () => {
+    lost ||= Date.now() / 1000;
+    tellLine();
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
+  };
+}
+
+function tellLine() {
+  $("line").hidden = !lost;
+  $("line").textContent = lost ? `Not live since ${clock(lost)}: the page's process does not answer. Trying again.` : "";
+}
+
+// ---- actions
+
+let quiet;
+
+function say(text) {
+  $("said").textContent = text;
+  clearTimeout(quiet);
+  quiet = setTimeout(() => { $("said").textContent = ""; }, 6000);
+}
+
+async function post(button) {
+  button.disabled = true;
+  try {
+    const answer = await fetch(button.dataset.post, { method: "POST", headers: { "x-mlxq-token": token } });
+    say((await answer.json()).said);
+  } catch {
+    say("The page's process does not answer.");
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function ask(button) {
+  const dialog = $("ask"), sure = dialog.querySelector("[data-sure]");
+  $("ask-text").textContent = button.dataset.ask;
+  sure.textContent = button.dataset.sure;
+  sure.onclick = () => { dialog.close(); post(button); };
+  dialog.querySelector("[data-close]").onclick = () => dialog.close();
+  dialog.showModal();
+}
+
+async function copy(button) {
+  try {
+    await navigator.clipboard.writeText($(button.dataset.copy).textContent);
+    say("Copied.");
+  } catch {
+    getSelection().selectAllChildren($(button.dataset.copy));
+    say("Selected: copy it with the keyboard.");
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (button?.dataset.copy) copy(button);
+  else if (button?.dataset.ask) ask(button);
+  else if (button?.dataset.post) post(button);
+});
+
+document.addEventListener("toggle", async (event) => {
+  const details = event.target;
+  if (!details.open || !details.dataset.load) return;
+  const answer = await fetch(details.dataset.load);
+  details.querySelector("[data-keep]").innerHTML = answer.ok ? await answer.text() : "It is gone.";
+  tellTimes();
+}, true);
+
+tellTimes();
+setInterval(tellTimes, 1000);
+listen();

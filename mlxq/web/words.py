@@ -1,0 +1,149 @@
+"""What is said of a service and of the whole, each word with a shape, so that no meaning hangs on colour. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from state.event import Happening
+from state.service import ROUTED, Doing, Service, Step
+from tasks.plan.restart import FLAPPING_EXITS
+from tasks.pulse import Pulse
+
+
+class Shape(StrEnum):
+    """The mark beside a word; each is drawn differently."""
+
+    FULL = "full"  # a filled disc: all is well
+    HALF = "half"  # a half disc: on its way
+    RING = "ring"  # an empty ring: not there, and not wanted
+    WARN = "warn"  # a triangle: works badly
+    CROSS = "cross"  # a cross: does not work
+
+
+@dataclass(frozen=True)
+class Told:
+    """How something is, for people."""
+
+    shape: Shape
+    word: str
+    why: str = ""
+    """What is known of the reason; empty when there is nothing to explain."""
+    since: float | None = None
+    """Unix seconds since when."""
+    until: float | None = None
+    """Unix seconds of the next try."""
+    hint: str | None = None
+    """The command that helps."""
+
+
+SHAPES = {
+    Doing.STOPPED: Shape.RING,
+    Doing.STARTING: Shape.HALF,
+    Doing.LOADING: Shape.HALF,
+    Doing.READY: Shape.FULL,
+    Doing.STALLED: Shape.WARN,
+    Doing.DEGRADED: Shape.WARN,
+    Doing.DRAINING: Shape.HALF,
+    Doing.STOPPING: Shape.HALF,
+    Doing.BACKOFF: Shape.CROSS,
+    Doing.FLAPPING: Shape.CROSS,
+    Doing.FAILED: Shape.CROSS,
+}
+WORDS = {Doing.BACKOFF: "backing off", Doing.STALLED: "stalled"}
+
+
+def of_service(one: Service) -> Told:
+    """Say how a service is."""
+    word = WORDS.get(one.doing, str(one.doing))
+    shape = SHAPES[one.doing]
+    if one.doing in {Doing.BACKOFF, Doing.FLAPPING}:
+        exits = f"exit {len(one.exits)} of {FLAPPING_EXITS}" if one.doing == Doing.BACKOFF and one.exits else ""
+        why = " ".join(part for part in (one.cause or "", f"({exits})" if exits else "") if part)
+        return Told(shape, word, why, until=one.next_try_at, hint=one.hint)
+    if one.doing == Doing.FAILED:
+        return Told(shape, word, one.cause or "", since=one.updated_at, hint=one.hint)
+    if one.doing == Doing.STOPPED and one.wanted == "up":
+        return Told(Shape.HALF, "down", "wanted, and not started yet")
+    since = one.started_at if one.doing in {Doing.STARTING, Doing.LOADING} else None
+    why = "" if one.doing in {Doing.READY, Doing.STOPPED} else one.cause or one.doing.meaning
+    return Told(shape, word, why, since=since)
+
+
+def of_all(services: Sequence[Service], worker: Pulse) -> Told:
+    """Say in one word how the whole is."""
+    engines = [one for one in services if one.kind == "engine"]
+    gate = next((one for one in services if one.kind == "gateway"), None)
+    if gate is None or not engines:
+        return Told(Shape.RING, "not set up", hint="mlxq setup")
+    if not any(one.wanted == "up" for one in (gate, *engines)):
+        return Told(Shape.RING, "stopped", hint="mlxq up")
+    told = _serving(gate, engines)
+    if worker is Pulse.ALIVE:
+        return told
+    return Told(Shape.WARN, told.word, f"nobody watches over it: {worker.meaning}", hint="mlxq status")
+
+
+def _serving(gate: Service, engines: Sequence[Service]) -> Told:
+    wanted = [one for one in engines if one.wanted == "up"]
+    routed = [one for one in wanted if one.doing in ROUTED]
+    missing = [one for one in (gate, *wanted) if one.doing != Doing.READY]
+    if not missing:
+        return Told(Shape.FULL, "serving")
+    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in missing)
+    if gate.doing in ROUTED and routed:
+        return Told(Shape.WARN, "degraded", why)
+    if any(one.doing == Doing.FAILED for one in missing):
+        return Told(Shape.CROSS, "down", why, hint="mlxq doctor")
+    return Told(Shape.HALF, "recovering", why)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the timeline."""
+
+    id: int
+    at: float
+    service: str
+    shape: Shape
+    word: str
+    text: str
+
+
+STORY = {
+    Step.READIED: (Shape.FULL, "ready", ""),
+    Step.ADOPTED: (Shape.HALF, "adopted", "it ran already, and was taken over"),
+    Step.STALLED: (Shape.WARN, "stalled", "it has requests and does not move"),
+    Step.DEGRADED: (Shape.WARN, "degraded", "it misses probes"),
+    Step.DRAINED: (Shape.HALF, "draining", "it gets no new requests"),
+    Step.STOPPED: (Shape.RING, "stopped", "mlxq told it to end"),
+    Step.DIED: (Shape.CROSS, "died", ""),
+    Step.FLAPPED: (Shape.CROSS, "flapping", ""),
+    Step.GAVE_UP: (Shape.CROSS, "failed", ""),
+    "wanted_up": (Shape.HALF, "wanted up", "a person asked"),
+    "wanted_down": (Shape.RING, "wanted down", "a person asked"),
+}
+UNTOLD = frozenset({Step.INTENDED, Step.SPAWNED, Step.ENDING})
+"""Steps on the way to another, which tells enough."""
+
+
+def story(happenings: Sequence[Happening]) -> list[Entry]:
+    """Tell what happened to the services, newest first."""
+    return [_entry(each) for each in reversed(happenings) if each.name not in UNTOLD]
+
+
+def _entry(each: Happening) -> Entry:
+    shape, word, text = STORY.get(each.name, (Shape.RING, each.name.replace("_", " "), ""))
+    cause = str(each.data.get("cause") or text)
+    code = each.data.get("exit_code")
+    told = f"{cause} ({exit_text(code)})" if code and exit_text(code) not in cause else cause
+    return Entry(each.id, each.at, each.service or "", shape, word, told)
+
+
+SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+
+
+def exit_text(code: int) -> str:
+    """Spell an exit code; above 128 it names a signal."""
+    return SIGNALS.get(code, f"exit code {code}")

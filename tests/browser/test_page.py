@@ -1,0 +1,208 @@
+"""The page as a person meets it: live, without a reload, in the system's Chromium."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+from support import page as support
+from support import scene
+
+from state import event, job, ledger, service, wake
+from state.db import Database
+from state.job import State
+
+
+def test_a_died_engine_shows_its_backoff_and_its_recovery_without_a_reload(view: Page, rows: Database):
+    card = view.locator("article[data-key=fast]")
+    expect(card.locator(".state")).to_have_text("ready")
+    expect(view.locator(".overall strong")).to_have_text("serving")
+    scene.die(rows, "fast")
+    expect(card.locator(".state strong")).to_have_text("backing off")
+    expect(card.locator(".state time")).to_contain_text("in ")
+    expect(card).to_contain_text("It was killed by SIGKILL. (exit 1 of 5)")
+    expect(view.locator(".overall")).to_contain_text("degraded")
+    expect(view.locator("#why")).to_contain_text("fast died: It was killed by SIGKILL.")
+    scene.ready(rows, "fast")
+    expect(card.locator(".state")).to_have_text("ready")
+    expect(view.locator(".overall strong")).to_have_text("serving")
+    assert view.title() == "not loaded again"
+
+
+def test_a_pulls_bar_moves(view: Page, rows: Database):
+    held = scene.pull(rows, 0.10)
+    bar = view.locator("#jobs progress")
+    expect(bar).to_have_attribute("value", "0.1000")
+    for share in (0.35, 0.80):
+        scene.advance(rows, held, share)
+        expect(bar).to_have_attribute("value", f"{share:.4f}")
+    expect(view.locator("#jobs .chain li")).to_have_count(3)
+    ledger.succeed(rows, held, {})
+    expect(bar).to_have_count(0)
+
+
+def test_a_change_is_seen_within_a_second(view: Page, rows: Database):
+    """Measured in the browser: from the commit to the word on the screen."""
+    view.evaluate(
+        """() => { window.seen = {}; new MutationObserver(() => {
+            const found = document.querySelector('#jobs')?.textContent.match(/(\\d+) %/);
+            if (found) window.seen[found[1]] ??= Date.now() / 1000; })
+            .observe(document.body, {subtree: true, childList: true, characterData: true}) }"""
+    )
+    held = scene.pull(rows, 0.01)
+    late: list[float] = []
+    for step in range(2, 8):
+        scene.advance(rows, held, step / 100)
+        at = time.time()
+        expect(view.locator("#jobs .far")).to_contain_text(f"{step} %")
+        late.append(view.evaluate("step => window.seen[step]", step) - at)
+    assert sorted(late)[len(late) // 2] < 1.0
+
+
+def test_cancel_cancels(view: Page, rows: Database):
+    held = scene.pull(rows)
+    view.get_by_role("button", name=f"Cancel job {held.id + 1}").click()
+    expect(view.locator("#said")).to_contain_text("cancelled")
+    expect(view.locator(f"#jobs .chain li[data-key='{held.id + 1}']")).to_contain_text("cancelled")
+    assert job.get(rows, held.id + 1).state is State.CANCELLED
+    assert job.get(rows, held.id).state is State.RUNNING
+
+
+def test_a_failed_job_tells_its_error_its_log_and_can_be_retried(view: Page, rows: Database, served: support.Running):
+    number = scene.fail(rows)
+    with served.home.log("worker").open("a") as log:
+        said = {"job": number, "event": "job_failed", "error": "cut short <b>", "timestamp": "2026-01-01T10:00:00Z"}
+        log.write(json.dumps(said) + "\n")
+    failed = view.locator(f"#jobs li[data-key='{number}']")
+    expect(failed).to_contain_text("The weights are cut short or damaged.")
+    expect(failed.locator("code")).to_have_text("mlxq setup")
+    failed.locator("summary").click()
+    expect(failed.locator("pre")).to_have_text("10:00:00  job_failed  error=cut short <b>")
+    scene.pull(rows)
+    expect(view.locator("#jobs .chain")).to_be_visible()
+    expect(failed.locator("pre")).to_be_visible()
+    view.get_by_role("button", name=f"Retry job {number}").click()
+    expect(failed).to_contain_text("queued")
+    assert job.get(rows, number).state is State.QUEUED
+
+
+def test_stop_asks_first_and_restart_does_not(view: Page, rows: Database):
+    view.get_by_role("button", name="Stop fast").click()
+    expect(view.locator("dialog")).to_be_visible()
+    view.get_by_role("button", name="Leave it").click()
+    expect(view.locator("dialog")).to_be_hidden()
+    assert rows.value("SELECT count(*) FROM jobs") == 0
+    view.get_by_role("button", name="Stop fast").click()
+    view.locator("dialog [data-sure]").click()
+    expect(view.locator("#jobs")).to_contain_text("stop fast")
+    view.get_by_role("button", name="Restart standard").click()
+    expect(view.locator("#jobs")).to_contain_text("restart standard")
+    asked = [(row["kind"], row["source"]) for row in rows.rows("SELECT kind, source FROM jobs ORDER BY id")]
+    assert asked == [("stop", "person"), ("restart", "person")]
+
+
+def test_focus_and_what_was_opened_survive_an_update(view: Page, rows: Database):
+    """A screen reader's place must not be lost whenever a figure changes."""
+    button = view.get_by_role("button", name="Restart longctx")
+    button.focus()
+    scene.die(rows, "fast")
+    expect(view.locator("article[data-key=fast]")).to_contain_text("backing off")
+    expect(button).to_be_focused()
+
+
+def test_a_page_whose_process_is_gone_says_so_and_comes_back(view: Page, served: support.Running):
+    served.process.kill()
+    served.process.wait()
+    expect(view.locator("#line")).to_contain_text("Not live since")
+
+
+def test_what_others_wrote_is_text_and_never_markup(view: Page, rows: Database):
+    hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    service.step(rows, "fast", service.Step.DIED, identity=None, cause=hostile, hint=hostile, exits=[rows.now()])
+    card = view.locator("article[data-key=fast]")
+    expect(card).to_contain_text(hostile)
+    assert view.locator("#tiers img, #why img, #tiers script").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing(chromium: Browser, served: support.Running, rows: Database, scheme: Any, width: int):
+    scene.pull(rows)
+    number = scene.fail(rows)
+    scene.die(rows, "longctx")
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(served.link)
+    page.locator(f"#jobs li[data-key='{number}'] summary").click()
+    page.wait_for_selector("#jobs h4")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+    context.close()
+
+
+def test_the_keyboard_reaches_every_button_in_sight(view: Page):
+    wanted = view.locator("main button:visible, header button:visible").count()
+    reached: set[str] = set()
+    for _ in range(wanted + 20):
+        view.keyboard.press("Tab")
+        label = view.evaluate("document.activeElement.matches('button') && document.activeElement.ariaLabel")
+        reached |= {label} if label else set()
+    assert len(reached) == wanted
+
+
+@pytest.mark.slow
+def test_an_hour_of_updates_leaves_nothing_behind(view: Page, rows: Database, served: support.Running):
+    """1,200 changes, about what an hour of pulling brings: neither the tab nor the process grows."""
+    held = scene.pull(rows)
+    _stir(view, rows, held, 200)
+    tab, process = _heap(view), served.memory_bytes()
+    _stir(view, rows, held, 1000)
+    assert _heap(view) - tab < 1_500_000
+    assert served.memory_bytes() - process < 4 * 2**20
+    assert event.of_job(rows, held.id)
+
+
+def _stir(view: Page, rows: Database, held: Any, times: int) -> None:
+    """Change a row again and again, each time after the last change was seen."""
+    for step in range(times):
+        share = (step % 97 + 1) / 100
+        scene.advance(rows, held, share)
+        expect(view.locator("#jobs progress")).to_have_attribute("value", f"{share:.4f}")
+
+
+def _heap(view: Page) -> int:
+    """Give the bytes of live objects in the tab."""
+    view.evaluate("gc()")
+    return view.evaluate("performance.memory.usedJSHeapSize")
+
+
+def test_nothing_runs_while_nobody_looks(served: support.Running, rows: Database, chromium: Browser):
+    """The last viewer who leaves takes the watching along: no socket, no query."""
+    sockets = wake.folder(served.home)
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(served.link)
+    page.wait_for_selector("#tiers .card")
+    _until(lambda: list(sockets.glob("watch-*-page.sock")))
+    context.close()
+    _until(lambda: not list(sockets.glob("watch-*-page.sock")))
+    began = served.cpu_s()
+    noise = threading.Event()
+    for _ in range(20):
+        scene.die(rows, "fast")
+        scene.ready(rows, "fast")
+        noise.wait(0.02)
+    assert served.cpu_s() - began <= 0.02
+
+
+def _until(true: Any, limit_s: float = 40.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

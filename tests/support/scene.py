@@ -1,0 +1,148 @@
+"""Rows as a busy machine leaves them, made by the real steps of jobs and services, for the page's tests."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+
+from state import host, ledger, sample, service, stack, worker
+from state.db import Database
+from state.errors import EngineFailed
+from state.job import Claim
+from state.sample import MINUTE_S, Sample
+from state.service import Step
+from state.stack import Tier
+from tasks import kinds
+from tasks.world import process
+
+GIB = 2**30
+MACHINE = {"chip": "M4 Max", "memory_bytes": 64 * GIB, "usable_bytes": 48 * GIB, "os": "macOS 26.2"}
+TIERS = (
+    ("standard", "qwen3.5-27b", 8000, 32_768, 17.0, 31.0),
+    ("fast", "qwen3.5-4b", 8001, 16_384, 4.5, 118.0),
+    ("longctx", "qwen3.5-9b", 8002, 131_072, 11.0, 64.0),
+)
+SIZE = 5_400_000_000
+
+
+def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
+    """Write a machine and three wanted tiers, none of them up."""
+    at = ports or {}
+    host.remember(db, "machine", MACHINE)
+    tiers = [
+        Tier(
+            name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
+            context=context, memory_bytes=int(size * GIB), cache_bytes=GIB, concurrency=4, weights="/nowhere",
+        )
+        for name, model, port, context, size, _ in TIERS
+    ]  # fmt: skip
+    stack.replace(db, tiers)
+    for tier in tiers:
+        service.ensure(db, tier.name, "engine", tier.port)
+    service.ensure(db, "gateway", "gateway", at.get("gateway", 4000))
+    service.ensure(db, "page", "page", at.get("page", 4001))
+    for row in service.listing(db):
+        service.want(db, row.name, "up")
+
+
+def begin(db: Database, name: str) -> None:
+    """Make one service load."""
+    service.intend(db, name, ["engine", name], "f")
+    service.step(db, name, Step.SPAWNED, identity=f"boot/{os.getpid()}/1", started_at=db.now())
+
+
+def ready(db: Database, name: str, memory: float = 1.0) -> None:
+    """Make one service serve; `memory` in GiB."""
+    begin(db, name)
+    now = db.now()
+    service.step(db, name, Step.READIED, ready_at=now, ok_at=now, memory_bytes=int(memory * GIB))
+
+
+def die(db: Database, name: str, wait_s: float = 30.0) -> None:
+    """Make one service end unasked, as the watchdog buries it."""
+    service.step(
+        db, name, Step.DIED, identity=None, exit_code=137, cause_code="killed", cause="It was killed by SIGKILL.",
+        hint=f"mlxq logs {name}", next_try_at=db.now() + wait_s, exits=[db.now()], memory_bytes=None,
+        restarts=service.get(db, name).restarts + 1,
+    )  # fmt: skip
+
+
+def all_ready(db: Database) -> None:
+    """Bring everything up."""
+    set_up(db)
+    for name, _, _, _, size, _ in TIERS:
+        ready(db, name, size * 0.82)
+    ready(db, "gateway", 0.6)
+    ready(db, "page", 0.05)
+
+
+def beat(db: Database) -> None:
+    """Let a worker be seen alive for the next hour: this process stands for it."""
+    me = process.identify(os.getpid())
+    assert me is not None
+    worker.beat(db, process.encode(me), me.pid, "test", time.monotonic() + 3600)
+
+
+def an_hour(db: Database) -> None:
+    """Write an hour of samples with ups and downs, the same at every call."""
+    luck = random.Random(4)
+    minute = int(db.now()) // MINUTE_S * MINUTE_S
+    rows: list[Sample] = []
+    for name, _, _, _, size, speed in TIERS:
+        for back in range(59, 0, -1):
+            load = max(0.0, math.sin(back / 9 + speed) + luck.uniform(-0.6, 0.7))
+            rows.append(
+                Sample(
+                    name, minute - back * MINUTE_S, MINUTE_S, up=1.0, running=load, requests=int(load * 6),
+                    prompt_tokens=int(load * 5000), completion_tokens=int(load * speed * 40),
+                    decode_tps=speed * luck.uniform(0.9, 1.05) if load else None,
+                    prompt_tps=speed * 14 if load else None, ttft_s=18 / speed * (1 + load / 4) if load else None,
+                    memory_bytes=int(size * GIB),
+                )
+            )  # fmt: skip
+    rows.append(Sample("gateway", minute - 8 * MINUTE_S, MINUTE_S, 1.0, fallbacks=2))
+    used = Sample(sample.MACHINE, minute - 60, MINUTE_S, 1.0, memory_bytes=38 * GIB, wired_bytes=29 * GIB, swap_bytes=0)
+    sample.take(db, [*rows, used])
+
+
+def pull(db: Database, done: float = 0.43) -> Claim:
+    """Put a chain in whose pull is under way, and give the claim on the pull."""
+    ledger.submit_all(
+        db,
+        [
+            kinds.new("pull", {"source": "hub:mlx-community/qwen3.5-9b"}),
+            kinds.new("configure", needs=["pull"]),
+            kinds.new("start", {"service": "longctx"}, needs=["configure"]),
+        ],
+    )
+    held = _claim(db, "pull")
+    advance(db, held, done)
+    return held
+
+
+def advance(db: Database, held: Claim, done: float) -> None:
+    """Let a running pull have come this far, 0 to 1."""
+    ledger.report(db, held, "fetching", {"done": int(SIZE * done), "total": SIZE, "unit": "bytes"})
+
+
+def _claim(db: Database, kind: str) -> Claim:
+    held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "worker-of-the-scene")
+    assert held is not None
+    return held
+
+
+def fail(db: Database, name: str = "fast") -> int:
+    """Put a job in that fails for good, and give its id."""
+    number, _ = ledger.submit(db, kinds.new("restart", {"service": name}))
+    held = _claim(db, "restart")
+    ledger.fail(db, held, EngineFailed(f"{name} is failed: The weights are cut short or damaged.", hint="mlxq setup"))
+    return number
+
+
+def succeed(db: Database, kind: str, **args: str) -> int:
+    """Put a job in that succeeds."""
+    number, _ = ledger.submit(db, kinds.new(kind, args))
+    ledger.succeed(db, _claim(db, kind), {})
+    return number
