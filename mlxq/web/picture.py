@@ -66,6 +66,7 @@ class Memory:
     total: int
     used: int
     budget: int
+    """What the stack was chosen for."""
     wired: int | None
     swap: int
 
@@ -115,15 +116,14 @@ def _look(db: Database, engines: Engines) -> Picture:
     cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), now) for one in services]
     machine = host.recall(db, "machine") or {}
     gate = next((one for one in services if one.kind == "gateway"), None)
-    wanted = settings.load(db.home)
-    port = gate.port if gate else wanted["litellm-port"]
+    port = gate.port if gate else settings.load(db.home)["litellm-port"]
     return Picture(
         at=now,
         told=words.of_all(services, worker),
         worker=worker,
         endpoint=f"http://127.0.0.1:{port}/v1",
         machine=machine,
-        memory=_memory(db, machine, wanted["memory-budget-pct"], cards),
+        memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],
         others=[card for card in cards if card.service.kind != "engine"],
         requests=[(name, request) for name, engine in engines.items() for request in engine.requests],
@@ -145,15 +145,16 @@ def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, 
     return Card(one, words.of_service(one), tier, engine, hour, ran[-1] if ran else None)
 
 
-def _memory(db: Database, machine: dict[str, Any], budget_pct: int, cards: Sequence[Card]) -> Memory:
+def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Memory:
     """Give the machine's memory; before the first sample only what the services take is known."""
+    chosen = host.recall(db, "stack") or {}
     last = sample.latest(db, sample.MACHINE)
     total = int(machine.get("memory_bytes") or 0)
     ours = sum(card.memory_bytes for card in cards)
     return Memory(
         total=total,
         used=max(ours, (last.memory_bytes or 0) if last else 0),
-        budget=total * budget_pct // 100,
+        budget=int(chosen.get("budget_bytes") or machine.get("usable_bytes") or total),
         wired=last.wired_bytes if last else None,
         swap=(last.swap_bytes or 0) if last else 0,
     )

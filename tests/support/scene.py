@@ -31,6 +31,7 @@ def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     """Write a machine and three wanted tiers, none of them up."""
     at = ports or {}
     host.remember(db, "machine", MACHINE)
+    host.remember(db, "stack", {"budget_bytes": 43 * GIB})
     tiers = [
         Tier(
             name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
