@@ -40,6 +40,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Settings": {
         "config": "Read and change settings.",
         "connect": "Print what another program needs to use the gateway.",
+        "keys": "Give apps keys of their own to the gateway, and take them away.",
+        "usage": "Show what was asked of the gateway: requests, tokens, times.",
         "completion": "Print the script that completes commands in your shell.",
     },
 }

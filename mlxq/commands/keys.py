@@ -1,0 +1,97 @@
+"""`mlxq keys`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from mlxq import ask, options, render
+from state import keys, stack
+from state.keys import Key
+from state.paths import Home, home
+
+
+class Name(click.ParamType[str]):
+    """The name of an app's key."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the file of keys."""
+        return [CompletionItem(each.name) for each in _all(home()) if each.name.startswith(incomplete)]
+
+
+@click.group(no_args_is_help=True)
+def command() -> None:
+    """Give apps keys of their own to the gateway, and take them away.
+
+    The gateway takes a new key, and refuses a revoked one, from the next request on.
+    """
+
+
+@command.command()
+@click.argument("name")
+@click.option("--tiers", metavar="A,B", default="", help="Only these tiers; else all.")
+@click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="At most N requests a minute.")
+@click.option("--background", is_flag=True, help="Its requests stand back while others are at work.")
+def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
+    """Make a key for the app NAME and print it, this once: mlxq keeps its hash alone."""
+    place = home()
+    wanted = tuple(each.strip() for each in tiers.split(",") if each.strip())
+    if wanted:
+        with ask.reading(place) as db:
+            wanted = tuple(stack.tier(db, each).name for each in wanted)
+    secret = keys.create(keys.place(place.make()), name, tiers=wanted, rpm=rpm, background=background)
+    click.echo(secret)
+    render.say(f"This key of {name} is not shown again.")
+
+
+@command.command(name="list")
+@options.as_json
+def listing(*, as_json: bool) -> None:
+    """List the apps' keys: what each may do, never the key."""
+    found = _all(home())
+    if as_json:
+        render.data({"keys": [_row(each) for each in found]})
+    elif found:
+        render.table(
+            ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY"],
+            [
+                [each.name, render.ago(each.created), ", ".join(each.tiers) or "all", each.rpm, _priority(each)]
+                for each in found
+            ],
+            right=(3,),
+        )
+    else:
+        render.say("There are no keys for apps yet.")
+        render.next_step("mlxq keys create my-app")
+
+
+@command.command()
+@click.argument("name", type=Name())
+def revoke(name: str) -> None:
+    """Take the key NAME away; the gateway refuses it from the next request on."""
+    keys.revoke(keys.place(home()), name)
+    render.say(f"The key {name} opens nothing any more.")
+
+
+def _all(place: Home) -> list[Key]:
+    return sorted(keys.read(keys.place(place)).values(), key=lambda each: each.name)
+
+
+def _priority(each: Key) -> str:
+    return "background" if each.background else "interactive"
+
+
+def _row(each: Key) -> dict[str, Any]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.created))
+    return {
+        "name": each.name,
+        "created": created,
+        "tiers": list(each.tiers),
+        "rpm": each.rpm,
+        "background": each.background,
+    }
