@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,13 @@ PACKAGES = ("mlxq", "tasks", "catalog", "state")
 HOLE = "…"
 """Stands for what differs from one time to the next."""
 FAMILY = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MlxqError)}
-MAKERS = FAMILY | {"UsageError", "Cause", "__init__"}
-"""Whatever is called with words for a person: the family, click's own error, and the catalog's through super()."""
+MAKERS = FAMILY | {"UsageError", "fail", "exit", "Cause", "Refusal", "ProxyException", "__init__"}
+"""Whatever is called with words for a person: the family, click's own, what the endpoint answers, the catalog's
+through super()."""
+
+
+LONG = 60
+"""Characters from which on a text is a sentence, however it ends."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,26 @@ def messages() -> list[Message]:
 
 
 def _in_file(path: Path) -> Iterator[Message]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    named = _assigned(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _name(node.func) in MAKERS:
-            hints = [text for word in node.keywords if word.arg == "hint" for text in _texts(word.value)]
-            for text in (text for argument in node.args[:2] for text in _texts(argument)):
+            words = {word.arg: word.value for word in node.keywords}
+            hints = _texts(words["hint"], named) if "hint" in words else []
+            said = [*node.args[:2], *(words[name] for name in ("message",) if name in words)]
+            for text in (text.partition("\n")[0] for argument in said for text in _texts(argument, named)):
                 if _is_sentence(text):
                     place = f"{path.relative_to(ROOT)}:{node.lineno}"
                     yield Message(text, place, hints[0] if hints else None)
+
+
+def _assigned(tree: ast.AST) -> dict[str, list[ast.expr]]:
+    """Give what is assigned to each name of a file, wherever."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            found.setdefault(node.targets[0].id, []).append(node.value)
+    return found
 
 
 def _name(called: ast.expr) -> str:
@@ -61,10 +79,11 @@ def _name(called: ast.expr) -> str:
 
 
 def _is_sentence(text: str) -> bool:
-    return re.search(r"[a-z]{2}", text) is not None and text.rstrip(HOLE)[-1:] in {".", " ", ":"}
+    ends = text.rstrip(HOLE)[-1:] in {".", " ", ":"} or len(text) > LONG
+    return re.search(r"[a-z]{2}", text) is not None and ends
 
 
-def _texts(words: ast.expr) -> list[str]:
+def _texts(words: ast.expr, named: Mapping[str, list[ast.expr]]) -> list[str]:
     """Give the text that an expression makes, with holes; several where it chooses between texts."""
     match words:
         case ast.Constant(value=str(text)):
@@ -72,8 +91,11 @@ def _texts(words: ast.expr) -> list[str]:
         case ast.JoinedStr(values=parts):
             return ["".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in parts)]
         case ast.BinOp(left=left):  # what is added behind differs from one time to the next
-            return _texts(left)
+            return _texts(left, named)
         case ast.IfExp(body=yes, orelse=no):
-            return _texts(yes) + _texts(no)
+            return _texts(yes, named) + _texts(no, named)
+        case ast.Name(id=name) if name in named:
+            rest = {other: values for other, values in named.items() if other != name}
+            return [text for value in named[name] for text in _texts(value, rest)]
         case _:
             return []
