@@ -197,5 +197,8 @@ def canary_due(track: Track, status: EngineStatus, now: float, limits: Limits = 
 
 
 def start_limit_s(weights_bytes: int) -> float:
-    """Give the seconds a start may take: 30 s and 1 GB/s from disk, and at most 10 minutes."""
-    return min(600.0, 30.0 + weights_bytes / 1e9)
+    """Give the seconds a start may take: 2 minutes and 1 GB/s from disk, and at most 10 minutes.
+
+    The imports alone take 4 s on a quiet machine; at a load of ten to each core they were seen to take 40.
+    """
+    return min(600.0, 120.0 + weights_bytes / 1e9)
