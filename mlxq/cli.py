@@ -27,7 +27,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Stack": {
         "up": "Bring the stack up, or one tier of it.",
         "down": "Put the stack down, or one tier of it.",
+        "restart": "Start the stack anew, or one tier of it.",
         "logs": "Print the log of a service, or of the worker.",
+        "why": "Tell what happened to the services, and why.",
     },
     "Models": {
         "models": "List the models here, in the catalog, or on the Hub.",
@@ -36,6 +38,11 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",
         "worker": "Run the worker here, in the foreground.",
+    },
+    "Always on": {
+        "watch": "Keep the services up from here, and show how they are.",
+        "install": "Have the system keep the worker alive, also after a reboot.",
+        "uninstall": "Undo install; the services go on.",
     },
     "Settings": {
         "config": "Read and change settings.",

@@ -78,7 +78,7 @@ def model(name: str = "model", *, required: bool = True) -> Callable[[Function],
 
 def tier(text: str) -> Callable[[Function], Function]:
     """Add --tier NAME."""
-    return click.option("--tier", metavar="NAME", help=text, shell_complete=_complete_tier)
+    return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_tier)
 
 
 def timeout(function: Function) -> Function:
@@ -92,6 +92,11 @@ def timeout(function: Function) -> Function:
     )(function)
 
 
+def dry_run(function: Function) -> Function:
+    """Add --dry-run to a command that starts or stops services."""
+    return click.option("--dry-run", is_flag=True, help="Print what would be run, and do nothing.")(function)
+
+
 def as_json(function: Function) -> Function:
     """Add --json to a command that prints data."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
@@ -102,7 +107,8 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
     return click.argument(name, metavar="ID" if required else "[ID]", type=JobId(), required=required)
 
 
-def _complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a tier, with its model."""
     rows = _look(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
 

@@ -133,6 +133,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT, applies="mlxq setup"),
     Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
     Setting("auto-health-check", True, "Whether the watchdog restarts a service that hangs or dies.", _switch),
+    Setting("watch-interval", 2, "Seconds between two looks at the services; a death is noticed at once anyway.",
+            _number(1, 3600)),
+    Setting("max-restarts", 5, "A service that ended more often within ten minutes is taken out of the route.",
+            _number(1, 100)),
+    Setting("restart-delay", 1, "Seconds before the second restart in a row; each further pause is twice as long.",
+            _number(1, 60)),
     Setting("log-max-size-mb", 50, "A log is rotated beyond this size, in MB.", _number(1, 10_000)),
     Setting("log-max-files", 3, "How many rotated logs are kept of each service.", _number(1, 100)),
 )  # fmt: skip

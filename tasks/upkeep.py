@@ -247,7 +247,7 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
         return None
     code = _exit_code(home, one, dead)
     why = _cause(home, one, dead, code)
-    step, next_try_at, exits = _sentence(db, one, why)
+    step, next_try_at, exits = _sentence(db, home, one, why)
     told = {"exit_code": code, "cause_code": why.code, "cause": why.sentence, "hint": why.hint}
     buried = service.step(
         db,
@@ -281,7 +281,7 @@ def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
     return failure.explain(code, last_words(home.log(one.name)), one.name, memory_short=short)
 
 
-def _sentence(db: Database, one: Service, why: Cause) -> tuple[Step, float | None, list[float]]:
+def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[Step, float | None, list[float]]:
     """Give the step an end leads to, when the next try is, and the exits that count."""
     now = db.now()
     if why is REBOOT:
@@ -289,7 +289,14 @@ def _sentence(db: Database, one: Service, why: Cause) -> tuple[Step, float | Non
     exits = restart.remember(one.exits, now, now - one.ready_at if one.ready_at else 0.0)
     if why.permanent:
         return Step.GAVE_UP, None, exits
-    retry = restart.next_try(exits, now, random.random())  # noqa: S311 - jitter, no secret
+    chosen = settings.load(home)
+    retry = restart.next_try(
+        exits,
+        now,
+        random.random(),  # noqa: S311 - jitter, no secret
+        most=chosen["max-restarts"],
+        first_pause_s=chosen["restart-delay"],
+    )
     return (Step.FLAPPED if retry.flapping else Step.DIED), retry.at, exits
 
 

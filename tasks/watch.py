@@ -55,6 +55,7 @@ class Watch:
         self._wakes = system.Wakes()
         self._exits: Exits | None = None
         self._starting = threading.Lock()
+        self._next_look = 0.0
 
     def follow(self, name: str, identity: Identity) -> None:
         """Be told at once when this process ends."""
@@ -65,7 +66,11 @@ class Watch:
         self._exits.watch(name, identity)
 
     def look(self) -> None:
-        """Look at every service once; a look that overlaps another is left out."""
+        """Look at every service once; a look that overlaps another, or comes before its time, is left out."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + settings.load(runtime.home)["watch-interval"] - TICK_S / 2
         if not self._busy.acquire(blocking=False):
             return
         try:

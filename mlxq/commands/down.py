@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, options, render, report, watch
+from mlxq import ask, dry, options, render, report, watch
 from state import service, stack
 from state.errors import NotSetUp
 from state.paths import home
@@ -15,7 +15,8 @@ from tasks import kinds
 @click.command()
 @options.tier("Put down this tier alone.")
 @options.timeout
-def command(tier: str | None, timeout_s: float | None) -> None:
+@options.dry_run
+def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
     """Put the stack down, or one tier of it.
 
     Requests that run may end first. A worker that a command started ends too, once nothing is left to do.
@@ -27,6 +28,9 @@ def command(tier: str | None, timeout_s: float | None) -> None:
             raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
         name = stack.tier(db, tier).name if tier else None
         names = [each.name for each in rows if name in (None, each.name) and not is_down(each)]
+        if dry_run:
+            dry.stops(db, names)
+            return
     with ask.writing(place) as db:
         ids = ask.put(db, [kinds.new("stop", {"service": name}, label=f"stop {name}") for name in names])
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ import click
 
 from mlxq import ask, options, render, report
 from mlxq.report import Report
+from state import wake
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, home
 
+LOOK_S = 2.0
+"""How often --watch looks when nothing says that something changed."""
+
 
 @click.command()
+@click.option("--watch", "go_on", is_flag=True, help="Show it anew whenever it changes, until Ctrl-C.")
 @click.option(
     "--simulate",
     type=click.Path(exists=True, dir_okay=False),
@@ -21,16 +27,38 @@ from state.paths import Home, home
     help="Show what mlxq would choose on the machine that was recorded in FILE.",
 )
 @options.as_json
-def command(*, simulate: str | None, as_json: bool) -> None:
+def command(*, simulate: str | None, go_on: bool, as_json: bool) -> None:
     """Show the machine, the tiers and the gateway."""
+    place = home()
     if simulate:
         _simulate(Path(simulate), as_json=as_json)
-        return
-    found = _look(home())
-    if as_json:
-        render.data(found.document())
+    elif go_on:
+        live(place, _document if as_json else show)
+    elif as_json:
+        render.data(look(place).document())
     else:
-        _whole(found)
+        show(look(place))
+
+
+def live(place: Home, show: Callable[[Report], None], look_after: Callable[[], None] = lambda: None) -> None:
+    """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `look_after` before each."""
+    with wake.watcher(place) as bell:
+        while True:
+            look_after()
+            click.clear()
+            show(look(place))
+            bell.wait(LOOK_S)
+
+
+def _document(found: Report) -> None:
+    render.line(found.document())
+
+
+def show(found: Report) -> None:
+    """Show all of it to a person."""
+    _machine(found)
+    _services(found)
+    _next(found)
 
 
 def _simulate(file: Path, *, as_json: bool) -> None:
@@ -55,25 +83,25 @@ def _simulate(file: Path, *, as_json: bool) -> None:
 def overview() -> None:
     """Show what `mlxq` alone shows: the machine, the tiers, the next command."""
     try:
-        found = _look(home())
+        found = look(home())
     except NotSetUp:
         click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
         click.echo("It is not set up here yet.")
         render.next_step("mlxq setup")
     else:
-        _whole(found)
+        show(found)
 
 
 def brief(place: Home) -> None:
     """Show the services after a command changed them."""
-    found = _look(place)
+    found = look(place)
     _services(found)
     _next(found)
 
 
 def welcome(place: Home) -> None:
     """Show what setup came to: the services, the endpoint, where the key is, and the next command."""
-    found = _look(place)
+    found = look(place)
     _services(found)
     click.echo(f"\nEndpoint  {found.endpoint}")
     if place.secrets.exists():
@@ -81,7 +109,8 @@ def welcome(place: Home) -> None:
     _next(found)
 
 
-def _look(place: Home) -> Report:
+def look(place: Home) -> Report:
+    """Give the report. Raises NotSetUp when there is nothing to tell of."""
     with ask.reading(place) as db:
         found = report.now(db)
     if not found.tiers and not found.services:
@@ -91,12 +120,6 @@ def _look(place: Home) -> Report:
 
 def _begin(found: Report) -> str:
     return f"mlxq jobs watch {found.jobs[0]}" if found.jobs else "mlxq setup"
-
-
-def _whole(found: Report) -> None:
-    _machine(found)
-    _services(found)
-    _next(found)
 
 
 def _machine(found: Report) -> None:

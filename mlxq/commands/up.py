@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, options, watch
+from mlxq import ask, dry, options, watch
 from mlxq.commands import status
 from state import stack
 from state.errors import NotSetUp
@@ -16,7 +16,8 @@ from tasks import kinds
 @click.command()
 @options.tier("Bring up this tier alone.")
 @options.timeout
-def command(tier: str | None, timeout_s: float | None) -> None:
+@options.dry_run
+def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
     """Bring the stack up, or one tier of it.
 
     What is up and right is left alone.
@@ -27,6 +28,9 @@ def command(tier: str | None, timeout_s: float | None) -> None:
         if not tiers:
             raise NotSetUp("There is no stack to bring up.", hint="mlxq setup")
         names = [stack.tier(db, tier).name] if tier else tiers
+        if dry_run:
+            dry.starts(db, place, names if tier else [*names, "gateway"])
+            return
     with ask.writing(place) as db:
         ids = ask.put(db, starts(names, whole=tier is None))
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)

@@ -2,6 +2,7 @@
 
 At once, then after 1, 2, 4 … 60 s, so that a passing fault costs nothing and a lasting one little. What was ready for
 ten minutes starts over. More than five exits in ten minutes is flapping: out of the route, one try every five minutes.
+The first pause and the number of exits are the person's to set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 LONGEST_S = 60.0
 FORGET_S = 600.0
 FLAPPING_EXITS = 5
+FIRST_PAUSE_S = 1.0
+KEPT_EXITS = 200
+"""Above the most that a person may allow."""
 FLAPPING_S = 300.0
 JITTER = 0.2
 """Each pause is stretched or shrunk by up to a fifth, so that tiers that died together do not load together."""
@@ -28,17 +32,22 @@ class Retry:
 def remember(exits: Sequence[float], now: float, ready_s: float) -> list[float]:
     """Add an exit. `ready_s`: how long the service was ready before it; long enough clears the earlier ones."""
     kept = [] if ready_s >= FORGET_S else [at for at in exits if at <= now]
-    return [*kept[-(2 * FLAPPING_EXITS) :], now]
+    return [*kept[1 - KEPT_EXITS :], now]
 
 
-def next_try(exits: Sequence[float], now: float, rand: float) -> Retry:
-    """Say when to start again. `exits` ends with this one; `rand` lies in [0, 1)."""
+def next_try(
+    exits: Sequence[float], now: float, rand: float, *, most: int = FLAPPING_EXITS, first_pause_s: float = FIRST_PAUSE_S
+) -> Retry:
+    """Say when to start again. `exits` ends with this one; `rand` lies in [0, 1).
+
+    `most`: exits in ten minutes beyond which a service flaps; `first_pause_s`: before the second try.
+    """
     stretch = 1 - JITTER + 2 * JITTER * rand
-    if sum(now - at <= FORGET_S for at in exits) > FLAPPING_EXITS:
+    if sum(now - at <= FORGET_S for at in exits) > most:
         return Retry(now + FLAPPING_S * stretch, flapping=True)
-    return Retry(now + pause(len(exits)) * stretch, flapping=False)
+    return Retry(now + pause(len(exits), first_pause_s) * stretch, flapping=False)
 
 
-def pause(exits: int) -> float:
+def pause(exits: int, first_pause_s: float = FIRST_PAUSE_S) -> float:
     """Give the seconds before the next try, after this many exits in a row: 0, 1, 2, 4 … 60."""
-    return 0.0 if exits <= 1 else min(LONGEST_S, 2.0 ** min(exits - 2, 10))
+    return 0.0 if exits <= 1 else min(LONGEST_S, first_pause_s * 2.0 ** min(exits - 2, 10))

@@ -33,7 +33,7 @@ OTHER_WORDS = {
     r"\bthread pools?\b": "lane",
 }
 """What else people call things; one thing has one word here (CONTRIBUTING.md, Words)."""
-TERMS_OF_OTHERS = r"launch daemon|LaunchDaemons|daemon-reload|network's proxy|company's proxy"
+TERMS_OF_OTHERS = r"--daemon|launch daemon|LaunchDaemons|daemon-reload|network's proxy|company's proxy"
 
 
 def said(page: Path) -> str:
@@ -135,7 +135,7 @@ def test_messages_use_the_same_words() -> None:
 
 
 COMMAND = r"(?:uv run )?mlxq ([a-z][a-z-]*(?: [a-z][a-z-]*)?)"
-PROMISED = {"pull", "dashboard", "doctor", "install", "ls", "prune", "rm"}
+PROMISED = {"pull", "dashboard", "doctor", "ls", "prune", "rm"}
 """Named by messages and pages, and not built yet."""
 
 

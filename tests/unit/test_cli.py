@@ -51,6 +51,14 @@ def test_the_help_lists_every_command_as_it_describes_itself() -> None:
         (["up"], 3),
         (["down"], 3),
         (["down", "--tier", "fast"], 3),
+        (["restart"], 3),
+        (["up", "--dry-run"], 3),
+        (["why"], 0),
+        (["why", "nobody"], 1),
+        (["watch"], 3),
+        (["watch", "--interval", "0"], 2),
+        (["status", "--watch"], 3),
+        (["uninstall"], 0),
         (["chat", "hello"], 3),
         (["chat"], 2),
         (["chat", " "], 2),
@@ -85,8 +93,10 @@ def test_the_help_lists_every_command_as_it_describes_itself() -> None:
     ],
 )
 def test_every_command_line_ends_with_its_documented_code(
-    home: Home, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+    home: Home, argv: list[str], code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(home.root))
+
     assert cli.run(argv) == code
 
     out, err = capsys.readouterr()

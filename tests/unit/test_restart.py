@@ -26,6 +26,11 @@ def test_more_than_five_exits_in_ten_minutes_flap():
     assert not restart.next_try([NOW - 700, *five], NOW, 0.5).flapping
 
 
+def test_a_person_sets_how_many_and_how_long():
+    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, most=1).flapping
+    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, first_pause_s=5) == restart.Retry(NOW + 5, flapping=False)
+
+
 def test_ten_good_minutes_clear_the_past():
     assert restart.remember([NOW - 700, NOW - 650], NOW, ready_s=600) == [NOW]
     assert restart.remember([NOW - 700, NOW - 650], NOW, ready_s=599) == [NOW - 700, NOW - 650, NOW]
@@ -46,4 +51,4 @@ def test_a_try_always_comes_and_never_late(gaps: list[float], rand: float):
         exits = restart.remember(exits, now, ready_s=0)
         retry = restart.next_try(exits, now, rand)
         assert now <= retry.at <= now + restart.FLAPPING_S * (1 + restart.JITTER)
-        assert len(exits) <= 2 * restart.FLAPPING_EXITS + 1
+        assert len(exits) <= restart.KEPT_EXITS

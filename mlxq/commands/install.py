@@ -1,0 +1,37 @@
+"""`mlxq install`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import click
+
+from mlxq import render, service
+from state.paths import home
+
+
+@click.command()
+@click.option("--system", is_flag=True, help="Run it before anybody logs in; needs the administrator.")
+@click.option("--status", is_flag=True, help="Tell whether it is installed, and change nothing.")
+def command(*, system: bool, status: bool) -> None:
+    """Have the system keep the worker alive, also after a reboot.
+
+    launchd does so on macOS, systemd on Linux. Without --system it begins when you log in.
+    """
+    if status:
+        _tell(service.status(system=system))
+        return
+    for sentence in service.install(service.place(home().make(), system=system)):
+        click.echo(sentence)
+    render.next_step("mlxq status")
+
+
+WORDS: Mapping[object, str] = {True: "yes", False: "no"}
+
+
+def _tell(found: dict[str, object]) -> None:
+    render.table(
+        ["FILE", "INSTALLED", "LOADED", "THE SYSTEM SAYS"], [[WORDS.get(each, each) for each in found.values()]]
+    )
+    if not found["installed"]:
+        render.next_step("mlxq install")

@@ -1,0 +1,59 @@
+"""`mlxq restart`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from mlxq import ask, dry, options, watch
+from mlxq.commands import status
+from state import service, stack
+from state.db import Database
+from state.errors import NotRunning, NotSetUp
+from state.job import New
+from state.paths import home
+from tasks import kinds
+
+
+@click.command()
+@options.tier("Start this tier anew, and no other.")
+@options.timeout
+@options.dry_run
+def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
+    """Start the stack anew, or one tier of it.
+
+    One service after another, so that the others serve meanwhile; the first one that does not come back ends it.
+    What is down stays down.
+    """
+    place = home()
+    with ask.reading(place) as db:
+        names = wanted(db, tier)
+        if dry_run:
+            dry.stops(db, names)
+            dry.starts(db, place, names)
+            return
+    with ask.writing(place) as db:
+        ids = ask.put(db, restarts(names))
+    ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    status.brief(place)
+
+
+def wanted(db: Database, tier: str | None) -> list[str]:
+    """Give the services to start anew. Raises NotSetUp, NotFound, NotRunning."""
+    if not stack.tiers(db):
+        raise NotSetUp("There is no stack to start anew.", hint="mlxq setup")
+    name = stack.tier(db, tier).name if tier else None
+    found = [one.name for one in service.listing(db) if one.wanted == "up" and name in (None, one.name)]
+    if not found:
+        raise NotRunning(f"{name or 'The stack'} is down.", hint=f"mlxq up --tier {name}" if name else "mlxq up")
+    return found
+
+
+def restarts(names: Sequence[str]) -> list[New]:
+    """Describe the jobs: each waits for the one before."""
+    labels = [f"restart {name}" for name in names]
+    return [
+        kinds.new("restart", {"service": name}, needs=labels[:number][-1:], label=labels[number])
+        for number, name in enumerate(names)
+    ]

@@ -1,0 +1,62 @@
+"""`mlxq watch`."""
+
+from __future__ import annotations
+
+import click
+
+from mlxq import ask, background, render, story
+from mlxq.commands import status
+from mlxq.report import Report
+from state import settings, worker
+from state.paths import Home, home
+
+LATEST = 5
+"""So many events stand under the table."""
+
+
+@click.command()
+@click.option("--interval", type=click.IntRange(1, 3600), help="Seconds between two looks (setting watch-interval).")
+@click.option(
+    "--max-restarts", type=click.IntRange(1, 100), help="Ends in ten minutes before it is taken out of the route."
+)
+@click.option("--restart-delay", type=click.IntRange(1, 60), help="Seconds before the second restart in a row.")
+@click.option("--daemon", is_flag=True, help="Start the worker in the background, and return.")
+def command(interval: int | None, max_restarts: int | None, restart_delay: int | None, *, daemon: bool) -> None:
+    """Keep the services up from here, and show how they are.
+
+    The worker's watchdog does this anyway, wherever the worker runs; this runs one as long as you look, unless one
+    runs already. What the options say becomes the setting of that name, and holds from then on.
+    """
+    place = home()
+    status.look(place)
+    chosen = {"watch-interval": interval, "max-restarts": max_restarts, "restart-delay": restart_delay}
+    for name, value in chosen.items():
+        if value is not None:
+            settings.write(place, name, value)
+    keeper = ask.Keeper(place)
+    keeper.look()
+    if daemon:
+        if keeper.started is None:
+            render.say("A worker runs already.")
+        render.next_step("mlxq status")
+        return
+    try:
+        status.live(place, lambda found: _show(place, found), keeper.look)
+    finally:
+        _leave(place, keeper)
+
+
+def _show(place: Home, found: Report) -> None:
+    status.show(found)
+    click.echo()
+    with ask.reading(place) as db:
+        for each in story.tell(db, None, limit=LATEST):
+            click.echo(f"{render.clock(each.at)}  {each.service:<9} {story.spoken(each)}")
+
+
+def _leave(place: Home, keeper: ask.Keeper) -> None:
+    """End the worker that this command started; the services go on."""
+    with ask.reading(place) as db:
+        now = worker.current(db)
+    if keeper.started and now and background.stop(place, now.owner):
+        render.say("The worker ended; the services go on, and nobody watches over them.")

@@ -1,0 +1,93 @@
+"""The story of the services: what happened to them, in order, and what each said last before it ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxq import render
+from state import event, service
+from state.db import Database
+from state.event import Happening
+from state.service import Step
+
+ENDS = frozenset({Step.DIED, Step.FLAPPED, Step.GAVE_UP})
+"""Steps that a person wants the last lines of the log for."""
+LINES = 3
+READ_BYTES = 2**20
+"""So much of a log is searched from its end, however long it is."""
+WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
+    "wanted_up": "a person wants it up",
+    "wanted_down": "a person wants it down",
+}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One thing that happened to a service."""
+
+    at: float
+    """Unix seconds."""
+    service: str
+    what: str
+    start: int | None
+    """Which start of the service this is about, counted from 1."""
+    text: str
+    next_try_at: float | None
+    last_lines: list[str]
+
+
+def tell(db: Database, name: str | None, *, limit: int) -> list[Chapter]:
+    """Give the newest chapters of one service, or of all, oldest first. Raises NotFound."""
+    if name:
+        service.get(db, name)
+    return [_chapter(db, each) for each in event.of_service(db, name, limit=limit)]
+
+
+def _chapter(db: Database, each: Happening) -> Chapter:
+    name = each.service or ""
+    ended = each.name in ENDS and each.attempt is not None
+    return Chapter(
+        at=each.at,
+        service=name,
+        what=each.name,
+        start=each.attempt,
+        text=sentence(each.name, each.data),
+        next_try_at=each.data.get("next_try_at"),
+        last_lines=last_lines(db.home.log(name), each.attempt or 0) if ended else [],
+    )
+
+
+def sentence(name: str, data: Mapping[str, Any]) -> str:
+    """Say an event in words: its cause where it has one, and how the process ended."""
+    from tasks.world import process
+
+    told = str(data.get("cause") or WORDS.get(name, name))
+    code = data.get("exit_code")
+    ending = process.sentence(code) if code is not None else ""
+    return told if ending in told else f"{told} ({ending})"
+
+
+def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
+    """Give the last lines that one start of a service wrote, from the last 1 MiB of its log; [] when they are gone."""
+    from tasks.upkeep import HEADLINE
+
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - READ_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    found = re.search(rf"^{HEADLINE}.*, start {start}\n((?:(?!{HEADLINE}).*\n?)*)", text, re.MULTILINE)
+    lines = [line for line in found[1].splitlines() if line.strip()] if found else []
+    return lines[-count:]
+
+
+def spoken(chapter: Chapter) -> str:
+    """Give a chapter's text as a person reads it, with the time of the next try."""
+    if chapter.next_try_at is None:
+        return chapter.text
+    return f"{chapter.text} Next try at {render.clock(chapter.next_try_at)}."

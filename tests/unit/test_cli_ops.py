@@ -1,0 +1,175 @@
+"""Commands that tell before they act, and tell afterwards why."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxq import cli, story
+from mlxq.commands import restart
+from state import ledger, secrets, service, settings, stack
+from state.db import Database, open_database
+from state.paths import Home
+from state.service import Step
+from state.stack import Tier
+from tasks.world import process
+
+FAST = Tier("fast", "smollm2-135m", "int4", "file:/tiny", 9241, 2048, 600 * 2**20, 64 * 2**20, 1)
+
+
+@pytest.fixture
+def db(home: Home, tmp_path: Path) -> Iterator[Database]:
+    """Give a ledger with one tier whose weights are a folder, and the gateway's configuration."""
+    opened = open_database(home)
+    secrets.ensure(home.secrets)
+    home.gateway_config.write_text("model_list: []\n")
+    stack.replace(opened, [replace(FAST, weights=str(tmp_path))])
+    for name, port in (("fast", 9241), ("gateway", 9242)):
+        service.ensure(opened, name, "gateway" if name == "gateway" else "engine", port)
+    yield opened
+    opened.close()
+
+
+def died(db: Database, home: Home) -> None:
+    """Let the tier start once and be killed, with words in its log."""
+    service.want(db, "fast", "up")
+    service.intend(db, "fast", ["engine"], "print")
+    home.log("fast").write_text(
+        "=== mlxq: 2026-11-22 10:00:00 fast, start 1\nloading\n\nready\n"
+        "=== mlxq: 2026-11-22 10:05:00 fast, start 2\nlater\n"
+    )
+    cause = {"exit_code": 139, "cause_code": "aborted", "cause": "It crashed.", "hint": "mlxq logs fast"}
+    service.step(db, "fast", Step.DIED, next_try_at=db.now() + 60, **cause)
+
+
+def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["up", "--dry-run"]) == 0
+
+    out = capsys.readouterr().out
+    assert "-m tasks.launch.engine serve" in out
+    assert "-m tasks.launch.gateway" in out
+    assert "MLXQ_TIER_KEY=***" in out
+    assert not any(key in out for key in secrets.read(home.secrets).values())
+    assert db.rows("SELECT id FROM jobs") == []
+    assert service.get(db, "fast").wanted == "down"
+
+
+def test_what_a_dry_run_prints_can_be_run(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line is one for a shell: the program it names is there and takes the arguments."""
+    cli.run(["up", "--tier", "fast", "--dry-run"])
+    line = capsys.readouterr().out.splitlines()[1]
+
+    done = subprocess.run(f"{line} --no-such-flag", shell=True, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2, done.stderr
+    assert "--no-such-flag" in done.stderr
+
+
+def test_a_dry_run_of_down_names_the_process_it_would_end(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    me = process.identify(os.getpid())
+    assert me
+    service.want(db, "fast", "up")
+    service.intend(db, "fast", ["engine"], "print")
+    service.step(db, "fast", Step.SPAWNED, identity=process.encode(me))
+
+    assert cli.run(["down", "--dry-run"]) == 0
+
+    assert capsys.readouterr().out.startswith(f"# stop fast\nkill -TERM {me.pid} ")
+    assert service.get(db, "fast").wanted == "up"
+
+
+def test_restart_leaves_down_what_is_down(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["restart"]) == 3
+
+    service.want(db, "fast", "up")
+    assert restart.wanted(db, None) == ["fast"]
+
+
+def test_services_start_anew_one_after_another(db: Database) -> None:
+    made = ledger.submit_all(db, restart.restarts(["a", "b", "c"]))
+
+    ids = [job for job, _ in made.values()]
+    needs = [(row["job"], row["needs"]) for row in db.rows("SELECT job, needs FROM job_deps ORDER BY job")]
+    assert needs == [(ids[1], ids[0]), (ids[2], ids[1])]
+
+
+def test_why_tells_the_cause_the_signal_the_last_lines_and_the_next_try(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died(db, home)
+
+    assert cli.run(["why", "fast"]) == 0
+
+    out, err = capsys.readouterr()
+    assert "It crashed. (killed by SIGSEGV) Next try at " in out
+    assert "| loading\n" in out
+    assert "| ready\n" in out
+    assert "later" not in out
+    assert "fast is backoff: It crashed. Next try in 5" in out
+    assert "mlxq logs fast" in err
+
+
+def test_why_speaks_json_and_every_step_has_words(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    died(db, home)
+
+    assert cli.run(["why", "--json"]) == 0
+
+    told = json.loads(capsys.readouterr().out)["events"]
+    assert [each["what"] for each in told] == ["wanted_up", "intended", "died"]
+    assert told[-1]["last_lines"] == ["loading", "ready"]
+    assert set(Step) <= set(story.WORDS)
+
+
+def test_the_last_lines_of_a_huge_log_are_found_from_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "fast.log"
+    log.write_text("x\n" * 2**20 + "=== mlxq: 2026 fast, start 7\none\ntwo\nthree\nfour\n")
+
+    assert story.last_lines(log, 7) == ["two", "three", "four"]
+    assert story.last_lines(log, 6) == []
+
+
+def test_status_goes_on_at_each_change(home: Home, db: Database) -> None:
+    argv = [sys.executable, "-P", "-m", "mlxq", "status", "--watch", "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        first = json.loads(program.stdout.readline())
+        service.want(db, "fast", "up")
+        later = (json.loads(line) for line in program.stdout)
+        changed = next(each for each in later if each["services"] != first["services"])
+        program.terminate()
+
+    assert [first["services"][0]["state"], changed["services"][0]["state"]] == ["stopped", "crashed"]
+
+
+def test_watch_turns_its_options_into_settings_and_starts_one_worker(home: Home, db: Database) -> None:
+    argv = [sys.executable, "-P", "-m", "mlxq", "watch", "--max-restarts", "7", "--daemon"]
+    try:
+        first = subprocess.run(argv, capture_output=True, text=True, check=True)
+        again = subprocess.run(argv, capture_output=True, text=True, check=True)
+    finally:
+        cli.run(["down"])
+
+    assert settings.load(home)["max-restarts"] == 7
+    assert "Started the worker" in first.stderr
+    assert "A worker runs already." in again.stderr
+
+
+def test_install_tells_how_it_stands(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home.root))
+
+    assert cli.run(["install", "--status"]) == 0
+
+    out, err = capsys.readouterr()
+    assert str(home.root) in out
+    assert "mlxq install" in err
