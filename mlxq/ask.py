@@ -78,6 +78,13 @@ def these(ids: Sequence[int]) -> Jobs:
     return lambda db: [get(db, job) for job in ids]
 
 
+def with_chains(ids: Sequence[int]) -> Jobs:
+    """Follow these jobs and what they put in."""
+    return lambda db: [
+        job for number in dict.fromkeys(get(db, job).chain for job in ids) for job in of_chain(db, number)
+    ]
+
+
 def put(db: Database, batch: Sequence[New]) -> list[int]:
     """Put jobs in, say which of them were under way already, and give their ids."""
     made = ledger.submit_all(db, batch)

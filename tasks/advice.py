@@ -18,6 +18,9 @@ from state.errors import DoesNotFit, NotFound, UsageProblem
 from state.paths import Home
 from state.settings import Settings
 
+CONVERTED = ("int4", "int8", "bf16")
+"""What mlx-lm makes of a repo that holds no MLX weights."""
+
 
 def known(home: Home) -> dict[str, Model]:
     """Give every model, the person's own files laid over the shipped ones.
@@ -45,7 +48,9 @@ def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
     """
     if wanted is not None and wanted not in model.quants:
         there = ", ".join(model.quants)
-        raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {there}.", hint=f"mlxq pull {model.id}")
+        made = wanted in CONVERTED and model.repo
+        hint = f"mlxq pull {model.repo} --quant {wanted}   (converts it here)" if made else f"mlxq pull {model.id}"
+        raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {there}.", hint=hint)
     chosen = wanted or preferred
     return chosen if chosen in model.quants else smallest(model).name
 

@@ -45,6 +45,10 @@ WALK: tuple[tuple[str, ...], ...] = (
     ("completion", "bash"),
     ("models",),
     ("models", "--catalog"),
+    ("verify",),
+    ("rm", "qwen3-8b"),
+    ("prune", "--yes"),
+    ("pull", "qwen3-8bb"),
     ("catalog", "check", "--offline", "--json"),
 )
 CODES = {0, 1, 2, 3, 4, 5, 130}

@@ -1,0 +1,54 @@
+"""`mlxq prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from mlxq import ask, installed, render
+from mlxq.commands import rm
+from mlxq.installed import Installed
+from state.paths import home
+from tasks import advice
+from tasks.world import staging
+
+
+@click.command()
+@click.option("--unused", is_flag=True, help="Also whole weights that no tier serves.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, delete nothing.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def command(*, unused: bool, dry_run: bool, yes: bool) -> None:
+    """Delete weights that are of no use: torn, damaged, or of an older revision."""
+    place = home()
+    with ask.reading(place) as db:
+        there = installed.listing(place, db, advice.known(place))
+    found = leavings(there, unused=unused)
+    if not found:
+        render.say("Nothing is left over.")
+    elif dry_run:
+        rm.show(found)
+    else:
+        rm.remove(place, found, force=False, yes=yes)
+
+
+def leavings(there: Sequence[Installed], *, unused: bool) -> list[Installed]:
+    """Give what no tier serves and nobody fetches: partial, damaged, an older revision of weights that are here anew.
+
+    `unused`: also whole weights. What a person put there by hand is theirs to delete.
+    """
+    free = [one for one in there if not one.used_by and not _in_the_making(one)]
+    ours = [one for one in free if one.source or one.state == "partial"]
+    return [one for one in ours if unused or one.state in {"partial", "damaged"} or _older(one, there)]
+
+
+def _in_the_making(one: Installed) -> bool:
+    return one.state == "partial" and staging.held(one.folder.with_name(one.folder.name.removesuffix(staging.SUFFIX)))
+
+
+def _older(one: Installed, there: Sequence[Installed]) -> bool:
+    """Tell whether the same source is here in a newer revision."""
+    return bool(one.source) and any(
+        other.source == one.source and other.pulled > one.pulled and other.state in {"valid", "loadable"}
+        for other in there
+    )

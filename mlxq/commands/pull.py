@@ -1,0 +1,104 @@
+"""`mlxq pull`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlxq import advised, ask, options, render, target, watch
+from mlxq.target import Target
+from state import settings
+from state.job import Job, State
+from state.paths import home
+from tasks import advice, kinds
+
+
+@click.command()
+@options.model()
+@click.option("--quant", metavar="NAME", help="int4, int8, bf16, or another that exists.  [default: default-quant]")
+@click.option("--revision", metavar="NAME", help="A commit, tag or branch of the Hub.")
+@click.option("--force", is_flag=True, help="Fetch again what is here already.")
+@click.option("--code", is_flag=True, help="Fetch Python files of the repo too; none is ever run.")
+@click.option("--detach", is_flag=True, help="Put the job in and return.")
+@options.timeout
+@options.as_json
+def command(
+    model: str,
+    *,
+    quant: str | None,
+    revision: str | None,
+    force: bool,
+    code: bool,
+    detach: bool,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Fetch the weights of a model: catalog id, repo or folder.
+
+    Safe to break off and to run again: a fetch goes on where it was.
+    """
+    place = home()
+    wanted = settings.load(place)
+    found = target.find(model, quant, advice.known(place), wanted["default-quant"])
+    for note in found.notes:
+        render.say(note)
+    if not detach:
+        _announce(found, wanted.models(place), revision, force=force)
+    args = {"source": found.source, "revision": revision, "force": force, "code": code}
+    with ask.writing(place) as db:
+        ids = ask.put(db, [kinds.new("pull", args, label="pull")])
+    if detach:
+        ask.ensure_worker(place)
+        _detached(ids, as_json=as_json)
+        return
+    ended = ask.follow(place, ask.these(ids), watch.view(as_json=as_json), timeout_s=timeout_s)
+    if not as_json:
+        _tell(ended)
+
+
+def _announce(found: Target, models: Path, revision: str | None, *, force: bool) -> None:
+    """Say size, licence and gate before anything is fetched. Raises NotFound, Gated, Offline, Damaged."""
+    from tasks.world import download, source
+    from tasks.world.child import Later
+
+    asked = source.pinned(found.source, revision)
+    if source.parse(asked).kind != "hub":
+        _say_known(found)
+        return
+    if not force and download.here(asked, models):
+        return
+    try:
+        planned = download.plan_download(asked)
+    except Later as later:
+        render.say(f"{later.reason}; the job waits for it.")
+        return
+    gate = "gated, and your token opens it" if planned.gated else "open"
+    render.say(f"{planned.repo}: {advised.gigabytes(planned.size)}, licence {planned.licence or 'not named'}, {gate}.")
+    if planned.notes:
+        render.say("\n".join(planned.notes))
+
+
+def _say_known(found: Target) -> None:
+    """Say of a model that lies elsewhere what the catalog knows."""
+    if found.model and found.quant:
+        size = advised.gigabytes(found.model.quants[found.quant].bytes)
+        render.say(f"{found.model.name}: {size}, licence {found.model.licence}, open.")
+
+
+def _detached(ids: list[int], *, as_json: bool) -> None:
+    if as_json:
+        render.data({"jobs": ids})
+        return
+    render.say(f"Job {ids[0]} fetches it.")
+    render.next_step(f"mlxq jobs watch {ids[0]}")
+
+
+def _tell(ended: list[Job]) -> None:
+    """Say where the weights are and what may come next."""
+    result = next(job.result for job in ended if job.kind == "pull" and job.state is State.SUCCEEDED)
+    for note in result["notes"]:
+        render.say(note)
+    words = "Fetched" if result["fetched"] else "Already here"
+    click.echo(f"{words}: {result['folder']} ({render.size(result['bytes'])})")
+    render.next_step("mlxq models")

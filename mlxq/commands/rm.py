@@ -1,0 +1,55 @@
+"""`mlxq rm`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from mlxq import ask, installed, options, render, watch
+from mlxq.installed import Installed
+from state.errors import UsageProblem
+from state.job import State
+from state.paths import Home, home
+from tasks import advice, kinds
+
+
+@click.command()
+@options.model()
+@click.option("--quant", metavar="NAME", help="Only the weights in this quant.")
+@click.option("--force", is_flag=True, help="Also while a tier serves them.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def command(model: str, *, quant: str | None, force: bool, yes: bool) -> None:
+    """Delete the weights of MODEL from this machine."""
+    place = home()
+    known = advice.known(place)
+    with ask.reading(place) as db:
+        found = installed.choose(model, installed.listing(place, db, known), known, quant)
+    remove(place, found, force=force, yes=yes)
+
+
+def remove(place: Home, found: list[Installed], *, force: bool, yes: bool) -> None:
+    """Show what would go, ask, and have it deleted. Raises UsageProblem where nobody can answer, Busy."""
+    show(found)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageProblem("This deletes files, and here is nobody to ask.", hint="Add --yes.")
+        click.confirm("Delete", abort=True, err=True)
+    with ask.writing(place) as db:
+        ids = ask.put(db, [_job(one, force=force) for one in found])
+    ended = ask.follow(place, ask.these(ids), watch.view())
+    freed = sum(job.result["bytes"] for job in ended if job.state is State.SUCCEEDED)
+    render.say(f"Deleted; {render.size(freed)} are free again.")
+
+
+def _job(one: Installed, *, force: bool) -> kinds.New:
+    return kinds.new("remove", {"folder": str(one.folder), "force": force}, label=one.folder.name)
+
+
+def show(found: list[Installed]) -> None:
+    """List folders with their sizes."""
+    render.table(
+        ["SIZE", "STATE", "USED BY", "FOLDER"],
+        [[render.size(one.size), one.state, " ".join(one.used_by), one.folder.name] for one in found],
+        right=(0,),
+    )

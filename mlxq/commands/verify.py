@@ -1,0 +1,47 @@
+"""`mlxq verify`."""
+
+from __future__ import annotations
+
+import click
+
+from mlxq import ask, installed, options, watch
+from mlxq.installed import Installed
+from state.errors import NotFound
+from state.job import Job
+from state.paths import home
+from tasks import advice, kinds
+
+
+@click.command()
+@options.model(required=False)
+@options.timeout
+@options.as_json
+def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:
+    """Hash the weights of MODEL, or all, again; what is damaged is fetched anew."""
+    place = home()
+    known = advice.known(place)
+    with ask.reading(place) as db:
+        there = installed.listing(place, db, known)
+    found = [one for one in (installed.choose(model, there, known) if model else there) if one.source]
+    if not found:
+        raise NotFound(_nothing(model, there), hint="mlxq pull MODEL")
+    with ask.writing(place) as db:
+        ids = ask.put(db, [kinds.new("check", {"folder": str(one.folder)}, label=one.folder.name) for one in found])
+    ended = ask.follow(place, ask.with_chains(ids), watch.view(as_json=as_json), timeout_s=timeout_s)
+    if not as_json:
+        _tell(found, [job for job in ended if job.id in ids])
+
+
+def _nothing(model: str | None, there: list[Installed]) -> str:
+    """Say why there is nothing to hash."""
+    if there:
+        return f"{model or 'What is here'} was put there by hand: there are no hashes to compare with."
+    return "No weights are here."
+
+
+def _tell(found: list[Installed], checks: list[Job]) -> None:
+    damaged = [job for job in checks if job.result and job.result["damaged"]]
+    for job in damaged:
+        click.echo(f"{job.args['folder']}: damaged and fetched again: {', '.join(job.result['damaged'])}")
+    whole = len(found) - len(damaged)
+    click.echo(f"{whole} of {len(found)} {'folder is' if whole == 1 else 'folders are'} right in every byte.")

@@ -1,0 +1,74 @@
+"""What a person means by a MODEL to fetch: a catalog id, an alias, a repo, a folder. Decides, touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog.load import resolve
+from catalog.model import Model
+from catalog.problems import UnknownModel
+from state.errors import UsageProblem
+from tasks import advice
+from tasks.world import source as sources
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place of weights."""
+
+    source: str
+    """As the pull job takes it."""
+    model: Model | None = None
+    """Its entry in the catalog, when it has one."""
+    quant: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the person should know."""
+
+    @property
+    def name(self) -> str:
+        """What to call it from now on."""
+        return self.model.id if self.model else self.source.removeprefix("hub:")
+
+
+def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> Target:
+    """Read a MODEL and its --quant; `preferred` is the quant where nothing is wanted.
+
+    Raises NotFound with the nearest names, UsageProblem for a quant that does not exist.
+    """
+    if not name.strip():
+        raise UsageProblem("There is no model.", hint="mlxq models --catalog")
+    if name.startswith(("/", "./", "../", "~", "file:")):
+        return _elsewhere(f"file:{Path(name.removeprefix('file:')).expanduser().absolute()}", quant)
+    try:
+        match = resolve(name, known)
+    except UnknownModel:
+        if "/" in name or name.startswith("pypi:"):
+            return _elsewhere(name, quant)
+        match = advice.find(name, known)
+    notes = (match.note,) if match.note else ()
+    if match.quant and quant not in {None, match.quant}:
+        raise UsageProblem(
+            f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {match.model.id} --quant {quant}"
+        )
+    if "/" in name and not match.quant and quant in advice.CONVERTED and quant not in match.model.quants:
+        return Target(
+            f"hub:{match.model.repo}#{quant}", match.model, quant, (*notes, _converts(match.model.repo, quant))
+        )
+    chosen = match.quant or advice.quant_of(match.model, quant, preferred)
+    return Target(match.model.quants[chosen].source, match.model, chosen, notes)
+
+
+def _elsewhere(text: str, quant: str | None) -> Target:
+    """Read a place that is in no catalog; a quant for it is made here. Raises UsageProblem."""
+    asked = sources.parse(text)
+    if quant is None:
+        return Target(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
+    if asked.kind == "pypi" or quant not in advice.CONVERTED:
+        raise UsageProblem(f"{asked} cannot be converted to {quant}.", hint="int4, int8 and bf16 can be made.")
+    return Target(f"{asked}#{quant}", None, quant, (_converts(asked.name, quant),))
+
+
+def _converts(name: str, quant: str) -> str:
+    return f"{name} will be converted to {quant} here, by mlx-lm."
