@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.crew import Crew, storm
+from support.crew import Crew, start_worker, storm
 
 from state import ledger
 from state.db import open_database
@@ -293,14 +293,14 @@ def test_a_kind_of_the_next_version_is_kept_and_does_not_keep_the_worker_busy(cr
     assert crew.job(strange).state is State.QUEUED
 
 
-def test_a_worker_refuses_a_damaged_database_in_one_line(tmp_path: Path, home: Home) -> None:
+def test_a_worker_refuses_a_damaged_database_in_one_line(home: Home) -> None:
     home.database.write_bytes(b"no database at all. " * 500)
-    crew = Crew.__new__(Crew)
-    crew.home, crew.workers = home, []
 
-    assert crew.start().wait(30) != 0
-    assert "state_damaged: " in crew.log()
-    assert "Traceback" not in crew.log()
+    assert start_worker(home).wait(30) != 0
+
+    said = home.log("worker").read_text()
+    assert said.startswith("state_damaged: ")
+    assert "Traceback" not in said
 
 
 def test_all_that_a_worker_leaves_is_its_owners_alone(crew: Crew) -> None:

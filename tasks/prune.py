@@ -1,0 +1,32 @@
+"""Forget old jobs, once a day."""
+
+from __future__ import annotations
+
+from state import ledger
+from state.db import Database
+from tasks.kinds import new
+from tasks.queue import Context, job, tick
+from tasks.runtime import runtime
+
+DAY_S = 86400.0
+LOOK_S = 3600.0
+
+
+@job("prune")
+def prune(context: Context) -> dict[str, int]:
+    """Forget ended jobs that are over 30 days old and beyond the newest 2,000; give how many."""
+    return {"forgotten": ledger.prune(context.db)}
+
+
+@tick("prune daily", LOOK_S)
+def prune_daily() -> None:
+    """Put the day's job in."""
+    ask_daily(runtime.database())
+
+
+def ask_daily(db: Database) -> bool:
+    """Put a prune job in unless one was put in within the last day; tell whether it was."""
+    last = db.value("SELECT max(created_at) FROM jobs WHERE kind = 'prune' AND created_at <= ?", (db.now(),))
+    if last is not None and db.now() - last < DAY_S:
+        return False
+    return ledger.submit(db, new("prune"), source="watchdog")[1]
