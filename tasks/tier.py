@@ -10,7 +10,7 @@ from state import settings, stack
 from state.errors import EngineFailed, MlxqError
 from state.service import Doing, Service
 from tasks import upkeep, watch
-from tasks.plan import gateway
+from tasks.plan import gateway, page
 from tasks.queue import Context, job
 from tasks.upkeep import Blueprint
 from tasks.world import probe, process
@@ -55,6 +55,8 @@ def _row(context: Context, name: str) -> None:
     """Make sure the service has a row with the port that is wanted now. Raises NotFound."""
     if name == gateway.SERVICE:
         rows.ensure(context.db, name, "gateway", settings.load(context.home)["litellm-port"])
+    elif name == page.SERVICE:
+        rows.ensure(context.db, name, "page", settings.load(context.home)["page-port"])
     else:
         rows.ensure(context.db, name, "engine", stack.tier(context.db, name).port)
 

@@ -24,7 +24,7 @@ from state.db import Database
 from state.errors import MlxqError, NotSetUp, PortTaken
 from state.paths import Home
 from state.service import Doing, Service, Step
-from tasks.plan import engine, failure, gateway, health, restart
+from tasks.plan import engine, failure, gateway, health, page, restart
 from tasks.plan.failure import Cause
 from tasks.world import ports, probe, process, system
 from tasks.world.process import Identity
@@ -38,6 +38,7 @@ LAST_WORDS = 16 * 1024
 TOKEN_S = 120.0
 """The first answer of a fresh engine may compile and page in its whole model."""
 GATEWAY_START_S = 120.0
+PAGE_START_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Blueprint:
 
 def blueprint(db: Database, home: Home, name: str) -> Blueprint:
     """Give how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
+    if name == page.SERVICE:
+        return _page(home)
     keys = secrets.ensure(home.secrets)
     return _gateway(db, home, keys) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
@@ -89,6 +92,18 @@ def _gateway(db: Database, home: Home, keys: dict[str, str]) -> Blueprint:
 
     read = home.gateway_config.read_text()
     return Blueprint(argv, environment, _fingerprint([*argv, read], environment(0), "litellm"), GATEWAY_START_S)
+
+
+def _page(home: Home) -> Blueprint:
+    port: int = settings.load(home)["page-port"]
+    if not port:
+        raise NotSetUp("The page is switched off.", hint="mlxq config reset page-port")
+    argv = page.argv(sys.executable, port)
+
+    def environment(generation: int) -> dict[str, str]:
+        return page.environment(base=os.environ, home=str(home.root), generation=generation)
+
+    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "starlette"), PAGE_START_S)
 
 
 def _fingerprint(argv: list[str], environment: dict[str, str], package: str) -> str:
@@ -197,6 +212,8 @@ def ready(home: Home, one: Service) -> bool:
     """Tell whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
     if one.kind == "gateway":
         return probe.gateway_ready(one.port)
+    if one.kind == "page":
+        return probe.answers(one.port, page.HEALTH)
     if not probe.listening(one.port):
         return False
     key = secrets.read(home.secrets).get(secrets.TIER, "")

@@ -17,7 +17,7 @@ from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, State
 from state.service import Doing, Service, Step
 from tasks import upkeep
 from tasks.kinds import new
-from tasks.plan import health
+from tasks.plan import health, page
 from tasks.plan.care import Care, care
 from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
 from tasks.queue import tick
@@ -178,6 +178,8 @@ def _ask(one: Service) -> EngineStatus | None:
     try:
         if one.kind == "gateway":
             return IDLE if probe.gateway_ready(one.port, PROBE_S) else None
+        if one.kind == "page":
+            return IDLE if probe.answers(one.port, page.HEALTH, PROBE_S) else None
         return probe.status(one.port, _key(), PROBE_S)
     except (EngineFailed, GatewayFailed):
         return None

@@ -72,6 +72,14 @@ def purge(port: int, key: str, timeout_s: float = 10.0) -> None:
     _good(ask(port, "/v1/cache/prefix", key, timeout_s, method="DELETE"))
 
 
+def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:
+    """Tell whether a path is answered well. Raises Silent when somebody is there and says nothing."""
+    try:
+        return ask(port, path, "", timeout_s).status == 200  # noqa: PLR2004 (HTTP's OK)
+    except Refused:
+        return False
+
+
 def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
     """Tell whether the gateway takes requests. Raises GatewayFailed when it is there and does not answer."""
     try:
