@@ -22,6 +22,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Start": {
         "setup": "Choose models for this machine and bring them up.",
         "status": "Show the machine, the tiers and the gateway.",
+        "dashboard": "Open the page that shows everything, live.",
+        "top": "Show tiers, requests and jobs, live in the terminal.",
         "chat": "Ask a tier, and print its answer as it comes.",
     },
     "Stack": {

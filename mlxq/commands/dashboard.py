@@ -1,0 +1,62 @@
+"""`mlxq dashboard`."""
+
+from __future__ import annotations
+
+import time
+import webbrowser
+from http.client import HTTPConnection, HTTPException
+
+import click
+
+from mlxq import ask, options, render, watch
+from mlxq.web import door
+from state import secrets, service, settings
+from state.errors import NotRunning
+from state.paths import Home, home
+from state.service import Doing
+from tasks import kinds
+from tasks.plan import page
+
+PATIENCE_S = 1.0
+
+
+@click.command()
+@click.option("--no-open", is_flag=True, help="Print the link instead of opening a browser, as for SSH.")
+@options.timeout
+def command(*, no_open: bool, timeout_s: float | None) -> None:
+    """Open the page that shows everything, live.
+
+    The link opens it once, within a minute; the browser stays signed in for a month.
+    """
+    place = home()
+    port = settings.load(place)["page-port"]
+    if not port:
+        raise NotRunning("The page is switched off.", hint="mlxq config reset page-port")
+    if not _runs(place, port):
+        with ask.writing(place) as db:
+            ids = ask.put(db, [kinds.new("start", {"service": page.SERVICE})])
+        ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    link = f"http://127.0.0.1:{port}/enter?link={door.link(secrets.ensure(place.secrets)[secrets.PAGE], time.time())}"
+    if no_open or not webbrowser.open(link):
+        click.echo(link)
+        render.say("It opens the page once, within a minute.")
+    else:
+        render.say(f"Opened http://127.0.0.1:{port} in your browser.")
+
+
+def _runs(place: Home, port: int) -> bool:
+    """Tell whether the page is up where it shall be; what merely listens there is not enough."""
+    with ask.reading(place) as db:
+        row = service.find(db, page.SERVICE)
+    return row is not None and row.doing == Doing.READY and row.port == port and _answers(port)
+
+
+def _answers(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+    try:
+        connection.request("GET", page.HEALTH)
+        return connection.getresponse().status == 200  # noqa: PLR2004 (HTTP's OK)
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,193 @@
+"""`mlxq top`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from mlxq import ask, render, watch
+from mlxq.web import live, picture
+from mlxq.web.picture import Card, Picture
+from mlxq.web.words import Shape, Told
+from state import secrets, service, wake
+from state.db import Database
+from state.paths import home
+from state.sample import MINUTE_S, Sample
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+EVERY_S = 1.0
+MARKS = {Shape.FULL: "●", Shape.HALF: "◐", Shape.RING: "○", Shape.WARN: "▲", Shape.CROSS: "✗"}
+COLOURS = {
+    Shape.FULL: "green",
+    Shape.HALF: "cyan",
+    Shape.RING: "bright_black",
+    Shape.WARN: "yellow",
+    Shape.CROSS: "red",
+}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+MINUTES = 30
+"""Shown in the small charts."""
+MOST_STORY = 6
+MOST_JOBS = 10
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print it once and end.")
+def command(*, once: bool) -> None:
+    """Show tiers, requests and jobs, live in the terminal.
+
+    Ctrl-C ends the view, and nothing else.
+    """
+    place = home()
+    key = secrets.read(place.secrets).get(secrets.TIER, "")
+    with ask.reading(place) as db:
+        if once or not sys.stdout.isatty():
+            _print(_look(db, key))
+            return
+        with wake.watcher(place, "-top") as bell, suppress(KeyboardInterrupt):
+            _follow(db, key, bell)
+
+
+def _look(db: Database, key: str) -> Picture:
+    return picture.look(db, live.ask(service.listing(db), key))
+
+
+def _print(seen: Picture) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(draw(seen))
+
+
+def _follow(db: Database, key: str, bell: wake.Listener) -> None:
+    from rich.live import Live
+
+    with Live(draw(_look(db, key)), screen=True, auto_refresh=False) as screen:
+        while True:
+            began = time.monotonic()
+            screen.update(draw(_look(db, key)), refresh=True)
+            bell.wait(EVERY_S)
+            time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
+
+
+def draw(seen: Picture) -> Group:
+    """Draw everything."""
+    from rich.console import Group
+    from rich.text import Text
+
+    head = _told(seen.told)
+    head.append(f"   {seen.endpoint}", style="bright_black")
+    parts: list[RenderableType] = [head, _memory(seen), Text(), _tiers([*seen.cards, *seen.others], seen.at)]
+    for title, lines in (("Requests", _requests(seen)), ("Jobs", _jobs(seen)), ("Why", _story(seen))):
+        if lines:
+            parts += [Text(f"\n{title}", style="bold"), *lines]
+    return Group(*parts)
+
+
+def _told(told: Told) -> Text:
+    from rich.text import Text
+
+    text = Text(f"{MARKS[told.shape]} {told.word}", style=COLOURS[told.shape], no_wrap=True, overflow="ellipsis")
+    if told.until:
+        text.append(f" {render.span(max(0.0, told.until - time.time()))}")
+    if told.why:
+        text.append(f"  {told.why}", style="default")
+    return text
+
+
+def _memory(seen: Picture) -> Text:
+    from rich.text import Text
+
+    memory = seen.memory
+    if not memory.total:
+        return Text(f"worker {seen.worker}", style="bright_black")
+    text = Text(f"{watch.bar(memory.used / memory.total, 24)} ")
+    text.append(f"{render.size(memory.used)} of {render.size(memory.total)}, budget {render.size(memory.budget)}")
+    text.append(f", swap {render.size(memory.swap)}   worker {seen.worker}", style="bright_black")
+    return text
+
+
+def _tiers(cards: Sequence[Card], now: float) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, expand=True)
+    for name in ("SERVICE", "STATE"):
+        table.add_column(name, header_style="bright_black", no_wrap=True)
+    for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS"):
+        table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
+    table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
+    for card in cards:
+        one, status = card.service, card.now.status if card.now else None
+        up = now - one.ready_at if one.ready_at and one.doing in service.SERVING else None
+        table.add_row(
+            one.name,
+            _told(Told(card.told.shape, card.told.word, until=card.told.until)),
+            str(status.num_running) if status else "-",
+            str(status.num_waiting) if status else "-",
+            f"{card.decode_tps:.1f}" if card.decode_tps else "-",
+            render.span(card.last.ttft_s if card.last else None),
+            render.span(up),
+            render.size(card.memory_bytes or None),
+            str(one.restarts),
+            spark(card.hour, now),
+        )
+    return table
+
+
+def spark(samples: Sequence[Sample], now: float) -> str:
+    """Draw tokens/s of the last half hour, a character a minute; a minute without a sample is blank."""
+    first = int(now) // MINUTE_S - MINUTES
+    values = {each.at // MINUTE_S - first: each.tokens_per_s for each in samples if each.at // MINUTE_S >= first}
+    top = max(values.values(), default=0.0)
+    if not top:
+        return ""
+    return "".join(BLOCKS[_level(values.get(slot), top)] for slot in range(MINUTES))
+
+
+def _level(value: float | None, top: float) -> int:
+    return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
+
+
+def _requests(seen: Picture) -> list[Text]:
+    from rich.text import Text
+
+    return [
+        Text(
+            f"{tier:<10} {request.phase:<10} {request.prompt_tokens:>8,} + {request.completion_tokens:<6,}"
+            f" {watch.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s  {render.span(request.elapsed_s)}"
+        )
+        for tier, request in seen.requests
+    ]
+
+
+def _jobs(seen: Picture) -> list[Text]:
+    from rich.text import Text
+
+    lines: list[Text] = []
+    for job in [*seen.attention, *(job for chain in seen.chains for job in chain if job.live)][:MOST_JOBS]:
+        done, total = watch.amounts(job)
+        far = f"  {watch.bar(done / total, 12)} {done / total:.0%}" if total else ""
+        style = "red" if job.error_code else ""
+        line = f"{watch.MARKS[job.state]} {job.id:>4} {watch.title(job)}{far}  {watch.note(job)}"
+        lines.append(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
+    return lines
+
+
+def _story(seen: Picture) -> list[Text]:
+    from rich.text import Text
+
+    lines: list[Text] = []
+    for each in seen.story[:MOST_STORY]:
+        text = Text(f"{render.clock(each.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
+        text.append(f"{MARKS[each.shape]} {each.service} {each.word}", style=COLOURS[each.shape])
+        text.append(f"  {each.text}")
+        lines.append(text)
+    return lines
