@@ -215,10 +215,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run([*sudo, "umount", "-l", str(place)], check=True)
 
 
-def test_a_disk_that_fills_and_empties_costs_time_and_no_job(small_disk: Path, empty_database: Path) -> None:
+@pytest.fixture
+def cramped(small_disk: Path, empty_database: Path) -> Iterator[Crew]:
+    """Give a crew whose home lies on that disk."""
     home = Home(small_disk / "home").make()
     home.database.write_bytes(empty_database.read_bytes())
-    crew = Crew(home)
+    made = Crew(home)
+    yield made
+    made.close()
+
+
+def test_a_disk_that_fills_and_empties_costs_time_and_no_job(cramped: Crew, small_disk: Path) -> None:
+    crew = cramped
     crew.start()
     held = crew.act("ok", seconds=2.0)
     crew.until_running(held)
@@ -235,7 +243,6 @@ def test_a_disk_that_fills_and_empties_costs_time_and_no_job(small_disk: Path, e
     assert crew.job(held).state is State.SUCCEEDED
     assert sum(note.job == held and note.word == "started" for note in crew.notes()) == 1
     assert crew.count(*State) == asked
-    crew.close()
 
 
 def fill(filler: Path) -> None:
