@@ -70,7 +70,7 @@ def all_settings() -> str:
 
 
 def _default(setting: Setting) -> str:
-    if setting.default in ("", None):
+    if setting.default in ("", None, {}):
         return "empty"
     return f"`{str(setting.default).lower() if isinstance(setting.default, bool) else setting.default}`"
 

@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from state import host, service, settings, stack
+from state import cloud, host, service, settings, stack
 from state.db import Database
+from state.paths import Home
 from state.service import Observed, Service
 from state.stack import Tier
 from state.worker import current
@@ -45,6 +46,8 @@ class Report:
     tiers: list[Tier]
     jobs: list[int]
     """Ids of the jobs that have not ended."""
+    cloud: dict[str, Any]
+    """Whether requests may leave the machine as a last resort, to which model, and what they cost today."""
 
     def document(self) -> dict[str, Any]:
         """Give it as it is printed for programs."""
@@ -53,6 +56,7 @@ class Report:
             "endpoint": self.endpoint,
             "worker": {"state": self.worker.state, "pid": self.worker.pid},
             "services": self.services,
+            "cloud": self.cloud,
             "stack": {"tiers": [_wanted(tier) for tier in self.tiers]},
         }
 
@@ -76,7 +80,20 @@ def now(db: Database) -> Report:
         troubles=[(row.name, row.cause, row.hint) for row in rows.values() if row.cause],
         tiers=tiers,
         jobs=[row["id"] for row in live],
+        cloud=_cloud(db.home),
     )
+
+
+def _cloud(home: Home) -> dict[str, Any]:
+    """Give what of the cloud is set, and today's sums."""
+    found, spent = settings.load(home), cloud.read(cloud.place(home))
+    return {
+        "on": bool(found["openrouter-key"]),
+        "model": found["openrouter-model"],
+        "requests_today": spent.requests,
+        "usd_today": spent.usd,
+        "cap_usd": found["cloud-cap-usd"],
+    }
 
 
 def worker(db: Database) -> Worker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -79,6 +80,19 @@ def revoke(path: Path, name: str) -> None:
     if len(kept) == len(keys):
         raise NotFound(f"There is no key named {name}.", hint="mlxq keys list")
     _write(path, kept)
+
+
+def admit(path: Path, host: str) -> None:
+    """Let the gateway listen on `host`.
+
+    Raises UsageProblem when other machines could reach it while no app has a key: people would pass mlxq's own
+    around, which opens everything and cannot be revoked.
+    """
+    if not ipaddress.ip_address(host).is_loopback and not read(path):
+        raise UsageProblem(
+            f"The gateway listens on {host} only when apps have keys of their own, and there is none.",
+            hint="mlxq keys create my-app",
+        )
 
 
 def _key(row: dict[str, Any]) -> Key:

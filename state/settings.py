@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
@@ -117,6 +118,46 @@ def _key(given: Any) -> str:
     return given
 
 
+def _dollars(given: Any) -> float:
+    try:
+        amount = float(str(given).strip())
+    except ValueError:
+        amount = -1.0
+    if isinstance(given, bool) or not 0 <= amount <= LARGEST_CAP_USD:
+        raise ValueError(f"an amount in dollars from 0 to {LARGEST_CAP_USD}, such as 0.50")
+    return amount
+
+
+def _model_id(given: Any) -> str:
+    if not isinstance(given, str) or not re.fullmatch(r"[\w.-]+/[\w.:-]+", given):
+        raise ValueError("the id of a model at OpenRouter, such as qwen/qwen3-coder")
+    return given
+
+
+def _address(given: Any) -> str:
+    import ipaddress
+
+    try:
+        return str(ipaddress.IPv4Address(str(given).strip()))
+    except ValueError as problem:
+        raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
+
+
+def _aliases(given: Any) -> dict[str, str]:
+    pairs = cast("dict[Any, Any]", given) if isinstance(given, dict) else _pairs(str(given))
+    found = {str(name).strip(): str(tier).strip() for name, tier in pairs.items()}
+    if not all(_ALIAS.fullmatch(name) and tier for name, tier in found.items()):
+        raise ValueError("pairs of a model name and a tier, such as gpt-5=standard,o3*=fast")
+    return found
+
+
+def _pairs(text: str) -> dict[str, str]:
+    parts = (part.partition("=") for part in text.split(",") if part.strip())
+    return {name: tier for name, _, tier in parts}
+
+
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}")
+LARGEST_CAP_USD = 1000
 PORT = _number(1024, 65000)
 TIER_PORTS = 10
 """So many ports from tier-port-base on belong to the tiers."""
@@ -124,11 +165,20 @@ TIER_PORTS = 10
 SETTINGS: tuple[Setting, ...] = (
     Setting("openrouter-key", "", "Key for OpenRouter, the last resort when no tier answers; empty = off.",
             _key, secret=True, applies="mlxq up"),
+    Setting("openrouter-model", "qwen/qwen3-30b-a3b-instruct-2507", "The model that OpenRouter is asked for.",
+            _model_id, applies="mlxq up"),
+    Setting("cloud-cap-usd", 1.0, "What OpenRouter may cost in a day (UTC), in dollars; then it is asked no more.",
+            _dollars, applies="mlxq up"),
     Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
     Setting("memory-budget-pct", AUTO, "How much of the memory the models may use, in per cent; auto = all there is.",
             _share, applies="mlxq setup"),
-    Setting("litellm-port", 4000, "Where the gateway listens, on 127.0.0.1.", PORT, applies="mlxq up"),
+    Setting("litellm-port", 4000, "Where the gateway listens.", PORT, applies="mlxq up"),
+    Setting("gateway-host", "127.0.0.1",
+            "The address on which other machines may reach the gateway, besides 127.0.0.1; needs a key for apps.",
+            _address, applies="mlxq up"),
+    Setting("aliases", {}, "Names that clients send, and the tier that answers them; added to the built-in ones.",
+            _aliases, applies="mlxq up"),
     Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off),
     Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT, applies="mlxq setup"),
     Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),

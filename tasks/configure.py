@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from state import secrets, settings, stack
 from state.errors import NotSetUp
+from state.paths import Home
+from state.stack import Tier
 from tasks.plan import gateway
 from tasks.queue import Context, job
 
@@ -23,8 +26,15 @@ def configure(context: Context) -> dict[str, Any]:
         raise NotSetUp("There is no stack to write a configuration for.", hint="mlxq setup")
     secrets.ensure(context.home.secrets)
     path = context.home.gateway_config
-    text = yaml.safe_dump(gateway.configuration(tiers), sort_keys=False)
+    text = yaml.safe_dump(wanted(context.home, tiers), sort_keys=False)
     changed = not path.exists() or path.read_text() != text
     if changed:
         settings.write_private(path, text)
     return {"path": str(path), "changed": changed}
+
+
+def wanted(home: Home, tiers: Sequence[Tier]) -> dict[str, Any]:
+    """Give what LiteLLM is told of these tiers by the settings as they are. Raises UsageProblem."""
+    found = settings.load(home)
+    cloud_model: str | None = found["openrouter-model"] if found["openrouter-key"] else None
+    return gateway.configuration(tiers, cloud_model=cloud_model, aliases=gateway.aliases(found["aliases"], tiers))

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from state import errors, host, secrets, service, settings, stack
+from state import keys as app_keys
 from state.db import Database
 from state.errors import MlxqError, NotSetUp, PortTaken
 from state.paths import Home
@@ -84,11 +85,20 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Bluepr
 def _gateway(db: Database, home: Home, keys: dict[str, str]) -> Blueprint:
     if not home.gateway_config.exists():
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
-    port: int = settings.load(home)["litellm-port"]
-    argv, backend = gateway.argv(sys.executable, str(home.gateway_config), port), _backend(db)
+    found = settings.load(home)
+    app_keys.admit(app_keys.place(home), found["gateway-host"])
+    argv = gateway.argv(sys.executable, str(home.gateway_config), found["litellm-port"], host=found["gateway-host"])
+    cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:
-        return gateway.environment(keys, base=os.environ, home=str(home.root), backend=backend, generation=generation)
+        return gateway.environment(
+            {**keys, **cloud},
+            base=os.environ,
+            home=str(home.root),
+            backend=_backend(db),
+            generation=generation,
+            cloud_cap_usd=found["cloud-cap-usd"],
+        )
 
     read = home.gateway_config.read_text()
     return Blueprint(argv, environment, _fingerprint([*argv, read], environment(0), "litellm"), GATEWAY_START_S)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from mlxq import options, render
-from state import settings
+from state import keys, settings
 from state.paths import home
+
+HOST = "gateway-host"
 
 
 class Name(click.ParamType[str]):
@@ -60,6 +62,8 @@ def put(name: str, value: str) -> None:
     """Set NAME to VALUE; `-` reads the value from standard input, which keeps a key out of the shell's history."""
     setting = settings.find(name)
     given = sys.stdin.readline().strip() if value == "-" else value
+    if setting.name == HOST:
+        keys.admit(keys.place(home()), settings.check(setting, given))
     settings.write(home(), name, given)
     now = settings.load(home()).values[name]
     render.say(f"{name} = {_text(now.shown)}")
@@ -88,4 +92,6 @@ def _row(value: settings.Value) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return ",".join(f"{name}={tier}" for name, tier in cast("dict[str, str]", value).items())
     return "" if value is None else str(value)

@@ -126,6 +126,8 @@ def _machine(found: Report) -> None:
     if found.machine:
         click.echo(machine_line(found.machine))
     click.echo(f"Endpoint  {found.endpoint}")
+    if found.cloud["on"] or found.cloud["requests_today"]:
+        click.echo(f"Cloud     {_cloud_line(found.cloud)}")
     click.echo(f"Worker    {_worker_line(found)}\n")
 
 
@@ -138,6 +140,13 @@ def machine_line(machine: dict[str, Any]) -> str:
         machine.get("os"),
     ]
     return ", ".join(str(part) for part in parts if part)
+
+
+def _cloud_line(cloud: dict[str, Any]) -> str:
+    """Say whether requests may leave the machine, and how much of the day's money is gone."""
+    state = f"{cloud['model']}, when no tier answers" if cloud["on"] else "off"
+    count = f"{cloud['requests_today']} requests today"
+    return f"{state}; {count}, ${cloud['usd_today']:.2f} of ${cloud['cap_usd']:.2f}"
 
 
 def _worker_line(found: Report) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import yaml
 from state.paths import Home
 from tasks.launch.hook_names import Names
 
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - only when the person asks for it
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
 
@@ -49,26 +52,40 @@ def serve(wanted: argparse.Namespace) -> None:
     counter = Counter(home)
     litellm.aclient_session = _client(home, names)
     door = Door(app, names, ring(), Queue(), counter.add)
+    settled = uvicorn.Config(door, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S)
+    server = uvicorn.Server(settled)
     with counter.writing():
-        uvicorn.run(
-            door,
-            host=wanted.host,
-            port=wanted.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=DRAIN_S,
-        )
+        server.run([_bound(host, wanted.port) for host in _hosts(wanted.host)])
+    if not server.started:
+        sys.exit(1)
+
+
+def _hosts(wanted: str) -> list[str]:
+    """Give the addresses to listen on: always loopback too, where mlxq itself asks."""
+    return [wanted] if wanted in {LOOPBACK, EVERYWHERE} else [LOOPBACK, wanted]
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Take the port, without listening yet. Exits with a line that names the address when that is not possible."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as problem:
+        sys.exit(f"{host}:{port}: {problem}")
+    return place
 
 
 def _client(home: Home, names: Names) -> httpx.AsyncClient:
     """Give LiteLLM's way to the engines."""
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
+    from state import cloud
     from tasks.launch.hook_cloud import Purse
     from tasks.launch.hook_guard import Guard
     from tasks.launch.hook_wire import Wire
 
-    purse = Purse(home.root / "cloud.json", float(os.environ["MLXQ_CLOUD_CAP_USD"]))
+    purse = Purse(cloud.place(home), float(os.environ["MLXQ_CLOUD_CAP_USD"]))
     inner = AsyncHTTPHandler.create_async_transport() or httpx.AsyncHTTPTransport()
     native = os.environ["MLXQ_BACKEND"] == "metal"
     return httpx.AsyncClient(transport=Wire(inner, names.places, Guard(), purse, native_schema=native))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
+from state import cloud
+from state.cloud import Spent
 from tasks.launch.hook_call import Call
 
 CLOUD = "cloud"
@@ -18,17 +18,17 @@ log = logging.getLogger("mlxq.cloud")
 
 
 class Purse:
-    """What may be spent in a day (UTC). The file outlives the gateway and is what `mlxq status` shows."""
+    """What may be spent in a day (UTC). Its file outlives the gateway."""
 
     def __init__(self, path: Path, cap_usd: float) -> None:
         self._path = path
         self._cap = cap_usd
-        self._today: dict[str, Any] = _read(path)
+        self._today = cloud.read(path)
 
     def empty(self) -> str | None:
         """Tell why nothing more may be spent today; None while there is something left."""
         self._turn()
-        if self._today["usd"] < self._cap:
+        if self._today.usd < self._cap:
             return None
         return f"the cloud's cap of ${self._cap:.2f} a day is reached"
 
@@ -45,25 +45,11 @@ class Purse:
         """Count one request's price."""
         self._turn()
         usd = float(usage.get("cost", UNPRICED_USD))
-        self._today["usd"] = round(self._today["usd"] + usd, 6)
-        self._today["requests"] += 1
-        log.warning("It cost $%.6f; today $%.6f of $%.2f.", usd, self._today["usd"], self._cap)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**self._today, "cap_usd": self._cap}))
-        temporary.replace(self._path)
+        self._today.usd = round(self._today.usd + usd, 6)
+        self._today.requests += 1
+        log.warning("It cost $%.6f; today $%.6f of $%.2f.", usd, self._today.usd, self._cap)
+        cloud.write(self._path, self._today)
 
     def _turn(self) -> None:
-        if self._today["day"] != _day():
-            self._today = {"day": _day(), "usd": 0.0, "requests": 0}
-
-
-def _day() -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        known: dict[str, Any] = json.loads(path.read_bytes())
-        return {"day": known["day"], "usd": float(known["usd"]), "requests": int(known["requests"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"day": _day(), "usd": 0.0, "requests": 0}
+        if self._today.day != cloud.today():
+            self._today = Spent(cloud.today())

@@ -73,6 +73,13 @@ TABLE = (
         marker=r"No space left on device",
     ),
     Rule(
+        "foreign_address",
+        "{0} is no address of this machine.",
+        "mlxq config reset gateway-host",
+        permanent=True,
+        marker=r"^([\d.]+):\d+: \[Errno (?:99|49)\]",
+    ),
+    Rule(
         "port_taken",
         "Another program took its port.",
         "mlxq doctor",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from state.errors import UsageProblem
 from state.stack import Tier
 from tasks.plan.engine import KEPT, marker
 
@@ -85,6 +86,22 @@ def configuration(
             "custom_auth": "tasks.launch.hook_auth.user_api_key_auth",
         },
     }
+
+
+def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:
+    """Lay the person's own names over ours. Raises UsageProblem for one that leads nowhere or is taken."""
+    names = [tier.name for tier in tiers]
+    for alias, tier in own.items():
+        if tier not in names:
+            raise UsageProblem(
+                f"The alias {alias} leads to {tier}, and the stack has no such tier: {', '.join(names)}.",
+                hint="mlxq config get aliases",
+            )
+        if alias in (*names, CLOUD):
+            raise UsageProblem(
+                f"{alias} cannot be an alias, as it is a tier's own name.", hint="mlxq config get aliases"
+            )
+    return {**ALIASES, **own}
 
 
 def environment(

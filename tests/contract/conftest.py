@@ -102,6 +102,7 @@ class Gateway:
     cloud_cap_usd: float = 1.0
     backend: str = "cpu"
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
     prefix: list[str] = field(default_factory=list)
     """What runs the module instead of `python`; it gets the plan's argv after the interpreter."""
     process: subprocess.Popen[bytes] | None = None
@@ -118,7 +119,7 @@ class Gateway:
         """Start it and give the seconds until it was ready."""
         config = self.home / "litellm.yaml"
         config.write_text(yaml.safe_dump(plan.configuration(self.tiers, cloud_model=self.cloud_model)))
-        argv = plan.argv(sys.executable, str(config), self.port)
+        argv = plan.argv(sys.executable, str(config), self.port, host=self.host)
         env = plan.environment(
             self.secrets,
             base=os.environ,

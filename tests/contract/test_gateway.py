@@ -108,3 +108,14 @@ def test_nothing_leaves_the_machine(every_upstream: dict[str, Upstream], proxy: 
     assert watched.ask("status 500").status_code >= 500
     watched.stop()
     assert [line for line in watched.log.read_text().splitlines() if "LOOKED UP" in line or "CONNECTED" in line] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no 127.0.0.2 unless a person adds it")
+def test_another_address_is_listened_on_besides_loopback(proxy: Gateway, tmp_path: Path):
+    """127.0.0.2 stands for the address of the machine in its network."""
+    made = type(proxy)(home=tmp_path, tiers=proxy.tiers, secrets=proxy.secrets, host="127.0.0.2")
+    made.start()
+    codes = [httpx.get(f"http://{host}:{made.port}/v1/models").status_code for host in ("127.0.0.1", "127.0.0.2")]
+    made.stop()
+    assert codes == [401, 401]

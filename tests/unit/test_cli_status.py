@@ -132,7 +132,7 @@ def test_the_json_has_the_documented_shape(
     assert cli.run(["status", "--json"]) == 0
 
     said = json.loads(capsys.readouterr().out)
-    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "stack"]
+    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
     assert list(said["worker"]) == ["state", "pid"]
     keys = ["name", "kind", "state", "phase", "pid", "port", "model", "quant", "restarts", "uptime_s", "memory_mb"]
     assert [keys] * 2 == [list(each) for each in said["services"]]

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from state.errors import UsageProblem
 from state.stack import Tier
 from tasks.plan import gateway
 
@@ -90,6 +91,24 @@ def test_an_alias_of_an_absent_tier_goes_to_the_first():
 def test_a_tier_named_like_an_alias_keeps_its_name():
     made = gateway.configuration([tier("default", 8000, 4096), FAST])
     assert names(made).count("default") == 1
+
+
+def test_a_persons_own_names_lie_over_ours():
+    made = gateway.aliases({"gpt-4o": "longctx", "o3*": "fast"}, TIERS)
+    assert (made["gpt-4o"], made["o3*"], made["default"]) == ("longctx", "fast", "standard")
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"o3": "fats"}, "no such tier: standard, fast, longctx"),
+        ({"fast": "standard"}, "own"),
+        ({"cloud": "fast"}, "own"),
+    ],
+)
+def test_a_name_that_leads_nowhere_or_is_taken_is_refused(own: dict[str, str], said: str):
+    with pytest.raises(UsageProblem, match=said):
+        gateway.aliases(own, TIERS)
 
 
 def test_a_lone_tier_has_no_empty_fallbacks():

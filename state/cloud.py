@@ -1,0 +1,48 @@
+"""What left the machine today, and what it cost: one small file that the gateway writes and `mlxq status` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from state.paths import Home
+
+
+@dataclass
+class Spent:
+    """The sums of one day (UTC)."""
+
+    day: str
+    usd: float = 0.0
+    requests: int = 0
+
+
+def place(home: Home) -> Path:
+    """Give the file."""
+    return home.root / "cloud.json"
+
+
+def today() -> str:
+    """Give the day by which is counted."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def read(path: Path) -> Spent:
+    """Give today's sums; nothing was spent where the file tells of another day, is absent or damaged."""
+    try:
+        known: dict[str, Any] = json.loads(path.read_bytes())
+        found = Spent(str(known["day"]), float(known["usd"]), int(known["requests"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Spent(today())
+    return found if found.day == today() else Spent(today())
+
+
+def write(path: Path, spent: Spent) -> None:
+    """Replace the file in one step. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(spent)))
+    temporary.replace(path)
