@@ -100,9 +100,9 @@ def _inside(context: Context, folder: str) -> Path:
     """Give the folder when it lies in the models folder. Raises UsageProblem, NotFound."""
     models, place = settings.load(context.home).models(context.home), Path(folder)
     if place.parent != models or place.name.startswith("."):
-        raise UsageProblem(f"{folder} does not lie in {models}.", hint="mlxq ls")
+        raise UsageProblem(f"{folder} does not lie in {models}.", hint="mlxq models")
     if not place.is_dir():
-        raise NotFound(f"There are no weights in {folder}.", hint="mlxq ls")
+        raise NotFound(f"There are no weights in {folder}.", hint="mlxq models")
     return place
 
 

@@ -20,7 +20,7 @@ def damaged(folder: Path, report: Report) -> list[str]:
     """
     made = manifest.read(folder)
     if made is None:
-        raise NotFound(f"{folder} has no {manifest.NAME}, so there is nothing to compare with.", hint="mlxq ls")
+        raise NotFound(f"{folder} has no {manifest.NAME}, so there is nothing to compare with.", hint="mlxq models")
     wrong: list[str] = []
     read = 0
 
