@@ -66,6 +66,8 @@ class Runtime:
         self.owner = ""
         self.bell = Bell()
         self.stopping = threading.Event()
+        self.logging = threading.Lock()
+        """Held while a line is written to the worker's log, and while that log is cut."""
         self.in_hand: dict[tuple[int, int], InHand] = {}
         """By job and attempt: a thread that lost its claim may still be at an older attempt."""
         self._local = threading.local()

@@ -22,7 +22,7 @@ from tasks.plan.care import Care, care
 from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
 from tasks.queue import tick
 from tasks.runtime import log, runtime
-from tasks.world import probe, process, system
+from tasks.world import probe, process, rotate, system
 from tasks.world.exits import Exits
 from tasks.world.process import Identity
 
@@ -56,6 +56,7 @@ class Watch:
         self._exits: Exits | None = None
         self._starting = threading.Lock()
         self._next_look = 0.0
+        self._begun = False
 
     def follow(self, name: str, identity: Identity) -> None:
         """Be told at once when this process ends."""
@@ -79,10 +80,18 @@ class Watch:
             if self._wakes.look(system.asleep_s(), time.monotonic()):
                 self._charges.clear()
             services = service.listing(db)
+            self._let_go(services)
             for one in services:
                 self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
         finally:
             self._busy.release()
+
+    def _let_go(self, services: list[Service]) -> None:
+        """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""
+        if not self._begun:
+            self._begun = True
+            for found in filter(None, map(upkeep.running, services)):
+                rotate.let_go(process.members(found))
 
     def _died(self, name: str, identity: Identity) -> None:
         """Take note of an end, and have the service started again when it is due at once."""

@@ -157,7 +157,7 @@ class Unfailing:
 
     def write(self, text: str) -> int:
         """Write, or lose it."""
-        with suppress(OSError):
+        with runtime.logging, suppress(OSError):
             self.stream.write(text)
         return len(text)
 
@@ -169,7 +169,8 @@ class Unfailing:
 
 def _log_to_stderr() -> None:
     """JSON lines, ours and Huey's warnings alike; whoever starts the worker points stderr at logs/worker.log."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    out = Unfailing(sys.stderr)
+    logging.basicConfig(stream=out, level=logging.WARNING, format="%(message)s")
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -178,6 +179,6 @@ def _log_to_stderr() -> None:
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=Unfailing(sys.stderr)),  # pyright: ignore[reportArgumentType] (it writes and flushes, no more)
+        logger_factory=structlog.WriteLoggerFactory(file=out),  # pyright: ignore[reportArgumentType] (it writes and flushes, no more)
         cache_logger_on_first_use=True,
     )

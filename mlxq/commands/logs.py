@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections import deque
 from pathlib import Path
+from typing import IO
 
 import click
 from click.shell_completion import CompletionItem
 
-from mlxq import render
+from mlxq import ask, render, watch
 from state.errors import NotFound, NotSetUp
 from state.paths import Home, home
+from tasks import kinds
 
+CHUNK = 2**16
 LOOK_S = 0.25
 """How often --follow looks for more."""
 
@@ -30,23 +34,73 @@ class Log(click.ParamType[str]):
 @click.command()
 @click.argument("name", type=Log(), required=False)
 @click.option("-n", "--tail", "count", type=click.IntRange(min=0), default=50, show_default=True, help="So many lines.")
+@click.option("--all", "everything", is_flag=True, help="Begin with the rotated logs, the oldest first.")
+@click.option("--rotate", is_flag=True, help="Rotate it now, or without NAME whatever is too big.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until Ctrl-C.")
-def command(name: str | None, count: int, *, follow: bool) -> None:
+def command(name: str | None, count: int, *, everything: bool, rotate: bool, follow: bool) -> None:
     """Print the log of a service, or of the worker.
 
     Without NAME: list the logs there are.
     """
     place = home()
-    if name is None:
+    if name:
+        find(place, name)
+    if rotate:
+        _rotate(place, name)
+    elif name is None:
         _list(place)
-        return
-    path = find(place, name)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in deque(file, count):
-            click.echo(line, nl=False)
-        while follow:
-            click.echo(file.read(), nl=False)
+    elif everything:
+        _print_all(place.log(name))
+    else:
+        _print(place.log(name), count, follow=follow)
+
+
+def _rotate(place: Home, name: str | None) -> None:
+    with ask.writing(place) as db:
+        ids = ask.put(db, [kinds.new("rotate", {"name": name})])
+    (done,) = ask.follow(place, ask.these(ids), watch.view())
+    moved: dict[str, int] = done.result["rotated"]
+    for log, size in moved.items():
+        click.echo(f"Rotated {log}: {render.size(size)}.")
+    if not moved:
+        click.echo("No log is too big.")
+
+
+def _print_all(log: Path) -> None:
+    import gzip
+    import shutil
+
+    from tasks.world.rotate import archives
+
+    for archive in reversed(archives(log)):
+        with gzip.open(archive) as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    with log.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def _print(log: Path, count: int, *, follow: bool) -> None:
+    with log.open("rb") as file:
+        _seek_back(file, count)
+        while True:
+            click.echo(file.read().decode(errors="replace"), nl=False)
+            if not follow:
+                return
             time.sleep(LOOK_S)
+            if log.stat().st_size < file.tell():  # it was rotated
+                file.seek(0)
+
+
+def _seek_back(file: IO[bytes], count: int) -> None:
+    """Go to where the last `count` lines begin, reading little more of the file than those."""
+    end = file.seek(0, os.SEEK_END)
+    size, tail = CHUNK, b""
+    while len(tail) < end and tail.count(b"\n") <= count:
+        file.seek(max(0, end - size))
+        tail = file.read(size)
+        size *= 2
+    last = tail.splitlines(keepends=True)[-count:] if count else []
+    file.seek(end - sum(map(len, last)))
 
 
 def names(place: Home) -> list[str]:

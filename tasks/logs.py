@@ -1,0 +1,76 @@
+"""Keep the logs, and what the engines keep of old prompts on disk, within the sizes that the person set."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from state import ledger, service, settings, stack
+from state.db import Database
+from state.errors import StateUnavailable
+from state.paths import Home
+from tasks import upkeep
+from tasks.kinds import new
+from tasks.queue import Context, job, tick
+from tasks.runtime import runtime
+from tasks.world import process, promptcache, rotate
+
+LOOK_S = 60.0
+MB = 2**20
+WORKER = "worker"
+"""The name of the worker's own log."""
+
+
+@job("rotate")
+def rotate_logs(context: Context, name: str | None = None) -> dict[str, Any]:
+    """Rotate one log, or all that are too big; hold the prompt caches to their size. Gives bytes moved and freed."""
+    keep: int = settings.load(context.home)["log-max-files"]
+    moved: dict[str, int] = {}
+    for each in [name] if name else too_big(context.home):
+        context.check()
+        moved[each] = _rotate(context.db, context.home, each, keep)
+    freed = sum(promptcache.cap(folder, limit) for folder, limit in _caches(context.db, context.home).items())
+    return {"rotated": moved, "freed_bytes": freed}
+
+
+def too_big(home: Home) -> list[str]:
+    """Give the names of the logs beyond the setting log-max-size-mb."""
+    limit = settings.load(home)["log-max-size-mb"] * MB
+    return sorted(log.stem for log in home.logs.glob("*.log") if log.stat().st_size > limit)
+
+
+def _rotate(db: Database, home: Home, name: str, keep: int) -> int:
+    if name == WORKER:
+        return rotate.rotate(home.log(name), keep, _own_silence)
+    one = service.find(db, name)
+    found = upkeep.running(one) if one else None
+    writers = process.members(found) if found else []
+    return rotate.rotate(home.log(name), keep, lambda: rotate.held(writers))
+
+
+@contextmanager
+def _own_silence() -> Generator[None]:
+    """Keep the threads of this worker from logging."""
+    with runtime.logging:
+        yield
+
+
+def _caches(db: Database, home: Home) -> dict[Path, int]:
+    """Give each tier's folder of old prompts and the bytes it may hold; a tier that is gone may hold none.
+
+    A quarter more than the engine holds in memory: the tokens and an index lie beside.
+    """
+    wanted = {tier.name: tier.cache_bytes * 5 // 4 for tier in stack.tiers(db)}
+    return {folder: wanted.get(folder.name, 0) for folder in promptcache.folders(home)}
+
+
+@tick("logs", LOOK_S)
+def look() -> None:
+    """Have the logs rotated when one is too big, or a cache of prompts is."""
+    db, home = runtime.database(), runtime.home
+    full = any(promptcache.size(folder) > limit for folder, limit in _caches(db, home).items())
+    if full or too_big(home):
+        with suppress(StateUnavailable):  # the disk is full; the next look comes in a minute
+            ledger.submit(db, new("rotate"), source="watchdog")

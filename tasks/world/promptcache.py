@@ -1,0 +1,37 @@
+"""What the engines keep of old prompts on disk: written at each stop, read at the next start, never pruned by them.
+
+It holds what users wrote, as tokens. Between a start and a stop no engine looks at it, so it may go at any time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from state.paths import Home
+
+
+def folders(home: Home) -> list[Path]:
+    """Give one folder a tier, also of tiers that are gone (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
+    place = home.root / "cache"
+    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+
+
+def size(folder: Path) -> int:
+    """Give the bytes in a folder and below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def cap(folder: Path, limit: int) -> int:
+    """Delete the caches of single models, the oldest first, until the folder holds at most `limit` bytes.
+
+    Gives the bytes that were freed.
+    """
+    before = left = size(folder)
+    models = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for model in models:
+        if left <= limit:
+            break
+        shutil.rmtree(model, ignore_errors=True)
+        left = size(folder)
+    return before - left
