@@ -24,7 +24,7 @@ STOP_LIMIT_S = 20.0
 def ensure(home: Home) -> subprocess.Popen[bytes] | None:
     """Make sure that a worker lives or is starting; give the process when this call started it."""
     with _starter_lock(home).open("a") as lock:
-        if not _take(lock) or _held(home.worker_lock):
+        if not _take(lock) or held(home.worker_lock):
             return None
         return _start(home, lock.fileno())
 
@@ -33,7 +33,7 @@ def stop(home: Home, owner: str) -> bool:
     """End the worker `owner` (boot/pid/start) if a command started it; False when it is somebody else's to end."""
     from tasks.world import process
 
-    if not _held(_starter_lock(home)):
+    if not held(_starter_lock(home)):
         return False
     identity = process.decode(owner)
     process.send(identity, signal.SIGTERM)
@@ -53,7 +53,7 @@ def _take(lock: IO[str]) -> bool:
     return True
 
 
-def _held(path: Path) -> bool:
+def held(path: Path) -> bool:
     """Tell whether a living process holds the lock; the kernel frees it at a process's death."""
     try:
         with path.open() as lock:

@@ -41,7 +41,7 @@ NVIDIA = "nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits
 METAL = "mlx device_info"
 COPY = "copy of memory, GB/s"
 MAC, LINUX = (SYSCTL, IOREG, POWER), (UNAME, MEMINFO, CGROUP, LSCPU, NVIDIA)
-_ASK_MLX = (
+ASK_MLX = (
     "import json, mlx.core as mx; "
     "print(json.dumps({'device': mx.default_device().type.name, **mx.device_info()}, default=str))"
 )
@@ -268,7 +268,7 @@ def _ask_mlx() -> str:
     """Ask MLX for its device in a child, so that the worker itself never loads MLX."""
     if importlib.util.find_spec("mlx") is None:
         return ""
-    return _printed([sys.executable, "-P", "-c", _ASK_MLX], MLX_WAIT_S)
+    return _printed([sys.executable, "-P", "-c", ASK_MLX], MLX_WAIT_S)
 
 
 def _printed(argv: list[str], wait_s: float = PROGRAM_WAIT_S) -> str:

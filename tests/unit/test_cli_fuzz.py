@@ -16,7 +16,7 @@ from mlxq import cli
 from state.paths import Home
 
 CODES = {0, 1, 2, 3, 4, 5, 130}
-UNTYPED = {"worker", "setup", "catalog", "pull", "bench"}
+UNTYPED = {"worker", "setup", "catalog", "pull", "bench", "doctor"}
 """Without a bad value these begin real work; each is fuzzed with one bad option at least."""
 WORDS = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["-1", "0", "1e9", "nan", "", " ", "--", "-", "--json", "🦙", "../..", "'; DROP TABLE jobs; --", "9" * 40, "\udcff"]

@@ -1,0 +1,95 @@
+"""`mlxq doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxq import bundle, examine, mend, options, render
+from mlxq.checkup import Finding, Grade
+from state.errors import UsageProblem
+from state.paths import Home, home
+
+MARKS = {Grade.GOOD: ("✓", "green"), Grade.ODD: ("⚠", "yellow"), Grade.BAD: ("✗", "red")}
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="Mend what can be mended without losing anything.")
+@click.option("--yes", "-y", is_flag=True, help="With --fix: do not ask before a damaged state.db is moved aside.")
+@click.option("--bundle", "archive", type=click.Path(path_type=Path), metavar="FILE", help="Write a .tar.gz to send.")
+@options.as_json
+def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> None:
+    """Look for what keeps mlxq from working; takes at most five seconds.
+
+    Exits 1 when something is broken (✗), 0 when all is well or merely odd (⚠). The archive of --bundle holds logs,
+    jobs and settings, and neither keys nor prompts.
+    """
+    place = home()
+    found = examine.examine(place)
+    done = _mend(place, found, yes=yes) if fix else []
+    if done:
+        found = examine.examine(place)
+    if as_json:
+        render.data({"ok": _broken(found) == 0, "checks": [_row(one) for one in found], "mended": done})
+    else:
+        _show(found)
+    if archive:
+        bundle.write(place, found, archive)
+        render.say(f"Wrote {archive}; read it before you send it.")
+    _end(found)
+
+
+def _mend(place: Home, found: Sequence[Finding], *, yes: bool) -> list[str]:
+    """Mend each thing once; give the sentences on what was done."""
+    done: list[str] = []
+    for name in dict.fromkeys(one.mend for one in found if one.mend):
+        if name in mend.ASKED and not yes:
+            _ask(place)
+        done.append(mend.MENDS[name](place))
+        render.say(done[-1])
+    return done
+
+
+def _ask(place: Home) -> None:
+    """Ask before the job database is moved aside. Raises UsageProblem where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise UsageProblem(
+            "A damaged state.db is moved aside only when somebody agrees, and here is nobody to ask.",
+            hint="mlxq doctor --fix --yes",
+        )
+    render.say(f"{place.database} is damaged. It is kept beside a new one; jobs and stack are then set up again.")
+    click.confirm("Move it aside", abort=True, err=True)
+
+
+def _show(found: Sequence[Finding]) -> None:
+    area = ""
+    for one in found:
+        if one.area != area:
+            area = one.area
+            click.echo(f"◆ {area}")
+        mark, colour = MARKS[one.grade]
+        click.echo(f"  {render.paint(mark, colour, sys.stdout)} {one.text}" + (f"  → {one.hint}" if one.hint else ""))
+
+
+def _end(found: Sequence[Finding]) -> None:
+    """Say the sum, name the next command, and exit 1 when something is broken."""
+    odd = [one for one in found if one.grade is Grade.ODD]
+    bad = [one for one in found if one.grade is Grade.BAD]
+    render.say(f"\n{len(bad)} broken, {len(odd)} odd, {len(found) - len(bad) - len(odd)} well.")
+    hints = [one.hint for one in (*bad, *odd) if one.hint]
+    if hints:
+        render.next_step("mlxq doctor --fix" if any(one.mend for one in found) else hints[0])
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+def _broken(found: Sequence[Finding]) -> int:
+    return sum(one.grade is Grade.BAD for one in found)
+
+
+def _row(one: Finding) -> dict[str, Any]:
+    return {"area": one.area, "grade": one.grade, "text": one.text, "hint": one.hint, "fixable": one.mend is not None}
