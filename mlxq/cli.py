@@ -55,7 +55,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "connect": "Print what another program needs to use the gateway.",
         "keys": "Give apps keys of their own to the gateway, and take them away.",
         "usage": "Show what was asked of the gateway: requests, tokens, times.",
-        "doctor": "Look for what keeps mlxq from working.",
+        "doctor": "Look for what keeps mlxq from working; takes at most five seconds.",
         "completion": "Print the script that completes commands in your shell.",
     },
 }
