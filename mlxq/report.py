@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from state import cloud, host, service, settings, stack
+from state import cloud, host, restraint, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Service
@@ -77,7 +77,10 @@ def now(db: Database) -> Report:
         endpoint=f"http://127.0.0.1:{port}/v1",
         worker=seen,
         services=services,
-        troubles=[(row.name, row.cause, row.hint) for row in rows.values() if row.cause],
+        troubles=[
+            *((row.name, row.cause, row.hint) for row in rows.values() if row.cause),
+            *((name, held.told, held.hint) for name, held in restraint.listing(db).items() if held.level),
+        ],
         tiers=tiers,
         jobs=[row["id"] for row in live],
         cloud=_cloud(db.home),

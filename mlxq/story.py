@@ -22,6 +22,8 @@ READ_BYTES = 2**20
 WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
     "wanted_up": "a person wants it up",
     "wanted_down": "a person wants it down",
+    "unclean_boot": "the machine went down while it ran",
+    "reduced": "it is held back from its next start on",
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from state import restraint, settings, stack
 from state import service as rows
-from state import settings, stack
 from state.errors import EngineFailed, MlxqError
 from state.service import Doing, Service
 from tasks import upkeep, watch
 from tasks.plan import gateway, page
+from tasks.plan.restraint import may_start
 from tasks.queue import Context, job
 from tasks.upkeep import Blueprint
 from tasks.world import probe, process
@@ -27,6 +28,7 @@ def start(context: Context, service: str) -> dict[str, Any]:
     """Make sure a service is wanted and serves. Gives {"service", "state", "pid"}."""
     _row(context, service)
     rows.want(context.db, service, "up")
+    _lift(context, service)
     return bring_up(context, service)
 
 
@@ -36,6 +38,8 @@ def restart(context: Context, service: str, why: str = "asked") -> dict[str, Any
 
     `why`: "asked" by a person, "gone", "hung", or "changed". A service that is not wanted stays down.
     """
+    if why == "asked":
+        _lift(context, service)
     grace_s = upkeep.HUNG_GRACE_S if why == "hung" else upkeep.GRACE_S
     return bring_up(context, service, replace=why != "gone", grace_s=grace_s)
 
@@ -49,6 +53,12 @@ def stop(context: Context, service: str) -> dict[str, Any]:
     with upkeep.hold(service, context.check):
         upkeep.take_down(context.db, context.home, rows.get(context.db, service))
     return _outcome(context, service)
+
+
+def _lift(context: Context, name: str) -> None:
+    """Give a tier all that the stack wants of it again, as a person asked; a job that was rescued does not ask anew."""
+    if context.held.attempt == 1:
+        restraint.lift(context.db, name)
 
 
 def _row(context: Context, name: str) -> None:
@@ -75,11 +85,24 @@ def bring_up(context: Context, name: str, *, replace: bool = False, grace_s: flo
             if upkeep.running(one) and (replace or one.fingerprint != plan.fingerprint):
                 upkeep.take_down(context.db, context.home, one, grace_s)
             replace = False
+            _await_turn(context, name)
             if _try(context, name, plan):
                 return _outcome(context, name)
             _pause(context, name)
         upkeep.take_down(context.db, context.home, rows.get(context.db, name))
     return _outcome(context, name)
+
+
+def _await_turn(context: Context, name: str) -> None:
+    """Wait, after an unclean boot, until the tiers before this one have served for a while."""
+    while rows.get(context.db, name).wanted == "up":
+        held = restraint.listing(context.db)
+        if upkeep.running(rows.get(context.db, name)) or may_start(
+            name, rows.listing(context.db), held, context.db.now()
+        ):
+            return
+        context.report("waits for its turn")
+        context.wait(1.0)
 
 
 def _plan(context: Context, name: str) -> Blueprint:

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from state import errors, host, secrets, service, settings, stack
+from state import errors, host, restraint, secrets, service, settings, stack, weights
 from state import keys as app_keys
 from state.db import Database
-from state.errors import MlxqError, NotSetUp, PortTaken
+from state.errors import MlxqError, NotFound, NotSetUp, PortTaken
 from state.paths import Home
 from state.service import Doing, Service, Step
 from tasks.plan import engine, failure, gateway, health, page, restart
 from tasks.plan.failure import Cause
+from tasks.plan.restraint import MOST, reduced
 from tasks.world import ports, probe, process, system
 from tasks.world.process import Identity
 
@@ -63,7 +64,7 @@ def blueprint(db: Database, home: Home, name: str) -> Blueprint:
 
 
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Blueprint:
-    tier = stack.tier(db, name)
+    tier = reduced(stack.tier(db, name), restraint.of(db, name).level)
     if not tier.weights or not Path(tier.weights).is_dir():
         raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not here.", hint="mlxq setup")
     argv, backend = engine.argv(tier, sys.executable), _backend(db)
@@ -234,13 +235,16 @@ def ready(home: Home, one: Service) -> bool:
 
 
 def welcome(db: Database, one: Service) -> None:
-    """Write down that a service is ready, and what it weighs."""
+    """Write down that a service is ready, what it weighs, and that its weights load."""
     found = identity(one)
     weight = system.resident(found) if found else None
     now = db.now()
     service.step(
         db, one.name, Step.READIED, fence=one.generation, ready_at=now, ok_at=now, memory_bytes=weight, next_try_at=None
     )
+    if one.kind == "engine":
+        with contextlib.suppress(NotFound):  # the stack was changed meanwhile
+            weights.loaded(db, stack.tier(db, one.name).weights)
 
 
 def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
@@ -287,6 +291,8 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
         restarts=one.restarts + 1,
         **told,
     )
+    if buried and why.code == failure.OOM and one.kind == "engine":
+        restraint.ran_short(db, name, MOST)
     return why if buried else None
 
 

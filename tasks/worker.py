@@ -21,6 +21,7 @@ from state import wake
 from state.errors import Busy, Internal, StateUnavailable
 from state.paths import Home
 from state.worker import sign_off
+from tasks import boot
 from tasks.keeper import Keeper
 from tasks.queue import LANES
 from tasks.registry import known_kinds
@@ -48,6 +49,7 @@ def run(home: Home) -> None:
         runtime.home = home
         runtime.owner = _owner()
         stop = _stop_on_signals()
+        boot.look_back(runtime.database(), process.boot())
         keeper = Keeper(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
         _work(home, keeper, stop)
