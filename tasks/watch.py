@@ -138,7 +138,7 @@ class Watch:
     def _judge(self, db: Database, one: Service, found: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
         charge = self._charge(one.name, found)
-        limits = _limits(db, one)
+        limits = health.patience(_limits(db, one), system.crowding())
         now = time.monotonic()
         status = _ask(one)
         answer, charge.answer = charge.answer, None
@@ -212,7 +212,7 @@ def _send_canary(charge: Charge, one: Service) -> None:
 
     def sing() -> None:
         try:
-            probe.one_token(one.port, _key(), one.name, CANARY_S)
+            probe.one_token(one.port, _key(), one.name, CANARY_S * min(health.MOST_CROWDED, system.crowding()))
         except EngineFailed:
             charge.answer = False
         else:

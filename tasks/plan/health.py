@@ -108,6 +108,24 @@ VISION = Limits(silent_s=60.0, stalled_s=60.0, prefill_s=90.0)
 """Vision models step on the server's event loop, so that nothing is answered during a step."""
 
 
+MOST_CROWDED = 10.0
+
+
+def patience(limits: Limits, crowding: float) -> Limits:
+    """Give limits for a machine where each core has `crowding` times the work it can do: all is that much slower.
+
+    At a load of nine to each core healthy engines were seen to need that long for one token.
+    """
+    by = min(MOST_CROWDED, max(1.0, crowding))
+    return replace(
+        limits,
+        silent_s=limits.silent_s * by,
+        frozen_s=limits.frozen_s * by,
+        stalled_s=limits.stalled_s * by,
+        prefill_s=limits.prefill_s * by,
+    )
+
+
 @dataclass(frozen=True)
 class Sample:
     """What one look saw. Times are monotonic seconds."""
@@ -131,7 +149,8 @@ class Track:
     """When steps last grew, or there was nothing to do."""
     token_at: float
     """When it last made a token, for anybody."""
-    steps: int = 0
+    steps: int = -1
+    """Not known yet."""
     tokens: int = 0
     prefilling: bool = False
     frozen: bool = False
@@ -145,9 +164,11 @@ def begin(now: float) -> Track:
 
 
 def follow(track: Track, sample: Sample) -> Track:
-    """Add one look."""
-    track = replace(_count_canary(track, sample), frozen=sample.frozen)
+    """Add one look. A canary that failed beside steps that grow was slow, not dead."""
     seen = sample.status
+    if seen and 0 <= track.steps != seen.steps_executed and not sample.canary:
+        sample = replace(sample, canary=None)
+    track = replace(_count_canary(track, sample), frozen=sample.frozen)
     if seen is None:
         return track
     moved = seen.steps_executed != track.steps or not (seen.num_running or seen.num_waiting)

@@ -142,3 +142,8 @@ class Wakes:
 def stay_awake_argv(worker_pid: int) -> list[str]:
     """Give the macOS command that holds off idle sleep until the worker ends or the command is stopped."""
     return ["/usr/bin/caffeinate", "-i", "-w", str(worker_pid)]
+
+
+def crowding() -> float:
+    """Give how many times more work than it can do each core has had in the last minute; 1.0 at the least."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

@@ -129,3 +129,22 @@ def test_patience_fits_the_promise():
     """A frozen engine replaced within 20 s and a wedged one within 30 s, with 2 s looks and a 4 s start."""
     assert TEXT.silent_s + 2 + 4 < 20
     assert TEXT.stalled_s + 2 + 4 < 30
+
+
+def test_a_crowded_machine_is_given_time():
+    """Nine times the work for each core: what is late there is not dead."""
+    limits = health.patience(health.TEXT, 9.0)
+
+    assert limits.silent_s == 9 * health.TEXT.silent_s
+    assert health.patience(health.TEXT, 0.2) == health.TEXT
+    assert health.patience(health.TEXT, 1000.0).stalled_s == health.MOST_CROWDED * health.TEXT.stalled_s
+
+
+def test_a_canary_that_fails_beside_growing_steps_is_no_miss():
+    track = health.begin(T0)
+    for second in (2, 4, 6):
+        busy = replace(BUSY, steps_executed=second)
+        track = health.follow(track, health.Sample(T0 + second, busy, canary=False))
+
+    assert track.misses == 0
+    assert health.follow(track, health.Sample(T0 + 8, replace(BUSY, steps_executed=6), canary=False)).misses == 1
