@@ -9,6 +9,7 @@ from state import secrets, settings, stack
 from state.errors import NotSetUp
 from state.paths import Home
 from state.stack import Tier
+from tasks import proof
 from tasks.plan import gateway
 from tasks.queue import Context, job
 
@@ -17,7 +18,8 @@ from tasks.queue import Context, job
 def configure(context: Context) -> dict[str, Any]:
     """Make the keys that are missing and write litellm.yaml for the stack; the same stack gives the same bytes.
 
-    Gives {"path", "changed"}. Raises NotSetUp without a stack.
+    While a gateway runs, a change is proven beside it first; one that fails there changes nothing.
+    Gives {"path", "changed"}. Raises NotSetUp without a stack, GatewayFailed.
     """
     import yaml
 
@@ -29,7 +31,11 @@ def configure(context: Context) -> dict[str, Any]:
     text = yaml.safe_dump(wanted(context.home, tiers), sort_keys=False)
     changed = not path.exists() or path.read_text() != text
     if changed:
-        settings.write_private(path, text)
+        draft = path.with_suffix(".new.yaml")
+        settings.write_private(draft, text)
+        if proof.needed(context):
+            proof.prove(context, draft, tiers)
+        draft.replace(path)
     return {"path": str(path), "changed": changed}
 
 

@@ -38,7 +38,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("detect", "look at this machine", max_attempts=2, limit_s=60, ukey="detect"),
         Kind("score", "choose the models", limit_s=60, ukey="score"),
         Kind("pull", "bring a model's weights here", "heavy", max_attempts=8, limit_s=86400, ukey="pull:{source}"),
-        Kind("configure", "write the gateway's configuration", max_attempts=3, ukey="configure"),
+        Kind("configure", "write the gateway's configuration", max_attempts=3, limit_s=300, ukey="configure"),
         Kind("start", "bring a service up", max_attempts=3, limit_s=900, ukey="service:{service}", priority=10),
         Kind("stop", "put a service down", max_attempts=2, ukey="service:{service}:stop", priority=10),
         Kind("restart", "start a service anew", max_attempts=3, limit_s=900, ukey="service:{service}", priority=20),

@@ -60,7 +60,7 @@ def blueprint(db: Database, home: Home, name: str) -> Blueprint:
     if name == page.SERVICE:
         return _page(home)
     keys = secrets.ensure(home.secrets)
-    return _gateway(db, home, keys) if name == gateway.SERVICE else _engine(db, home, keys, name)
+    return gateway_plan(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
 
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Blueprint:
@@ -83,12 +83,17 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Bluepr
     return Blueprint(argv, environment, _fingerprint(argv, environment(0), "vllm-mlx"), health.start_limit_s(size))
 
 
-def _gateway(db: Database, home: Home, keys: dict[str, str]) -> Blueprint:
-    if not home.gateway_config.exists():
+def gateway_plan(db: Database, home: Home, config: Path, port: int | None = None) -> Blueprint:
+    """Give how a gateway is to be started with `config`: the one of the settings, or one on `port` that tries it out.
+
+    Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
+    """
+    if not config.exists():
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
-    found = settings.load(home)
+    found, keys = settings.load(home), secrets.ensure(home.secrets)
     app_keys.admit(app_keys.place(home), found["gateway-host"])
-    argv = gateway.argv(sys.executable, str(home.gateway_config), found["litellm-port"], host=found["gateway-host"])
+    host = "127.0.0.1" if port else found["gateway-host"]
+    argv = gateway.argv(sys.executable, str(config), port or found["litellm-port"], host=host)
     cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:
@@ -101,8 +106,9 @@ def _gateway(db: Database, home: Home, keys: dict[str, str]) -> Blueprint:
             cloud_cap_usd=found["cloud-cap-usd"],
         )
 
-    read = home.gateway_config.read_text()
-    return Blueprint(argv, environment, _fingerprint([*argv, read], environment(0), "litellm"), GATEWAY_START_S)
+    return Blueprint(
+        argv, environment, _fingerprint([*argv, config.read_text()], environment(0), "litellm"), GATEWAY_START_S
+    )
 
 
 def _page(home: Home) -> Blueprint:

@@ -32,12 +32,12 @@ def verify(context: Context) -> dict[str, Any]:
         context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
         context.check()
         started = context.db.now()
-        _ask(port, key, tier)
+        ask(port, key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
     return {"endpoint": f"http://127.0.0.1:{port}/v1", "tiers": took}
 
 
-def _ask(port: int, key: str, tier: Tier) -> None:
+def ask(port: int, key: str, tier: Tier) -> None:
     """Get one answer from one tier. Raises GatewayFailed with what came instead."""
     body = {
         "model": tier.name,

@@ -32,6 +32,12 @@ def free(port: int) -> bool:
     return all(_bindable(family, address, port) for family, address in ADDRESSES)
 
 
+def spare() -> int:
+    """Give a port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as trial:
+        return trial.getsockname()[1]
+
+
 def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
     """Try one address; a machine without IPv6 has nobody listening there."""
     try:

@@ -73,6 +73,8 @@ def test_a_frozen_engine_is_silent(start: Start, port: int):
     assert probe.listening(port)
     with pytest.raises(probe.Silent, match=r"within 0\.3 s"):
         probe.status(port, "k", 0.3)
+    with pytest.raises(probe.Silent):
+        probe.gateway_ready(port, 0.3)
 
 
 def test_a_wedged_engine_answers_but_makes_no_token(start: Start, port: int):
