@@ -141,10 +141,9 @@ def test_a_crowded_machine_is_given_time():
 
 
 def test_a_canary_that_fails_beside_growing_steps_is_no_miss():
-    track = health.begin(T0)
+    track = health.follow(health.begin(T0), Sample(T0 + 1, BUSY))
     for second in (2, 4, 6):
-        busy = replace(BUSY, steps_executed=second)
-        track = health.follow(track, health.Sample(T0 + second, busy, canary=False))
+        track = health.follow(track, Sample(T0 + second, replace(BUSY, steps_executed=second), canary=False))
 
     assert track.misses == 0
-    assert health.follow(track, health.Sample(T0 + 8, replace(BUSY, steps_executed=6), canary=False)).misses == 1
+    assert health.follow(track, Sample(T0 + 8, replace(BUSY, steps_executed=6), canary=False)).misses == 1
