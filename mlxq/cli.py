@@ -52,7 +52,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "Settings": {
         "config": "Read and change settings.",
-        "connect": "Print what another program needs to use the gateway.",
+        "connect": "Make another program use the gateway.",
         "keys": "Give apps keys of their own to the gateway, and take them away.",
         "usage": "Show what was asked of the gateway: requests, tokens, times.",
         "doctor": "Look for what keeps mlxq from working; takes at most five seconds.",

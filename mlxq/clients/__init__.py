@@ -1,0 +1,1 @@
+"""The programs that `mlxq connect` sets up, one a file."""

