@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from state.errors import MlxqError, UsageProblem
-from state.paths import Home
+from state.errors import MlxqError, NotSetUp, UsageProblem
+from state.paths import Home, home
 from state.settings import write_private
 
 LABEL = "dev.mlxq.worker"
@@ -126,11 +126,24 @@ def program() -> list[str]:
     return [sys.executable, "-P", "-m", "mlxq", "worker"]
 
 
-def place(home: Home, *, system: bool) -> Unit:
-    """Describe the unit for this person and this installation."""
-    import getpass
+def place(*, system: bool) -> Unit:
+    """Describe the unit for this person and this installation. Raises NotSetUp for a system one without a home.
 
-    return Unit(program(), home, environment(os.environ, home), system, getpass.getuser() if system else "")
+    Under sudo the person is the one who called it, not root: the worker, its home and its files stay theirs.
+    """
+    base = _person(os.environ) if system else dict(os.environ)
+    chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else home().make()
+    if system and not chosen.root.is_dir():
+        raise NotSetUp(f"There is no mlxq in {chosen.root}.", hint="mlxq setup   (without sudo)")
+    return Unit(program(), chosen, environment(base, chosen), system, base["USER"] if system else "")
+
+
+def _person(base: Mapping[str, str]) -> dict[str, str]:
+    """Give the environment with HOME and USER of whoever called sudo."""
+    import pwd
+
+    entry = pwd.getpwnam(base["SUDO_USER"]) if base.get("SUDO_USER") else pwd.getpwuid(os.getuid())
+    return {**base, "HOME": entry.pw_dir, "USER": entry.pw_name}
 
 
 def path(*, system: bool) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import click
 
 from mlxq import render, service
-from state.paths import home
 
 
 @click.command()
@@ -21,7 +20,7 @@ def command(*, system: bool, status: bool) -> None:
     if status:
         _tell(service.status(system=system))
         return
-    for sentence in service.install(service.place(home().make(), system=system)):
+    for sentence in service.install(service.place(system=system)):
         click.echo(sentence)
     render.next_step("mlxq status")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import plistlib
+import pwd
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlxq import service
-from state.errors import MlxqError, UsageProblem
+from state.errors import MlxqError, NotSetUp, UsageProblem
 from state.paths import Home
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -146,3 +147,22 @@ def test_a_system_worker_needs_the_administrator(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(UsageProblem):
         service.install(service.Unit(UNIT.program, HOME, {}, system=True, user="ada"))
+
+
+def test_under_sudo_the_worker_stays_the_persons(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    person = pwd.getpwall()[-1]
+    monkeypatch.setenv("SUDO_USER", person.pw_name)
+    monkeypatch.setenv("HOME", "/root")
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path))
+
+    unit = service.place(system=True)
+
+    assert (unit.user, unit.environment["HOME"], unit.home.root) == (person.pw_name, person.pw_dir, tmp_path)
+
+
+def test_a_system_worker_needs_a_home_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "none"))
+
+    with pytest.raises(NotSetUp):
+        service.place(system=True)
+    assert not (tmp_path / "none").exists()
