@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Models": {
         "models": "List the models here, in the catalog, or on the Hub.",
         "pull": "Fetch the weights of a model: catalog id, repo or folder.",
+        "bench": "Time a tier, or a model on an engine of its own.",
         "verify": "Hash the weights of MODEL, or all, again; what is damaged is fetched anew.",
         "rm": "Delete the weights of MODEL from this machine.",
         "prune": "Delete weights that are of no use: torn, damaged, or of an older revision.",

@@ -9,7 +9,7 @@ import click
 from mlxq import advised, ask, options, render, target, watch
 from mlxq.target import Target
 from state import settings
-from state.job import Job, State
+from state.job import Job, New, State
 from state.paths import home
 from tasks import advice, kinds
 
@@ -18,6 +18,7 @@ from tasks import advice, kinds
 @options.model()
 @click.option("--quant", metavar="NAME", help="int4, int8, bf16, or another that exists.  [default: default-quant]")
 @click.option("--revision", metavar="NAME", help="A commit, tag or branch of the Hub.")
+@click.option("--bench", is_flag=True, help="Measure its speed afterwards, and keep the figures.")
 @click.option("--force", is_flag=True, help="Fetch again what is here already.")
 @click.option("--code", is_flag=True, help="Fetch Python files of the repo too; none is ever run.")
 @click.option("--detach", is_flag=True, help="Put the job in and return.")
@@ -28,6 +29,7 @@ def command(
     *,
     quant: str | None,
     revision: str | None,
+    bench: bool,
     force: bool,
     code: bool,
     detach: bool,
@@ -46,15 +48,22 @@ def command(
     if not detach:
         _announce(found, wanted.models(place), revision, force=force)
     args = {"source": found.source, "revision": revision, "force": force, "code": code}
+    batch = [kinds.new("pull", args, label="pull")]
+    if bench:
+        batch.append(_bench(found))
     with ask.writing(place) as db:
-        ids = ask.put(db, [kinds.new("pull", args, label="pull")])
+        ids = ask.put(db, batch)
     if detach:
         ask.ensure_worker(place)
         _detached(ids, as_json=as_json)
         return
     ended = ask.follow(place, ask.these(ids), watch.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:
-        _tell(ended)
+        _tell(found, ended)
+
+
+def _bench(found: Target) -> New:
+    return kinds.new("bench", {"target": found.source, "save": True}, needs=["pull"])
 
 
 def _announce(found: Target, models: Path, revision: str | None, *, force: bool) -> None:
@@ -94,11 +103,17 @@ def _detached(ids: list[int], *, as_json: bool) -> None:
     render.next_step(f"mlxq jobs watch {ids[0]}")
 
 
-def _tell(ended: list[Job]) -> None:
+def _tell(found: Target, ended: list[Job]) -> None:
     """Say where the weights are and what may come next."""
     result = next(job.result for job in ended if job.kind == "pull" and job.state is State.SUCCEEDED)
     for note in result["notes"]:
         render.say(note)
     words = "Fetched" if result["fetched"] else "Already here"
     click.echo(f"{words}: {result['folder']} ({render.size(result['bytes'])})")
-    render.next_step("mlxq models")
+    for job in ended:
+        if job.kind == "bench":
+            from mlxq.commands.bench import show
+
+            show(job.result)
+            return
+    render.next_step(f"mlxq bench {found.name}")

@@ -48,6 +48,8 @@ WALK: tuple[tuple[str, ...], ...] = (
     ("verify",),
     ("rm", "qwen3-8b"),
     ("prune", "--yes"),
+    ("bench", "qwen3-8b"),
+    ("bench", "--history", "qwen3-8b"),
     ("pull", "qwen3-8bb"),
     ("catalog", "check", "--offline", "--json"),
 )

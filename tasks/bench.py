@@ -1,0 +1,254 @@
+"""Measure how fast a model really is here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from catalog.fit import memory
+from catalog.machine import Machine, from_row
+from catalog.model import Model
+from catalog.speed import Speed, predict
+from state import bench as kept
+from state import host, secrets, service, stack, weights
+from state.bench import Bench
+from state.errors import DoesNotFit, NotFound, NotRunning
+from state.stack import Tier
+from tasks import advice
+from tasks.plan import bench as plan
+from tasks.plan import engine, health
+from tasks.queue import Context, job
+from tasks.world import inventory, manifest, process, system
+from tasks.world.child import Later, run_child
+from tasks.world.inventory import Weights
+
+NAME = "bench"
+"""Of the engine's own, as a service and as a model."""
+AGAIN_S = 5.0
+IN_THE_WAY = ("pull", "check", "start", "restart", "bench")
+"""Kinds of jobs that take the machine's disk, memory or processors."""
+FAST, SLOW = (1024, 128), (128, 32)
+"""Tokens of prompt and answer by default, on a GPU and on a CPU."""
+PROCESS_BYTES = 600_000_000
+"""Around the weights of a model that is in no catalog: the process and its work space."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
+
+    tier: Tier
+    """How it is served; for an engine of its own, how it will be."""
+    revision: str
+    pid: int | None
+    """Of the engine that serves already; None when one is started for this."""
+
+
+@job("bench")
+def bench(
+    context: Context,
+    target: str,
+    *,
+    save: bool = False,
+    runs: int = 3,
+    prompt_tokens: int | None = None,
+    gen_tokens: int | None = None,
+    concurrency: Sequence[int] = (1,),
+) -> dict[str, Any]:
+    """Time a tier's engine, or weights (folder or source) on an engine that is started for this and stopped after.
+
+    Without a number of tokens, as many as this kind of machine does in a minute or so.
+    Gives {"model", "quant", "rounds", "peak_bytes", "tools", "predicted", "verdict", "saved"}, speeds in tokens/s.
+    Raises NotFound, NotRunning, DoesNotFit, EngineFailed.
+    """
+    _wait_for_quiet(context)
+    known, machine = advice.known(context.home), _machine(context)
+    usual = SLOW if machine.backend == "cpu" else FAST
+    shape = {
+        "runs": runs,
+        "prompt_tokens": prompt_tokens or usual[0],
+        "gen_tokens": gen_tokens or usual[1],
+        "concurrency": list(concurrency),
+    }
+    subject = _subject(context, target, known, shape)
+    if subject.pid is None:
+        _check_room(context, machine, subject.tier)
+    seen = run_child(
+        "tasks.launch.bench",
+        shape | _serving(context, machine, subject),
+        on_progress=lambda step: context.report(step["phase"]),
+        cancelled=context.cancelled,
+        timeout_s=context.remaining_s,
+    )
+    if subject.pid is None:
+        weights.loaded(context.db, subject.tier.weights)
+    told = _told(subject, machine, known, seen)
+    if save:
+        for row in _rows(subject, machine, seen, runs):
+            kept.save(context.db, row)
+    return told | {"target": target, "saved": save}
+
+
+def _wait_for_quiet(context: Context) -> None:
+    """Raise Later while another job is at work that would be measured too; of two benchmarks the older one goes."""
+    marks = ", ".join("?" * len(IN_THE_WAY))
+    row = context.db.row(
+        f"SELECT id, kind FROM jobs WHERE state = 'running' AND kind IN ({marks}) AND id != ?"  # noqa: S608 (our own names)
+        " AND (kind != 'bench' OR id < ?) ORDER BY id",
+        (*IN_THE_WAY, context.held.id, context.held.id),
+    )
+    if row:
+        raise Later(f"job {row['id']} ({row['kind']}) is at work", AGAIN_S)
+
+
+def _machine(context: Context) -> Machine:
+    """Give this machine; looked at now where nobody did before."""
+    row = host.recall(context.db, "machine")
+    if row:
+        return from_row(row)
+    from tasks.world import hardware
+
+    context.report("looking at the machine")
+    found = hardware.detect()
+    host.remember(context.db, "machine", found.as_row())
+    return found
+
+
+def _subject(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> Subject:
+    tiers = {tier.name: tier for tier in stack.tiers(context.db)}
+    if target not in tiers:
+        return Subject(*_own(context, target, known, shape), pid=None)
+    tier, row = tiers[target], service.find(context.db, target)
+    if row is None or row.doing not in service.ROUTED or not row.identity:
+        raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up --tier {target}")
+    made = manifest.read(Path(tier.weights))
+    return Subject(tier, made.revision if made else "", process.decode(row.identity).pid)
+
+
+def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
+    """Describe the engine that will be started, and give the revision of its weights. Raises NotFound, Damaged."""
+    row = weights.newest(context.db, target)
+    folder = Path(row.folder if row else target)
+    if not folder.is_dir():
+        raise NotFound(f"No weights of {target} are here.", hint=f"mlxq pull {target}")
+    found, made = inventory.inventory(folder), manifest.read(folder)
+    source = made.asked if made else f"file:{folder}"
+    model, quant = _entry(source, known)
+    context_tokens, most = shape["prompt_tokens"] * 2 + shape["gen_tokens"], max(shape["concurrency"])
+    need = memory(model, quant, context_tokens, most).total if model else _need(found, context_tokens * most)
+    tier = Tier(
+        name=NAME,
+        model=model.id if model else source,
+        quant=quant or found.quantization or f"{found.bits:.0f}-bit",
+        source=source,
+        port=_free_port(),
+        context=context_tokens,
+        memory_bytes=need,
+        cache_bytes=0,
+        concurrency=most,
+        weights=str(folder),
+        max_tokens=shape["gen_tokens"],
+        tool_parser=model.tool_parser if model else None,
+        reasoning_parser=model.reasoning_parser if model else None,
+        vision=found.vision,
+    )
+    return tier, made.revision if made else ""
+
+
+def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
+    """Give the catalog's model and quant of a source; (None, "") when it has none."""
+    pairs = ((model, quant) for model in known.values() for quant in model.quants.values())
+    return next(((model, quant.name) for model, quant in pairs if quant.source == source), (None, ""))
+
+
+def _need(found: Weights, tokens: int) -> int:
+    """Give the bytes an engine needs for weights that are in no catalog."""
+    return int(found.size * 1.05) + found.kv_bytes_per_token * tokens + PROCESS_BYTES
+
+
+def _free_port() -> int:
+    """Ask the system for a port that nobody has."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+def _check_room(context: Context, machine: Machine, tier: Tier) -> None:
+    """Raise DoesNotFit when the engine would push others out."""
+    used = sum(row.memory_bytes or 0 for row in service.listing(context.db))
+    room = min(system.memory().available, machine.usable_bytes - used)
+    if tier.memory_bytes > room:
+        raise DoesNotFit(
+            f"{tier.model} {tier.quant} needs {tier.memory_bytes / 1e9:.1f} GB; {room / 1e9:.1f} GB are free.",
+            hint="mlxq down" if used else "mlxq models",
+        )
+
+
+def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, Any]:
+    """Say where the child asks, and how it starts an engine where none serves."""
+    tier, key = subject.tier, secrets.ensure(context.home.secrets)[secrets.TIER]
+    told = {"port": tier.port, "name": tier.name, "key": key, "pid": subject.pid, "tools": bool(tier.tool_parser)}
+    if subject.pid is not None:
+        return told | {"argv": None}
+    size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
+    environment = engine.environment(
+        tier, base=os.environ, home=str(context.home.root), tier_key=key, backend=machine.backend, generation=0
+    )
+    return told | {
+        "argv": engine.argv(tier, sys.executable),
+        "environment": environment,
+        "log": str(context.home.log(NAME)),
+        "start_limit_s": health.start_limit_s(size),
+    }
+
+
+def _told(subject: Subject, machine: Machine, known: Mapping[str, Model], seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Add names and the verdict to what was measured; the prediction is for one request alone."""
+    tier = subject.tier
+    alone = next((each for each in seen["rounds"] if each["concurrency"] == 1), None)
+    predicted = _predicted(tier, machine, known, alone["prompt_tokens"]) if alone else None
+    return {
+        **seen,
+        "model": tier.model,
+        "quant": tier.quant,
+        "engine": version("vllm-mlx"),
+        "mlx": version("mlx"),
+        "predicted": asdict(predicted) if predicted else None,
+        "verdict": _verdict(alone, predicted) if alone and predicted else None,
+    }
+
+
+def _verdict(alone: Mapping[str, float], predicted: Speed) -> str:
+    return plan.verdict(alone["decode_tps"], alone["prompt_tps"], predicted.decode, predicted.prompt)
+
+
+def _predicted(tier: Tier, machine: Machine, known: Mapping[str, Model], tokens: int) -> Speed | None:
+    """Give what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
+    model = known.get(tier.model)
+    return predict(machine, model, tier.quant, tokens) if model and tier.quant in model.quants else None
+
+
+def _rows(subject: Subject, machine: Machine, seen: Mapping[str, Any], runs: int) -> list[Bench]:
+    """Give the rows to keep."""
+    tier = subject.tier
+    return [
+        Bench(
+            model=tier.model,
+            quant=tier.quant,
+            source=tier.source,
+            revision=subject.revision,
+            chip=machine.chip,
+            engine=version("vllm-mlx"),
+            mlx=version("mlx"),
+            runs=runs,
+            peak_bytes=seen["peak_bytes"],
+            **each,
+        )
+        for each in seen["rounds"]
+    ]

@@ -1,0 +1,119 @@
+"""What a benchmark asks, and what its answers mean."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from state.bench import Bench
+
+WARN, FAIL = 0.15, 0.30
+"""Shares by which a speed may fall short of the prediction."""
+FEWEST_TOKENS = 8
+"""An answer with fewer says nothing about speed."""
+WORDS = """
+time year people way day man thing woman life child world school state family student group country problem hand part
+place case week company system program question work night point home water room mother area money story
+""".split()  # noqa: SIM905 (quoted, they would be half a page)
+"""Words that are one token each in every tokenizer of the catalog."""
+ASK = "\n\nWrite a very long story with as many of these words as you can. Do not stop early."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One request, as its caller saw it. Times are seconds."""
+
+    ttft_s: float
+    """From the request to the first token, thoughts included."""
+    streaming_s: float
+    """From the first token to the last."""
+    prompt_tokens: int
+    tokens: int
+
+    @property
+    def decode_tps(self) -> float:
+        """Tokens/s after the first: n tokens have n - 1 gaps."""
+        return (self.tokens - 1) / self.streaming_s
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens/s; the first token's own step counts too."""
+        return self.prompt_tokens / self.ttft_s
+
+
+@dataclass(frozen=True)
+class Round:
+    """All runs with the same number of requests side by side; medians."""
+
+    concurrency: int
+    prompt_tokens: int
+    gen_tokens: int
+    ttft_s: float
+    prompt_tps: float
+    decode_tps: float
+    decode_low: float
+    decode_high: float
+    total_tps: float
+    """Tokens/s of answers, all requests together."""
+
+
+def prompt(tokens: int, seed: str) -> str:
+    """Give a prompt of about so many tokens that begins like no other, so that no cache of old prompts helps."""
+    chance = random.Random(seed)  # noqa: S311 (a different text, no secret)
+    return " ".join([seed, *(chance.choice(WORDS) for _ in range(max(1, tokens - 40)))]) + ASK
+
+
+def usable(answers: Sequence[Answer]) -> list[Answer]:
+    """Give the answers that are long enough to measure."""
+    return [answer for answer in answers if answer.tokens >= FEWEST_TOKENS and answer.streaming_s > 0]
+
+
+def summarize(concurrency: int, answers: Sequence[Answer], walls: Sequence[float]) -> Round:
+    """Sum up what one round measured; `walls` are the seconds that each run took."""
+    speeds = [answer.decode_tps for answer in answers]
+    return Round(
+        concurrency=concurrency,
+        prompt_tokens=round(median(answer.prompt_tokens for answer in answers)),
+        gen_tokens=round(median(answer.tokens for answer in answers)),
+        ttft_s=median(answer.ttft_s for answer in answers),
+        prompt_tps=median(answer.prompt_tps for answer in answers),
+        decode_tps=median(speeds),
+        decode_low=min(speeds),
+        decode_high=max(speeds),
+        total_tps=sum(answer.tokens for answer in answers) / sum(walls),
+    )
+
+
+def verdict(decode: float, prompt_tps: float, predicted_decode: float, predicted_prompt: float) -> str:
+    """Hold the speeds against the prediction: PASS, WARN from 15 % below it, FAIL from 30 %. The worse one counts."""
+    short = max(1 - decode / predicted_decode, 1 - prompt_tps / predicted_prompt)
+    return "FAIL" if short >= FAIL else "WARN" if short >= WARN else "PASS"
+
+
+def regressions(rows: Sequence[Bench]) -> dict[int, str]:
+    """Say of a benchmark, by its place in `rows` (oldest first), how much slower it is than the last one like it."""
+    said: dict[int, str] = {}
+    last: dict[tuple[object, ...], Bench] = {}
+    for place, row in enumerate(rows):
+        alike = (row.quant, row.concurrency, row.prompt_tokens // 256)
+        before = last.get(alike)
+        if before and row.decode_tps < (1 - WARN) * before.decode_tps:
+            said[place] = f"{1 - row.decode_tps / before.decode_tps:.0%} slower{_since(before, row)}"
+        last[alike] = row
+    return said
+
+
+def _since(before: Bench, row: Bench) -> str:
+    """Name what was upgraded between two benchmarks."""
+    changed = [
+        f"{name} {old} -> {new}"
+        for name, old, new in (
+            ("vllm-mlx", before.engine, row.engine),
+            ("mlx", before.mlx, row.mlx),
+            ("weights", before.revision[:7], row.revision[:7]),
+        )
+        if old != new
+    ]
+    return f" since {', '.join(changed)}" if changed else ""

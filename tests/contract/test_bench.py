@@ -1,0 +1,115 @@
+"""A benchmark against the real vllm-mlx: figures come out, and no engine is left, however it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support import tiny_model
+
+from state import bench as rows
+from state import host, job, ledger, weights
+from state.db import Database
+from state.job import Job, State
+from state.paths import Home
+from tasks import attempt, bench, kinds, runtime
+from tasks.world import hardware
+
+Run = Callable[..., Job]
+QUICK = {"prompt_tokens": 64, "gen_tokens": 24, "runs": 2}
+
+
+@pytest.fixture
+def model(home: Home) -> Path:
+    return tiny_model.make(home.models / "tiny")
+
+
+@pytest.fixture
+def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Put a benchmark in, run it here as the worker would, and give its row as it is then."""
+    ours = runtime.Runtime()
+    ours.home, ours.owner, ours._local.database = home, "the worker", db
+    monkeypatch.setattr(attempt, "runtime", ours)
+    host.remember(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
+
+    def one(target: str, **args: Any) -> Job:
+        number = ledger.submit(db, kinds.new("bench", {"target": target, **args}))[0]
+        held = ledger.claim(db, "heavy", {"bench"}, "the worker")
+        assert held
+        attempt.perform(kinds.KINDS["bench"], bench.bench, held)
+        return job.get(db, number)
+
+    return one
+
+
+RECORDED = {hardware.MEMINFO: "MemTotal: 16000000 kB\n", hardware.LSCPU: "Model name: A\nCPU(s): 2\n"}
+
+
+def engines(home: Home) -> list[int]:
+    """Give the pids of engines that run for this home."""
+    found: list[int] = []
+    for each in psutil.process_iter():
+        try:
+            if each.environ().get("MLXQ_HOME") == str(home.root) and "tasks.launch.engine" in each.cmdline():
+                found.append(each.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_model_is_measured_on_an_engine_of_its_own(run: Run, model: Path, home: Home, db: Database) -> None:
+    ended = run(str(model), **QUICK, concurrency=[1, 2], save=True)
+
+    assert ended.state is State.SUCCEEDED, ended.error
+    one, two = ended.result["rounds"]
+    assert (one["concurrency"], two["concurrency"]) == (1, 2)
+    assert 0 < one["decode_low"] <= one["decode_tps"] <= one["decode_high"]
+    assert one["prompt_tps"] > 0
+    assert 40 < one["prompt_tokens"] < 1200
+    assert ended.result["peak_bytes"] > 50_000_000
+    assert (ended.result["verdict"], ended.result["tools"]) == (None, None)
+    assert [row.concurrency for row in rows.history(db, f"file:{model}", "A")] == [1, 2]
+    assert engines(home) == []
+
+
+def test_an_engine_that_cannot_load_is_told_and_gone(run: Run, model: Path, home: Home) -> None:
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"hidden_size": 64', '"hidden_size": 65'))
+
+    ended = run(str(model), **QUICK)
+
+    assert ended.state is State.FAILED
+    assert ended.error_code == "engine_failed"
+    assert engines(home) == []
+
+
+def test_a_cancelled_benchmark_leaves_no_engine(run: Run, model: Path, home: Home, db: Database) -> None:
+    def cancel() -> None:
+        while not engines(home):
+            time.sleep(0.05)
+        other = runtime.open_database(home)
+        ledger.cancel(other, 1)
+        other.close()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    ended = run(str(model), **QUICK | {"runs": 20})
+    thread.join()
+
+    assert ended.state is State.CANCELLED
+    assert engines(home) == []
+    assert weights.listing(db) == []
+
+
+def test_what_has_no_room_is_refused_before_an_engine_starts(run: Run, model: Path, home: Home, db: Database) -> None:
+    host.remember(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
+
+    ended = run(str(model), **QUICK)
+
+    assert ended.error_code == "does_not_fit"
+    assert "are free" in (ended.error or "")
