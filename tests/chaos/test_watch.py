@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support.mlxq_home import Mlxq
 
 from state import service
 from state.service import Doing
 from tasks.world import ports, process
-from tests.chaos.conftest import Mlxq
 
 pytestmark = pytest.mark.slow
 

@@ -72,6 +72,10 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
+    def do_DELETE(self) -> None:
+        print("purged", file=sys.stderr, flush=True)
+        self.answer({"status": "cleared"})
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(self.server.wanted.slow)
@@ -90,6 +94,7 @@ def main() -> None:
     wanted = options()
     if wanted.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(wanted, "wedge", True))  # as --wedge, from now on
     time.sleep(wanted.load)
     if wanted.exit_after is not None:
         threading.Timer(wanted.exit_after, end, [wanted]).start()

@@ -1,0 +1,150 @@
+"""A real worker over real engines of a tiny model, to be killed and hung."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from state import job, ledger, secrets, service, stack
+from state.db import Database, open_database
+from state.paths import Home
+from state.service import Doing, Service
+from state.stack import Tier
+from tasks.kinds import new
+from tasks.world import process
+from tasks.world.process import Identity
+
+FAKE = """
+import os, shlex
+from tasks.plan import engine
+flags = shlex.split(os.environ["FAKE_ENGINE"])
+engine.argv = lambda tier, python: [python, *flags, "--port", str(tier.port), "--name", tier.name]
+"""
+WORKER = "from state.paths import home; from tasks import worker; worker.run(home())"
+TIER = Tier(
+    name="fast",
+    model="tiny",
+    quant="bf16",
+    source="file:/tiny",
+    port=0,
+    context=4096,
+    memory_bytes=2**30,
+    cache_bytes=16 * 2**20,
+    concurrency=4,
+)
+
+
+def until(true: Callable[[], Any], limit_s: float = 30.0) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (found := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+class Mlxq:
+    """One home with its worker and its services."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.db: Database = open_database(home)
+        self.worker: subprocess.Popen[bytes] | None = None
+        secrets.ensure(home.secrets)
+
+    def serve(self, weights: Path, *names: str) -> None:
+        """Make a stack of one tier a name, each at a free port."""
+        tiers: list[Tier] = []
+        for name in names:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                tiers.append(replace(TIER, name=name, port=free.getsockname()[1], weights=str(weights)))
+        stack.replace(self.db, tiers)
+
+    def work(self) -> None:
+        self._start(WORKER, {})
+
+    def work_with_fakes(self, *flags: str) -> None:
+        """Start a worker whose engines are fake_engine.py with these flags."""
+        program = shlex.join([str(Path(__file__).with_name("fake_engine.py")), *flags])
+        self._start(FAKE + WORKER, {"FAKE_ENGINE": program})
+
+    def _start(self, code: str, environment: dict[str, str]) -> None:
+        with self.home.log("worker").open("ab") as log:
+            self.worker = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                env=os.environ | {"MLXQ_HOME": str(self.home.root)} | environment,
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: self.db.value("SELECT pid FROM worker") == self.worker.pid)
+
+    def kill_worker(self) -> None:
+        assert self.worker
+        self.worker.kill()
+        self.worker.wait()
+
+    def put(self, kind: str, **args: Any) -> int:
+        return ledger.submit(self.db, new(kind, args))[0]
+
+    def ended(self, number: int, limit_s: float = 60.0) -> job.Job:
+        until(lambda: not job.get(self.db, number).live, limit_s)
+        return job.get(self.db, number)
+
+    def up(self, name: str = "fast") -> Service:
+        done = self.ended(self.put("start", service=name))
+        assert done.state == "succeeded", (done.error, self.logs())
+        return self.one(name)
+
+    def one(self, name: str = "fast") -> Service:
+        return service.get(self.db, name)
+
+    def identity(self, name: str = "fast") -> Identity:
+        text = self.one(name).identity
+        assert text, self.logs()
+        return process.decode(text)
+
+    def await_doing(self, doing: Doing, name: str = "fast", limit_s: float = 60.0) -> Service:
+        until(lambda: (one := service.find(self.db, name)) and one.doing == doing, limit_s)
+        return self.one(name)
+
+    def await_next(self, earlier: Service, limit_s: float = 60.0) -> Service:
+        """Wait until the next start of a service is ready."""
+
+        def there() -> bool:
+            one = self.one(earlier.name)
+            return one.doing == Doing.READY and one.generation > earlier.generation
+
+        until(there, limit_s)
+        return self.one(earlier.name)
+
+    def events(self, name: str = "fast") -> list[str]:
+        return [row["name"] for row in self.db.rows("SELECT name FROM events WHERE service = ? ORDER BY id", (name,))]
+
+    def engines(self, name: str = "fast") -> int:
+        return len(process.find_orphans(str(self.home.root), name))
+
+    def logs(self) -> str:
+        return "\n".join(log.read_text()[-4000:] for log in self.home.logs.glob("*.log"))
+
+    def close(self) -> None:
+        if self.worker and self.worker.poll() is None:
+            self.kill_worker()
+        for one in service.listing(self.db):
+            for left in process.find_orphans(str(self.home.root), one.name):
+                process.stop(left, 0)
+        self.db.close()
+
+
+def make_tiny(folder: Path) -> Path:
+    """Make the weights in a child, as mlx belongs in no process that forks."""
+    code = "import sys; from pathlib import Path; import tiny_model; tiny_model.make(Path(sys.argv[1]))"
+    support = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", code, str(folder)], env=os.environ | {"PYTHONPATH": support}, check=True)
+    return folder

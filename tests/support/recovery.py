@@ -1,0 +1,175 @@
+"""Hurt a running mlxq in one way, and measure how it comes back. Seconds throughout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import httpx
+import psutil
+from support.mlxq_home import Mlxq, until
+
+from state import secrets, service, settings
+from state.errors import EngineFailed
+from state.service import Doing, Service
+from tasks.plan import gateway
+from tasks.world import ports, probe, process
+
+QUESTION = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@dataclass(frozen=True)
+class Back:
+    """How a service came back."""
+
+    begun_s: float
+    """From the harm to the next start begun."""
+    ready_s: float
+    """From the harm to its first answer."""
+    own_start_s: float
+    """What its start took alone."""
+
+    @property
+    def extra_s(self) -> float:
+        """What mlxq took beside the service's own start."""
+        return self.ready_s - self.own_start_s
+
+
+def hurt(mlxq: Mlxq, number: signal.Signals, name: str = "fast") -> Back:
+    """Signal a service that is ready, and wait for its next start to be ready."""
+    one = mlxq.one(name)
+    at = time.time()
+    process.send(mlxq.identity(name), number)
+    return back(mlxq, one, at)
+
+
+def back(mlxq: Mlxq, earlier: Service, at: float) -> Back:
+    after = mlxq.await_next(earlier, 120)
+    assert after.started_at
+    assert after.ready_at
+    begun = mlxq.db.value("SELECT max(at) FROM events WHERE name = 'intended' AND service = ?", (earlier.name,))
+    return Back(begun - at, after.ready_at - at, after.ready_at - after.started_at)
+
+
+def wedge(mlxq: Mlxq, name: str = "fast") -> Back:
+    """Let a fake engine take requests and make no token, with its health green; a client waits for one."""
+    one = mlxq.one(name)
+    process.send(mlxq.identity(name), signal.SIGUSR1)
+    threading.Thread(target=_ask_engine, args=(mlxq, one), daemon=True).start()
+    return back(mlxq, one, time.time())
+
+
+def _ask_engine(mlxq: Mlxq, one: Service) -> None:
+    with suppress(EngineFailed):
+        probe.one_token(one.port, secrets.read(mlxq.home.secrets)[secrets.TIER], one.name, 120)
+
+
+def up_with_gateway(mlxq: Mlxq, port: int) -> Service:
+    """Bring up every tier and the gateway."""
+    settings.write(mlxq.home, "litellm-port", port)
+    done = mlxq.ended(mlxq.put("configure"))
+    assert done.state == "succeeded", done.error
+    starts = [mlxq.put("start", service=name) for name in [*tiers(mlxq), gateway.SERVICE]]
+    for start in starts:
+        assert mlxq.ended(start, 180).state == "succeeded", mlxq.logs()
+    return mlxq.one(gateway.SERVICE)
+
+
+def tiers(mlxq: Mlxq) -> list[str]:
+    return [row["name"] for row in mlxq.db.rows("SELECT name FROM tiers ORDER BY position")]
+
+
+@dataclass
+class Load:
+    """Clients that ask one tier through the gateway, one request after another, until `stop` is set."""
+
+    url: str
+    key: str
+    stop: threading.Event = field(default_factory=threading.Event)
+    answers: list[tuple[float, float, bool]] = field(default_factory=list[tuple[float, float, bool]])
+    """When each request began and ended, in unix seconds, and whether it was answered."""
+
+    def ask(self) -> None:
+        with httpx.Client(headers={"Authorization": f"Bearer {self.key}"}, timeout=60) as client:
+            while not self.stop.is_set():
+                began = time.time()
+                good = False
+                with suppress(httpx.HTTPError):
+                    good = client.post(self.url, json=QUESTION | {"model": "fast"}).status_code == 200
+                self.answers.append((began, time.time(), good))
+
+    def lost(self, at: float) -> tuple[int, int]:
+        """Give the requests that failed of those in flight at a moment, and of those that began later."""
+        failed = [began for began, ended, good in self.answers if not good and ended >= at]
+        return sum(began <= at for began in failed), sum(began > at for began in failed)
+
+
+def kill_under_load(mlxq: Mlxq, clients: int = 3) -> tuple[Load, float]:
+    """Kill -9 the tier fast while clients ask it through the gateway; give their log and the moment."""
+    port = mlxq.one(gateway.SERVICE).port
+    key = secrets.read(mlxq.home.secrets)[secrets.MASTER]
+    load = Load(f"http://127.0.0.1:{port}/v1/chat/completions", key)
+    threads = [threading.Thread(target=load.ask, daemon=True) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(good for *_, good in load.answers) >= 3 * clients, 60)
+    at = time.time()
+    hurt(mlxq, signal.SIGKILL)
+    answered = len(load.answers)
+    until(lambda: len(load.answers) >= answered + 3 * clients, 60)
+    load.stop.set()
+    for thread in threads:
+        thread.join(60)
+    return load, at
+
+
+def kill_worker_then_engine(mlxq: Mlxq) -> tuple[bool, Back]:
+    """Kill -9 the worker and start another; tell whether the engine was left alone, and how its next death went."""
+    one = mlxq.one()
+    mlxq.kill_worker()
+    mlxq.work()
+    until(lambda: mlxq.db.value("SELECT count(*) FROM worker WHERE pid = ?", (mlxq.worker.pid,)))
+    time.sleep(3)  # a look of the new worker, which must change nothing
+    same = mlxq.one().identity == one.identity and process.alive(mlxq.identity())
+    return same, hurt(mlxq, signal.SIGKILL)
+
+
+def start_dying(mlxq: Mlxq) -> Service:
+    """Ask for a service whose engine ends at once, again and again; give it as it is when mlxq has seen enough."""
+    mlxq.put("start", service="fast")
+    return mlxq.await_doing(Doing.FLAPPING, limit_s=90)
+
+
+def forge_reused_pid(mlxq: Mlxq) -> bool:
+    """Let the row name a pid that a stranger (this process) has now; tell whether it outlives that."""
+    me = process.identify(os.getpid())
+    assert me
+    forged = process.encode(process.Identity(me.pid, "1", me.boot))
+    mlxq.db.run("UPDATE services SET doing = 'ready', wanted = 'down', identity = ? WHERE name = 'fast'", (forged,))
+    mlxq.await_doing(Doing.STOPPED)
+    return process.alive(me)
+
+
+def idle(mlxq: Mlxq, seconds: float) -> tuple[float, float]:
+    """Give what the worker takes while all is well: CPU seconds a minute, and resident MiB."""
+    assert mlxq.worker
+    worker = psutil.Process(mlxq.worker.pid)
+    before = sum(worker.cpu_times()[:2])
+    time.sleep(seconds)
+    spent = sum(worker.cpu_times()[:2]) - before
+    return spent * 60 / seconds, worker.memory_info().rss / 2**20
+
+
+def unclean_boot(mlxq: Mlxq) -> None:
+    """Make the ledger look as if the machine had gone down: another boot's worker, and engines that are gone."""
+    mlxq.kill_worker()
+    for one in service.listing(mlxq.db):
+        if one.identity:
+            process.stop(process.decode(one.identity), 0)
+            until(lambda port=one.port: ports.free(port))
+            service.update(mlxq.db, one.name, identity=f"before/{one.identity.partition('/')[2]}")
+    mlxq.db.run("UPDATE worker SET owner = 'before/1/1'")
