@@ -36,7 +36,7 @@ def start(context: Context, service: str) -> dict[str, Any]:
 def restart(context: Context, service: str, why: str = "asked") -> dict[str, Any]:
     """Make sure a wanted service serves; end its process first unless `why` is "gone".
 
-    `why`: "asked" by a person, "gone", "hung", or "changed". A service that is not wanted stays down.
+    `why`: "asked" by a person, "gone", "hung", "leaks", or "changed". A service that is not wanted stays down.
     """
     if why == "asked":
         _lift(context, service)

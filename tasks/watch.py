@@ -6,23 +6,26 @@ find it too, two seconds later.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from state import ledger, secrets, service, settings, stack
+from state import event, ledger, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
-from state.service import Doing, Service, Step
+from state.service import ROUTED, SERVING, Doing, Service, Step
 from tasks import upkeep
 from tasks.kinds import new
-from tasks.plan import health, page
+from tasks.plan import health, leak, page
 from tasks.plan.care import Care, care
 from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
+from tasks.plan.leak import Advice, Trend
 from tasks.queue import tick
 from tasks.runtime import log, runtime
 from tasks.world import probe, process, rotate, system
+from tasks.world.awake import Awake
 from tasks.world.exits import Exits
 from tasks.world.process import Identity
 
@@ -43,6 +46,7 @@ class Charge:
     canary: threading.Thread | None = None
     answer: bool | None = None
     """How the last canary went, until it is counted."""
+    trend: Trend = field(default_factory=Trend)
 
 
 class Watch:
@@ -57,6 +61,7 @@ class Watch:
         self._starting = threading.Lock()
         self._next_look = 0.0
         self._begun = False
+        self._awake = Awake(system.stay_awake_argv(os.getpid()))
 
     def follow(self, name: str, identity: Identity) -> None:
         """Be told at once when this process ends."""
@@ -81,6 +86,7 @@ class Watch:
                 self._charges.clear()
             services = service.listing(db)
             self._let_go(services)
+            self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
             for one in services:
                 self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
         finally:
@@ -132,7 +138,7 @@ class Watch:
 
     def _restart(self, db: Database, name: str, why: str) -> None:
         """Have a job do it, unless one is at it already; a person may have switched this off."""
-        if settings.load(runtime.home)["auto-health-check"] or why == "changed":
+        if settings.load(runtime.home)["auto-health-check"] or why in {"changed", "leaks"}:
             ledger.submit(db, new("restart", {"service": name, "why": why}), source="watchdog")
 
     def _judge(self, db: Database, one: Service, found: Identity) -> None:
@@ -147,7 +153,7 @@ class Watch:
         verdict = health.verdict(charge.track, now, limits, woke_at=self._wakes.woke_at)
         if status and one.kind == "engine" and health.canary_due(charge.track, status, now, limits):
             _send_canary(charge, one)
-        self._act(db, one, charge, verdict)
+        self._act(db, one, charge, verdict, status)
 
     def _charge(self, name: str, found: Identity) -> Charge:
         """Give what is remembered of the process; a new one is followed from now on."""
@@ -157,7 +163,7 @@ class Watch:
             self.follow(name, found)
         return charge
 
-    def _act(self, db: Database, one: Service, charge: Charge, verdict: Verdict) -> None:
+    def _act(self, db: Database, one: Service, charge: Charge, verdict: Verdict, status: EngineStatus | None) -> None:
         """Write down what the verdict changes, and have a hung service replaced."""
         if verdict in {Verdict.SILENT, Verdict.STALLED, Verdict.BROKEN}:
             step = Step.STALLED if verdict == Verdict.STALLED else Step.DEGRADED
@@ -169,7 +175,28 @@ class Watch:
             service.step(db, one.name, Step.READIED, fence=one.generation, ok_at=db.now())
         elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
             charge.noted_at = time.monotonic()
-            service.update(db, one.name, ok_at=db.now(), memory_bytes=system.resident(charge.identity))
+            used = system.resident(charge.identity)
+            service.update(db, one.name, ok_at=db.now(), memory_bytes=used)
+            if one.kind == "engine" and status:
+                self._mind_memory(db, one, charge, status, used)
+
+    def _mind_memory(self, db: Database, one: Service, charge: Charge, status: EngineStatus, used: int) -> None:
+        """Have an engine whose memory only grows drop its cache, and be replaced when that did not help."""
+        charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
+        with suppress(NotFound):
+            budget = stack.tier(db, one.name).memory_bytes
+            spare = not (status.num_running or status.num_waiting) and _others_serve(db, one)
+            short = system.memory().pressure != system.Pressure.NORMAL
+            advice = leak.advise(charge.trend, budget, short=short, spare=spare)
+            told = f"Its memory grows by {leak.rise(charge.trend) * 60 / 2**20:.0f} MB a minute."
+            if advice == Advice.PURGE:
+                charge.trend = Trend(purged_at=time.monotonic())
+                event.record(db, "cache_purged", service=one.name, cause=told)
+                threading.Thread(target=_purge, args=(one,), name=f"purge-{one.name}", daemon=True).start()
+            elif advice == Advice.RECYCLE and service.step(
+                db, one.name, Step.DRAINED, fence=one.generation, cause=told
+            ):
+                self._restart(db, one.name, "leaks")
 
 
 HUNG = {
@@ -196,6 +223,16 @@ def _ask(one: Service) -> EngineStatus | None:
 
 def _key() -> str:
     return secrets.read(runtime.home.secrets).get(secrets.TIER, "")
+
+
+def _others_serve(db: Database, one: Service) -> bool:
+    """Tell whether requests for a tier would be answered while it is away."""
+    return any(it.kind == "engine" and it.name != one.name and it.doing in ROUTED for it in service.listing(db))
+
+
+def _purge(one: Service) -> None:
+    with suppress(EngineFailed):
+        probe.purge(one.port, _key())
 
 
 def _limits(db: Database, one: Service) -> Limits:

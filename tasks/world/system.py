@@ -139,8 +139,10 @@ class Wakes:
         return woke
 
 
-def stay_awake_argv(worker_pid: int) -> list[str]:
-    """Give the macOS command that holds off idle sleep until the worker ends or the command is stopped."""
+def stay_awake_argv(worker_pid: int, platform: str = sys.platform) -> list[str] | None:
+    """Give the macOS command that holds off idle sleep until the worker ends or the command is stopped; else None."""
+    if platform != "darwin":
+        return None
     return ["/usr/bin/caffeinate", "-i", "-w", str(worker_pid)]
 
 

@@ -43,7 +43,3 @@ def test_a_sleep_between_two_looks_is_noticed():
     assert wakes.look(slept + 3600, now=20.0)
     assert wakes.woke_at == 20.0
     assert not wakes.look(slept + 3600, now=30.0)
-
-
-def test_idle_sleep_is_held_off_while_the_worker_lives():
-    assert system.stay_awake_argv(812) == ["/usr/bin/caffeinate", "-i", "-w", "812"]
