@@ -35,6 +35,8 @@ class Call:
     """What went wrong at which tier, in words for a person."""
     refusal: Refusal | None = None
     """What the wire found; better told than LiteLLM's account of it."""
+    settled: bool = False
+    """Whether the refusal is the request's own fault, so that no other tier need be asked."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0

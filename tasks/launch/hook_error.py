@@ -57,6 +57,11 @@ def unavailable(failures: Mapping[str, str]) -> Refusal:
     return Refusal(503, message, "no_tier_available", {"retry-after": str(_TRY_LATER_S)})
 
 
+def about_length(message: str) -> bool:
+    """Tell whether an error is about a number of tokens: the one kind of bad request that another tier may take."""
+    return bool(_OVERFLOW.search(message)) or "token" in message
+
+
 def translate(status: int, content: bytes, failures: Mapping[str, str], largest: int) -> Refusal:
     """Turn LiteLLM's error answer into ours. `largest`: the largest tier's context in tokens."""
     account = told(content)

@@ -74,12 +74,16 @@ class Wire(httpx.AsyncBaseTransport):
         await self._inner.aclose()
 
     def _refusal(self, call: Call, tier: str) -> Refusal | None:
-        """Tell why nobody may try this request, or why not this tier."""
+        """Tell why nobody may try this request, or why not this tier.
+
+        LiteLLM takes a refused request to every fallback in turn; here the rest of that way costs nothing.
+        """
+        if call.settled:
+            return call.refusal
         if killers := self._guard.killers(lambda: call.fingerprint):
             names = " and ".join(sorted(killers))
             message = f"{names} died while working on this very request, so no other tier gets it for ten minutes."
-            call.refusal = Refusal(422, message, "request_kills_tiers")
-            return call.refusal
+            return _settle(call, Refusal(422, message, "request_kills_tiers"))
         if tier == CLOUD and (told := self._purse.empty()):
             call.failures[tier] = told
             return Refusal(402, told)
@@ -104,15 +108,15 @@ class Wire(httpx.AsyncBaseTransport):
         body: dict[str, Any] = orjson.loads(request.content) if request.content else {}
         mend = self._mend(request, body, tier)
         if mend and mend.schema is not None and (fault := hook_schema.faulty(mend.schema)):
-            call.refusal = Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema")
-            return _refused(request, call.refusal)
+            fault = _settle(call, Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
+            return _refused(request, fault)
         if mend or tier == CLOUD:
             request = _rewrite(request, self._purse.ask(body) if tier == CLOUD else _asked(body, mend))
         request.headers["accept-encoding"] = "identity"
         response = await self._inner.handle_async_request(request)
         if not response.is_success:
             call.failures[tier] = f"answered {response.status_code}"
-            return await _failed(request, response)
+            return await _failed(request, response, call)
         source = hook_event.events(_bytes(response))
         if mend:
             return await self._mended(request, source, mend, call, tier)
@@ -292,14 +296,23 @@ def _refused(request: httpx.Request, refusal: Refusal) -> httpx.Response:
     return _answer(request, 400, refusal.body(""))
 
 
-async def _failed(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+def _settle(call: Call, refusal: Refusal) -> Refusal:
+    """Note that no tier could answer this request."""
+    call.refusal, call.settled = refusal, True
+    return refusal
+
+
+async def _failed(request: httpx.Request, response: httpx.Response, call: Call) -> httpx.Response:
     """Pass an engine's error on in OpenAI's shape.
 
     LiteLLM 1.106.2 makes a 422, which is the engine's word for a bad field, into 200 `null`; so it becomes 400.
     """
     status = 400 if response.status_code == 422 else response.status_code  # noqa: PLR2004 - Unprocessable Entity
     message = hook_error.told(await response.aread())["message"]
-    return _answer(request, status, Refusal(status, message).body(""), headers=_waits(response))
+    refusal = Refusal(status, message)
+    if status == 400 and not hook_error.about_length(message):  # noqa: PLR2004 - Bad Request
+        _settle(call, refusal)
+    return _answer(request, status, refusal.body(""), headers=_waits(response))
 
 
 def _answer(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import anthropic
 import httpx
 import openai
 import psutil
@@ -52,6 +57,30 @@ def test_a_dead_tier_is_answered_by_the_next(proxy: Gateway, upstreams: dict[str
     assert answered_by(response) == "standard"
     assert "there" in response.text
     assert time.monotonic() - began < 2, "LiteLLM's own back-off would take 4 s"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_tier_that_cannot_now_is_answered_by_the_next(
+    proxy: Gateway, upstreams: dict[str, Upstream], status: int, stream: bool
+):
+    upstreams["fast"].fault(f"status {status}")
+    for _ in range(3):
+        began = time.monotonic()
+        assert answered_by(proxy.ask("say hello there", "fast", stream=stream)) == "standard"
+        assert time.monotonic() - began < 2, "LiteLLM's own back-off would take 4 s"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_tier_that_dies_under_a_request_is_answered_by_the_next(
+    proxy: Gateway, upstreams: dict[str, Upstream], stream: bool
+):
+    """The tier hangs, as one that waits for its first token; the watchdog's kill is what sends the request on."""
+    upstreams["fast"].fault("hang")
+    killer = threading.Timer(1.0, upstreams["fast"].kill)
+    killer.start()
+    assert answered_by(proxy.ask("say hello there", "fast", stream=stream)) == "standard"
+    killer.join()
 
 
 def test_a_tier_is_used_again_soon_after_its_return(proxy: Gateway, upstreams: dict[str, Upstream]):
@@ -119,3 +148,112 @@ def test_another_address_is_listened_on_besides_loopback(proxy: Gateway, tmp_pat
     codes = [httpx.get(f"http://{host}:{made.port}/v1/models").status_code for host in ("127.0.0.1", "127.0.0.2")]
     made.stop()
     assert codes == [401, 401]
+
+
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Tell the weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+
+
+def test_tools_are_called_through_openais_client(client: openai.OpenAI, upstreams: dict[str, Upstream]):
+    asked: Any = {"model": "standard", "messages": [{"role": "user", "content": "tool"}], "tools": TOOLS}
+    (call,) = client.chat.completions.create(**asked).choices[0].message.tool_calls or []
+    assert (call.id, call.function.name, json.loads(call.function.arguments)) == ("call_1", "weather", {"city": "Oslo"})
+    assert upstreams["standard"].seen()[-1]["tools"] == TOOLS
+
+    deltas = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True) if chunk.choices]
+    pieces = [call.function for one in deltas for call in one.delta.tool_calls or []]
+    assert json.loads("".join(piece.arguments or "" for piece in pieces)) == {"city": "Oslo"}
+    assert deltas[-1].finish_reason == "tool_calls"
+
+
+def test_tools_are_called_through_anthropics_client(proxy: Gateway, upstreams: dict[str, Upstream]):
+    claude = anthropic.Anthropic(base_url=proxy.url, api_key=proxy.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    function = TOOLS[0]["function"]
+    asked: Any = {
+        "model": "claude-opus-4-5",
+        "max_tokens": 99,
+        "messages": [{"role": "user", "content": "tool"}],
+        "tools": [{"name": "weather", "description": "", "input_schema": function["parameters"]}],
+    }
+    answer = claude.messages.create(**asked)
+    with claude.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    for one in (answer, streamed):
+        (block,) = [block for block in one.content if block.type == "tool_use"]
+        assert (block.name, block.input, one.stop_reason) == ("weather", {"city": "Oslo"}, "tool_use")
+
+
+LITELLM = """
+import json, litellm, os
+asked = {"model": "litellm_proxy/gpt-4o", "messages": [{"role": "user", "content": "say a b c"}]}
+whole = litellm.completion(**asked)
+pieces = [chunk.choices[0].delta.content or "" for chunk in litellm.completion(**asked, stream=True)]
+try:
+    litellm.completion(**{**asked, "model": "litellm_proxy/gpt-9"})
+    refused = ""
+except litellm.NotFoundError as problem:
+    refused = str(problem)
+print(json.dumps([whole.choices[0].message.content, whole.usage.completion_tokens, "".join(pieces), refused]))
+"""
+
+
+@pytest.mark.slow
+def test_litellms_own_client_is_served(proxy: Gateway, upstreams: dict[str, Upstream]):
+    outside = {
+        "LITELLM_PROXY_API_BASE": proxy.url,
+        "LITELLM_PROXY_API_KEY": proxy.secrets["LITELLM_MASTER_KEY"],
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LITELLM], env=os.environ | outside, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole, tokens, streamed, refused = json.loads(done.stdout.splitlines()[-1])
+    assert (whole, tokens, streamed) == ("a b c", 3, "a b c")
+    assert "There is no model 'gpt-9' here" in refused
+
+
+ALONE = """
+ip link set lo up
+"$PYTHON" -m pytest tests/contract/test_gateway.py -k "reaches_its_tier or that_cannot_now" || exit 1
+grep -h OutNoRoutes /proc/net/snmp6; grep ^Ip: /proc/net/snmp
+"$PYTHON" -c 'import socket; socket.socket().connect_ex(("192.0.2.1", 80))'
+grep ^Ip: /proc/net/snmp
+"""
+
+
+def may_be_alone() -> bool:
+    try:
+        return subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_be_alone(), reason="a network namespace needs Linux, util-linux, iproute2 and the right")
+def test_nothing_even_tries_to_leave_a_machine_without_a_network():
+    """Tests of this file run where there is loopback alone; the kernel counts what found no way out.
+
+    A packet sent on purpose afterwards shows that it counts.
+    """
+    done = subprocess.run(
+        ["unshare", "-rn", "sh", "-c", ALONE],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (six,) = [line.split() for line in done.stdout.splitlines() if line.startswith("Ip6OutNoRoutes")]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("Ip:")]
+    counted = [int(values[lines[0].index("OutNoRoutes")]) for values in lines[1::2]]
+    assert (int(six[1]), counted) == (0, [0, 1])

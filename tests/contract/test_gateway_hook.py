@@ -173,6 +173,23 @@ def test_an_engines_own_refusal_arrives_in_plain_words(client: openai.OpenAI, st
     assert "Model Group" not in str(caught.value)
 
 
+@pytest.mark.parametrize("order", ["status 400", "status 422"])
+def test_a_request_at_fault_is_not_taken_round(proxy: Gateway, upstreams: dict[str, Upstream], order: str):
+    """LiteLLM alone would ask every tier, and the cloud, for what none can do."""
+    before = {name: len(one.seen()) for name, one in upstreams.items()}
+    assert proxy.ask(order, "fast").status_code == 400
+    assert {name: len(one.seen()) - before[name] for name, one in upstreams.items()} == {
+        "fast": 1,
+        "standard": 0,
+        "longctx": 0,
+    }
+
+
+def test_a_request_that_is_too_long_for_one_tier_goes_on(proxy: Gateway, upstreams: dict[str, Upstream]):
+    upstreams["fast"].fault("status 400 tokens")
+    assert proxy.ask("say hello", "fast").headers["x-mlxq-tier"] == "standard"
+
+
 # Tiers that are down
 
 

@@ -73,6 +73,24 @@ async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterato
     yield "data: [DONE]\n\n"
 
 
+def _tool(body: dict[str, Any]) -> Response:
+    """Call the first tool that the request offers, in pieces when it streams, as vllm-mlx does."""
+    function = {"name": body["tools"][0]["function"]["name"], "arguments": '{"city": "Oslo"}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    if not body.get("stream"):
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return JSONResponse(envelope("chat.completion", choices=[choice], usage=usage(5)))
+    pieces = [
+        {"role": "assistant", "tool_calls": [{"index": 0, **call, "function": {**function, "arguments": '{"city": '}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Oslo"}'}}]},
+    ]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in pieces]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+    events = [f"data: {json.dumps(envelope('chat.completion.chunk', choices=[one]))}\n\n" for one in choices]
+    return Response("".join(events) + "data: [DONE]\n\n", media_type="text/event-stream")
+
+
 async def chat(request: Request) -> Response:
     body = await request.json()
     seen.append(body)
@@ -80,7 +98,9 @@ async def chat(request: Request) -> Response:
         return JSONResponse({"detail": "[metal_kernel] No Metal back-end"}, status_code=500)
     verb, rest = (*order(body), "")[:2]
     if verb == "status":
-        return JSONResponse({"detail": f"upstream says {rest}"}, status_code=int(rest))
+        return JSONResponse({"detail": f"upstream says {rest}"}, status_code=int(rest.split()[0]))
+    if verb == "tool":
+        return _tool(body)
     if verb == "hang":
         await asyncio.sleep(600)
     if verb == "die":
