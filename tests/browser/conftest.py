@@ -16,7 +16,7 @@ from state.paths import Home
 expect.set_options(timeout=15_000)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if not Path(support.CHROMIUM).exists():
         pytest.skip(f"{support.CHROMIUM} is not installed; CHROMIUM names another")
