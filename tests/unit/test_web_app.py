@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from starlette.testclient import TestClient
 from support import scene
 
+from mlxq.cli import mlxq
 from mlxq.web.app import Page, build
 from mlxq.web.door import Door, link
 from state import sample
@@ -21,6 +25,7 @@ from state.paths import Home
 KEY = "sk-mlxq-the-key-of-these-tests"
 STRANGERS = ("evil.example", "127.0.0.1.evil.example:4001", "evil.example:4001", "", "[::1]", "0.0.0.0")
 NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel", "/jobs/99/retry")
+NAME = re.compile(r"mlxq_\w+")
 READS = ("/", "/events", "/jobs/1", "/metrics")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
 
@@ -168,3 +173,22 @@ def test_before_setup_the_page_says_what_to_do(tmp_path: Path):
     client = TestClient(build(Page(place, Door(KEY))), base_url="http://127.0.0.1:4001")
     client.get(f"/enter?link={link(KEY, time.time())}")
     assert "mlxq setup" in client.get("/").text
+
+
+def test_the_grafana_board_asks_only_for_figures_there_are(person: TestClient, rows: Database):
+    scene.an_hour(rows)
+    scene.die(rows, "fast")
+    scene.succeed(rows, "verify")
+    there = set(re.findall(r"^(mlxq_\w+)", person.get("/metrics").text, re.MULTILINE))
+    board = json.loads((Path(__file__).parents[2] / "docs" / "grafana.json").read_text())
+    asked = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
+    assert asked - there == set()
+
+
+def test_every_command_the_page_names_exists(person: TestClient, rows: Database):
+    """Snippets and hints go stale when a command is renamed."""
+    scene.die(rows, "fast")
+    scene.fail(rows)
+    named = {line.split()[1] for line in re.findall(r"mlxq [a-z][a-z-]+", person.get("/").text)}
+    assert {"connect", "logs", "setup"} <= named
+    assert named - set(mlxq.list_commands(click.Context(mlxq))) == set()
