@@ -1,0 +1,148 @@
+"""Take the README's pictures: `uv run python tests/browser/pictures.py`, into docs/img.
+
+The rows are those of the tests' scene; a small server answers for the engines, so that requests are under way.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support import page as support  # noqa: E402 (after the path is set)
+from support import scene  # noqa: E402 (after the path is set)
+
+from state import service  # noqa: E402 (after the path is set)
+from state.db import Database, open_database  # noqa: E402 (after the path is set)
+from state.paths import Home  # noqa: E402 (after the path is set)
+
+WIDTHS = {"phone": 390, "tablet": 820, "wide": 1440}
+REQUESTS = {
+    "standard": [("generation", 8_412, 310, 28.4, 21.6), ("generation", 1_206, 96, 27.9, 4.1)],
+    "fast": [("generation", 640, 212, 116.2, 2.0)],
+    "longctx": [],
+}
+
+
+@contextmanager
+def engine(name: str) -> Iterator[int]:
+    """Answer `/v1/status` as an engine with work does; gives the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text = json.dumps(_status(name)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+
+
+def _status(name: str) -> dict[str, Any]:
+    requests = [
+        {
+            "request_id": f"{name}-{number}", "status": "running", "phase": phase, "prompt_tokens": prompt,
+            "completion_tokens": answer, "max_tokens": 512, "tokens_per_second": speed, "elapsed_s": elapsed,
+            "ttft_s": 0.6, "cached_tokens": 0,
+        }
+        for number, (phase, prompt, answer, speed, elapsed) in enumerate(REQUESTS[name])
+    ]  # fmt: skip
+    return {"status": "running", "num_running": len(requests), "num_waiting": 0, "requests": requests}
+
+
+def a_day(db: Database, back: Any, ports: dict[str, int]) -> None:
+    """Let a day pass: a start, a death, a failed job, a pull under way."""
+    back(5400)
+    scene.set_up(db, ports)
+    for name, _, _, _, size, _ in scene.TIERS:
+        scene.ready(db, name, size * 0.82)
+        back(back.s - 9)
+    scene.ready(db, "gateway", 0.6)
+    scene.ready(db, "page", 0.05)
+    back(3300)
+    scene.succeed(db, "pull", source="hub:mlx-community/qwen3.5-27b")
+    back(2800)
+    scene.succeed(db, "verify")
+    back(1900)
+    scene.die(db, "standard", 0)
+    scene.begin(db, "standard")
+    back(1889)
+    now = db.now()
+    service.step(db, "standard", service.Step.READIED, ready_at=now, ok_at=now, memory_bytes=int(13.9 * scene.GIB))
+    back(700)
+    scene.fail(db, "longctx")
+    back(12)
+    scene.die(db, "longctx", 40)
+    scene.benchmarks(db)
+    scene.pull(db)
+    back(0)
+    scene.an_hour(db)
+    scene.beat(db)
+
+
+class Back:
+    """A clock that is so many seconds behind."""
+
+    s = 0.0
+
+    def __call__(self, seconds: float) -> None:
+        self.s = seconds
+
+    def now(self) -> float:
+        return time.time() - self.s
+
+
+def main() -> None:
+    back = Back()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as engines:
+        home = Home(Path(folder) / "home").make()
+        db = open_database(home, clock=back.now)
+        a_day(db, back, {name: engines.enter_context(engine(name)) for name in REQUESTS})
+        with support.running(home) as served:
+            shoot(served)
+
+
+def shoot(served: support.Running) -> None:
+    """Take each width in each scheme."""
+    images = ROOT / "docs" / "img"
+    images.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=support.CHROMIUM, args=support.FLAGS)
+        for scheme in ("light", "dark"):
+            for name, width in WIDTHS.items():
+                context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+                page = context.new_page()
+                page.goto(served.link)
+                page.wait_for_selector("#now tbody tr")
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+                picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+                picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+                    images / f"page-{name}-{scheme}.png", optimize=True
+                )
+                context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
