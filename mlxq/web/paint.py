@@ -52,6 +52,7 @@ class Painter:
             "mark": mark,
             "moment": moment,
             "hour": chart.hour,
+            "draw": chart.draw,
             "shape_of": JOB_SHAPES.__getitem__,
             "share": share,
             "static": self.static,

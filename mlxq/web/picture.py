@@ -9,7 +9,8 @@ from typing import Any
 from mlxq.web import words
 from mlxq.web.live import Engine, Engines
 from mlxq.web.words import Entry, Told
-from state import event, host, job, sample, service, settings, stack
+from state import bench, event, host, job, sample, service, settings, stack
+from state.bench import Bench
 from state.db import Database
 from state.job import Job
 from state.sample import Sample
@@ -76,6 +77,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Course:
+    """How one model's speed went over time on this machine, the oldest first; one request alone."""
+
+    benches: Sequence[Bench]
+
+    @property
+    def last(self) -> Bench:
+        """The newest."""
+        return self.benches[-1]
+
+    @property
+    def change(self) -> float | None:
+        """Per cent that the newest is faster than the one before; None for the first."""
+        before = self.benches[-2].decode_tps if len(self.benches) > 1 else 0.0
+        return 100.0 * (self.last.decode_tps / before - 1) if before else None
+
+
+@dataclass(frozen=True)
 class Picture:
     """What is so now."""
 
@@ -86,7 +105,7 @@ class Picture:
     machine: dict[str, Any]
     memory: Memory
     cards: Sequence[Card]
-    """The engines."""
+    """The engines, in the order of the stack."""
     others: Sequence[Card]
     """The gateway and the page."""
     requests: Sequence[tuple[str, Request]]
@@ -97,6 +116,7 @@ class Picture:
     attention: Sequence[Job]
     record: Sequence[Job]
     story: Sequence[Entry]
+    courses: Sequence[Course]
 
 
 def look(db: Database, engines: Engines) -> Picture:
@@ -113,6 +133,8 @@ def _look(db: Database, engines: Engines) -> Picture:
     services = service.listing(db)
     worker = pulse.feel(db)
     tiers = {tier.name: tier for tier in stack.tiers(db)}
+    places = {name: place for place, name in enumerate(tiers)}
+    services.sort(key=lambda one: places.get(one.name, len(places)))
     cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), now) for one in services]
     machine = host.recall(db, "machine") or {}
     gate = next((one for one in services if one.kind == "gateway"), None)
@@ -126,12 +148,13 @@ def _look(db: Database, engines: Engines) -> Picture:
         memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],
         others=[card for card in cards if card.service.kind != "engine"],
-        requests=[(name, request) for name, engine in engines.items() for request in engine.requests],
+        requests=[(card.service.name, each) for card in cards if card.now for each in card.now.requests],
         fallbacks=sum(each.fallbacks for card in cards if card.service.kind == "gateway" for each in card.hour),
         chains=_chains(db),
         attention=[job.get(db, row["id"]) for row in db.rows(FAILED, _recent(now))],
         record=[each for each in job.listing(db, limit=40) if not each.live][:MOST_RECORD],
         story=words.story(event.of_service(db, None, limit=MOST_STORY)),
+        courses=_courses(db, str(machine.get("chip", ""))),
     )
 
 
@@ -158,6 +181,15 @@ def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Mem
         wired=last.wired_bytes if last else None,
         swap=(last.swap_bytes or 0) if last else 0,
     )
+
+
+def _courses(db: Database, chip: str) -> list[Course]:
+    return [
+        Course(
+            [each for each in bench.history(db, new.model, chip) if each.quant == new.quant and each.concurrency == 1]
+        )
+        for new in bench.latest(db, chip)
+    ]
 
 
 def _chains(db: Database) -> list[list[Job]]:

@@ -61,7 +61,7 @@ class Stage:
             self._sections = {}
             self._tasks = [asyncio.create_task(self._follow_rows()), asyncio.create_task(self._follow_engines())]
             for task in self._tasks:
-                task.add_done_callback(lambda _: self._news.set())
+                task.add_done_callback(lambda _: self._tell())
         try:
             seen = 0
             while not (self._closed.is_set() or any(task.done() for task in self._tasks)):
@@ -77,7 +77,12 @@ class Stage:
     def close(self) -> None:
         """Let every viewer's stream end."""
         self._closed.set()
-        self._news.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake every viewer once; a bell that stayed set would have them spin."""
+        told, self._news = self._news, asyncio.Event()
+        told.set()
 
     async def _wait_for_news(self, news: asyncio.Event) -> None:
         with contextlib.suppress(TimeoutError):
@@ -116,8 +121,7 @@ class Stage:
         if changed:
             self._version += 1
             self._sections |= {name: (self._version, text) for name, text in changed.items()}
-            told, self._news = self._news, asyncio.Event()
-            told.set()
+            self._tell()
 
     async def _follow_engines(self) -> None:
         """Ask the engines in a thread, so that a hung one delays nobody."""

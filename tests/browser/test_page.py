@@ -182,6 +182,17 @@ def _heap(view: Page) -> int:
     return view.evaluate("performance.memory.usedJSHeapSize")
 
 
+def test_a_reload_leaves_nothing_spinning(view: Page, served: support.Running):
+    """A viewer that leaves while another comes once left a bell ringing, and the process at full speed."""
+    for _ in range(5):
+        view.reload()
+        view.wait_for_selector("#tiers .card")
+    view.wait_for_timeout(1000)
+    began = served.cpu_s()
+    view.wait_for_timeout(2000)
+    assert served.cpu_s() - began < 0.5
+
+
 def test_nothing_runs_while_nobody_looks(served: support.Running, rows: Database, chromium: Browser):
     """The last viewer who leaves takes the watching along: no socket, no query."""
     sockets = wake.folder(served.home)

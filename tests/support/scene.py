@@ -7,7 +7,8 @@ import os
 import random
 import time
 
-from state import host, ledger, sample, service, stack, worker
+from state import bench, host, ledger, sample, service, stack, worker
+from state.bench import Bench
 from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
@@ -106,6 +107,22 @@ def an_hour(db: Database) -> None:
     rows.append(Sample("gateway", minute - 8 * MINUTE_S, MINUTE_S, 1.0, fallbacks=2))
     used = Sample(sample.MACHINE, minute - 60, MINUTE_S, 1.0, memory_bytes=38 * GIB, wired_bytes=29 * GIB, swap_bytes=0)
     sample.take(db, [*rows, used])
+
+
+def benchmarks(db: Database) -> None:
+    """Keep some benchmarks of two models; the newest of one is slower after an upgrade."""
+    for model, speeds in (("qwen3.5-27b", [29.8, 30.4, 31.2, 31.0]), ("qwen3.5-4b", [112.0, 118.4, 96.1])):
+        for number, speed in enumerate(speeds, start=1):
+            release = "0.6.0" if number == len(speeds) else "0.5.4"
+            bench.save(
+                db,
+                Bench(
+                    model=model, quant="int4", source=f"hub:mlx-community/{model}", revision="", chip="M4 Max",
+                    engine=release, mlx="0.32.4", runs=3, concurrency=1, prompt_tokens=1024, gen_tokens=128,
+                    ttft_s=40 / speed, prompt_tps=speed * 14, decode_tps=speed, decode_low=speed * 0.97,
+                    decode_high=speed * 1.02, total_tps=speed, peak_bytes=17 * GIB,
+                ),
+            )  # fmt: skip
 
 
 def pull(db: Database, done: float = 0.43) -> Claim:

@@ -1,0 +1,98 @@
+"""The page over the real thing: a worker, a vllm-mlx engine and the page, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+from support import page as support
+
+from mlxq.web.door import link
+from state import ledger, secrets, service, settings, stack
+from state.db import Database, open_database
+from state.paths import Home
+from state.stack import Tier
+from tasks import kinds
+from tasks.world import builtin
+
+pytestmark = pytest.mark.slow
+START_MS = 180_000
+
+
+@pytest.fixture
+def real(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """Give the rows of a worker that was asked for one tier, the gateway aside, and the page."""
+    db = open_database(home)
+    weights = builtin.ensure(tmp_path_factory.mktemp("models"))
+    tier = Tier(
+        name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=support.free_port(), context=8192,
+        memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(weights),
+    )  # fmt: skip
+    stack.replace(db, [tier])
+    settings.write(home, "page-port", support.free_port())
+    worker = subprocess.Popen([sys.executable, "-P", "-m", "mlxq", "worker"], stderr=home.log("worker").open("ab"))
+    for name in ("fast", "page"):
+        ledger.submit(db, kinds.new("start", {"service": name}))
+    yield db
+    for name in ("fast", "page"):
+        ledger.submit(db, kinds.new("stop", {"service": name}))
+    _until(lambda: all(one.pid is None for one in service.listing(db)))
+    worker.terminate()
+    worker.wait(30)
+    db.close()
+
+
+@pytest.fixture
+def view(chromium: Browser, home: Home, real: Database) -> Iterator[Page]:
+    _until(lambda: (one := service.find(real, "page")) is not None and one.doing == "ready")
+    key = secrets.read(home.secrets)[secrets.PAGE]
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{service.get(real, 'page').port}/enter?link={link(key, time.time())}")
+    page.wait_for_selector("#tiers")
+    page.evaluate("document.title = 'not loaded again'")
+    yield page
+    context.close()
+
+
+def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, real: Database, home: Home):
+    card = view.locator("article[data-key=fast]")
+    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    expect(card.locator("dd").first).to_have_text("0", timeout=20_000)
+
+    asking = threading.Thread(target=_ask, args=(home, service.get(real, "fast").port))
+    asking.start()
+    expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
+    expect(view.locator("#now tbody")).to_contain_text("fast")
+    asking.join()
+    expect(view.locator("#now")).to_contain_text("No request is under way.", timeout=20_000)
+
+    pid = service.get(real, "fast").pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    expect(view.locator("#why")).to_contain_text("fast died: It was killed by SIGKILL.", timeout=20_000)
+    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    expect(card.locator("dl")).to_contain_text("restarts1")
+    assert service.get(real, "fast").pid != pid
+    assert view.title() == "not loaded again"
+
+
+def _ask(home: Home, port: int) -> None:
+    body = {"model": "fast", "max_tokens": 120, "messages": [{"role": "user", "content": "Tell a long story."}]}
+    headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
+    httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, headers=headers, timeout=180, trust_env=False)
+
+
+def _until(true: Callable[[], object], limit_s: float = 180.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)

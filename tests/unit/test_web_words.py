@@ -1,0 +1,138 @@
+"""What is said of services, of the whole, and drawn of their hours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner
+from support import scene
+
+from mlxq.commands import dashboard, top
+from mlxq.web import chart, picture, words
+from mlxq.web.words import Shape
+from state import event, service, settings
+from state.db import Database, open_database
+from state.errors import NotRunning
+from state.paths import Home
+from state.sample import Sample
+from state.service import Doing
+from tasks.pulse import Pulse
+
+
+@pytest.fixture
+def rows(home: Home) -> Iterator[Database]:
+    db = open_database(home)
+    scene.all_ready(db)
+    yield db
+    db.close()
+
+
+def whole(db: Database, worker: Pulse = Pulse.ALIVE) -> words.Told:
+    return words.of_all(service.listing(db), worker)
+
+
+def test_every_state_has_a_mark():
+    assert set(words.SHAPES) == set(Doing)
+
+
+def test_all_ready_is_serving(rows: Database):
+    assert (whole(rows).word, whole(rows).shape, whole(rows).why) == ("serving", Shape.FULL, "")
+
+
+def test_one_tier_down_is_degraded_and_named(rows: Database):
+    scene.die(rows, "fast")
+    assert (whole(rows).word, whole(rows).why) == ("degraded", "fast is backing off")
+
+
+def test_without_the_gateway_nobody_is_served(rows: Database):
+    scene.die(rows, "gateway")
+    assert (whole(rows).word, whole(rows).shape) == ("recovering", Shape.HALF)
+
+
+def test_a_tier_that_was_put_down_is_no_fault(rows: Database):
+    service.want(rows, "longctx", "down")
+    service.step(rows, "longctx", service.Step.STOPPED)
+    assert whole(rows).word == "serving"
+
+
+def test_nothing_wanted_is_stopped_and_nothing_set_up_says_how(rows: Database):
+    for one in service.listing(rows):
+        service.want(rows, one.name, "down")
+        service.step(rows, one.name, service.Step.STOPPED)
+    assert (whole(rows).word, whole(rows).hint) == ("stopped", "mlxq up")
+    assert words.of_all([], Pulse.ALIVE).hint == "mlxq setup"
+
+
+@pytest.mark.parametrize("worker", [Pulse.NONE, Pulse.HUNG, Pulse.DEAD])
+def test_what_nobody_watches_over_is_not_well(rows: Database, worker: Pulse):
+    told = whole(rows, worker)
+    assert (told.word, told.shape) == ("serving", Shape.WARN)
+    assert worker.meaning in told.why
+
+
+def test_backing_off_says_until_when_and_why(rows: Database):
+    scene.die(rows, "fast", wait_s=30)
+    told = words.of_service(service.get(rows, "fast"))
+    assert (told.word, told.shape) == ("backing off", Shape.CROSS)
+    assert told.why == "It was killed by SIGKILL. (exit 1 of 5)"
+    assert told.until == service.get(rows, "fast").next_try_at
+
+
+def test_the_timeline_is_newest_first_and_names_the_signal_once(rows: Database):
+    scene.die(rows, "fast")
+    newest = words.story(event.of_service(rows, None))[0]
+    assert (newest.service, newest.word, newest.text) == ("fast", "died", "It was killed by SIGKILL.")
+
+
+def test_a_chart_leaves_gaps_and_scales_to_its_peak():
+    drawn = chart.draw([0.0, 10.0, None, 5.0], width=30, height=12)
+    assert drawn.line == "M0.0 11.0L10.0 1.0M30.0 6.0h.1"
+    assert (drawn.top, drawn.last) == (10.0, 5.0)
+
+
+def test_an_empty_hour_draws_nothing():
+    drawn = chart.hour([], 1_000_000.0)
+    assert (drawn.line, drawn.area, drawn.top) == ("", "", 0.0)
+
+
+def test_the_terminals_chart_is_a_character_a_minute():
+    now = 6000.0
+    samples = [Sample("fast", 60 * (100 - back), 60, completion_tokens=600 * back) for back in (3, 2, 1)]
+    drawn = top.spark(samples, now)
+    assert len(drawn) == top.MINUTES
+    assert drawn.endswith("█▆▃")
+
+
+def test_top_prints_what_the_page_shows(rows: Database):
+    scene.an_hour(rows)
+    scene.beat(rows)
+    scene.die(rows, "fast")
+    scene.pull(rows)
+    number = scene.fail(rows)
+    told = CliRunner().invoke(top.command, ["--once"], env={"COLUMNS": "140"}).output
+    assert "degraded  fast is backing off" in told
+    assert "43%" in told
+    assert f"✗ {number:>4} restart fast" in told
+    assert "fast died  It was killed by SIGKILL." in told
+
+
+def test_a_failure_that_was_tried_again_needs_no_attention(rows: Database):
+    number = scene.fail(rows)
+    assert [each.id for each in picture.look(rows, {}).attention] == [number]
+    scene.succeed(rows, "restart", service="fast")
+    assert picture.look(rows, {}).attention == []
+
+
+def test_dashboard_says_how_to_switch_the_page_on(home: Home):
+    settings.write(home, "page-port", 0)
+    told = CliRunner().invoke(dashboard.command, ["--no-open"]).exception
+    assert isinstance(told, NotRunning)
+    assert told.hint == "mlxq config reset page-port"
+
+
+def test_benchmarks_tell_how_the_speed_changed(rows: Database):
+    scene.benchmarks(rows)
+    courses = {course.last.model: course for course in picture.look(rows, {}).courses}
+    assert len(courses["qwen3.5-27b"].benches) == 4
+    assert round(courses["qwen3.5-4b"].change or 0) == -19
