@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
     "wanted_up": "a person wants it up",
     "wanted_down": "a person wants it down",
     "unclean_boot": "the machine went down while it ran",
+    "escalated": "every tier flaps, so the gateway is started anew",
     "cache_purged": "it was told to drop its cache of old prompts",
     "reduced": "it is held back from its next start on",
 }

@@ -14,7 +14,7 @@ from tasks.plan import gateway, page
 from tasks.plan.restraint import may_start
 from tasks.queue import Context, job
 from tasks.upkeep import Blueprint
-from tasks.world import probe, process
+from tasks.world import probe, process, promptcache
 
 LOOK_S = 0.1
 BROKEN_ANSWERS = 3
@@ -33,15 +33,25 @@ def start(context: Context, service: str) -> dict[str, Any]:
 
 
 @job("restart")
-def restart(context: Context, service: str, why: str = "asked") -> dict[str, Any]:
+def restart(context: Context, service: str, why: str = "asked", *, purge: bool = False) -> dict[str, Any]:
     """Make sure a wanted service serves; end its process first unless `why` is "gone".
 
-    `why`: "asked" by a person, "gone", "hung", "leaks", or "changed". A service that is not wanted stays down.
+    `why`: "asked" by a person, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
+    wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
     """
     if why == "asked":
         _lift(context, service)
     grace_s = upkeep.HUNG_GRACE_S if why == "hung" else upkeep.GRACE_S
+    if purge:
+        _end_and_purge(context, service)
     return bring_up(context, service, replace=why != "gone", grace_s=grace_s)
+
+
+def _end_and_purge(context: Context, name: str) -> None:
+    """End an engine, which writes its old prompts to disk then, and delete them."""
+    with upkeep.hold(name, context.check):
+        upkeep.take_down(context.db, context.home, rows.get(context.db, name))
+        promptcache.cap(promptcache.folder(context.home, name), 0)
 
 
 @job("stop")

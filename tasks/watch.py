@@ -18,8 +18,8 @@ from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, State
 from state.service import ROUTED, SERVING, Doing, Service, Step
 from tasks import upkeep
 from tasks.kinds import new
-from tasks.plan import health, leak, page
-from tasks.plan.care import Care, care
+from tasks.plan import gateway, health, leak, page
+from tasks.plan.care import Care, care, escalate
 from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
 from tasks.plan.leak import Advice, Trend
 from tasks.queue import tick
@@ -61,6 +61,7 @@ class Watch:
         self._starting = threading.Lock()
         self._next_look = 0.0
         self._begun = False
+        self._escalated = False
         self._awake = Awake(system.stay_awake_argv(os.getpid()))
 
     def follow(self, name: str, identity: Identity) -> None:
@@ -87,10 +88,20 @@ class Watch:
             services = service.listing(db)
             self._let_go(services)
             self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
+            self._escalate(db, services)
             for one in services:
                 self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
         finally:
             self._busy.release()
+
+    def _escalate(self, db: Database, services: list[Service]) -> None:
+        """When every tier flaps, start anew what they share, the gateway; once, until one is up again."""
+        if not escalate(services):
+            self._escalated = False
+        elif not self._escalated:
+            self._escalated = True
+            event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier flaps.")
+            self._restart(db, gateway.SERVICE, "escalated")
 
     def _let_go(self, services: list[Service]) -> None:
         """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""

@@ -18,9 +18,10 @@ from tasks import kinds
 
 @click.command()
 @options.tier("Start this tier anew, and no other.")
+@click.option("--purge", is_flag=True, help="Delete the old prompts that the engines keep on disk.")
 @options.timeout
 @options.dry_run
-def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
+def command(tier: str | None, timeout_s: float | None, *, purge: bool, dry_run: bool) -> None:
     """Start the stack anew, or one tier of it.
 
     One service after another, so that the others serve meanwhile; the first one that does not come back ends it.
@@ -34,7 +35,7 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
             dry.starts(db, place, names)
             return
     with ask.writing(place) as db:
-        ids = ask.put(db, restarts(names))
+        ids = ask.put(db, restarts(names, purge=purge))
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
     status.brief(place)
 
@@ -50,10 +51,11 @@ def wanted(db: Database, tier: str | None) -> list[str]:
     return found
 
 
-def restarts(names: Sequence[str]) -> list[New]:
+def restarts(names: Sequence[str], *, purge: bool = False) -> list[New]:
     """Describe the jobs: each waits for the one before."""
     labels = [f"restart {name}" for name in names]
+    more = {"purge": True} if purge else {}
     return [
-        kinds.new("restart", {"service": name}, needs=labels[:number][-1:], label=labels[number])
+        kinds.new("restart", {"service": name, **more}, needs=labels[:number][-1:], label=labels[number])
         for number, name in enumerate(names)
     ]

@@ -5,6 +5,7 @@ Level-triggered: it looks at what is, not at what happened, so a lost event cost
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from state.service import ALIVE, Doing, Service
@@ -35,3 +36,11 @@ def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) 
     if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:
         return Care.REPLACE if fingerprint not in {None, service.fingerprint} else Care.JUDGE
     return Care.START if (service.next_try_at or 0) <= now else Care.LEAVE
+
+
+def escalate(services: Sequence[Service]) -> bool:
+    """Tell whether the trouble is above any one tier: all that are wanted flap, behind a gateway that serves."""
+    wanted = [one for one in services if one.wanted == "up"]
+    engines = [one for one in wanted if one.kind == "engine"]
+    gateway = [one for one in wanted if one.kind == "gateway" and one.doing == Doing.READY]
+    return len(engines) > 1 and bool(gateway) and all(one.doing == Doing.FLAPPING for one in engines)

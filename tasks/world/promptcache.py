@@ -11,27 +11,34 @@ from pathlib import Path
 from state.paths import Home
 
 
+def folder(home: Home, tier: str) -> Path:
+    """Give the folder of one tier's old prompts (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
+    return home.root / "cache" / tier
+
+
 def folders(home: Home) -> list[Path]:
-    """Give one folder a tier, also of tiers that are gone (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
+    """Give one folder a tier, also of tiers that are gone."""
     place = home.root / "cache"
     return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
 
 
-def size(folder: Path) -> int:
+def size(place: Path) -> int:
     """Give the bytes in a folder and below."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
-def cap(folder: Path, limit: int) -> int:
+def cap(place: Path, limit: int) -> int:
     """Delete the caches of single models, the oldest first, until the folder holds at most `limit` bytes.
 
     Gives the bytes that were freed.
     """
-    before = left = size(folder)
-    models = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    if not place.is_dir():
+        return 0
+    before = left = size(place)
+    models = sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for model in models:
         if left <= limit:
             break
         shutil.rmtree(model, ignore_errors=True)
-        left = size(folder)
+        left = size(place)
     return before - left

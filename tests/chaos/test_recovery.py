@@ -73,6 +73,19 @@ def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_st
     assert again.fingerprint == before.fingerprint
 
 
+def test_a_restart_may_delete_the_old_prompts(mlxq: Mlxq):
+    mlxq.work_with_fakes()
+    one = mlxq.up()
+    prompts = mlxq.home.root / "cache" / "fast" / "model" / "entry_0_tokens.bin"
+    prompts.parent.mkdir(parents=True)
+    prompts.write_bytes(b"what a user wrote")
+
+    assert mlxq.ended(mlxq.put("restart", service="fast", purge=True)).state == "succeeded"
+
+    assert not prompts.exists()
+    assert mlxq.one().generation == one.generation + 1
+
+
 @pytest.mark.timeout(600)
 def test_a_tier_killed_under_load_costs_no_request_but_those_in_flight(mlxq: Mlxq, tiny: Path):
     """Through the gateway, whose fallback serves meanwhile; then the gateway itself is killed."""

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from state.service import Doing, Service, Wanted
-from tasks.plan.care import Care, care
+from tasks.plan.care import Care, care, escalate
 
 NOW = 1000.0
 READY = Service(
@@ -84,3 +84,19 @@ def test_the_next_try_waits_for_its_time(doing: str):
 def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():
     assert care(READY, alive=True, now=NOW, fingerprint="f2") == Care.REPLACE
     assert care(READY, alive=True, now=NOW, fingerprint=None) == Care.JUDGE
+
+
+def flapping(*doing: str, gateway: str = "ready") -> bool:
+    engines = [dataclasses.replace(READY, name=f"t{n}", doing=Doing(each)) for n, each in enumerate(doing)]
+    down = dataclasses.replace(READY, name="spare", doing=Doing.STOPPED, wanted="down")
+    gate = dataclasses.replace(READY, name="gateway", kind="gateway", doing=Doing(gateway))
+    return escalate([*engines, down, gate])
+
+
+def test_only_when_every_tier_flaps_the_trouble_is_above_them():
+    assert flapping("flapping", "flapping")
+    assert not flapping("flapping", "ready")
+    assert not flapping("flapping", "failed")
+    assert not flapping("flapping")
+    assert not flapping("flapping", "flapping", gateway="loading")
+    assert not flapping()

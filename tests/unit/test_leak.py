@@ -124,6 +124,23 @@ def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Databa
     assert held.args == {"service": "fast", "why": "leaks"}
 
 
+def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home, engine: Path) -> None:
+    service.ensure(db, "gateway", "gateway", PORT + 2)
+    service.want(db, "gateway", "up")
+    service.update(db, "gateway", doing=Doing.READY)
+    watchdog = watch.Watch()
+    for name in ("fast", "standard"):
+        service.update(db, name, doing=Doing.FLAPPING)
+    watchdog._escalate(db, service.listing(db))
+    held = ledger.claim(db, "ops", {"restart"}, "a/1/1")
+    assert held
+    ledger.succeed(db, held, None)
+    watchdog._escalate(db, service.listing(db))
+
+    assert held.args == {"service": "gateway", "why": "escalated"}
+    assert ledger.claim(db, "ops", {"restart"}, "a/1/1") is None
+
+
 def test_the_machine_is_kept_awake_exactly_while_that_is_needed() -> None:
     """`sleep` stands in for caffeinate, which only a Mac has."""
     awake = Awake(["sleep", "60"])
