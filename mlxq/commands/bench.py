@@ -144,7 +144,7 @@ def _history(place: Home, name: str, *, as_json: bool) -> None:
     """Show the benchmarks kept of a model, with what got slower. Raises NotFound."""
     with ask.reading(place) as db:
         tiers = {tier.name: tier.model for tier in stack.tiers(db)}
-        model = tiers.get(name) or _known_as(place, name)
+        model = tiers.get(name) or _known_as(place, db, name)
         rows = kept.history(db, model, host.recall(db, "machine").get("chip", ""))
     if not rows:
         raise NotFound(f"No benchmark of {model} was kept on this machine.", hint=f"mlxq bench {name} --save")
@@ -157,10 +157,13 @@ def _history(place: Home, name: str, *, as_json: bool) -> None:
         click.echo(line)
 
 
-def _known_as(place: Home, name: str) -> str:
-    """Give the name a model has in the benchmarks."""
+def _known_as(place: Home, db: Database, name: str) -> str:
+    """Give the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
     known = advice.known(place)
-    if "/" in name and name not in known:
+    for one in installed.listing(place, db, known):
+        if one.model not in known and name in {one.model, one.folder.name, one.source}:
+            return one.source or f"file:{one.folder}"
+    if "/" in name and name not in {quant.repo for model in known.values() for quant in model.quants.values()}:
         return f"hub:{name.removeprefix('hub:')}"
     return advice.find(name, known).model.id
 

@@ -186,6 +186,19 @@ def test_the_history_of_a_tier_is_that_of_its_model(db: Database, capsys: pytest
     assert [each["decode_tps"] for each in told["benches"]] == [50.0]
 
 
+def test_the_history_of_weights_put_there_by_hand_is_found_by_their_name(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = home.models / "mine"
+    folder.mkdir(parents=True)
+    host.remember(db, "machine", {"chip": "M4 Pro"})
+    rows.save(db, replace(ONE, model=f"file:{folder}"))
+
+    assert cli.run(["bench", "--history", "mine"]) == 0
+
+    assert "50 tok/s" in capsys.readouterr().out
+
+
 class Asking:
     """As much of a job's context as the wait for quiet reads."""
 
