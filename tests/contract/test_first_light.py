@@ -1,0 +1,156 @@
+"""The main job, as a new user does it: one command, three engines and a gateway, an answer with Paris in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state import worker as workers
+from state.db import read_database
+from state.paths import Home
+from tasks.world import process
+
+NAMES = ["standard", "fast", "longctx", "gateway"]
+QUESTION = "What is the capital of France?"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def free_run(count: int) -> int:
+    """Find `count` ports in a row that nobody holds."""
+    for base in range(21000, 60000, count + 1):
+        try:
+            for port in range(base, base + count):
+                with socket.socket() as trial:
+                    trial.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no free ports")
+
+
+class User:
+    """A person at a terminal, in a fresh home on ports of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root)
+        base = free_run(11)  # ten for tiers, one for the gateway
+        self.gateway = base + 10
+        self.environment = {name: text for name, text in os.environ.items() if not name.startswith("MLXQ_")} | {
+            "MLXQ_HOME": str(root),
+            "MLXQ_TIER_PORT_BASE": str(base),
+            "MLXQ_LITELLM_PORT": str(self.gateway),
+            "MLXQ_PAGE_PORT": "0",
+        }
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a command and give what it printed; its exit code must be `code`."""
+        argv = [sys.executable, "-P", "-m", "mlxq", *words]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, check=False, timeout=600)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.run("status", "--json"))
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        return {each["name"]: each for each in self.status()["services"]}
+
+    def leave(self) -> None:
+        """Put everything down, the worker last."""
+        self.run("down")
+        db = read_database(self.home)
+        there = workers.current(db)
+        db.close()
+        if there:
+            process.stop(process.decode(there.owner), 20.0)
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """Give a person who has run `mlxq setup --accept-defaults` once."""
+    person = User(tmp_path_factory.mktemp("first") / "home")
+    said = person.run("setup", "--accept-defaults")
+    assert f"http://127.0.0.1:{person.gateway}/v1" in said
+    assert str(person.home.secrets) in said
+    yield person
+    person.leave()
+
+
+def test_setup_ends_with_four_healthy_services(user: User) -> None:
+    report = user.status()
+
+    assert report["schema_version"] == 1
+    assert [each["name"] for each in report["services"]] == NAMES
+    assert {each["state"] for each in report["services"]} == {"healthy"}
+    assert all(each["memory_mb"] <= 350 for each in report["services"] if each["kind"] == "engine")
+
+
+def test_the_chat_answer_has_paris_in_it(user: User) -> None:
+    assert "Paris" in user.run("chat", QUESTION)
+
+
+def test_setup_again_pulls_and_restarts_nothing(user: User) -> None:
+    before = {name: each["pid"] for name, each in user.services().items()}
+
+    user.run("setup", "--accept-defaults")
+
+    assert {name: each["pid"] for name, each in user.services().items()} == before
+
+
+def test_a_dead_tier_is_answered_by_the_next_and_comes_back(user: User) -> None:
+    was = user.services()["fast"]["pid"]
+    os.kill(was, signal.SIGKILL)
+
+    assert "Paris" in user.run("chat", "--tier", "fast", QUESTION)
+    user.run("up", "--tier", "fast")
+
+    now = user.services()["fast"]
+    assert now["state"] == "healthy"
+    assert now["pid"] != was
+    assert now["restarts"] == 1
+
+
+def test_no_key_is_in_a_command_line_a_log_or_a_row(user: User) -> None:
+    keys = [line.partition("=")[2] for line in user.home.secrets.read_text().splitlines() if "=" in line]
+    lines = [Path(f"/proc/{each['pid']}/cmdline").read_text() for each in user.services().values()]
+    written = [file.read_bytes() for file in (*user.home.logs.iterdir(), user.home.database)]
+
+    assert keys
+    assert not [key for key in keys if any(key in line for line in lines)]
+    assert not [key for key in keys if any(key.encode() in text for text in written)]
+
+
+def test_files_are_the_persons_alone(user: User) -> None:
+    for file in (user.home.root, *user.home.root.rglob("*")):
+        if not file.is_symlink():
+            assert file.stat().st_mode & 0o077 == 0, file
+
+
+def test_down_leaves_no_process_and_no_port_and_up_works_at_once(user: User) -> None:
+    pids = [each["pid"] for each in user.services().values()]
+
+    user.run("down")
+
+    assert not [pid for pid in pids if process.identify(pid)]
+    assert {each["state"] for each in user.services().values()} == {"stopped"}
+    user.run("chat", "hello", code=3)
+    user.run("up")
+    assert {each["state"] for each in user.services().values()} == {"healthy"}
+
+
+def test_connect_gives_what_a_shell_evaluates(user: User) -> None:
+    said = user.run("connect", "env")
+
+    assert re.search(rf"export OPENAI_BASE_URL=\S*:{user.gateway}/v1", said)
+    assert "export OPENAI_API_KEY=" in said
