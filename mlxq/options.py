@@ -81,6 +81,11 @@ def tier(text: str) -> Callable[[Function], Function]:
     return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_tier)
 
 
+def tiers(flag: str, text: str) -> Callable[[Function], Function]:
+    """Add an option that names tiers of the stack and may be given again."""
+    return click.option(flag, multiple=True, metavar="TIER", help=text, shell_complete=complete_tier)
+
+
 def timeout(function: Function) -> Function:
     """Add --timeout to a command that waits for jobs."""
     return click.option(

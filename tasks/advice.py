@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from catalog import load, score
 from catalog.fit import smallest
@@ -98,3 +99,24 @@ def too_small(machine: Machine, problem: score.TooSmall) -> DoesNotFit:
     """Say what the smallest stack needs, and the share of memory that would do."""
     share = -(-100 * problem.needs_bytes // machine.memory_bytes)
     return DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}")
+
+
+def choose(
+    machine: Machine,
+    known: Mapping[str, Model],
+    asked: Mapping[str, Any],
+    measured: Sequence[Measured] = (),
+    *,
+    hub: bool,
+) -> Recommendation:
+    """Choose a stack for what was `asked` (intent, budget_pct, quant); without a Hub, of the built-in model.
+
+    Raises DoesNotFit with what the smallest stack needs, UsageProblem.
+    """
+    if hub:
+        share = budget(machine, asked["budget_pct"])
+        return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
+    try:
+        return score.builtin(machine, known)
+    except score.TooSmall as problem:
+        raise too_small(machine, problem) from problem

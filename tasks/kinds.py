@@ -42,6 +42,8 @@ KINDS: Mapping[str, Kind] = {
         Kind("start", "bring a service up", max_attempts=3, limit_s=900, ukey="service:{service}", priority=10),
         Kind("stop", "put a service down", max_attempts=2, ukey="service:{service}:stop", priority=10),
         Kind("restart", "start a service anew", max_attempts=3, limit_s=900, ukey="service:{service}", priority=20),
+        Kind("assign", "give a model a tier", ukey="assign:{tier}"),
+        Kind("retire", "take a tier away for good", max_attempts=2, ukey="retire:{service}", priority=10),
         Kind("verify", "ask each tier for an answer", max_attempts=2, limit_s=300, ukey="verify"),
         Kind("check", "hash a model's files again", "heavy", limit_s=7200, ukey="check:{folder}"),
         Kind("remove", "delete a model's files", ukey="remove:{folder}"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tasks import bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch
+from tasks import assign, bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch
 from tasks.queue import LANES
 
-TASKS = (bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch)
+TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch)
 """Every module with a task; importing it here is what makes its kinds known."""
 
 

@@ -7,16 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from catalog import score as chooser
-from catalog.machine import Machine, from_row
+from catalog.machine import from_row
 from catalog.model import Model
 from catalog.score import Recommendation
-from catalog.speed import Measured
 from state import host, settings, stack
 from state.errors import NotSetUp
 from state.job import New
 from state.stack import PREFILL_STEP, Tier
-from tasks import advice, kinds
+from tasks import advice, kinds, roster
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
@@ -54,30 +52,32 @@ def score(
     kept = bool(now) and (not hub or (told.get("asked") == asked and not told.get("builtin")))
     if not kept:
         known, machine = advice.known(context.home), from_row(row)
-        chosen = _choose(machine, known, asked, advice.measured(context.db, machine), hub=hub)
+        chosen = advice.choose(machine, known, asked, advice.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked)
-        stack.replace(context.db, now)
+        roster.change(context.db, now)
         host.remember(context.db, "stack", told)
-    for following in plan(now, pull=pull, start=start):
+    for following in plan(now, pull=pull, start=start, gone=roster.leaving(context.db)):
         context.then(following)
     return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
 
 
-def plan(tiers: Sequence[Tier], *, pull: bool, start: bool) -> list[New]:
+def plan(tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = ()) -> list[New]:
     """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
-    An engine waits for its own weights alone, so the smallest model answers first.
+    An engine waits for its own weights alone, so the smallest model answers first; and for the tiers that are `gone`
+    from the stack, whose memory and ports it may need.
     """
     sources = list(dict.fromkeys(tier.source for tier in tiers)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
+    jobs += roster.retirements(gone)
     if not start:
         return jobs
     jobs.append(kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY))
     for tier in tiers:
         needs = ["configure", *([_pulling(tier.source)] if pull else [])]
-        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, label=tier.name))
+        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, softly=gone, label=tier.name))
     return [*jobs, kinds.new("verify", needs=[GATEWAY, *(tier.name for tier in tiers)])]
 
 
@@ -89,24 +89,6 @@ def _pull(source: str) -> New:
 
 def _pulling(source: str) -> str:
     return f"pull {source}"
-
-
-def _choose(
-    machine: Machine,
-    known: Mapping[str, Model],
-    asked: Mapping[str, Any],
-    measured: Sequence[Measured] = (),
-    *,
-    hub: bool,
-) -> Recommendation:
-    """Ask the catalog for a stack. Raises DoesNotFit with what the smallest one needs."""
-    if hub:
-        share = advice.budget(machine, asked["budget_pct"])
-        return advice.recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
-    try:
-        return chooser.builtin(machine, known)
-    except chooser.TooSmall as problem:
-        raise advice.too_small(machine, problem) from problem
 
 
 def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:

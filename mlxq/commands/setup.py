@@ -8,15 +8,16 @@ from typing import Any
 
 import click
 
-from mlxq import ask, options, render, watch
+from mlxq import ask, change, options, render, watch
 from mlxq.ask import View
+from mlxq.change import Change
 from mlxq.commands import status
 from mlxq.watch import title
 from state import settings
 from state.db import Database
 from state.errors import UsageProblem
 from state.job import Job, New, State
-from state.paths import home
+from state.paths import Home, home
 from tasks import kinds
 
 INTENTS = ("balanced", "agent-fleet")
@@ -27,7 +28,9 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 
 
 @click.command()
-@click.option("--accept-defaults", is_flag=True, help="Ask nothing.")
+@click.option("--accept-defaults", "--yes", "-y", "yes", is_flag=True, help="Ask nothing.")
+@click.option("--no-input", is_flag=True, help="Fail where a question would be asked.")
+@click.option("--dry-run", "-n", is_flag=True, help="Show what would be chosen, and change nothing.")
 @click.option("--intent", type=click.Choice(INTENTS), help="What the models are for.  [default: balanced]")
 @click.option(
     "--budget-pct",
@@ -37,30 +40,126 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 )
 @click.option("--no-pull", is_flag=True, help="Choose models and stop; implies --no-start.")
 @click.option("--no-start", is_flag=True, help="Choose and pull models, start nothing.")
+@click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve this model alone.")
+@click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Give MODEL a tier of its own.")
+@click.option("--as", "names", multiple=True, metavar="TIER", help="What the tier of --add is called.")
+@options.tiers("--remove", "Take TIER away; its weights stay.")
 @options.timeout
+@options.as_json
 def command(
     *,
-    accept_defaults: bool,
+    yes: bool,
+    no_input: bool,
+    dry_run: bool,
     intent: str | None,
     budget_pct: int | None,
     no_pull: bool,
     no_start: bool,
+    alone: str | None,
+    add: tuple[str, ...],
+    names: tuple[str, ...],
+    remove: tuple[str, ...],
     timeout_s: float | None,
+    as_json: bool,
 ) -> None:
     """Choose models for this machine and bring them up.
 
-    Safe to run again: what is there already is neither pulled nor restarted.
+    Safe to run again: what is there already is neither pulled nor restarted. --add, --remove and --model change the
+    stack that is there.
     """
-    if not accept_defaults:
-        intent = _ask_person(intent)
-    asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
-    place = home()
+    place, consent = home(), Consent(yes=yes, no_input=no_input)
     settings.load(place)
+    wanted = change.parse(add, names, remove, alone)
+    asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
+    if wanted and asked != question(None, None, no_pull=False, no_start=False):
+        raise UsageProblem("--add, --remove and --model go with none of --intent, --budget-pct, --no-pull, --no-start.")
+    if wanted:
+        chain = _change(place, wanted, consent, dry_run=dry_run, as_json=as_json)
+    elif dry_run:
+        chain = preview(place, asked, as_json=as_json)
+    else:
+        chain = _choose(place, asked | {"intent": consent.intent(intent)})
+    if chain is None:
+        return
+    ask.follow(place, ask.chain(chain), Commented(watch.view()), timeout_s=timeout_s)
+    if as_json:
+        render.data(status.look(place).document())
+    else:
+        status.welcome(place)
+
+
+class Consent:
+    """What a person is asked, or has said already."""
+
+    def __init__(self, *, yes: bool, no_input: bool) -> None:
+        self._yes = yes
+        self._silent = no_input or not sys.stdin.isatty()
+
+    def intent(self, given: str | None) -> str:
+        """Ask what was not said. Raises UsageProblem where nobody can answer."""
+        if self._yes:
+            return given or INTENTS[0]
+        self._expect_answer("mlxq setup --accept-defaults")
+        chosen = given or click.prompt(
+            "What are the models for", type=click.Choice(INTENTS), default=INTENTS[0], err=True
+        )
+        self.to("Choose the models for this machine, fetch and start them")
+        return chosen
+
+    def to(self, what: str) -> None:
+        """Ask whether that may be done. Raises UsageProblem where nobody can answer, Abort for a no."""
+        if not self._yes:
+            self._expect_answer("the same command with --yes")
+            click.confirm(what, default=True, abort=True, err=True)
+
+    def _expect_answer(self, hint: str) -> None:
+        if self._silent:
+            raise UsageProblem("setup asks questions, and here is nobody to answer.", hint=hint)
+
+
+def _choose(place: Home, asked: dict[str, Any]) -> int:
+    """Begin the whole set-up; give the chain."""
     render.say(f"Setting up in {place.root}.")
     with ask.writing(place) as db:
-        chain = begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
-    ask.follow(place, ask.chain(chain), Commented(watch.view()), timeout_s=timeout_s)
-    status.welcome(place)
+        return begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
+
+
+def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
+    """Show a change, ask, and begin it; give the chain, None when it was only shown."""
+    with ask.writing(place) as db:
+        made = change.plan(db, place, wanted)
+        if as_json and dry_run:
+            render.data(made.document())
+            return None
+        if not as_json:
+            change.show(made)
+        if dry_run:
+            return None
+        consent.to("Make this change")
+        ids = change.begin(db, made, wanted)
+        return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
+
+
+def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
+    """Show what a set-up would choose now. Raises DoesNotFit."""
+    from mlxq import advised
+    from tasks import advice
+    from tasks.world import hardware, hub
+
+    machine, known, wanted = hardware.detect(), advice.known(place), settings.load(place)
+    question = {
+        "intent": asked["intent"],
+        "budget_pct": asked.get("budget_pct") or wanted["memory-budget-pct"],
+        "quant": advice.quant_wanted(wanted),
+    }
+    chosen = advice.choose(machine, known, question, hub=hub.hub_reachable())
+    size = sum({known[pick.model].quants[pick.quant].source: known[pick.model].quants[pick.quant].bytes
+                for pick in chosen.picks}.values())  # fmt: skip
+    if as_json:
+        render.data(advised.document(machine, chosen) | {"download_bytes": size})
+        return
+    advised.show(chosen, explain=True)
+    click.echo(f"{advised.gigabytes(size)} to fetch, but for what is here already.")
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
@@ -108,12 +207,3 @@ def begin(db: Database, batch: list[New]) -> int:
             return running
         ids = ask.put(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
-
-
-def _ask_person(intent: str | None) -> str:
-    """Ask what was not said. Raises UsageProblem where nobody can answer."""
-    if not sys.stdin.isatty():
-        raise UsageProblem("setup asks questions, and here is nobody to answer.", hint="mlxq setup --accept-defaults")
-    chosen = intent or click.prompt("What are the models for", type=click.Choice(INTENTS), default=INTENTS[0], err=True)
-    click.confirm("Choose the models for this machine, fetch and start them", default=True, abort=True, err=True)
-    return chosen

@@ -380,7 +380,7 @@ def test_a_link_stays_a_link(person: Path) -> None:
         ('{"a": 1\n "b": 2}', "line 2: did not expect '\"'"),
         ("[1, 2]", "line 1: the file is no object"),
         ('{\n"env": "x"}', "line 2: env is no object"),
-        ('{"a": tru}', "line 1: did not expect 't'"),
+        ('{"a": oops}', "line 1: did not expect 'o'"),
         ('{"a": "open', "line 1"),
         ('{"a": [1, ', "did not expect the end"),
     ],

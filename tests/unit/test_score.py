@@ -11,7 +11,7 @@ from state.db import Database
 from state.errors import DoesNotFit
 from state.job import of_chain
 from state.stack import Tier
-from tasks import kinds, score
+from tasks import advice, kinds, score
 
 STANDARD = Tier("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
 FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
@@ -74,4 +74,4 @@ def test_a_budget_too_small_says_what_would_do() -> None:
     tiny = Machine("test", "cpu", "Linux", 2 * 10**9, 10**9, 20.0, "measured", 0.1)
 
     with pytest.raises(DoesNotFit, match="needs"):
-        score._choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40, "quant": None}, hub=True)
+        advice.choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40, "quant": None}, hub=True)

@@ -1,0 +1,150 @@
+"""Changes that a person makes to the stack by hand: a tier more, a tier less, one model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from catalog.machine import from_row
+from catalog.model import Model
+from mlxq import advised, render, target
+from state import host, settings, stack
+from state.db import Database
+from state.errors import NotSetUp, UsageProblem
+from state.job import New
+from state.paths import Home
+from state.stack import Tier
+from tasks import advice, kinds, roster
+from tasks.plan.place import place
+
+ONLY = "standard"
+"""The tier of a model that serves alone; the other names lead to it."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a person asked for."""
+
+    add: tuple[tuple[str, str], ...] = ()
+    """(model, tier)."""
+    remove: tuple[str, ...] = ()
+    alone: str | None = None
+    """The one model that shall serve, in place of the whole stack."""
+
+    def __bool__(self) -> bool:
+        """Tell whether anything was asked for."""
+        return bool(self.add or self.remove or self.alone)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a change comes to."""
+
+    kept: list[Tier]
+    gone: list[Tier]
+    new: list[Tier]
+
+    def document(self) -> dict[str, Any]:
+        """Give it as it is printed for programs. Sizes are bytes."""
+        return {name: [_row(tier) for tier in getattr(self, name)] for name in ("kept", "gone", "new")}
+
+
+def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], alone: str | None) -> Change:
+    """Read --add, --as, --remove and --model. Raises UsageProblem where they do not go together."""
+    if len(models) != len(tiers):
+        raise UsageProblem("Each --add MODEL goes with one --as TIER.", hint="mlxq setup --add MODEL --as TIER")
+    if alone is not None and (models or remove):
+        raise UsageProblem("--model replaces the stack, so --add and --remove have no place beside it.")
+    return Change(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone)
+
+
+def plan(db: Database, home: Home, wanted: Change) -> Plan:
+    """Work a change out: names, memory, ports. Raises NotSetUp, NotFound, UsageProblem, DoesNotFit."""
+    now = stack.tiers(db)
+    if not now and wanted.alone is None:
+        raise NotSetUp("There is no stack to change.", hint="mlxq setup")
+    gone = now if wanted.alone is not None else [stack.tier(db, name) for name in wanted.remove]
+    kept = [tier for tier in now if tier not in gone]
+    asked = ((wanted.alone, ONLY),) if wanted.alone is not None else wanted.add
+    if not kept and not asked:
+        raise UsageProblem("That would leave no tier at all.", done="Nothing was changed.", hint="mlxq down")
+    limit, known = _budget(db, home), advice.known(home)
+    new: list[Tier] = []
+    for name, tier in asked:
+        model, quant = _model(name, known, home)
+        port = settings.load(home)["tier-port-base"]
+        new.append(place(tier, model, quant, [*kept, *new], base_port=port, budget_bytes=limit))
+    return Plan(kept, gone, new)
+
+
+def _budget(db: Database, home: Home) -> int:
+    """Give the budget; a machine that nobody looked at yet is looked at now."""
+    if host.recall(db, "machine"):
+        return roster.budget(db, home)
+    from tasks.world import hardware
+
+    return advice.budget(from_row(hardware.detect().as_row()), settings.load(home)["memory-budget-pct"])
+
+
+def _model(name: str, known: Mapping[str, Model], home: Home) -> tuple[Model, str]:
+    """Give the catalog's entry and the quant. Raises NotFound, UsageProblem for what the catalog does not know."""
+    found = target.find(name, None, known, settings.load(home)["default-quant"])
+    if found.model is None or found.quant is None or found.quant not in found.model.quants:
+        raise UsageProblem(
+            f"{name} is not in the catalog, so nobody can say how much memory a tier of it needs.",
+            hint="mlxq models --catalog",
+        )
+    return found.model, found.quant
+
+
+def jobs(made: Plan, wanted: Change) -> list[New]:
+    """Give the jobs of a change. A new tier's weights come first, one tier after the other."""
+    gone = [] if wanted.alone is not None else [tier.name for tier in made.gone]
+    batch = [kinds.new("detect"), *(roster.farewell(gone) if gone else [])]
+    before = "detect"
+    for tier in made.new:
+        pull, label = f"pull {tier.source}", f"assign {tier.name}"
+        if pull not in {each.label for each in batch}:
+            batch.append(kinds.new("pull", {"source": tier.source}, label=pull))
+        args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": wanted.alone is not None}
+        batch.append(kinds.new("assign", args, needs=[before, pull], label=label))
+        before = label
+    return batch
+
+
+def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
+    """Write the wish down and put its jobs in, all in one step; give their ids."""
+    from mlxq import ask
+
+    with db.transaction():
+        if made.gone and wanted.alone is None:
+            roster.change(db, made.kept)
+        return ask.put(db, jobs(made, wanted))
+
+
+def show(made: Plan) -> None:
+    """Print what would be."""
+    marks = {"+": made.new, " ": made.kept, "-": made.gone}
+    render.table(
+        ["", "TIER", "MODEL", "QUANT", "CTX", "MEMORY", "PORT"],
+        [
+            [mark, tier.name, tier.model, tier.quant, advised.tokens(tier.context),
+             advised.gigabytes(tier.memory_bytes), tier.port]
+            for mark, tiers in marks.items()
+            for tier in tiers
+        ],
+        right=(4, 5, 6),
+    )  # fmt: skip
+
+
+def _row(tier: Tier) -> dict[str, Any]:
+    return {
+        "tier": tier.name,
+        "model": tier.model,
+        "quant": tier.quant,
+        "source": tier.source,
+        "context": tier.context,
+        "memory_bytes": tier.memory_bytes,
+        "port": tier.port,
+    }

@@ -1,0 +1,63 @@
+"""Who belongs to the stack: its change in one step, and the jobs that follow from it. No huey: commands use it too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from catalog.machine import from_row
+from state import host, settings, stack
+from state import service as rows
+from state.db import Database
+from state.errors import NotSetUp
+from state.job import New
+from state.paths import Home
+from state.stack import Tier
+from tasks import advice, kinds
+from tasks.plan.gateway import SERVICE as GATEWAY
+
+
+def budget(db: Database, home: Home) -> int:
+    """Give the bytes that all tiers together may use. Raises NotSetUp before detect has run."""
+    row = host.recall(db, "machine")
+    if not row:
+        raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
+    return advice.budget(from_row(row), settings.load(home)["memory-budget-pct"])
+
+
+def change(db: Database, wanted: Sequence[Tier]) -> None:
+    """Make these the stack; engines that have no place in it any more are not wanted from now on."""
+    with db.transaction():
+        stack.replace(db, wanted)
+        for name in leaving(db):
+            rows.want(db, name, "down")
+
+
+def leaving(db: Database) -> list[str]:
+    """Give the engines that are no tier of the stack."""
+    names = {tier.name for tier in stack.tiers(db)}
+    return [row.name for row in rows.listing(db) if row.kind == "engine" and row.name not in names]
+
+
+def arrival(tier: str, gone: Sequence[str]) -> list[New]:
+    """Give the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
+    return [
+        *retirements(gone),
+        kinds.new("start", {"service": tier}, softly=gone, label=tier),
+        kinds.new("configure", needs=[tier]),
+        kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
+        kinds.new("verify", needs=[GATEWAY]),
+    ]
+
+
+def farewell(gone: Sequence[str]) -> list[New]:
+    """Give the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off."""
+    return [
+        kinds.new("configure"),
+        kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
+        *retirements(gone, needs=[GATEWAY]),
+    ]
+
+
+def retirements(gone: Sequence[str], needs: Sequence[str] = ()) -> list[New]:
+    """Give the job for each tier that leaves, labelled with its name."""
+    return [kinds.new("retire", {"service": name}, needs=needs, label=name) for name in gone]
