@@ -114,12 +114,15 @@ def jobs(made: Plan, wanted: Change) -> list[New]:
 
 
 def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
-    """Write the wish down and put its jobs in, all in one step; give their ids."""
+    """Write the wish down and put its jobs in, all in one step; give their ids.
+
+    An engine whose tier leaves stays wanted until its job `retire`, so that it serves until the gateway knows.
+    """
     from mlxq import ask
 
     with db.transaction():
         if made.gone and wanted.alone is None:
-            roster.change(db, made.kept)
+            stack.replace(db, made.kept)
         return ask.put(db, jobs(made, wanted))
 
 

@@ -33,7 +33,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
             budget_bytes=roster.budget(db, home),
             weights=there.folder if there else "",
         )
-        roster.change(db, [*before, made])
+        stack.replace(db, [*before, made])
     for following in roster.arrival(tier, roster.leaving(db)):
         context.then(following)
     found = stack.tier(db, tier)

@@ -1,4 +1,4 @@
-"""Who belongs to the stack: its change in one step, and the jobs that follow from it. No huey: commands use it too."""
+"""Who belongs to the stack, and the jobs that follow when that changes. No huey: commands use it too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.job import New
 from state.paths import Home
-from state.stack import Tier
 from tasks import advice, kinds
 from tasks.plan.gateway import SERVICE as GATEWAY
 
@@ -22,14 +21,6 @@ def budget(db: Database, home: Home) -> int:
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     return advice.budget(from_row(row), settings.load(home)["memory-budget-pct"])
-
-
-def change(db: Database, wanted: Sequence[Tier]) -> None:
-    """Make these the stack; engines that have no place in it any more are not wanted from now on."""
-    with db.transaction():
-        stack.replace(db, wanted)
-        for name in leaving(db):
-            rows.want(db, name, "down")
 
 
 def leaving(db: Database) -> list[str]:

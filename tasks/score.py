@@ -55,7 +55,7 @@ def score(
         chosen = advice.choose(machine, known, asked, advice.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked)
-        roster.change(context.db, now)
+        stack.replace(context.db, now)
         host.remember(context.db, "stack", told)
     for following in plan(now, pull=pull, start=start, gone=roster.leaving(context.db)):
         context.then(following)

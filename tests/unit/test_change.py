@@ -132,13 +132,13 @@ def test_without_a_stack_there_is_nothing_to_change(db: Database, home: Home) ->
         change.plan(db, home, Change(remove=("fast",)))
 
 
-def test_a_removed_tier_is_out_of_the_stack_and_not_wanted_at_once(settled: Database, home: Home) -> None:
+def test_a_removed_tier_serves_until_its_job_takes_it_down(settled: Database, home: Home) -> None:
     wanted = Change(remove=("fast",))
 
     change.begin(settled, change.plan(settled, home, wanted), wanted)
 
     assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
-    assert (service.get(settled, "fast").wanted, service.get(settled, "standard").wanted) == ("down", "up")
+    assert (service.get(settled, "fast").wanted, service.get(settled, "standard").wanted) == ("up", "up")
 
 
 TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign}
@@ -163,7 +163,7 @@ def run(settled: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def test_a_tier_that_left_the_stack_is_forgotten(run: Run, settled: Database) -> None:
-    roster.change(settled, [STANDARD])
+    stack.replace(settled, [STANDARD])
 
     assert run("retire", service="fast").result == {"service": "fast", "gone": True}
 
@@ -190,7 +190,6 @@ def test_a_model_alone_takes_the_place_of_the_stack(run: Run, settled: Database)
 
     assert ended.state is State.SUCCEEDED, ended.error
     assert [(tier.name, tier.model) for tier in stack.tiers(settled)] == [("standard", "smollm2-135m")]
-    assert service.get(settled, "fast").wanted == "down"
     assert "retire" in {one.kind for one in job.of_chain(settled, ended.id)}
 
 
