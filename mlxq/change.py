@@ -9,7 +9,7 @@ from typing import Any
 from catalog.machine import from_row
 from catalog.model import Model
 from mlxq import advised, render, target
-from state import host, settings, stack
+from state import host, service, settings, stack
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
 from state.job import New
@@ -98,10 +98,13 @@ def _model(name: str, known: Mapping[str, Model], home: Home) -> tuple[Model, st
     return found.model, found.quant
 
 
-def jobs(made: Plan, wanted: Change) -> list[New]:
-    """Give the jobs of a change. A new tier's weights come first, one tier after the other."""
+def jobs(made: Plan, wanted: Change, *, serving: bool) -> list[New]:
+    """Give the jobs of a change. A new tier's weights come first, one tier after the other.
+
+    `serving`: whether the gateway is wanted now.
+    """
     gone = [] if wanted.alone is not None else [tier.name for tier in made.gone]
-    batch = [kinds.new("detect"), *(roster.farewell(gone) if gone else [])]
+    batch = [kinds.new("detect"), *(roster.farewell(gone, serving=serving) if gone else [])]
     before = "detect"
     for tier in made.new:
         pull, label = f"pull {tier.source}", f"assign {tier.name}"
@@ -123,7 +126,8 @@ def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
     with db.transaction():
         if made.gone and wanted.alone is None:
             stack.replace(db, made.kept)
-        return ask.put(db, jobs(made, wanted))
+        row = service.find(db, roster.GATEWAY)
+        return ask.put(db, jobs(made, wanted, serving=row is not None and row.wanted == "up"))
 
 
 def show(made: Plan) -> None:

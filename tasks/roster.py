@@ -36,19 +36,18 @@ def arrival(tier: str, gone: Sequence[str]) -> list[New]:
         kinds.new("start", {"service": tier}, softly=gone, label=tier),
         kinds.new("configure", needs=[tier]),
         kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
-        kinds.new("verify", needs=[GATEWAY]),
     ]
 
 
-def farewell(gone: Sequence[str]) -> list[New]:
-    """Give the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off."""
-    return [
-        kinds.new("configure"),
-        kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
-        *retirements(gone, needs=[GATEWAY]),
-    ]
+def farewell(gone: Sequence[str], *, serving: bool) -> list[New]:
+    """Give the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off.
+
+    `serving`: whether a gateway is wanted; one that a person put down stays down.
+    """
+    told = [kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY)] if serving else []
+    return [kinds.new("configure"), *told, *retirements(gone, after=[new.label for new in told])]
 
 
-def retirements(gone: Sequence[str], needs: Sequence[str] = ()) -> list[New]:
-    """Give the job for each tier that leaves, labelled with its name."""
-    return [kinds.new("retire", {"service": name}, needs=needs, label=name) for name in gone]
+def retirements(gone: Sequence[str], after: Sequence[str] = ()) -> list[New]:
+    """Give the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
+    return [kinds.new("retire", {"service": name}, softly=after, label=name) for name in gone]
