@@ -146,5 +146,10 @@ def make_tiny(folder: Path) -> Path:
     """Make the weights in a child, as mlx belongs in no process that forks."""
     code = "import sys; from pathlib import Path; import tiny_model; tiny_model.make(Path(sys.argv[1]))"
     support = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", code, str(folder)], env=os.environ | {"PYTHONPATH": support}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        env=os.environ | {"PYTHONPATH": support},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return folder

@@ -64,8 +64,10 @@ def wedge(mlxq: Mlxq, name: str = "fast") -> Back:
 
 
 def _ask_engine(mlxq: Mlxq, one: Service) -> None:
+    """Ask until a request hangs: the first may be quicker than the signal."""
     with suppress(EngineFailed):
-        probe.one_token(one.port, secrets.read(mlxq.home.secrets)[secrets.TIER], one.name, 120)
+        while True:
+            probe.one_token(one.port, secrets.read(mlxq.home.secrets)[secrets.TIER], one.name, 120)
 
 
 def up_with_gateway(mlxq: Mlxq, port: int) -> Service:
