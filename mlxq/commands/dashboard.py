@@ -10,8 +10,8 @@ import click
 
 from mlxq import ask, options, render, watch
 from mlxq.web import door
-from state import secrets, service, settings
-from state.errors import NotRunning
+from state import secrets, service, settings, stack
+from state.errors import NotRunning, NotSetUp
 from state.paths import Home, home
 from state.service import Doing
 from tasks import kinds
@@ -45,8 +45,10 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
 
 
 def _runs(place: Home, port: int) -> bool:
-    """Tell whether the page is up where it shall be; what merely listens there is not enough."""
+    """Tell whether the page is up where it shall be; what merely listens there is not enough. Raises NotSetUp."""
     with ask.reading(place) as db:
+        if not stack.tiers(db):
+            raise NotSetUp("There is no stack to show yet.", hint="mlxq setup")
         row = service.find(db, page.SERVICE)
     return row is not None and row.doing == Doing.READY and row.port == port and _answers(port)
 

@@ -13,7 +13,7 @@ from mlxq.web import chart, picture, words
 from mlxq.web.words import Shape
 from state import event, service, settings
 from state.db import Database, open_database
-from state.errors import NotRunning
+from state.errors import NotRunning, NotSetUp
 from state.paths import Home
 from state.sample import Sample
 from state.service import Doing
@@ -136,3 +136,9 @@ def test_benchmarks_tell_how_the_speed_changed(rows: Database):
     courses = {course.last.model: course for course in picture.look(rows, {}).courses}
     assert len(courses["qwen3.5-27b"].benches) == 4
     assert round(courses["qwen3.5-4b"].change or 0) == -19
+
+
+def test_dashboard_starts_nothing_where_nothing_is_set_up(home: Home):
+    told = CliRunner().invoke(dashboard.command, ["--no-open"]).exception
+    assert isinstance(told, NotSetUp)
+    assert not list(home.run.glob("*.lock"))
