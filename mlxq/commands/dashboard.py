@@ -48,7 +48,7 @@ def _runs(place: Home, port: int) -> bool:
     """Tell whether the page is up where it shall be; what merely listens there is not enough. Raises NotSetUp."""
     with ask.reading(place) as db:
         if not stack.tiers(db):
-            raise NotSetUp("There is no stack to show yet.", hint="mlxq setup")
+            raise NotSetUp("There is no stack to show.", hint="mlxq setup")
         row = service.find(db, page.SERVICE)
     return row is not None and row.doing == Doing.READY and row.port == port and _answers(port)
 
