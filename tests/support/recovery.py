@@ -16,8 +16,8 @@ from support.mlxq_home import Mlxq, until
 from state import secrets, service, settings
 from state.errors import EngineFailed
 from state.service import Doing, Service
-from tasks.plan import gateway
-from tasks.world import ports, probe, process
+from tasks.plan import gateway, health
+from tasks.world import ports, probe, process, system
 
 QUESTION = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -61,6 +61,11 @@ def wedge(mlxq: Mlxq, name: str = "fast") -> Back:
     process.send(mlxq.identity(name), signal.SIGUSR1)
     threading.Thread(target=_ask_engine, args=(mlxq, one), daemon=True).start()
     return back(mlxq, one, time.time())
+
+
+def patience() -> float:
+    """Give by what mlxq stretches its limits now, as a crowded machine makes healthy engines slow."""
+    return health.patience(health.TEXT, system.crowding()).stalled_s / health.TEXT.stalled_s
 
 
 def _ask_engine(mlxq: Mlxq, one: Service) -> None:
