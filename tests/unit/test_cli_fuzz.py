@@ -16,8 +16,13 @@ from mlxq import cli
 from state.paths import Home
 
 CODES = {0, 1, 2, 3, 4, 5, 130}
-UNTYPED = {"worker", "setup", "catalog", "pull", "bench", "doctor"}
-"""Without a bad value these begin real work; each is fuzzed with one bad option at least."""
+UNTYPED = {
+    *("worker", "setup", "catalog", "pull", "bench", "doctor", "install", "uninstall"),
+    *("dashboard", "top", "watch"),
+}
+"""Without a bad value these begin real work or do not end; each is fuzzed with one bad option at least."""
+ENDLESS = {"--watch", "--follow", "-f"}
+"""Options that show things until a person has seen enough."""
 WORDS = st.text(st.characters(exclude_characters="\0"), max_size=12) | st.sampled_from(
     ["-1", "0", "1e9", "nan", "", " ", "--", "-", "--json", "🦙", "../..", "'; DROP TABLE jobs; --", "9" * 40, "\udcff"]
 )
@@ -42,7 +47,7 @@ def command_lines(draw: Any) -> list[str]:
     """Draw a command with some of its options, each with any value."""
     path = draw(st.sampled_from(sorted(LEAVES)))
     argv = list(path)
-    options = [each for each in LEAVES[path].params if isinstance(each, click.Option)]
+    options = [each for each in LEAVES[path].params if isinstance(each, click.Option) and not ENDLESS & set(each.opts)]
     for option in draw(st.lists(st.sampled_from(options), max_size=3)) if options else []:
         argv += [option.opts[0]] if option.is_flag else [option.opts[0], draw(WORDS)]
     argv += draw(st.lists(WORDS, max_size=3))
