@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from mlxq import background
 from state.db import Database, open_database
 from state.paths import Home
+from tasks.world import process
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +34,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """Give a home with an empty database, named by MLXQ_HOME."""
+def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """Give a home with an empty database, named by MLXQ_HOME; a worker that a command started there ends with it."""
     made = Home(tmp_path / "home").make()
     shutil.copyfile(empty_database, made.database)
     made.database.chmod(0o600)
     monkeypatch.setenv("MLXQ_HOME", str(made.root))
-    return made
+    yield made
+    end_worker(made)
+
+
+def end_worker(home: Home) -> None:
+    """End the worker that a command started in this home; one that is only starting is waited for."""
+    until = time.monotonic() + 20.0
+    while background.held(home.run / "starter.lock") and time.monotonic() < until:
+        pid = home.worker_lock.read_text().strip() if background.held(home.worker_lock) else ""
+        worker = process.identify(int(pid)) if pid else None
+        if worker and worker.pid != os.getpid():
+            process.stop(worker, 20.0)
+        time.sleep(0.05)
 
 
 class Clock:
