@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from state.db import Database, Row
 from state.errors import NotFound
+from state.told import Told
 
 Source = Literal["person", "chain", "watchdog"]
 
 
-class State(StrEnum):
+class State(Told):
     """Where a job stands; `meaning` is the sentence for people."""
-
-    meaning: str
 
     BLOCKED = "blocked", "waits for the jobs it needs"
     QUEUED = "queued", "waits for a worker, or for its time"
@@ -26,22 +24,13 @@ class State(StrEnum):
     FAILED = "failed", "ended with an error"
     CANCELLED = "cancelled", "stopped on request, or because a job it needs did not succeed"
 
-    def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
-
 
 LIVE = frozenset({State.BLOCKED, State.QUEUED, State.RUNNING})
 ENDED = frozenset(State) - LIVE
 
 
-class Step(StrEnum):
+class Step(Told):
     """What can happen to a job; `meaning` is the sentence for people."""
-
-    meaning: str
 
     UNBLOCKED = "unblocked", "every job it needs has ended well"
     CLAIMED = "claimed", "a worker took it"
@@ -54,13 +43,6 @@ class Step(StrEnum):
     LOST = "lost", "its worker died too often"
     CANCELLED = "cancelled", "a person asked, or a job it needs did not succeed"
     REVIVED = "revived", "a person asked for another try, of it or of a job it needs"
-
-    def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
 
 
 STEPS: Mapping[Step, tuple[frozenset[State], State]] = {

@@ -10,20 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from state import event
 from state.db import Database, Row
 from state.errors import NotFound
+from state.told import Told
 
 Wanted = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]
 
 
-class Doing(StrEnum):
+class Doing(Told):
     """What mlxq is doing about a service; `meaning` is the sentence for people."""
-
-    meaning: str
 
     STOPPED = "stopped", "no process, and none is wanted"
     STARTING = "starting", "about to be started; the wish is written down, the process may not be yet"
@@ -37,18 +36,9 @@ class Doing(StrEnum):
     FLAPPING = "flapping", "ends again and again; out of the route, tried every five minutes"
     FAILED = "failed", "will not be tried again until a person does something"
 
-    def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
 
-
-class Step(StrEnum):
+class Step(Told):
     """What can happen to a service; `meaning` is the sentence for people."""
-
-    meaning: str
 
     INTENDED = "intended", "mlxq is about to start it"
     SPAWNED = "spawned", "its process was started and named"
@@ -62,13 +52,6 @@ class Step(StrEnum):
     DIED = "died", "it ended unasked; it is tried again"
     FLAPPED = "flapped", "it ended unasked too often"
     GAVE_UP = "gave_up", "another try would end the same way"
-
-    def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
 
 
 SERVING = frozenset({Doing.READY, Doing.STALLED, Doing.DEGRADED, Doing.DRAINING})

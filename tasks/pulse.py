@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from enum import StrEnum
-from typing import Self
 
 from state import worker
 from state.db import Database
+from state.told import Told
 from state.worker import Worker
 from tasks.world import process
 
@@ -15,22 +14,13 @@ HUNG_S = 20.0
 """Four beats missed. A full disk and a locked database both end before that, or are told in its log."""
 
 
-class Pulse(StrEnum):
+class Pulse(Told):
     """How the worker is; `meaning` is the sentence for people."""
-
-    meaning: str
 
     NONE = "none", "no worker was started, or the last one ended in order"
     ALIVE = "alive", "the worker works"
     HUNG = "hung", "its process is there and says nothing"
     DEAD = "dead", "its process died; the next worker takes over what it did"
-
-    def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
 
 
 def feel(db: Database) -> Pulse:

@@ -1,0 +1,19 @@
+"""Words of a closed list, each with the sentence that tells it to a person."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+
+class Told(StrEnum):
+    """A member is written `WORD = "word", "what it means"` and is the word; `meaning` is the sentence."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Give the member its sentence."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
