@@ -114,7 +114,7 @@ def test_a_second_pull_attaches_to_the_first(mlxq: Type, db: Database) -> None:
 
     assert done.returncode == 0, done.stderr
     assert f"Job {first} (pull) is already at it." in done.stderr
-    assert [first] == [each.id for each in job.listing(db)]
+    assert [first] == [each.id for each in job.listing(db, kind="pull")]
 
 
 @pytest.mark.parametrize(
