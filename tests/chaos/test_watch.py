@@ -126,7 +126,9 @@ def test_a_start_right_after_a_death_is_a_start(mlxq: Mlxq):
     """`up` may be quicker than the watchdog; the row still says ready."""
     mlxq.work()
     one = mlxq.up()
-    process.send(mlxq.identity(), signal.SIGKILL)
+    killed = mlxq.identity()
+    process.send(killed, signal.SIGKILL)
+    assert process.wait(killed, 5.0)
     again = mlxq.up()
 
     assert again.generation == one.generation + 1
