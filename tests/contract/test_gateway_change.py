@@ -141,7 +141,7 @@ def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: 
         del told[path]
     found = process.decode(service.get(db, "gateway").identity or "")
     told[home.root / "argv"] = " ".join(psutil.Process(found.pid).cmdline()).encode()
-    unit = units.place(home, system=False)
+    unit = units.place(system=False)
     told[home.root / "unit"] = units.systemd(unit).encode() + units.launchd(unit)
     assert any(path.name == "state.db" for path in told)
     assert any(path.name == "gateway.log" for path in told)
