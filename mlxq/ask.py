@@ -202,9 +202,11 @@ def _raise_first(ended: Sequence[Job]) -> None:
 
 
 def stop_idle_worker(home: Home) -> None:
-    """End a worker that a command started, unless jobs are left for it to do."""
+    """End a worker that a command started, unless jobs that a person asked for are left; the watchdog's come again."""
     with reading(home) as db:
-        live = db.value("SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running')")
+        live = db.value(
+            "SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running') AND source <> 'watchdog'"
+        )
         there = worker.current(db)
     if live:
         render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
