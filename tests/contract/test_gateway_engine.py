@@ -99,7 +99,7 @@ def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI):
     """On this back end json_schema itself would end the other stream with an error."""
     stream = said(client, stream=True, max_tokens=60)
     chunks = [next(stream)]
-    with contextlib.suppress(openai.UnprocessableEntityError):  # a model this small may miss the schema
+    with contextlib.suppress(openai.UnprocessableEntityError, openai.BadRequestError):  # so small a model may miss it
         said(client, response_format=SCHEMA, max_tokens=40)
     chunks += list(stream)
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in {"stop", "length"}
