@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from state import files
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
 from state.secrets import generate
@@ -101,13 +101,7 @@ def _key(row: dict[str, Any]) -> Key:
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump([asdict(key) for key in keys.values()], file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.replace_private(path, json.dumps([asdict(key) for key in keys.values()], indent=1))
     except OSError as problem:
         raise MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.") from problem

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from state import files
 from state.errors import Damaged, MlxqError
 
 MASTER = "LITELLM_MASTER_KEY"
@@ -52,14 +52,8 @@ def write(path: Path, keys: Mapping[str, str]) -> None:
     lines = [f"{name}={value}" for name, value in sorted(keys.items())]
     if wrong := next((line for line in lines if not _LINE.fullmatch(line)), None):
         raise MlxqError(f"{wrong.partition('=')[0]} must be printable characters without blanks.")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write("\n".join([*lines, ""]))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.replace_private(path, "\n".join([*lines, ""]))
     except OSError as problem:
         raise MlxqError(f"Cannot write the keys to {path}: {problem.strerror}.") from problem
 

@@ -6,7 +6,6 @@ on every load, so a file edited by hand is held to the same rules as `mlxq confi
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from state import files
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
@@ -313,17 +313,9 @@ def _save(home: Home, values: Mapping[str, Any]) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read: temp, fsync, rename. Raises MlxqError where that is not possible."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.replace_private(path, text)
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise MlxqError(
             f"Cannot write {path}: {problem.strerror}.", done="It is as it was.", hint=f"ls -la {path.parent}"
         ) from problem
