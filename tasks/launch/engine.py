@@ -5,11 +5,15 @@ Run as `python -P -m tasks.launch.engine serve FOLDER --port … `; the key come
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uvicorn
 
 DRAIN_S = 4
 """Seconds a running answer has left after SIGTERM; the engine alone waits without limit. Its own end takes up to
@@ -44,10 +48,24 @@ def log_briefly() -> None:
 
 
 def bound_the_drain() -> None:
-    """Give uvicorn a limit for answers still running at SIGTERM, and our log format without access lines."""
+    """Give uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
     import uvicorn
 
-    uvicorn.run = functools.partial(uvicorn.run, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False)
+    def run(app: Any, **wanted: Any) -> None:
+        settled = uvicorn.Config(app, **wanted, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False)
+        server = uvicorn.Server(settled)
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
+        server.run()
+        if not server.started:
+            sys.exit(1)
+
+    uvicorn.run = run
+
+
+def drain(server: uvicorn.Server) -> None:
+    """Take no more requests, and end with code 0 after the last answer, however long that takes."""
+    server.config.timeout_graceful_shutdown = None
+    server.should_exit = True
 
 
 def key_arguments(key: str) -> list[str]:
