@@ -19,6 +19,8 @@ from tasks.world import probe, process, promptcache
 LOOK_S = 0.1
 BROKEN_ANSWERS = 3
 """Failed first requests after which a service that answers counts as broken."""
+DRAIN_S = gateway.ANSWER_SECONDS
+"""How long a drain waits: the gateway lets no answer take longer."""
 AGAIN_S = 300.0
 """When a start that took too long is tried again."""
 
@@ -61,6 +63,22 @@ def stop(context: Context, service: str) -> dict[str, Any]:
         _row(context, service)
     rows.want(context.db, service, "down")
     with upkeep.hold(service, context.check):
+        upkeep.take_down(context.db, context.home, rows.get(context.db, service))
+    return _outcome(context, service)
+
+
+@job("drain")
+def drain(context: Context, service: str) -> dict[str, Any]:
+    """Make sure a service is not wanted, and its process gone once its last request has ended.
+
+    The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
+    this job is cancelled, what is left is stopped as `stop` does. Gives what `start` gives.
+    """
+    rows.want(context.db, service, "down")
+    with upkeep.hold(service, context.check):
+        found, began = upkeep.drain(context.db, rows.get(context.db, service)), time.monotonic()
+        while found and time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
+            context.report("draining", done=int(time.monotonic() - began), unit="s")
         upkeep.take_down(context.db, context.home, rows.get(context.db, service))
     return _outcome(context, service)
 

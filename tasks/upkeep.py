@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -261,7 +262,26 @@ def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) 
         process.stop(found, grace_s)
     for orphan in process.find_orphans(str(home.root), one.name):
         process.stop(orphan, grace_s)
-    service.step(db, one.name, Step.STOPPED, identity=None, shim=None, next_try_at=None, memory_bytes=None)
+    _rest(db, one)
+
+
+def _rest(db: Database, one: Service) -> None:
+    """Write down, once, that a service is down as it was told to be."""
+    gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes"))
+    with db.transaction():
+        if service.get(db, one.name).doing != Doing.STOPPED:
+            service.step(db, one.name, Step.STOPPED, fence=one.generation, **gone)
+
+
+def drain(db: Database, one: Service) -> Identity | None:
+    """Have an engine take no more requests and end after its last answer; give its process, None when none serves."""
+    if one.kind == "engine":
+        service.step(db, one.name, Step.DRAINED, fence=one.generation)
+    one = service.get(db, one.name)
+    found = running(one) if one.doing == Doing.DRAINING else None
+    if found:
+        process.send(found, signal.SIGUSR2)
+    return found
 
 
 def settle(db: Database, home: Home, one: Service) -> Service:
@@ -283,6 +303,9 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     if one.identity != process.encode(dead) or one.doing in service.DOWN | {Doing.STOPPING}:
         return None
     code = _exit_code(home, one, dead)
+    if one.doing == Doing.DRAINING and code == 0:
+        _rest(db, one)
+        return None
     why = _cause(home, one, dead, code)
     step, next_try_at, exits = _sentence(db, home, one, why)
     told = {"exit_code": code, "cause_code": why.code, "cause": why.sentence, "hint": why.hint}

@@ -20,13 +20,13 @@ from mlxq.web.door import COOKIE_S, Door
 from mlxq.web.guard import Guard
 from mlxq.web.paint import STATIC, Painter
 from mlxq.web.stage import Stage
-from state import ledger, service
+from state import job, ledger, service
 from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import Home
 from tasks import kinds
 
-VERBS = ("start", "restart", "stop")
+VERBS = ("start", "restart", "drain", "stop")
 REFUSED, MISSING, CONFLICT = 403, 404, 409
 FOREVER = "public, max-age=31536000, immutable"
 """Static files are asked for by their digest."""
@@ -125,15 +125,19 @@ class Page:
         return HTMLResponse(self.painter.part("job", found=found))
 
     async def serve(self, request: Request) -> Response:
-        """Start, restart or stop a service."""
+        """Start, restart, drain or stop a service; a stop cuts a drain short."""
         name, verb = request.path_params["service"], request.path_params["verb"]
         if verb not in VERBS:
             raise NotFound(f"There is no action {verb!r} for a service.")
 
         def put(db: Database) -> str:
             service.get(db, name)
-            job, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
-            return f"Job {job}: {verb} {name}" if fresh else f"Job {job} is already at it."
+            number, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
+            if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
+                service.want(db, name, "down")  # the watchdog stops what is not wanted and not drained either
+                ledger.cancel(db, number)
+                return f"Job {number}: told to wait no longer."
+            return f"Job {number}: {verb} {name}" if fresh else f"Job {number} is already at it."
 
         return await self._act(put)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -16,12 +17,12 @@ from playwright.sync_api import Browser, Page, expect
 from support import page as support
 
 from mlxq.web.door import link
-from state import ledger, secrets, service, settings, stack
+from state import event, ledger, secrets, service, settings, stack
 from state.db import Database, open_database
 from state.paths import Home
 from state.stack import Tier
 from tasks import kinds
-from tasks.world import builtin
+from tasks.world import builtin, probe
 
 pytestmark = pytest.mark.slow
 START_MS = 180_000
@@ -85,10 +86,31 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
     assert view.title() == "not loaded again"
 
 
-def _ask(home: Home, port: int) -> None:
-    body = {"model": "fast", "max_tokens": 120, "messages": [{"role": "user", "content": "Tell a long story."}]}
+def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, real: Database, home: Home):
+    card = view.locator("article[data-key=fast]")
+    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    port = service.get(real, "fast").port
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(_ask, home, port, 400)
+        expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
+        view.get_by_role("button", name="Drain fast").click()
+        view.locator("dialog [data-sure]").click()
+        expect(card.locator(".state strong")).to_have_text("draining", timeout=20_000)
+        _until(lambda: not probe.listening(port))
+        assert not asked.done()
+        answer = asked.result()
+    assert answer.json()["choices"][0]["finish_reason"] in {"stop", "length"}
+    expect(card.locator(".state strong")).to_have_text("stopped", timeout=30_000)
+    expect(view.locator("#jobs .record")).to_contain_text("drain fast")
+    expect(card.locator("dl")).to_contain_text("restarts0")
+    assert "died" not in {each.name for each in event.of_service(real, "fast")}
+
+
+def _ask(home: Home, port: int, most: int = 120) -> httpx.Response:
+    body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
-    httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, headers=headers, timeout=180, trust_env=False)
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return httpx.post(url, json=body, headers=headers, timeout=180, trust_env=False)
 
 
 def _until(true: Callable[[], object], limit_s: float = 180.0) -> None:

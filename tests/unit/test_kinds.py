@@ -11,7 +11,7 @@ from tasks.kinds import KINDS, LONGEST_BACKOFF_S, backoff, new
 
 STORED = {
     "detect", "score", "pull", "configure", "start", "stop", "restart",
-    "verify", "check", "remove", "bench", "rotate", "prune", "assign", "retire",
+    "verify", "check", "remove", "bench", "rotate", "prune", "assign", "retire", "drain",
 }  # fmt: skip
 
 

@@ -18,8 +18,9 @@ from support import scene
 from mlxq.cli import mlxq
 from mlxq.web.app import Page, build
 from mlxq.web.door import Door, link
-from state import sample
+from state import job, sample, service
 from state.db import Database, open_database
+from state.job import State
 from state.paths import Home
 
 KEY = "sk-mlxq-the-key-of-these-tests"
@@ -28,6 +29,7 @@ NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel
 NAME = re.compile(r"mlxq_\w+")
 READS = ("/", "/events", "/jobs/1", "/metrics")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
+ACTIONS += ("/services/fast/drain",)
 
 
 @pytest.fixture
@@ -103,6 +105,15 @@ def test_a_service_job_is_put_in_once(person: TestClient, rows: Database):
     assert person.post("/services/fast/restart").json() == {"said": "Job 1: restart fast"}
     assert person.post("/services/fast/restart").json() == {"said": "Job 1 is already at it."}
     assert rows.value("SELECT count(*) FROM jobs") == 1
+
+
+def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
+    """The row says that it is not wanted, so that the watchdog stops it even when the drain had not begun."""
+    assert person.post("/services/fast/drain").json() == {"said": "Job 1: drain fast"}
+    assert person.post("/services/fast/drain").json() == {"said": "Job 1 is already at it."}
+    assert person.post("/services/fast/stop").json() == {"said": "Job 1: told to wait no longer."}
+    assert job.get(rows, 1).state is State.CANCELLED
+    assert service.get(rows, "fast").wanted == "down"
 
 
 @pytest.mark.parametrize("path", NOWHERE)
