@@ -83,11 +83,11 @@ def now(db: Database) -> Report:
         ],
         tiers=tiers,
         jobs=[row["id"] for row in live],
-        cloud=_cloud(db.home),
+        cloud=cloud_today(db.home),
     )
 
 
-def _cloud(home: Home) -> dict[str, Any]:
+def cloud_today(home: Home) -> dict[str, Any]:
     """Give what of the cloud is set, and today's sums."""
     found, spent = settings.load(home), cloud.read(cloud.place(home))
     return {

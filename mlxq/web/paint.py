@@ -21,7 +21,7 @@ from state.job import Job, State
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
-SECTIONS = ("head", "tiers", "now", "jobs", "why", "bench")
+SECTIONS = ("head", "tiers", "now", "jobs", "why", "use", "bench")
 """What changes, each under the id of its element; the rest of the page stands still."""
 JOB_SHAPES: Mapping[State, Shape] = {
     State.BLOCKED: Shape.RING,
@@ -46,7 +46,7 @@ class Painter:
             auto_reload=False,
         )
         self._templates.filters.update(
-            size=render.size, span=render.span, number=number, title=watch.title, note=watch.note
+            size=render.size, span=render.span, number=number, count=count, title=watch.title, note=watch.note
         )
         tools: dict[str, Any] = {
             "mark": mark,
@@ -98,6 +98,14 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001 (a dash is what stands for no figure)
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 (a second digit is enough from there)
+
+
+def count(tokens: int) -> str:
+    """Write how many tokens: 950, 41.2k, 3.7M."""
+    for unit, size in (("M", 1_000_000), ("k", 1000)):
+        if tokens >= size:
+            return f"{tokens / size:.1f}{unit}"
+    return str(tokens)
 
 
 def share(job: Job) -> tuple[float, str] | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlxq import report
 from mlxq.web import words
 from mlxq.web.live import Engine, Engines
 from mlxq.web.words import Entry, Told
-from state import bench, event, host, job, sample, service, settings, stack
+from state import bench, event, host, job, restraint, sample, service, settings, stack, usage
 from state.bench import Bench
 from state.db import Database
 from state.job import Job
+from state.restraint import Restraint
 from state.sample import Sample
 from state.service import Service
 from state.stack import Tier
@@ -21,6 +24,8 @@ from tasks.plan.traffic import Request
 from tasks.pulse import Pulse
 
 HOUR_S = 3600
+USAGE_S = 6 * 86_400
+"""Today, and the six days before."""
 ATTENTION_S = 7 * 86_400
 """A failure that nobody cared about for a week is history."""
 MOST_ATTENTION = 8
@@ -47,6 +52,8 @@ class Card:
     hour: Sequence[Sample]
     last: Sample | None
     """The newest sample in which a request ran."""
+    held: Restraint | None
+    """What it is held back by; None for one that has all that the stack wants of it."""
 
     @property
     def decode_tps(self) -> float | None:
@@ -117,6 +124,10 @@ class Picture:
     record: Sequence[Job]
     story: Sequence[Entry]
     courses: Sequence[Course]
+    usage: Sequence[dict[str, Any]]
+    """What was asked of each tier in the last seven days, as `usage.totals` gives it."""
+    cloud: dict[str, Any]
+    """As `mlxq status --json` tells it."""
 
 
 def look(db: Database, engines: Engines) -> Picture:
@@ -135,7 +146,8 @@ def _look(db: Database, engines: Engines) -> Picture:
     tiers = {tier.name: tier for tier in stack.tiers(db)}
     places = {name: place for place, name in enumerate(tiers)}
     services.sort(key=lambda one: places.get(one.name, len(places)))
-    cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), now) for one in services]
+    held = {name: each for name, each in restraint.listing(db).items() if each.level}
+    cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), held.get(one.name)) for one in services]
     machine = host.recall(db, "machine") or {}
     gate = next((one for one in services if one.kind == "gateway"), None)
     port = gate.port if gate else settings.load(db.home)["litellm-port"]
@@ -155,6 +167,8 @@ def _look(db: Database, engines: Engines) -> Picture:
         record=[each for each in job.listing(db, limit=40) if not each.live][:MOST_RECORD],
         story=words.story(event.of_service(db, None, limit=MOST_STORY)),
         courses=_courses(db, str(machine.get("chip", ""))),
+        usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
+        cloud=report.cloud_today(db.home),
     )
 
 
@@ -162,10 +176,10 @@ def _recent(now: float) -> dict[str, float]:
     return {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}
 
 
-def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, now: float) -> Card:
-    hour = sample.history(db, one.name, now - HOUR_S)
+def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: Restraint | None) -> Card:
+    hour = sample.history(db, one.name, db.now() - HOUR_S)
     ran = [each for each in hour if each.ttft_s is not None]
-    return Card(one, words.of_service(one), tier, engine, hour, ran[-1] if ran else None)
+    return Card(one, words.of_service(one), tier, engine, hour, ran[-1] if ran else None, held)
 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Memory:

@@ -121,6 +121,10 @@ STORY = {
     Step.DIED: (Shape.CROSS, "died", ""),
     Step.FLAPPED: (Shape.CROSS, "flapping", ""),
     Step.GAVE_UP: (Shape.CROSS, "failed", ""),
+    "unclean_boot": (Shape.CROSS, "cut off", "the machine went down while it ran"),
+    "escalated": (Shape.WARN, "escalated", "every tier flaps, so it is started anew"),
+    "cache_purged": (Shape.HALF, "purged", "it was told to drop its cache of old prompts"),
+    "reduced": (Shape.WARN, "reduced", "it is held back from its next start on"),
     "wanted_up": (Shape.HALF, "wanted up", "a person asked"),
     "wanted_down": (Shape.RING, "wanted down", "a person asked"),
 }

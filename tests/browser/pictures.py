@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support import page as support  # noqa: E402 (after the path is set)
 from support import scene  # noqa: E402 (after the path is set)
 
-from state import service  # noqa: E402 (after the path is set)
+from state import service, settings  # noqa: E402 (after the path is set)
 from state.db import Database, open_database  # noqa: E402 (after the path is set)
 from state.paths import Home  # noqa: E402 (after the path is set)
 
@@ -98,6 +98,8 @@ def a_day(db: Database, back: Any, ports: dict[str, int]) -> None:
     scene.pull(db)
     back(0)
     scene.an_hour(db)
+    scene.a_week(db)
+    settings.write(db.home, "openrouter-key", "sk-or-none")
     scene.beat(db)
 
 

@@ -7,14 +7,16 @@ import os
 import random
 import time
 
-from state import bench, host, ledger, sample, service, stack, worker
+from state import bench, cloud, host, ledger, sample, service, stack, usage, worker
 from state.bench import Bench
+from state.cloud import Spent
 from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
 from state.sample import MINUTE_S, Sample
 from state.service import Step
 from state.stack import Tier
+from state.usage import Usage
 from tasks import kinds
 from tasks.world import process
 
@@ -107,6 +109,21 @@ def an_hour(db: Database) -> None:
     rows.append(Sample("gateway", minute - 8 * MINUTE_S, MINUTE_S, 1.0, fallbacks=2))
     used = Sample(sample.MACHINE, minute - 60, MINUTE_S, 1.0, memory_bytes=38 * GIB, wired_bytes=29 * GIB, swap_bytes=0)
     sample.take(db, [*rows, used])
+
+
+def a_week(db: Database) -> None:
+    """Write what apps asked in a week, and today's way out to the cloud."""
+    for back in range(7):
+        day = time.strftime("%Y-%m-%d", time.gmtime(db.now() - back * 86_400))
+        usage.add(
+            db,
+            [
+                Usage(day, "editor", name, requests=40 * share, failed=share // 2, prompt_tokens=90_000 * share,
+                      completion_tokens=9_000 * share, first_byte_seconds=24.0 * share)
+                for name, share in (("standard", 2), ("fast", 5), ("longctx", 1))
+            ],
+        )  # fmt: skip
+    cloud.write(cloud.place(db.home), Spent(cloud.today(), usd=0.0312, requests=3))
 
 
 def benchmarks(db: Database) -> None:

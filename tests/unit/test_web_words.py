@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
 from support import scene
 
+from mlxq import story
 from mlxq.commands import dashboard, top
 from mlxq.web import chart, picture, words
+from mlxq.web.paint import Painter
 from mlxq.web.words import Shape
-from state import event, service, settings
+from state import event, restraint, service, settings, usage
 from state.db import Database, open_database
 from state.errors import NotRunning, NotSetUp
 from state.paths import Home
 from state.sample import Sample
-from state.service import Doing
+from state.service import Doing, Step
 from tasks.pulse import Pulse
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -85,6 +93,37 @@ def test_the_timeline_is_newest_first_and_names_the_signal_once(rows: Database):
     assert (newest.service, newest.word, newest.text) == ("fast", "died", "It was killed by SIGKILL.")
 
 
+def told_events() -> set[str]:
+    """Every name under which the sources write an event of a service."""
+    names: set[str] = set(Step)
+    for path in [each for folder in ("state", "tasks", "mlxq") for each in (ROOT / folder).rglob("*.py")]:
+        for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
+            if ast.unparse(call.func) == "event.record" and "service" in {each.arg for each in call.keywords}:
+                name = call.args[1]
+                if isinstance(name, ast.Constant):
+                    names.add(str(name.value))
+                elif isinstance(name, ast.JoinedStr):
+                    names |= {ast.unparse(name)[2:-1].format(wanted=each) for each in get_args(service.Wanted)}
+    return names
+
+
+def test_every_event_of_a_service_has_words_on_the_page_and_in_why():
+    told = told_events()
+    assert {"cache_purged", "reduced", "unclean_boot", "escalated", "wanted_up", "died"} <= told
+    assert told - words.STORY.keys() - words.UNTOLD == set()
+    assert told - story.WORDS.keys() == set()
+
+
+def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
+    event.record(rows, "reduced", service="fast")
+    event.record(rows, "escalated", service="gateway", cause="Every tier flaps.")
+    newest = words.story(event.of_service(rows, None))[:2]
+    assert [(each.word, each.text) for each in newest] == [
+        ("escalated", "Every tier flaps."),
+        ("reduced", "it is held back from its next start on"),
+    ]
+
+
 def test_a_chart_leaves_gaps_and_scales_to_its_peak():
     drawn = chart.draw([0.0, 10.0, None, 5.0], width=30, height=12)
     assert drawn.line == "M0.0 11.0L10.0 1.0M30.0 6.0h.1"
@@ -136,6 +175,29 @@ def test_benchmarks_tell_how_the_speed_changed(rows: Database):
     courses = {course.last.model: course for course in picture.look(rows, {}).courses}
     assert len(courses["qwen3.5-27b"].benches) == 4
     assert round(courses["qwen3.5-4b"].change or 0) == -19
+
+
+def test_usage_and_the_clouds_spending_are_told(rows: Database, home: Home):
+    scene.a_week(rows)
+    usage.add(rows, [usage.Usage("2020-01-01", "editor", "fast", requests=9)])
+    painted = Painter().sections(picture.look(rows, {}))["use"]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", painted)[:6] == ["fast", "1,400", "14", "3.1M", "315.0k", "0.6s"]
+    assert "Cloud: off. Today 3 requests, $0.03 of $1.00." in painted
+    settings.write(home, "openrouter-key", "sk-or-secret")
+    painted = Painter().sections(picture.look(rows, {}))["use"]
+    assert "when no tier answers. Today 3 requests" in painted
+    assert "sk-or-secret" not in painted
+
+
+def test_without_a_cloud_the_page_says_that_nothing_leaves(rows: Database):
+    assert "No request leaves this machine." in Painter().sections(picture.look(rows, {}))["use"]
+
+
+def test_a_tier_that_is_held_back_says_why_and_what_helps(rows: Database):
+    restraint.hold_back(rows, "fast", restraint.Restraint(1, told=restraint.TOLD))
+    painted = Painter().sections(picture.look(rows, {}))["tiers"]
+    assert restraint.TOLD in painted
+    assert "<code>mlxq config set memory-budget-pct 30</code>" in painted
 
 
 def test_dashboard_starts_nothing_where_nothing_is_set_up(home: Home):

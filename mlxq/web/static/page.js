@@ -86,7 +86,7 @@ let lost = 0;
 
 function listen() {
   const source = new EventSource("/events");
-  for (const id of ["head", "tiers", "now", "jobs", "why", "bench"])
+  for (const id of ["head", "tiers", "now", "jobs", "why", "use", "bench"])
     source.addEventListener(id, (event) => show(id, JSON.parse(event.data)));
   source.onopen = () => { lost = 0; tellLine(); };
   source.onerror = () => {
