@@ -42,7 +42,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
 
 @job("retire")
 def retire(context: Context, service: str) -> dict[str, Any]:
-    """Put down the engine of a tier that left the stack, and forget it; one that is back in it stays.
+    """Put down a service that left the stack, and forget it; one that is back in it stays.
 
     Gives {"service", "gone"}.
     """

@@ -51,7 +51,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind("restart", "start a service anew", max_attempts=3, limit_s=900, ukey="service:{service}", priority=20),
         Kind("assign", "give a model a tier", ukey="assign:{tier}"),
-        Kind("retire", "take a tier away for good", max_attempts=2, ukey="retire:{service}", priority=10),
+        Kind("retire", "take a service away for good", max_attempts=2, ukey="retire:{service}", priority=10),
         Kind("verify", "ask each tier for an answer", max_attempts=2, limit_s=300, ukey="verify"),
         Kind("check", "hash a model's files again", "heavy", limit_s=7200, ukey="check:{folder}"),
         Kind("remove", "delete a model's files", ukey="remove:{folder}"),

@@ -13,6 +13,7 @@ from state.job import New
 from state.paths import Home
 from tasks import advice, kinds
 from tasks.plan.gateway import SERVICE as GATEWAY
+from tasks.plan.page import SERVICE as PAGE
 
 
 def budget(db: Database, home: Home) -> int:
@@ -23,10 +24,15 @@ def budget(db: Database, home: Home) -> int:
     return advice.budget(from_row(row), settings.load(home)["memory-budget-pct"])
 
 
+def around(home: Home) -> list[str]:
+    """Give the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
+    return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]
+
+
 def leaving(db: Database) -> list[str]:
-    """Give the engines that are no tier of the stack."""
-    names = {tier.name for tier in stack.tiers(db)}
-    return [row.name for row in rows.listing(db) if row.kind == "engine" and row.name not in names]
+    """Give the services that do not belong to the stack any more."""
+    staying = {*around(db.home), *(tier.name for tier in stack.tiers(db))}
+    return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
 def arrival(tier: str, gone: Sequence[str]) -> list[New]:

@@ -57,16 +57,19 @@ def score(
         told = _told(chosen, asked)
         stack.replace(context.db, now)
         host.remember(context.db, "stack", told)
-    for following in plan(now, pull=pull, start=start, gone=roster.leaving(context.db)):
+    gone, around = roster.leaving(context.db), roster.around(context.home)
+    for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
     return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
 
 
-def plan(tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = ()) -> list[New]:
+def plan(
+    tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
+) -> list[New]:
     """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
-    An engine waits for its own weights alone, so the smallest model answers first; and for the tiers that are `gone`
-    from the stack, whose memory and ports it may need.
+    `around`: the services that are started beside the engines. An engine waits for its own weights alone, so the
+    smallest model answers first; and for the tiers that are `gone` from the stack, whose memory and ports it may need.
     """
     sources = list(dict.fromkeys(tier.source for tier in tiers)) if pull else []
     jobs = [_pull(source) for source in sources]
@@ -74,7 +77,7 @@ def plan(tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] 
     jobs += roster.retirements(gone)
     if not start:
         return jobs
-    jobs.append(kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY))
+    jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
     for tier in tiers:
         needs = ["configure", *([_pulling(tier.source)] if pull else [])]
         jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, softly=gone, label=tier.name))

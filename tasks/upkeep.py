@@ -201,8 +201,12 @@ def _free_port(one: Service) -> None:
     raise PortTaken(
         f"Port {one.port}, which {one.name} needs, is taken by {who}.",
         done="It was left alone.",
-        hint="mlxq config set tier-port-base PORT" if one.kind == "engine" else "mlxq config set litellm-port PORT",
+        hint=f"mlxq config set {PORTS[one.kind]} PORT",
     )
+
+
+PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-port"}
+"""The setting that says where each kind of service listens."""
 
 
 def _headline(log: Path, name: str, generation: int) -> None:

@@ -22,6 +22,8 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
 
     What is up and right is left alone.
     """
+    from tasks import roster  # it brings the catalog along
+
     place = home()
     with ask.reading(place) as db:
         tiers = [each.name for each in stack.tiers(db)]
@@ -29,20 +31,18 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
             raise NotSetUp("There is no stack to bring up.", hint="mlxq setup")
         names = [stack.tier(db, tier).name] if tier else tiers
         if dry_run:
-            dry.starts(db, place, names if tier else [*names, "gateway"])
+            dry.starts(db, place, names if tier else [*names, *roster.around(place)])
             return
     with ask.writing(place) as db:
-        ids = ask.put(db, starts(names, whole=tier is None))
+        whole = [*roster.retirements(roster.leaving(db)), *starts([*names, *roster.around(place)])]
+        ids = ask.put(db, [start(names[0])] if tier else whole)
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
     status.brief(place)
 
 
-def starts(tiers: list[str], *, whole: bool) -> list[New]:
-    """Describe the jobs that bring tiers up; for the whole stack also the gateway, configured anew."""
-    if not whole:
-        return [start(name) for name in tiers]
-    configure = kinds.new("configure")
-    return [configure, *(start(name, after=["configure"]) for name in [*tiers, "gateway"])]
+def starts(services: list[str]) -> list[New]:
+    """Describe the jobs that bring the whole stack up, its gateway configured anew."""
+    return [kinds.new("configure"), *(start(name, after=["configure"]) for name in services)]
 
 
 def start(name: str, after: list[str] | None = None) -> New:

@@ -20,7 +20,7 @@ from state.db import read_database
 from state.paths import Home
 from tasks.world import process
 
-NAMES = ["standard", "fast", "longctx", "gateway"]
+NAMES = ["standard", "fast", "longctx", "gateway", "page"]
 QUESTION = "What is the capital of France?"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,13 +43,13 @@ class User:
 
     def __init__(self, root: Path) -> None:
         self.home = Home(root)
-        base = free_run(11)  # ten for tiers, one for the gateway
+        base = free_run(12)  # ten for tiers, one for the gateway, one for the page
         self.gateway = base + 10
         self.environment = {name: text for name, text in os.environ.items() if not name.startswith("MLXQ_")} | {
             "MLXQ_HOME": str(root),
             "MLXQ_TIER_PORT_BASE": str(base),
             "MLXQ_LITELLM_PORT": str(self.gateway),
-            "MLXQ_PAGE_PORT": "0",
+            "MLXQ_PAGE_PORT": str(base + 11),
         }
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -87,13 +87,14 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     person.leave()
 
 
-def test_setup_ends_with_four_healthy_services(user: User) -> None:
+def test_setup_ends_with_five_healthy_services(user: User) -> None:
     report = user.status()
 
     assert report["schema_version"] == 1
     assert [each["name"] for each in report["services"]] == NAMES
     assert {each["state"] for each in report["services"]} == {"healthy"}
     assert all(each["memory_mb"] <= 350 for each in report["services"] if each["kind"] == "engine")
+    assert all(each["memory_mb"] <= 60 for each in report["services"] if each["kind"] == "page")
 
 
 def test_the_chat_answer_has_paris_in_it(user: User) -> None:

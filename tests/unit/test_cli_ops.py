@@ -55,6 +55,7 @@ def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys
     out = capsys.readouterr().out
     assert "-m tasks.launch.engine serve" in out
     assert "-m tasks.launch.gateway" in out
+    assert "-m mlxq.web 4001" in out
     assert "MLXQ_TIER_KEY=***" in out
     assert not any(key in out for key in secrets.read(home.secrets).values())
     assert db.rows("SELECT id FROM jobs") == []

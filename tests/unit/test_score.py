@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from state import ledger
+from state import ledger, service, settings
 from state.db import Database
 from state.errors import DoesNotFit
 from state.job import of_chain
+from state.paths import Home
 from state.stack import Tier
-from tasks import advice, kinds, score
+from tasks import advice, kinds, roster, score
 
 STANDARD = Tier("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
 FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
@@ -53,6 +54,19 @@ def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> No
     chain = of_chain(db, made["pull hub:x/a"][0])
     assert [job.kind for job in chain if job.state == "queued"] == ["pull", "pull", "configure"]
     assert len(chain) == len(made)
+
+
+def test_the_page_comes_up_beside_the_gateway_and_nothing_waits_for_it() -> None:
+    batch = needs(score.plan([STANDARD], pull=False, start=True, around=["gateway", "page"]))
+    assert batch["page"] == ["configure"]
+    assert batch["verify"] == ["gateway", "standard"]
+
+
+def test_a_page_that_was_switched_off_leaves_the_stack(home: Home, db: Database) -> None:
+    service.ensure(db, "page", "page", 4001)
+    assert (roster.around(home), roster.leaving(db)) == (["gateway", "page"], [])
+    settings.write(home, "page-port", 0)
+    assert (roster.around(home), roster.leaving(db)) == (["gateway"], ["page"])
 
 
 def test_a_second_setup_attaches_to_the_first(db: Database) -> None:
