@@ -24,7 +24,6 @@ from hub.model import make
 
 from tasks.world import inventory
 
-PORT = 9290
 ROUNDS = 3
 RIVAL = """
 import sys
@@ -158,8 +157,8 @@ def main() -> None:
         make(models / "small")
         work = Path(place) / "work"
         work.mkdir()
-        os.environ |= {"HF_HOME": str(Path(place) / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{PORT}", "HF_TOKEN": ""}
-        with running(models, PORT) as hub:
+        with running(models) as hub:
+            os.environ |= {"HF_HOME": str(Path(place) / "hf"), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": ""}
             bench = Bench(hub, work)
             rows = [
                 ("SIGKILL at 40 % of 1 GB, run again: fetched twice", killed(bench, RIVAL), killed(bench, OURS)),

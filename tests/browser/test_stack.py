@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from support import page as support
+from support.ports import free_port
 
 from mlxq.web.door import link
 from state import event, ledger, secrets, service, settings, stack
@@ -34,11 +34,11 @@ def real(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datab
     db = open_database(home)
     weights = builtin.ensure(tmp_path_factory.mktemp("models"))
     tier = Tier(
-        name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=support.free_port(), context=8192,
+        name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=free_port(), context=8192,
         memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(weights),
     )  # fmt: skip
     stack.replace(db, [tier])
-    settings.write(home, "page-port", support.free_port())
+    settings.write(home, "page-port", free_port())
     worker = subprocess.Popen([sys.executable, "-P", "-m", "mlxq", "worker"], stderr=home.log("worker").open("ab"))
     for name in ("fast", "page"):
         ledger.submit(db, kinds.new("start", {"service": name}))

@@ -22,7 +22,6 @@ from state.job import State
 from state.paths import Home
 from tasks import kinds
 
-PORT = 9250
 WORKER = "from state.paths import home; from tasks import worker; worker.run(home())"
 
 
@@ -32,7 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
     make(tmp_path / "hub" / "big-4bit", shard_bytes=100_000_000, shards=1)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_TOKEN", "")
-    with running(tmp_path / "hub", PORT) as served:
+    with running(tmp_path / "hub") as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
         served.set(rate=4 << 20)
         yield served

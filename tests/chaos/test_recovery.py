@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support import recovery
 from support.mlxq_home import Mlxq
+from support.ports import free_port
 
 from state import restraint
 from state.service import ROUTED, Doing
@@ -93,7 +94,7 @@ def test_a_tier_killed_under_load_costs_no_request_but_those_in_flight(mlxq: Mlx
     """Through the gateway, whose fallback serves meanwhile; then the gateway itself is killed."""
     mlxq.serve(tiny, "standard", "fast")
     mlxq.work()
-    recovery.up_with_gateway(mlxq, 9290)
+    recovery.up_with_gateway(mlxq, free_port())
     load, at = recovery.kill_under_load(mlxq)
     _, later = load.lost(at)
     assert later == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from support.ports import free_port
 
 from state.stack import Tier
 from tasks.plan import gateway as plan
@@ -23,12 +23,6 @@ from tasks.plan import gateway as plan
 UPSTREAM = Path(__file__).parents[1] / "support" / "upstream.py"
 MASTER = "sk-mlxq-master-of-the-contract-tests"
 CONTEXTS = {"standard": 4096, "fast": 1024, "longctx": 16_384}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def until(true: Callable[[], object], limit_s: float = 60.0) -> None:

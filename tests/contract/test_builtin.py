@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+from support.ports import free_port
 
 from state.errors import Damaged, Offline
 from tasks.world import builtin, digest, manifest
 
-PORT = 9210
 RESIDENT_BYTES = 350_000_000
 
 
@@ -30,28 +30,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(folder: Path, tmp_path: Path) -> Generator[psutil.Process]:
-    """Give a real vllm-mlx that serves it."""
-    command = [str(Path(sys.executable).with_name("vllm-mlx")), "serve", str(folder), "--port", str(PORT)]
+def engine(folder: Path, tmp_path: Path) -> Generator[tuple[psutil.Process, int]]:
+    """Give a real vllm-mlx that serves it, and its port."""
+    port = free_port()
+    command = [str(Path(sys.executable).with_name("vllm-mlx")), "serve", str(folder), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", "fast", "--continuous-batching", "--offline"]
     command += ["--cache-memory-mb", "64"]
     environment = os.environ | {"MLX_DISABLE_COMPILE": "1", "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        until_ready(process)
-        yield psutil.Process(process.pid)
+        until_ready(process, port)
+        yield psutil.Process(process.pid), port
     finally:
         process.kill()
         process.wait()
 
 
-def until_ready(process: subprocess.Popen[bytes]) -> None:
+def until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         assert process.poll() is None
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
         except urllib.error.URLError:
             time.sleep(0.2)
         else:
@@ -59,21 +60,22 @@ def until_ready(process: subprocess.Popen[bytes]) -> None:
     pytest.fail("the engine never answered")
 
 
-def chat(question: str) -> str:
+def chat(port: int, question: str) -> str:
     body: dict[str, Any] = {"model": "fast", "messages": [{"role": "user", "content": question}]}
     body |= {"max_tokens": 24, "temperature": 0}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{PORT}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)["choices"][0]["message"]["content"]
 
 
 @pytest.mark.slow
-def test_the_engine_answers_with_it_in_little_memory(engine: psutil.Process):
+def test_the_engine_answers_with_it_in_little_memory(engine: tuple[psutil.Process, int]):
     """Greedily, the model knows the capital of France; the process stays under 350 MB resident."""
-    resident = engine.memory_info().rss
-    assert "Paris" in chat("What is the capital of France?")
+    process, port = engine
+    resident = process.memory_info().rss
+    assert "Paris" in chat(port, "What is the capital of France?")
     assert resident <= RESIDENT_BYTES
 
 

@@ -22,7 +22,6 @@ from state.paths import Home
 from state.stack import Tier
 from tasks import kinds
 
-PORT = 9131
 REPO = "ok/tiny-4bit"
 FAST = Tier("fast", REPO, "int4", f"hub:{REPO}", 9132, 1024, 1, 1, 1)
 Type = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,7 +31,7 @@ Type = Callable[..., subprocess.CompletedProcess[str]]
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
     root = tmp_path_factory.mktemp("hub")
     make(root / "tiny-4bit")
-    with running(root, PORT) as served:
+    with running(root) as served:
         yield served
 
 

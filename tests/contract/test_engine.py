@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.ports import free_port
 
 from state.stack import Tier
 from tasks.plan import engine as plan
@@ -31,8 +31,7 @@ class Engine:
     """One engine process of the built-in model."""
 
     def __init__(self, home: Path, weights: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.tier = Tier(
             name="fast",
             model="smollm2-135m",

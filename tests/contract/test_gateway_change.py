@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from support.ports import free_port
 
 from mlxq import service as units
 from state import job, ledger, secrets, service, settings, stack
@@ -22,7 +23,6 @@ from tasks.world import process
 if TYPE_CHECKING:
     from conftest import Upstream
 
-PORT = 9340
 TASKS: dict[str, Callable[..., Any]] = {"configure": configure.configure, "start": tier.start, "stop": tier.stop}
 Run = Callable[..., Job]
 pytestmark = pytest.mark.slow
@@ -61,7 +61,7 @@ def is_up(db: Database, one: Upstream) -> None:
 @pytest.fixture
 def serving(db: Database, home: Home, run: Run, every_upstream: dict[str, Upstream]) -> Iterator[service.Service]:
     """Give the row of a gateway that serves the tier `standard`."""
-    settings.write(home, "litellm-port", PORT)
+    settings.write(home, "litellm-port", free_port())
     every_upstream["standard"].start()
     is_up(db, every_upstream["standard"])
     stack.replace(db, [every_upstream["standard"].tier()])
@@ -76,7 +76,7 @@ def serving(db: Database, home: Home, run: Run, every_upstream: dict[str, Upstre
 def answers(home: Home, model: str) -> int:
     key = secrets.read(home.secrets)[secrets.MASTER]
     body = {"model": model, "messages": [{"role": "user", "content": "say hi"}]}
-    url = f"http://127.0.0.1:{PORT}/v1/chat/completions"
+    url = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1/chat/completions"
     return httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30).status_code
 
 
@@ -85,7 +85,7 @@ def test_a_change_of_tiers_is_proven_then_applied(
 ):
     """The tier that is up answers the trial; the one that is still to come is not waited for."""
     asked = len(every_upstream["standard"].seen())
-    stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=9341)])
+    stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=free_port())])
 
     assert run("configure").state == "succeeded"
 
@@ -103,7 +103,7 @@ def test_a_change_that_does_not_work_changes_nothing(
 ):
     """The tier is up, and the new configuration asks for it where nobody is."""
     before = home.gateway_config.read_text()
-    stack.replace(db, [replace(every_upstream["standard"].tier(), port=9342)])
+    stack.replace(db, [replace(every_upstream["standard"].tier(), port=free_port())])
 
     failed = run("configure")
 

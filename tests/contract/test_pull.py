@@ -20,8 +20,6 @@ from tasks.world.child import Cancelled, Later
 from tasks.world.hub import hub_reachable
 from tasks.world.source import Request
 
-PORT = 9220
-
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
@@ -36,7 +34,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
     (gptq / "config.json").write_text(
         json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
     )
-    with running(root, PORT) as served:
+    with running(root) as served:
         yield served
 
 

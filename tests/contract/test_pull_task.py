@@ -19,7 +19,6 @@ from state.stack import Tier
 from tasks import attempt, kinds, pull, runtime
 from tasks.world import inventory
 
-PORT = 9230
 SOURCE = "hub:ok/tiny-4bit"
 TASKS = {"pull": pull.pull, "check": pull.check, "remove": pull.remove}
 Run = Callable[..., Job]
@@ -29,7 +28,7 @@ Run = Callable[..., Job]
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
     root = tmp_path_factory.mktemp("hub")
     make(root / "tiny-4bit")
-    with running(root, PORT) as served:
+    with running(root) as served:
         yield served
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -40,29 +39,17 @@ class Hub:
 
 
 @contextmanager
-def running(root: Path, port: int) -> Generator[Hub]:
-    """Serve the folders of `root` until the end of the block."""
-    process = subprocess.Popen([sys.executable, "-P", str(SERVER), str(root), str(port)])
-    hub = Hub(root, f"http://127.0.0.1:{port}")
+def running(root: Path) -> Generator[Hub]:
+    """Serve the folders of `root` until the end of the block, at a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as door:  # who asks before the server is up waits in its queue
+        number = door.fileno()
+        process = subprocess.Popen([sys.executable, "-P", str(SERVER), str(root), str(number)], pass_fds=[number])
+        port = door.getsockname()[1]
     try:
-        _until_it_answers(hub, process)
-        yield hub
+        yield Hub(root, f"http://127.0.0.1:{port}")
     finally:
         process.kill()
         process.wait()
-
-
-def _until_it_answers(hub: Hub, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        assert process.poll() is None
-        try:
-            hub.heard()
-        except urllib.error.URLError:
-            time.sleep(0.05)
-        else:
-            return
-    raise TimeoutError
 
 
 __all__ = ["COMMIT", "Hub", "running"]

@@ -1,6 +1,7 @@
 """A small Hub that speaks the real one's protocol, and misbehaves as the first half of a repo's name says.
 
-`python tests/hub/server.py ROOT PORT` serves every folder of ROOT as `<mode>/<folder>`, revision COMMIT. Large files
+`python tests/hub/server.py ROOT FD` serves every folder of ROOT as `<mode>/<folder>`, revision COMMIT, on the listening
+socket that it inherits as FD. Large files
 redirect to another host name (127.0.0.1 to localhost), so that a token that leaks to the file host is seen.
 The shapes follow huggingface_hub's own parser (utils/_http.py, hf_api.py, file_download.py of 1.33).
 """
@@ -248,4 +249,4 @@ app = Starlette(
 
 if __name__ == "__main__":
     root = Path(sys.argv[1])
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
+    uvicorn.run(app, fd=int(sys.argv[2]), log_level="error")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from support.ports import free_port
 
 from state import job, ledger, secrets, service, stack
 from state.db import Database, open_database
@@ -61,11 +62,7 @@ class Mlxq:
 
     def serve(self, weights: Path, *names: str) -> None:
         """Make a stack of one tier a name, each at a free port."""
-        tiers: list[Tier] = []
-        for name in names:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                tiers.append(replace(TIER, name=name, port=free.getsockname()[1], weights=str(weights)))
-        stack.replace(self.db, tiers)
+        stack.replace(self.db, [replace(TIER, name=name, port=free_port(), weights=str(weights)) for name in names])
 
     def work(self) -> None:
         self._start(WORKER, {})

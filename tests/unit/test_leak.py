@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ports import free_port
 
 from state import event, ledger, secrets, service, stack
 from state.db import Database
@@ -26,7 +27,6 @@ from tasks.world import process, system
 from tasks.world.awake import Awake
 
 GIB = 2**30
-PORT = 9271
 
 
 def grown(per_s: float, seconds: float, start: float = GIB, purged_at: float | None = None) -> Trend:
@@ -75,18 +75,17 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Give the log of a stand-in engine that runs as tier fast, beside a second tier that serves."""
     monkeypatch.setattr(runtime, "home", home)
     program = Path(__file__).parents[1] / "support" / "fake_engine.py"
-    log = home.log("fast")
+    log, port = home.log("fast"), free_port()
     key = secrets.ensure(home.secrets)[secrets.TIER]
     with log.open("w") as out:
-        child = subprocess.Popen(
-            [sys.executable, program, "--port", str(PORT)], stderr=out, env=os.environ | {"MLXQ_TIER_KEY": key}
-        )
+        command = [sys.executable, program, "--port", str(port)]
+        child = subprocess.Popen(command, stderr=out, env=os.environ | {"MLXQ_TIER_KEY": key})
     identity = process.identify(child.pid)
     assert identity
-    fast = Tier("fast", "m", "int4", "file:/m", PORT, 2048, GIB, cache_bytes=0, concurrency=1)
+    fast = Tier("fast", "m", "int4", "file:/m", port, 2048, GIB, cache_bytes=0, concurrency=1)
     stack.replace(db, [fast])
     for name in ("fast", "standard"):
-        service.ensure(db, name, "engine", PORT if name == "fast" else PORT + 1)
+        service.ensure(db, name, "engine", port if name == "fast" else port + 1)
         service.want(db, name, "up")
         service.intend(db, name, ["engine"], "f")
         service.step(db, name, Step.SPAWNED, identity=process.encode(identity))
@@ -125,7 +124,7 @@ def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Databa
 
 
 def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home, engine: Path) -> None:
-    service.ensure(db, "gateway", "gateway", PORT + 2)
+    service.ensure(db, "gateway", "gateway", 4000)
     service.want(db, "gateway", "up")
     service.update(db, "gateway", doing=Doing.READY)
     watchdog = watch.Watch()
