@@ -29,6 +29,8 @@ class Kind:
     """How long one attempt may run."""
     ukey: str | None = None
     """Makes a live job unique, e.g. `pull:{source}`; a name in braces is an argument."""
+    apart: Sequence[str] = ()
+    """Arguments that ask for something else when they are set; they belong to the unique key then."""
     priority: int = 0
 
 
@@ -37,7 +39,15 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         Kind("detect", "look at this machine", max_attempts=2, limit_s=60, ukey="detect"),
         Kind("score", "choose the models", limit_s=60, ukey="score"),
-        Kind("pull", "bring a model's weights here", "heavy", max_attempts=8, limit_s=86400, ukey="pull:{source}"),
+        Kind(
+            "pull",
+            "bring a model's weights here",
+            "heavy",
+            max_attempts=8,
+            limit_s=86400,
+            ukey="pull:{source}",
+            apart=("revision", "force", "code"),
+        ),
         Kind("configure", "write the gateway's configuration", max_attempts=3, limit_s=300, ukey="configure"),
         Kind("start", "bring a service up", max_attempts=3, limit_s=900, ukey="service:{service}", priority=10),
         Kind("stop", "put a service down", max_attempts=2, ukey="service:{service}:stop", priority=10),
@@ -78,12 +88,18 @@ def new(
         args=given,
         lane=kind.lane,
         priority=kind.priority,
-        ukey=kind.ukey.format(**given) if kind.ukey else None,
+        ukey=_unique(kind, given),
         max_attempts=kind.max_attempts,
         needs=needs,
         softly=softly,
         label=label,
     )
+
+
+def _unique(kind: Kind, args: Mapping[str, Any]) -> str | None:
+    if kind.ukey is None:
+        return None
+    return " ".join([kind.ukey.format(**args), *(f"{name}={args[name]}" for name in kind.apart if args.get(name))])
 
 
 def backoff(failures: int, chance: float | None = None) -> float:

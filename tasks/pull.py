@@ -12,9 +12,12 @@ from tasks.attempt import Context
 from tasks.queue import job
 from tasks.world import builtin, download, inventory, manifest, staging, verify
 from tasks.world import source as sources
-from tasks.world.child import Progress
+from tasks.world.child import Later, Progress
 from tasks.world.inventory import Weights
 from tasks.world.source import Request
+
+AGAIN_S = 5.0
+"""A folder that another pull makes is looked at again after so long."""
 
 
 @job("pull")
@@ -25,12 +28,16 @@ def pull(
 
     `revision`: a commit, tag or branch of the Hub. `force`: ask the source again and replace what is here. `code`:
     fetch Python files too. A killed or cancelled pull goes on where it was.
-    Gives {"folder", "revision", "bytes", "notes", "fetched"}. Raises what download.fetch raises.
+    Gives {"folder", "revision", "bytes", "notes", "fetched"}. Raises what download.fetch raises, and Later instead of
+    Busy: another pull (of a branch that is at this commit, say) makes the same folder.
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
     there = None if force else download.here(pinned, models)
-    folder, notes = (there, ()) if there else _bring(context, pinned, models, force, code)
+    try:
+        folder, notes = (there, ()) if there else _bring(context, pinned, models, force, code)
+    except Busy as busy:
+        raise Later(busy.message, AGAIN_S) from busy
     found = inventory.inventory(folder)
     if not (there and weights.at(context.db, str(folder))):
         weights.record(context.db, str(folder), source, _facts(found))

@@ -17,7 +17,7 @@ from state.job import Job, State
 from state.paths import Home
 from state.stack import Tier
 from tasks import attempt, kinds, pull, runtime
-from tasks.world import inventory
+from tasks.world import inventory, staging
 
 SOURCE = "hub:ok/tiny-4bit"
 TASKS = {"pull": pull.pull, "check": pull.check, "remove": pull.remove}
@@ -111,6 +111,13 @@ def test_a_pause_the_hub_asks_for_gives_the_lane_back(run: Run, db: Database, hu
     hub.set(failures=100, retry_after=77)
     paused = run("pull", source="hub:apilimit/tiny-4bit")
     assert (State.QUEUED, 0, db.now() + 77) == (paused.state, paused.failures, paused.run_at)
+
+
+def test_a_pull_of_a_folder_that_another_one_makes_waits_for_it(run: Run, db: Database, home: Home):
+    """Two pulls are two jobs when they name different revisions; both may mean the same commit."""
+    with staging.hold(home.models / f"ok--tiny-4bit@{COMMIT[:12]}"):
+        waits = run("pull", source=SOURCE, revision=COMMIT)
+    assert (waits.state, waits.failures, waits.run_at) == (State.QUEUED, 0, db.now() + pull.AGAIN_S)
 
 
 def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Tier):

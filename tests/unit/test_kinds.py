@@ -32,6 +32,14 @@ def test_a_job_is_unique_by_the_arguments_its_kind_names() -> None:
     assert new("start", {"service": "fast"}).ukey == new("restart", {"service": "fast"}).ukey
 
 
+def test_pulls_that_ask_for_different_things_are_different_jobs() -> None:
+    plain = {"source": "a/b", "revision": None, "force": False, "code": False}
+    differing = [plain, plain | {"revision": "v2"}, plain | {"force": True}, plain | {"code": True}]
+
+    assert new("pull", plain).ukey == new("pull", {"source": "a/b"}).ukey
+    assert len({new("pull", args).ukey for args in differing}) == 4
+
+
 def test_an_unknown_kind_is_a_fault() -> None:
     with pytest.raises(KeyError):
         new("no such kind")
