@@ -2,7 +2,8 @@
 
 The choice has two steps. `_search` takes the three models, quants and contexts with the highest sum of
 worth that fits the budget, the fast one faster than the standard one, all three different. `_grow` then
-spends what is left on concurrency, prompt caches and context, in turns, up to what the tier can use.
+spends what is left on concurrency, prompt caches and context, in turns, up to what the tier can use. Where a person
+chose the models, `compose` does the same with these alone.
 """
 
 from __future__ import annotations
@@ -146,6 +147,77 @@ def recommend(
     return Recommendation(told, intent, limit, _explain(told, offers, intent, limit))
 
 
+def compose(
+    machine: Machine,
+    known: Mapping[str, Model],
+    choice: Mapping[str, tuple[str, str]],
+    intent: str = "balanced",
+    *,
+    budget_bytes: int | None = None,
+    measured: Sequence[Measured] = (),
+) -> Recommendation:
+    """Give the stack of models that a person chose, each with the most context and cache that fits beside the others.
+
+    `choice` names model and quant of each tier. Raises TooSmall when they do not fit together, KeyError for
+    an unknown intent, tier, model or quant, ValueError for one model at two tiers.
+    """
+    if len({model for model, _ in choice.values()}) < len(choice):
+        raise ValueError("One model serves one tier.")
+    limit = budget(machine) if budget_bytes is None else budget_bytes
+    step = _step(limit)
+    rated = {tier: _rate(machine, known, model, quant, measured) for tier, (model, quant) in choice.items()}
+    wishes = {tier: INTENTS[intent][tier] for tier in choice}
+    found = _search([_reach(one, tier, wishes[tier], step) for tier, one in rated.items()], limit, 0.0, _by_worth)
+    if not found:
+        wishes = {tier: _cramped(wish) for tier, wish in wishes.items()}
+        offers = [_reach(one, tier, wishes[tier], step) for tier, one in rated.items()]
+        found = _search(offers, limit, 0.0, _by_worth)
+        if not found:
+            raise TooSmall(sum(min(offer.bytes for offer in some) for some in offers), limit)
+    picks = _grow([_pick(offer, wishes[offer.tier]) for offer in found], known, wishes, limit)
+    told = tuple(replace(pick, reasons=_reasons(pick, offer)) for pick, offer in zip(picks, found, strict=True))
+    lines = [f"{pick.tier}: {pick.model} {pick.quant}. " + "; ".join(pick.reasons) + "." for pick in told]
+    return Recommendation(told, intent, limit, "\n".join([_used(told, intent, limit), *lines]))
+
+
+def alternatives(
+    machine: Machine,
+    known: Mapping[str, Model],
+    now: Recommendation,
+    tier: str,
+    *,
+    measured: Sequence[Measured] = (),
+    quant: str | None = None,
+) -> list[Offer]:
+    """Give what else could serve at a tier of a stack, the worthiest first, one quant and context of each model.
+
+    The other tiers keep their models, and may have to do with less context. `quant` leaves out all others.
+    """
+    step, others = _step(now.budget), [pick for pick in now.picks if pick.tier != tier]
+    wish = _cramped(INTENTS[now.intent][tier])
+    room = now.budget - sum(_least(pick, known, INTENTS[now.intent][pick.tier], step) for pick in others)
+    best: dict[str, Offer] = {}
+    for one in _rated(machine, known, now.intent, measured, quant):
+        if one[0].id in {pick.model for pick in now.picks} or (tier == LONGCTX and not lasts(one[0])):
+            continue
+        for offer in _offers_of(one, tier, wish, step):
+            if offer.bytes <= room and (offer.model.id not in best or offer.worth > best[offer.model.id].worth):
+                best[offer.model.id] = offer
+    return sorted(best.values(), key=_by_worth, reverse=True)
+
+
+def _least(pick: Pick, known: Mapping[str, Model], wish: Wish, step: int) -> int:
+    """Give the bytes with which a pick's model can still serve at its tier."""
+    reach = _reach((known[pick.model], pick.quant, pick.speed), pick.tier, _cramped(wish), step)
+    return min(offer.bytes for offer in reach)
+
+
+def _reach(rated: Rated, tier: str, wish: Wish, step: int) -> list[Offer]:
+    """Give the offers of a model that somebody wants here, also when it was made for less context than is wished."""
+    contexts = tuple(context for context in wish.contexts if context <= rated[0].context)
+    return _offers_of(rated, tier, replace(wish, contexts=contexts or (rated[0].context,)), step)
+
+
 def builtin(machine: Machine, known: Mapping[str, Model]) -> Recommendation:
     """Give all three tiers on the model that travels with mlxq, for when no Hub is in reach.
 
@@ -185,12 +257,16 @@ def _rated(
 ) -> list[Rated]:
     """Give every model and quant that may serve at all, with its speed here."""
     return [
-        (model, quant, predict(machine, model, quant, PROMPT_TOKENS, measured, known=known))
+        _rate(machine, known, model.id, quant, measured)
         for model in _newest(known)
         if model.id != BUILTIN and (intent != "agent-fleet" or model.tool_calling)
         for quant in model.quants
         if only in {None, quant}
     ]
+
+
+def _rate(machine: Machine, known: Mapping[str, Model], model: str, quant: str, measured: Sequence[Measured]) -> Rated:
+    return known[model], quant, predict(machine, known[model], quant, PROMPT_TOKENS, measured, known=known)
 
 
 def _newest(known: Mapping[str, Model]) -> Iterable[Model]:
@@ -217,9 +293,17 @@ def _choose(
     rated: Sequence[Rated], wishes: Mapping[str, Wish], limit: int
 ) -> tuple[dict[str, list[Offer]], list[Offer]]:
     """Give the offers of every tier and the best stack of them. Raises TooSmall."""
-    step = SMALL_STEP if limit < SMALL_BUDGET else PREFILL_STEP
-    offers = {tier: _offers(rated, tier, wish, step) for tier, wish in wishes.items()}
+    offers = {tier: _offers(rated, tier, wish, _step(limit)) for tier, wish in wishes.items()}
     return offers, _best(offers, limit)
+
+
+def _step(limit: int) -> int:
+    """Give how many tokens of a prompt are read at once."""
+    return SMALL_STEP if limit < SMALL_BUDGET else PREFILL_STEP
+
+
+def _by_worth(offer: Offer) -> float:
+    return offer.worth
 
 
 def _offers(rated: Sequence[Rated], tier: str, wish: Wish, step: int) -> list[Offer]:
@@ -292,7 +376,7 @@ def _as_free(one: Offer, other: Offer) -> bool:
 def _best(offers: Mapping[str, list[Offer]], limit: int) -> list[Offer]:
     """Give the stack of highest worth that fits. Raises TooSmall."""
     for ratio in (MUCH_FASTER, BARELY_FASTER):
-        found = _search(list(offers.values()), limit, ratio, lambda offer: offer.worth)
+        found = _search(list(offers.values()), limit, ratio, _by_worth)
         if found:
             return found
     everything = sum(max(offer.bytes for offer in some) for some in offers.values())
@@ -410,7 +494,7 @@ def _reasons(pick: Pick, offer: Offer) -> tuple[str, ...]:
 
 def _explain(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], intent: str, limit: int) -> str:
     """Say why these, what was next, and what more memory would change."""
-    lines = [f"Intent {intent}, budget {_gb(limit)}, used {_gb(sum(pick.bytes for pick in picks))}."]
+    lines = [_used(picks, intent, limit)]
     for pick in picks:
         lines.append(f"{pick.tier}: {pick.model} {pick.quant}. " + "; ".join(pick.reasons) + ".")
         lines.append(f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here.")
@@ -418,10 +502,14 @@ def _explain(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], intent: s
     return "\n".join(lines)
 
 
+def _used(picks: Sequence[Pick], intent: str, limit: int) -> str:
+    return f"Intent {intent}, budget {_gb(limit)}, used {_gb(sum(pick.bytes for pick in picks))}."
+
+
 def _with_more(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], limit: int) -> str:
     """Say what half as much memory again would change."""
     richer = int(limit * 1.5)
-    then = _search(list(offers.values()), richer, MUCH_FASTER, lambda offer: offer.worth)
+    then = _search(list(offers.values()), richer, MUCH_FASTER, _by_worth)
     changes = [
         f"{offer.tier} would be {offer.model.id} {offer.quant}"
         for offer, pick in zip(then, picks, strict=False)

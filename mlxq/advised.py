@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,8 @@ from catalog.speed import Speed
 from mlxq import render
 
 KILO = 1024
+LEAST_GIGABYTES = 100_000_000
+"""A download below this is told in megabytes."""
 
 
 def document(machine: Machine, chosen: Recommendation) -> dict[str, Any]:
@@ -45,18 +48,36 @@ def _tier(pick: Pick) -> dict[str, Any]:
 
 def show(chosen: Recommendation, *, explain: bool) -> None:
     """Print the three models, what they need and how fast they will be."""
-    render.table(
-        ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"],
-        [
-            [pick.tier, pick.model, pick.quant, tokens(pick.context), gigabytes(pick.bytes), ranged(pick.speed)]
-            for pick in chosen.picks
-        ],
-        right=(3, 4, 5),
-    )
-    basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
-    click.echo(f"\nUses {gigabytes(chosen.total)} of {gigabytes(chosen.budget)}. Speeds: {basis}.")
+    table(chosen)
+    click.echo(f"\n{total(chosen)}")
     if explain:
         click.echo(f"\n{chosen.explain}")
+
+
+def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, err: bool = False) -> None:
+    """Print one row a tier; `fetches`: the bytes of each tier's weights that are still to come."""
+    headers = ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"]
+    rows = [
+        [pick.tier, pick.model, pick.quant, tokens(pick.context), gigabytes(pick.bytes), ranged(pick.speed)]
+        for pick in chosen.picks
+    ]
+    if fetches is not None:
+        headers.append("FETCH")
+        rows = [[*row, fetch(fetches[row[0]])] for row in rows]
+    render.table(headers, rows, right=(3, 4, 5), err=err)
+
+
+def total(chosen: Recommendation) -> str:
+    """Say how much of the budget is used, and how far the speeds can be trusted."""
+    basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
+    return f"Uses {gigabytes(chosen.total)} of {gigabytes(chosen.budget)}. Speeds: {basis}."
+
+
+def fetch(size: int) -> str:
+    """Say how much is to be fetched."""
+    if size >= LEAST_GIGABYTES:
+        return gigabytes(size)
+    return f"{size / 1e6:.0f} MB" if size else "here"
 
 
 def ranged(speed: Speed) -> str:

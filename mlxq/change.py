@@ -72,9 +72,9 @@ def plan(db: Database, home: Home, wanted: Change) -> Plan:
     limit, known = _budget(db, home), advice.known(home)
     new: list[Tier] = []
     for name, tier in asked:
-        model, quant = _model(name, known, home)
+        one, quant = model(name, None, known, home)
         port = settings.load(home)["tier-port-base"]
-        new.append(place(tier, model, quant, [*kept, *new], base_port=port, budget_bytes=limit))
+        new.append(place(tier, one, quant, [*kept, *new], base_port=port, budget_bytes=limit))
     return Plan(kept, gone, new)
 
 
@@ -87,9 +87,9 @@ def _budget(db: Database, home: Home) -> int:
     return advice.budget(from_row(hardware.detect().as_row()), settings.load(home)["memory-budget-pct"])
 
 
-def _model(name: str, known: Mapping[str, Model], home: Home) -> tuple[Model, str]:
+def model(name: str, quant: str | None, known: Mapping[str, Model], home: Home) -> tuple[Model, str]:
     """Give the catalog's entry and the quant. Raises NotFound, UsageProblem for what the catalog does not know."""
-    found = target.find(name, None, known, settings.load(home)["default-quant"])
+    found = target.find(name, quant, known, settings.load(home)["default-quant"])
     if found.model is None or found.quant is None or found.quant not in found.model.quants:
         raise UsageProblem(
             f"{name} is not in the catalog, so nobody can say how much memory a tier of it needs.",

@@ -64,17 +64,20 @@ def next_step(command: str) -> None:
     say(f"Next: {paint(command, 'cyan', sys.stderr)}")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = ()) -> None:
-    """Print rows in columns; columns named in `right` hold numbers.
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int] = (), err: bool = False
+) -> None:
+    """Print rows in columns; columns named in `right` hold numbers. `err`: it is no result, so it goes to stderr.
 
     On a terminal the last column is folded to the width that is left; a pipe gets a line a row.
     """
+    stream = sys.stderr if err else sys.stdout
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
-    room = max(NARROWEST, columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)) if sys.stdout.isatty() else None
+    room = max(NARROWEST, columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)) if stream.isatty() else None
     for row in [list(headers), *cells]:
         for text in _lines(row, widths, right, room):
-            click.echo(_painted(text, row))
+            click.echo(_painted(text, row, stream), err=err)
 
 
 def _cell(value: Any) -> str:
@@ -92,12 +95,12 @@ def _lines(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], ro
     return [(before if number == 0 else " " * len(before)) + text for number, text in enumerate(folded)]
 
 
-def _painted(text: str, cells: Sequence[str]) -> str:
+def _painted(text: str, cells: Sequence[str], stream: IO[str]) -> str:
     """Paint the cells whose first word tells a state."""
     for cell in cells:
         colour = COLOURS.get(cell.partition(",")[0])
         if colour:
-            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, colour, sys.stdout)}", 1)
+            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, colour, stream)}", 1)
     return text
 
 

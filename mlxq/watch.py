@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.live import Live
 
-STILL_S = 10.0
-"""Without a terminal, a job that goes on is told of this often."""
+STEPS = 10
+"""Without a terminal, a job that counts is told of so often between its start and its end."""
 WINDOW_S = 10.0
 """Rates are measured over the last seconds; an ETA is told only after as many."""
 MARKS: Mapping[State, str] = {
@@ -32,6 +32,10 @@ MARKS: Mapping[State, str] = {
 }
 NAME_WIDTH = 36
 """A longer name pushes its own line alone to the right."""
+WIDE = 100
+"""Columns from which every pull has a bar; below, the total alone has one."""
+SMALL_FILE = 10_000_000
+"""Bytes; a smaller file is here before a person has read its name."""
 SUBJECTS = ("service", "model", "source", "target", "folder")
 """The argument that says what a job is about."""
 
@@ -99,28 +103,23 @@ class JsonView:
 
 
 class PlainView:
-    """A line when a job begins, when it ends, and now and then between."""
+    """A line when a job begins, comes to another phase or tenth, and ends; nothing while nothing changes."""
 
     def __init__(self) -> None:
-        self._told: dict[int, tuple[State, int]] = {}
-        self._at: dict[int, float] = {}
+        self._told: dict[int, tuple[Any, ...]] = {}
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Print the jobs that made a step."""
         for job in jobs:
-            mark = (job.state, job.attempt)
+            mark = _mark(job)
             quiet = job.state in (State.BLOCKED, State.QUEUED) and not job.error
-            if not quiet and (self._told.get(job.id) != mark or self._is_still(job)):
+            before = self._told.get(job.id)
+            if not quiet and before != mark:
                 self._told[job.id] = mark
-                self._at[job.id] = time.monotonic()
-                render.say(f"{MARKS[job.state]} {title(job)}: {self._text(job)}")
-
-    def _is_still(self, job: Job) -> bool:
-        return job.state is State.RUNNING and time.monotonic() - self._at[job.id] >= STILL_S
-
-    def _text(self, job: Job) -> str:
-        done, total = amounts(job)
-        return f"{note(job)} {done / total:.0%} of {amount(job, total)}" if total else note(job)
+                same_phase = before is not None and before[:-1] == mark[:-1]
+                render.say(
+                    f"{MARKS[job.state]} {title(job)}: {_plain(job, resumed='' if same_phase else resumed(job))}"
+                )
 
     def tell(self, text: str) -> None:
         """Say something beside the jobs."""
@@ -128,6 +127,51 @@ class PlainView:
 
     def close(self) -> None:
         """Nothing to put back."""
+
+
+def _plain(job: Job, *, resumed: str) -> str:
+    done, total = amounts(job)
+    parts = [note(job), resumed, f"{done / total:.0%} of {amount(job, total)}" if total else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def _mark(job: Job) -> tuple[Any, ...]:
+    """Give what is worth a line when it changes."""
+    done, total = amounts(job)
+    return job.state, job.attempt, job.phase if job.live else None, int(STEPS * done / total) if total else None
+
+
+def resumed(job: Job) -> str:
+    """Say where a running fetch went on, when it did not begin with the first byte."""
+    _, total = amounts(job)
+    share = (job.progress.get("resumed") or 0) / total if total else 0.0
+    return f"resumed at {share:.0%}" if share >= 0.01 else ""  # noqa: PLR2004 (less than a hundredth is the start)
+
+
+def overall(jobs: Sequence[Job]) -> tuple[float, float]:
+    """Give the bytes that are here and the bytes of all, over a chain's pulls.
+
+    (0, 0) where there are not two of them, and where the size of one is not known yet. What score chose says the sizes
+    of pulls that have not begun.
+    """
+    pulls = [job for job in jobs if job.kind == "pull" and job.state not in (State.FAILED, State.CANCELLED)]
+    sizes = _sizes(jobs)
+    totals = [float(job.progress.get("total") or sizes.get(job.args["source"], 0)) for job in pulls]
+    if len(pulls) < 2 or not all(totals):  # noqa: PLR2004 (one pull is its own total)
+        return 0.0, 0.0
+    here = (
+        total if job.state is State.SUCCEEDED else float(job.progress.get("done") or 0)
+        for job, total in zip(pulls, totals, strict=True)
+    )
+    return sum(here), sum(totals)
+
+
+def _sizes(jobs: Sequence[Job]) -> dict[str, int]:
+    """Give the bytes of each source that the choice of models told."""
+    for job in jobs:
+        if job.kind == "score" and job.state is State.SUCCEEDED:
+            return job.result["sizes"]
+    return {}
 
 
 def amounts(job: Job) -> tuple[float, float]:
@@ -188,7 +232,8 @@ class LiveView:
         """Draw the jobs anew."""
         if self._live is None:
             self._live = _start_live()
-        self._live.update(self._tree(jobs), refresh=True)
+        size = self._live.console.size
+        self._live.update(self._tree(jobs, size.width, size.height), refresh=True)
 
     def tell(self, text: str) -> None:
         """Say something above the moving picture."""
@@ -203,44 +248,79 @@ class LiveView:
             self._live.stop()
             self._live = None
 
-    def _tree(self, jobs: Sequence[Job]) -> Group:
+    def _tree(self, jobs: Sequence[Job], width: int, height: int) -> Group:
+        """Draw the total of all pulls, each job, and under it the files on their way, as far as there is room."""
         from rich.console import Group
 
         depth = depths(jobs)
         names = {job.id: f"{'  ' * depth[job.id]}{MARKS[job.state]} {title(job)}" for job in jobs}
         widest = min(NAME_WIDTH, max((len(name) for name in names.values()), default=0))
-        return Group(*(self._line(job, names[job.id].ljust(widest)) for job in jobs))
+        lines = self._total(jobs)
+        room = height - len(jobs) - len(lines) - 2
+        for job in jobs:
+            lines.append(self._line(job, names[job.id].ljust(widest), wide=width >= WIDE))
+            files = _files(job, 2 * depth[job.id] + 9)[: max(0, room)]
+            room -= len(files)
+            lines += files
+        return Group(*lines)
 
-    def _line(self, job: Job, name: str) -> RenderableType:
-        from rich.text import Text
+    def _total(self, jobs: Sequence[Job]) -> list[RenderableType]:
+        done, total = overall(jobs)
+        if not total or done == total:
+            return []
+        figures = self._figures(0, done, total, render.size)
+        return [_text(("All pulls  ", "bold"), (f"{bar(done / total)} {figures}", ""))]
 
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{job.id:>4} ", style="bright_black")
-        text.append(f"{name}  ", style=render.COLOURS[job.state])
-        text.append(self._note(job), style="red" if job.state is State.FAILED else "bright_black")
-        return text
+    def _line(self, job: Job, name: str, *, wide: bool) -> RenderableType:
+        style = "red" if job.state is State.FAILED else "bright_black"
+        said = self._note(job, wide=wide)
+        return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLOURS[job.state]), (said, style))
 
-    def _note(self, job: Job) -> str:
+    def _note(self, job: Job, *, wide: bool) -> str:
         done, total = amounts(job)
         if not total:
             return f"{note(job)}{self._elapsed(job)}"
-        pace = self._paces.setdefault(job.id, Pace())
-        pace.see(done)
-        eta = pace.eta_s(done, total)
-        parts = [
-            f"{bar(done / total)} {done / total:4.0%}",
-            f"{_without_unit(amount(job, done), amount(job, total))} of {amount(job, total)}",
-            f"{amount(job, pace.rate)}/s" if pace.rate and eta is not None else "",
-            f"{render.span(eta)} left" if eta is not None else "",
-            note(job),
-        ]
+        figures = self._figures(job.id, done, total, lambda count: amount(job, count))
+        phase = "" if job.phase == "fetching" else note(job)
+        parts = [f"{bar(done / total)} {figures}" if wide else figures, resumed(job), phase]
         return "  ".join(part for part in parts if part)
+
+    def _figures(self, number: int, done: float, total: float, say: Callable[[float], str]) -> str:
+        """Give share and amounts, after some seconds also rate and time left."""
+        pace = self._paces.setdefault(number, Pace())
+        pace.see(done)
+        parts = [f"{done / total:4.0%}", f"{_without_unit(say(done), say(total))} of {say(total)}"]
+        if (eta := pace.eta_s(done, total)) is not None:
+            parts += [f"{say(pace.rate)}/s", f"{render.span(eta)} left"]
+        return "  ".join(parts)
 
     def _elapsed(self, job: Job) -> str:
         """Give how long a running job without figures has been at it."""
         if job.state is not State.RUNNING or not job.started_at:
             return ""
         return f"  {int(time.time() - job.started_at)}s"
+
+
+def _files(job: Job, indent: int) -> list[RenderableType]:
+    """Draw a line for each large file that a pull is fetching."""
+    if job.state is not State.RUNNING:
+        return []
+    files: Sequence[tuple[str, int, int]] = job.progress.get("files") or ()
+    return [
+        _text((f"{'':{indent}}{name}  {here / size:.0%} of {render.size(size)}", "bright_black"))
+        for name, here, size in files
+        if size >= SMALL_FILE
+    ]
+
+
+def _text(*parts: tuple[str, str]) -> RenderableType:
+    """Give one line of pieces, each with its style; what does not fit is cut."""
+    from rich.text import Text
+
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for words, style in parts:
+        text.append(words, style=style)
+    return text
 
 
 def _start_live() -> Live:

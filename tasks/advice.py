@@ -111,8 +111,11 @@ def choose(
 ) -> Recommendation:
     """Choose a stack for what was `asked` (intent, budget_pct, quant); without a Hub, of the built-in model.
 
-    Raises DoesNotFit with what the smallest stack needs, UsageProblem.
+    `choice` in `asked`, "model quant" by tier, holds whatever else is asked. Raises DoesNotFit with what the smallest
+    stack needs, NotFound for a model the catalog does not have, UsageProblem.
     """
+    if asked.get("choice"):
+        return compose(machine, known, asked["choice"], asked, measured)
     if hub:
         share = budget(machine, asked["budget_pct"])
         return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
@@ -120,3 +123,35 @@ def choose(
         return score.builtin(machine, known)
     except score.TooSmall as problem:
         raise too_small(machine, problem) from problem
+
+
+def compose(
+    machine: Machine,
+    known: Mapping[str, Model],
+    choice: Mapping[str, str],
+    asked: Mapping[str, Any],
+    measured: Sequence[Measured] = (),
+) -> Recommendation:
+    """Give the stack of the models that a person chose, "model quant" by tier.
+
+    Raises DoesNotFit with what they need together, NotFound, UsageProblem.
+    """
+    wanted = {tier: _named(words, known) for tier, words in choice.items()}
+    share = budget(machine, asked["budget_pct"])
+    try:
+        return score.compose(machine, known, wanted, asked["intent"], budget_bytes=share, measured=measured)
+    except score.TooSmall as problem:
+        raise DoesNotFit(
+            f"These models need {problem.needs_bytes / 1e9:.2f} GB together; "
+            f"the budget is {problem.budget_bytes / 1e9:.2f} GB.",
+            hint="mlxq setup",
+        ) from problem
+    except (KeyError, ValueError) as problem:
+        raise UsageProblem(f"That is no stack: {problem}.", hint="mlxq setup") from problem
+
+
+def _named(words: str, known: Mapping[str, Model]) -> tuple[str, str]:
+    """Read "model quant". Raises NotFound, UsageProblem for a quant that does not exist."""
+    name, _, quant = words.partition(" ")
+    model = find(name, known).model
+    return model.id, quant_of(model, quant, quant)

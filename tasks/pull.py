@@ -98,7 +98,8 @@ def _bring(context: Context, source: str, models: Path, force: bool, code: bool)
 def _reporter(context: Context) -> Progress:
     def report(step: dict[str, Any]) -> None:
         counted = {"done": step.get("bytes"), "total": step.get("total"), "unit": "bytes"} if "bytes" in step else {}
-        context.report(step["phase"], **counted, file=step.get("file"))
+        told = {name: step[name] for name in ("file", "files", "resumed") if name in step}
+        context.report(step["phase"], **counted, **told)
 
     return report
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from catalog.intent import FAST
 from catalog.machine import from_row
 from catalog.model import Model
 from catalog.score import Recommendation
@@ -29,13 +30,15 @@ def score(
     *,
     pull: bool = True,
     start: bool = True,
+    choice: dict[str, str] | None = None,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
-    The same question keeps the stack that is there, and so does a Hub out of reach; without a stack all tiers then
-    serve the built-in model. Gives {"tiers", "builtin", "kept", "budget_bytes",
-    "total_bytes", "explain"}. Raises NotSetUp before detect has run, DoesNotFit, UsageProblem for a
-    model file that is wrong.
+    `choice`, "model quant" by tier, takes these and no others. The same question keeps the stack that is there, and so
+    do `keep` and a Hub out of reach; without a stack all tiers then serve the built-in model.
+    Gives {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
+    Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
     row = host.recall(context.db, "machine")
     if not row:
@@ -49,10 +52,12 @@ def score(
     hub = bool(host.recall(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
     told = host.recall(context.db, "stack")
-    kept = bool(now) and (not hub or (told.get("asked") == asked and not told.get("builtin")))
+    known = advice.known(context.home)
+    kept = bool(now) and (keep or answers(now, told, asked, choice, hub=hub))
     if not kept:
-        known, machine = advice.known(context.home), from_row(row)
-        chosen = advice.choose(machine, known, asked, advice.measured(context.db, machine), hub=hub)
+        machine = from_row(row)
+        question = asked | {"choice": choice}
+        chosen = advice.choose(machine, known, question, advice.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked)
         stack.replace(context.db, now)
@@ -60,7 +65,33 @@ def score(
     gone, around = roster.leaving(context.db), roster.around(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
-    return told | {"kept": kept, "tiers": {tier.name: f"{tier.model} {tier.quant}" for tier in now}}
+    return told | {"kept": kept, "tiers": _models(now), "sizes": _sizes(now, known)}
+
+
+def answers(
+    now: Sequence[Tier],
+    told: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    choice: Mapping[str, str] | None,
+    *,
+    hub: bool,
+) -> bool:
+    """Say whether the stack that is there answers the question already."""
+    same = told.get("asked") == asked
+    if choice:
+        return same and _models(now) == choice
+    return not hub or (same and not told.get("builtin"))
+
+
+def _models(tiers: Sequence[Tier]) -> dict[str, str]:
+    return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
+
+
+def _sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
+    """Give the bytes of each source as the catalog has them, so that a total is known before the first pull."""
+    quants = [quant for model in known.values() for quant in model.quants.values()]
+    wanted = {tier.source for tier in tiers}
+    return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
 
 def plan(
@@ -68,10 +99,12 @@ def plan(
 ) -> list[New]:
     """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
-    `around`: the services that are started beside the engines. An engine waits for its own weights alone, so the
-    smallest model answers first; and for the tiers that are `gone` from the stack, whose memory and ports it may need.
+    `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
+    fast are fetched first, then the smaller ones: something answers soon. It also waits for the tiers that are `gone`
+    from the stack, whose memory and ports it may need.
     """
-    sources = list(dict.fromkeys(tier.source for tier in tiers)) if pull else []
+    soonest = sorted(tiers, key=lambda tier: (tier.name != FAST, tier.memory_bytes))
+    sources = list(dict.fromkeys(tier.source for tier in soonest)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
     jobs += roster.retirements(gone)

@@ -58,8 +58,22 @@ def ask(port: int, key: str, tier: Tier) -> None:
     finally:
         connection.close()
     who = answer.getheader("x-litellm-model-id", "")
-    if answer.status != http.client.OK or not who.startswith(f"{tier.name}@"):
+    if answer.status != http.client.OK:
         raise GatewayFailed(
-            f"Tier {tier.name} gave no answer: HTTP {answer.status} from {who or 'the gateway'}: {text[:200]}",
+            f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(text)}", hint=f"mlxq logs {tier.name}"
+        )
+    if not who.startswith(f"{tier.name}@"):
+        raise GatewayFailed(
+            f"Tier {tier.name} gave no answer; {who or 'something unnamed'} answered instead.",
             hint=f"mlxq logs {tier.name}",
         )
+
+
+def reason(text: str) -> str:
+    """Give what an error's body says in words: the message of OpenAI's envelope, else the first 200 characters."""
+    try:
+        said = json.loads(text)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        said = text
+    first = " ".join(str(said).split())[:200].rstrip(".")
+    return f"{first}." if first else "and it says no more."

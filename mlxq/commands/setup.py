@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from mlxq.commands import status
 from mlxq.watch import title
 from state import settings
 from state.db import Database
-from state.errors import UsageProblem
+from state.errors import NotSetUp, UsageProblem
 from state.job import Job, New, State
 from state.paths import Home, home
 from tasks import kinds
@@ -64,8 +65,9 @@ def command(
 ) -> None:
     """Choose models for this machine and bring them up.
 
-    Safe to run again: what is there already is neither pulled nor restarted. --add, --remove and --model change the
-    stack that is there.
+    On a terminal it shows the machine and what fits it, and takes changes. Safe to run again: what is there already is
+    neither pulled nor restarted. --add, --remove and --model change the stack that is there. With --json: a line of
+    JSON at each change of a job, and at the end one line with what `status --json` prints.
     """
     place, consent = home(), Consent(yes=yes, no_input=no_input)
     settings.load(place)
@@ -78,12 +80,12 @@ def command(
     elif dry_run:
         chain = preview(place, asked, as_json=as_json)
     else:
-        chain = _choose(place, asked | {"intent": consent.intent(intent)})
+        chain = _set_up(place, asked, consent, intent)
     if chain is None:
         return
-    ask.follow(place, ask.chain(chain), Commented(watch.view()), timeout_s=timeout_s)
+    ask.follow(place, ask.chain(chain), Commented(watch.view(as_json=as_json)), timeout_s=timeout_s)
     if as_json:
-        render.data(status.look(place).document())
+        render.line(status.look(place).document())
     else:
         status.welcome(place)
 
@@ -92,36 +94,65 @@ class Consent:
     """What a person is asked, or has said already."""
 
     def __init__(self, *, yes: bool, no_input: bool) -> None:
-        self._yes = yes
+        self.given = yes
         self._silent = no_input or not sys.stdin.isatty()
-
-    def intent(self, given: str | None) -> str:
-        """Ask what was not said. Raises UsageProblem where nobody can answer."""
-        if self._yes:
-            return given or INTENTS[0]
-        self._expect_answer("mlxq setup --accept-defaults")
-        chosen = given or click.prompt(
-            "What are the models for", type=click.Choice(INTENTS), default=INTENTS[0], err=True
-        )
-        self.to("Choose the models for this machine, fetch and start them")
-        return chosen
 
     def to(self, what: str) -> None:
         """Ask whether that may be done. Raises UsageProblem where nobody can answer, Abort for a no."""
-        if not self._yes:
-            self._expect_answer("the same command with --yes")
+        if not self.given:
+            self.expect_answer("the same command with --yes")
             click.confirm(what, default=True, abort=True, err=True)
 
-    def _expect_answer(self, hint: str) -> None:
+    def expect_answer(self, hint: str) -> None:
+        """Raise UsageProblem where nobody can answer."""
         if self._silent:
             raise UsageProblem("setup asks questions, and here is nobody to answer.", hint=hint)
 
 
-def _choose(place: Home, asked: dict[str, Any]) -> int:
-    """Begin the whole set-up; give the chain."""
+def _set_up(place: Home, asked: dict[str, Any], consent: Consent, intent: str | None) -> int:
+    """Begin the whole set-up, or find the one that is under way; give the chain."""
+    if not consent.given:
+        consent.expect_answer("mlxq setup --accept-defaults")
     render.say(f"Setting up in {place.root}.")
+    running = _under_way(place)
+    if running is not None:
+        return running
+    if not consent.given:
+        with unchanged():
+            asked = _guided(place, asked, intent)
     with ask.writing(place) as db:
         return begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
+
+
+def _guided(place: Home, asked: dict[str, Any], intent: str | None) -> dict[str, Any]:
+    """Ask a person for all that is open; give the arguments of the task score."""
+    from mlxq import guide, survey
+
+    render.say("Looking at this machine.")
+    return guide.settle(survey.look(place), asked, intent=intent)
+
+
+@contextmanager
+def unchanged() -> Generator[None]:
+    """Say to whoever leaves, by Ctrl-C or by an answer, that nothing was done. Raises Exit with 130."""
+    try:
+        yield
+    except (click.Abort, KeyboardInterrupt):
+        render.say("\nStopped. Nothing was changed.")
+        render.next_step("mlxq setup")
+        raise click.exceptions.Exit(ask.INTERRUPTED) from None
+
+
+def _under_way(place: Home) -> int | None:
+    """Give the chain of the set-up that is under way, and say so."""
+    try:
+        with ask.reading(place) as db:
+            running = db.value(RUNNING_SETUP)
+    except NotSetUp:
+        return None
+    if running is not None:
+        render.say(f"A setup is already under way (job {running}); following that one.")
+    return running
 
 
 def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
@@ -142,24 +173,17 @@ def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_
 
 def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
     """Show what a set-up would choose now. Raises DoesNotFit."""
-    from mlxq import advised
-    from tasks import advice
-    from tasks.world import hardware, hub
+    from mlxq import advised, guide, survey
 
-    machine, known, wanted = hardware.detect(), advice.known(place), settings.load(place)
-    question = {
-        "intent": asked["intent"],
-        "budget_pct": asked.get("budget_pct") or wanted["memory-budget-pct"],
-        "quant": advice.quant_wanted(wanted),
-    }
-    chosen = advice.choose(machine, known, question, hub=hub.hub_reachable())
-    size = sum({known[pick.model].quants[pick.quant].source: known[pick.model].quants[pick.quant].bytes
-                for pick in chosen.picks}.values())  # fmt: skip
+    found = survey.look(place)
+    chosen = found.recommend(asked)
     if as_json:
-        render.data(advised.document(machine, chosen) | {"download_bytes": size})
+        render.data(advised.document(found.machine, chosen) | {"download_bytes": found.to_fetch(chosen)})
         return
-    advised.show(chosen, explain=True)
-    click.echo(f"{advised.gigabytes(size)} to fetch, but for what is here already.")
+    advised.table(chosen, guide.fetches(found, chosen))
+    for line in guide.footer(found, chosen):
+        click.echo(line)
+    click.echo(f"\n{chosen.explain}")
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
@@ -189,13 +213,18 @@ class Commented:
 def remarks(jobs: Sequence[Job]) -> list[str]:
     """Give what is worth a sentence: which models were chosen, and that a tier answers before all is done."""
     done = {title(job): job for job in jobs if job.state is State.SUCCEEDED}
-    said: list[str] = []
-    if chosen := done.get("score"):
-        tiers = "".join(f"\n  {name:<10} {model}" for name, model in chosen.result["tiers"].items())
-        said.append(f"{chosen.result['explain']} {'Kept' if chosen.result['kept'] else 'Chosen'}:{tiers}")
+    score = done.get("score")
+    said = [chosen(score.result)] if score and "choice" not in score.args else []
     if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "verify" for job in jobs):
         said.append('The tier fast can be used already: mlxq chat --tier fast "…"')
     return said
+
+
+def chosen(result: Mapping[str, Any]) -> str:
+    """Say what the task score came to."""
+    why = result.get("explain", "").partition("\n")[0]
+    tiers = "".join(f"\n  {name:<10} {model}" for name, model in result["tiers"].items())
+    return f"{why} {'Kept' if result['kept'] else 'Chosen'}:{tiers}".lstrip()
 
 
 def begin(db: Database, batch: list[New]) -> int:
@@ -203,7 +232,6 @@ def begin(db: Database, batch: list[New]) -> int:
     with db.transaction():
         running = db.value(RUNNING_SETUP)
         if running is not None:
-            render.say(f"A setup is already under way (job {running}); following that one.")
             return running
         ids = ask.put(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))

@@ -100,12 +100,14 @@ def brief(place: Home) -> None:
 
 
 def welcome(place: Home) -> None:
-    """Show what setup came to: the services, the endpoint, where the key is, and the next command."""
+    """Show what setup came to: the services, the endpoint, where the key is, a line to paste, and the next command."""
     found = look(place)
+    click.echo()
     _services(found)
     click.echo(f"\nEndpoint  {found.endpoint}")
     if place.secrets.exists():
         click.echo(f"Key       LITELLM_MASTER_KEY in {place.secrets}")
+        click.echo('Paste     eval "$(mlxq connect env)"   (gives both to OpenAI clients in this shell)')
     _next(found)
 
 

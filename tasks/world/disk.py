@@ -17,7 +17,7 @@ PROMISE = ".promise"
 
 def require(models: Path, need_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -> None:
     """Make sure `need_bytes` more fit beside what other fetches still have to bring. Raises DoesNotFit with the sum."""
-    free = shutil.disk_usage(_existing(models)).free
+    free = shutil.disk_usage(existing(models)).free
     others = promised(models)
     if need_bytes + others + floor_bytes <= free:
         return
@@ -67,6 +67,6 @@ def _total(folder: Path) -> int:
         return 0
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """Give the nearest folder above that exists: the one to be made lies on its disk."""
     return next(place for place in (folder, *folder.parents) if place.exists())

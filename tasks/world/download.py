@@ -63,7 +63,8 @@ def here(text: str, models: Path) -> Path | None:
 def fetch(request: Request, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
     """Bring weights here, or give them at once when they are there. A killed or cancelled fetch goes on where it was.
 
-    `on_progress` gets {"phase"} and, while fetching, {"bytes", "total", "rate", "file"} in bytes and bytes/s.
+    `on_progress` gets {"phase"} and, while fetching, {"bytes", "total", "rate", "resumed": bytes that were here when it
+    began, "file", "files": name, bytes and size of each that is on its way} in bytes and bytes/s.
     Raises NotFound, Gated, Offline, Damaged, DoesNotFit, UsageProblem, Busy (another process makes the same folder),
     Later (the host asked for a pause, or the disk is full: snooze), Cancelled.
     """

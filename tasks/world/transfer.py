@@ -63,12 +63,15 @@ class Transfer:
         self._located: dict[str, httpx.URL] = {}
         self._left: dict[str, int] = {}
         self._received = 0
+        self._resumed = 0
+        self._open: dict[str, Part] = {}
         self._current = ""
 
     def fetch(self, files: Sequence[File], report: Report) -> None:
         """Fetch what is not in the folder yet. Raises Offline, Damaged, Gated, NotFound, Later."""
         missing = [file for file in files if not _there(self._folder, file)]
         self._received = sum(file.size for file in files) - sum(file.size for file in missing)
+        self._resumed = self._received
         segments = self._segments(missing)
         threads = [threading.Thread(target=self._work, args=(segments,), daemon=True) for _ in range(CONNECTIONS)]
         for thread in threads:
@@ -84,6 +87,8 @@ class Transfer:
         for file in files:
             part = Part(self._folder, file)
             self._count(part.received)
+            self._resumed += part.received
+            self._open[file.name] = part
             open_segments = [number for number in range(part.segments) if part.done(number) < part.length(number)]
             self._left[file.name] = max(1, len(open_segments))
             for number in open_segments or [None]:
@@ -188,6 +193,7 @@ class Transfer:
                     hint=f"mlxq pull {self._repo}   (try again, or another mirror in HF_ENDPOINT)",
                 )
         part.finish()
+        del self._open[part.file.name]
 
     def _is_last(self, part: Part) -> bool:
         with self._lock:
@@ -216,9 +222,14 @@ class Transfer:
                 seen.popleft()
             (then, before), (now, received) = seen[0], seen[-1]
             rate = max(0.0, (received - before) / max(now - then, 1e-3))
-            report({"phase": "fetching", "bytes": received, "total": total, "rate": round(rate), "file": self._current})
+            now_at = {"file": self._current, "files": self._files(), "resumed": self._resumed}
+            report({"phase": "fetching", "bytes": received, "total": total, "rate": round(rate)} | now_at)
             if shutil.disk_usage(self._folder).free < self._floor_bytes:
                 self._fail(Later("the disk is almost full", _FULL_WAIT_S))
+
+    def _files(self) -> list[tuple[str, int, int]]:
+        """Give name, bytes that are here, and size of the files that are being fetched."""
+        return [(part.file.name, part.received, part.file.size) for part in list(self._open.values())]
 
 
 def _there(folder: Path, file: File) -> bool:

@@ -23,8 +23,10 @@ from catalog.score import (
     PROMPT_TOKENS,
     Recommendation,
     TooSmall,
+    alternatives,
     budget,
     builtin,
+    compose,
     lasts,
     recommend,
 )
@@ -262,3 +264,50 @@ def test_fewer_bits_are_never_worth_more():
         sizes = sorted(model.quants.values(), key=lambda quant: quant.bytes)
         points = [worth(model, quant.name) for quant in sizes]
         assert sorted(points) == points
+
+
+def models(made: Recommendation) -> dict[str, tuple[str, str]]:
+    return {pick.tier: (pick.model, pick.quant) for pick in made.picks}
+
+
+@settings(max_examples=30, deadline=None)
+@given(machine=MACHINES, intent=INTENT)
+def test_a_stack_composed_of_what_was_recommended_fits_and_is_the_same_models(machine: Machine, intent: str) -> None:
+    told = enough(machine, intent, budget(machine))
+
+    made = compose(machine, KNOWN, models(told), intent, budget_bytes=told.budget)
+
+    assert models(made) == models(told)
+    assert made.total <= made.budget
+
+
+@settings(max_examples=30, deadline=None)
+@given(machine=st.sampled_from(MACS), tier=st.sampled_from(TIERS), data=st.data())
+def test_every_alternative_can_be_composed(machine: Machine, tier: str, data: st.DataObject) -> None:
+    told = enough(machine, "balanced", budget(machine))
+    found = alternatives(machine, KNOWN, told, tier)
+    if not found:
+        return
+    offer = data.draw(st.sampled_from(found))
+
+    made = compose(machine, KNOWN, models(told) | {tier: (offer.model.id, offer.quant)}, budget_bytes=told.budget)
+
+    assert made.total <= made.budget
+    assert [one.worth for one in found] == sorted((one.worth for one in found), reverse=True)
+    assert offer.model.id not in {pick.model for pick in told.picks}
+
+
+def test_what_cannot_be_composed_says_what_it_needs() -> None:
+    big = {STANDARD: ("qwen3.5-27b", "int8"), FAST: ("qwen3.5-9b", "int8"), LONGCTX: ("qwen3.5-4b", "int8")}
+
+    with pytest.raises(TooSmall) as told:
+        compose(named("M4", 16), KNOWN, big)
+    assert told.value.needs_bytes > 27 * 10**9
+    with pytest.raises(ValueError, match="one tier"):
+        compose(named("M4", 16), KNOWN, big | {FAST: big[STANDARD]})
+
+
+def test_a_chosen_model_that_was_made_for_less_context_serves_with_what_it_has() -> None:
+    made = compose(named("M4 Max", 64), KNOWN, {LONGCTX: ("smollm2-135m", next(iter(KNOWN["smollm2-135m"].quants)))})
+
+    assert made.picks[0].context <= KNOWN["smollm2-135m"].context

@@ -79,7 +79,7 @@ def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.C
     view.show(of_chain(db, 1))
 
     assert capsys.readouterr().err.splitlines() == [
-        "▸ pull name: fetching 50% of 10 B",
+        "▸ pull name: fetching, 50% of 10 B",
         "✗ pull name: No.",
         "- configure: Job 1 did not succeed.",
         "- verify: Job 1 did not succeed.",
@@ -205,3 +205,36 @@ def test_a_dumb_terminal_gets_plain_lines(db: Database) -> None:
 
     assert name == "PlainView"
     assert "\x1b" not in text
+
+
+def test_a_line_comes_when_something_changed_and_not_for_a_byte_more(
+    db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain(db)
+    held, view = claim(db), watch.PlainView()
+    for done in (50, 51, 59, 60, 61):
+        ledger.report(db, held, "fetching", {"done": done, "total": 100, "unit": "bytes", "resumed": 43})
+        view.show(of_chain(db, 1))
+
+    assert capsys.readouterr().err.splitlines() == [
+        "▸ pull name: fetching, resumed at 43%, 50% of 100 B",
+        "▸ pull name: fetching, 60% of 100 B",
+    ]
+
+
+def test_the_total_of_all_pulls_is_known_before_each_has_begun(db: Database) -> None:
+    ledger.submit(db, kinds.new("score"))
+    batch = [kinds.new("pull", {"source": f"hub:x/{name}"}, label=name) for name in "ab"]
+    ledger.succeed(db, claim(db, "ops"), {"sizes": {"hub:x/a": 300, "hub:x/b": 100}}, batch)
+    assert watch.overall(of_chain(db, 1)) == (0, 400)
+
+    held = claim(db)
+    ledger.report(db, held, "fetching", {"done": 60, "total": 320, "unit": "bytes"})
+    assert watch.overall(of_chain(db, 1)) == (60, 420)
+
+    ledger.succeed(db, held, {})
+    assert watch.overall(of_chain(db, 1)) == (320, 420)
+
+
+def test_one_pull_is_its_own_total(db: Database) -> None:
+    assert watch.overall(chain(db)) == (0, 0)

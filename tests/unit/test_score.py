@@ -51,7 +51,7 @@ def test_what_was_not_asked_for_is_not_put_in(pull: bool, start: bool, labels: l
 def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> None:
     made = ledger.submit_all(db, score.plan([STANDARD, FAST], pull=True, start=True))
 
-    chain = of_chain(db, made["pull hub:x/a"][0])
+    chain = of_chain(db, made["pull hub:x/b"][0])
     assert [job.kind for job in chain if job.state == "queued"] == ["pull", "pull", "configure"]
     assert len(chain) == len(made)
 
@@ -89,3 +89,25 @@ def test_a_budget_too_small_says_what_would_do() -> None:
 
     with pytest.raises(DoesNotFit, match="needs"):
         advice.choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40, "quant": None}, hub=True)
+
+
+ASKED = {"intent": "balanced", "budget_pct": "auto", "quant": None}
+
+
+@pytest.mark.parametrize(
+    ("asked", "choice", "hub", "kept"),
+    [
+        (ASKED, None, True, True),
+        (ASKED | {"intent": "agent-fleet"}, None, True, False),
+        (ASKED | {"intent": "agent-fleet"}, None, False, True),
+        (ASKED, {"standard": "a int4", "fast": "b int4"}, True, True),
+        (ASKED, {"standard": "a int8", "fast": "b int4"}, True, False),
+        (ASKED, {"standard": "a int8", "fast": "b int4"}, False, False),
+    ],
+)
+def test_a_stack_stays_while_it_answers_the_question(
+    asked: dict[str, object], choice: dict[str, str] | None, hub: bool, kept: bool
+) -> None:
+    now = [STANDARD, FAST]
+
+    assert score.answers(now, {"asked": ASKED}, asked, choice, hub=hub) == kept

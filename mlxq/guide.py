@@ -1,0 +1,232 @@
+"""The guided set-up on a terminal: show the machine, ask what the models are for, show them, take changes.
+
+It asks and reads. What a person settles on is given back as arguments of the task score; nothing is changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from catalog.score import Offer, Recommendation, alternatives
+from mlxq import advised, change, render
+from mlxq.survey import Survey
+from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.stack import Tier
+
+INTENTS: Mapping[str, str] = {
+    "balanced": "the best answers that fit, at a good speed",
+    "agent-fleet": "agents that work side by side: tools, speed, long prompts",
+}
+"""What the models may be for, with a few words each; the first is the default."""
+MOST_OFFERED = 9
+"""So many alternatives have a key of one digit."""
+
+
+def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> dict[str, Any]:
+    """Ask a person for all that is open; give the arguments of the task score.
+
+    `asked`: what the options say; `intent` is None when no option said it. Raises Abort where the person leaves,
+    DoesNotFit when nothing fits this machine.
+    """
+    _card(found)
+    if found.tiers and intent is None and "budget_pct" not in asked and _stays(found):
+        return {**asked, "keep": True}
+    wanted = {**asked, "intent": intent or _intent()}
+    chosen = _chosen(found, wanted)
+    if not found.hub:
+        return wanted
+    return wanted | {"choice": words(chosen)}
+
+
+def words(chosen: Recommendation) -> dict[str, str]:
+    """Give a stack as the task score takes it: "model quant" by tier."""
+    return {pick.tier: f"{pick.model} {pick.quant}" for pick in chosen.picks}
+
+
+def _card(found: Survey) -> None:
+    machine = found.machine
+    cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
+    memory = f"{render.size(machine.memory_bytes)}, {render.size(machine.usable_bytes)} of it for models"
+    facts = {
+        "Chip": f"{machine.chip}{cores}, {machine.os}",
+        "Memory": memory,
+        "Disk": f"{advised.gigabytes(found.free_bytes)} free for weights",
+        "Note": machine.note,
+    }
+    render.say()
+    for name, value in facts.items():
+        if value:
+            render.say(f"  {name:<8}{value}")
+
+
+def _stays(found: Survey) -> bool:
+    """Show the stack that is here, and ask whether it stays. Raises Abort."""
+    render.say("\nHere already:")
+    for tier in found.tiers:
+        render.say(f"  {tier.name:<10}{tier.model} {tier.quant}")
+    if not found.hub:
+        render.say("No Hub is in reach, so no other models can be fetched now.")
+        text, answers = "Enter to bring these up, q to leave all as it is", {"": "keep", "q": "leave"}
+    else:
+        text = "Enter to keep these and bring them up, c to choose anew, q to leave all as it is"
+        answers = {"": "keep", "c": "choose", "q": "leave"}
+    return _answer(f"\n{text}", answers) == "keep"
+
+
+def _intent() -> str:
+    render.say("\nWhat are the models for?")
+    for number, (name, text) in enumerate(INTENTS.items(), start=1):
+        render.say(f"  {number}  {name:<13}{text}")
+    keys = {str(number): name for number, name in enumerate(INTENTS, start=1)}
+    return _answer("Enter for 1, or a number", {"": next(iter(INTENTS)), **keys, **{name: name for name in INTENTS}})
+
+
+def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation:
+    """Show what fits best, and change it until the person is content. Raises Abort, DoesNotFit."""
+    chosen = found.recommend(asked)
+    _show(found, chosen)
+    while True:
+        text, answers = _ways(found, chosen, pull=asked["pull"])
+        match _answer(text, answers):
+            case "go":
+                return chosen
+            case "why":
+                render.say(f"\n{chosen.explain}\n")
+            case _:
+                chosen = _changed(found, asked, chosen)
+                _show(found, chosen)
+
+
+def _ways(found: Survey, chosen: Recommendation, *, pull: bool) -> tuple[str, dict[str, str]]:
+    """Give what can be done with a stack that is shown: the question, and its answers."""
+    ways = {"w": "why", "q": "leave"}
+    text = "w for why, q to leave all as it is"
+    if found.hub:
+        ways, text = {"c": "change", **ways}, f"c to change a model, {text}"
+    if pull and found.to_fetch(chosen) > found.free_bytes:
+        return text.capitalize(), ways
+    return f"Enter to go on, {text}", {"": "go", **ways}
+
+
+def _show(found: Survey, chosen: Recommendation) -> None:
+    """Print the stack with what it takes, and how it differs from the one that is here."""
+    render.say()
+    advised.table(chosen, fetches(found, chosen), err=True)
+    for line in [*footer(found, chosen), *differences(found.tiers, chosen)]:
+        render.say(line)
+    render.say()
+
+
+def fetches(found: Survey, chosen: Recommendation) -> dict[str, int]:
+    """Give the bytes that are still to come, by tier."""
+    return {pick.tier: found.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
+
+
+def footer(found: Survey, chosen: Recommendation) -> list[str]:
+    """Give the totals: memory against its budget, what is to be fetched against the disk."""
+    fetch, free = found.to_fetch(chosen), advised.gigabytes(found.free_bytes)
+    lines = ["", advised.total(chosen)]
+    if chosen.intent == "built-in":
+        lines.append(chosen.explain)
+    if not fetch:
+        return [*lines, "All weights are here; nothing is to be fetched."]
+    room = f"the disk has {free} free for it" if fetch <= found.free_bytes else f"the disk has only {free} free for it"
+    return [*lines, f"To fetch: {advised.fetch(fetch)}; {room}."]
+
+
+def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
+    """Say what would become of each tier that is here."""
+    if not now:
+        return []
+    then = words(chosen)
+    lines = ["Against what is here now:"]
+    for tier in now:
+        model = f"{tier.model} {tier.quant}"
+        fate = (
+            "goes" if tier.name not in then else "stays" if then[tier.name] == model else f"becomes {then[tier.name]}"
+        )
+        lines.append(f"  {tier.name:<10}{model} {fate}")
+    return [
+        *lines,
+        *(f"  {name:<10}{model} is new" for name, model in then.items() if name not in {t.name for t in now}),
+    ]
+
+
+def _changed(found: Survey, asked: Mapping[str, Any], chosen: Recommendation) -> Recommendation:
+    """Ask for a tier and another model for it; give the stack with it, or the same one. Raises Abort."""
+    tiers = [pick.tier for pick in chosen.picks]
+    listed = ", ".join(f"{number} {tier}" for number, tier in enumerate(tiers, start=1))
+    keys = {str(number): tier for number, tier in enumerate(tiers, start=1)}
+    tier = _answer(f"Which tier: {listed} (Enter to go back)", {"": "", **keys, **{tier: tier for tier in tiers}})
+    if not tier:
+        return chosen
+    offers = alternatives(found.machine, found.known, chosen, tier, measured=found.measured, quant=found.quant)
+    _offer(found, offers[:MOST_OFFERED])
+    keys = {str(number): f"{one.model.id} {one.quant}" for number, one in enumerate(offers[:MOST_OFFERED], start=1)}
+    before = words(chosen)
+    while said := _typed(f"\nA number, or a model's name; Enter keeps {before[tier]}"):
+        try:
+            return found.recommend(asked, before | {tier: _free(keys.get(said) or _named(found, said), tier, before)})
+        except (NotFound, UsageProblem, DoesNotFit) as problem:
+            render.say(problem.message)
+    return chosen
+
+
+def _offer(found: Survey, offers: Sequence[Offer]) -> None:
+    """Print the alternatives, each with its key."""
+    if not offers:
+        render.say("\nNo other model that suits this tier fits beside the others; a name may still be given.")
+        return
+    render.say()
+    render.table(
+        ["", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S", "FETCH"],
+        [
+            [number, offer.model.id, offer.quant, advised.tokens(offer.context), advised.gigabytes(offer.bytes),
+             advised.ranged(offer.speed), advised.fetch(found.fetch_of(offer.model.id, offer.quant))]
+            for number, offer in enumerate(offers, start=1)
+        ],
+        right=(3, 4, 5, 6),
+        err=True,
+    )  # fmt: skip
+
+
+def _typed(text: str) -> str:
+    """Ask for words. Raises Abort."""
+    return click.prompt(text, default="", show_default=False, err=True).strip()
+
+
+def _named(found: Survey, said: str) -> str:
+    """Give "model quant" of what a person typed. Raises NotFound, UsageProblem."""
+    name, _, quant = said.partition(" ")
+    model, chosen = change.model(name, quant.strip() or None, found.known, found.home)
+    return f"{model.id} {chosen}"
+
+
+def _free(wanted: str, tier: str, before: Mapping[str, str]) -> str:
+    """Give what is wanted, unless another tier serves that model. Raises UsageProblem."""
+    model = wanted.partition(" ")[0]
+    held = next(
+        (other for other, serves in before.items() if other != tier and serves.partition(" ")[0] == model), None
+    )
+    if held:
+        raise UsageProblem(f"{model} serves {held} already.")
+    return wanted
+
+
+def _answer(text: str, answers: Mapping[str, str]) -> str:
+    """Ask until one of the answers comes, by key or by word; the key "" is Enter. Raises Abort for "leave"."""
+
+    def read(said: str) -> str:
+        key = said.strip().lower()
+        if key not in answers:
+            raise click.UsageError(f"{said!r} is none of: {', '.join(each or 'Enter' for each in answers)}.")
+        return answers[key]
+
+    default = "" if "" in answers else None
+    found = click.prompt(text, default=default, show_default=False, value_proc=read, err=True)
+    if found == "leave":
+        raise click.Abort
+    return found

@@ -1,0 +1,90 @@
+"""What set-up finds before anything is asked or changed: machine, Hub, disk, and the weights and stack of this home."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from catalog.machine import Machine
+from catalog.model import Model
+from catalog.score import Recommendation
+from catalog.speed import Measured
+from mlxq import ask, installed
+from state import settings, stack
+from state.db import Database
+from state.errors import NotSetUp
+from state.paths import Home
+from state.settings import Settings
+from state.stack import Tier
+from tasks import advice
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One look at everything a choice of models follows from."""
+
+    home: Home
+    machine: Machine
+    known: Mapping[str, Model]
+    measured: Sequence[Measured]
+    hub: bool
+    """Whether the Hub answered."""
+    here: frozenset[str]
+    """Sources whose weights are whole on this machine."""
+    free_bytes: int
+    """What weights may take of their disk; some is always kept free."""
+    tiers: Sequence[Tier]
+    settings: Settings
+
+    @property
+    def quant(self) -> str | None:
+        """The quant that a person bound all models to; None when there is no such wish."""
+        return advice.quant_wanted(self.settings)
+
+    def recommend(self, asked: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
+        """Give what the task score would choose for the same arguments. Raises DoesNotFit, NotFound, UsageProblem."""
+        question = {
+            "intent": asked["intent"],
+            "budget_pct": asked.get("budget_pct") or self.settings["memory-budget-pct"],
+            "quant": self.quant,
+            "choice": choice,
+        }
+        return advice.choose(self.machine, self.known, question, self.measured, hub=self.hub)
+
+    def fetch_of(self, model: str, quant: str) -> int:
+        """Give the bytes that are still to come of one model."""
+        wanted = self.known[model].quants[quant]
+        return 0 if wanted.source in self.here else wanted.bytes
+
+    def to_fetch(self, chosen: Recommendation) -> int:
+        """Give the bytes that are still to come of a whole stack; what two tiers share is counted once."""
+        return sum(self.fetch_of(*each) for each in {(pick.model, pick.quant) for pick in chosen.picks})
+
+
+def look(place: Home) -> Survey:
+    """Look at this machine and this home, and change nothing. Raises UsageProblem for a file that is wrong."""
+    from tasks.world import hardware, hub
+    from tasks.world.disk import existing
+    from tasks.world.source import FLOOR_BYTES
+
+    known, wanted = advice.known(place), settings.load(place)
+    machine = hardware.detect()
+    free = shutil.disk_usage(existing(wanted.models(place))).free
+    try:
+        with ask.reading(place) as db:
+            found = _kept(place, db, machine, known)
+    except NotSetUp:
+        found = _kept(place, None, machine, known)
+    measured, here, tiers = found
+    return Survey(place, machine, known, measured, hub.hub_reachable(), here, max(0, free - FLOOR_BYTES), tiers, wanted)
+
+
+def _kept(
+    place: Home, db: Database | None, machine: Machine, known: Mapping[str, Model]
+) -> tuple[Sequence[Measured], frozenset[str], Sequence[Tier]]:
+    """Give the benchmarks, the whole weights and the tiers of this home."""
+    weights = installed.listing(place, db, known)
+    here = frozenset(one.source for one in weights if one.state in {"loadable", "valid"})
+    return (advice.measured(db, machine) if db else ()), here, (stack.tiers(db) if db else ())
