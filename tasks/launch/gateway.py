@@ -39,6 +39,9 @@ def serve(wanted: argparse.Namespace) -> None:
     """Put the hook around LiteLLM and under it, and run it."""
     import litellm
     import uvicorn
+    from litellm.proxy.hooks import PROXY_HOOKS
+
+    PROXY_HOOKS.clear()  # LiteLLM's own limits and budgets: the door does the limits, and they take a tenth of its time
     from litellm.proxy.proxy_server import app
 
     from tasks.launch import hook_names

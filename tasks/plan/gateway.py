@@ -162,6 +162,9 @@ def _deployment(group: str, tier: Tier) -> dict[str, Any]:
             "id": f"{tier.name}@local" + ("" if group == tier.name else f"/{group}"),
             "mode": "chat",
             "max_input_tokens": tier.context,
+            # Without a price LiteLLM 1.106.2 searches its whole price list for one, twice a request.
+            "input_cost_per_token": 0.0,
+            "output_cost_per_token": 0.0,
             "disable_background_health_check": True,
         },
     }
