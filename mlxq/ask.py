@@ -201,8 +201,11 @@ def _raise_first(ended: Sequence[Job]) -> None:
     raise rebuild(first.error_code or "failed", first.error or "", first.hint or f"mlxq jobs show {first.id}")
 
 
-def stop_idle_worker(home: Home) -> None:
-    """End a worker that a command started, unless jobs that a person asked for are left; the watchdog's come again."""
+def stop_idle_worker(home: Home) -> bool:
+    """End a worker that a command started, unless jobs that a person asked for are left; the watchdog's come again.
+
+    Tells whether one ended.
+    """
     with reading(home) as db:
         live = db.value(
             "SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running') AND source <> 'watchdog'"
@@ -210,5 +213,4 @@ def stop_idle_worker(home: Home) -> None:
         there = worker.current(db)
     if live:
         render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
-    elif there:
-        background.stop(home, there.owner)
+    return not live and there is not None and background.stop(home, there.owner)

@@ -17,7 +17,7 @@ from typing import IO, Any, TextIO
 
 import structlog
 
-from state import wake
+from state import service, wake
 from state.errors import Busy, Internal, StateUnavailable
 from state.paths import Home
 from state.worker import sign_off
@@ -38,13 +38,13 @@ LOCK_WAIT_S = 1.0
 
 
 def run(home: Home) -> None:
-    """Work until SIGTERM or SIGINT.
+    """Work until SIGTERM or SIGINT, or until the home is deleted, which ends its services too.
 
     Raises Busy when a worker of this home already runs, NewerState, StateDamaged, and DeadlinePassed when a job could
     not be stopped: a thread cannot be killed, so the worker ends and whoever keeps it alive starts a fresh one.
     """
     home.make()
-    with _only_one(home):
+    with _only_one(home) as lock:
         _log_to_stderr()
         runtime.home = home
         runtime.owner = _owner()
@@ -52,9 +52,11 @@ def run(home: Home) -> None:
         boot.look_back(runtime.database(), process.boot())
         keeper = Keeper(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
-        _work(home, keeper, stop)
+        _work(home, keeper, stop, lock)
         with suppress(StateUnavailable):  # its row then tells of a dead worker
             sign_off(runtime.database(), runtime.owner)
+            if not home.worker_lock.exists():
+                _end_services(home)
         log.info("worker_stopped")
     if keeper.problem:
         raise keeper.problem
@@ -68,21 +70,41 @@ def _owner() -> str:
     return process.encode(me)
 
 
-def _work(home: Home, keeper: Keeper, stop: threading.Event) -> None:
-    """Run both lanes, the listener and the keeper until `stop`; then let jobs give their work back."""
+def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> None:
+    """Run both lanes, the listener and the keeper until `stop` or the end of the home; then let jobs give work back."""
     with wake.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
         ears.start()
         threading.Thread(target=keeper.keep, name="keeper", daemon=True).start()
         consumers = _consumers()
         notify.notify(notify.READY)
-        while not stop.wait(HEALTH_S):
+        while not stop.wait(HEALTH_S) and _at_home(home, lock):
             for consumer in consumers:
                 consumer.check_worker_health()
         _wind_down(consumers)
         keeper.hand_back()
         wake.rouse(home)
         ears.join(1.0)
+
+
+def _at_home(home: Home, lock: IO[str]) -> bool:
+    """Tell whether the home is still the one that this worker locked; it may be gone, or another in its place."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), home.worker_lock.stat())
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # one that cannot be looked at is not known to be gone
+
+
+def _end_services(home: Home) -> None:
+    """End the services of a deleted home: their keys are gone, and nobody could watch or stop them any more.
+
+    The rows can be read as long as this process has the deleted file open. Raises StateUnavailable.
+    """
+    for row in service.listing(runtime.database()):
+        for left in process.find_orphans(str(home.root), row.name):
+            process.stop(left, STOP_GRACE_S)
 
 
 def _consumers() -> list[Any]:
@@ -111,8 +133,8 @@ def _wind_down(consumers: list[Any]) -> None:
 
 
 @contextmanager
-def _only_one(home: Home) -> Generator[None]:
-    """Hold the worker's lock; the kernel frees it when this process dies, however it dies."""
+def _only_one(home: Home) -> Generator[IO[str]]:
+    """Hold the worker's lock and give it; the kernel frees it when this process dies, however it dies."""
     with home.worker_lock.open("a+") as lock:
         if not _taken(lock):
             lock.seek(0)
@@ -120,7 +142,7 @@ def _only_one(home: Home) -> Generator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        yield
+        yield lock
 
 
 def _taken(lock: IO[str]) -> bool:

@@ -7,7 +7,7 @@ import click
 from mlxq import ask, dry, options, render, report, watch
 from state import service, stack
 from state.errors import NotSetUp
-from state.paths import home
+from state.paths import Home, home
 from state.service import Observed, Service
 from tasks import kinds
 
@@ -25,7 +25,8 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
     with ask.reading(place) as db:
         rows = service.listing(db)
         if not rows and not stack.tiers(db):
-            raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
+            _without_a_stack(place, dry_run=dry_run)
+            return
         name = stack.tier(db, tier).name if tier else None
         names = [each.name for each in rows if name in (None, each.name) and not is_down(each)]
         if dry_run:
@@ -38,6 +39,13 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
         ask.stop_idle_worker(place)
     render.say(f"{tier or 'The stack'} is down.")
     render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")
+
+
+def _without_a_stack(place: Home, *, dry_run: bool) -> None:
+    """End the worker that a command such as `mlxq pull` started. Raises NotSetUp when there is none either."""
+    if dry_run or not ask.stop_idle_worker(place):
+        raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
+    render.say("There is no stack; the worker has ended.")
 
 
 def is_down(row: Service) -> bool:

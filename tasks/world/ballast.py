@@ -17,10 +17,10 @@ ROOM_BYTES = 4 * BALLAST_BYTES
 
 def lay_ballast(home: Home) -> None:
     """Write the ballast when it is not there and there is room for it. Random bytes: zeros may take no room."""
-    if home.ballast.exists() or shutil.disk_usage(home.root).free < ROOM_BYTES:
-        return
     part = home.ballast.with_suffix(".part")
     try:
+        if home.ballast.exists() or shutil.disk_usage(home.root).free < ROOM_BYTES:
+            return
         part.write_bytes(os.urandom(BALLAST_BYTES))
         part.rename(home.ballast)
     except OSError:

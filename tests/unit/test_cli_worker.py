@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from mlxq import ask
-from state import ledger, wake, worker
+from state import ledger, service, wake, worker
 from state.db import Database, open_database
 from state.job import State, get
 from state.paths import Home
@@ -180,6 +181,46 @@ def test_the_worker_s_log_is_private(home: Home, db: Database, start: Callable[.
 
     modes = {path.name: path.stat().st_mode & 0o077 for path in Path(home.root).rglob("*") if not path.is_symlink()}
     assert dict.fromkeys(modes, 0) == modes
+
+
+def test_down_ends_the_worker_of_a_home_without_a_stack(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+    pid = pid_in(line_with(start("jobs", "watch", "1"), "Started the worker"))
+    log_of(home, "worker_started", 1)
+    ledger.cancel(db, 1)
+
+    down = start("down")
+
+    assert "There is no stack; the worker has ended." in down.communicate()[1]
+    assert down.returncode == 0
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert "There is no stack to put down." in start("down").communicate()[1]
+
+
+QUICKLY = "from state.paths import home; from tasks import worker; worker.HEALTH_S = 0.1; worker.run(home())"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_worker_ends_with_its_home(home: Home, db: Database, replaced: bool) -> None:
+    """Its services end too, unless another home is there in its place: they may be that one's already."""
+    service.ensure(db, "fast", "engine", 9001)
+    marks = {"MLXQ_HOME": str(home.root), "MLXQ_SERVICE": "fast"}
+    serving = subprocess.Popen(["sleep", "600"], env=os.environ | marks, process_group=0)
+    threading.Thread(target=serving.wait, daemon=True).start()  # as init would, so that its death can be seen
+    own = subprocess.Popen([sys.executable, "-P", "-c", QUICKLY], stderr=subprocess.PIPE, text=True)
+    line_with(own, "worker_started")
+
+    home.root.rename(home.root.with_name("moved"))
+    if replaced:
+        home.make()
+        home.worker_lock.touch()
+
+    assert own.wait(PATIENCE_S) == 0
+    assert (serving.poll() is None) is replaced
+    serving.kill()
+    serving.wait()
 
 
 def test_down_ends_the_worker_that_a_command_started(
