@@ -3,12 +3,15 @@
     uv run python benchmarks/jobs.py [--jobs 400 --kills 20 --terms 10 --idle 120 --rounds 40]
 
 The workers are real processes (tests/support/jobworker.py); each job sleeps 50 ms. Submissions are timed from before
-the insert to the task's first line. About ten minutes with the defaults.
+the insert to the task's first line. A submission is one durable write, so the row `one write made durable` says what
+this disk takes for that alone, measured in between; on a shared disk its worst cases are the ledger's worst cases.
+About ten minutes with the defaults.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import statistics
@@ -24,6 +27,7 @@ from harness import table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import beside_pulls
 import plain_huey
 from support.crew import Crew, Toll, storm
 
@@ -153,13 +157,39 @@ def latency(ask: Callable[[], int], at: Callable[[int], float | None]) -> float:
     return (at(job) or 0.0) - begun
 
 
-def latencies(rounds: int, ask: Callable[[], int], at: Callable[[int], float | None]) -> list[float]:
+def latencies(
+    rounds: int, ask: Callable[[], int], at: Callable[[int], float | None], between: Callable[[], None] = lambda: None
+) -> list[float]:
     chance = random.Random(7)
     taken: list[float] = []
     for _ in range(rounds):
         time.sleep(chance.uniform(0.2, 0.8))
+        between()
         taken.append(latency(ask, at))
     return sorted(taken)
+
+
+class Disk:
+    """A file on the ledger's disk, to be written to as the ledger is: 4 KiB made durable."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / "disk").open("ab", buffering=0)
+        self.taken: list[float] = []
+
+    def write(self) -> None:
+        begun = time.monotonic()
+        self._file.write(bytes(4096))
+        os.fsync(self._file.fileno())
+        self.taken.append(time.monotonic() - begun)
+
+    def row(self) -> list[str]:
+        taken = sorted(self.taken)
+        return [
+            "one write made durable, p50 and p99",
+            "",
+            f"{ms(statistics.median(taken))}, {ms(at_share(taken, 0.99))}",
+            "",
+        ]
 
 
 def idle_and_latency(folder: Path, options: argparse.Namespace) -> list[list[str]]:
@@ -174,7 +204,8 @@ def idle_and_latency(folder: Path, options: argparse.Namespace) -> list[list[str
     time.sleep(options.idle)
     spent = [(cpu_s(worker.pid) - was) * 60 / options.idle for worker, was in zip(workers, before, strict=True)]
     first = latency(crew.act, lambda job: started(crew, job)), latency(plain.act, plain.started)
-    ours = latencies(options.rounds, crew.act, lambda job: started(crew, job))
+    disk = Disk(folder)
+    ours = latencies(options.rounds, crew.act, lambda job: started(crew, job), disk.write)
     theirs = latencies(options.rounds // 4, plain.act, plain.started)
     workers[1].kill()
     workers[1].wait()
@@ -183,6 +214,7 @@ def idle_and_latency(folder: Path, options: argparse.Namespace) -> list[list[str
         [f"submit → started after {options.idle:g} s idle", "≤ 50 ms", *map(ms, first)],
         ["submit → started, p50", "≤ 5 ms", ms(statistics.median(ours)), ms(statistics.median(theirs))],
         ["submit → started, p99", "≤ 50 ms", ms(at_share(ours, 0.99)), ms(at_share(theirs, 0.99))],
+        disk.row(),
         *steering(crew, options.rounds // 2),
     ]
     crew.close()
@@ -211,6 +243,37 @@ def steering(crew: Crew, rounds: int) -> list[list[str]]:
         ["cancel of a running child process, slowest of 5", "≤ 1 s", f"{max(cancels):.2f} s", NONE],
         ["start beside a full heavy lane, slowest", "≤ 100 ms", ms(beside[-1]), ""],
     ]
+
+
+def memory_only(rounds: int) -> list[list[str]]:
+    """Time submissions in a home that lies in memory: what mlxq itself takes, whatever the disk does."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        crew = Crew(Home(Path(name)).make())
+        crew.start()
+        crew.until_ended(crew.act())
+        taken = latencies(rounds, crew.act, lambda job: started(crew, job))
+        crew.close()
+    rows = [
+        [
+            "submit → started, home in memory, p50 and p99",
+            "",
+            f"{ms(statistics.median(taken))}, {ms(at_share(taken, 0.99))}",
+            "",
+        ]
+    ]
+    show(rows)
+    return rows
+
+
+def pulls(folder: Path) -> list[list[str]]:
+    """Ask for something small while three models come in, then cancel them."""
+    restarts, cancels = beside_pulls.measure(folder)
+    rows = [
+        ["restart while three pulls run → started, slowest", "≤ 100 ms", ms(max(restarts)), NONE],
+        ["cancel of a running download, slowest of 3", "≤ 1 s", f"{max(cancels):.2f} s", NONE],
+    ]
+    show(rows)
+    return rows
 
 
 def parallel(folder: Path) -> list[str]:
@@ -249,7 +312,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [*idle_and_latency(folder, options), parallel(folder), *storms(folder, options)]
+        rows = idle_and_latency(folder, options)
+        rows += [*memory_only(options.rounds), *pulls(folder), parallel(folder), *storms(folder, options)]
     table(["", "must", "mlxq", "plain SqliteHuey"], rows)
 
 
