@@ -8,6 +8,7 @@ from typing import Any
 from state import restraint, settings, stack
 from state import service as rows
 from state.errors import EngineFailed, MlxqError
+from state.job import get as read_job
 from state.service import Doing, Service
 from tasks import upkeep, watch
 from tasks.plan import gateway, page
@@ -46,7 +47,13 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
     grace_s = upkeep.HUNG_GRACE_S if why == "hung" else upkeep.GRACE_S
     if purge:
         _end_and_purge(context, service)
-    return bring_up(context, service, replace=why != "gone", grace_s=grace_s)
+    return bring_up(context, service, replace=why != "gone" and not _replaced(context, service), grace_s=grace_s)
+
+
+def _replaced(context: Context, name: str) -> bool:
+    """Tell whether an attempt before this one, cut short, has started the new process already."""
+    asked_at = read_job(context.db, context.held.id).created_at
+    return context.held.attempt > 1 and (rows.get(context.db, name).started_at or 0.0) >= asked_at
 
 
 def _end_and_purge(context: Context, name: str) -> None:

@@ -181,6 +181,8 @@ def _record(db: Database, name: str, step: Step, found: Identity, shim: Identity
 
 def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> bool:
     """Take over the process of a start that was never recorded; end every other one of this service."""
+    for shim in process.find_shims(str(home.root), one.name):
+        process.end_barren(shim)
     adopted = False
     for orphan, generation in process.find_orphans(str(home.root), one.name).items():
         fits = one.doing == Doing.STARTING and generation == one.generation and one.fingerprint == plan.fingerprint
@@ -332,7 +334,7 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
 def _exit_code(home: Home, one: Service, dead: Identity) -> int | None:
     """Read the code the shim keeps; it writes it a moment after the end."""
     if one.shim:
-        process.wait(process.decode(one.shim), 0.5)
+        process.wait(process.decode(one.shim), process.LAST_WORD_S)
     return process.exit_status(home.run, one.name, dead)
 
 

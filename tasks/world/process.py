@@ -39,6 +39,8 @@ so that an old shim's late word is not taken for the new program's."""
 
 CONFIRM_S = 5.0
 """Seconds a killed process may take to be gone; only one stuck in the kernel takes longer."""
+LAST_WORD_S = 0.5
+"""Seconds a shim may take to write the exit code of a program that ended."""
 
 
 @dataclass(frozen=True)
@@ -349,13 +351,32 @@ def find_orphans(home: str, service: str) -> dict[Identity, int]:
 
     Meant for those that were started and never recorded. The shim bears the same marks and is left out.
     """
-    found: dict[Identity, int] = {}
+    return {one: generation for one, generation in _marked(home, service) if not _is_shim(one.pid)}
+
+
+def find_shims(home: str, service: str) -> list[Identity]:
+    """Find the shims of our service's processes."""
+    return [one for one, _ in _marked(home, service) if _is_shim(one.pid)]
+
+
+def end_barren(shim: Identity) -> None:
+    """End a shim whose program is not there.
+
+    It writes an exit code, and is gone in a moment; or it lost its worker before it started the program, and would
+    start it when nobody looks for one any more.
+    """
+    if members(shim) == [shim] and not wait(shim, LAST_WORD_S) and members(shim) == [shim]:
+        send(shim, signal.SIGKILL)
+        wait(shim, CONFIRM_S)
+
+
+def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
+    """Give the living processes that bear our marks, each with its generation."""
     wanted = {"MLXQ_HOME": home, "MLXQ_SERVICE": service}
     for pid in _pids():
         marks = _environment(pid)
-        if wanted.items() <= marks.items() and not _is_shim(pid) and (one := identify(pid)):
-            found[one] = int(marks.get("MLXQ_GENERATION", "0"))
-    return found
+        if wanted.items() <= marks.items() and (one := identify(pid)):
+            yield one, int(marks.get("MLXQ_GENERATION", "0"))
 
 
 def _is_shim(pid: int) -> bool:

@@ -29,6 +29,11 @@ from tasks.plan import engine
 flags = shlex.split(os.environ["FAKE_ENGINE"])
 engine.argv = lambda tier, python: [python, *flags, "--port", str(tier.port), "--name", tier.name]
 """
+DYING = """
+import importlib, os, signal
+module, name = os.environ["DIES_AT"].split(":")
+setattr(importlib.import_module(module), name, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+"""
 WORKER = "from state.paths import home; from tasks import worker; worker.run(home())"
 TIER = Tier(
     name="fast",
@@ -66,6 +71,10 @@ class Mlxq:
 
     def work(self) -> None:
         self._start(WORKER, {})
+
+    def work_dying_at(self, where: str) -> None:
+        """Start a worker that is killed when it first comes to a function, `module:name`."""
+        self._start(DYING + WORKER, {"DIES_AT": where})
 
     def work_with_fakes(self, *flags: str) -> None:
         """Start a worker whose engines are fake_engine.py with these flags."""

@@ -1,0 +1,88 @@
+"""The worker is killed at every step of a start and in the midst of restarts: one engine in the end, none forgotten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.mlxq_home import Mlxq, until
+
+from state.service import Doing, Service
+from tasks.world import ports, process
+
+pytestmark = pytest.mark.slow
+
+SPAWNPOINTS = Path(__file__).parents[1] / "support" / "spawnpoints.py"
+STARTING = {
+    "the intent is written": "tasks.upkeep:_free_port",
+    "the process is started": "tasks.upkeep:_record",
+    "it loads": "tasks.upkeep:ready",
+    "it is ready": "tasks.watch:follow",
+}
+ENDING = {
+    "the old one drains": "tasks.world.process:wait",
+    "the old one is gone": "tasks.tier:_await_turn",
+}
+
+
+def test_a_start_ends_with_one_engine_wherever_it_is_cut(tmp_path: Path, empty_database: Path) -> None:
+    """Before each SQL statement and each line that starts a process; some are adopted, some are started anew."""
+    argv = [sys.executable, SPAWNPOINTS, empty_database, tmp_path]
+    told = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout[-3000:] + told.stderr
+    found = json.loads(told.stdout.splitlines()[-1])
+    print(found)
+
+    right = {"doing": "ready", "jobs": ["succeeded"], "engines": 1, "the recorded one": True, "on its port": True}
+    assert found["outcomes"] == [right]
+    assert found["points"] > 100
+    assert set(found["ways"]) == {"generation 1", "adopted", "generation 2"}
+
+
+def await_killed(mlxq: Mlxq) -> None:
+    """Wait until the worker met its end, and start another."""
+    assert mlxq.worker
+    assert mlxq.worker.wait(60) == -9
+    mlxq.work()
+
+
+def assert_one_engine(mlxq: Mlxq) -> Service:
+    """Hold what is against what the row says."""
+    one = mlxq.await_doing(Doing.READY)
+    holder = ports.holder(one.port)
+    assert holder
+    assert list(process.find_orphans(str(mlxq.home.root), "fast")) == [holder.identity]
+    assert one.identity == process.encode(holder.identity)
+    until(lambda: len(process.find_shims(str(mlxq.home.root), "fast")) <= 1)
+    return one
+
+
+@pytest.mark.parametrize("moment", STARTING)
+def test_a_real_engine_is_started_once_when_the_worker_dies_as(mlxq: Mlxq, moment: str) -> None:
+    mlxq.work_dying_at(STARTING[moment])
+    start = mlxq.put("start", service="fast")
+    await_killed(mlxq)
+
+    assert mlxq.ended(start, 120).state == "succeeded"
+    one = assert_one_engine(mlxq)
+    assert one.generation == (2 if moment == "the intent is written" else 1)
+
+
+@pytest.mark.parametrize("moment", ENDING | STARTING)
+def test_a_restart_is_finished_by_the_next_worker_when_its_own_dies_as(mlxq: Mlxq, moment: str) -> None:
+    """A new engine that is on its way already is kept: the long load does not begin again."""
+    mlxq.work()
+    before = mlxq.up()
+    mlxq.kill_worker()
+    mlxq.work_dying_at((ENDING | STARTING)[moment])
+    restart = mlxq.put("restart", service="fast")
+    await_killed(mlxq)
+
+    assert mlxq.ended(restart, 120).state == "succeeded"
+    one = assert_one_engine(mlxq)
+    assert one.identity != before.identity
+    assert one.generation == before.generation + (2 if moment == "the intent is written" else 1)
+    assert one.restarts == 0
