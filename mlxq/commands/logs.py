@@ -12,11 +12,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxq import ask, render, watch
-from state.errors import NotFound, NotSetUp
+from state.errors import NotFound, NotSetUp, UsageProblem
 from state.paths import Home, home
 from tasks import kinds
 
 CHUNK = 2**16
+WORKER = "worker"
+"""The name of the worker's own log."""
 LOOK_S = 0.25
 """How often --follow looks for more."""
 
@@ -35,14 +37,18 @@ class Log(click.ParamType[str]):
 @click.argument("name", type=Log(), required=False)
 @click.option("-n", "--tail", "count", type=click.IntRange(min=0), default=50, show_default=True, help="So many lines.")
 @click.option("--all", "everything", is_flag=True, help="Begin with the rotated logs, the oldest first.")
+@click.option("--service", is_flag=True, help="The log of the worker, which watches over the services.")
 @click.option("--rotate", is_flag=True, help="Rotate it now, or without NAME whatever is too big.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until Ctrl-C.")
-def command(name: str | None, count: int, *, everything: bool, rotate: bool, follow: bool) -> None:
+def command(name: str | None, count: int, *, everything: bool, service: bool, rotate: bool, follow: bool) -> None:
     """Print the log of a service, or of the worker.
 
     Without NAME: list the logs there are.
     """
     place = home()
+    if service and name not in {None, WORKER}:
+        raise UsageProblem(f"--service is the log of the worker, and {name} another one.", hint=f"mlxq logs {name}")
+    name = WORKER if service else name
     if name:
         find(place, name)
     if rotate:

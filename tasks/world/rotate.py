@@ -45,7 +45,8 @@ def archives(log: Path) -> list[Path]:
 def rotate(log: Path, keep: int, still: Stillness) -> int:
     """Move all of a log into a new archive, keep the newest `keep`; give the bytes that were moved.
 
-    On a full disk the oldest archives go first. Raises DiskFull when that does not help; the log is as it was.
+    On a full disk the archives that are beyond `keep` then go first, and no other.
+    Raises DiskFull when that does not help; the log is as it was.
     """
     while True:
         try:
@@ -53,32 +54,41 @@ def rotate(log: Path, keep: int, still: Stillness) -> int:
         except OSError as problem:
             if problem.errno not in {errno.ENOSPC, errno.EDQUOT}:
                 raise
-            old = archives(log)
-            if not old:
+            beyond = archives(log)[keep - 1 :]
+            if not beyond:
                 raise DiskFull(f"There is no room to rotate {log}.", done="It is as it was.", hint="df -h") from problem
-            old[-1].unlink()
+            beyond[-1].unlink()
 
 
 def _rotate(log: Path, keep: int, still: Stillness) -> int:
     part = log.with_name(f"{log.name}.part")
     try:
-        with log.open("r+b") as source, _private(part) as target:
-            with gzip.GzipFile("", "wb", fileobj=target, mtime=time.time()) as packed:
-                for _ in range(ROUNDS):
-                    if _copy(source, packed) <= CHUNK:
-                        break
-                with still():
-                    _copy(source, packed)
-                    packed.close()
-                    target.flush()
-                    _shift(log, keep)
-                    part.rename(_archive(log, 1))
-                    moved = source.tell()
-                    source.truncate(0)
-            os.fsync(target.fileno())
+        with (
+            log.open("r+b") as source,
+            _private(part) as target,
+            gzip.GzipFile("", "wb", fileobj=target, mtime=time.time()) as packed,
+        ):
+            for _ in range(ROUNDS):
+                if _copy(source, packed) <= CHUNK:
+                    break
+            _settle(target)
+            with still():
+                _copy(source, packed)
+                packed.close()
+                _settle(target)
+                _shift(log, keep)
+                part.rename(_archive(log, 1))
+                moved = source.tell()
+                source.truncate(0)
     finally:
         part.unlink(missing_ok=True)
     return moved
+
+
+def _settle(file: IO[bytes]) -> None:
+    """See the bytes on disk: some file systems find only now that there is no room, and the log is cut after this."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _private(path: Path) -> IO[bytes]:

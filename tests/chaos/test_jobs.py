@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import disk
 from support.crew import Crew, start_worker, storm
 
 from state import ledger
@@ -200,19 +200,9 @@ def test_a_wall_clock_that_jumps_an_hour_delays_and_loses_nothing(crew: Crew, tm
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a disk of 2 MB; needs root, or sudo that does not ask."""
-    if sys.platform != "linux":
-        pytest.skip("tmpfs is Linux's")
-    place = tmp_path / "disk"
-    place.mkdir()
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    options = ["-t", "tmpfs", "-o", f"size=2m,uid={os.getuid()}", "tmpfs", str(place)]
-    try:
-        subprocess.run([*sudo, "mount", *options], capture_output=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        pytest.skip("this account may not mount a tmpfs")
-    yield place
-    subprocess.run([*sudo, "umount", "-l", str(place)], check=True)
+    """Give a disk of 2 MB."""
+    with disk.mounted(tmp_path / "disk", "2m") as place:
+        yield place
 
 
 @pytest.fixture
@@ -231,7 +221,7 @@ def test_a_disk_that_fills_and_empties_costs_time_and_no_job(cramped: Crew, smal
     held = crew.act("ok", seconds=2.0)
     crew.until_running(held)
     filler = small_disk / "filler"
-    fill(filler)
+    disk.fill(filler)
     with pytest.raises(DiskFull):
         ask_until_full(crew)
     asked = crew.count(*State)
@@ -243,18 +233,6 @@ def test_a_disk_that_fills_and_empties_costs_time_and_no_job(cramped: Crew, smal
     assert crew.job(held).state is State.SUCCEEDED
     assert sum(note.job == held and note.word == "started" for note in crew.notes()) == 1
     assert crew.count(*State) == asked
-
-
-def fill(filler: Path) -> None:
-    """Write until the disk is full."""
-    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
-    try:
-        while os.write(descriptor, b"x" * 4096):
-            pass
-    except OSError:
-        return
-    finally:
-        os.close(descriptor)
 
 
 def ask_until_full(crew: Crew) -> None:

@@ -77,6 +77,19 @@ def test_all_of_a_log_begins_with_its_archives(
     assert capfdbinary.readouterr().out == b"one\ntwo\nthree\n"
 
 
+def test_the_service_itself_has_a_log_too(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """What watches over the services is the worker."""
+    home.log("worker").write_text("one\ntwo\n")
+    home.log("fast").write_text("three\n")
+
+    assert cli.run(["logs", "--service", "--tail", "1"]) == 0
+    assert capsys.readouterr().out == "two\n"
+    assert cli.run(["logs", "worker", "--service", "--all"]) == 0
+
+    assert cli.run(["logs", "fast", "--service"]) == 2
+    assert "--service is the log of the worker, and fast another one." in capsys.readouterr().err
+
+
 def test_a_person_may_rotate_now(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     home.log("fast").write_text("one\n")
     try:
