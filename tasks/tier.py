@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
 from state import restraint, settings, stack
 from state import service as rows
-from state.errors import EngineFailed, MlxqError
+from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
-from state.service import Doing, Service
+from state.service import Doing, Service, Step
 from tasks import upkeep, watch
-from tasks.plan import gateway, page
+from tasks.plan import gateway, health, page
+from tasks.plan import restart as policy
 from tasks.plan.restraint import may_start
 from tasks.queue import Context, job
 from tasks.upkeep import Blueprint
-from tasks.world import probe, process, promptcache
+from tasks.world import probe, process, promptcache, system
+from tasks.world.process import Identity
 
 LOOK_S = 0.1
 BROKEN_ANSWERS = 3
@@ -162,18 +165,22 @@ def _try(context: Context, name: str, plan: Blueprint) -> bool:
     try:
         return one.doing in rows.ROUTED or _await_ready(context, one, plan)
     except EngineFailed as problem:
-        _put_aside(context, one, problem)
+        _put_aside(context, one, problem, again_s=AGAIN_S)
+        raise
+    except PortTaken as problem:
+        _put_aside(context, one, problem, again_s=None)
         raise
 
 
 def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
-    """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed."""
+    """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed, PortTaken."""
     found = upkeep.identity(one)
     assert found is not None, "a service that was spawned has an identity"
-    until, failed = time.monotonic() + plan.start_limit_s, 0
+    began = thawed_at = time.monotonic()
+    failed = 0
     while not process.wait(found, LOOK_S):
-        context.check()
-        context.report("loading", done=int(time.monotonic() - until + plan.start_limit_s), unit="s")
+        spent_s = time.monotonic() - began
+        context.report("loading", done=int(spent_s), unit="s")
         if rows.get(context.db, one.name).wanted == "down":
             return False
         try:
@@ -186,23 +193,42 @@ def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
         except EngineFailed as problem:
             failed += 1
             if failed >= BROKEN_ANSWERS:
-                raise EngineFailed(
-                    f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}"
-                ) from problem
-        if time.monotonic() > until:
+                raise _broken(one, found, problem) from problem
+        if spent_s > plan.start_limit_s:
             raise EngineFailed(
                 f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
             )
+        thawed_at = _end_frozen(found, thawed_at)
     upkeep.bury(context.db, context.home, one.name, found)
     return False
 
 
-def _put_aside(context: Context, one: Service, problem: MlxqError) -> None:
-    """End a service that runs and does not serve; it is tried again in five minutes."""
-    found = upkeep.identity(one)
-    upkeep.give_up(context.db, one.name, problem, context.db.now() + AGAIN_S)
-    if found:
+def _broken(one: Service, found: Identity, problem: EngineFailed) -> MlxqError:
+    """Give the error for a port that answers, and answers wrongly."""
+    if upkeep.robbed(one, found):
+        return upkeep.port_taken(one)
+    return EngineFailed(f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}")
+
+
+def _end_frozen(found: Identity, thawed_at: float) -> float:
+    """End a process that somebody stopped while it loads; give when it last was not frozen, in monotonic seconds."""
+    now = time.monotonic()
+    if not process.frozen(found):
+        return now
+    if now - thawed_at > health.patience(health.TEXT, system.crowding()).frozen_s:
+        process.send(found, signal.SIGKILL)
+    return thawed_at
+
+
+def _put_aside(context: Context, one: Service, problem: MlxqError, *, again_s: float | None) -> None:
+    """End a service that runs and does not serve; it is tried again in `again_s` seconds, if at all.
+
+    It is ended before its row is: a worker that dies in between leaves a stop to finish, and no process forgotten.
+    """
+    rows.step(context.db, one.name, Step.ENDING, fence=one.generation)
+    if found := upkeep.identity(one):
         process.stop(found, upkeep.GRACE_S)
+    upkeep.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
 
 
 def _pause(context: Context, name: str) -> None:
@@ -213,8 +239,8 @@ def _pause(context: Context, name: str) -> None:
             return
         if one.doing in {Doing.FAILED, Doing.FLAPPING}:
             raise upkeep.as_error(one)
-        left = (one.next_try_at or 0.0) - context.db.now()
-        if left <= 0:
+        left_s = policy.left_s(one.next_try_at, context.db.now())
+        if left_s <= 0:
             return
-        context.report("backoff", done=0, total=round(left, 1), unit="s")
-        context.wait(min(left, 0.5))
+        context.report("backoff", done=0, total=round(left_s, 1), unit="s")
+        context.wait(min(left_s, 0.5))

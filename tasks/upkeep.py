@@ -23,7 +23,7 @@ from pathlib import Path
 from state import errors, host, restraint, secrets, service, settings, stack, weights
 from state import keys as app_keys
 from state.db import Database
-from state.errors import MlxqError, NotFound, NotSetUp, PortTaken
+from state.errors import EngineFailed, MlxqError, NotFound, NotSetUp, PortTaken
 from state.paths import Home
 from state.service import Doing, Service, Step
 from tasks.plan import engine, failure, gateway, health, page, restart
@@ -162,6 +162,12 @@ def running(one: Service) -> Identity | None:
     return found if found and process.alive(found) else None
 
 
+def this_boot(one: Service) -> bool:
+    """Tell whether the machine has not been restarted since the service was last started; True when it never was."""
+    marked = one.identity or one.shim
+    return marked is None or process.decode(marked).boot == process.boot()
+
+
 def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
     """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
     if not adopt_orphan(db, home, service.get(db, name), plan):
@@ -196,11 +202,15 @@ def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> boo
 
 def _free_port(one: Service) -> None:
     """Raise PortTaken when somebody has the port; whoever it is, is named and left alone."""
-    if ports.free(one.port):
-        return
+    if not ports.free(one.port):
+        raise port_taken(one)
+
+
+def port_taken(one: Service) -> PortTaken:
+    """Give the error that names who has the port of a service."""
     holder = ports.holder(one.port)
     who = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program"
-    raise PortTaken(
+    return PortTaken(
         f"Port {one.port}, which {one.name} needs, is taken by {who}.",
         done="It was left alone.",
         hint=f"mlxq config set {PORTS[one.kind]} PORT",
@@ -209,6 +219,12 @@ def _free_port(one: Service) -> None:
 
 PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-port"}
 """The setting that says where each kind of service listens."""
+
+
+def robbed(one: Service, found: Identity) -> bool:
+    """Tell whether somebody else listens on the port of a service that runs: it was quicker than the service."""
+    holder = ports.holder(one.port)
+    return holder is not None and holder.identity not in process.members(found)
 
 
 def _headline(log: Path, name: str, generation: int) -> None:
@@ -242,7 +258,7 @@ def ready(home: Home, one: Service) -> bool:
         return False
     key = secrets.read(home.secrets).get(secrets.TIER, "")
     if one.name not in probe.models(one.port, key, 10.0):
-        raise PortTaken(f"Port {one.port} is answered by something that does not serve {one.name}.")
+        raise EngineFailed(f"It does not serve {one.name}.")
     probe.one_token(one.port, key, one.name, TOKEN_S)
     return True
 

@@ -18,8 +18,8 @@ from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, State
 from state.service import ROUTED, SERVING, Doing, Service, Step
 from tasks import upkeep
 from tasks.kinds import new
-from tasks.plan import gateway, health, leak, page
-from tasks.plan.care import Care, care, escalate
+from tasks.plan import gateway, health, leak, page, restart
+from tasks.plan.care import Care, care, escalate, mends
 from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
 from tasks.plan.leak import Advice, Trend
 from tasks.queue import tick
@@ -119,7 +119,7 @@ class Watch:
                 return
             one = service.get(db, name)
             log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, doing=one.doing)
-            if one.doing == Doing.BACKOFF and (one.next_try_at or 0) <= db.now():
+            if one.doing == Doing.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
                 self._restart(db, name, "gone")
 
     def _tend(self, db: Database, one: Service, *, calm: bool) -> None:
@@ -148,8 +148,9 @@ class Watch:
         return None
 
     def _restart(self, db: Database, name: str, why: str) -> None:
-        """Have a job do it, unless one is at it already; a person may have switched this off."""
-        if settings.load(runtime.home)["auto-health-check"] or why in {"changed", "leaks"}:
+        """Have a job do it, unless one is at it already; a person may have switched mending off."""
+        one = service.get(db, name)
+        if settings.load(runtime.home)["auto-health-check"] or not mends(one, why, this_boot=upkeep.this_boot(one)):
             ledger.submit(db, new("restart", {"service": name, "why": why}), source="watchdog")
 
     def _judge(self, db: Database, one: Service, found: Identity) -> None:

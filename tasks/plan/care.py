@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 
 from state.service import ALIVE, Doing, Service
+from tasks.plan import restart
 
 
 class Care(StrEnum):
@@ -35,7 +36,18 @@ def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) 
         return Care.LEAVE
     if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:
         return Care.REPLACE if fingerprint not in {None, service.fingerprint} else Care.JUDGE
-    return Care.START if (service.next_try_at or 0) <= now else Care.LEAVE
+    return Care.LEAVE if restart.left_s(service.next_try_at, now) else Care.START
+
+
+def mends(service: Service, why: str, *, this_boot: bool) -> bool:
+    """Tell whether a restart mends a death or a hang, which a person may have switched off.
+
+    To bring up what is wanted, after a reboot or a start that was cut short, is no mending. `this_boot`: whether the
+    machine has not been restarted since the service was last started.
+    """
+    if why == "gone":
+        return this_boot and service.doing in {Doing.BACKOFF, Doing.FLAPPING}
+    return why in {"hung", "escalated"}
 
 
 def escalate(services: Sequence[Service]) -> bool:

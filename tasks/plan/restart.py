@@ -19,6 +19,7 @@ KEPT_EXITS = 200
 FLAPPING_S = 300.0
 JITTER = 0.2
 """Each pause is stretched or shrunk by up to a fifth, so that tiers that died together do not load together."""
+LONGEST_PAUSE_S = FLAPPING_S * (1 + JITTER)
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,12 @@ def next_try(
 def pause(exits: int, first_pause_s: float = FIRST_PAUSE_S) -> float:
     """Give the seconds before the next try, after this many exits in a row: 0, 1, 2, 4 … 60."""
     return 0.0 if exits <= 1 else min(LONGEST_S, first_pause_s * 2.0 ** min(exits - 2, 10))
+
+
+def left_s(next_try_at: float | None, now: float) -> float:
+    """Give the seconds until the next try, both times in unix seconds; 0 for what no pause can be.
+
+    A clock that was set back by an hour must not keep a service down for that long.
+    """
+    left = (next_try_at or 0.0) - now
+    return left if 0 < left <= LONGEST_PAUSE_S else 0.0

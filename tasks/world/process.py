@@ -162,7 +162,7 @@ def _stat(pid: int) -> _Stat | None:
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, name: str) -> Spawned:
     """Start `argv` in a session of its own, its output appended to `log`, its exit code kept in `run`.
 
-    Raises MlxqError when the program ended before it could be named.
+    Raises MlxqError when no process could be made for it.
     """
     kept = run / f"{name}.exit"
     kept.unlink(missing_ok=True)
@@ -176,19 +176,23 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
             stderr=output,
             start_new_session=True,
         )
-    engine, keeper = _first_word(shim), identify(shim.pid)
+    pid, keeper = _first_word(shim), _name(shim.pid)
     threading.Thread(target=shim.wait, name=f"reap-{name}", daemon=True).start()
-    if engine is None or keeper is None:
+    if not pid:
         raise MlxqError(f"{name} ended at once.", hint=f"mlxq logs {name}")
-    return Spawned(engine, keeper)
+    return Spawned(_name(pid), keeper)
 
 
-def _first_word(shim: subprocess.Popen[bytes]) -> Identity | None:
-    """Read the pid the shim says first."""
+def _first_word(shim: subprocess.Popen[bytes]) -> int:
+    """Read the pid the shim says first; 0 when it says nothing."""
     assert shim.stdout is not None
     with shim.stdout as pipe:
-        pid = pipe.readline().strip()
-    return identify(int(pid)) if pid else None
+        return int(pipe.readline().strip() or 0)
+
+
+def _name(pid: int) -> Identity:
+    """Name a process of ours; one that has ended already gets an identity that none has, and is dead like any other."""
+    return identify(pid) or Identity(pid, "ended", boot())
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -19,6 +20,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="fast")
     parser.add_argument("--load", type=float, default=0.0, help="seconds before the port opens")
+    parser.add_argument("--weights", type=Path, help="folder; ends as the original does when they are cut short")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--exit-after", type=float, help="seconds until it ends by itself")
     parser.add_argument("--exit-code", type=int, default=0)
@@ -86,8 +88,10 @@ class Handler(BaseHTTPRequestHandler):
             threading.Event().wait()
         self.server.steps += 1
         self.server.running -= 1
-        word = {"message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
-        return self.answer({"choices": [word], "usage": {"completion_tokens": 1}})
+        word = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
+        used = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        known = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": self.server.wanted.name}
+        return self.answer(known | {"choices": [word], "usage": used})
 
 
 def main() -> None:
@@ -96,9 +100,23 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: setattr(wanted, "wedge", True))  # as --wedge, from now on
     time.sleep(wanted.load)
+    if wanted.weights and cut_short(wanted.weights / "model.safetensors"):
+        print("RuntimeError: [load_safetensors] Invalid json metadata", file=sys.stderr, flush=True)
+        os._exit(3)
     if wanted.exit_after is not None:
         threading.Timer(wanted.exit_after, end, [wanted]).start()
     Engine(wanted).serve_forever()
+
+
+def cut_short(file: Path) -> bool:
+    """Tell whether a file of weights ends before its own header says: 8 bytes of length, JSON, the numbers."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 + length:
+        return True
+    header = json.loads(raw[8 : 8 + length])
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return len(raw) < 8 + length + max(ends)
 
 
 def end(wanted: argparse.Namespace) -> None:

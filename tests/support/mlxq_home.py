@@ -27,7 +27,14 @@ FAKE = """
 import os, shlex
 from tasks.plan import engine
 flags = shlex.split(os.environ["FAKE_ENGINE"])
-engine.argv = lambda tier, python: [python, *flags, "--port", str(tier.port), "--name", tier.name]
+engine.argv = lambda tier, python: [
+    python, *flags, "--port", str(tier.port), "--name", tier.name, "--weights", tier.weights
+]
+"""
+CLOCK = """
+import os, pathlib, time
+real, offset = time.time, pathlib.Path(os.environ["CLOCK"])
+time.time = lambda: real() + float(offset.read_text())
 """
 DYING = """
 import importlib, os, signal
@@ -69,17 +76,17 @@ class Mlxq:
         """Make a stack of one tier a name, each at a free port."""
         stack.replace(self.db, [replace(TIER, name=name, port=free_port(), weights=str(weights)) for name in names])
 
-    def work(self) -> None:
-        self._start(WORKER, {})
+    def work(self, prelude: str = "", **environment: str) -> None:
+        self._start(prelude + WORKER, environment)
 
     def work_dying_at(self, where: str) -> None:
         """Start a worker that is killed when it first comes to a function, `module:name`."""
-        self._start(DYING + WORKER, {"DIES_AT": where})
+        self.work(DYING, DIES_AT=where)
 
-    def work_with_fakes(self, *flags: str) -> None:
-        """Start a worker whose engines are fake_engine.py with these flags."""
+    def work_with_fakes(self, *flags: str, prelude: str = "", **environment: str) -> None:
+        """Start a worker whose engines are fake_engine.py with these flags; `prelude` is run before it."""
         program = shlex.join([str(Path(__file__).with_name("fake_engine.py")), *flags])
-        self._start(FAKE + WORKER, {"FAKE_ENGINE": program})
+        self._start(prelude + FAKE + WORKER, {"FAKE_ENGINE": program} | environment)
 
     def _start(self, code: str, environment: dict[str, str]) -> None:
         with self.home.log("worker").open("ab") as log:
@@ -110,6 +117,9 @@ class Mlxq:
 
     def one(self, name: str = "fast") -> Service:
         return service.get(self.db, name)
+
+    def port(self, name: str = "fast") -> int:
+        return stack.tier(self.db, name).port
 
     def identity(self, name: str = "fast") -> Identity:
         text = self.one(name).identity

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,10 +17,28 @@ from support.mlxq_home import Mlxq, until
 from state import secrets, service, settings
 from state.errors import EngineFailed
 from state.service import Doing, Service
+from tasks import watch
 from tasks.plan import gateway, health
 from tasks.world import ports, probe, process, system
 
 QUESTION = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+THIEF = """
+import http.server, os, socket, threading
+from tasks import upkeep
+marked = upkeep._headline
+def steal(*known):
+    address = ("127.0.0.1", int(os.environ["PORT"]))
+    if os.environ["MANNER"] == "silent":
+        upkeep.thief = socket.create_server(address)
+    else:
+        upkeep.thief = http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler)
+        threading.Thread(target=upkeep.thief.serve_forever, daemon=True).start()
+    marked(*known)
+upkeep._headline = steal
+"""
+"""A worker that takes the port away itself, at the one moment at which nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,31 @@ def hurt(mlxq: Mlxq, number: signal.Signals, name: str = "fast") -> Back:
     at = time.time()
     process.send(mlxq.identity(name), number)
     return back(mlxq, one, at)
+
+
+def hurt_until(
+    good: Callable[[Back], bool], mlxq: Mlxq, number: signal.Signals, name: str = "fast", tries: int = 3
+) -> Back:
+    """Hurt a service until it comes back well, so often at most: a crowded machine may be late, mlxq may not.
+
+    What died before is forgotten, as ten good minutes would, for else each next try waits longer.
+    """
+    while True:
+        found = hurt(mlxq, number, name)
+        tries -= 1
+        if good(found) or not tries:
+            return found
+        mlxq.db.run("UPDATE services SET exits = '[]' WHERE name = ?", (name,))
+
+
+def begun_at_once(found: Back) -> bool:
+    """Tell whether the figure is met: a quarter of a second from the death to the next start."""
+    return found.begun_s <= 0.25
+
+
+def costs_a_second(found: Back) -> bool:
+    """Tell whether the figures are met: begun at once, and back within its own start and a second."""
+    return begun_at_once(found) and found.extra_s <= 1
 
 
 def back(mlxq: Mlxq, earlier: Service, at: float) -> Back:
@@ -140,7 +184,7 @@ def kill_worker_then_engine(mlxq: Mlxq) -> tuple[bool, Back]:
     mlxq.kill_worker()
     mlxq.work()
     until(lambda: mlxq.db.value("SELECT count(*) FROM worker WHERE pid = ?", (mlxq.worker.pid,)))
-    time.sleep(3)  # a look of the new worker, which must change nothing
+    let_it_look()
     same = mlxq.one().identity == one.identity and process.alive(mlxq.identity())
     return same, hurt(mlxq, signal.SIGKILL)
 
@@ -161,6 +205,11 @@ def forge_reused_pid(mlxq: Mlxq) -> bool:
     return process.alive(me)
 
 
+def let_it_look() -> None:
+    """Give the watchdog time for two looks: that it leaves something alone cannot be awaited."""
+    time.sleep(2.5 * watch.TICK_S)
+
+
 def idle(mlxq: Mlxq, seconds: float) -> tuple[float, float]:
     """Give what the worker takes while all is well: CPU seconds a minute, and resident MiB."""
     assert mlxq.worker
@@ -178,5 +227,11 @@ def unclean_boot(mlxq: Mlxq) -> None:
         if one.identity:
             process.stop(process.decode(one.identity), 0)
             until(lambda port=one.port: ports.free(port))
-            service.update(mlxq.db, one.name, identity=f"before/{one.identity.partition('/')[2]}")
+            earlier = {key: f"before/{found.partition('/')[2]}" for key, found in marks(one).items()}
+            service.update(mlxq.db, one.name, **earlier)
     mlxq.db.run("UPDATE worker SET owner = 'before/1/1'")
+
+
+def marks(one: Service) -> dict[str, str]:
+    """Give the processes that a row names, by column."""
+    return {key: found for key, found in (("identity", one.identity), ("shim", one.shim)) if found}

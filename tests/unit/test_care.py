@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from state.service import Doing, Service, Wanted
-from tasks.plan.care import Care, care, escalate
+from tasks.plan.care import Care, care, escalate, mends
 
 NOW = 1000.0
 READY = Service(
@@ -79,6 +79,29 @@ def test_a_stop_that_was_cut_short_is_finished():
 def test_the_next_try_waits_for_its_time(doing: str):
     assert seen(doing, alive=False, next_try_at=NOW + 1) == Care.LEAVE
     assert seen(doing, alive=False, next_try_at=NOW) == Care.START
+
+
+def test_a_clock_set_back_keeps_nothing_down():
+    assert seen("backoff", alive=False, next_try_at=NOW + 3600) == Care.START
+
+
+@pytest.mark.parametrize(
+    ("doing", "why", "this_boot", "mending"),
+    [
+        ("backoff", "gone", True, True),
+        ("flapping", "gone", True, True),
+        ("backoff", "gone", False, False),
+        ("loading", "gone", True, False),
+        ("stopped", "gone", True, False),
+        ("degraded", "hung", True, True),
+        ("ready", "escalated", True, True),
+        ("ready", "changed", True, False),
+        ("draining", "leaks", True, False),
+    ],
+)
+def test_only_what_died_or_hangs_is_mended(doing: str, why: str, this_boot: bool, mending: bool):
+    """The rest is bringing up what is wanted, which auto-health-check does not switch off."""
+    assert mends(dataclasses.replace(READY, doing=Doing(doing)), why, this_boot=this_boot) == mending
 
 
 def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():

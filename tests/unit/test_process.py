@@ -1,4 +1,3 @@
-import contextlib
 import os
 import signal
 import stat
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from state.errors import MlxqError
 from tasks.world import process
 from tasks.world.process import How, Identity, Spawned
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
+LIMIT_S = 60.0
+"""Longer than a crowded machine takes for anything here; who waits so long waits in vain."""
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
 
 
@@ -40,11 +40,11 @@ class Place:
         return self.log.read_text()
 
     def status(self, one: Spawned) -> int | None:
-        assert process.wait(one.shim, 10)
+        assert process.wait(one.shim, LIMIT_S)
         return process.exit_status(self.folder, "fast", one.engine)
 
 
-def until(true: Callable[[], object], limit_s: float = 10.0) -> None:
+def until(true: Callable[[], object], limit_s: float = LIMIT_S) -> None:
     deadline = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
@@ -186,10 +186,10 @@ def test_a_killed_shim_loses_the_code_and_not_the_program(place: Place):
     one = place.spawn(SLEEPER)
     place.await_log("up")
     process.send(one.shim, signal.SIGKILL)
-    assert process.wait(one.shim, 5)
+    assert process.wait(one.shim, LIMIT_S)
 
     assert process.alive(one.engine)
-    assert process.stop(one.engine, 5).how == How.ASKED
+    assert process.stop(one.engine, LIMIT_S).how == How.ASKED
     assert process.exit_status(place.folder, "fast", one.engine) is None
 
 
@@ -207,9 +207,9 @@ def test_stop_asks_first(place: Place):
     one = place.spawn(SLEEPER)
     place.await_log("up")
 
-    assert process.stop(one.engine, 5).how == How.ASKED
+    assert process.stop(one.engine, LIMIT_S).how == How.ASKED
     assert place.status(one) == 143
-    assert process.stop(one.engine, 5).how == How.GONE
+    assert process.stop(one.engine, LIMIT_S).how == How.GONE
 
 
 def test_stop_kills_the_deaf(place: Place):
@@ -240,12 +240,12 @@ def test_stop_takes_the_whole_group(place: Place):
         "print('helper', c.pid, 'is', flush=True); c.wait()"
     )
     place.await_log("up")
-    helper = process.identify(int(place.log.read_text().split("helper ")[1].split()[0]))
+    helper = process.identify(int(place.await_log(" is").split("helper ")[1].split()[0]))
     assert isinstance(helper, Identity)
 
-    process.stop(one.engine, 5)
+    process.stop(one.engine, LIMIT_S)
 
-    assert process.wait(helper, 5)
+    assert process.wait(helper, LIMIT_S)
 
 
 def test_no_zombie_stays_behind(place: Place):
@@ -256,11 +256,21 @@ def test_no_zombie_stays_behind(place: Place):
 
 
 def test_a_program_that_is_not_there_says_so(place: Place):
-    """The shell answers 127 for it, whether or not the start was quick enough to be named."""
-    with contextlib.suppress(MlxqError):
-        assert place.status(place.spawn_argv(["/no/such/program"])) == 127
+    """The shell answers 127 for it."""
+    assert place.status(place.spawn_argv(["/no/such/program"])) == 127
 
     assert "not found" in place.await_log("not found")
+
+
+def test_a_program_that_ended_before_it_was_named_is_dead_like_any_other(place: Place, monkeypatch: pytest.MonkeyPatch):
+    """Its exit code tells why, and the next try comes after a pause as after any death."""
+    monkeypatch.setattr(process, "identify", lambda _: None)
+    one = place.spawn("raise SystemExit(3)")
+    monkeypatch.undo()
+
+    until(lambda: process.exit_status(place.folder, "fast", one.engine) == 3)
+    assert process.decode(process.encode(one.engine)) == one.engine
+    assert not process.alive(one.engine)
 
 
 def test_orphans_are_found_by_their_marks(place: Place):
@@ -274,11 +284,36 @@ def test_orphans_are_found_by_their_marks(place: Place):
     assert process.find_orphans("/another/home", "fast") == {}
 
 
-def test_a_death_is_seen_within_milliseconds(place: Place):
-    one = place.spawn(SLEEPER)
-    place.await_log("up")
-    process.send(one.engine, signal.SIGKILL)
-    began = time.monotonic()
+def test_a_shim_that_may_yet_start_its_program_is_ended(place: Place):
+    """It lost its worker in between: what it starts later, nobody would know."""
+    marks = {"MLXQ_HOME": str(place.folder), "MLXQ_SERVICE": "fast"}
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "read line; sleep 600 & wait"], env=marks, stdin=subprocess.PIPE, start_new_session=True
+    ) as slow:
+        (barren,) = process.find_shims(str(place.folder), "fast")
+        process.end_barren(barren)
 
-    assert process.wait(one.engine, 5)
-    assert time.monotonic() - began < 0.25
+        assert slow.wait(LIMIT_S) == -signal.SIGKILL
+
+
+def test_a_shim_that_looks_after_its_program_is_left_alone(place: Place):
+    one = place.spawn(SLEEPER, MLXQ_HOME=str(place.folder), MLXQ_SERVICE="fast")
+
+    assert process.find_shims(str(place.folder), "fast") == [one.shim]
+    process.end_barren(one.shim)
+
+    assert process.alive(one.shim)
+    assert process.alive(one.engine)
+
+
+def test_a_death_is_seen_within_milliseconds(place: Place):
+    """The quickest of five: a crowded machine may be late with any one of them."""
+    took: list[float] = []
+    for _ in range(5):
+        one = place.spawn(SLEEPER)
+        process.send(one.engine, signal.SIGKILL)
+        began = time.monotonic()
+        assert process.wait(one.engine, LIMIT_S)
+        took.append(time.monotonic() - began)
+
+    assert min(took) < 0.25

@@ -52,3 +52,15 @@ def test_a_try_always_comes_and_never_late(gaps: list[float], rand: float):
         retry = restart.next_try(exits, now, rand)
         assert now <= retry.at <= now + restart.FLAPPING_S * (1 + restart.JITTER)
         assert len(exits) <= restart.KEPT_EXITS
+
+
+@given(exits=st.integers(1, 200), rand=st.floats(0, 1, exclude_max=True), spent=st.floats(0, 1000))
+def test_every_pause_is_waited_out_and_no_longer(exits: int, rand: float, spent: float):
+    until = restart.next_try([NOW] * exits, NOW, rand).at
+
+    assert restart.left_s(until, NOW + spent) == max(0.0, until - (NOW + spent))
+
+
+def test_a_clock_that_was_set_back_ends_the_pause():
+    assert restart.left_s(NOW + 60, NOW - 3600) == 0
+    assert restart.left_s(None, NOW) == 0
