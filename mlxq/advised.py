@@ -51,7 +51,8 @@ def show(chosen: Recommendation, *, explain: bool) -> None:
     table(chosen)
     click.echo(f"\n{total(chosen)}")
     if explain:
-        click.echo(f"\n{chosen.explain}")
+        click.echo()
+        render.prose(chosen.explain)
 
 
 def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, err: bool = False) -> None:

@@ -94,7 +94,9 @@ def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation:
             case "go":
                 return chosen
             case "why":
-                render.say(f"\n{chosen.explain}\n")
+                render.say()
+                render.prose(chosen.explain, err=True)
+                render.say()
             case _:
                 chosen = _changed(found, asked, chosen)
                 _show(found, chosen)

@@ -26,8 +26,10 @@ MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 86400
 GAP = "  "
-NARROWEST = 20
-"""Of a column that is folded."""
+NARROWEST = 40
+"""Of a last column that is folded into more than two lines; in less room, long cells stand below their rows."""
+BELOW = "    "
+"""The indent of such cells."""
 COLOURS: Mapping[str, str] = {
     **dict.fromkeys(("healthy", "succeeded", "running", "ready"), "green"),
     **dict.fromkeys(("degraded", "down", "queued", "hung", "loading", "starting"), "yellow"),
@@ -69,14 +71,15 @@ def table(
 ) -> None:
     """Print rows in columns; columns named in `right` hold numbers. `err`: it is no result, so it goes to stderr.
 
-    On a terminal the last column is folded to the width that is left; a pipe gets a line a row.
+    On a terminal the last column is folded to the width that is left, or goes below its row; a pipe gets a line a row.
     """
     stream = sys.stderr if err else sys.stdout
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
-    room = max(NARROWEST, columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1)) if stream.isatty() else None
+    room = columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1) if stream.isatty() else None
+    below = room is not None and room < min(NARROWEST, widths[-1] / 2)
     for row in [list(headers), *cells]:
-        for text in _lines(row, widths, right, room):
+        for text in _lines(row, widths, right, room, below=below):
             click.echo(_painted(text, row, stream), err=err)
 
 
@@ -84,15 +87,35 @@ def _cell(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-def _lines(cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None) -> list[str]:
-    """Lay one row out; `room` is the width of its last column."""
+def _lines(
+    cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None, *, below: bool
+) -> list[str]:
+    """Lay one row out; `room` is the width of its last column, `below` puts a longer cell below the row."""
     padded = [
         cell.rjust(width) if column in right else cell.ljust(width)
         for column, (cell, width) in enumerate(zip(cells[:-1], widths[:-1], strict=True))
     ]
     before = "".join(cell + GAP for cell in padded)
-    folded = textwrap.wrap(cells[-1], room) if room else [cells[-1]]
-    return [(before if number == 0 else " " * len(before)) + text for number, text in enumerate(folded)]
+    if room is None or len(cells[-1]) <= room:
+        return [before + cells[-1]]
+    if below:
+        return [before.rstrip(), *_folded(cells[-1], BELOW, BELOW)]
+    return _folded(cells[-1], before, " " * len(before))
+
+
+def _folded(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(text, columns(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def prose(text: str, before: str = "", *, err: bool = False) -> None:
+    """Print sentences behind `before`, on a terminal folded under their own beginning; `err`: to stderr."""
+    terminal = (sys.stderr if err else sys.stdout).isatty()
+    for line in text.splitlines():
+        indent = " " * (len(before) or len(line) - len(line.lstrip()))
+        folded = (
+            _folded(line.strip() if before else line, before, indent) if terminal and line.strip() else [before + line]
+        )
+        click.echo("\n".join(folded), err=err)
 
 
 def _painted(text: str, cells: Sequence[str], stream: IO[str]) -> str:

@@ -13,6 +13,7 @@ from state import event, service
 from state.db import Database
 from state.event import Happening
 from state.service import Step
+from tasks.plan import gateway, page
 
 ENDS = frozenset({Step.DIED, Step.FLAPPED, Step.GAVE_UP})
 """Steps that a person wants the last lines of the log for."""
@@ -27,6 +28,9 @@ WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
     "cache_purged": "it was told to drop its cache of old prompts",
     "reduced": "it is held back from its next start on",
 }
+
+READY = "it serves"
+"""What a service that makes no tokens is when it is ready."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,15 @@ def _chapter(db: Database, each: Happening) -> Chapter:
         service=name,
         what=each.name,
         start=each.attempt,
-        text=sentence(each.name, each.data),
+        text=READY if _serves(each) else sentence(each.name, each.data),
         next_try_at=each.data.get("next_try_at"),
         last_lines=last_lines(db.home.log(name), each.attempt or 0) if ended else [],
     )
+
+
+def _serves(each: Happening) -> bool:
+    """Tell whether this is a service without a model that became ready."""
+    return each.name == Step.READIED.value and each.service in {gateway.SERVICE, page.SERVICE}
 
 
 def sentence(name: str, data: Mapping[str, Any]) -> str:

@@ -117,9 +117,7 @@ class PlainView:
             if not quiet and before != mark:
                 self._told[job.id] = mark
                 same_phase = before is not None and before[:-1] == mark[:-1]
-                render.say(
-                    f"{MARKS[job.state]} {title(job)}: {_plain(job, resumed='' if same_phase else resumed(job))}"
-                )
+                render.say(f"{MARKS[job.state]} {title(job)}: {counted(job, '' if same_phase else resumed(job))}")
 
     def tell(self, text: str) -> None:
         """Say something beside the jobs."""
@@ -129,9 +127,10 @@ class PlainView:
         """Nothing to put back."""
 
 
-def _plain(job: Job, *, resumed: str) -> str:
+def counted(job: Job, *further: str) -> str:
+    """Say how a job is, what else there is to say, and how far it has come."""
     done, total = amounts(job)
-    parts = [note(job), resumed, f"{done / total:.0%} of {amount(job, total)}" if total else ""]
+    parts = [note(job), *further, f"{done / total:.0%} of {amount(job, total)}" if total else ""]
     return ", ".join(part for part in parts if part)
 
 

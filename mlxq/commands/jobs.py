@@ -70,7 +70,7 @@ def _took(found: Job) -> str:
 
 def _note(found: Job) -> str:
     """Give what the other columns do not say."""
-    told = watch.note(found)
+    told = watch.counted(found)
     return "" if found.state is State.SUCCEEDED or told == str(found.state) else told
 
 
@@ -107,7 +107,7 @@ def _facts(found: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
     told = [
         ("Job", f"{found.id}, {watch.title(found)}: {meaning}"),
         ("State", f"{found.state}: {found.state.meaning}"),
-        ("Now", watch.note(found) if found.live else ""),
+        ("Now", watch.counted(found) if found.live else ""),
         ("Error", found.error),
         ("Arguments", json.dumps(found.args) if found.args else ""),
         ("Result", json.dumps(found.result) if found.result else ""),

@@ -183,7 +183,8 @@ def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
     advised.table(chosen, guide.fetches(found, chosen))
     for line in guide.footer(found, chosen):
         click.echo(line)
-    click.echo(f"\n{chosen.explain}")
+    click.echo()
+    render.prose(chosen.explain)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:

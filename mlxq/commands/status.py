@@ -107,7 +107,7 @@ def welcome(place: Home) -> None:
     click.echo(f"\nEndpoint  {found.endpoint}")
     if place.secrets.exists():
         click.echo(f"Key       LITELLM_MASTER_KEY in {place.secrets}")
-        click.echo('Paste     eval "$(mlxq connect env)"   (gives both to OpenAI clients in this shell)')
+        click.echo('Paste     eval "$(mlxq connect env)"   (for OpenAI clients in this shell)')
     _next(found)
 
 

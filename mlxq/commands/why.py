@@ -37,8 +37,10 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
 def _print(chapters: list[story.Chapter]) -> None:
     if not chapters:
         render.say("Nothing has happened yet.")
+    widths = [max((len(getattr(each, name)) for each in chapters), default=0) for name in ("service", "what")]
     for each in chapters:
-        click.echo(f"{render.clock(each.at)}  {each.service:<9} {each.what:<9} {story.spoken(each)}")
+        before = f"{render.clock(each.at)}  {each.service:<{widths[0]}}  {each.what:<{widths[1]}}  "
+        render.prose(story.spoken(each), before)
         for line in each.last_lines:
             click.echo(f"{'':<21}| {line}")
 
@@ -49,6 +51,7 @@ def _stand(db: Database, one: Service) -> None:
         return
     until = one.next_try_at or 0.0
     wait = f" Next try in {render.span(until - db.now())}." if until > time.time() else ""
-    click.echo(f"\n{one.name} is {one.doing}: {one.cause}{wait}")
+    click.echo()
+    render.prose(f"{one.cause}{wait}", f"{one.name} ({one.doing}): ")
     if one.hint:
         render.next_step(one.hint)

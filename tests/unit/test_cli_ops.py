@@ -115,7 +115,7 @@ def test_why_tells_the_cause_the_signal_the_last_lines_and_the_next_try(
     assert "| loading\n" in out
     assert "| ready\n" in out
     assert "later" not in out
-    assert "fast is backoff: It crashed. Next try in 5" in out
+    assert "fast (backoff): It crashed. Next try in 5" in out
     assert "mlxq logs fast" in err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -236,3 +237,28 @@ def test_down_ends_the_worker_that_a_command_started(
     ask.stop_idle_worker(home)
 
     assert not process.alive(process.decode(found.owner))
+
+
+JOB = [
+    *("schema_version", "job"),
+    *("id", "kind", "args", "lane", "priority", "ukey", "chain", "source", "state", "attempt", "failures"),
+    *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
+    *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
+]
+STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
+
+
+def test_setup_as_json_is_a_line_at_each_change_and_status_at_the_end(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    out, err = start("setup", "--yes", "--no-pull", "--json").communicate(timeout=PATIENCE_S)
+
+    *lines, last = [json.loads(line) for line in out.splitlines()]
+    assert [[*line, *line["job"]] for line in lines] == [JOB] * len(lines), err
+    assert list(last) == STATUS
+    ended = {line["job"]["kind"]: line["job"]["state"] for line in lines}
+    assert ended == {"detect": "succeeded", "score": "succeeded", "configure": "succeeded"}
+    chosen = next(line["job"]["result"] for line in lines if line["job"]["kind"] == "score" and line["job"]["result"])
+    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "explain", "kept", "tiers", "sizes"]

@@ -1,0 +1,117 @@
+"""The screens that people see most, of a home that never changes: its clock stands still, its Mac is a recording."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import pexpect
+from hub.model import make
+from support import scene
+
+from state import host, keys, ledger, stack, usage
+from state.db import Database
+from state.usage import Usage
+from tasks import kinds
+from tasks.world import hardware
+
+NOW = 1_700_000_000.0
+"""When the home was last written to, in unix seconds; the commands look a minute later."""
+MACHINE = Path(__file__).parents[1] / "fixtures" / "machines" / "m4-max-128.txt"
+PID = 4242
+FINDINGS = """
+from mlxq import checkup, examine
+examine.examine = lambda place: [
+    checkup.good("Machine", "Python 3.13.1"),
+    checkup.odd("Machine", "4.2 GB of disk are free", "mlxq prune"),
+    checkup.Finding("Worker", checkup.Grade.BAD, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
+]
+"""
+PROGRAM = f"""
+import shutil, sys, time
+time.time = lambda: {NOW + 60}
+from pathlib import Path
+from tasks.world import hardware
+recorded = Path({str(MACHINE)!r}).read_text()
+hardware.detect = lambda: hardware.parse_fixture(recorded)
+shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 10**11, 9 * 10**11)
+{FINDINGS}
+from mlxq import cli
+sys.exit(cli.run(sys.argv[1:]))
+"""
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "mlxq": (),
+    "status": ("status",),
+    "models": ("models",),
+    "models-catalog": ("models", "--catalog"),
+    "jobs": ("jobs",),
+    "jobs-show": ("jobs", "show", "4"),
+    "config-list": ("config", "list"),
+    "doctor": ("doctor",),
+    "setup-dry-run": ("setup", "--dry-run"),
+    "why": ("why",),
+    "usage": ("usage",),
+    "keys-list": ("keys", "list"),
+}
+
+
+def furnish(db: Database) -> None:
+    """Fill a home: three tiers of which one died, a pull under way, jobs that ended, weights, keys, usage."""
+    with patch.object(os, "getpid", lambda: PID):
+        scene.all_ready(db)
+        scene.die(db, "fast")
+    scene.beat(db)
+    recorded = hardware.parse_fixture(MACHINE.read_text())
+    host.remember(db, "machine", recorded.as_row())
+    scene.succeed(db, "rotate")
+    scene.fail(db)
+    scene.pull(db)
+    ledger.submit(db, kinds.new("bench", {"target": "standard"}))
+    models = db.home.root / "models"
+    make(models / "mlx-community--tiny-4bit@0123456")
+    stack.set_weights(db, "hub:mlx-community/qwen3.5-9b", str(models / "mlx-community--tiny-4bit@0123456"))
+    usage.add(
+        db,
+        [
+            Usage("2023-11-14", "", tier, 120, 1, 2, 84_000, 9_600, 360.0, 66.0, 6.0)
+            for tier in ("fast", "longctx", "standard")
+        ],
+    )
+    with patch.object(keys.time, "time", lambda: NOW - 86_400):
+        keys.create(keys.place(db.home), "editor", tiers=("fast",), rpm=60)
+        keys.create(keys.place(db.home), "night-batch", background=True)
+
+
+def environment(hub: str, **more: str) -> dict[str, str]:
+    """Give variables that are the same wherever the tests run; MLXQ_HOME comes from outside."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "MLXQ_HOME")}
+    return kept | {"HF_ENDPOINT": hub, "TZ": "UTC", "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "TERM": "xterm"} | more
+
+
+def on_a_terminal(words: tuple[str, ...], columns: int, hub: str) -> str:
+    """Run a command on a terminal of so many columns; give the screen and the exit code."""
+    argv = ["-P", "-c", PROGRAM, *words]
+    screen = pexpect.spawn(
+        sys.executable, argv, env=environment(hub), dimensions=(50, columns), encoding="utf-8", timeout=60
+    )
+    screen.expect(pexpect.EOF)
+    screen.close()
+    return _plain(f"{(screen.before or '').replace(chr(13), '')}[exit {screen.exitstatus}]\n")
+
+
+def in_a_pipe(words: tuple[str, ...], hub: str) -> str:
+    """Run a command without a terminal; give what went to stdout and to stderr, and the exit code."""
+    argv = [sys.executable, "-P", "-c", PROGRAM, *words]
+    done = subprocess.run(argv, env=environment(hub, COLUMNS="40"), capture_output=True, text=True, check=False)
+    return _plain(f"{done.stdout}[stderr]\n{done.stderr}[exit {done.returncode}]\n")
+
+
+def _plain(text: str) -> str:
+    """Put fixed words where every run has its own: the home's place and the worker's pid."""
+    text = text.replace(os.environ["MLXQ_HOME"], "/home/you/.mlxq").replace(os.environ["HOME"], "/home/you")
+    return re.sub(rf"pid {os.getpid()}\b", "pid 4141", text)
