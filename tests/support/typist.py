@@ -74,6 +74,20 @@ def typing(
     )
 
 
+def interrupt(screen: pexpect.spawn[str]) -> tuple[int | None, str]:
+    """Press Ctrl-C until the command ends, as a person would; give the exit code and what was printed last.
+
+    One press can be lost: Python looks for signals, then reads the terminal, and a signal between the two waits for the
+    next key.
+    """
+    for _ in range(6):
+        screen.sendintr()
+        if screen.expect([pexpect.EOF, pexpect.TIMEOUT], timeout=5) == 0:
+            break
+    screen.close()
+    return screen.exitstatus, screen.before or ""
+
+
 def ends(screen: pexpect.spawn[str]) -> tuple[int | None, str]:
     """Wait for the end; give the exit code and what was printed last."""
     screen.expect(pexpect.EOF)
