@@ -6,7 +6,7 @@ A machine with three tiers, the gateway and itself writes five rows a minute: ab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from state.db import Database, Row
 
@@ -136,4 +136,4 @@ def totals(db: Database) -> list[Total]:
 
 
 def _sample(row: Row) -> Sample:
-    return Sample(**{field.name: row[field.name] for field in fields(Sample)})
+    return Sample(**dict(row))
