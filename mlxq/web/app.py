@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from mlxq.web import detail, paint
+from mlxq.web import detail
 from mlxq.web.door import COOKIE_S, Door
 from mlxq.web.guard import Guard
 from mlxq.web.paint import STATIC, Painter
@@ -108,12 +108,7 @@ class Page:
 
     async def events(self, _request: Request) -> Response:
         """Tell what changes, as server-sent events."""
-
-        async def told() -> AsyncGenerator[str]:
-            async for sections in self.stage.watch():
-                yield "".join(paint.event(name, text) for name, text in sections.items()) or ": beat\n\n"
-
-        return StreamingResponse(told(), media_type="text/event-stream")
+        return StreamingResponse(self.stage.watch(), media_type="text/event-stream")
 
     async def job(self, request: Request) -> Response:
         """Show one job in full."""

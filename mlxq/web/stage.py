@@ -1,4 +1,4 @@
-"""What viewers see: sections of the page, painted once for all of them when something has changed.
+"""What viewers see: sections of the page, painted and spelt once for all of them when something has changed.
 
 Nothing runs while nobody looks. A viewer that is slow gets the newest state of each section and misses what was
 between; nothing piles up for it.
@@ -12,19 +12,20 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 
 from mlxq.web import live, picture
-from mlxq.web.paint import Painter
+from mlxq.web.paint import Painter, event
 from state import secrets, service, wake
 from state.db import Database, read_database
 from state.paths import Home
 
-GAP_S = 0.2
-"""Paint at most this often."""
+GAP_S = 0.5
+"""Paint at most this often; a change after a quiet while is painted at once."""
 GUARD_S = 10.0
 """Look at the rows this often even when no wake-up came."""
 BUSY_S, IDLE_S = 1.0, 5.0
 """How often engines are asked, while any has work and while none has."""
 BEAT_S = 20.0
 """A comment this often, so that a viewer who left is noticed."""
+BEAT = b": beat\n\n"
 
 
 class Stage:
@@ -37,6 +38,8 @@ class Stage:
         self._tasks: list[asyncio.Task[None]] = []
         self._version = 0
         self._sections: dict[str, tuple[int, str]] = {}
+        self._newest = BEAT
+        """The last version's changes, as all who have seen the one before are sent them."""
         self._news = asyncio.Event()
         """Set, and replaced, at every change."""
         self._wake = asyncio.Event()
@@ -51,28 +54,33 @@ class Stage:
     def _paint(self, db: Database) -> Mapping[str, str]:
         return self._painter.sections(picture.look(db, self._engines))
 
-    async def watch(self) -> AsyncGenerator[Mapping[str, str]]:
-        """Give all sections, then those that changed, for as long as a viewer stays; empty now and then.
+    async def watch(self) -> AsyncGenerator[bytes]:
+        """Give all sections as events, then those that changed, for as long as a viewer stays; a beat now and then.
 
         It ends when the rows can no longer be read, and the browser comes back.
         """
         self._viewers += 1
         if not self._tasks:
-            self._sections = {}
+            self._sections, self._newest = {}, BEAT
             self._tasks = [asyncio.create_task(self._follow_rows()), asyncio.create_task(self._follow_engines())]
             for task in self._tasks:
                 task.add_done_callback(lambda _: self._tell())
         try:
             seen = 0
             while not (self._closed.is_set() or any(task.done() for task in self._tasks)):
-                new = {name: text for name, (version, text) in self._sections.items() if version > seen}
-                seen, news = self._version, self._news
+                new, seen, news = self._since(seen), self._version, self._news
                 yield new
                 await self._wait_for_news(news)
         finally:
             self._viewers -= 1
             if not self._viewers:
                 await self._rest()
+
+    def _since(self, seen: int) -> bytes:
+        """Give what changed after that version."""
+        if seen == self._version - 1:
+            return self._newest
+        return _spell({name: text for name, (version, text) in self._sections.items() if version > seen}) or BEAT
 
     def close(self) -> None:
         """Let every viewer's stream end."""
@@ -121,6 +129,7 @@ class Stage:
         if changed:
             self._version += 1
             self._sections |= {name: (self._version, text) for name, text in changed.items()}
+            self._newest = _spell(changed)
             self._tell()
 
     async def _follow_engines(self) -> None:
@@ -135,3 +144,7 @@ class Stage:
                     self._wake.set()
                 pause = BUSY_S if live.busy(engines) else IDLE_S
                 await asyncio.sleep(max(0.1, pause - (time.monotonic() - began)))
+
+
+def _spell(sections: Mapping[str, str]) -> bytes:
+    return "".join(event(name, text) for name, text in sections.items()).encode()
