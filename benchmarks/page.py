@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import gateway
 from playwright.sync_api import Page, expect, sync_playwright
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
@@ -21,16 +26,24 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 from support import page as support  # noqa: E402 (after the path is set)
 from support import scene  # noqa: E402 (after the path is set)
 
+from state import ledger  # noqa: E402 (after the path is set)
 from state.db import Database, open_database  # noqa: E402 (after the path is set)
 from state.paths import Home  # noqa: E402 (after the path is set)
 
 MIB = 2**20
 ROUNDS = 10
+ROUND_S = 2.0
+HOUR_UPDATES = 3600
+VIEWERS = 50
+PROGRESS_S = 0.4
+"""Progress of a job is written at most this often (tasks/attempt.py)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of each idle measure")
+    parser.add_argument("--rounds", type=int, default=30, help="pairs of rounds without and with 50 viewers")
+    parser.add_argument("--only", choices=("page", "crowd", "hour"))
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder) / "home").make()
@@ -40,7 +53,12 @@ def main() -> None:
         scene.benchmarks(db)
         scene.beat(db)
         with support.running(home) as served:
-            _measure(db, served, wanted.idle)
+            if wanted.only in (None, "page"):
+                _measure(db, served, wanted.idle)
+            if wanted.only in (None, "crowd"):
+                _crowd(home, served, wanted.rounds)
+        if wanted.only in (None, "hour"):
+            _hour(home, db)
 
 
 def _measure(db: Database, served: support.Running, idle_s: float) -> None:
@@ -56,11 +74,36 @@ def _measure(db: Database, served: support.Running, idle_s: float) -> None:
         told("idle, one viewer: CPU s/min", _idle(served, idle_s), 0.1)
         told("memory, one viewer, MiB", served.memory_bytes() / MIB, 60)
         browser.close()
-    asyncio.run(_crowd(db, served))
 
 
-def told(name: str, value: float, bound: float) -> None:
-    print(f"{name:<40} {value:>9.3f}   bound {bound:<8g} {'ok' if value <= bound else 'MISSED'}", flush=True)
+def _hour(home: Home, db: Database) -> None:
+    """Show a tab the changes of an hour, one a second, as fast as the machine can: what is kept must not grow."""
+    with support.running(home, hurried=True) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=support.CHROMIUM, args=support.FLAGS)
+        view = browser.new_context().new_page()
+        view.goto(served.link)
+        held = scene.pull(db)
+        expect(view.locator("#jobs progress")).to_be_visible()
+        scene.bustle(db, held, range(1, HOUR_UPDATES // 10), 0.03)
+        before = served.size(view)
+        view.evaluate(support.COUNT)
+        scene.bustle(db, held, range(HOUR_UPDATES // 10, HOUR_UPDATES * 11 // 10 + 1), 0.03)
+        expect(view.locator("#jobs progress")).to_have_attribute(
+            "value", f"{HOUR_UPDATES * 11 // 10 % 1000 / 1000:.4f}"
+        )
+        after = served.size(view)
+        told("an hour's updates: rows changed", HOUR_UPDATES)
+        told("  of them painted in the tab", view.evaluate("window.seen"))
+        told("  the tab's live objects grew by, KB", (after.heap - before.heap) / 1000, 200)
+        told("  the tab's nodes grew by", after.nodes - before.nodes, 200)
+        told("  the page's process grew by, MiB", (after.process - before.process) / MIB, 2)
+        told("  the page's process, MiB", after.process / MIB, 60)
+        browser.close()
+
+
+def told(name: str, value: float, bound: float | None = None) -> None:
+    verdict = "" if bound is None else f"   bound {bound:<8g} {'ok' if value <= bound else 'MISSED'}"
+    print(f"{name:<44} {value:>9.3f}{verdict}", flush=True)
 
 
 def _idle(served: support.Running, seconds: float) -> float:
@@ -103,36 +146,86 @@ def _late(page: Page, db: Database) -> float:
     return max(late)
 
 
-async def _crowd(db: Database, served: support.Running) -> None:
-    """Let 50 viewers follow a pull that moves twice a second, and print what that costs the machine."""
-    cookies = served.client().cookies
-    limits = httpx.Limits(max_connections=60)
-    async with httpx.AsyncClient(
-        base_url=served.url, cookies=cookies, limits=limits, timeout=30, trust_env=False
-    ) as http:
-        viewers = [asyncio.create_task(_follow(http)) for _ in range(50)]
-        await asyncio.sleep(3)
+@contextmanager
+def moving(home: Home) -> Generator[None]:
+    """Let a pull move as often as a job reports, as a worker would write it."""
+    over = threading.Event()
+
+    def move() -> None:
+        db = open_database(home)
+        held = scene.pull(db)
+        step = 0
+        while not over.wait(PROGRESS_S):
+            step += 1
+            scene.advance(db, held, step % 100 / 100)
+        ledger.succeed(db, held, {})
+        db.close()
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        yield
+    finally:
+        over.set()
+        mover.join()
+
+
+@dataclass
+class Load:
+    """The gateway under load, in rounds without and with viewers."""
+
+    rates: list[float] = field(default_factory=list)
+    """Requests a second."""
+    costs: list[float] = field(default_factory=list)
+    """The gateway's CPU seconds a request."""
+    shares: list[float] = field(default_factory=list)
+    """The page's CPU seconds a second."""
+
+    def add(self, url: str, served: support.Running) -> None:
         began, at = served.cpu_s(), time.monotonic()
-        held = scene.pull(db, 0.5) if not db.value("SELECT count(*) FROM jobs WHERE state = 'running'") else None
-        for step in range(20):
-            if held:
-                scene.advance(db, held, 0.5 + step / 100)
-            else:
-                scene.die(db, "fast")
-                scene.ready(db, "fast")
-            await asyncio.sleep(0.5)
-        share = (served.cpu_s() - began) / (time.monotonic() - at)
-        told("50 viewers of a moving pull: CPU share", share, 0.15)
-        told("memory, 50 viewers, MiB", served.memory_bytes() / MIB, 80)
-        for viewer in viewers:
-            viewer.cancel()
-        await asyncio.gather(*viewers, return_exceptions=True)
+        rate, cost = asyncio.run(gateway.throughput(url, ROUND_S))
+        self.shares.append((served.cpu_s() - began) / (time.monotonic() - at))
+        self.rates.append(rate)
+        self.costs.append(cost)
 
 
-async def _follow(http: httpx.AsyncClient) -> None:
-    async with http.stream("GET", "/events") as answer:
-        async for _ in answer.aiter_bytes():
-            pass
+def _crowd(home: Home, served: support.Running, rounds: int) -> None:
+    """Load the gateway before stand-in engines while nobody and while fifty look, in turns."""
+    loads = {0: Load(), VIEWERS: Load()}
+    engines = gateway.Engines()
+    try:
+        engines.start()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            gateway.mlxq(Path(folder), engines) as (url, _),
+            moving(home),
+            served.viewers() as look,
+        ):
+            asyncio.run(gateway.throughput(url, 3 * ROUND_S))
+            for number in range(rounds):
+                for viewers in sorted(loads, reverse=bool(number % 2)):
+                    look(viewers)
+                    loads[viewers].add(url, served)
+            told("memory, 50 viewers came and went, MiB", served.memory_bytes() / MIB, 60)
+    finally:
+        for process in engines.processes.values():
+            process.kill()
+    _compare(loads[0], loads[VIEWERS])
+
+
+def _compare(alone: Load, watched: Load) -> None:
+    cores = os.cpu_count() or 1
+    share = statistics.median(watched.shares)
+    ratios = [1 - there / without for without, there in zip(alone.rates, watched.rates, strict=True)]
+    told("gateway, requests/s, no viewer", statistics.median(alone.rates))
+    told("gateway, requests/s, 50 viewers", statistics.median(watched.rates))
+    low, middle, high = (100 * each for each in statistics.quantiles(ratios))
+    told("gateway slower, % (median of pairs)", middle, 2)
+    print(f"  half of the {len(ratios)} pairs between {low:.1f} and {high:.1f} %, all noise of the machine included")
+    told("gateway, CPU ms a request, no viewer", statistics.median(alone.costs) * 1000)
+    told("gateway, CPU ms a request, 50 viewers", statistics.median(watched.costs) * 1000)
+    told("the page's CPU, % of one core", share * 100)
+    told(f"the page's CPU, % of all {cores} cores", share / cores * 100, 2)
 
 
 if __name__ == "__main__":

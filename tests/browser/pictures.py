@@ -1,4 +1,4 @@
-"""Take the README's pictures: `uv run python tests/browser/pictures.py`, into docs/img.
+"""Take the README's pictures of the page and of `mlxq top`: `uv run python tests/browser/pictures.py`, into docs/img.
 
 The rows are those of the tests' scene; a small server answers for the engines, so that requests are under way.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tempfile
 import threading
@@ -18,18 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
+from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "docs" / "img"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import page as support  # noqa: E402 (after the path is set)
 from support import scene  # noqa: E402 (after the path is set)
 
+from mlxq.commands import top  # noqa: E402 (after the path is set)
+from mlxq.web import live, picture  # noqa: E402 (after the path is set)
 from state import service, settings  # noqa: E402 (after the path is set)
 from state.db import Database, open_database  # noqa: E402 (after the path is set)
 from state.paths import Home  # noqa: E402 (after the path is set)
 
+PORTS = {name: port for name, _, port, *_ in scene.TIERS}
 WIDTHS = {"phone": 390, "tablet": 820, "wide": 1440}
 REQUESTS = {
     "standard": [("generation", 8_412, 310, 28.4, 21.6), ("generation", 1_206, 96, 27.9, 4.1)],
@@ -53,7 +59,10 @@ def engine(name: str) -> Iterator[int]:
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", PORTS[name]), Handler)
+    except OSError:  # somebody else has the port that people know
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_address[1]
     server.shutdown()
@@ -121,14 +130,22 @@ def main() -> None:
         home = Home(Path(folder) / "home").make()
         db = open_database(home, clock=back.now)
         a_day(db, back, {name: engines.enter_context(engine(name)) for name in REQUESTS})
+        IMAGES.mkdir(exist_ok=True)
+        terminal(db)
         with support.running(home) as served:
             shoot(served)
 
 
+def terminal(db: Database) -> None:
+    """Draw what `mlxq top` shows, as an SVG that asks no other host for its letters."""
+    console = Console(record=True, width=118, file=io.StringIO(), highlight=False)
+    console.print(top.draw(picture.look(db, live.ask(service.listing(db), ""))))
+    drawn = console.export_svg(title="mlxq top", unique_id="top")
+    (IMAGES / "top.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
+
+
 def shoot(served: support.Running) -> None:
     """Take each width in each scheme."""
-    images = ROOT / "docs" / "img"
-    images.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=support.CHROMIUM, args=support.FLAGS)
         for scheme in ("light", "dark"):
@@ -137,10 +154,11 @@ def shoot(served: support.Running) -> None:
                 page = context.new_page()
                 page.goto(served.link)
                 page.wait_for_selector("#now tbody tr")
+                expect(page.locator("time[data-ago]").first).to_contain_text("ago")
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
-                picture = Image.open(io.BytesIO(page.screenshot(full_page=True)))
-                picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
-                    images / f"page-{name}-{scheme}.png", optimize=True
+                shot = Image.open(io.BytesIO(page.screenshot(full_page=True)))
+                shot.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
+                    IMAGES / f"page-{name}-{scheme}.png", optimize=True
                 )
                 context.close()
         browser.close()

@@ -6,23 +6,41 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from playwright.sync_api import Page
 from support.ports import free_port
 
 from mlxq.web.door import link
 from state import secrets
 from state.paths import Home
 
+HURRIED = "from mlxq.web import __main__ as program, stage; stage.GAP_S = 0.005; program.main()"
+COUNT = """() => { window.seen = 0; new MutationObserver(() => window.seen++)
+    .observe(document.querySelector('#jobs'), {subtree: true, attributes: true, attributeFilter: ['value']}) }"""
+"""Counts in window.seen how often a bar moves."""
+VIEWERS = Path(__file__).with_name("viewers.py")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--no-first-run", "--js-flags=--expose-gc"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What an open page takes once all that can be collected is collected."""
+
+    heap: int
+    """Bytes of live objects in the tab."""
+    nodes: int
+    """Nodes that the tab holds, those that hang nowhere among them."""
+    process: int
+    """Bytes of the page's process."""
 
 
 @dataclass
@@ -52,8 +70,34 @@ class Running:
         client.get(self.link).raise_for_status()
         return client
 
+    @contextmanager
+    def viewers(self) -> Generator[Callable[[int], None]]:
+        """Give what has so many viewers follow the page from now on; they are a process of their own."""
+        cookie = "; ".join(f"{name}={value}" for name, value in self.client().cookies.items())
+        argv = [sys.executable, str(VIEWERS), str(self.port), cookie]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            told, said = process.stdin, process.stdout
+
+            def look(number: int) -> None:
+                print(number, file=told, flush=True)
+                assert said.readline() == "there\n", "the viewers lost the page"
+
+            yield look
+
     def memory_bytes(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def size(self, view: Page) -> Size:
+        """Measure an open page."""
+        session = view.context.new_cdp_session(view)
+        for _ in range(2):
+            session.send("HeapProfiler.collectGarbage")
+        session.send("Performance.enable")
+        told = {each["name"]: int(each["value"]) for each in session.send("Performance.getMetrics")["metrics"]}
+        session.detach()
+        return Size(told["JSHeapUsedSize"], told["Nodes"], self.memory_bytes())
 
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -61,11 +105,12 @@ class Running:
 
 
 @contextmanager
-def running(home: Home) -> Generator[Running]:
-    """Start the page's real program, and end it."""
+def running(home: Home, *, hurried: bool = False) -> Generator[Running]:
+    """Start the page's real program, and end it. `hurried`: an hour's paintings fit into minutes."""
     port = free_port()
+    program = ["-c", HURRIED] if hurried else ["-m", "mlxq.web"]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "mlxq.web", str(port)], env={**os.environ, "MLXQ_HOME": str(home.root)}
+        [sys.executable, "-P", *program, str(port)], env={**os.environ, "MLXQ_HOME": str(home.root)}
     )
     try:
         _until_it_answers(process, port)

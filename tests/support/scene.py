@@ -162,6 +162,19 @@ def advance(db: Database, held: Claim, done: float) -> None:
     ledger.report(db, held, "fetching", {"done": int(SIZE * done), "total": SIZE, "unit": "bytes"})
 
 
+def bustle(db: Database, held: Claim, steps: range, pause_s: float) -> None:
+    """Change rows step by step, as hours do: a pull moves, and now and then a job ends, a service dies and is back."""
+    for step in steps:
+        advance(db, held, step % 1000 / 1000)
+        if step % 20 == 0:
+            succeed(db, "verify")
+        elif step % 20 == 10:
+            die(db, "fast")
+        elif step % 20 == 11:
+            ready(db, "fast")
+        time.sleep(pause_s)
+
+
 def _claim(db: Database, kind: str) -> Claim:
     held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "worker-of-the-scene")
     assert held is not None
