@@ -18,7 +18,7 @@ from catalog.speed import Speed, predict
 from state import bench as kept
 from state import host, secrets, service, stack, weights
 from state.bench import Bench
-from state.errors import DoesNotFit, NotFound, NotRunning
+from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
 from state.stack import Tier
 from tasks import advice
 from tasks.plan import bench as plan
@@ -65,9 +65,11 @@ def bench(
 
     Without a number of tokens, as many as this kind of machine does in a minute or so.
     Gives {"model", "quant", "rounds", "peak_bytes", "tools", "predicted", "verdict", "saved"}, speeds in tokens/s.
-    Raises NotFound, NotRunning, DoesNotFit, EngineFailed.
+    Raises NotFound, NotRunning, DoesNotFit, EngineFailed, and Later while another job would be measured too; one that
+    begins meanwhile goes on, and the benchmark starts over after it.
     """
-    _wait_for_quiet(context)
+    began = context.db.now()
+    _wait_for_quiet(context, began)
     known, machine = advice.known(context.home), _machine(context)
     usual = SLOW if machine.backend == "cpu" else FAST
     shape = {
@@ -79,13 +81,7 @@ def bench(
     subject = _subject(context, target, known, shape)
     if subject.pid is None:
         _check_room(context, machine, subject.tier)
-    seen = run_child(
-        "tasks.launch.bench",
-        shape | _serving(context, machine, subject),
-        on_progress=lambda step: context.report(step["phase"]),
-        cancelled=context.cancelled,
-        timeout_s=context.remaining_s,
-    )
+    seen = _measured(context, shape | _serving(context, machine, subject), began)
     if subject.pid is None:
         weights.loaded(context.db, subject.tier.weights)
     told = _told(subject, machine, known, seen)
@@ -95,13 +91,38 @@ def bench(
     return told | {"target": target, "saved": save}
 
 
-def _wait_for_quiet(context: Context) -> None:
-    """Raise Later while another job is at work that would be measured too; of two benchmarks the older one goes."""
+def _measured(context: Context, request: dict[str, Any], began: float) -> dict[str, Any]:
+    """Let a child measure. Raises EngineFailed, and Later when another job was at work in between."""
+
+    def tell(step: dict[str, Any]) -> None:
+        _wait_for_quiet(context, began)
+        context.report(step["phase"])
+
+    try:
+        seen = run_child(
+            "tasks.launch.bench",
+            request,
+            on_progress=tell,
+            cancelled=context.cancelled,
+            timeout_s=context.remaining_s,
+        )
+    except EngineFailed:
+        _wait_for_quiet(context, began)  # a tier that is started anew is no failure of its engine
+        raise
+    _wait_for_quiet(context, began)
+    return seen
+
+
+def _wait_for_quiet(context: Context, began: float) -> None:
+    """Raise Later when another job was at work since `began` (unix seconds) that would be measured too.
+
+    Of two benchmarks the older one goes.
+    """
     marks = ", ".join("?" * len(IN_THE_WAY))
     row = context.db.row(
-        f"SELECT id, kind FROM jobs WHERE state = 'running' AND kind IN ({marks}) AND id != ?"  # noqa: S608 (our own names)
-        " AND (kind != 'bench' OR id < ?) ORDER BY id",
-        (*IN_THE_WAY, context.held.id, context.held.id),
+        f"SELECT id, kind FROM jobs WHERE (state = 'running' OR finished_at > ?) AND kind IN ({marks})"  # noqa: S608 (our own names)
+        " AND id != ? AND (kind != 'bench' OR id < ?) ORDER BY id",
+        (began, *IN_THE_WAY, context.held.id, context.held.id),
     )
     if row:
         raise Later(f"job {row['id']} ({row['kind']}) is at work", AGAIN_S)

@@ -106,6 +106,26 @@ def test_a_cancelled_benchmark_leaves_no_engine(run: Run, model: Path, home: Hom
     assert weights.listing(db) == []
 
 
+def test_a_benchmark_gives_way_to_a_job_that_begins_meanwhile(run: Run, model: Path, home: Home, db: Database) -> None:
+    """It is no failure: the benchmark starts over when that job has ended."""
+
+    def begin() -> None:
+        while not engines(home):
+            time.sleep(0.05)
+        other = runtime.open_database(home)
+        ledger.submit(other, kinds.new("pull", {"source": "hub:a/b"}))
+        ledger.claim(other, "heavy", {"pull"}, "the worker")
+        other.close()
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    ended = run(str(model), **QUICK | {"runs": 20})
+    thread.join()
+
+    assert (ended.state, ended.failures, ended.phase) == (State.QUEUED, 0, "job 2 (pull) is at work")
+    assert engines(home) == []
+
+
 def test_what_has_no_room_is_refused_before_an_engine_starts(run: Run, model: Path, home: Home, db: Database) -> None:
     host.remember(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
 

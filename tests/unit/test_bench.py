@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -26,6 +28,9 @@ from tasks.plan import bench
 from tasks.plan.bench import Answer
 from tasks.world import stream
 from tasks.world.child import Later
+
+if TYPE_CHECKING:
+    from conftest import Clock
 
 ONE = Bench("qwen3-8b", "int4", "hub:x/y", "abc", "M4 Pro", "0.6.0", "0.32.4", 3, 1, 1024, 100, 1.0, 400.0, 50.0,
             48.0, 52.0, 50.0, 5_000_000_000)  # fmt: skip
@@ -216,7 +221,7 @@ def test_a_benchmark_waits_for_jobs_that_it_would_measure_too(home: Home, db: Da
     assert held.id == mine
 
     with pytest.raises(Later, match=rf"job {pull} \(pull\) is at work"):
-        task._wait_for_quiet(Asking(db, held))  # pyright: ignore[reportArgumentType] (it reads these two alone)
+        task._wait_for_quiet(Asking(db, held), db.now())  # pyright: ignore[reportArgumentType] (it reads these two alone)
 
 
 def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) -> None:
@@ -226,6 +231,25 @@ def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) ->
     assert older
     assert younger
 
-    task._wait_for_quiet(Asking(db, older))  # pyright: ignore[reportArgumentType]
+    task._wait_for_quiet(Asking(db, older), db.now())  # pyright: ignore[reportArgumentType]
     with pytest.raises(Later):
-        task._wait_for_quiet(Asking(db, younger))  # pyright: ignore[reportArgumentType]
+        task._wait_for_quiet(Asking(db, younger), db.now())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("ran_s", "disturbed"), [((-9, -5), False), ((-5, 5), True), ((3, 6), True)])
+def test_a_job_that_came_and_went_meanwhile_was_measured_too(
+    home: Home, db: Database, clock: Clock, ran_s: tuple[float, float], disturbed: bool
+) -> None:
+    began = clock.now
+    ledger.submit(db, kinds.new("bench", {"target": "fast"}))
+    mine = ledger.claim(db, "heavy", {"bench"}, "a/1/1")
+    clock.now = began + ran_s[0]
+    ledger.submit(db, kinds.new("restart", {"service": "standard"}))
+    other = ledger.claim(db, "ops", {"restart"}, "a/1/1")
+    clock.now = began + ran_s[1]
+    assert other
+    ledger.succeed(db, other, None)
+    clock.now = began + 10
+
+    with pytest.raises(Later) if disturbed else contextlib.nullcontext():
+        task._wait_for_quiet(Asking(db, mine), began)  # pyright: ignore[reportArgumentType]
