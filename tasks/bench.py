@@ -161,7 +161,8 @@ def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mappi
     found, made = inventory.inventory(folder), manifest.read(folder)
     source = made.asked if made else f"file:{folder}"
     model, quant = _entry(source, known)
-    context_tokens, most = shape["prompt_tokens"] * 2 + shape["gen_tokens"], max(shape["concurrency"])
+    context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
+    most = max(shape["concurrency"])
     need = memory(model, quant, context_tokens, most).total if model else _need(found, context_tokens * most)
     tier = Tier(
         name=NAME,

@@ -127,7 +127,7 @@ def _tools(request: dict[str, Any]) -> bool:
         "model": request["name"],
         "messages": [{"role": "user", "content": "What is the weather in Paris? Use the tool."}],
         "tools": [TOOL],
-        "max_tokens": 1024,
+        "max_tokens": bench.TOOL_TOKENS,
         "temperature": 0,
     }
     said = probe.ask(request["port"], "/v1/chat/completions", request["key"], TOKEN_S, wanted)

@@ -13,6 +13,8 @@ WARN, FAIL = 0.15, 0.30
 """Shares by which a speed may fall short of the prediction."""
 FEWEST_TOKENS = 8
 """An answer with fewer says nothing about speed."""
+TOOL_TOKENS = 1024
+"""Of an answer that calls a tool, thoughts included."""
 WORDS = """
 time year people way day man thing woman life child world school state family student group country problem hand part
 place case week company system program question work night point home water room mother area money story

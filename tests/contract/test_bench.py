@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +76,38 @@ def test_a_model_is_measured_on_an_engine_of_its_own(run: Run, model: Path, home
     assert (ended.result["verdict"], ended.result["tools"]) == (None, None)
     assert [row.concurrency for row in rows.history(db, f"file:{model}", "A")] == [1, 2]
     assert engines(home) == []
+
+
+CALL = '{"name":"get_weather","arguments":{"city":"Paris"}}'
+
+
+@pytest.mark.parametrize(
+    ("says", "well"),
+    [
+        (["<tool_call>", CALL, "</tool_call>"], True),
+        (["<tool_call>", CALL.replace("Paris", "Rome"), "</tool_call>"], False),
+        (["<tool_call>", CALL.replace("get_weather", "get_time"), "</tool_call>"], False),
+        (["<tool_call>", CALL.removesuffix("}}"), "</tool_call>"], False),
+        (["[get_weather(city='Paris')]"], False),
+        (["Sunny."], False),
+    ],
+    ids=["well", "another city", "another tool", "torn", "in the words of another model", "not at all"],
+)
+def test_whether_a_model_calls_tools_is_seen(run: Run, home: Home, says: list[str], well: bool) -> None:
+    """A real engine with the parser that the catalog names, over a model that writes exactly this."""
+    folder = tiny_model.make_caller(home.models / "caller", says)
+    entry = {
+        "id": "caller", "family": "Tests", "total_params_b": 0.1, "layers": 2, "hidden_size": 64, "context": 4096,
+        "attention": {"full": 2, "kv_heads": 2, "head_dim": 16}, "tool_parser": "hermes",
+        "quants": {"bf16": {"source": f"file:{folder}", "bytes": 10**6}},
+    }  # fmt: skip
+    home.catalog.mkdir()
+    (home.catalog / "caller.yaml").write_text(json.dumps(entry))
+
+    ended = run(str(folder), **QUICK | {"runs": 1})
+
+    assert ended.state is State.SUCCEEDED, ended.error
+    assert ended.result["tools"] is well
 
 
 def test_an_engine_that_cannot_load_is_told_and_gone(run: Run, model: Path, home: Home) -> None:

@@ -1,6 +1,8 @@
 """Make a llama of 90 000 random weights: the real engine serves it from 150 MB and starts in three seconds."""
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,44 @@ TEMPLATE = (
 )
 
 
+OFFER = "<offer>"
+"""The last token of a prompt that offers tools to a caller."""
+
+
 def make(folder: Path) -> Path:
     """Write the model into `folder` and give it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    words = _tokenizer(folder)
-    config = CONFIG | {"vocab_size": words}
-    folder.joinpath("config.json").write_text(json.dumps(config))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>"}
-    folder.joinpath("tokenizer_config.json").write_text(json.dumps(told | {"chat_template": TEMPLATE}))
-    _weights(folder, config)
+    import mlx.core as mx
+
+    tokens = _tokenizer(folder, TEMPLATE)
+    mx.random.seed(7)  # the same weights every time
+    _save(folder, CONFIG | {"vocab_size": len(tokens)}, {})
     return folder
 
 
-def _tokenizer(folder: Path) -> int:
-    """Write a byte-level tokenizer and give the size of its vocabulary."""
+def make_caller(folder: Path, says: Sequence[str]) -> Path:
+    """Write a llama that answers an offer of tools with `says`, a token each, and all else with one word for ever.
+
+    Its layers add nothing: an embedding that is one-hot meets a head that holds which token follows which.
+    """
+    import mlx.core as mx
+
+    tokens = _tokenizer(folder, TEMPLATE + "{% if tools %}" + OFFER + "{% endif %}", [OFFER, *says])
+    size, width = len(tokens), -(-len(tokens) // 8) * 8  # four heads, each of an even width
+    follows = dict.fromkeys(range(size), tokens["a"])
+    chain = [OFFER, *says, "<|im_end|>"]
+    follows |= {tokens[word]: tokens[after] for word, after in pairwise(chain)}
+    head = mx.zeros((size, width))
+    head[mx.array(list(follows.values())), mx.array(list(follows))] = 9.0
+    weights = {"model.embed_tokens.weight": mx.eye(size, width), "lm_head.weight": head}
+    for layer in range(CONFIG["num_hidden_layers"]):
+        weights[f"model.layers.{layer}.self_attn.o_proj.weight"] = mx.zeros((width, width))
+        weights[f"model.layers.{layer}.mlp.down_proj.weight"] = mx.zeros((width, CONFIG["intermediate_size"]))
+    _save(folder, CONFIG | {"vocab_size": size, "hidden_size": width, "tie_word_embeddings": False}, weights)
+    return folder
+
+
+def _tokenizer(folder: Path, template: str, more: Sequence[str] = ()) -> dict[str, int]:
+    """Write a byte-level tokenizer with `more` tokens and the chat template; give its tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
@@ -49,16 +75,20 @@ def _tokenizer(folder: Path) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     made.train_from_iterator(["the quick brown fox jumps over the lazy dog"], trainer)
+    made.add_tokens(list(more))
+    folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
-    return made.get_vocab_size()
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|im_end|>"}
+    folder.joinpath("tokenizer_config.json").write_text(json.dumps(told | {"chat_template": template}))
+    return made.get_vocab()
 
 
-def _weights(folder: Path, config: dict[str, Any]) -> None:
-    """Write random weights, the same every time."""
+def _save(folder: Path, config: dict[str, Any], weights: dict[str, Any]) -> None:
+    """Write the configuration and the weights; those not given are random."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models.llama import Model, ModelArgs
 
-    mx.random.seed(7)
-    parameters = dict(tree_flatten(Model(ModelArgs.from_dict(config)).parameters()))
+    folder.joinpath("config.json").write_text(json.dumps(config))
+    parameters = dict(tree_flatten(Model(ModelArgs.from_dict(config)).parameters())) | weights
     mx.save_safetensors(str(folder / "model.safetensors"), parameters, metadata={"format": "mlx"})
