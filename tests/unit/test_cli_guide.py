@@ -13,7 +13,7 @@ from support import scene, typist
 from support.typist import ends, interrupt, typing
 
 from mlxq.commands import setup
-from state import stack
+from state import host, stack
 from state.db import Database, open_database
 from state.job import listing
 from state.paths import Home
@@ -171,6 +171,16 @@ def test_a_stack_that_is_here_stays_by_default(home: Home, now: Database, hub: s
     ends(screen)
 
     assert asked(now)["keep"]
+
+
+def test_settings_that_changed_are_not_answered_by_the_stack_that_is_here(home: Home, now: Database, hub: str) -> None:
+    scene.set_up(now)
+    host.remember(now, "stack", {"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}})
+    screen = typing(home.root, hub, "setup")
+    screen.expect("The settings ask for another budget or quant")
+    screen.expect(INTENT)
+
+    assert interrupt(screen)[0] == 130
 
 
 def test_a_new_choice_tells_what_becomes_of_the_stack_that_is_here(home: Home, now: Database, hub: str) -> None:
