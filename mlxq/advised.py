@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from catalog.machine import Machine
-from catalog.score import Pick, Recommendation
+from catalog.pick import Pick, Recommendation
 from catalog.speed import Speed
 from mlxq import render
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from catalog.score import Offer, Recommendation, alternatives
+from catalog.offer import Offer
+from catalog.pick import Recommendation
+from catalog.score import alternatives
 from mlxq import advised, change, render
 from mlxq.survey import Survey
 from state.errors import DoesNotFit, NotFound, UsageProblem

@@ -9,7 +9,7 @@ from typing import Any
 
 from catalog.machine import Machine
 from catalog.model import Model
-from catalog.score import Recommendation
+from catalog.pick import Recommendation
 from catalog.speed import Measured
 from mlxq import ask, installed
 from state import host, settings, stack

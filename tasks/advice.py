@@ -10,8 +10,9 @@ from catalog.fit import smallest
 from catalog.load import Match
 from catalog.machine import Machine
 from catalog.model import Model
+from catalog.pick import Recommendation
 from catalog.problems import BadModelFile, UnknownModel
-from catalog.score import Recommendation
+from catalog.search import TooSmall
 from catalog.speed import Measured
 from state import bench, settings
 from state.db import Database
@@ -89,13 +90,13 @@ def recommend(
     """
     try:
         return score.recommend(machine, models, intent, budget_bytes=budget_bytes, measured=benches, quant=quant)
-    except score.TooSmall as problem:
+    except TooSmall as problem:
         raise too_small(machine, problem) from problem
     except ValueError as problem:
         raise UsageProblem(str(problem), hint="mlxq models --catalog") from problem
 
 
-def too_small(machine: Machine, problem: score.TooSmall) -> DoesNotFit:
+def too_small(machine: Machine, problem: TooSmall) -> DoesNotFit:
     """Say what the smallest stack needs, and the share of memory that would do."""
     share = -(-100 * problem.needs_bytes // machine.memory_bytes)
     return DoesNotFit(str(problem), hint=f"mlxq setup --budget-pct {min(90, max(10, share))}")
@@ -121,7 +122,7 @@ def choose(
         return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
     try:
         return score.builtin(machine, known)
-    except score.TooSmall as problem:
+    except TooSmall as problem:
         raise too_small(machine, problem) from problem
 
 
@@ -140,7 +141,7 @@ def compose(
     share = budget(machine, asked["budget_pct"])
     try:
         return score.compose(machine, known, wanted, asked["intent"], budget_bytes=share, measured=measured)
-    except score.TooSmall as problem:
+    except TooSmall as problem:
         raise DoesNotFit(
             f"These models need {problem.needs_bytes / 1e9:.2f} GB together; "
             f"the budget is {problem.budget_bytes / 1e9:.2f} GB.",

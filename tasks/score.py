@@ -10,7 +10,7 @@ from typing import Any
 from catalog.intent import FAST
 from catalog.machine import from_row
 from catalog.model import Model
-from catalog.score import Recommendation
+from catalog.pick import Recommendation
 from state import host, settings, stack
 from state.errors import NotSetUp
 from state.job import New

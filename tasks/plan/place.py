@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from catalog.fit import memory
 from catalog.model import Model
-from catalog.score import CACHE_FLOOR
+from catalog.offer import CACHE_FLOOR
 from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
 from state.stack import PREFILL_STEP, Tier

@@ -16,20 +16,11 @@ from catalog.intent import FAST, INTENTS, LONGCTX, STANDARD, TIERS
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
+from catalog.offer import CACHE_FLOOR, PROMPT_TOKENS, lasts
+from catalog.pick import Recommendation
 from catalog.quality import quality, worth
-from catalog.score import (
-    BARELY_FASTER,
-    CACHE_FLOOR,
-    PROMPT_TOKENS,
-    Recommendation,
-    TooSmall,
-    alternatives,
-    budget,
-    builtin,
-    compose,
-    lasts,
-    recommend,
-)
+from catalog.score import alternatives, budget, builtin, compose, recommend
+from catalog.search import BARELY_FASTER, TooSmall
 from catalog.speed import Measured, predict
 
 KNOWN = entries()
