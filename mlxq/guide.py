@@ -34,16 +34,23 @@ def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> di
     DoesNotFit when nothing fits this machine.
     """
     _card(found)
-    open_question = intent is None and "budget_pct" not in asked
-    if found.tiers and found.outdated:
-        render.say("\nThe settings ask for another budget or quant than the models here were chosen for.")
-    elif found.tiers and open_question and _stays(found):
+    if found.tiers and _may_stay(found, open_question=intent is None and "budget_pct" not in asked) and _stays(found):
         return {**asked, "keep": True}
     wanted = {**asked, "intent": intent or _intent()}
     chosen = _chosen(found, wanted)
     if not found.hub:
         return wanted
     return wanted | {"choice": words(chosen)}
+
+
+def _may_stay(found: Survey, *, open_question: bool) -> bool:
+    """Say whether the stack that is here can be what the person wants; without a Hub there is no other."""
+    if not found.hub:
+        return True
+    if found.outdated:
+        render.say()
+        render.prose(found.outdated, err=True)
+    return open_question and not found.outdated
 
 
 def words(chosen: Recommendation) -> dict[str, str]:
@@ -64,7 +71,7 @@ def _card(found: Survey) -> None:
     render.say()
     for name, value in facts.items():
         if value:
-            render.say(f"  {name:<8}{value}")
+            render.prose(value, f"  {name:<8}", err=True)
 
 
 def _stays(found: Survey) -> bool:

@@ -20,7 +20,7 @@ from state.settings import Settings
 from state.stack import Tier
 from tasks import advice
 
-NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "asked": {}}
+NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "told": {}}
 """What a home without a state database holds."""
 
 
@@ -39,15 +39,20 @@ class Survey:
     free_bytes: int
     """What weights may take of their disk; some is always kept free."""
     tiers: Sequence[Tier]
-    asked: Mapping[str, Any]
-    """The question that the stack of this home is the answer to; empty when it was made by hand."""
+    told: Mapping[str, Any]
+    """What was said of the stack when it was chosen; empty when it was made by hand."""
     settings: Settings
 
     @property
-    def outdated(self) -> bool:
-        """Whether the settings ask for another budget or quant than the stack of this home was chosen for."""
-        now = {"budget_pct": self.settings["memory-budget-pct"], "quant": self.quant}
-        return bool(self.asked) and any(self.asked.get(name) != value for name, value in now.items())
+    def outdated(self) -> str:
+        """Say why the stack of this home is no answer to what would be asked now; empty when it is one."""
+        question = {"budget_pct": self.settings["memory-budget-pct"], "quant": self.quant}
+        asked: Mapping[str, Any] = self.told.get("asked", {})
+        if self.told.get("builtin"):
+            return "The built-in model stood in here while no Hub was in reach."
+        if asked and any(asked.get(name) != value for name, value in question.items()):
+            return "The settings ask for another budget or quant than the models here were chosen for."
+        return ""
 
     @property
     def quant(self) -> str | None:
@@ -103,6 +108,6 @@ def look(place: Home) -> Survey:
 
 
 def _kept(db: Database, machine: Machine) -> Mapping[str, Any]:
-    """Give what the state database holds: the benchmarks, the tiers, and what they were chosen for."""
-    asked = host.recall(db, "stack").get("asked", {})
-    return {"measured": advice.measured(db, machine), "tiers": stack.tiers(db), "asked": asked}
+    """Give what the state database holds: the benchmarks, the tiers, and what was said of them."""
+    told = host.recall(db, "stack")
+    return {"measured": advice.measured(db, machine), "tiers": stack.tiers(db), "told": told}

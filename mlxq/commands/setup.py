@@ -166,7 +166,8 @@ def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_
             change.show(made)
         if dry_run:
             return None
-        consent.to("Make this change")
+        with unchanged():
+            consent.to("Make this change")
         ids = change.begin(db, made, wanted)
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 

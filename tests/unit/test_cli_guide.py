@@ -173,14 +173,41 @@ def test_a_stack_that_is_here_stays_by_default(home: Home, now: Database, hub: s
     assert asked(now)["keep"]
 
 
-def test_settings_that_changed_are_not_answered_by_the_stack_that_is_here(home: Home, now: Database, hub: str) -> None:
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}}, "The settings ask for another budget"),
+        ({"builtin": True}, "The built-in model stood in here while no Hub was in reach."),
+    ],
+)
+def test_a_stack_that_answers_another_question_is_not_the_default(
+    home: Home, now: Database, hub: str, told: dict[str, Any], why: str
+) -> None:
     scene.set_up(now)
-    host.remember(now, "stack", {"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}})
+    host.remember(now, "stack", told)
     screen = typing(home.root, hub, "setup")
-    screen.expect("The settings ask for another budget or quant")
+    screen.expect(why)
     screen.expect(INTENT)
 
     assert interrupt(screen)[0] == 130
+
+
+def test_without_a_hub_the_stack_that_is_here_is_the_only_one(home: Home, now: Database) -> None:
+    scene.set_up(now)
+    screen = typing(home.root, "http://127.0.0.1:9", "setup", "--intent", "agent-fleet", "--timeout", "0")
+    answer(screen, [("Enter to bring these up, q to leave all as it is: ", "")])
+    ends(screen)
+
+    assert asked(now)["keep"]
+
+
+def test_without_a_hub_a_fresh_home_is_offered_the_built_in_model(fresh: Path) -> None:
+    screen = typing(fresh, "http://127.0.0.1:9", "setup")
+    answer(screen, [(INTENT, "")])
+    screen.expect("No Hub is in reach: every tier serves the built-in model.")
+    answer(screen, [("Enter to go on, w for why, q to leave all as it is: ", "q")])
+
+    assert ends(screen)[0] == 130
 
 
 def test_a_new_choice_tells_what_becomes_of_the_stack_that_is_here(home: Home, now: Database, hub: str) -> None:
