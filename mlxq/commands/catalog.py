@@ -47,4 +47,5 @@ def _tell(count: int, findings: list[Finding], *, asked: bool, as_json: bool) ->
         return
     for each in findings:
         click.echo(f"{each.model}: {each.problem}")
-    click.echo(f"{count} models checked; the Hub was {'asked' if asked else 'not asked'}.")
+    models = "1 model" if count == 1 else f"{count} models"
+    click.echo(f"{models} checked; the Hub was {'asked' if asked else 'not asked'}.")
