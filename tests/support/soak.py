@@ -1,0 +1,286 @@
+"""Many faults, chosen at random, upon a whole mlxq that is asked all the while; and an account of every request.
+
+What is counted: a request is *lost* when it was not answered with 200 although it had every right to be. It had that
+right unless, while it was under way,
+
+- an engine or the gateway was harmed (it may have been in flight there),
+- or the gateway was away: from its harm until its next process was ready,
+- or every tier was away at once, counted likewise.
+
+That the worker dies, its clock jumps, a log is filled or a tier other than the last is away is no excuse.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+from support import recovery
+from support.mlxq_home import CLOCK, Mlxq, until
+from support.ports import free_port
+
+from state import secrets, service, settings
+from state.db import open_database
+from state.errors import EngineFailed
+from state.service import Doing
+from tasks.plan import gateway
+from tasks.world import probe, process
+
+TIERS = ("standard", "fast", "longctx")
+LIMIT_S = 120.0
+"""Within this long after each burst of faults all must be well again."""
+LOG_BYTES = 2 * 2**20
+
+
+@dataclass
+class Away:
+    """A time in which a service could not be counted on, in unix seconds."""
+
+    name: str
+    identity: str
+    """The process that was harmed; another one that is ready ends the time."""
+    since: float
+    until: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request and what came of it."""
+
+    began: float
+    ended: float
+    said: str
+    """200, or why not."""
+
+
+@dataclass
+class Soak:
+    """One run. `seed` decides every choice."""
+
+    mlxq: Mlxq
+    tiny: Path
+    seed: int
+    faults: Counter[str] = field(default_factory=Counter[str])
+    away: list[Away] = field(default_factory=list[Away])
+    asked: list[Asked] = field(default_factory=list[Asked])
+    stop: threading.Event = field(default_factory=threading.Event)
+    broken: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
+    """Tiers that only a person can mend, and how; at most two, so that one is there to be harmed."""
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.clock = self.mlxq.home.root / "clock"
+
+    # ------------------------------------------------------------ the stage
+
+    def run(self, count: int, clients: int = 2) -> None:
+        """Bring all up, do `count` faults in bursts, and see that all is well after each burst."""
+        self._set_up()
+        threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+        threads.append(threading.Thread(target=self._watch))
+        for thread in threads:
+            thread.start()
+        try:
+            while self.faults.total() < count:
+                self._burst(min(self.random.randint(1, 4), count - self.faults.total()))
+                self._await_health()
+        finally:
+            self.stop.set()
+            for thread in threads:
+                thread.join(LIMIT_S)
+
+    def _set_up(self) -> None:
+        self.clock.write_text("0")
+        for name in TIERS:
+            shutil.copytree(self.tiny, self.mlxq.home.models / name)
+        self.mlxq.serve(self.tiny, *TIERS)
+        for name in TIERS:
+            self.mlxq.db.run("UPDATE tiers SET weights = ? WHERE name = ?", (str(self.mlxq.home.models / name), name))
+        settings.write(self.mlxq.home, "max-restarts", 100)
+        settings.write(self.mlxq.home, "log-max-size-mb", 1)
+        self._work()
+        recovery.up_with_gateway(self.mlxq, free_port())
+
+    def _work(self) -> None:
+        self.mlxq.work_with_fakes("--load", "0.3", prelude=CLOCK, CLOCK=str(self.clock))
+
+    # ------------------------------------------------------------ the faults
+
+    def _burst(self, most: int) -> None:
+        """Do some faults, so soon after each other that a later one meets what an earlier one left."""
+        for _ in range(most):
+            if len(self.broken) < len(TIERS) - 1:
+                self._harm()
+                time.sleep(self.random.uniform(0, 1))
+
+    def _tier(self) -> str:
+        return self.random.choice([name for name in TIERS if name not in self.broken])
+
+    def _harm(self) -> None:
+        """Do one fault, chosen at random, to a service that lives."""
+        ways = {
+            self._signal: 8,
+            self._freeze: 3,
+            self._wedge: 1,
+            self._signal_gateway: 1,
+            self._kill_worker: 3,
+            self._rob: 2,
+            self._cut_weights: 2,
+            self._fill_log: 2,
+            self._set_clock: 2,
+        }
+        (way,) = self.random.choices(list(ways), list(ways.values()))
+        way()
+        self.faults[way.__name__.strip("_")] += 1
+
+    def _hurt(self, name: str, number: signal.Signals) -> process.Identity:
+        """Signal the process of a service, once it has one that lives."""
+        found = until(lambda: self._living(name), LIMIT_S)
+        self.away.append(Away(name, process.encode(found), time.time()))
+        process.send(found, number)
+        return found
+
+    def _living(self, name: str) -> process.Identity | None:
+        one = self.mlxq.one(name)
+        found = process.decode(one.identity) if one.identity else None
+        return found if found and process.alive(found) else None
+
+    def _signal(self) -> None:
+        ends = (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGTERM)
+        self._hurt(self._tier(), self.random.choice(ends))
+
+    def _freeze(self) -> None:
+        self._hurt(self._tier() if self.random.random() < 0.8 else gateway.SERVICE, signal.SIGSTOP)
+
+    def _wedge(self) -> None:
+        """Let it take requests and make no token; one that loads yet would die of the signal, which is a fault too."""
+        self._hurt(self._tier(), signal.SIGUSR1)
+
+    def _signal_gateway(self) -> None:
+        self._hurt(gateway.SERVICE, signal.SIGKILL)
+
+    def _kill_worker(self) -> None:
+        """Kill it, and start another as launchd would."""
+        self.mlxq.kill_worker()
+        time.sleep(self.random.uniform(0, 1))
+        self._work()
+
+    def _rob(self) -> None:
+        """Kill an engine and take its port, if we are quicker than its next start."""
+        name = self._tier()
+        process.wait(self._hurt(name, signal.SIGKILL), LIMIT_S)
+        with suppress(OSError):
+            thief = socket.create_server(("127.0.0.1", self.mlxq.port(name)))
+            self.broken[name] = lambda: self._give_back(name, thief)
+
+    def _give_back(self, name: str, thief: socket.socket) -> None:
+        self._await_given_up(name)
+        thief.close()
+        self.mlxq.put("start", service=name)
+
+    def _cut_weights(self) -> None:
+        name = self._tier()
+        os.truncate(self.mlxq.home.models / name / "model.safetensors", 1000)
+        self._hurt(name, signal.SIGKILL)
+        self.broken[name] = lambda: self._make_whole(name)
+
+    def _make_whole(self, name: str) -> None:
+        self._await_given_up(name)
+        shutil.copy(self.tiny / "model.safetensors", self.mlxq.home.models / name)
+        self.mlxq.put("start", service=name)
+
+    def _await_given_up(self, name: str) -> None:
+        """Wait until mlxq says that only a person can help."""
+        self.mlxq.await_doing(Doing.FAILED, name, LIMIT_S)
+
+    def _fill_log(self) -> None:
+        with process.appended(self.mlxq.home.log(self.random.choice(TIERS))) as log:
+            os.write(log, (b"x" * 99 + b"\n") * (LOG_BYTES // 100))
+        self.mlxq.put("rotate")
+
+    def _set_clock(self) -> None:
+        part = self.clock.with_suffix(".part")
+        part.write_text(str(self.random.choice((-1, 1)) * self.random.uniform(60, 7200)))
+        part.replace(self.clock)
+
+    # ------------------------------------------------------------ the health
+
+    def _await_health(self) -> None:
+        """Mend as a person would, and wait until all is well. What died lately is forgotten, as ten minutes would."""
+        for mend in self.broken.values():
+            mend()
+        self.broken.clear()
+        until(lambda: not self._ails(), LIMIT_S)
+        self.mlxq.db.run("UPDATE services SET exits = '[]'")
+
+    def _ails(self) -> str:
+        """Say what is not well; empty when all is."""
+        for one in service.listing(self.mlxq.db):
+            there = process.find_orphans(str(self.mlxq.home.root), one.name)
+            if one.doing != Doing.READY or list(map(process.encode, there)) != [one.identity]:
+                return f"{one.name} is {one.doing}, {len(there)} processes"
+            with suppress(EngineFailed):
+                if one.kind == "gateway" or probe.one_token(one.port, self._key(secrets.TIER), one.name, 5.0):
+                    continue
+            return f"{one.name} does not answer"
+        live = self.mlxq.db.value("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running', 'blocked')")
+        return f"{live} jobs" if live else ""
+
+    def _key(self, name: str) -> str:
+        return secrets.read(self.mlxq.home.secrets)[name]
+
+    def _watch(self) -> None:
+        """Note when a service that was harmed is back."""
+        db = open_database(self.mlxq.home)
+        while not self.stop.wait(0.05):
+            for each in [away for away in self.away if away.until == float("inf")]:
+                one = service.get(db, each.name)
+                if one.doing == Doing.READY and one.identity != each.identity:
+                    each.until = time.time()
+        db.close()
+
+    # ------------------------------------------------------------ the requests
+
+    def _ask(self, number: int) -> None:
+        """Ask through the gateway, one request after another; no two are alike, as a request may be held for poison."""
+        url = f"http://127.0.0.1:{self.mlxq.one(gateway.SERVICE).port}/v1/chat/completions"
+        dice = random.Random(self.seed + number)
+        with httpx.Client(headers={"Authorization": f"Bearer {self._key(secrets.MASTER)}"}, timeout=LIMIT_S) as client:
+            while not self.stop.wait(0.05):
+                began = time.time()
+                text = [{"role": "user", "content": f"{number} {len(self.asked)}"}]
+                wanted = {"model": dice.choice(TIERS), "max_tokens": 2, "messages": text}
+                try:
+                    answer = client.post(url, json=wanted)
+                    said = "200" if answer.status_code == 200 else f"{answer.status_code} {answer.text[:300]}"
+                except httpx.HTTPError as problem:
+                    said = repr(problem)
+                self.asked.append(Asked(began, time.time(), said))
+
+    def lost(self) -> list[Asked]:
+        """Give the requests that were lost, as the head of this file says."""
+        return [each for each in self.asked if each.said != "200" and not self._excuse(each)]
+
+    def _excuse(self, each: Asked) -> str:
+        if any(each.began <= away.since <= each.ended for away in self.away):
+            return "in flight"
+        during = {away.name for away in self.away if away.since <= each.ended and each.began <= away.until}
+        if gateway.SERVICE in during:
+            return "no gateway"
+        return "no tier" if during >= set(TIERS) else ""
+
+    def account(self) -> str:
+        """Say what was done and what came of it."""
+        failed = Counter(self._excuse(each) or "LOST" for each in self.asked if each.said != "200")
+        return f"seed {self.seed}: {dict(self.faults)}; {len(self.asked)} requests, not answered: {dict(failed)}"
