@@ -49,4 +49,6 @@ def may_start(name: str, services: Sequence[Service], held: Mapping[str, Restrai
 def _settled(one: Service, now: float) -> bool:
     if one.doing in {Doing.FAILED, Doing.FLAPPING}:
         return True
-    return one.doing == Doing.READY and one.ready_at is not None and now - one.ready_at >= SETTLE_S
+    if one.doing != Doing.READY or one.ready_at is None:
+        return False
+    return not 0 <= now - one.ready_at < SETTLE_S  # ready in the future: the clock was set back since

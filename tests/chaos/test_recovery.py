@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import recovery
-from support.mlxq_home import DYING, Mlxq, until
+from support.mlxq_home import DYING, LIMIT_S, Mlxq, until
 from support.ports import free_port
 
 from state import restraint, service, settings
@@ -103,7 +103,7 @@ def test_an_engine_that_is_frozen_while_it_loads_is_started_anew(mlxq: Mlxq):
     loading = mlxq.await_doing(Doing.LOADING)
     process.send(mlxq.identity(), signal.SIGSTOP)
 
-    assert mlxq.await_next(loading, 120).generation == loading.generation + 1
+    assert mlxq.await_next(loading).generation == loading.generation + 1
     assert mlxq.engines() == 1
 
 
@@ -112,7 +112,7 @@ def test_an_engine_whose_requests_all_fail_is_put_aside_also_when_the_worker_die
     mlxq.work_with_fakes("--broken", prelude=DYING, DIES_AT="tasks.upkeep:give_up")
     mlxq.put("start", service="fast")
     assert mlxq.worker
-    assert mlxq.worker.wait(60) == -9
+    assert mlxq.worker.wait(LIMIT_S) == -9
 
     assert mlxq.engines() == 0
 
@@ -121,7 +121,7 @@ def test_an_engine_whose_requests_all_fail_is_put_aside_also_when_the_worker_die
 def test_a_port_stolen_between_stop_and_start_is_told(mlxq: Mlxq, manner: str):
     """The thief comes after the port was looked at and before the engine binds it. It is left alone."""
     mlxq.work(recovery.THIEF, PORT=str(mlxq.port()), MANNER=manner)
-    done = mlxq.ended(mlxq.put("start", service="fast"), 120)
+    done = mlxq.ended(mlxq.put("start", service="fast"))
 
     assert done.error_code == "port_taken", done.error
     assert (mlxq.one().doing, mlxq.one().cause_code) == (Doing.FAILED, "port_taken")
@@ -142,7 +142,7 @@ def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: 
     mlxq.db.run("UPDATE tiers SET weights = ?", (str(bare),))
     mlxq.work()
     mlxq.put("start", service="fast")
-    until(lambda: (one := service.find(mlxq.db, "fast")) and one.doing in {Doing.FLAPPING, Doing.FAILED}, 120)
+    until(lambda: (one := service.find(mlxq.db, "fast")) and one.doing in {Doing.FLAPPING, Doing.FAILED})
     print(mlxq.one().doing, mlxq.one().cause)
 
     assert mlxq.one().doing not in ROUTED

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.mlxq_home import Mlxq, until
+from support.mlxq_home import LIMIT_S, Mlxq, until
 
 from state.service import Doing, Service
 from tasks.world import ports, process
@@ -45,7 +45,7 @@ def test_a_start_ends_with_one_engine_wherever_it_is_cut(tmp_path: Path, empty_d
 def await_killed(mlxq: Mlxq) -> None:
     """Wait until the worker met its end, and start another."""
     assert mlxq.worker
-    assert mlxq.worker.wait(60) == -9
+    assert mlxq.worker.wait(LIMIT_S) == -9
     mlxq.work()
 
 
@@ -66,7 +66,7 @@ def test_a_real_engine_is_started_once_when_the_worker_dies_as(mlxq: Mlxq, momen
     start = mlxq.put("start", service="fast")
     await_killed(mlxq)
 
-    assert mlxq.ended(start, 120).state == "succeeded"
+    assert mlxq.ended(start).state == "succeeded"
     one = assert_one_engine(mlxq)
     assert one.generation == (2 if moment == "the intent is written" else 1)
 
@@ -81,7 +81,7 @@ def test_a_restart_is_finished_by_the_next_worker_when_its_own_dies_as(mlxq: Mlx
     restart = mlxq.put("restart", service="fast")
     await_killed(mlxq)
 
-    assert mlxq.ended(restart, 120).state == "succeeded"
+    assert mlxq.ended(restart).state == "succeeded"
     one = assert_one_engine(mlxq)
     assert one.identity != before.identity
     assert one.generation == before.generation + (2 if moment == "the intent is written" else 1)

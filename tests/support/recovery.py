@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import psutil
-from support.mlxq_home import Mlxq, until
+from support.mlxq_home import LIMIT_S, Mlxq, until
 
 from state import secrets, service, settings
 from state.errors import EngineFailed
@@ -92,7 +92,7 @@ def costs_a_second(found: Back) -> bool:
 
 
 def back(mlxq: Mlxq, earlier: Service, at: float) -> Back:
-    after = mlxq.await_next(earlier, 120)
+    after = mlxq.await_next(earlier)
     assert after.started_at
     assert after.ready_at
     begun = mlxq.db.value("SELECT max(at) FROM events WHERE name = 'intended' AND service = ?", (earlier.name,))
@@ -126,7 +126,7 @@ def up_with_gateway(mlxq: Mlxq, port: int) -> Service:
     assert done.state == "succeeded", done.error
     starts = [mlxq.put("start", service=name) for name in [*tiers(mlxq), gateway.SERVICE]]
     for start in starts:
-        assert mlxq.ended(start, 180).state == "succeeded", mlxq.logs()
+        assert mlxq.ended(start).state == "succeeded", mlxq.logs()
     return mlxq.one(gateway.SERVICE)
 
 
@@ -167,14 +167,14 @@ def kill_under_load(mlxq: Mlxq, clients: int = 3) -> tuple[Load, float]:
     threads = [threading.Thread(target=load.ask, daemon=True) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    until(lambda: sum(good for *_, good in load.answers) >= 3 * clients, 60)
+    until(lambda: sum(good for *_, good in load.answers) >= 3 * clients)
     at = time.time()
     hurt(mlxq, signal.SIGKILL)
     answered = len(load.answers)
-    until(lambda: len(load.answers) >= answered + 3 * clients, 60)
+    until(lambda: len(load.answers) >= answered + 3 * clients)
     load.stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIMIT_S)
     return load, at
 
 
@@ -192,7 +192,7 @@ def kill_worker_then_engine(mlxq: Mlxq) -> tuple[bool, Back]:
 def start_dying(mlxq: Mlxq) -> Service:
     """Ask for a service whose engine ends at once, again and again; give it as it is when mlxq has seen enough."""
     mlxq.put("start", service="fast")
-    return mlxq.await_doing(Doing.FLAPPING, limit_s=90)
+    return mlxq.await_doing(Doing.FLAPPING)
 
 
 def forge_reused_pid(mlxq: Mlxq) -> bool:
