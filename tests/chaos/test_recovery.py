@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from support import recovery
-from support.mlxq_home import DYING, LIMIT_S, Mlxq, until
+from support.mlxq_home import DYING, LIMIT_S, Mlxq
 from support.ports import free_port
 
-from state import restraint, service, settings
+from state import restraint, settings
 from state.service import ROUTED, Doing
 from tasks.world import process
 
@@ -141,10 +141,10 @@ def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: 
         (bare / name).unlink()
     mlxq.db.run("UPDATE tiers SET weights = ?", (str(bare),))
     mlxq.work()
-    mlxq.put("start", service="fast")
-    until(lambda: (one := service.find(mlxq.db, "fast")) and one.doing in {Doing.FLAPPING, Doing.FAILED})
-    print(mlxq.one().doing, mlxq.one().cause)
+    done = mlxq.ended(mlxq.put("start", service="fast"))
+    print(done.error)
 
+    assert done.state == "failed"
     assert mlxq.one().doing not in ROUTED
     assert mlxq.engines() == 0
 
