@@ -34,6 +34,7 @@ MIB = 2**20
 ROUNDS = 10
 ROUND_S = 2.0
 HOUR_UPDATES = 3600
+HOUR_PAUSE_S = 0.02
 VIEWERS = 50
 PROGRESS_S = 0.4
 """Progress of a job is written at most this often (tasks/attempt.py)."""
@@ -42,7 +43,7 @@ PROGRESS_S = 0.4
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--idle", type=float, default=60.0, help="seconds of each idle measure")
-    parser.add_argument("--rounds", type=int, default=30, help="pairs of rounds without and with 50 viewers")
+    parser.add_argument("--rounds", type=int, default=25, help="pairs of rounds without and with 50 viewers")
     parser.add_argument("--only", choices=("page", "crowd", "hour"))
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,10 +85,10 @@ def _hour(home: Home, db: Database) -> None:
         view.goto(served.link)
         held = scene.pull(db)
         expect(view.locator("#jobs progress")).to_be_visible()
-        scene.bustle(db, held, range(1, HOUR_UPDATES // 10), 0.03)
+        scene.bustle(db, held, range(1, HOUR_UPDATES // 10), HOUR_PAUSE_S)
         before = served.size(view)
         view.evaluate(support.COUNT)
-        scene.bustle(db, held, range(HOUR_UPDATES // 10, HOUR_UPDATES * 11 // 10 + 1), 0.03)
+        scene.bustle(db, held, range(HOUR_UPDATES // 10, HOUR_UPDATES * 11 // 10 + 1), HOUR_PAUSE_S)
         expect(view.locator("#jobs progress")).to_have_attribute(
             "value", f"{HOUR_UPDATES * 11 // 10 % 1000 / 1000:.4f}"
         )
@@ -216,16 +217,21 @@ def _crowd(home: Home, served: support.Running, rounds: int) -> None:
 def _compare(alone: Load, watched: Load) -> None:
     cores = os.cpu_count() or 1
     share = statistics.median(watched.shares)
-    ratios = [1 - there / without for without, there in zip(alone.rates, watched.rates, strict=True)]
     told("gateway, requests/s, no viewer", statistics.median(alone.rates))
     told("gateway, requests/s, 50 viewers", statistics.median(watched.rates))
-    low, middle, high = (100 * each for each in statistics.quantiles(ratios))
-    told("gateway slower, % (median of pairs)", middle, 2)
-    print(f"  half of the {len(ratios)} pairs between {low:.1f} and {high:.1f} %, all noise of the machine included")
+    _tell_pairs("gateway slower, %", [1 - new / old for old, new in zip(alone.rates, watched.rates, strict=True)], 2)
     told("gateway, CPU ms a request, no viewer", statistics.median(alone.costs) * 1000)
     told("gateway, CPU ms a request, 50 viewers", statistics.median(watched.costs) * 1000)
+    _tell_pairs("gateway's CPU a request, % more", [b / a - 1 for a, b in zip(alone.costs, watched.costs, strict=True)])
     told("the page's CPU, % of one core", share * 100)
     told(f"the page's CPU, % of all {cores} cores", share / cores * 100, 2)
+
+
+def _tell_pairs(name: str, ratios: list[float], bound: float | None = None) -> None:
+    """Print the median over the pairs of rounds, and how far the machine's noise spreads them."""
+    low, middle, high = (100 * each for each in statistics.quantiles(ratios))
+    told(f"{name} (median of {len(ratios)} pairs)", middle, bound)
+    print(f"  half of the pairs lie between {low:.1f} and {high:.1f} %")
 
 
 if __name__ == "__main__":

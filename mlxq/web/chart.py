@@ -18,6 +18,8 @@ class Chart:
 
     line: str
     """An SVG path; empty when there is nothing to draw."""
+    dots: str
+    """A path that is a dot at each value; for lines of few values."""
     area: str
     top: float
     """The value at the upper edge."""
@@ -53,6 +55,7 @@ def draw(values: Sequence[float | None], width: float = WIDTH, height: float = H
     drawn = [run for run in runs if run]
     return Chart(
         line="".join(f"M{'L'.join(run)}" if len(run) > 1 else f"M{run[0]}h.1" for run in drawn),
+        dots="".join(f"M{dot}h.1" for run in drawn for dot in run),
         area="".join(
             f"M{left:.1f} {height}L{'L'.join(run)}L{right:.1f} {height}Z"
             for run, (left, right) in zip(drawn, ends, strict=True)

@@ -39,6 +39,7 @@ AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.k
 ORDER BY finished_at DESC LIMIT :limit
 """
 """Jobs that failed by themselves and were not put in again since."""
+ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT ?"
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _look(db: Database, engines: Engines) -> Picture:
         fallbacks=sum(each.fallbacks for card in cards if card.service.kind == "gateway" for each in card.hour),
         chains=_chains(db),
         attention=[job.get(db, row["id"]) for row in db.rows(FAILED, _recent(now))],
-        record=[each for each in job.listing(db, limit=40) if not each.live][:MOST_RECORD],
+        record=[job.get(db, row["id"]) for row in db.rows(ENDED, (MOST_RECORD,))],
         story=words.story(event.of_service(db, None, limit=MOST_STORY)),
         courses=_courses(db, str(machine.get("chip", ""))),
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
