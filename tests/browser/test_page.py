@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from support import page as support
 from support import scene
 
+from mlxq.web.__main__ import BEHIND
 from state import event, job, ledger, service, wake
 from state.db import Database
 from state.job import Claim, State
@@ -193,6 +195,10 @@ def test_a_reload_leaves_nothing_spinning(view: Page, served: support.Running):
     began = served.cpu_s()
     view.wait_for_timeout(2000)
     assert served.cpu_s() - began < 0.5
+
+
+def test_the_page_stands_back_for_gateway_and_engines(served: support.Running):
+    assert os.getpriority(os.PRIO_PROCESS, served.process.pid) == BEHIND
 
 
 def test_nothing_runs_while_nobody_looks(served: support.Running, rows: Database, chromium: Browser):
