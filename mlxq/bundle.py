@@ -15,7 +15,7 @@ from typing import Any
 
 from mlxq import checkup, examine, report
 from mlxq.checkup import Finding
-from state import secrets, settings
+from state import files, secrets, settings
 from state.db import read_database
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
@@ -32,16 +32,13 @@ def write(home: Home, findings: Sequence[Finding], target: Path) -> None:
     if target.exists():
         raise UsageProblem(f"{target} is there already.", done="It was left as it is.", hint="mlxq doctor --help")
     hidden = _secrets(home)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    packed = io.BytesIO()
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             for name, text in _parts(home, findings):
                 _add(archive, name, checkup.scrub(text, hidden))
-        temporary.replace(target)
+        files.replace(target, packed.getvalue(), 0o600)
     except OSError as problem:
-        with suppress(OSError):
-            temporary.unlink()
         raise UsageProblem(f"Cannot write {target}: {problem.strerror}.", hint="mlxq doctor --help") from problem
 
 
@@ -65,7 +62,7 @@ def _parts(home: Home, findings: Sequence[Finding]) -> Iterator[tuple[str, str]]
             yield path.name, path.read_text(encoding="utf-8", errors="replace")
     yield from _rows(home)
     for log in sorted(home.logs.glob("*.log")):
-        yield f"logs/{log.name}", _tail(log)
+        yield f"logs/{log.name}", files.tail(log, LOG_BYTES)
 
 
 def _rows(home: Home) -> Iterator[tuple[str, str]]:
@@ -82,12 +79,6 @@ def _rows(home: Home) -> Iterator[tuple[str, str]]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, default=str)
-
-
-def _tail(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_BYTES))
-        return file.read(LOG_BYTES).decode("utf-8", "replace")
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:

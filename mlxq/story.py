@@ -12,6 +12,7 @@ from mlxq import render
 from state import event, service
 from state.db import Database
 from state.event import Happening
+from state.files import tail
 from state.service import Step
 from tasks.plan import gateway, page
 
@@ -88,12 +89,7 @@ def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
     """Give the last lines that one start of a service wrote, from the last 1 MiB of its log; [] when they are gone."""
     from tasks.upkeep import HEADLINE
 
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - READ_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
+    text = tail(log, READ_BYTES)
     found = re.search(rf"^{HEADLINE}.*, start {start}\n((?:(?!{HEADLINE}).*\n?)*)", text, re.MULTILINE)
     lines = [line for line in found[1].splitlines() if line.strip()] if found else []
     return lines[-count:]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from state.files import replace_private
 from state.paths import Home
 
 
@@ -43,6 +43,4 @@ def read(path: Path) -> Spent:
 
 def write(path: Path, spent: Spent) -> None:
     """Replace the file in one step. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(spent)))
-    temporary.replace(path)
+    replace_private(path, json.dumps(asdict(spent)))

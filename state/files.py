@@ -1,4 +1,4 @@
-"""Files that are replaced in one step."""
+"""Files: replaced in one step, and read from their end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,32 @@ from pathlib import Path
 
 
 def replace_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read: temp, fsync, rename. Raises OSError; the file is then as it was."""
+    """Write a file that only its owner can read. Raises OSError; the file is then as it was."""
+    replace(path, text.encode(), 0o600)
+
+
+def replace(path: Path, content: bytes, mode: int) -> None:
+    """Write a file with exactly these permissions: temp, fsync, rename. Raises OSError; the file is then as it was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def tail(path: Path, most_bytes: int) -> str:
+    """Give the end of a log as text; an empty one when the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - most_bytes))
+            return file.read(most_bytes).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
+from state import files
 from state.errors import MlxqError, NotFound, UsageProblem
 from state.paths import Home
 
@@ -51,22 +50,13 @@ def newest(home: Home, client: str) -> tuple[Path, str | None]:
 def write(path: Path, text: str | None, *, mode: int) -> None:
     """Put a text, or with None no file, in place in one step; a link stays one. Raises MlxqError."""
     path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if text is None:
             path.unlink(missing_ok=True)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
+        files.replace(path, text.encode(), mode)
     except OSError as problem:
-        with suppress(OSError):
-            temporary.unlink()
         raise MlxqError(
             f"Cannot write {path}: {problem.strerror}.", done="It is as it was.", hint=f"ls -la {path.parent}"
         ) from problem

@@ -13,6 +13,7 @@ from mlxq import ask, options, render, watch
 from state import event, job, ledger
 from state.db import Database
 from state.event import Happening
+from state.files import tail
 from state.job import Job, State
 from state.paths import Home, home
 from tasks.kinds import KINDS
@@ -135,21 +136,17 @@ def _section(name: str, lines: Sequence[str]) -> None:
 
 def _log_tail(place: Home, number: int) -> list[dict[str, Any]]:
     """Give the worker's last words on this job."""
-    try:
-        with place.log("worker").open("rb") as file:
-            file.seek(max(0, place.log("worker").stat().st_size - LOG_TAIL_BYTES))
-            raw = file.read().splitlines()
-    except OSError:
-        return []
-    marked = f'"job": {number},'.encode()
-    return [_parsed(line) for line in raw if marked in line][-LOG_LINES:]
+    marked = f'"job": {number},'
+    return [_parsed(line) for line in tail(place.log("worker"), LOG_TAIL_BYTES).splitlines() if marked in line][
+        -LOG_LINES:
+    ]
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def _parsed(line: str) -> dict[str, Any]:
     try:
         return json.loads(line)
     except ValueError:
-        return {"event": line.decode("utf-8", "replace")}
+        return {"event": line}
 
 
 def _log_line(said: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from state import event, job
 from state.db import Database
 from state.event import Happening
+from state.files import tail
 from state.job import Job
 
 TAIL_BYTES = 256 * 1024
@@ -36,20 +37,14 @@ def look(db: Database, number: int) -> Detail:
     return Detail(
         job=found,
         events=event.of_job(db, number),
-        log=[_spoken(line) for line in tail(db.home.log("worker"), f'"job": {number},')],
-        service_log=tail(db.home.log(about)) if isinstance(about, str) and about.isidentifier() else [],
+        log=[_spoken(line) for line in _last(db.home.log("worker"), f'"job": {number},')],
+        service_log=_last(db.home.log(about)) if isinstance(about, str) and about.isidentifier() else [],
     )
 
 
-def tail(path: Path, marked: str = "") -> list[str]:
+def _last(log: Path, marked: str = "") -> list[str]:
     """Give the last lines of a log in which `marked` stands; none when there is no log."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
-    return [line for line in lines if marked in line][-TAIL_LINES:]
+    return [line for line in tail(log, TAIL_BYTES).splitlines() if marked in line][-TAIL_LINES:]
 
 
 def _spoken(line: str) -> str:

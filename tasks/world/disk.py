@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from state.errors import DoesNotFit
+from state.files import replace_private
 from tasks.world import staging
 from tasks.world.source import FLOOR_BYTES
 
@@ -41,9 +42,7 @@ def reserve(folder: Path, total_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         (folder / PROMISE).unlink(missing_ok=True)
         require(models, max(0, total_bytes - staging.used(folder)), floor_bytes=floor_bytes)
-        temporary = folder / (PROMISE + ".new")
-        temporary.write_text(json.dumps(total_bytes))
-        temporary.replace(folder / PROMISE)
+        replace_private(folder / PROMISE, json.dumps(total_bytes))
 
 
 def promised(models: Path) -> int:

@@ -7,10 +7,10 @@ without is not.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from state.files import replace_private
 from tasks.world.digest import Algorithm
 
 NAME = "mlxq.json"
@@ -59,13 +59,8 @@ class Manifest:
 
 
 def write(folder: Path, manifest: Manifest) -> None:
-    """Put the manifest into the folder: temp, fsync, rename."""
-    temporary = folder / f".{NAME}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"version": _VERSION, **asdict(manifest)}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    """Put the manifest into the folder in one step."""
+    replace_private(folder / NAME, json.dumps({"version": _VERSION, **asdict(manifest)}, indent=2))
 
 
 def read(folder: Path) -> Manifest | None:

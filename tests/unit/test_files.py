@@ -1,0 +1,51 @@
+"""Files are replaced whole or not at all, and read from their end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from state import files
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_a_replaced_file_has_its_text_and_exactly_its_permissions(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "kept"
+    path.write_text("old")
+    before = os.umask(0o077)
+    try:
+        files.replace(path, b"new", mode)
+    finally:
+        os.umask(before)
+
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+
+    with pytest.raises(OSError, match="kept"):
+        files.replace_private(tmp_path / "kept", "new")
+
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_leftover_of_a_dead_process_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / f".kept.{os.getpid()}").write_text("half of it")
+
+    files.replace_private(tmp_path / "kept", "new")
+
+    assert (tmp_path / "kept").read_text() == "new"
+
+
+@pytest.mark.parametrize(("most", "text"), [(100, "one\ntwo\n"), (4, "two\n"), (0, "")])
+def test_the_end_of_a_log_is_read_and_no_more(tmp_path: Path, most: int, text: str) -> None:
+    (tmp_path / "log").write_text("one\ntwo\n")
+
+    assert files.tail(tmp_path / "log", most) == text
+    assert files.tail(tmp_path / "none", most) == ""
