@@ -57,7 +57,7 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
         disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
         transfer = Transfer(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
         small, large = _by_kind(planned.files)
-        transfer.fetch(small, report)
+        transfer.fetch(small, _unheard)
         inventory.check_config(planned.repo, inventory.read_json(into / "config.json"))
         transfer.fetch([*small, *large], report)
         _finish(
@@ -93,6 +93,10 @@ def _is_done(request: Request, target: Path) -> bool:
 
 def _told(target: Path, revision: str, notes: Sequence[str] = ()) -> dict[str, Any]:
     return {"folder": str(target), "revision": revision, "notes": list(notes)}
+
+
+def _unheard(_: dict[str, Any]) -> None:
+    """Small files tell no progress: their total would be taken for that of the pull."""
 
 
 def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:

@@ -130,3 +130,14 @@ class Part:
             return []
         counts = [count for (count,) in _COUNT.iter_unpack(tail[len(_MARK) :])]
         return counts if all(count <= self.length(segment) for segment, count in enumerate(counts)) else []
+
+
+def left(folder: Path, file: File) -> int:
+    """Give the bytes of a file that a fetch which was broken off left behind."""
+    if not (folder / (file.name + SUFFIX)).exists():
+        return 0
+    part = Part(folder, file)
+    try:
+        return part.received
+    finally:
+        part.close()

@@ -22,7 +22,7 @@ from state.errors import Damaged, Internal, MlxqError, Offline
 from tasks.world.child import Later
 from tasks.world.hub import REDIRECTS, Hub, unreachable, web_page
 from tasks.world.manifest import File
-from tasks.world.part import SEGMENT, Part
+from tasks.world.part import SEGMENT, Part, left
 
 if TYPE_CHECKING:
     from tasks.launch.report import Report
@@ -71,7 +71,7 @@ class Transfer:
         """Fetch what is not in the folder yet. Raises Offline, Damaged, Gated, NotFound, Later."""
         missing = [file for file in files if not _there(self._folder, file)]
         self._received = sum(file.size for file in files) - sum(file.size for file in missing)
-        self._resumed = self._received
+        self._resumed = self._received + sum(left(self._folder, file) for file in missing)
         segments = self._segments(missing)
         threads = [threading.Thread(target=self._work, args=(segments,), daemon=True) for _ in range(CONNECTIONS)]
         for thread in threads:
@@ -87,7 +87,6 @@ class Transfer:
         for file in files:
             part = Part(self._folder, file)
             self._count(part.received)
-            self._resumed += part.received
             self._open[file.name] = part
             open_segments = [number for number in range(part.segments) if part.done(number) < part.length(number)]
             self._left[file.name] = max(1, len(open_segments))

@@ -270,8 +270,13 @@ def test_a_cancelled_pull_ends_within_a_second_and_goes_on_where_it_was(hub: Hub
     hub.set(rate=20 << 20)
     assert cancel_at(models, "slow/big-4bit", 0.4) < 1
     kept = max(found.size for found in inventory.scan(models))
-    hub.set(rate=200 << 20)
-    folder = pull(models, "slow/big-4bit")
+    hub.set(rate=20 << 20)
+    heard: list[dict[str, Any]] = []
+    folder = pull(models, "slow/big-4bit", on_progress=heard.append)
+    told = [step for step in heard if step["phase"] == "fetching"]
+    assert told[0]["resumed"] / told[0]["total"] >= 0.3
+    assert all(0 <= here <= size for step in told for _, here, size in step["files"])
+    assert {name for step in told for name, _, _ in step["files"]} <= {path.name for path in folder.iterdir()}
     assert same(folder, hub, "big-4bit")
     sent = sum(line["sent"] for line in hub.heard("cdn", "resolve"))
     total = download.plan_download("hub:slow/big-4bit").size
