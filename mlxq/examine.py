@@ -238,14 +238,20 @@ def _unit(_: Home) -> list[Finding]:
 
 def _ports(home: Home) -> list[Finding]:
     if not home.database.exists():
-        return [_port(None, "gateway", settings.load(home)["litellm-port"])]
+        return [_port(None, name, number) for name, number in _around(home).items()]
     with closing(read_database(home)) as db:
         return [_port(db, name, number) for name, number in _wanted_ports(db).items()]
 
 
+def _around(home: Home) -> dict[str, int]:
+    """Give the ports of what runs beside the engines; a page that is switched off has none."""
+    found = settings.load(home)
+    told = {"gateway": found["litellm-port"], "page": found["page-port"]}
+    return {name: number for name, number in told.items() if number}
+
+
 def _wanted_ports(db: Database) -> Mapping[str, int]:
-    told = {"gateway": settings.load(db.home)["litellm-port"]}
-    told |= {tier.name: tier.port for tier in stack.tiers(db)}
+    told = _around(db.home) | {tier.name: tier.port for tier in stack.tiers(db)}
     return told | {row.name: row.port for row in services.listing(db)}
 
 

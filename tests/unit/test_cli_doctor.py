@@ -53,6 +53,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "LOOKS", {name: examine.LOOKS[name] for name in QUICK})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLXQ_LITELLM_PORT", str(free_port()))
+    monkeypatch.setenv("MLXQ_PAGE_PORT", "0")
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, list[str]], str]:
@@ -280,6 +281,19 @@ def test_a_stranger_on_a_port_is_named(home: Home, db: Database, capsys: pytest.
         assert cli.run(["doctor"]) == 1
 
     assert f"✗ {port}, which fast needs, is held by" in capsys.readouterr().out
+
+
+def test_a_stranger_on_the_pages_port_is_named_before_setup_meets_them(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        monkeypatch.setenv("MLXQ_PAGE_PORT", str(port))
+        assert cli.run(["doctor"]) == 1
+
+    told = capsys.readouterr().out
+    assert f"✗ {port}, which page needs, is held by" in told
+    assert "mlxq config set page-port PORT" in told
 
 
 def test_a_look_that_hangs_does_not_hold_the_others_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
