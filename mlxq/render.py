@@ -112,11 +112,11 @@ def prose(text: str, before: str = "", *, err: bool = False) -> None:
     """Print sentences behind `before`, on a terminal folded under their own beginning; `err`: to stderr."""
     terminal = (sys.stderr if err else sys.stdout).isatty()
     for line in text.splitlines():
-        indent = " " * (len(before) or len(line) - len(line.lstrip()))
-        folded = (
-            _folded(line.strip() if before else line, before, indent) if terminal and line.strip() else [before + line]
-        )
-        click.echo("\n".join(folded), err=err)
+        words = line.lstrip()
+        head = before or line[: len(line) - len(words)]
+        indent = " " * len(click.unstyle(head))
+        folded = textwrap.wrap(words, columns() - len(indent), break_on_hyphens=False) if terminal else [words]
+        click.echo(head + f"\n{indent}".join(folded), err=err)
 
 
 def _painted(text: str, cells: Sequence[str], stream: IO[str]) -> str:

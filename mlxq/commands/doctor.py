@@ -72,7 +72,8 @@ def _show(found: Sequence[Finding]) -> None:
             area = one.area
             click.echo(f"◆ {area}")
         mark, colour = MARKS[one.grade]
-        click.echo(f"  {render.paint(mark, colour, sys.stdout)} {one.text}" + (f"  → {one.hint}" if one.hint else ""))
+        text = f"{one.text}  → {one.hint}" if one.hint else one.text
+        render.prose(text, f"  {render.paint(mark, colour, sys.stdout)} ")
 
 
 def _end(found: Sequence[Finding]) -> None:

@@ -66,11 +66,12 @@ def typing(
     machine: str = "m4-max-128",
     columns: int = 80,
     free_bytes: int = ROOMY,
+    **variables: str,
 ) -> pexpect.spawn[str]:
     """Type a command on a terminal of so many columns."""
     program, *rest = argv(machine, *words, free_bytes=free_bytes)
     return pexpect.spawn(
-        program, rest, env=environment(home, hub), dimensions=(24, columns), encoding="utf-8", timeout=30
+        program, rest, env=environment(home, hub, **variables), dimensions=(24, columns), encoding="utf-8", timeout=30
     )
 
 

@@ -251,3 +251,15 @@ def test_no_line_is_wider_than_80_columns(machine: str, fresh: Path, hub: str) -
     interrupt(screen)
 
     assert [line for line in drawn if len(line) > 80] == []
+
+
+def test_a_dumb_terminal_gets_plain_words_only(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup", TERM="dumb", NO_COLOR="")
+    screen.expect(INTENT)
+    drawn = screen.before or ""
+    answer(screen, [("", "")])
+    screen.expect(GO)
+    drawn += screen.before or ""
+    _, last = interrupt(screen)
+
+    assert "\x1b" not in drawn + last

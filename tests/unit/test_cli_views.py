@@ -141,6 +141,15 @@ def test_setup_says_that_a_tier_answers_while_others_are_pulled() -> None:
     assert "can be used already" in setup.remarks(jobs("start fast", "start gateway", live=["pull"]))[0]
 
 
+def test_setup_names_the_models_unless_a_person_chose_them() -> None:
+    result = {"explain": "Intent balanced.\nWhy.", "kept": False, "tiers": {"fast": "a int4"}, "sizes": {}}
+    (score,) = jobs("score")
+    ended = replace(score, kind="score", result=result)
+
+    assert setup.remarks([ended]) == ["Intent balanced. Chosen:\n  fast       a int4"]
+    assert setup.remarks([replace(ended, args={"choice": {"fast": "a int4"}})]) == []
+
+
 DRAW = """
 import sys
 from mlxq import watch
