@@ -8,8 +8,28 @@ from state.db import Database
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What one model did on this machine. Speeds are tokens/s of one request, the median over `runs`."""
+class Round:
+    """All runs with the same number of requests side by side; medians, speeds in tokens/s of one request."""
+
+    concurrency: int
+    """Requests side by side."""
+    prompt_tokens: int
+    gen_tokens: int
+    ttft_s: float
+    """Seconds to the first token."""
+    prompt_tps: float
+    decode_tps: float
+    decode_low: float
+    """The slowest answer."""
+    decode_high: float
+    """The fastest answer."""
+    total_tps: float
+    """Tokens/s of answers, all requests together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Round):
+    """A round that is kept: what one model did on this machine."""
 
     model: str
     """Catalog id, or the source of weights that are in no catalog."""
@@ -23,19 +43,6 @@ class Bench:
     mlx: str
     """Release of MLX."""
     runs: int
-    concurrency: int
-    """Requests side by side."""
-    prompt_tokens: int
-    gen_tokens: int
-    ttft_s: float
-    """Seconds to the first token."""
-    prompt_tps: float
-    decode_tps: float
-    decode_low: float
-    decode_high: float
-    """The slowest and the fastest run."""
-    total_tps: float
-    """Tokens/s of answers, all requests together."""
     peak_bytes: int
     at: float = 0.0
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import psutil
 
+from state.bench import Round
 from state.errors import EngineFailed
 from tasks.launch.report import Report, answer
 from tasks.plan import bench, failure
-from tasks.plan.bench import Answer, Round
+from tasks.plan.bench import Answer
 from tasks.world import probe, stream
 
 READY_LOOK_S = 0.2

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from state.bench import Bench
+from state.bench import Bench, Round
 
 WARN, FAIL = 0.15, 0.30
 """Shares by which a speed may fall short of the prediction."""
@@ -43,22 +43,6 @@ class Answer:
     def prompt_tps(self) -> float:
         """Prompt tokens/s; the first token's own step counts too."""
         return self.prompt_tokens / self.ttft_s
-
-
-@dataclass(frozen=True)
-class Round:
-    """All runs with the same number of requests side by side; medians."""
-
-    concurrency: int
-    prompt_tokens: int
-    gen_tokens: int
-    ttft_s: float
-    prompt_tps: float
-    decode_tps: float
-    decode_low: float
-    decode_high: float
-    total_tps: float
-    """Tokens/s of answers, all requests together."""
 
 
 def prompt(tokens: int, seed: str) -> str:

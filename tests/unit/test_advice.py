@@ -68,8 +68,11 @@ def test_a_quant_that_no_model_has_is_refused(home: Home) -> None:
 
 
 def test_a_saved_benchmark_becomes_the_figure_of_that_model(home: Home, db: Database) -> None:
-    row = Bench("qwen3.5-9b", "int4", "hub:a/b", "c", "M4 Pro", "0.6.0", "0.32.4", 3, 1, 8192, 100, 1.0, 400.0, 33.0,
-                30.0, 35.0, 33.0, 1)  # fmt: skip
+    row = Bench(
+        model="qwen3.5-9b", quant="int4", source="hub:a/b", revision="c", chip="M4 Pro", engine="0.6.0", mlx="0.32.4",
+        runs=3, concurrency=1, prompt_tokens=8192, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0, decode_tps=33.0,
+        decode_low=30.0, decode_high=35.0, total_tps=33.0, peak_bytes=1,
+    )  # fmt: skip
     bench.save(db, row)
     models = advice.known(home)
 

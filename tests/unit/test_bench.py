@@ -32,8 +32,11 @@ from tasks.world.child import Later
 if TYPE_CHECKING:
     from conftest import Clock
 
-ONE = Bench("qwen3-8b", "int4", "hub:x/y", "abc", "M4 Pro", "0.6.0", "0.32.4", 3, 1, 1024, 100, 1.0, 400.0, 50.0,
-            48.0, 52.0, 50.0, 5_000_000_000)  # fmt: skip
+ONE = Bench(
+    model="qwen3-8b", quant="int4", source="hub:x/y", revision="abc", chip="M4 Pro", engine="0.6.0", mlx="0.32.4",
+    runs=3, concurrency=1, prompt_tokens=1024, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0, decode_tps=50.0,
+    decode_low=48.0, decode_high=52.0, total_tps=50.0, peak_bytes=5_000_000_000,
+)  # fmt: skip
 
 
 def test_no_two_prompts_begin_alike() -> None:
