@@ -19,7 +19,7 @@ from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
 from state.job import Job, State
 from state.paths import Home
 from state.stack import Tier
-from tasks import assign, attempt, kinds, roster, runtime
+from tasks import assign, attempt, kinds, roster, runtime, score
 from tasks.plan.place import place
 
 GB = 10**9
@@ -142,7 +142,7 @@ def test_a_removed_tier_serves_until_its_job_takes_it_down(settled: Database, ho
     assert (service.get(settled, "fast").wanted, service.get(settled, "standard").wanted) == ("up", "up")
 
 
-TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign}
+TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign, "score": score.score}
 Run = Callable[..., Job]
 
 
@@ -174,6 +174,42 @@ def test_a_tier_that_left_the_stack_is_forgotten(run: Run, settled: Database) ->
 def test_a_tier_that_is_back_in_the_stack_stays(run: Run, settled: Database) -> None:
     assert run("retire", service="fast").result == {"service": "fast", "gone": False}
     assert service.get(settled, "fast").wanted == "up"
+
+
+CHOICE = {"standard": "qwen3.5-9b int8", "fast": "smollm2-135m " + QUANT, "longctx": "gemma-4-e4b int4"}
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_the_models_that_a_person_chose_are_the_stack(run: Run, settled: Database, hub: bool) -> None:
+    host.remember(settled, "hub", {"reachable": hub})
+
+    first, again = (run("score", choice=CHOICE, pull=False, start=False) for _ in range(2))
+
+    assert (first.state, again.state) == (State.SUCCEEDED, State.SUCCEEDED), first.error
+    assert {tier.name: f"{tier.model} {tier.quant}" for tier in stack.tiers(settled)} == CHOICE
+    assert (first.result["kept"], again.result["kept"]) == (False, True)
+
+
+def test_a_choice_stays_when_setup_runs_again_without_one(run: Run, settled: Database) -> None:
+    host.remember(settled, "hub", {"reachable": True})
+    run("score", choice=CHOICE, pull=False, start=False)
+
+    assert run("score", pull=False, start=False).result["tiers"] == CHOICE
+
+
+def test_a_choice_that_does_not_fit_changes_nothing(run: Run, settled: Database) -> None:
+    ended = run("score", choice=CHOICE | {"longctx": "qwen3.5-122b-a10b int4"}, pull=False, start=False)
+
+    assert (ended.state, ended.error_code) == (State.FAILED, "does_not_fit")
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
+
+
+def test_keep_holds_whatever_is_there(run: Run, settled: Database) -> None:
+    host.remember(settled, "hub", {"reachable": True})
+
+    kept = run("score", keep=True, pull=False, start=False)
+
+    assert kept.result["tiers"] == {"standard": "qwen3.5-9b int4", "fast": "qwen3.5-9b int4"}
 
 
 def test_a_model_is_given_a_tier_once(run: Run, settled: Database) -> None:
