@@ -17,10 +17,12 @@ from tasks.world import process
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take the caller's settings away, and keep a test that names no home out of the person's."""
     for name in list(os.environ):
         if name.startswith("MLXQ_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "unnamed-home"))
 
 
 @pytest.fixture(scope="session")
