@@ -112,19 +112,32 @@ def worker(db: Database) -> Worker:
 def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, watched: bool) -> dict[str, Any]:
     """Give one service with the keys of `status --json`; `port` is the gateway's."""
     state = Observed.STOPPED if row is None else row.observed if watched else check(row)
-    alive = row is not None and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}
-    return {
+    told: dict[str, Any] = {
         "name": name,
-        "kind": row.kind if row else "engine" if tier else GATEWAY,
+        "kind": "engine" if tier else GATEWAY,
         "state": str(state),
-        "phase": str(row.doing) if row else "stopped",
-        "pid": row.pid if row and alive else None,
-        "port": row.port if row else tier.port if tier else port,
+        "phase": "stopped",
+        "pid": None,
+        "port": tier.port if tier else port,
         "model": tier.model if tier else None,
         "quant": tier.quant if tier else None,
-        "restarts": row.restarts if row else 0,
-        "uptime_s": round(time.time() - row.started_at, 1) if row and alive and row.started_at else None,
-        "memory_mb": round(row.memory_bytes / MIB) if row and alive and row.memory_bytes else None,
+        "restarts": 0,
+        "uptime_s": None,
+        "memory_mb": None,
+    }
+    if row:
+        told |= {"kind": row.kind, "phase": str(row.doing), "port": row.port, "restarts": row.restarts}
+    if row and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
+        told |= _process(row)
+    return told
+
+
+def _process(row: Service) -> dict[str, Any]:
+    """Give what is true of a service only while its process lives."""
+    return {
+        "pid": row.pid,
+        "uptime_s": round(time.time() - row.started_at, 1) if row.started_at else None,
+        "memory_mb": round(row.memory_bytes / MIB) if row.memory_bytes else None,
     }
 
 
