@@ -59,7 +59,8 @@ def _table(found: Sequence[Job]) -> None:
         right=(0, 5),
     )
     live = [each.id for each in found if each.live]
-    render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {found[0].id}")
+    failed = [each.id for each in found if each.state is State.FAILED]
+    render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {[*failed, found[0].id][0]}")
 
 
 def _took(found: Job) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+from support import scene
 
 from mlxq import __version__, cli
 from mlxq.commands import setup
@@ -202,3 +203,14 @@ def test_a_stranger_in_the_working_folder_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert str(tmp_path / "tasks.py") in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_jobs_names_the_newest_failure_as_the_next_to_look_at(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.fail(db)
+    scene.succeed(db, "rotate")
+
+    assert cli.run(["jobs"]) == 0
+
+    assert "mlxq jobs show 1" in capsys.readouterr().err
