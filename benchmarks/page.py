@@ -144,6 +144,7 @@ def _late(page: Page, db: Database) -> float:
         at = time.time()
         expect(page.locator("#jobs .far")).to_contain_text(f"{step} %")
         late.append(page.evaluate("step => window.seen[step]", step) - at)
+    ledger.succeed(db, held, {})
     return max(late)
 
 
@@ -151,15 +152,15 @@ def _late(page: Page, db: Database) -> float:
 def moving(home: Home) -> Generator[None]:
     """Let a pull move as often as a job reports, as a worker would write it."""
     over = threading.Event()
+    mine = open_database(home)
+    held = scene.pull(mine)
 
     def move() -> None:
         db = open_database(home)
-        held = scene.pull(db)
         step = 0
         while not over.wait(PROGRESS_S):
             step += 1
             scene.advance(db, held, step % 100 / 100)
-        ledger.succeed(db, held, {})
         db.close()
 
     mover = threading.Thread(target=move)
@@ -169,6 +170,8 @@ def moving(home: Home) -> Generator[None]:
     finally:
         over.set()
         mover.join()
+        ledger.succeed(mine, held, {})
+        mine.close()
 
 
 @dataclass
