@@ -16,8 +16,8 @@ from state.paths import home
 
 STOP_S = 2
 """Seconds that answers in flight have after SIGTERM."""
-BEHIND = 10
-"""How far the page stands back where gateway and engines want every core (nice(2))."""
+BEHIND = 5
+"""How far the page stands back where gateway and engines want every core (nice(2)): a quarter of one is left for it."""
 
 
 class Server(uvicorn.Server):
