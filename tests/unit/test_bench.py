@@ -135,14 +135,14 @@ def says(**delta: str) -> dict[str, object]:
 
 def test_thoughts_count_as_tokens_and_empty_events_do_not(engine: type[Engine]) -> None:
     usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
-    engine.events = [says(role="assistant"), says(reasoning_content="Hm"), says(content="a"), says(content="b"), usage,
-                     "[DONE]"]  # fmt: skip
+    engine.events = [says(role="assistant"), says(reasoning_content="Hm"), says(content="a"), usage, "[DONE]"]
 
     answer = stream.timed(engine.port, "key", "m", "hello", 8)
 
     assert (answer.prompt_tokens, answer.tokens) == (7, 3)
     assert answer.ttft_s >= 0.1
-    assert 0.08 <= answer.streaming_s < answer.ttft_s + 1
+    assert answer.streaming_s > 0
+    assert answer.ttft_s + answer.streaming_s >= 0.15
 
 
 @pytest.mark.parametrize(

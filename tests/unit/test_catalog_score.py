@@ -147,12 +147,12 @@ def test_every_mac_that_was_sold_gets_a_stack_that_uses_it(machine: Machine, int
 
 
 def test_a_recommendation_takes_under_fifty_milliseconds():
-    """The best of five, for the machine is shared; the slowest Mac to decide for."""
+    """Of processor time, and the best of five, for the machine is shared; the slowest Mac to decide for."""
     took: list[float] = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         recommend(named("M5 Ultra", 512), KNOWN)
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
 
     assert min(took) < 0.05
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from state.errors import DeadlinePassed, DoesNotFit, Internal
-from tasks.world.child import Cancelled, Later, run_child
+from tasks.world.child import GRACE_S, Cancelled, Later, run_child
 
 CHILD = """
 import os, subprocess, sys, time
@@ -98,7 +98,7 @@ def test_a_child_that_dies_without_a_word_is_told_with_its_last_one():
         run("die")
 
 
-def test_cancel_ends_the_child_and_what_it_started_within_a_second(tmp_path: Path):
+def test_cancel_ends_the_child_and_what_it_started_without_a_kill(tmp_path: Path):
     pids, started = tmp_path / "pids", threading.Event()
     asked: list[float] = []
 
@@ -109,7 +109,7 @@ def test_cancel_ends_the_child_and_what_it_started_within_a_second(tmp_path: Pat
 
     with pytest.raises(Cancelled):
         run("wait", pids=str(pids), on_progress=lambda _: started.set(), cancelled=cancelled)
-    assert time.monotonic() - asked[0] < 1
+    assert time.monotonic() - asked[0] < GRACE_S
     assert all(gone(int(pid)) for pid in pids.read_text().split())
 
 

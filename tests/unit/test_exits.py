@@ -54,10 +54,8 @@ def _identity(pid: int) -> Identity:
 def test_a_death_is_told_once_and_at_once(exits: Exits, told: Told, stranger: Identity):
     exits.watch("fast", stranger)
     process.send(stranger, signal.SIGKILL)
-    began = time.monotonic()
 
-    assert told.get(timeout=5) == ("fast", stranger)
-    assert time.monotonic() - began < 0.25
+    assert told.get(timeout=1) == ("fast", stranger)  # the tick that would find it otherwise comes every 2 s
     with pytest.raises(queue.Empty):
         told.get(timeout=0.1)
 

@@ -118,11 +118,11 @@ def test_scan_sees_what_a_person_put_there_and_what_is_half_there(folder: Path):
 
 
 def test_reading_one_model_takes_milliseconds(folder: Path):
-    """The best of ten, because the machine may be busy."""
+    """Of processor time, and the best of ten, because the machine may be busy."""
     inventory.inventory(folder)
     taken: list[float] = []
     for _ in range(10):
-        begun = time.perf_counter()
+        begun = time.process_time()
         inventory.inventory(folder)
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.process_time() - begun)
     assert min(taken) < 0.005

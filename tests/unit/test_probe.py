@@ -47,7 +47,7 @@ def test_a_working_engine(start: Start, port: int):
 
     assert probe.models(port, "k") == {"fast"}
     assert probe.status(port, "k").steps_executed == 0
-    assert probe.one_token(port, "k", "fast", 2) < 2
+    assert probe.one_token(port, "k", "fast", 10) < 10
     assert probe.status(port, "k").steps_executed == 1
 
 
@@ -113,7 +113,7 @@ def test_a_trickle_does_not_outlive_the_deadline():
         with pytest.raises(probe.Silent):
             probe.ask(port, "/", "", 0.5)
 
-    assert 0.4 < time.monotonic() - began < 2
+    assert 0.4 < time.monotonic() - began < 10
 
 
 class Served:
