@@ -133,12 +133,15 @@ class Stage:
             self._tell()
 
     async def _follow_engines(self) -> None:
-        """Ask the engines in a thread, so that a hung one delays nobody."""
+        """Ask the engines in a thread, so that a hung one delays nobody.
+
+        The thread outlives a task that is cancelled, so that it must not be given the rows, which are closed then.
+        """
         key = secrets.read(self._home.secrets).get(secrets.TIER, "")
         with contextlib.closing(read_database(self._home)) as db:
             while True:
                 began = time.monotonic()
-                engines = await asyncio.to_thread(lambda: live.ask(service.listing(db), key))
+                engines = await asyncio.to_thread(live.ask, service.listing(db), key)
                 if engines != self._engines:
                     self._engines = engines
                     self._wake.set()

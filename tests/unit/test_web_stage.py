@@ -80,3 +80,16 @@ def test_who_comes_after_all_have_left_is_sent_nothing_old(home: Home, rows: Dat
             assert b"event:" not in sent[0]
 
     asyncio.run(run())
+
+
+def test_viewers_may_leave_at_any_moment(home: Home, rows: Database):
+    """The thread that asks the engines was once left with rows that were closed under it, and took the page along."""
+
+    async def run() -> None:
+        stage = Stage(home, Painter())
+        for number in range(60):
+            async with aclosing(stage.watch()) as one:
+                await anext(one)
+                await asyncio.sleep(number % 10 / 1000)
+
+    asyncio.run(run())
