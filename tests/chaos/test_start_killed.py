@@ -15,7 +15,7 @@ from tasks.world import ports, process
 
 pytestmark = pytest.mark.slow
 
-SPAWNPOINTS = Path(__file__).parents[1] / "support" / "spawnpoints.py"
+TESTS = Path(__file__).parents[1]
 STARTING = {
     "the intent is written": "tasks.upkeep:_free_port",
     "the process is started": "tasks.upkeep:_record",
@@ -30,8 +30,8 @@ ENDING = {
 
 def test_a_start_ends_with_one_engine_wherever_it_is_cut(tmp_path: Path, empty_database: Path) -> None:
     """Before each SQL statement and each line that starts a process; some are adopted, some are started anew."""
-    argv = [sys.executable, SPAWNPOINTS, empty_database, tmp_path]
-    told = subprocess.run(argv, capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", "support.spawnpoints", empty_database, tmp_path]
+    told = subprocess.run(argv, cwd=TESTS, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr
     found = json.loads(told.stdout.splitlines()[-1])
     print(found)

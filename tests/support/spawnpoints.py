@@ -1,6 +1,6 @@
 """Kill a worker at each step of a tier's start in turn, and let the next worker carry on.
 
-    python spawnpoints.py TEMPLATE FOLDER
+    python -m support.spawnpoints TEMPLATE FOLDER
 
 For n = 1, 2, 3 … a fork does as a worker does: it claims the job and starts the tier. It dies by SIGKILL at the n-th
 step, where a step is a SQL statement or a line of the functions that start a process; another fork carries on as the
@@ -22,8 +22,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from crashpoints import in_a_fork
-from mlxq_home import TIER, until
+from support.crashpoints import in_a_fork
+from support.mlxq_home import TIER, until
 
 from state import ledger, secrets, service, stack
 from state.db import Database, open_database
