@@ -27,6 +27,7 @@ WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
     "unclean_boot": "the machine went down while it ran",
     "escalated": "every tier flaps, so the gateway is started anew",
     "cache_purged": "it was told to drop its cache of old prompts",
+    "foreseen": "a process that shall take its place is started beside it",
     "reduced": "it is held back from its next start on",
 }
 

@@ -300,6 +300,13 @@ def m005_benches(db: Database) -> None:
     db.execute("CREATE INDEX benches_model ON benches (model, quant, at)")
 
 
+@schema()
+def m006_succession(db: Database) -> None:
+    """Add what is known of a process that shall replace a running one, and of those it replaced."""
+    db.execute("ALTER TABLE services ADD COLUMN successor TEXT")
+    db.execute("ALTER TABLE services ADD COLUMN leaving TEXT NOT NULL DEFAULT '[]'")
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ class Step(Told):
     SPAWNED = "spawned", "its process was started and named"
     ADOPTED = "adopted", "a process that was running already was taken over"
     READIED = "readied", "it made its first token, or one again"
+    REPLACED = "replaced", "another process, proven beside it, took its place without a gap"
     STALLED = "stalled", "it has work and does not move"
     DEGRADED = "degraded", "it misses probes"
     DRAINED = "drained", "it gets no new requests"
@@ -66,6 +67,7 @@ STEPS: Mapping[Step, tuple[frozenset[Doing], Doing]] = {
     Step.SPAWNED: (frozenset({Doing.STARTING}), Doing.LOADING),
     Step.ADOPTED: (frozenset(Doing), Doing.LOADING),
     Step.READIED: (frozenset({Doing.LOADING, Doing.STALLED, Doing.DEGRADED}), Doing.READY),
+    Step.REPLACED: (frozenset(Doing), Doing.READY),
     Step.STALLED: (frozenset({Doing.READY, Doing.DEGRADED}), Doing.STALLED),
     Step.DEGRADED: (frozenset({Doing.READY, Doing.STALLED}), Doing.DEGRADED),
     Step.DRAINED: (SERVING - {Doing.DRAINING}, Doing.DRAINING),
@@ -138,6 +140,10 @@ class Service:
     hint: str | None
     memory_bytes: int | None
     updated_at: float
+    successor: dict[str, Any] | None = None
+    """argv and fingerprint of the start that shall take the running process's place; it is the latest generation's."""
+    leaving: list[str] = field(default_factory=list[str])
+    """Identities of processes that were replaced; each ends by itself when its last answer is out."""
 
     @property
     def pid(self) -> int | None:
@@ -147,7 +153,7 @@ class Service:
 
 OF_ONE_START = (
     *("identity", "shim", "started_at", "ready_at", "ok_at", "next_try_at", "memory_bytes"),
-    *("exit_code", "cause_code", "cause", "hint"),
+    *("exit_code", "cause_code", "cause", "hint", "successor"),
 )
 """Columns that tell of one start and are empty at the next."""
 
@@ -206,7 +212,7 @@ def step(db: Database, name: str, what: Step, *, fence: int | None = None, **col
     """Make one step and write its event; False when the table does not allow it from where the service is.
 
     `fence`: the generation the caller acts for; a service that was started again since is left alone.
-    `columns`: further columns of the row to set with it, lists as JSON.
+    `columns`: further columns of the row to set with it, lists and mappings as JSON.
     """
     with db.transaction():
         service = get(db, name)
@@ -223,7 +229,7 @@ def step(db: Database, name: str, what: Step, *, fence: int | None = None, **col
 
 def update(db: Database, name: str, **columns: Any) -> None:
     """Set columns of a row that are no step: what was seen, what was measured."""
-    values = {key: json.dumps(value) if isinstance(value, list) else value for key, value in columns.items()}
+    values = {key: json.dumps(value) if isinstance(value, list | dict) else value for key, value in columns.items()}
     marks = ", ".join(f"{key} = :{key}" for key in values)
     db.run(
         f"UPDATE services SET {marks}, updated_at = :now WHERE name = :name",  # noqa: S608 (our own names)
@@ -244,6 +250,18 @@ def intend(db: Database, name: str, argv: list[str], fingerprint: str) -> int | 
         return generation if step(db, name, Step.INTENDED, **fresh) else None
 
 
+def foresee(db: Database, name: str, argv: list[str], fingerprint: str) -> int:
+    """Write down that a process is about to be started which shall take the running one's place; give its generation.
+
+    As with `intend`, this comes before the spawn. The running process stays the recorded one.
+    """
+    with db.transaction():
+        generation = get(db, name).generation + 1
+        update(db, name, generation=generation, successor={"argv": argv, "fingerprint": fingerprint})
+        event.record(db, "foreseen", service=name, attempt=generation)
+    return generation
+
+
 def _marks(values: frozenset[Any]) -> str:
     return ", ".join("?" * len(values))
 
@@ -253,5 +271,7 @@ def _service(row: Row) -> Service:
     values["doing"] = Doing(values["doing"])
     values["observed"] = Observed(values["observed"])
     values["argv"] = json.loads(values["argv"])
-    values["exits"] = json.loads(values["exits"])
+    for key in ("exits", "leaving"):
+        values[key] = json.loads(values[key])
+    values["successor"] = json.loads(values["successor"]) if values["successor"] else None
     return Service(**values)

@@ -66,7 +66,7 @@ class Listener:
     """A bound socket to wait on; closing it removes it."""
 
     def __init__(self, path: Path) -> None:
-        _own(path.parent)
+        own(path.parent)
         path.unlink(missing_ok=True)
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -98,7 +98,7 @@ class Listener:
         self.close()
 
 
-def _own(place: Path) -> None:
+def own(place: Path) -> None:
     """Make the folder. Raises MlxqError when somebody else made it first: /tmp is everybody's."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = place.lstat()

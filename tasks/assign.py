@@ -7,6 +7,7 @@ from typing import Any
 from state import service as rows
 from state import settings, stack, weights
 from tasks import advice, roster, upkeep
+from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.place import place
 from tasks.queue import Context, job
 
@@ -44,11 +45,21 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
 def retire(context: Context, service: str) -> dict[str, Any]:
     """Put down a service that left the stack, and forget it; one that is back in it stays.
 
+    It serves until no gateway that still knows it is left.
+
     Gives {"service", "gone"}.
     """
     if service not in roster.leaving(context.db):
         return {"service": service, "gone": False}
+    _await_last_answers(context)
     rows.want(context.db, service, "down")
     with upkeep.hold(service, context.check):
         upkeep.take_down(context.db, context.home, rows.get(context.db, service))
         return {"service": service, "gone": rows.remove(context.db, service)}
+
+
+def _await_last_answers(context: Context) -> None:
+    """Wait until a gateway that was replaced has ended: some of its requests may be with this tier."""
+    while (gate := rows.find(context.db, GATEWAY)) and upkeep.leaving(gate):
+        context.report("waiting for the last answers")
+        context.wait(0.5)

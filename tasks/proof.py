@@ -1,67 +1,101 @@
-"""Try a new configuration of the gateway on a port of its own, while the running gateway goes on answering."""
+"""Try a gateway on a port of its own, while the running gateway goes on answering."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from state import secrets, service
 from state.errors import GatewayFailed
+from state.paths import Home
 from state.stack import Tier
 from tasks import upkeep, verify
-from tasks.plan import gateway
+from tasks.plan import failure, gateway
 from tasks.queue import Context
 from tasks.world import ports, probe, process
-from tasks.world.process import Identity
+from tasks.world.process import Spawned
 
 NAME = "gateway-proof"
-"""Its log, and its mark in the environment: nobody takes it for the gateway."""
+"""The log of one that is only tried out, and its mark in the environment: nobody takes it for the gateway."""
 LOOK_S = 0.1
 LATER = "The running gateway was left as it is."
 
 
-def prove(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
-    """Start a gateway with `config`, get an answer from each tier that is up, and end it; give how many answered.
+@dataclass(frozen=True)
+class Trial:
+    """A gateway that is being proven."""
 
-    Raises GatewayFailed when it does not start or such a tier does not answer.
-    """
-    key = secrets.read(context.home.secrets)[secrets.MASTER]
-    port = ports.spare()
-    answered = 0
-    with _started(context, config, port) as trial:
-        _await_ready(context, trial, port)
-        for tier in tiers:
-            context.report("proving", done=answered, total=len(tiers), unit="tiers")
-            answered += _answers(context, port, key, tier)
-    return answered
+    name: str
+    """Of its log."""
+    spawned: Spawned
+    port: int
+
+
+def try_out(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
+    """Start a gateway with `config`, prove it, and end it; give how many tiers answered. Raises GatewayFailed."""
+    with _started(context, config) as trial:
+        return prove(context, trial, tiers, context.check)
 
 
 @contextmanager
-def _started(context: Context, config: Path, port: int) -> Generator[Identity]:
+def _started(context: Context, config: Path) -> Generator[Trial]:
     """Run a gateway for a while; also end one that a killed worker left behind."""
-    home, log = context.home, context.home.log(NAME)
+    home, log, port = context.home, context.home.log(NAME), ports.spare()
     for left in process.find_orphans(str(home.root), NAME):
         process.stop(left, upkeep.HUNG_GRACE_S)
-    plan = upkeep.gateway_plan(context.db, home, config, port)
+    plan = upkeep.gateway_plan(context.db, home, config)
     log.unlink(missing_ok=True)
-    trial = process.spawn(plan.argv, {**plan.environment(0), "MLXQ_SERVICE": NAME}, log, home.run, NAME).engine
+    environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
+    spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
     try:
-        yield trial
+        yield Trial(NAME, spawned, port)
     finally:
-        process.stop(trial, upkeep.HUNG_GRACE_S)
+        process.stop(spawned.engine, upkeep.HUNG_GRACE_S)
 
 
-def _await_ready(context: Context, trial: Identity, port: int) -> None:
+def prove(context: Context, trial: Trial, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
+    """Wait until the gateway is ready, and get an answer from each tier that is up; give how many answered.
+
+    `check` is asked all the while, and may raise. Raises GatewayFailed when the gateway does not start, or such a
+    tier does not answer.
+    """
+    _await_ready(context, trial, check)
+    key = secrets.read(context.home.secrets)[secrets.MASTER]
+    answered = 0
+    for tier in tiers:
+        check()
+        context.report("proving", done=answered, total=len(tiers), unit="tiers")
+        answered += _answers(context, trial.port, key, tier)
+    return answered
+
+
+def _await_ready(context: Context, trial: Trial, check: Callable[[], None]) -> None:
     until = time.monotonic() + upkeep.GATEWAY_START_S
-    while not _ready(port):
+    while not _ready(trial.port):
         context.report("starting a gateway on a second port")
-        context.check()
-        if process.wait(trial, LOOK_S) or time.monotonic() > until:
+        check()
+        if process.wait(trial.spawned.engine, LOOK_S):
             raise GatewayFailed(
-                "A gateway with the new configuration does not start.", done=LATER, hint=f"mlxq logs {NAME}"
+                f"A gateway with the new configuration does not start: {last_cause(context.home, trial)}",
+                done=LATER,
+                hint=f"mlxq logs {trial.name}",
             )
+        if time.monotonic() > until:
+            raise GatewayFailed(
+                f"A gateway with the new configuration was not ready within {upkeep.GATEWAY_START_S:.0f} s.",
+                done=LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+
+
+def last_cause(home: Home, trial: Trial) -> str:
+    """Say why a gateway on trial ended; the shim keeps the exit code a moment after the end."""
+    process.wait(trial.spawned.shim, LOOK_S)
+    code = process.exit_status(home.run, trial.name, trial.spawned.engine)
+    return failure.explain(code, upkeep.last_words(home.log(trial.name)), gateway.SERVICE).sentence
 
 
 def _ready(port: int) -> bool:

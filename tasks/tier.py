@@ -11,7 +11,7 @@ from state import service as rows
 from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
 from state.service import Doing, Service, Step
-from tasks import upkeep, watch
+from tasks import succession, upkeep, watch
 from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.restraint import may_start
@@ -47,10 +47,10 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
     """
     if why == "asked":
         _lift(context, service)
-    grace_s = upkeep.HUNG_GRACE_S if why == "hung" else upkeep.GRACE_S
     if purge:
         _end_and_purge(context, service)
-    return bring_up(context, service, replace=why != "gone" and not _replaced(context, service), grace_s=grace_s)
+    replace = why != "gone" and not _replaced(context, service)
+    return bring_up(context, service, replace=replace, hung=why == "hung")
 
 
 def _replaced(context: Context, name: str) -> bool:
@@ -114,14 +114,14 @@ def _outcome(context: Context, name: str) -> dict[str, Any]:
     return {"service": name, "state": one.doing, "pid": one.pid}
 
 
-def bring_up(context: Context, name: str, *, replace: bool = False, grace_s: float = upkeep.GRACE_S) -> dict[str, Any]:
+def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
     """Try until the service serves, is not wanted any more, or another try is no use. Raises MlxqError."""
     with upkeep.hold(name, context.check):
         while rows.get(context.db, name).wanted == "up":
             plan = _plan(context, name)
             one = upkeep.settle(context.db, context.home, rows.get(context.db, name))
             if upkeep.running(one) and (replace or one.fingerprint != plan.fingerprint):
-                upkeep.take_down(context.db, context.home, one, grace_s)
+                _replace(context, one, plan, hung=hung)
             replace = False
             _await_turn(context, name)
             if _try(context, name, plan):
@@ -129,6 +129,14 @@ def bring_up(context: Context, name: str, *, replace: bool = False, grace_s: flo
             _pause(context, name)
         upkeep.take_down(context.db, context.home, rows.get(context.db, name))
     return _outcome(context, name)
+
+
+def _replace(context: Context, one: Service, plan: Blueprint, *, hung: bool) -> None:
+    """Have a successor take the process's place where that can be done; end it where not. Raises GatewayFailed."""
+    if not hung and succession.possible(context.home, one):
+        succession.replace(context, one, plan)
+    else:
+        upkeep.take_down(context.db, context.home, one, upkeep.HUNG_GRACE_S if hung else upkeep.GRACE_S)
 
 
 def _await_turn(context: Context, name: str) -> None:
@@ -144,11 +152,12 @@ def _await_turn(context: Context, name: str) -> None:
 
 
 def _plan(context: Context, name: str) -> Blueprint:
-    """Give the blueprint; what makes it impossible is written down for `mlxq status`."""
+    """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
     try:
         return upkeep.blueprint(context.db, context.home, name)
     except MlxqError as problem:
-        upkeep.give_up(context.db, name, problem)
+        if not upkeep.running(rows.get(context.db, name)):
+            upkeep.give_up(context.db, name, problem)
         raise
 
 

@@ -29,7 +29,7 @@ from state.service import Doing, Service, Step
 from tasks.plan import engine, failure, gateway, health, page, restart
 from tasks.plan.failure import Cause
 from tasks.plan.restraint import MOST, reduced
-from tasks.world import ports, probe, process, system
+from tasks.world import passing, ports, probe, process, system
 from tasks.world.process import Identity
 
 GRACE_S = 10.0
@@ -84,8 +84,8 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Bluepr
     return Blueprint(argv, environment, _fingerprint(argv, environment(0), "vllm-mlx"), health.start_limit_s(size))
 
 
-def gateway_plan(db: Database, home: Home, config: Path, port: int | None = None) -> Blueprint:
-    """Give how a gateway is to be started with `config`: the one of the settings, or one on `port` that tries it out.
+def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
+    """Give how a gateway is to be started with `config`.
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
     """
@@ -93,8 +93,7 @@ def gateway_plan(db: Database, home: Home, config: Path, port: int | None = None
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
     found, keys = settings.load(home), secrets.ensure(home.secrets)
     app_keys.admit(app_keys.place(home), found["gateway-host"])
-    host = "127.0.0.1" if port else found["gateway-host"]
-    argv = gateway.argv(sys.executable, str(config), port or found["litellm-port"], host=host)
+    argv = gateway.argv(sys.executable, str(config), found["litellm-port"], host=found["gateway-host"])
     cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:
@@ -174,7 +173,7 @@ def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
         generation = service.intend(db, name, plan.argv, plan.fingerprint)
         assert generation is not None, "a service that is held and down can be started"
         _free_port(service.get(db, name))
-        _headline(home.log(name), name, generation)
+        headline(home.log(name), f"{name}, start {generation}")
         spawned = process.spawn(plan.argv, plan.environment(generation), home.log(name), home.run, name)
         _record(db, name, Step.SPAWNED, spawned.engine, spawned.shim)
     return service.get(db, name)
@@ -190,7 +189,7 @@ def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> boo
     for shim in process.find_shims(str(home.root), one.name):
         process.end_barren(shim)
     adopted = False
-    for orphan, generation in process.find_orphans(str(home.root), one.name).items():
+    for orphan, generation in _strays(home, one).items():
         fits = one.doing == Doing.STARTING and generation == one.generation and one.fingerprint == plan.fingerprint
         if fits and not adopted:
             _record(db, one.name, Step.ADOPTED, orphan)
@@ -227,11 +226,11 @@ def robbed(one: Service, found: Identity) -> bool:
     return holder is not None and holder.identity not in process.members(found)
 
 
-def _headline(log: Path, name: str, generation: int) -> None:
-    """Mark in the log where this start begins."""
+def headline(log: Path, text: str) -> None:
+    """Mark in the log where something begins: what was written before it is no cause of what comes after."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
     with process.appended(log) as descriptor:
-        os.write(descriptor, f"{HEADLINE}{at} {name}, start {generation}\n".encode())
+        os.write(descriptor, f"{HEADLINE}{at} {text}\n".encode())
 
 
 HEADLINE = "=== mlxq: "
@@ -282,14 +281,14 @@ def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) 
     found = identity(one)
     if found:
         process.stop(found, grace_s)
-    for orphan in process.find_orphans(str(home.root), one.name):
-        process.stop(orphan, grace_s)
+    for stray in _strays(home, one):
+        process.stop(stray, grace_s)
     _rest(db, one)
 
 
 def _rest(db: Database, one: Service) -> None:
     """Write down, once, that a service is down as it was told to be."""
-    gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes"))
+    gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes", "successor"))
     with db.transaction():
         if service.get(db, one.name).doing != Doing.STOPPED:
             service.step(db, one.name, Step.STOPPED, fence=one.generation, **gone)
@@ -306,8 +305,64 @@ def drain(db: Database, one: Service) -> Identity | None:
     return found
 
 
+def _strays(home: Home, one: Service) -> dict[Identity, int]:
+    """Give the processes that bear a service's marks: identity -> generation.
+
+    Those that were replaced and still answer are left out, unless the service is not wanted any more.
+    """
+    spared = set(leaving(one)) if one.wanted == "up" else set[Identity]()
+    found = process.find_orphans(str(home.root), one.name)
+    return {stray: generation for stray, generation in found.items() if stray not in spared}
+
+
+def leaving(one: Service) -> list[Identity]:
+    """Give the processes that were replaced and are not gone yet."""
+    return [found for found in map(process.decode, one.leaving) if process.alive(found)]
+
+
+def settle_succession(db: Database, home: Home, name: str, shim: Identity | None = None) -> None:
+    """Make the row say who serves, if a process was started to take the place of another; end one that did not.
+
+    `shim`: of the one that was started, where that is known.
+    """
+    one = service.get(db, name)
+    if one.successor is None or _inherit(db, home, one, shim):
+        return
+    for barren in process.find_shims(str(home.root), name):
+        process.end_barren(barren)
+    for stray in _strays(home, one):
+        if stray != identity(one):
+            process.stop(stray, HUNG_GRACE_S)
+    service.update(db, name, successor=None)
+    headline(home.log(name), f"{name} goes on as it was")
+
+
+def _inherit(db: Database, home: Home, one: Service, shim: Identity | None = None) -> bool:
+    """Write down that the successor serves; False when it does not."""
+    holder = passing.holder(home)
+    if one.successor is None or holder is None or holder.generation != one.generation:
+        return False
+    found = process.identify(holder.pid)
+    now = db.now()
+    return found is not None and service.step(
+        db,
+        one.name,
+        Step.REPLACED,
+        fence=one.generation,
+        **one.successor,
+        identity=process.encode(found),
+        shim=process.encode(shim) if shim else None,
+        leaving=[process.encode(each) for each in (*leaving(one), running(one)) if each],
+        memory_bytes=system.resident(found),
+        **dict.fromkeys(("started_at", "ready_at", "ok_at"), now),
+        **dict.fromkeys(("successor", "next_try_at", "exit_code", "cause_code", "cause", "hint")),
+    )
+
+
 def settle(db: Database, home: Home, one: Service) -> Service:
     """Make a row that was left behind say what is: finish a stop that was cut short, bury what died unseen."""
+    settle_succession(db, home, one.name)
+    one = service.get(db, one.name)
     found = identity(one)
     if one.doing == Doing.STOPPING:
         take_down(db, home, one)
@@ -319,10 +374,12 @@ def settle(db: Database, home: Home, one: Service) -> Service:
 def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     """Write down an end that nobody asked for and when the next try is; give its cause.
 
-    None when it was asked for, or is not the recorded process, or somebody was quicker.
+    None when it was asked for, or its successor serves, or it is not the recorded process, or somebody was quicker.
     """
     one = service.get(db, name)
     if one.identity != process.encode(dead) or one.doing in service.DOWN | {Doing.STOPPING}:
+        return None
+    if one.successor and _inherit(db, home, one):
         return None
     code = _exit_code(home, one, dead)
     if one.doing == Doing.DRAINING and code == 0:

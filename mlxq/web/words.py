@@ -114,6 +114,7 @@ class Entry:
 STORY = {
     Step.READIED: (Shape.FULL, "ready", ""),
     Step.ADOPTED: (Shape.HALF, "adopted", "it ran already, and was taken over"),
+    Step.REPLACED: (Shape.FULL, "replaced", "its successor took over without a gap"),
     Step.STALLED: (Shape.WARN, "stalled", "it has requests and does not move"),
     Step.DEGRADED: (Shape.WARN, "degraded", "it misses probes"),
     Step.DRAINED: (Shape.HALF, "draining", "it gets no new requests"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
+import signal
 import sys
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import httpx
 import yaml
 
 from state.paths import Home
+from tasks.launch.hook_call import Call
 from tasks.launch.hook_names import Names
+from tasks.plan import gateway as plan
+from tasks.plan.gateway import LOOPBACK
 
-LOOPBACK = "127.0.0.1"
-EVERYWHERE = "0.0.0.0"  # noqa: S104 - only when the person asks for it
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
 
@@ -49,34 +50,35 @@ def serve(wanted: argparse.Namespace) -> None:
     from tasks.launch.hook_count import Counter
     from tasks.launch.hook_door import Door
     from tasks.launch.hook_queue import Queue
+    from tasks.launch.serving import Server
 
     home = Home(Path(os.environ["MLXQ_HOME"]))
     names = hook_names.names(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ)
     counter = Counter(home)
     litellm.aclient_session = _client(home, names)
-    door = Door(app, names, ring(), Queue(), counter.add)
+
+    def count(call: Call) -> None:
+        if not server.proving:
+            counter.add(call)
+
+    door = Door(app, names, ring(), Queue(), count)
     settled = uvicorn.Config(door, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S)
-    server = uvicorn.Server(settled)
+    generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
+    try:
+        server = Server(settled, home, generation, _addresses(wanted), int(trial) if trial else None)
+    except OSError as problem:
+        sys.exit(str(problem))
     with counter.writing():
-        server.run([_bound(host, wanted.port) for host in _hosts(wanted.host)])
+        server.serve_all()
+    for number in server.ended_by:
+        signal.raise_signal(number)
     if not server.started:
         sys.exit(1)
 
 
-def _hosts(wanted: str) -> list[str]:
-    """Give the addresses to listen on: always loopback too, where mlxq itself asks."""
-    return [wanted] if wanted in {LOOPBACK, EVERYWHERE} else [LOOPBACK, wanted]
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Take the port, without listening yet. Exits with a line that names the address when that is not possible."""
-    place = socket.socket()
-    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        place.bind((host, port))
-    except OSError as problem:
-        sys.exit(f"{host}:{port}: {problem}")
-    return place
+def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:
+    """Give where to listen: always on loopback too, where mlxq itself asks."""
+    return [(host, wanted.port) for host in dict.fromkeys([LOOPBACK, wanted.host])]
 
 
 def _client(home: Home, names: Names) -> httpx.AsyncClient:
@@ -98,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tasks.launch.gateway")
     parser.add_argument("config")
     parser.add_argument("port", type=int)
-    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--host", default=LOOPBACK)
     return parser.parse_args()
 
 

@@ -32,6 +32,8 @@ def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) 
         return Care.SETTLE
     if service.wanted == "down":
         return Care.LEAVE if service.doing == Doing.STOPPED else Care.STOP
+    if service.successor:
+        return Care.REPLACE  # a job is at it, and takes this as asked already; or its worker was killed
     if service.doing in {Doing.FAILED, Doing.DRAINING}:
         return Care.LEAVE
     if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:

@@ -14,6 +14,10 @@ from state.stack import Tier
 from tasks.plan.engine import KEPT, marker
 
 SERVICE = "gateway"
+LOOPBACK = "127.0.0.1"
+
+TRIAL = "MLXQ_TRIAL_PORT"
+"""Names the port on which a gateway is proven beside the one that serves, before it takes that one's place."""
 
 ALIASES: Mapping[str, str] = {
     "default": "standard",
@@ -132,7 +136,7 @@ def environment(
     }
 
 
-def argv(python: str, config_path: str, port: int, *, host: str = "127.0.0.1") -> list[str]:
+def argv(python: str, config_path: str, port: int, *, host: str = LOOPBACK) -> list[str]:
     """Give the gateway's command line; it holds no secret."""
     return [python, "-P", "-m", "tasks.launch.gateway", config_path, str(port), "--host", host]
 

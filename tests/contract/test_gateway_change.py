@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from support.load import Load
+from support.mlxq_home import Mlxq, until
 from support.ports import free_port
 
 from mlxq import service as units
-from state import job, ledger, secrets, service, settings, stack
+from state import event, job, keys, ledger, secrets, service, settings, stack, usage
 from state.db import Database
 from state.job import Job
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import attempt, configure, kinds, proof, runtime, tier
-from tasks.world import process
+from tasks import attempt, configure, kinds, proof, runtime, tier, upkeep
+from tasks.world import passing, process
 
 if TYPE_CHECKING:
     from conftest import Upstream
 
 TASKS: dict[str, Callable[..., Any]] = {"configure": configure.configure, "start": tier.start, "stop": tier.stop}
+TASKS["restart"] = tier.restart
 Run = Callable[..., Job]
 pytestmark = pytest.mark.slow
 
@@ -124,6 +127,130 @@ def test_another_model_at_the_same_tier_leaves_the_gateway_alone(
 
     assert (done.result or {})["changed"] is False
     assert service.get(db, "gateway").identity == serving.identity
+
+
+def settled(home: Home, db: Database) -> service.Service:
+    """Wait until every gateway that was replaced has ended, and give the row of the one that is left."""
+    until(lambda: not upkeep.leaving(service.get(db, "gateway")))
+    one = service.get(db, "gateway")
+    assert [process.encode(left) for left in process.find_orphans(str(home.root), "gateway")] == [one.identity]
+    assert (one.doing, one.successor) == (Doing.READY, None)
+    return one
+
+
+def counted(db: Database) -> int:
+    return sum(row["requests"] for row in usage.totals(db))
+
+
+def test_no_client_notices_that_the_gateway_is_replaced(
+    home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
+):
+    """More tiers, another setting, a restart: nothing refused, nothing cut, no request of the proofs counted."""
+    key = secrets.read(home.secrets)[secrets.MASTER]
+    keys.create(keys.place(home), "app")
+    with Load(serving.port, key) as load:
+        streams = [load.long_stream(25)]
+        stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=free_port())])
+        done = [run("configure"), run("start", service="gateway")]
+        streams.append(load.long_stream(25))
+        settings.write(home, "gateway-host", "0.0.0.0")
+        done.append(run("start", service="gateway"))
+        done.append(run("restart", service="gateway"))
+        settings.reset(home, "gateway-host")
+        done.append(run("start", service="gateway"))
+        for stream in streams:
+            stream.join()
+        replaced = settled(home, db)
+
+    assert [each.error for each in done if each.error] == []
+    assert load.failures == []
+    assert load.answered > 50
+    assert replaced.generation == serving.generation + 4
+    assert replaced.exits == []
+    assert answers(home, "fast") == 200
+    run("stop", service="gateway")
+    assert counted(db) == load.answered + 1
+
+
+def test_a_gateway_that_cannot_take_over_changes_nothing(
+    home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
+):
+    """Once its address is not this machine's, once its port is another's; it is told which."""
+    keys.create(keys.place(home), "app")
+    with Load(serving.port, secrets.read(home.secrets)[secrets.MASTER]) as load:
+        settings.write(home, "gateway-host", "203.0.113.7")
+        told = [run("restart", service="gateway").error or ""]
+        settings.reset(home, "gateway-host")
+        settings.write(home, "litellm-port", every_upstream["fast"].port)
+        told.append(run("restart", service="gateway").error or "")
+
+    assert "203.0.113.7 is no address of this machine" in told[0]
+    assert "port" in told[1]
+    assert load.failures == []
+    assert settled(home, db).identity == serving.identity
+
+
+def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database, run: Run, serving: service.Service):
+    home.gateway_config.write_text("model_list: [")
+
+    failed = run("restart", service="gateway")
+
+    assert failed.error
+    assert "A gateway with the new configuration does not start: " in failed.error
+    assert settled(home, db).identity == serving.identity
+    assert answers(home, "standard") == 200
+
+
+def test_a_gateway_that_was_killed_is_started_anew(home: Home, db: Database, run: Run, serving: service.Service):
+    found = upkeep.running(serving)
+    assert found
+    process.stop(found, 0)
+
+    assert run("restart", service="gateway", why="gone").state == "succeeded"
+
+    assert "replaced" not in [each.name for each in event.of_service(db, "gateway")]
+    assert settled(home, db).generation == serving.generation + 1
+
+
+MOMENTS: dict[str, Callable[[Mlxq, service.Service], object]] = {
+    "foreseen": lambda mlxq, _: mlxq.one("gateway").successor,
+    "on trial": lambda mlxq, _: mlxq.engines("gateway") > 1,
+    "being proven": lambda mlxq, _: mlxq.db.value("SELECT phase FROM jobs WHERE state = 'running'") == "proving",
+    "taken over": lambda mlxq, before: (there := passing.holder(mlxq.home)) and there.pid != before.pid,
+    "replaced": lambda mlxq, before: mlxq.one("gateway").identity != before.identity,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstream: dict[str, Upstream], moment: str):
+    """Whenever it is killed: nothing refused, nothing cut, and the next worker ends up with the one that is right."""
+    port = free_port()
+    settings.write(home, "litellm-port", port)
+    every_upstream["standard"].start()
+    mlxq = Mlxq(home)
+    try:
+        stack.replace(mlxq.db, [every_upstream["standard"].tier()])
+        mlxq.work()
+        assert mlxq.ended(mlxq.put("configure")).state == "succeeded"
+        before = mlxq.up("gateway")
+        settings.write(home, "cloud-cap-usd", "3")
+
+        with Load(port, secrets.read(home.secrets)[secrets.MASTER]) as load:
+            stream = load.long_stream(20)
+            number = mlxq.put("start", service="gateway")
+            until(lambda: MOMENTS[moment](mlxq, before))
+            mlxq.kill_worker()
+            mlxq.work()
+            assert mlxq.ended(number, 180).state == "succeeded"
+            stream.join()
+            after = settled(home, mlxq.db)
+
+        assert load.failures == []
+        assert after.fingerprint == upkeep.blueprint(mlxq.db, home, "gateway").fingerprint
+        assert after.fingerprint != before.fingerprint
+        assert "died" not in mlxq.events("gateway")
+    finally:
+        mlxq.close()
 
 
 def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: service.Service):

@@ -1,0 +1,96 @@
+"""Replace the gateway while it serves: a successor is proven on a second port, takes over, and then the first leaves.
+
+A worker may be killed at any moment, as what is under way can always be told from what is there:
+
+    foreseen    the row says that a start is coming, and of what; the process may not be there yet
+    on trial    it bears the marks of that start and serves nobody: whoever comes next ends it
+    taken over  the gateways' own unix socket leads to it: whoever comes next writes that down
+    replaced    the row names it; the one before is in `leaving`, and ends by itself
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from state import service as rows
+from state import stack
+from state.errors import GatewayFailed
+from state.paths import Home
+from state.service import Service
+from tasks import proof, upkeep, watch
+from tasks.plan import gateway
+from tasks.proof import Trial
+from tasks.queue import Context
+from tasks.upkeep import Blueprint
+from tasks.world import passing, ports, process
+from tasks.world.process import Spawned
+
+TAKE_OVER_S = 30.0
+"""Taking over is a matter of milliseconds; the rest is for a machine that is very busy."""
+LOOK_S = 0.05
+
+
+class Unwanted(Exception):
+    """Nobody wants a successor any more."""
+
+
+def possible(home: Home, one: Service) -> bool:
+    """Tell whether a service can be replaced without a gap: it is a gateway that serves and hands its sockets over."""
+    if one.name != gateway.SERVICE or one.doing not in rows.ROUTED:
+        return False
+    there = passing.holder(home)
+    return there is not None and there.pid == one.pid
+
+
+def replace(context: Context, one: Service, plan: Blueprint) -> None:
+    """Have a gateway made by `plan` take the place of the one that serves; when none is wanted any more, do nothing.
+
+    Raises GatewayFailed when it does not prove fit: the running one was left as it is.
+    """
+    db, home, port = context.db, context.home, ports.spare()
+    generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint)
+    upkeep.headline(home.log(one.name), f"{one.name}, start {generation}")
+    spawned: Spawned | None = None
+    environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
+    try:
+        spawned = process.spawn(plan.argv, environment, home.log(one.name), home.run, one.name)
+        trial = Trial(one.name, spawned, port)
+        proof.prove(context, trial, stack.tiers(db), lambda: _check(context, one.name))
+        process.send(spawned.engine, signal.SIGUSR1)
+        _await_take_over(home, trial)
+        watch.follow(one.name, spawned.engine)
+    except Unwanted:
+        return
+    finally:
+        upkeep.settle_succession(db, home, one.name, spawned.shim if spawned else None)
+
+
+def _check(context: Context, name: str) -> None:
+    """Stop here when the job shall end, or a person has put the gateway down."""
+    context.check()
+    if rows.get(context.db, name).wanted == "down":
+        raise Unwanted
+
+
+def _await_take_over(home: Home, trial: Trial) -> None:
+    """Wait until the successor serves. From here on the job is not stopped half-way. Raises GatewayFailed."""
+    until = time.monotonic() + TAKE_OVER_S
+    while not _serves(home, trial.spawned):
+        if process.wait(trial.spawned.engine, LOOK_S):
+            raise GatewayFailed(
+                f"A gateway with the new configuration ended as it took over: {proof.last_cause(home, trial)}",
+                done=proof.LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+        if time.monotonic() > until:
+            raise GatewayFailed(
+                f"A gateway with the new configuration did not take over within {TAKE_OVER_S:.0f} s.",
+                done=proof.LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+
+
+def _serves(home: Home, spawned: Spawned) -> bool:
+    there = passing.holder(home)
+    return there is not None and there.pid == spawned.engine.pid
