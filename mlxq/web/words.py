@@ -126,6 +126,7 @@ STORY = {
     "escalated": (Shape.WARN, "escalated", "every tier flaps, so it is started anew"),
     "cache_purged": (Shape.HALF, "purged", "it was told to drop its cache of old prompts"),
     "reduced": (Shape.WARN, "reduced", "it is held back from its next start on"),
+    "foreseen": (Shape.HALF, "foreseen", "its successor is started beside it"),
     "wanted_up": (Shape.HALF, "wanted up", "a person asked"),
     "wanted_down": (Shape.RING, "wanted down", "a person asked"),
 }
