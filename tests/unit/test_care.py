@@ -64,6 +64,13 @@ def test_an_unwanted_service_is_stopped_whatever_it_does(doing: Doing):
     assert seen(doing, "down") == (Care.LEAVE if doing == Doing.STOPPED else Care.STOP)
 
 
+def test_a_replacement_that_was_cut_short_is_finished():
+    one = dataclasses.replace(READY, successor={"argv": [], "fingerprint": "f2"})
+
+    assert care(one, alive=True, now=NOW, fingerprint="f1") == Care.REPLACE
+    assert care(dataclasses.replace(one, wanted="down"), alive=True, now=NOW, fingerprint="f1") == Care.STOP
+
+
 @pytest.mark.parametrize("doing", ["starting", "loading", "ready", "stalled", "degraded", "draining"])
 def test_a_death_nobody_saw_is_settled_first(doing: str):
     assert seen(doing, alive=False) == Care.SETTLE
