@@ -5,7 +5,8 @@ right unless, while it was under way,
 
 - an engine or the gateway was harmed (it may have been in flight there),
 - or the gateway was away: from its harm until its next process was ready,
-- or every tier was away at once, counted likewise.
+- or every tier was away at once, counted likewise, and for as long after its return as the gateway lets a tier rest
+  that failed (COOLDOWN_SECONDS): when the last one dies, the gateway may not have asked the first one again yet.
 
 That the worker dies, its clock jumps, a log is filled or a tier other than the last is away is no excuse.
 """
@@ -187,7 +188,7 @@ class Soak:
     def _give_back(self, name: str, thief: socket.socket) -> None:
         self._await_given_up(name)
         thief.close()
-        self.mlxq.put("start", service=name)
+        self._start(name)
 
     def _cut_weights(self) -> None:
         name = self._tier()
@@ -198,7 +199,11 @@ class Soak:
     def _make_whole(self, name: str) -> None:
         self._await_given_up(name)
         shutil.copy(self.tiny / "model.safetensors", self.mlxq.home.models / name)
-        self.mlxq.put("start", service=name)
+        self._start(name)
+
+    def _start(self, name: str) -> None:
+        """Start a tier, and once more when told that the last start has just failed, as a person does."""
+        until(lambda: self.mlxq.ended(self.mlxq.put("start", service=name)).state == "succeeded", LIMIT_S)
 
     def _await_given_up(self, name: str) -> None:
         """Wait until mlxq says that only a person can help."""
@@ -247,7 +252,8 @@ class Soak:
             for each in [away for away in self.away if away.until == float("inf")]:
                 one = service.get(db, each.name)
                 if one.doing == Doing.READY and one.identity != each.identity:
-                    each.until = time.time()
+                    rests_s = 0 if each.name == gateway.SERVICE else gateway.COOLDOWN_SECONDS
+                    each.until = time.time() + rests_s
         db.close()
 
     # ------------------------------------------------------------ the requests
@@ -281,6 +287,12 @@ class Soak:
         return "no tier" if during >= set(TIERS) else ""
 
     def account(self) -> str:
-        """Say what was done and what came of it."""
+        """Say what was done and what came of it, and of each lost request how it stood with the services then."""
         failed = Counter(self._excuse(each) or "LOST" for each in self.asked if each.said != "200")
-        return f"seed {self.seed}: {dict(self.faults)}; {len(self.asked)} requests, not answered: {dict(failed)}"
+        told = f"seed {self.seed}: {dict(self.faults)}; {len(self.asked)} requests, not answered: {dict(failed)}"
+        return "\n".join([told, *(f"{each}\n    {self._lately(each)}" for each in self.lost())])
+
+    def _lately(self, each: Asked) -> str:
+        """Say when services were away in the half minute before a request, in seconds from its begin."""
+        near = [away for away in self.away if each.began - 30 < away.until and away.since <= each.ended]
+        return ", ".join(f"{a.name} {a.since - each.began:.1f} to {a.until - each.began:.1f}" for a in near)
