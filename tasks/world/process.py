@@ -31,11 +31,12 @@ echo "$engine"
 exec >&2
 wait "$engine"
 code=$?
-echo "$code $engine" >"$0.$$" && mv "$0.$$" "$0"
+echo "$code $engine" >"$0.$$" && exec mv "$0.$$" "$0"
 """
 """$0 is the file for the exit code, $@ the program, stdout a pipe to us, stderr the log.
 Signals to the group are for the program; the shim outlives it by one write. The pid lies beside the code
-so that an old shim's late word is not taken for the new program's."""
+so that an old shim's late word is not taken for the new program's. The last word is an exec: a child of the shim
+would bear the program's marks."""
 
 CONFIRM_S = 5.0
 """Seconds a killed process may take to be gone; only one stuck in the kernel takes longer."""
@@ -146,6 +147,7 @@ class _Stat:
     """The fields of /proc/PID/stat that matter here (proc(5))."""
 
     state: str
+    parent: int
     group: int
     start: str
 
@@ -156,7 +158,7 @@ def _stat(pid: int) -> _Stat | None:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return _Stat(state=fields[0], group=int(fields[2]), start=fields[19])
+    return _Stat(state=fields[0], parent=int(fields[1]), group=int(fields[2]), start=fields[19])
 
 
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, name: str) -> Spawned:
@@ -353,9 +355,12 @@ def pin(identity: Identity) -> int | None:
 def find_orphans(home: str, service: str) -> dict[Identity, int]:
     """Find our service's processes by the marks in their environment: identity -> generation.
 
-    Meant for those that were started and never recorded. The shim bears the same marks and is left out.
+    Meant for those that were started and never recorded. The shim bears the same marks and is left out, as is what
+    the service has started itself.
     """
-    return {one: generation for one, generation in _marked(home, service) if not _is_shim(one.pid)}
+    found = {one: generation for one, generation in _marked(home, service) if not _is_shim(one.pid)}
+    pids = {one.pid for one in found}
+    return {one: generation for one, generation in found.items() if _parent(one.pid) not in pids}
 
 
 def find_shims(home: str, service: str) -> list[Identity]:
@@ -381,6 +386,19 @@ def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
         marks = _environment(pid)
         if wanted.items() <= marks.items() and (one := identify(pid)):
             yield one, int(marks.get("MLXQ_GENERATION", "0"))
+
+
+def _parent(pid: int) -> int | None:
+    """Give the pid of a living process's parent."""
+    if sys.platform == "linux":
+        stat = _stat(pid)
+        return stat.parent if stat else None
+    import psutil
+
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
+        return None
 
 
 def _is_shim(pid: int) -> bool:

@@ -284,6 +284,29 @@ def test_orphans_are_found_by_their_marks(place: Place):
     assert process.find_orphans("/another/home", "fast") == {}
 
 
+def test_what_a_service_started_itself_is_no_orphan(place: Place):
+    marks = {"MLXQ_HOME": str(place.folder), "MLXQ_SERVICE": "fast"}
+    one = place.spawn(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPER!r}])", **marks)
+    place.await_log("up")
+
+    assert list(process.find_orphans(str(place.folder), "fast")) == [one.engine]
+
+
+def test_the_last_word_of_a_shim_is_no_orphan(place: Place):
+    """Its marks are the service's, and the service is gone."""
+    slow = place.folder / "mv"
+    slow.write_text('#!/bin/sh\necho moving\nread -r _ < "${0%/*}/go"\nPATH=/bin exec mv "$@"\n')
+    slow.chmod(0o700)
+    os.mkfifo(place.folder / "go")
+    path = f"{place.folder}:{os.environ['PATH']}"
+    one = place.spawn("pass", MLXQ_HOME=str(place.folder), MLXQ_SERVICE="fast", PATH=path)
+    place.await_log("moving")
+
+    assert process.find_orphans(str(place.folder), "fast") == {}
+    (place.folder / "go").write_text("go\n")
+    assert place.status(one) == 0
+
+
 def test_a_shim_that_may_yet_start_its_program_is_ended(place: Place):
     """It lost its worker in between: what it starts later, nobody would know."""
     marks = {"MLXQ_HOME": str(place.folder), "MLXQ_SERVICE": "fast"}
