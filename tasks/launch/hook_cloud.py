@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from state import cloud
-from state.cloud import Spent
 from tasks.launch.hook_call import Call
 
 CLOUD = "cloud"
@@ -51,5 +50,7 @@ class Purse:
         cloud.write(self._path, self._today)
 
     def _turn(self) -> None:
-        if self._today.day != cloud.today():
-            self._today = Spent(cloud.today())
+        """Read the file again: while one gateway takes another's place, both spend."""
+        written = cloud.read(self._path)
+        if written.day != self._today.day or written.usd > self._today.usd:
+            self._today = written

@@ -33,8 +33,11 @@ CLOUD = "cloud"
 
 OPENROUTER = "https://openrouter.ai/api/v1"
 
-COOLDOWN_SECONDS = 5
-"""A refused connection costs 20-40 ms, so a dead tier is asked again soon; hung ones are killed by the watchdog."""
+COOLDOWN_SECONDS = 1
+"""A refused connection costs 20-40 ms, so a dead tier is asked again soon; hung ones are killed by the watchdog.
+
+While all tiers rest nobody is answered, also when one of them is back: so the rest is short.
+"""
 
 STREAM_SECONDS = 20
 """Longest silence in a stream: four of vllm-mlx's 5 s heartbeats."""
