@@ -36,7 +36,7 @@ def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> di
     _card(found)
     if found.tiers and _may_stay(found, open_question=intent is None and "budget_pct" not in asked) and _stays(found):
         return {**asked, "keep": True}
-    wanted = {**asked, "intent": intent or _intent()}
+    wanted = {**asked, "intent": intent or (_intent() if found.hub else next(iter(INTENTS)))}
     chosen = _chosen(found, wanted)
     if not found.hub:
         return wanted

@@ -202,8 +202,8 @@ def test_without_a_hub_the_stack_that_is_here_is_the_only_one(home: Home, now: D
 
 
 def test_without_a_hub_a_fresh_home_is_offered_the_built_in_model(fresh: Path) -> None:
+    """There is one choice, so nobody is asked what the models are for."""
     screen = typing(fresh, "http://127.0.0.1:9", "setup")
-    answer(screen, [(INTENT, "")])
     screen.expect("No Hub is in reach: every tier serves the built-in model.")
     answer(screen, [("Enter to go on, w for why, q to leave all as it is: ", "q")])
 
