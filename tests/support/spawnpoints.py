@@ -39,7 +39,7 @@ from tasks.world import ports, probe, process
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 TASKS = {"start": tier.start, "restart": tier.restart, "stop": tier.stop}
-STARTING = (upkeep.spawn, upkeep.adopt_orphan, upkeep._record, upkeep._headline, process.spawn, process._first_word)
+STARTING = (upkeep.spawn, upkeep.adopt_orphan, upkeep._record, upkeep.headline, process.spawn, process._first_word)
 """The functions in which every line is a step: the SQL alone does not tell a process from no process."""
 LIVE = "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
 CODES: set[CodeType] = {function.__code__ for function in STARTING}
