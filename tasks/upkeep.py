@@ -388,17 +388,10 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     why = _cause(home, one, dead, code)
     step, next_try_at, exits = _sentence(db, home, one, why)
     told = {"exit_code": code, "cause_code": why.code, "cause": why.sentence, "hint": why.hint}
-    buried = service.step(
-        db,
-        name,
-        step,
-        fence=one.generation,
-        identity=None,
-        next_try_at=next_try_at,
-        exits=exits,
-        restarts=one.restarts + 1,
-        **told,
-    )
+    then = {"identity": None, "next_try_at": next_try_at, "exits": exits, "restarts": one.restarts + 1}
+    with db.transaction():  # a successor may have taken its place while the shim was waited for
+        same = service.get(db, name).identity == one.identity
+        buried = same and service.step(db, name, step, fence=one.generation, **then, **told)
     if buried and why.code == failure.OOM and one.kind == "engine":
         restraint.ran_short(db, name, MOST)
     return why if buried else None

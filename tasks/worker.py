@@ -33,6 +33,8 @@ THREADS = {"ops": 8, "heavy": 3}
 STOP_GRACE_S = 12.0
 """How long running jobs may take to give their work back; below launchd's ExitTimeOut of 20 s."""
 HEALTH_S = 10.0
+SETTLE_S, LOOK_S = 10.0, 0.1
+"""`rm -r` of a home with its models takes seconds, and the keys may be the last to go."""
 LOCK_WAIT_S = 1.0
 """Whoever asks whether a worker lives holds the lock for a moment."""
 
@@ -55,7 +57,7 @@ def run(home: Home) -> None:
         _work(home, keeper, stop, lock)
         with suppress(StateUnavailable):  # its row then tells of a dead worker
             sign_off(runtime.database(), runtime.owner)
-            if not home.worker_lock.exists():
+            if _deleted(home, lock):
                 _end_services(home)
         log.info("worker_stopped")
     if keeper.problem:
@@ -95,6 +97,18 @@ def _at_home(home: Home, lock: IO[str]) -> bool:
         return False
     except OSError:
         return True  # one that cannot be looked at is not known to be gone
+
+
+def _deleted(home: Home, lock: IO[str]) -> bool:
+    """Tell whether the home is gone for good: its very files unlinked, not a lock alone, not moved, not unmounted."""
+    until = time.monotonic() + SETTLE_S
+    while os.fstat(lock.fileno()).st_nlink == 0 and not home.worker_lock.exists():
+        if not home.secrets.exists():  # and not the database: a thread of ours may make a new one
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_S)
+    return False
 
 
 def _end_services(home: Home) -> None:

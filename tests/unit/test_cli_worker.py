@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from mlxq import ask
-from state import ledger, service, wake, worker
+from state import ledger, secrets, service, wake, worker
 from state.db import Database, open_database
 from state.job import State, get
 from state.paths import Home
@@ -200,26 +201,37 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
     assert "There is no stack to put down." in start("down").communicate()[1]
 
 
-QUICKLY = "from state.paths import home; from tasks import worker; worker.HEALTH_S = 0.1; worker.run(home())"
+QUICKLY = """
+from state.paths import home
+from tasks import worker
+worker.HEALTH_S, worker.SETTLE_S = 0.1, 1.0
+worker.run(home())
+"""
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_a_worker_ends_with_its_home(home: Home, db: Database, replaced: bool) -> None:
-    """Its services end too, unless another home is there in its place: they may be that one's already."""
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced", "unlocked"])
+def test_a_worker_ends_with_its_home(home: Home, db: Database, fate: str) -> None:
+    """Its services end too when it was deleted; elsewhere it may come back, or another one have adopted them."""
     service.ensure(db, "fast", "engine", 9001)
+    secrets.ensure(home.secrets)
     marks = {"MLXQ_HOME": str(home.root), "MLXQ_SERVICE": "fast"}
     serving = subprocess.Popen(["sleep", "600"], env=os.environ | marks, process_group=0)
     threading.Thread(target=serving.wait, daemon=True).start()  # as init would, so that its death can be seen
     own = subprocess.Popen([sys.executable, "-P", "-c", QUICKLY], stderr=subprocess.PIPE, text=True)
     line_with(own, "worker_started")
 
-    home.root.rename(home.root.with_name("moved"))
-    if replaced:
+    if fate == "deleted":
+        shutil.rmtree(home.root, ignore_errors=True)  # the worker may be writing into it
+    elif fate == "unlocked":
+        home.worker_lock.unlink()
+    else:
+        home.root.rename(home.root.with_name("moved"))
+    if fate == "replaced":
         home.make()
         home.worker_lock.touch()
 
     assert own.wait(PATIENCE_S) == 0
-    assert (serving.poll() is None) is replaced
+    assert (serving.poll() is None) is (fate != "deleted")
     serving.kill()
     serving.wait()
 
@@ -248,6 +260,9 @@ JOB = [
 STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
 
 
+CHOSEN = ["budget_named", "kept", "tiers", "sizes"]
+
+
 def test_setup_as_json_is_a_line_at_each_change_and_status_at_the_end(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,4 +276,4 @@ def test_setup_as_json_is_a_line_at_each_change_and_status_at_the_end(
     ended = {line["job"]["kind"]: line["job"]["state"] for line in lines}
     assert ended == {"detect": "succeeded", "score": "succeeded", "configure": "succeeded"}
     chosen = next(line["job"]["result"] for line in lines if line["job"]["kind"] == "score" and line["job"]["result"])
-    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "explain", "kept", "tiers", "sizes"]
+    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "explain", *CHOSEN]
