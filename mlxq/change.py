@@ -59,12 +59,15 @@ def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], al
     return Change(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone)
 
 
-def plan(db: Database, home: Home, wanted: Change) -> Plan:
-    """Work a change out: names, memory, ports. Raises NotSetUp, NotFound, UsageProblem, DoesNotFit."""
-    now = stack.tiers(db)
+def plan(db: Database | None, home: Home, wanted: Change) -> Plan:
+    """Work a change out: names, memory, ports. `db` is None in a fresh home.
+
+    Raises NotSetUp, NotFound, UsageProblem, DoesNotFit.
+    """
+    now = stack.tiers(db) if db else []
     if not now and wanted.alone is None:
         raise NotSetUp("There is no stack to change.", hint="mlxq setup")
-    gone = now if wanted.alone is not None else [stack.tier(db, name) for name in wanted.remove]
+    gone = now if db is None or wanted.alone is not None else [stack.tier(db, name) for name in wanted.remove]
     kept = [tier for tier in now if tier not in gone]
     asked = ((wanted.alone, ONLY),) if wanted.alone is not None else wanted.add
     if not kept and not asked:
@@ -78,9 +81,9 @@ def plan(db: Database, home: Home, wanted: Change) -> Plan:
     return Plan(kept, gone, new)
 
 
-def _budget(db: Database, home: Home) -> int:
+def _budget(db: Database | None, home: Home) -> int:
     """Give the budget; a machine that nobody looked at yet is looked at now."""
-    if host.recall(db, "machine"):
+    if db and host.recall(db, "machine"):
         return roster.budget(db, home)
     from tasks.world import hardware
 
@@ -125,7 +128,9 @@ def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
 
     with db.transaction():
         if made.gone and wanted.alone is None:
-            stack.replace(db, made.kept)
+            gone = {tier.name for tier in made.gone}
+            stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in gone])
+            roster.made_by_hand(db)
         row = service.find(db, roster.GATEWAY)
         return ask.put(db, jobs(made, wanted, serving=row is not None and row.wanted == "up"))
 

@@ -34,13 +34,11 @@ def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> di
     DoesNotFit when nothing fits this machine.
     """
     _card(found)
-    if found.tiers and _may_stay(found, open_question=intent is None and "budget_pct" not in asked) and _stays(found):
+    open_question = intent is None and "budget_pct" not in asked
+    if found.tiers and _may_stay(found, open_question=open_question) and _stays(found, start=asked["start"]):
         return {**asked, "keep": True}
     wanted = {**asked, "intent": intent or (_intent() if found.hub else next(iter(INTENTS)))}
-    chosen = _chosen(found, wanted)
-    if not found.hub:
-        return wanted
-    return wanted | {"choice": words(chosen)}
+    return wanted | {"choice": words(_chosen(found, wanted))}
 
 
 def _may_stay(found: Survey, *, open_question: bool) -> bool:
@@ -61,7 +59,7 @@ def words(chosen: Recommendation) -> dict[str, str]:
 def _card(found: Survey) -> None:
     machine = found.machine
     cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
-    memory = f"{render.size(machine.memory_bytes)}, {render.size(machine.usable_bytes)} of it for models"
+    memory = f"{render.size(machine.memory_bytes)}, {advised.gigabytes(found.budget)} of it for models"
     facts = {
         "Chip": f"{machine.chip}{cores}, {machine.os}",
         "Memory": memory,
@@ -74,16 +72,20 @@ def _card(found: Survey) -> None:
             render.prose(value, f"  {name:<8}", err=True)
 
 
-def _stays(found: Survey) -> bool:
-    """Show the stack that is here, and ask whether it stays. Raises Abort."""
+def _stays(found: Survey, *, start: bool) -> bool:
+    """Show the stack that is here and what it still lacks, and ask whether it stays. Raises Abort."""
     render.say("\nHere already:")
     for tier in found.tiers:
         render.say(f"  {tier.name:<10}{tier.model} {tier.quant}")
+    if found.missing:
+        render.say(_to_fetch(found, found.missing))
     if not found.hub:
         render.say("No Hub is in reach, so no other models can be fetched now.")
-        text, answers = "Enter to bring these up, q to leave all as it is", {"": "keep", "q": "leave"}
+        do = "bring these up" if start else "keep these"
+        text, answers = f"Enter to {do}, q to leave all as it is", {"": "keep", "q": "leave"}
     else:
-        text = "Enter to keep these and bring them up, c to choose anew, q to leave all as it is"
+        up = " and bring them up" if start else ""
+        text = f"Enter to keep these{up}, c to choose anew, q to leave all as it is"
         answers = {"": "keep", "c": "choose", "q": "leave"}
     return _answer(f"\n{text}", answers) == "keep"
 
@@ -141,14 +143,19 @@ def fetches(found: Survey, chosen: Recommendation) -> dict[str, int]:
 
 def footer(found: Survey, chosen: Recommendation) -> list[str]:
     """Give the totals: memory against its budget, what is to be fetched against the disk."""
-    fetch, free = found.to_fetch(chosen), advised.gigabytes(found.free_bytes)
+    fetch = found.to_fetch(chosen)
     lines = ["", advised.total(chosen)]
     if chosen.intent == "built-in":
         lines.append(chosen.explain)
     if not fetch:
         return [*lines, "All weights are here; nothing is to be fetched."]
-    room = f"the disk has {free} free for it" if fetch <= found.free_bytes else f"the disk has only {free} free for it"
-    return [*lines, f"To fetch: {advised.fetch(fetch)}; {room}."]
+    return [*lines, _to_fetch(found, fetch)]
+
+
+def _to_fetch(found: Survey, fetch: int) -> str:
+    """Say what is still to come, against the room that there is for it; both in bytes."""
+    only = "only " if fetch > found.free_bytes else ""
+    return f"To fetch: {advised.fetch(fetch)}; the disk has {only}{advised.gigabytes(found.free_bytes)} free for it."
 
 
 def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.machine import Machine
-from catalog.model import Model
+from catalog.model import Model, Quant
 from catalog.pick import Recommendation
 from catalog.speed import Measured
 from mlxq import ask, installed
@@ -46,7 +46,7 @@ class Survey:
     @property
     def outdated(self) -> str:
         """Say why the stack of this home is no answer to what would be asked now; empty when it is one."""
-        question = {"budget_pct": self.settings["memory-budget-pct"], "quant": self.quant}
+        question = advice.question(None, None, self.told, self.settings)
         asked: Mapping[str, Any] = self.told.get("asked", {})
         if self.told.get("builtin"):
             return "The built-in model stood in here while no Hub was in reach."
@@ -55,19 +55,28 @@ class Survey:
         return ""
 
     @property
+    def budget(self) -> int:
+        """What the models may use of the memory, in bytes, when nothing else is asked."""
+        return advice.budget(self.machine, self.settings["memory-budget-pct"])
+
+    @property
+    def missing(self) -> int:
+        """The bytes that are still to come of the stack that is here."""
+        known = {(tier.model, tier.quant) for tier in self.tiers if tier.quant in self._quants(tier.model)}
+        return sum(self.fetch_of(*each) for each in known)
+
+    def _quants(self, model: str) -> Mapping[str, Quant]:
+        return self.known[model].quants if model in self.known else {}
+
+    @property
     def quant(self) -> str | None:
         """The quant that a person bound all models to; None when there is no such wish."""
         return advice.quant_wanted(self.settings)
 
     def recommend(self, asked: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
         """Give what the task score would choose for the same arguments. Raises DoesNotFit, NotFound, UsageProblem."""
-        question = {
-            "intent": asked["intent"],
-            "budget_pct": asked.get("budget_pct") or self.settings["memory-budget-pct"],
-            "quant": self.quant,
-            "choice": choice,
-        }
-        return advice.choose(self.machine, self.known, question, self.measured, hub=self.hub)
+        question = advice.question(asked.get("intent"), asked.get("budget_pct"), self.told, self.settings)
+        return advice.choose(self.machine, self.known, question | {"choice": choice}, self.measured, hub=self.hub)
 
     def fetch_of(self, model: str, quant: str) -> int:
         """Give the bytes that are still to come of one model."""

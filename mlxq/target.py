@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from catalog.load import resolve
 from catalog.model import Model
@@ -40,7 +39,7 @@ def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: st
     if not name.strip():
         raise UsageProblem("There is no model.", hint="mlxq models --catalog")
     if name.startswith(("/", "./", "../", "~", "file:")):
-        return _elsewhere(f"file:{Path(name.removeprefix('file:')).expanduser().absolute()}", quant)
+        return _elsewhere(f"file:{sources.folder(name.removeprefix('file:'))}", quant)
     try:
         match = resolve(name, known)
     except UnknownModel:

@@ -7,9 +7,11 @@ from typing import Any
 
 from catalog import load, score
 from catalog.fit import smallest
+from catalog.intent import INTENTS
 from catalog.load import Match
 from catalog.machine import Machine
 from catalog.model import Model
+from catalog.offer import BUILTIN
 from catalog.pick import Recommendation
 from catalog.problems import BadModelFile, UnknownModel
 from catalog.search import TooSmall
@@ -61,6 +63,20 @@ def quant_wanted(wanted: Settings) -> str | None:
     """Give the quant that a person chose by setting; None leaves the choice to the recommender."""
     value = wanted.values["default-quant"]
     return None if value.source == "default" else value.value
+
+
+def question(intent: str | None, budget_pct: int | None, told: Mapping[str, Any], wanted: Settings) -> dict[str, Any]:
+    """Fill in what was not asked: as it was asked for the stack that is here, else by the settings.
+
+    `told`: what is remembered of that stack. Gives {"intent", "budget_pct", "quant"}.
+    """
+    before: Mapping[str, Any] = told.get("asked", {})
+    named = before.get("budget_pct") if told.get("budget_named") else None
+    return {
+        "intent": intent or before.get("intent", next(iter(INTENTS))),
+        "budget_pct": budget_pct or named or wanted["memory-budget-pct"],
+        "quant": quant_wanted(wanted),
+    }
 
 
 def measured(db: Database, machine: Machine) -> list[Measured]:
@@ -115,9 +131,11 @@ def choose(
     `choice` in `asked`, "model quant" by tier, holds whatever else is asked. Raises DoesNotFit with what the smallest
     stack needs, NotFound for a model the catalog does not have, UsageProblem.
     """
-    if asked.get("choice"):
-        return compose(machine, known, asked["choice"], asked, measured)
-    if hub:
+    choice: Mapping[str, str] = asked.get("choice") or {}
+    all_builtin = len(choice) > 1 and {words.partition(" ")[0] for words in choice.values()} == {BUILTIN}
+    if choice and not all_builtin:
+        return compose(machine, known, choice, asked, measured)
+    if hub and not all_builtin:
         share = budget(machine, asked["budget_pct"])
         return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
     try:

@@ -35,6 +35,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
             weights=there.folder if there else "",
         )
         stack.replace(db, [*before, made])
+        roster.made_by_hand(db)
     for following in roster.arrival(tier, roster.leaving(db)):
         context.then(following)
     found = stack.tier(db, tier)

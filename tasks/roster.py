@@ -16,6 +16,13 @@ from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.page import SERVICE as PAGE
 
 
+def made_by_hand(db: Database) -> None:
+    """Forget what the stack was chosen for: a person changed it, and it stays until set-up is asked for another."""
+    told = host.recall(db, "stack")
+    kept = {name: value for name, value in told.items() if name not in {"asked", "explain"}}
+    host.remember(db, "stack", kept | {"builtin": False})
+
+
 def budget(db: Database, home: Home) -> int:
     """Give the bytes that all tiers together may use. Raises NotSetUp before detect has run."""
     row = host.recall(db, "machine")

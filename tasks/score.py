@@ -25,7 +25,7 @@ SMALL_PULL_ATTEMPTS = 3
 @job("score")
 def score(
     context: Context,
-    intent: str = "balanced",
+    intent: str | None = None,
     budget_pct: int | None = None,
     *,
     pull: bool = True,
@@ -35,8 +35,9 @@ def score(
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
-    `choice`, "model quant" by tier, takes these and no others. The same question keeps the stack that is there, and so
-    do `keep` and a Hub out of reach; without a stack all tiers then serve the built-in model.
+    `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
+    question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
+    serve the built-in model.
     Gives {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
@@ -44,14 +45,11 @@ def score(
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
-    asked = {
-        "intent": intent,
-        "budget_pct": budget_pct or wanted["memory-budget-pct"],
-        "quant": advice.quant_wanted(wanted),
-    }
     hub = bool(host.recall(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
     told = host.recall(context.db, "stack")
+    asked = advice.question(intent, budget_pct, told, wanted)
+    keep = keep or (intent is None and budget_pct is None and choice is None and "asked" not in told)
     known = advice.known(context.home)
     kept = bool(now) and (keep or answers(now, told, asked, choice, hub=hub))
     if not kept:
@@ -59,7 +57,7 @@ def score(
         question = asked | {"choice": choice}
         chosen = advice.choose(machine, known, question, advice.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
-        told = _told(chosen, asked)
+        told = _told(chosen, asked) | {"budget_named": asked["budget_pct"] != wanted["memory-budget-pct"]}
         stack.replace(context.db, now)
         host.remember(context.db, "stack", told)
     gone, around = roster.leaving(context.db), roster.around(context.home)

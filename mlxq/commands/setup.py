@@ -11,7 +11,7 @@ import click
 
 from mlxq import ask, change, options, render, watch
 from mlxq.ask import View
-from mlxq.change import Change
+from mlxq.change import Change, Plan
 from mlxq.commands import status
 from mlxq.watch import title
 from state import settings
@@ -157,19 +157,28 @@ def _under_way(place: Home) -> int | None:
 
 def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
     """Show a change, ask, and begin it; give the chain, None when it was only shown."""
+    made = _planned(place, wanted)
+    if as_json and dry_run:
+        render.data(made.document())
+        return None
+    if not as_json:
+        change.show(made)
+    if dry_run:
+        return None
+    with unchanged():
+        consent.to("Make this change")
     with ask.writing(place) as db:
-        made = change.plan(db, place, wanted)
-        if as_json and dry_run:
-            render.data(made.document())
-            return None
-        if not as_json:
-            change.show(made)
-        if dry_run:
-            return None
-        with unchanged():
-            consent.to("Make this change")
         ids = change.begin(db, made, wanted)
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
+
+
+def _planned(place: Home, wanted: Change) -> Plan:
+    """Work a change out, and write nothing. Raises as change.plan does."""
+    try:
+        with ask.reading(place) as db:
+            return change.plan(db, place, wanted)
+    except NotSetUp:
+        return change.plan(None, place, wanted)
 
 
 def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
@@ -185,13 +194,15 @@ def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
     for line in guide.footer(found, chosen):
         click.echo(line)
     click.echo()
-    render.prose(chosen.explain)
+    if chosen.intent != "built-in":
+        render.prose(chosen.explain)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
     """Give the arguments of the task score."""
-    asked = {"intent": intent or INTENTS[0], "pull": not no_pull, "start": not (no_pull or no_start)}
-    return asked if budget_pct is None else asked | {"budget_pct": budget_pct}
+    asked: dict[str, Any] = {"pull": not no_pull, "start": not (no_pull or no_start)}
+    said = {"intent": intent, "budget_pct": budget_pct}
+    return asked | {name: value for name, value in said.items() if value is not None}
 
 
 class Commented:
@@ -234,6 +245,7 @@ def begin(db: Database, batch: list[New]) -> int:
     with db.transaction():
         running = db.value(RUNNING_SETUP)
         if running is not None:
+            render.say(f"Another setup began meanwhile (job {running}); following that one, with its choice of models.")
             return running
         ids = ask.put(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))

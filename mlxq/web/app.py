@@ -27,7 +27,7 @@ from state.paths import Home
 from tasks import kinds
 
 VERBS = ("start", "restart", "drain", "stop")
-REFUSED, MISSING, CONFLICT = 403, 404, 409
+REFUSED, MISSING, CONFLICT, BROKEN = 403, 404, 409, 503
 FOREVER = "public, max-age=31536000, immutable"
 """Static files are asked for by their digest."""
 
@@ -58,7 +58,12 @@ class Page:
         async def guarded(request: Request) -> Response:
             if self.session(request) is None:
                 return HTMLResponse(self.painter.part("locked"), status_code=401)
-            return await answer(request)
+            try:
+                return await answer(request)
+            except MlxqError as problem:
+                return PlainTextResponse(
+                    f"{problem.message}\nNext: {problem.hint or 'mlxq doctor'}", status_code=BROKEN
+                )
 
         return guarded
 

@@ -65,10 +65,18 @@ def parse(text: str) -> Source:
     if kind == "pypi" and rest:
         return Source("pypi", rest)
     if kind == "file" and rest:
-        return Source("file", str(Path(rest).expanduser().absolute()), convert=convert or None)
+        return Source("file", str(folder(rest)), convert=convert or None)
     raise UsageProblem(
         f"{text!r} is no place of weights.", hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder"
     )
+
+
+def folder(name: str) -> Path:
+    """Read a folder's name as a shell would. Raises UsageProblem for the home of a stranger."""
+    try:
+        return Path(name).expanduser().absolute()
+    except RuntimeError as problem:
+        raise UsageProblem(f"There is no folder {name}.", hint="mlxq models --catalog") from problem
 
 
 def pinned(text: str, revision: str | None) -> str:

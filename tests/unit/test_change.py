@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,3 +286,36 @@ def test_a_dry_run_shows_the_change_and_makes_none(settled: Database, capsys: py
     assert ["-", "fast"] in shown
     assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
     assert job.listing(settled) == []
+
+
+def test_a_stack_made_by_hand_stays_until_another_is_asked_for(settled: Database, home: Home) -> None:
+    host.remember(settled, "stack", {"asked": {"intent": "balanced"}, "builtin": True, "budget_bytes": GB})
+    wanted = Change(remove=("fast",))
+    change.begin(settled, change.plan(settled, home, wanted), wanted)
+
+    assert host.recall(settled, "stack") == {"budget_bytes": GB, "builtin": False}
+
+
+def test_a_tier_that_came_while_a_person_was_asked_stays(settled: Database, home: Home) -> None:
+    wanted = Change(remove=("fast",))
+    made = change.plan(settled, home, wanted)
+    late = replace(STANDARD, name="late", port=8005)
+    stack.replace(settled, [STANDARD, FAST, late])
+    change.begin(settled, made, wanted)
+
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "late"]
+
+
+def test_a_dry_run_in_a_fresh_home_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "fresh"))
+
+    assert cli.run(["setup", "--dry-run", "--model", "smollm2-135m"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_the_folder_of_a_stranger_is_told_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["setup", "--dry-run", "--model", "~nobody-of-that-name/model"]) == 2
+    assert "There is no folder ~nobody-of-that-name/model." in capsys.readouterr().err

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from catalog.load import entries
+from catalog.machine import Machine
 from state import ledger, service, settings
 from state.db import Database
 from state.errors import DoesNotFit
@@ -82,9 +84,6 @@ def test_every_kind_of_the_fan_out_is_a_kind() -> None:
 
 
 def test_a_budget_too_small_says_what_would_do() -> None:
-    from catalog.load import entries
-    from catalog.machine import Machine
-
     tiny = Machine("test", "cpu", "Linux", 2 * 10**9, 10**9, 20.0, "measured", 0.1)
 
     with pytest.raises(DoesNotFit, match="needs"):
@@ -92,6 +91,23 @@ def test_a_budget_too_small_says_what_would_do() -> None:
 
 
 ASKED = {"intent": "balanced", "budget_pct": "auto", "quant": None}
+
+
+def test_what_is_not_asked_is_as_it_was_asked_before(home: Home) -> None:
+    """`setup -y` after `setup --intent agent-fleet --budget-pct 60` asks for the same again."""
+    told = {"asked": ASKED | {"intent": "agent-fleet", "budget_pct": 60}, "budget_named": True}
+
+    assert advice.question(None, None, told, settings.load(home)) == told["asked"]
+    assert advice.question("balanced", 50, told, settings.load(home)) == ASKED | {"budget_pct": 50}
+    assert advice.question(None, None, {}, settings.load(home)) == ASKED
+
+
+def test_a_stack_that_only_stood_in_may_be_chosen_by_its_name() -> None:
+    """What a person agreed to without a Hub comes, also when the Hub is back a moment later."""
+    machine = Machine("test", "cpu", "Linux", 16 * 10**9, 12 * 10**9, 20.0, "measured", 0.1)
+    choice = dict.fromkeys(("standard", "fast", "longctx"), "smollm2-135m int4")
+
+    assert advice.choose(machine, entries(), ASKED | {"choice": choice}, hub=True).intent == "built-in"
 
 
 @pytest.mark.parametrize(
