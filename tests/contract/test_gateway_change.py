@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,7 +20,7 @@ from state.db import Database
 from state.job import Job
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import attempt, configure, kinds, proof, runtime, tier, upkeep
+from tasks import attempt, configure, kinds, proof, runtime, tier, upkeep, watch
 from tasks.world import passing, process
 
 if TYPE_CHECKING:
@@ -32,12 +33,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Put one job in, run it here as the worker does, and give its row."""
     ours = runtime.Runtime()
     ours.home, ours.owner, ours._local.database = home, "the worker", db
     for module in (attempt, runtime):
         monkeypatch.setattr(module, "runtime", ours)
+    aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
+    aside.home = Home(tmp_path / "aside").make()
+    monkeypatch.setattr(watch, "runtime", aside)
 
     def one(kind: str, /, **args: Any) -> Job:
         number = ledger.submit(db, kinds.new(kind, args))[0]
