@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from catalog.machine import from_row
 from catalog.model import Model
 from mlxq import advised, render, target
 from state import host, service, settings, stack
@@ -87,7 +86,7 @@ def _budget(db: Database | None, home: Home) -> int:
         return roster.budget(db, home)
     from tasks.world import hardware
 
-    return advice.budget(from_row(hardware.detect().as_row()), settings.load(home)["memory-budget-pct"])
+    return advice.budget(hardware.detect(), settings.load(home)["memory-budget-pct"])
 
 
 def model(name: str, quant: str | None, known: Mapping[str, Model], home: Home) -> tuple[Model, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalog.machine import Machine
-from catalog.model import Model, Quant
+from catalog.model import Model
 from catalog.pick import Recommendation
 from catalog.speed import Measured
 from mlxq import ask, installed
@@ -62,11 +62,8 @@ class Survey:
     @property
     def missing(self) -> int:
         """The bytes that are still to come of the stack that is here."""
-        known = {(tier.model, tier.quant) for tier in self.tiers if tier.quant in self._quants(tier.model)}
-        return sum(self.fetch_of(*each) for each in known)
-
-    def _quants(self, model: str) -> Mapping[str, Quant]:
-        return self.known[model].quants if model in self.known else {}
+        sizes = advice.sizes(self.tiers, self.known)
+        return sum(size for source, size in sizes.items() if source not in self.here)
 
     @property
     def quant(self) -> str | None:

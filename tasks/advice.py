@@ -21,6 +21,7 @@ from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
 from state.paths import Home
 from state.settings import Settings
+from state.stack import Tier
 
 CONVERTED = ("int4", "int8", "bf16")
 """What mlx-lm makes of a repo that holds no MLX weights."""
@@ -77,6 +78,13 @@ def question(intent: str | None, budget_pct: int | None, told: Mapping[str, Any]
         "budget_pct": budget_pct or named or wanted["memory-budget-pct"],
         "quant": quant_wanted(wanted),
     }
+
+
+def sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
+    """Give the bytes of each source as the catalog has them, so that a total is known before the first pull."""
+    quants = [quant for model in known.values() for quant in model.quants.values()]
+    wanted = {tier.source for tier in tiers}
+    return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
 
 def measured(db: Database, machine: Machine) -> list[Measured]:

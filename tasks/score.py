@@ -63,7 +63,7 @@ def score(
     gone, around = roster.leaving(context.db), roster.around(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
-    return told | {"kept": kept, "tiers": _models(now), "sizes": _sizes(now, known)}
+    return told | {"kept": kept, "tiers": _models(now), "sizes": advice.sizes(now, known)}
 
 
 def answers(
@@ -83,13 +83,6 @@ def answers(
 
 def _models(tiers: Sequence[Tier]) -> dict[str, str]:
     return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
-
-
-def _sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
-    """Give the bytes of each source as the catalog has them, so that a total is known before the first pull."""
-    quants = [quant for model in known.values() for quant in model.quants.values()]
-    wanted = {tier.source for tier in tiers}
-    return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
 
 def plan(

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from catalog.intent import INTENTS
 from mlxq import ask, change, options, render, watch
 from mlxq.ask import View
 from mlxq.change import Change, Plan
@@ -21,7 +22,6 @@ from state.job import Job, New, State
 from state.paths import Home, home
 from tasks import kinds
 
-INTENTS = ("balanced", "agent-fleet")
 RUNNING_SETUP = """
 SELECT min(chain) FROM jobs WHERE state IN ('blocked', 'queued', 'running')
 AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
@@ -32,7 +32,7 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 @click.option("--accept-defaults", "--yes", "-y", "yes", is_flag=True, help="Ask nothing.")
 @click.option("--no-input", is_flag=True, help="Fail where a question would be asked.")
 @click.option("--dry-run", "-n", is_flag=True, help="Show what would be chosen, and change nothing.")
-@click.option("--intent", type=click.Choice(INTENTS), help="What the models are for.  [default: balanced]")
+@click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
 @click.option(
     "--budget-pct",
     type=click.IntRange(10, 90),
