@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,10 @@ import aiohttp
 import psutil
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.ports import free_port
+
 from state.stack import Tier
 from tasks.plan import gateway as plan
 
@@ -37,12 +40,6 @@ UPSTREAM = Path(__file__).parents[1] / "tests" / "support" / "upstream.py"
 KEYS = {"LITELLM_MASTER_KEY": "sk-mlxq-benchmark", "MLXQ_TIER_KEY": "sk-tier"}
 NAMES = ("standard", "longctx", "fast")
 HEADERS = {"Authorization": f"Bearer {KEYS['LITELLM_MASTER_KEY']}"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ready(url: str, process: subprocess.Popen[bytes]) -> float:

@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from hub.client import Hub, running
+from hub.model import make
 from support.ports import free_port
 
 from state.stack import Tier
@@ -149,6 +151,15 @@ class Gateway:
 
     def post(self, path: str, body: object, key: str = MASTER) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """Serve one small model from a Hub on loopback."""
+    root = tmp_path_factory.mktemp("hub")
+    make(root / "tiny-4bit")
+    with running(root) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

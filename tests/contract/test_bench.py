@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from support import tiny_model
+from support.here import Run, runner
 
 from state import bench as rows
-from state import host, job, ledger, weights
+from state import host, ledger, weights
 from state.db import Database
-from state.job import Job, State
+from state.job import State
 from state.paths import Home
-from tasks import attempt, bench, kinds, runtime
+from tasks import bench, kinds, runtime
 from tasks.world import hardware
 
-Run = Callable[..., Job]
 QUICK = {"prompt_tokens": 64, "gen_tokens": 24, "runs": 2}
 
 
@@ -33,19 +31,10 @@ def model(home: Home) -> Path:
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Put a benchmark in, run it here as the worker would, and give its row as it is then."""
-    ours = runtime.Runtime()
-    ours.home, ours.owner, ours._local.database = home, "the worker", db
-    monkeypatch.setattr(attempt, "runtime", ours)
     host.remember(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
 
-    def one(target: str, **args: Any) -> Job:
-        number = ledger.submit(db, kinds.new("bench", {"target": target, **args}))[0]
-        held = ledger.claim(db, "heavy", {"bench"}, "the worker")
-        assert held
-        attempt.perform(kinds.KINDS["bench"], bench.bench, held)
-        return job.get(db, number)
-
-    return one
+    ours = runner(db, home, {"bench": bench.bench}, monkeypatch)
+    return lambda target, **args: ours("bench", target=target, **args)
 
 
 RECORDED = {hardware.MEMINFO: "MemTotal: 16000000 kB\n", hardware.LSCPU: "Model name: A\nCPU(s): 2\n"}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub.client import Hub, running
-from hub.model import make
+from hub.client import Hub
 from huggingface_hub import constants
 
 from catalog import load
@@ -17,14 +16,6 @@ from mlxq import cli
 from state.paths import Home
 
 Check = Callable[[str, int], tuple[int, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
-    root = tmp_path_factory.mktemp("hub")
-    make(root / "tiny-4bit")
-    with running(root) as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from hub.client import Hub, running
-from hub.model import make
+from hub.client import Hub
 
 from state import job, ledger, stack
 from state.db import Database, open_database
@@ -25,14 +24,6 @@ from tasks import kinds
 REPO = "ok/tiny-4bit"
 FAST = Tier("fast", REPO, "int4", f"hub:{REPO}", 9132, 1024, 1, 1, 1)
 Type = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
-    root = tmp_path_factory.mktemp("hub")
-    make(root / "tiny-4bit")
-    with running(root) as served:
-        yield served
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+from support.here import Run, runner
 from support.load import Load
 from support.mlxq_home import Mlxq, until
 from support.ports import free_port
 
 from mlxq import service as units
-from state import event, job, keys, ledger, secrets, service, settings, stack, usage
+from state import event, keys, secrets, service, settings, stack, usage
 from state.db import Database
-from state.job import Job
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import attempt, configure, kinds, proof, runtime, tier, upkeep, watch
+from tasks import attempt, configure, proof, runtime, tier, upkeep, watch
 from tasks.world import passing, process
 
 if TYPE_CHECKING:
@@ -28,29 +28,19 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, Callable[..., Any]] = {"configure": configure.configure, "start": tier.start, "stop": tier.stop}
 TASKS["restart"] = tier.restart
-Run = Callable[..., Job]
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Put one job in, run it here as the worker does, and give its row."""
-    ours = runtime.Runtime()
-    ours.home, ours.owner, ours._local.database = home, "the worker", db
-    for module in (attempt, runtime):
-        monkeypatch.setattr(module, "runtime", ours)
+    ours = runner(db, home, TASKS, monkeypatch)
+    monkeypatch.setattr(runtime, "runtime", attempt.runtime)
     aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
     aside.home = Home(tmp_path / "aside").make()
     monkeypatch.setattr(watch, "runtime", aside)
 
-    def one(kind: str, /, **args: Any) -> Job:
-        number = ledger.submit(db, kinds.new(kind, args))[0]
-        held = ledger.claim(db, "ops", {kind}, "the worker")
-        assert held
-        attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
-        return job.get(db, number)
-
-    return one
+    return ours
 
 
 def is_up(db: Database, one: Upstream) -> None:

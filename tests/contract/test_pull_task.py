@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hub.client import COMMIT, Hub, running
-from hub.model import make
+from hub.client import COMMIT, Hub
+from support.here import Run, runner
 
 from state import job, ledger, stack, weights
 from state.db import Database
-from state.job import Job, State
+from state.job import State
 from state.paths import Home
 from state.stack import Tier
-from tasks import attempt, kinds, pull, runtime
+from tasks import attempt, kinds, pull
 from tasks.world import inventory, staging
 
 SOURCE = "hub:ok/tiny-4bit"
 TASKS = {"pull": pull.pull, "check": pull.check, "remove": pull.remove}
-Run = Callable[..., Job]
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
-    root = tmp_path_factory.mktemp("hub")
-    make(root / "tiny-4bit")
-    with running(root) as served:
-        yield served
 
 
 @pytest.fixture(autouse=True)
@@ -45,19 +34,7 @@ def outside(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Put one job in, run it here, and give its row as it is then."""
-    ours = runtime.Runtime()
-    ours.home, ours.owner, ours._local.database = home, "the worker", db
-    monkeypatch.setattr(attempt, "runtime", ours)
-
-    def one(kind: str, /, **args: Any) -> Job:
-        number = ledger.submit(db, kinds.new(kind, args))[0]
-        held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
-        assert held
-        assert number == held.id
-        attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
-        return job.get(db, number)
-
-    return one
+    return runner(db, home, TASKS, monkeypatch)
 
 
 @pytest.fixture

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from support import scene
+
 from state import bench
-from state.bench import Bench
 from state.db import Database
 
 if TYPE_CHECKING:
     from conftest import Clock
 
-ONE = Bench(
-    model="qwen3-8b", quant="int4", source="hub:x/y", revision="abc", chip="M4 Pro", engine="0.6.0", mlx="0.32.4",
-    runs=3, concurrency=1, prompt_tokens=1024, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0, decode_tps=50.0,
-    decode_low=48.0, decode_high=52.0, total_tps=50.0, peak_bytes=5_000_000_000,
-)  # fmt: skip
+ONE = scene.BENCH
 
 
 def test_the_newest_of_each_model_and_quant_counts(db: Database, clock: Clock) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.here import Run, runner
 
 from catalog.load import entries
 from catalog.machine import Machine
 from mlxq import change, cli
 from mlxq.change import Change
-from state import host, job, ledger, service, stack
+from state import host, job, service, stack
 from state.db import Database
 from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
-from state.job import Job, State
+from state.job import State
 from state.paths import Home
 from state.stack import Tier
-from tasks import assign, attempt, kinds, roster, runtime, score
+from tasks import assign, kinds, roster, score
 from tasks.plan.place import place
 
 GB = 10**9
@@ -144,24 +144,12 @@ def test_a_removed_tier_serves_until_its_job_takes_it_down(settled: Database, ho
 
 
 TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign, "score": score.score}
-Run = Callable[..., Job]
 
 
 @pytest.fixture
 def run(settled: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Put one job in, run it as the worker does, and give its row as it is then."""
-    ours = runtime.Runtime()
-    ours.home, ours.owner, ours._local.database = home, "the worker", settled
-    monkeypatch.setattr(attempt, "runtime", ours)
-
-    def one(kind: str, /, **args: Any) -> Job:
-        number = ledger.submit(settled, kinds.new(kind, args))[0]
-        held = ledger.claim(settled, kinds.KINDS[kind].lane, {kind}, "the worker")
-        assert held
-        attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
-        return job.get(settled, number)
-
-    return one
+    return runner(settled, home, TASKS, monkeypatch)
 
 
 def test_a_tier_that_left_the_stack_is_forgotten(run: Run, settled: Database) -> None:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,7 +18,7 @@ from mlxq.cli import mlxq
 from mlxq.web.app import Page, build
 from mlxq.web.door import Door, link
 from state import job, sample, service
-from state.db import Database, open_database
+from state.db import Database
 from state.job import State
 from state.paths import Home
 
@@ -30,14 +29,6 @@ NAME = re.compile(r"mlxq_\w+")
 READS = ("/", "/events", "/jobs/1", "/metrics")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
 ACTIONS += ("/services/fast/drain",)
-
-
-@pytest.fixture
-def rows(home: Home) -> Iterator[Database]:
-    db = open_database(home)
-    scene.all_ready(db)
-    yield db
-    db.close()
 
 
 @pytest.fixture

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import pytest
 from support import scene
 
 from mlxq.web.paint import SECTIONS, Painter
 from mlxq.web.stage import Stage
-from state.db import Database, open_database
+from state.db import Database
 from state.paths import Home
 
 LIMIT_S = 20.0
-
-
-@pytest.fixture
-def rows(home: Home) -> Iterator[Database]:
-    db = open_database(home)
-    scene.all_ready(db)
-    yield db
-    db.close()
 
 
 async def until(viewer: AsyncGenerator[bytes], text: str) -> bytes:

@@ -1,0 +1,34 @@
+"""Jobs run in the test's own process, as the worker runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from state import job, ledger
+from state.db import Database
+from state.job import Job
+from state.paths import Home
+from tasks import attempt, kinds, runtime
+
+Run = Callable[..., Job]
+Tasks = Mapping[str, Callable[..., Any]]
+
+
+def runner(db: Database, home: Home, tasks: Tasks, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Give what puts one job in, runs it by `tasks`, and gives its row as it is then."""
+    ours = runtime.Runtime()
+    ours.home, ours.owner, ours._local.database = home, "the worker", db
+    monkeypatch.setattr(attempt, "runtime", ours)
+
+    def one(kind: str, /, **args: Any) -> Job:
+        number = ledger.submit(db, kinds.new(kind, args))[0]
+        held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
+        assert held
+        assert number == held.id
+        attempt.perform(kinds.KINDS[kind], tasks[kind], held)
+        return job.get(db, number)
+
+    return one
