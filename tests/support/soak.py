@@ -147,7 +147,12 @@ class Soak:
 
     def _hurt(self, name: str, number: signal.Signals) -> process.Identity:
         """Signal the process of a service, once it has one that lives."""
-        found = until(lambda: self._living(name), LIMIT_S)
+        return self._send(name, self._await_living(name), number)
+
+    def _await_living(self, name: str) -> process.Identity:
+        return until(lambda: self._living(name), LIMIT_S)
+
+    def _send(self, name: str, found: process.Identity, number: signal.Signals) -> process.Identity:
         self.away.append(Away(name, process.encode(found), time.time()))
         process.send(found, number)
         return found
@@ -191,9 +196,11 @@ class Soak:
         self._start(name)
 
     def _cut_weights(self) -> None:
+        """Cut the weights of an engine that lives, and kill it; one that starts would read them and be given up."""
         name = self._tier()
+        found = self._await_living(name)
         os.truncate(self.mlxq.home.models / name / "model.safetensors", 1000)
-        self._hurt(name, signal.SIGKILL)
+        self._send(name, found, signal.SIGKILL)
         self.broken[name] = lambda: self._make_whole(name)
 
     def _make_whole(self, name: str) -> None:
