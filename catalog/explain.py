@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from catalog import units
 from catalog.fit import cache_bytes
 from catalog.intent import LONGCTX
 from catalog.offer import Offer
@@ -38,7 +39,7 @@ def reasons_for(pick: Pick, offer: Offer) -> tuple[str, ...]:
             if model.attention.latent
             else f"{model.attention.full} of {model.layers} layers keep every token"
         )
-        told.append(f"{kept}: {pick.context // 1024}K tokens take {gigabytes(cache_bytes(model, pick.context))}")
+        told.append(f"{kept}: {pick.context // 1024}K tokens take {units.memory(cache_bytes(model, pick.context))}")
     if model.tool_calling:
         told.append("calls tools")
     return tuple(told)
@@ -60,7 +61,7 @@ def explain_chosen(picks: Sequence[Pick], intent: str, limit: int) -> str:
 
 
 def _used(picks: Sequence[Pick], intent: str, limit: int) -> str:
-    return f"Intent {intent}, budget {gigabytes(limit)}, used {gigabytes(sum(pick.bytes for pick in picks))}."
+    return f"Intent {intent}, budget {units.memory(limit)}, used {units.memory(sum(pick.bytes for pick in picks))}."
 
 
 def _line(pick: Pick) -> str:
@@ -76,9 +77,5 @@ def _with_more(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], limit: 
         for offer, pick in zip(then, picks, strict=False)
         if (offer.model.id, offer.quant) != (pick.model, pick.quant)
     ]
-    return f"With {gigabytes(richer)}: {'; '.join(changes) if changes else 'the same models, more context and cache'}."
-
-
-def gigabytes(size: int) -> str:
-    """Write bytes as gigabytes (1e9)."""
-    return f"{size / 1e9:.1f} GB"
+    changed = "; ".join(changes) or "the same models, more context and cache"
+    return f"With {units.memory(richer)}: {changed}."

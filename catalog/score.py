@@ -147,12 +147,12 @@ def _step(limit: int) -> int:
     return SMALL_STEP if limit < SMALL_BUDGET else PREFILL_STEP
 
 
-def builtin(machine: Machine, known: Mapping[str, Model]) -> Recommendation:
+def builtin(machine: Machine, known: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
     """Give all three tiers on the model that travels with mlxq, for when no Hub is in reach.
 
     Raises TooSmall when not even that fits.
     """
-    limit = budget(machine)
+    limit = budget(machine) if budget_bytes is None else budget_bytes
     contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: known[BUILTIN].context}
     picks = tuple(_builtin_pick(machine, known[BUILTIN], tier, context) for tier, context in contexts.items())
     made = Recommendation(picks, "built-in", limit, "No Hub is in reach: every tier serves the built-in model.")

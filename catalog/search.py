@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from catalog import units
 from catalog.intent import FAST, STANDARD
 from catalog.offer import Offer
 
@@ -19,8 +20,14 @@ class TooSmall(ValueError):
         """Take both sizes."""
         self.needs_bytes, self.budget_bytes = needs_bytes, budget_bytes
         super().__init__(
-            f"The smallest stack needs {needs_bytes / 1e9:.2f} GB; the budget is {budget_bytes / 1e9:.2f} GB."
+            f"The smallest stack needs {units.memory(needs_bytes)}; the budget is {units.memory(budget_bytes)}: "
+            f"{units.memory(self.short_bytes)} too little."
         )
+
+    @property
+    def short_bytes(self) -> int:
+        """What is missing."""
+        return self.needs_bytes - self.budget_bytes
 
 
 def best_stack(offers: Mapping[str, list[Offer]], limit: int) -> list[Offer]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
+from catalog import units
 from catalog.load import entries
 from catalog.model import Model, Quant
 from mlxq import service
@@ -18,7 +19,6 @@ from state.settings import Setting
 from tasks.kinds import KINDS
 
 WIDTH = 96
-GIGA = 1e9
 
 
 def overview() -> str:
@@ -85,7 +85,7 @@ def _allowed(setting: Setting) -> str:
 
 
 def models() -> str:
-    """Give the catalog, smallest first. Sizes are those of the files, in GB of 10^9 bytes."""
+    """Give the catalog, smallest first. Sizes are those of the files."""
     rows = sorted(entries().values(), key=lambda each: (each.total_params_b, each.id))
     return table(
         ["Model", "Parameters", "int4", "int8", "Context", "Tools", "Images", "Licence", "Released"],
@@ -109,7 +109,7 @@ def _model(each: Model) -> list[str]:
 
 
 def _size(quant: Quant | None) -> str:
-    return f"{quant.bytes / GIGA:.1f} GB" if quant else "-"
+    return f"{units.gigabytes_of_files(quant.bytes)} GB" if quant else "-"
 
 
 def kinds() -> str:

@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
+from catalog import units
 from catalog.machine import Machine
 from catalog.pick import Pick, Recommendation
 from catalog.speed import Speed
 from mlxq import render
+from state.stack import Tier
 
 KILO = 1024
-LEAST_GIGABYTES = 100_000_000
-"""A download below this is told in megabytes."""
 
 
 def document(machine: Machine, chosen: Recommendation) -> dict[str, Any]:
@@ -46,6 +46,22 @@ def _tier(pick: Pick) -> dict[str, Any]:
     }
 
 
+def standing(tier: Tier) -> dict[str, Any]:
+    """Give a tier of the stack with the keys of a pick; null is what only a choice knows."""
+    return {
+        "tier": tier.name,
+        "model": tier.model,
+        "quant": tier.quant,
+        "context": tier.context,
+        "concurrency": tier.concurrency,
+        "memory_bytes": {"cache": tier.cache_bytes, "total": tier.memory_bytes},
+        "speed": None,
+        "quality": None,
+        "reasons": [],
+        "next": None,
+    }
+
+
 def show(chosen: Recommendation, *, explain: bool) -> None:
     """Print the three models, what they need and how fast they will be."""
     table(chosen)
@@ -59,7 +75,7 @@ def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, e
     """Print one row a tier; `fetches`: the bytes of each tier's weights that are still to come."""
     headers = ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"]
     rows = [
-        [pick.tier, pick.model, pick.quant, tokens(pick.context), gigabytes(pick.bytes), ranged(pick.speed)]
+        [pick.tier, pick.model, pick.quant, tokens(pick.context), units.memory(pick.bytes), ranged(pick.speed)]
         for pick in chosen.picks
     ]
     if fetches is not None:
@@ -71,14 +87,12 @@ def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, e
 def total(chosen: Recommendation) -> str:
     """Say how much of the budget is used, and how far the speeds can be trusted."""
     basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
-    return f"Uses {gigabytes(chosen.total)} of {gigabytes(chosen.budget)}. Speeds: {basis}."
+    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}. Speeds: {basis}."
 
 
 def fetch(size: int) -> str:
     """Say how much is to be fetched."""
-    if size >= LEAST_GIGABYTES:
-        return gigabytes(size)
-    return f"{size / 1e6:.0f} MB" if size else "here"
+    return units.files(size) if size else "here"
 
 
 def ranged(speed: Speed) -> str:
@@ -96,8 +110,3 @@ def tokens(count: int) -> str:
     if count < KILO:
         return str(count)
     return f"{count // KILO}K" if count < KILO * KILO else f"{count // KILO // KILO}M"
-
-
-def gigabytes(size: int) -> str:
-    """Give bytes as the catalog and the makers count them: in powers of 1000."""
-    return f"{size / 1e9:.1f} GB"

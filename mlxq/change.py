@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from catalog import units
 from catalog.model import Model
 from mlxq import advised, render, target
 from state import host, service, settings, stack
@@ -30,6 +31,11 @@ class Change:
     remove: tuple[str, ...] = ()
     alone: str | None = None
     """The one model that shall serve, in place of the whole stack."""
+
+    @property
+    def wished(self) -> tuple[tuple[str, str], ...]:
+        """The (model, tier) that shall come."""
+        return self.add if self.alone is None else ((self.alone, ONLY),)
 
     def __bool__(self) -> bool:
         """Tell whether anything was asked for."""
@@ -66,18 +72,28 @@ def plan(db: Database | None, home: Home, wanted: Change) -> Plan:
     now = stack.tiers(db) if db else []
     if not now and wanted.alone is None:
         raise NotSetUp("There is no stack to change.", hint="mlxq setup")
-    gone = now if db is None or wanted.alone is not None else [stack.tier(db, name) for name in wanted.remove]
+    gone = _gone(db, now, wanted)
     kept = [tier for tier in now if tier not in gone]
-    asked = ((wanted.alone, ONLY),) if wanted.alone is not None else wanted.add
-    if not kept and not asked:
+    if not kept and not wanted.wished:
         raise UsageProblem("That would leave no tier at all.", done="Nothing was changed.", hint="mlxq down")
-    limit, known = _budget(db, home), advice.known(home)
+    return Plan(kept, gone, _placed(db, home, kept, wanted.wished))
+
+
+def _gone(db: Database | None, now: list[Tier], wanted: Change) -> list[Tier]:
+    """Give the tiers that leave. Raises NotFound."""
+    if db is None or wanted.alone is not None:
+        return now
+    return [stack.tier(db, name) for name in wanted.remove]
+
+
+def _placed(db: Database | None, home: Home, kept: Sequence[Tier], wished: Sequence[tuple[str, str]]) -> list[Tier]:
+    """Give each wished-for (model, tier) a place beside the others. Raises NotFound, UsageProblem, DoesNotFit."""
+    limit, known, port = _budget(db, home), advice.known(home), settings.load(home)["tier-port-base"]
     new: list[Tier] = []
-    for name, tier in asked:
+    for name, tier in wished:
         one, quant = model(name, None, known, home)
-        port = settings.load(home)["tier-port-base"]
         new.append(place(tier, one, quant, [*kept, *new], base_port=port, budget_bytes=limit))
-    return Plan(kept, gone, new)
+    return new
 
 
 def _budget(db: Database | None, home: Home) -> int:
@@ -134,18 +150,19 @@ def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
         return ask.put(db, jobs(made, wanted, serving=row is not None and row.wanted == "up"))
 
 
-def show(made: Plan) -> None:
-    """Print what would be."""
+def show(made: Plan, *, err: bool = False) -> None:
+    """Print what would be; `err`: where stdout is for programs, to stderr."""
     marks = {"+": made.new, " ": made.kept, "-": made.gone}
     render.table(
         ["", "TIER", "MODEL", "QUANT", "CTX", "MEMORY", "PORT"],
         [
             [mark, tier.name, tier.model, tier.quant, advised.tokens(tier.context),
-             advised.gigabytes(tier.memory_bytes), tier.port]
+             units.memory(tier.memory_bytes), tier.port]
             for mark, tiers in marks.items()
             for tier in tiers
         ],
         right=(4, 5, 6),
+        err=err,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from catalog import units
+
 Version = tuple[int, ...]
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
@@ -113,7 +115,7 @@ def hub(endpoint: str, status: int | None, *, token: bool, offline: bool) -> Fin
 
 def disk(folder: str, free_bytes: int) -> Finding:
     """Judge the room on a disk."""
-    text = f"{gigabytes(free_bytes)} free for {folder}"
+    text = f"{units.files(free_bytes)} free for {folder}"
     if free_bytes < FULL_BYTES:
         return bad("disk", f"{text}: the job database may stop", "mlxq models")
     if free_bytes < ROOM_BYTES:
@@ -123,7 +125,8 @@ def disk(folder: str, free_bytes: int) -> Finding:
 
 def memory(total_bytes: int, available_bytes: int, pressure: str, swap_bytes: int) -> Finding:
     """Judge the memory; `pressure` as tasks.world.system says it."""
-    text = f"{gigabytes(available_bytes)} of {gigabytes(total_bytes)} memory free, {gigabytes(swap_bytes)} swapped"
+    free, total, swapped = units.memory(available_bytes), units.memory(total_bytes), units.memory(swap_bytes)
+    text = f"{free} of {total} memory free, {swapped} swapped"
     if pressure == "normal":
         return good("memory", text)
     return odd("memory", f"{text}: the machine is short of it ({pressure})", "mlxq status")
@@ -141,10 +144,10 @@ def wired(total_bytes: int, limit_bytes: int, usable_bytes: int, stack_bytes: in
     if usable_bytes and stack_bytes > usable_bytes:
         return odd(
             "memory",
-            f"the stack needs {gigabytes(stack_bytes)}, the GPU may hold {gigabytes(usable_bytes)}",
+            f"the stack needs {units.memory(stack_bytes)}, the GPU may hold {units.memory(usable_bytes)}",
             "mlxq setup",
         )
-    return good("memory", f"wired limit {gigabytes(limit_bytes)}") if limit_bytes else None
+    return good("memory", f"wired limit {units.memory(limit_bytes)}") if limit_bytes else None
 
 
 def parse_pmset(text: str) -> dict[str, int]:
@@ -249,11 +252,6 @@ def modes(seen: Sequence[tuple[str, int]]) -> list[Finding]:
 def dotted(version: Sequence[int]) -> str:
     """Write a version."""
     return ".".join(map(str, version))
-
-
-def gigabytes(count: int) -> str:
-    """Write bytes in powers of 1024, as `mlxq status` does."""
-    return f"{count / (1 << 30):.1f} GB"
 
 
 def scrub(text: str, secrets: Sequence[str]) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
+from catalog import units
 from catalog.offer import Offer
 from catalog.pick import Recommendation
 from catalog.score import alternatives
-from mlxq import advised, change, render
+from mlxq import advised, change, outlook, render
 from mlxq.survey import Survey
 from state.errors import DoesNotFit, NotFound, UsageProblem
-from state.stack import Tier
 
 INTENTS: Mapping[str, str] = {
     "balanced": "the best answers that fit, at a good speed",
@@ -59,11 +59,11 @@ def words(chosen: Recommendation) -> dict[str, str]:
 def _card(found: Survey) -> None:
     machine = found.machine
     cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
-    memory = f"{render.size(machine.memory_bytes)}, {advised.gigabytes(found.budget)} of it for models"
+    memory = f"{units.memory(machine.memory_bytes)}, {units.memory(found.budget)} of it for models"
     facts = {
         "Chip": f"{machine.chip}{cores}, {machine.os}",
         "Memory": memory,
-        "Disk": f"{advised.gigabytes(found.free_bytes)} free for weights",
+        "Disk": f"{units.files(found.free_bytes)} free for weights",
         "Note": machine.note,
     }
     render.say()
@@ -78,7 +78,7 @@ def _stays(found: Survey, *, start: bool) -> bool:
     for tier in found.tiers:
         render.say(f"  {tier.name:<10}{tier.model} {tier.quant}")
     if found.missing:
-        render.say(_to_fetch(found, found.missing))
+        render.say(outlook.to_come(found, found.missing))
     if not found.hub:
         render.say("No Hub is in reach, so no other models can be fetched now.")
         do = "bring these up" if start else "keep these"
@@ -130,50 +130,10 @@ def _ways(found: Survey, chosen: Recommendation, *, pull: bool) -> tuple[str, di
 def _show(found: Survey, chosen: Recommendation) -> None:
     """Print the stack with what it takes, and how it differs from the one that is here."""
     render.say()
-    advised.table(chosen, fetches(found, chosen), err=True)
-    for line in [*footer(found, chosen), *differences(found.tiers, chosen)]:
+    advised.table(chosen, outlook.fetches(found, chosen), err=True)
+    for line in [*outlook.footer(found, chosen), *outlook.differences(found.tiers, chosen)]:
         render.say(line)
     render.say()
-
-
-def fetches(found: Survey, chosen: Recommendation) -> dict[str, int]:
-    """Give the bytes that are still to come, by tier."""
-    return {pick.tier: found.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
-
-
-def footer(found: Survey, chosen: Recommendation) -> list[str]:
-    """Give the totals: memory against its budget, what is to be fetched against the disk."""
-    fetch = found.to_fetch(chosen)
-    lines = ["", advised.total(chosen)]
-    if chosen.intent == "built-in":
-        lines.append(chosen.explain)
-    if not fetch:
-        return [*lines, "All weights are here; nothing is to be fetched."]
-    return [*lines, _to_fetch(found, fetch)]
-
-
-def _to_fetch(found: Survey, fetch: int) -> str:
-    """Say what is still to come, against the room that there is for it; both in bytes."""
-    only = "only " if fetch > found.free_bytes else ""
-    return f"To fetch: {advised.fetch(fetch)}; the disk has {only}{advised.gigabytes(found.free_bytes)} free for it."
-
-
-def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
-    """Say what would become of each tier that is here."""
-    if not now:
-        return []
-    then = words(chosen)
-    lines = ["Against what is here now:"]
-    for tier in now:
-        model = f"{tier.model} {tier.quant}"
-        fate = (
-            "goes" if tier.name not in then else "stays" if then[tier.name] == model else f"becomes {then[tier.name]}"
-        )
-        lines.append(f"  {tier.name:<10}{model} {fate}")
-    return [
-        *lines,
-        *(f"  {name:<10}{model} is new" for name, model in then.items() if name not in {t.name for t in now}),
-    ]
 
 
 def _changed(found: Survey, asked: Mapping[str, Any], chosen: Recommendation) -> Recommendation:
@@ -205,7 +165,7 @@ def _offer(found: Survey, offers: Sequence[Offer]) -> None:
     render.table(
         ["", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S", "FETCH"],
         [
-            [number, offer.model.id, offer.quant, advised.tokens(offer.context), advised.gigabytes(offer.bytes),
+            [number, offer.model.id, offer.quant, advised.tokens(offer.context), units.memory(offer.bytes),
              advised.ranged(offer.speed), advised.fetch(found.fetch_of(offer.model.id, offer.quant))]
             for number, offer in enumerate(offers, start=1)
         ],

@@ -14,14 +14,9 @@ from state.errors import MlxqError
 from state.paths import home
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-SIZE = re.compile(r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt]i?b?)")
-UNITS = {
-    f"{letter}{i}{b}": (1024 if i else 1000) ** power
-    for power, letter in enumerate("mgt", start=2)
-    for i in ("", "i")
-    for b in ("", "b")
-}
-"""Bytes of each unit: gb is 1000³, gib is 1024³."""
+MEMORY = re.compile(r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt])i?b?")
+UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
+"""Bytes of each unit of memory; people write gb and mean what gib says (catalog/units.py)."""
 
 
 class JobId(click.ParamType[int]):
@@ -44,14 +39,14 @@ class JobId(click.ParamType[int]):
         return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
 
 
-class Size(click.ParamType[int]):
-    """A size in bytes, as people write it: 30gb, 512mb, 24gib."""
+class Memory(click.ParamType[int]):
+    """A size of memory in bytes, as people write it: 30gb, 512mb, 24gib."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it, or say how it must be written."""
-        found = SIZE.fullmatch(str(value).strip().lower())
+        found = MEMORY.fullmatch(str(value).strip().lower())
         if not found or float(found["number"]) == 0:
             self.fail(f"a size is a number above 0 with a unit, such as 30gb or 24gib, not {value!r}.", param, ctx)
         return int(float(found["number"]) * UNITS[found["unit"]])

@@ -1,4 +1,4 @@
-"""How things look: tables, sizes and times for people, JSON for programs. No queries, no decisions.
+"""How things look: tables and times for people, JSON for programs. No queries, no decisions.
 
 Results go to stdout, all else to stderr. Plain text by hand, because importing rich takes as long as a whole
 command may; the live view of jobs, where a person waits anyway, has it (watch.py).
@@ -7,12 +7,14 @@ command may; the live view of jobs, where a person waits anyway, has it (watch.p
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 import click
@@ -21,7 +23,6 @@ from state.errors import MlxqError
 
 SCHEMA_VERSION = 1
 """Of every JSON document that mlxq prints; grows when a key goes or changes its meaning."""
-KIB = 1024
 MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 86400
@@ -75,12 +76,9 @@ def table(
     """
     stream = sys.stderr if err else sys.stdout
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
-    room = columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1) if stream.isatty() else None
-    below = room is not None and room < min(NARROWEST, widths[-1] / 2)
-    heads = [*headers[:-1], "" if below and room is not None and len(headers[-1]) > room else headers[-1]]
-    for row in [heads, *cells]:
-        for text in _lines(row, widths, right, room, below=below):
+    layout = _laid_out([headers, *cells], right, terminal=stream.isatty())
+    for row in [layout.heads(headers), *cells]:
+        for text in layout.lines(row):
             click.echo(_painted(text, row, stream), err=err)
 
 
@@ -88,20 +86,44 @@ def _cell(value: Any) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-def _lines(
-    cells: Sequence[str], widths: Sequence[int], right: Sequence[int], room: int | None, *, below: bool
-) -> list[str]:
-    """Lay one row out; `room` is the width of its last column, `below` puts a longer cell below the row."""
-    padded = [
-        cell.rjust(width) if column in right else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(cells[:-1], widths[:-1], strict=True))
-    ]
-    before = "".join(cell + GAP for cell in padded)
-    if room is None or len(cells[-1]) <= room:
-        return [(before + cells[-1]).rstrip()]
-    if below:
-        return [before.rstrip(), *_folded(cells[-1], BELOW, BELOW)]
-    return _folded(cells[-1], before, " " * len(before))
+@dataclass(frozen=True)
+class _Layout:
+    """Where the columns of a table stand. Widths in characters."""
+
+    widths: Sequence[int]
+    right: Sequence[int]
+    room: float
+    """The width of the last column; no end of it in a pipe."""
+
+    @property
+    def below(self) -> bool:
+        """Whether a last cell that is longer stands below its row."""
+        return self.room < min(NARROWEST, self.widths[-1] / 2)
+
+    def heads(self, headers: Sequence[str]) -> list[str]:
+        """Give the headers; the last one has no place where its cells stand below."""
+        last = "" if self.below and len(headers[-1]) > self.room else headers[-1]
+        return [*headers[:-1], last]
+
+    def lines(self, cells: Sequence[str]) -> list[str]:
+        """Lay one row out."""
+        padded = [
+            cell.rjust(width) if column in self.right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(cells[:-1], self.widths[:-1], strict=True))
+        ]
+        before = "".join(cell + GAP for cell in padded)
+        if len(cells[-1]) <= self.room:
+            return [(before + cells[-1]).rstrip()]
+        if self.below:
+            return [before.rstrip(), *_folded(cells[-1], BELOW, BELOW)]
+        return _folded(cells[-1], before, " " * len(before))
+
+
+def _laid_out(rows: Sequence[Sequence[str]], right: Sequence[int], *, terminal: bool) -> _Layout:
+    """Give each column the width of its longest cell, and the last one what is left of the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    room = columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1) if terminal else math.inf
+    return _Layout(widths, right, room)
 
 
 def _folded(text: str, first: str, rest: str) -> list[str]:
@@ -141,17 +163,6 @@ def colourful(stream: IO[str]) -> bool:
 def columns() -> int:
     """Give the terminal's width in characters; 80 when there is none."""
     return shutil.get_terminal_size((80, 24)).columns
-
-
-def size(count: float | None) -> str:
-    """Give bytes as people read them, in powers of 1024."""
-    if count is None:
-        return "-"
-    for unit in ("B", "KB", "MB"):
-        if count < KIB:
-            return f"{count:.0f} {unit}"
-        count /= KIB
-    return f"{count:.1f}".removesuffix(".0") + " GB"
 
 
 def span(seconds: float | None) -> str:

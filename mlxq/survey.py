@@ -19,6 +19,7 @@ from state.paths import Home
 from state.settings import Settings
 from state.stack import Tier
 from tasks import advice
+from tasks.world import source as sources
 
 NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "told": {}}
 """What a home without a state database holds."""
@@ -36,6 +37,8 @@ class Survey:
     """Whether the Hub answered."""
     here: frozenset[str]
     """Sources whose weights are whole on this machine."""
+    begun: Mapping[str, int]
+    """Bytes that are here of weights whose fetch was broken off, by the name their folder will have."""
     free_bytes: int
     """What weights may take of their disk; some is always kept free."""
     tiers: Sequence[Tier]
@@ -46,7 +49,7 @@ class Survey:
     @property
     def outdated(self) -> str:
         """Say why the stack of this home is no answer to what would be asked now; empty when it is one."""
-        question = advice.question(None, None, self.told, self.settings)
+        question = self._question({})
         asked: Mapping[str, Any] = self.told.get("asked", {})
         if self.told.get("builtin"):
             return "The built-in model stood in here while no Hub was in reach."
@@ -63,7 +66,13 @@ class Survey:
     def missing(self) -> int:
         """The bytes that are still to come of the stack that is here."""
         sizes = advice.sizes(self.tiers, self.known)
-        return sum(size for source, size in sizes.items() if source not in self.here)
+        return sum(self._to_come(source, size) for source, size in sizes.items())
+
+    @property
+    def unsized(self) -> list[str]:
+        """The sources that are still to come of the stack that is here, and of which the catalog knows no size."""
+        sources = {tier.source for tier in self.tiers}
+        return sorted(sources - self.here - advice.sizes(self.tiers, self.known).keys())
 
     @property
     def quant(self) -> str | None:
@@ -72,22 +81,41 @@ class Survey:
 
     def recommend(self, asked: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
         """Give what the task score would choose for the same arguments. Raises DoesNotFit, NotFound, UsageProblem."""
-        question = advice.question(asked.get("intent"), asked.get("budget_pct"), self.told, self.settings)
+        question = self._question(asked)
         return advice.choose(self.machine, self.known, question | {"choice": choice}, self.measured, hub=self.hub)
+
+    def stays(self, asked: Mapping[str, Any]) -> bool:
+        """Say whether the task score would keep the stack that is here for the same arguments."""
+        return advice.stays(self.tiers, self.told, asked, self._question(asked), hub=self.hub)
 
     def fetch_of(self, model: str, quant: str) -> int:
         """Give the bytes that are still to come of one model."""
         wanted = self.known[model].quants[quant]
-        return 0 if wanted.source in self.here else wanted.bytes
+        return self._to_come(wanted.source, wanted.bytes)
 
     def to_fetch(self, chosen: Recommendation) -> int:
         """Give the bytes that are still to come of a whole stack; what two tiers share is counted once."""
         return sum(self.fetch_of(*each) for each in {(pick.model, pick.quant) for pick in chosen.picks})
 
+    def _question(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in what the arguments of the task score leave open."""
+        return advice.question(asked.get("intent"), asked.get("budget_pct"), self.told, self.settings)
+
+    def _to_come(self, source: str, size: int) -> int:
+        """Give the bytes that a pull would still bring; one that was broken off goes on where it was.
+
+        A byte at least, until the weights are whole: the catalog does not count the small files beside them.
+        """
+        if source in self.here:
+            return 0
+        asked = sources.parse(source)
+        begun = (count for name, count in self.begun.items() if sources.is_of(name, asked))
+        return max(1, size - max(begun, default=0))
+
 
 def look(place: Home) -> Survey:
     """Look at this machine and this home, and change nothing. Raises UsageProblem for a file that is wrong."""
-    from tasks.world import hardware, hub
+    from tasks.world import hardware, hub, staging
     from tasks.world.disk import existing
     from tasks.world.source import FLOOR_BYTES
 
@@ -107,6 +135,7 @@ def look(place: Home) -> Survey:
         known=known,
         hub=hub.hub_reachable(),
         here=frozenset(one.source for one in weights if one.state in {"loadable", "valid"}),
+        begun={one.folder.name.removesuffix(staging.SUFFIX): one.size for one in weights if one.state == "partial"},
         free_bytes=max(0, free - FLOOR_BYTES),
         settings=wanted,
         **kept,

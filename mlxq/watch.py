@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from catalog import units
 from mlxq import render
 from mlxq.ask import View
 from state.job import Job, State
@@ -183,7 +184,7 @@ def amounts(job: Job) -> tuple[float, float]:
 def amount(job: Job, count: float) -> str:
     """Give a count in the job's own unit."""
     unit = job.progress.get("unit", "")
-    return render.size(count) if unit == "bytes" else f"{count:g} {unit}".strip()
+    return units.files(count) if unit == "bytes" else f"{count:g} {unit}".strip()
 
 
 def _without_unit(done: str, total: str) -> str:
@@ -267,7 +268,7 @@ class LiveView:
         done, total = overall(jobs)
         if not total or done == total:
             return []
-        figures = self._figures(0, done, total, render.size)
+        figures = self._figures(0, done, total, units.files)
         return [_text(("All pulls  ", "bold"), (f"{bar(done / total)} {figures}", ""))]
 
     def _line(self, job: Job, name: str, *, wide: bool) -> RenderableType:
@@ -306,7 +307,7 @@ def _files(job: Job, indent: int) -> list[RenderableType]:
         return []
     files: Sequence[tuple[str, int, int]] = job.progress.get("files") or ()
     return [
-        _text((f"{'':{indent}}{name}  {here / size:.0%} of {render.size(size)}", "bright_black"))
+        _text((f"{'':{indent}}{name}  {here / size:.0%} of {units.files(size)}", "bright_black"))
         for name, here, size in files
         if size >= SMALL_FILE
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from catalog import load, score
+from catalog import load, score, units
 from catalog.fit import smallest
 from catalog.intent import INTENTS
 from catalog.load import Match
@@ -80,6 +80,40 @@ def question(intent: str | None, budget_pct: int | None, told: Mapping[str, Any]
     }
 
 
+def served(tiers: Sequence[Tier]) -> dict[str, str]:
+    """Give "model quant" by tier, as a choice names them."""
+    return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
+
+
+def stays(
+    now: Sequence[Tier], told: Mapping[str, Any], args: Mapping[str, Any], asked: Mapping[str, Any], *, hub: bool
+) -> bool:
+    """Say whether the task score keeps the stack that is there.
+
+    It does when it is told to, when that answers the question, and when a person made it by hand and asks for nothing.
+    `args`: those of the task; `asked`: the question that `question` makes of them.
+    """
+    if not now:
+        return False
+    by_hand = "asked" not in told and not any(args.get(name) for name in ("intent", "budget_pct", "choice"))
+    return bool(args.get("keep")) or by_hand or answers(now, told, asked, args.get("choice"), hub=hub)
+
+
+def answers(
+    now: Sequence[Tier],
+    told: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    choice: Mapping[str, str] | None,
+    *,
+    hub: bool,
+) -> bool:
+    """Say whether the stack that is there answers the question already."""
+    same = told.get("asked") == asked
+    if choice:
+        return same and served(now) == choice
+    return not hub or (same and not told.get("builtin"))
+
+
 def sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
     """Give the bytes of each source as the catalog has them, so that a total is known before the first pull."""
     quants = [quant for model in known.values() for quant in model.quants.values()]
@@ -143,11 +177,11 @@ def choose(
     all_builtin = len(choice) > 1 and {words.partition(" ")[0] for words in choice.values()} == {BUILTIN}
     if choice and not all_builtin:
         return compose(machine, known, choice, asked, measured)
+    share = budget(machine, asked["budget_pct"])
     if hub and not all_builtin:
-        share = budget(machine, asked["budget_pct"])
         return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
     try:
-        return score.builtin(machine, known)
+        return score.builtin(machine, known, budget_bytes=share)
     except TooSmall as problem:
         raise too_small(machine, problem) from problem
 
@@ -169,8 +203,8 @@ def compose(
         return score.compose(machine, known, wanted, asked["intent"], budget_bytes=share, measured=measured)
     except TooSmall as problem:
         raise DoesNotFit(
-            f"These models need {problem.needs_bytes / 1e9:.2f} GB together; "
-            f"the budget is {problem.budget_bytes / 1e9:.2f} GB.",
+            f"These models need {units.memory(problem.needs_bytes)} together; "
+            f"the budget is {units.memory(problem.budget_bytes)}: {units.memory(problem.short_bytes)} too little.",
             hint="mlxq setup",
         ) from problem
     except (KeyError, ValueError) as problem:

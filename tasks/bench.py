@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from catalog import units
 from catalog.fit import memory
 from catalog.machine import Machine, from_row
 from catalog.model import Model
@@ -207,7 +208,7 @@ def _check_room(context: Context, machine: Machine, tier: Tier) -> None:
     room = min(system.memory().available, machine.usable_bytes - used)
     if tier.memory_bytes > room:
         raise DoesNotFit(
-            f"{tier.model} {tier.quant} needs {tier.memory_bytes / 1e9:.1f} GB; {room / 1e9:.1f} GB are free.",
+            f"{tier.model} {tier.quant} needs {units.memory(tier.memory_bytes)}; {units.memory(max(0, room))} is free.",
             hint="mlxq down" if used else "mlxq models",
         )
 

@@ -18,7 +18,7 @@ from tasks.runtime import runtime
 from tasks.world import process, promptcache, rotate
 
 LOOK_S = 60.0
-MB = 2**20
+MB = 10**6
 WORKER = "worker"
 """The name of the worker's own log."""
 

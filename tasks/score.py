@@ -49,9 +49,9 @@ def score(
     now = stack.tiers(context.db)
     told = host.recall(context.db, "stack")
     asked = advice.question(intent, budget_pct, told, wanted)
-    keep = keep or (intent is None and budget_pct is None and choice is None and "asked" not in told)
     known = advice.known(context.home)
-    kept = bool(now) and (keep or answers(now, told, asked, choice, hub=hub))
+    args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
+    kept = advice.stays(now, told, args, asked, hub=hub)
     if not kept:
         machine = from_row(row)
         question = asked | {"choice": choice}
@@ -63,26 +63,7 @@ def score(
     gone, around = roster.leaving(context.db), roster.around(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
-    return told | {"kept": kept, "tiers": _models(now), "sizes": advice.sizes(now, known)}
-
-
-def answers(
-    now: Sequence[Tier],
-    told: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    choice: Mapping[str, str] | None,
-    *,
-    hub: bool,
-) -> bool:
-    """Say whether the stack that is there answers the question already."""
-    same = told.get("asked") == asked
-    if choice:
-        return same and _models(now) == choice
-    return not hub or (same and not told.get("builtin"))
-
-
-def _models(tiers: Sequence[Tier]) -> dict[str, str]:
-    return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
+    return told | {"kept": kept, "tiers": advice.served(now), "sizes": advice.sizes(now, known)}
 
 
 def plan(

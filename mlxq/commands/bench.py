@@ -10,6 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from catalog import units
 from mlxq import advised, ask, installed, options, render, watch
 from state import bench as kept
 from state import host, stack
@@ -119,7 +120,7 @@ def show(result: Mapping[str, Any]) -> None:
         right=(0, 1, 2, 3, 4, 5),
     )
     tools = {None: "not asked", True: "called right", False: "not called, or not read"}[result["tools"]]
-    click.echo(f"\nMemory at its peak {render.size(result['peak_bytes'])}. Tools: {tools}.")
+    click.echo(f"\nMemory at its peak {units.memory(result['peak_bytes'])}. Tools: {tools}.")
     if expected := result["predicted"]:
         decode, prompt = advised.brief(expected["decode"]), advised.brief(expected["prompt"])
         click.echo(

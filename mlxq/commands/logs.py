@@ -11,6 +11,7 @@ from typing import IO
 import click
 from click.shell_completion import CompletionItem
 
+from catalog import units
 from mlxq import ask, render, watch
 from state.errors import NotFound, NotSetUp, UsageProblem
 from state.paths import Home, home
@@ -67,7 +68,7 @@ def _rotate(place: Home, name: str | None) -> None:
     (done,) = ask.follow(place, ask.these(ids), watch.view())
     moved: dict[str, int] = done.result["rotated"]
     for log, size in moved.items():
-        click.echo(f"Rotated {log}: {render.size(size)}.")
+        click.echo(f"Rotated {log}: {units.files(size)}.")
     if not moved:
         click.echo("No log is too big.")
 
@@ -129,7 +130,7 @@ def _list(place: Home) -> None:
     found = [(name, place.log(name).stat()) for name in there]
     render.table(
         ["LOG", "SIZE", "WRITTEN"],
-        [[name, render.size(each.st_size), render.ago(each.st_mtime)] for name, each in found],
+        [[name, units.files(each.st_size), render.ago(each.st_mtime)] for name, each in found],
         right=(1,),
     )
     render.next_step(f"mlxq logs {there[0]} -f")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from catalog import units
 from catalog.fit import memory, smallest
 from catalog.intent import INTENTS
 from catalog.machine import Machine, from_row
@@ -44,7 +45,7 @@ NO_ROOM = "no room"
 @click.option("--catalog", is_flag=True, help="List the models mlxq knows.")
 @click.option("--recommend", is_flag=True, help="Choose three for this machine; changes nothing.")
 @click.option("--available", is_flag=True, help="List what the Hub has for MLX, live.")
-@click.option("--budget", type=options.Size(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
+@click.option("--budget", type=options.Memory(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
 @click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
 @click.option("--explain", is_flag=True, help="Say why these, what was next, what more memory would change.")
 @click.option("--show-all", is_flag=True, help="List every model that fits, the best first.")
@@ -117,7 +118,7 @@ def _local(place: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
         render.next_step("mlxq models --recommend")
         return
     _local_table(there)
-    click.echo(f"\n{len(there)} {'model' if len(there) == 1 else 'models'}, {render.size(total)}.")
+    click.echo(f"\n{len(there)} {'model' if len(there) == 1 else 'models'}, {units.files(total)}.")
     for one in there:
         if one.problem:
             click.echo(f"{one.folder.name}: {one.problem}")
@@ -127,7 +128,7 @@ def _local_table(there: list[Installed]) -> None:
     render.table(
         ["MODEL", "QUANT", "SIZE", "STATE", "USED BY", "SOURCE"],
         [
-            [one.model, one.quant, render.size(one.size), one.state, " ".join(one.used_by), one.source or "by hand"]
+            [one.model, one.quant, units.files(one.size), one.state, " ".join(one.used_by), one.source or "by hand"]
             for one in there
         ],
         right=(2,),
@@ -185,7 +186,7 @@ def _catalog_row(model: Model, here: Here) -> list[Any]:
     told = advised.brief(speed.decode) if speed else None
     return [
         model.id,
-        f"{quant.bytes / 1e9:.1f}",
+        units.gigabytes_of_files(quant.bytes),
         advised.tokens(model.context),
         told if here.fits(model, quant.name) else NO_ROOM,
         "yes" if model.tool_calling else "no",
@@ -268,7 +269,7 @@ def _every(
     render.table(
         ["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"],
         [
-            [model.id, quant, advised.gigabytes(need), advised.ranged(predicted(here, model, quant)), _points(model)]
+            [model.id, quant, units.memory(need), advised.ranged(predicted(here, model, quant)), _points(model)]
             for model, quant, need in rows
         ],
         right=(2, 3),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from mlxq import advised, ask, options, render, target, watch
+from catalog import units
+from mlxq import ask, options, render, target, watch
 from mlxq.target import Target
 from state import settings
 from state.job import Job, New, State
@@ -84,7 +85,7 @@ def _announce(found: Target, models: Path, revision: str | None, *, force: bool)
         render.say(f"{later.reason}; the job waits for it.")
         return
     gate = "gated, and your token opens it" if planned.gated else "open"
-    render.say(f"{planned.repo}: {advised.gigabytes(planned.size)}, licence {planned.licence or 'not named'}, {gate}.")
+    render.say(f"{planned.repo}: {units.files(planned.size)}, licence {planned.licence or 'not named'}, {gate}.")
     if planned.notes:
         render.say("\n".join(planned.notes))
 
@@ -92,7 +93,7 @@ def _announce(found: Target, models: Path, revision: str | None, *, force: bool)
 def _say_known(found: Target) -> None:
     """Say of a model that lies elsewhere what the catalog knows."""
     if found.model and found.quant:
-        size = advised.gigabytes(found.model.quants[found.quant].bytes)
+        size = units.files(found.model.quants[found.quant].bytes)
         render.say(f"{found.model.name}: {size}, licence {found.model.licence}, open.")
 
 
@@ -110,7 +111,7 @@ def _tell(found: Target, ended: list[Job]) -> None:
     for note in result["notes"]:
         render.say(note)
     words = "Fetched" if result["fetched"] else "Already here"
-    click.echo(f"{words}: {result['folder']} ({render.size(result['bytes'])})")
+    click.echo(f"{words}: {result['folder']} ({units.files(result['bytes'])})")
     for job in ended:
         if job.kind == "bench":
             from mlxq.commands.bench import show

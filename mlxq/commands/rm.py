@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from catalog import units
 from mlxq import ask, installed, options, render, watch
 from mlxq.installed import Installed
 from state.errors import UsageProblem
@@ -39,7 +40,7 @@ def remove(place: Home, found: list[Installed], *, force: bool, yes: bool) -> No
         ids = ask.put(db, [_job(one, force=force) for one in found])
     ended = ask.follow(place, ask.these(ids), watch.view())
     freed = sum(job.result["bytes"] for job in ended if job.state is State.SUCCEEDED)
-    render.say(f"Deleted; {render.size(freed)} are free again.")
+    render.say(f"Deleted; {units.files(freed)} are free again.")
 
 
 def _job(one: Installed, *, force: bool) -> kinds.New:
@@ -50,6 +51,6 @@ def show(found: list[Installed]) -> None:
     """List folders with their sizes."""
     render.table(
         ["SIZE", "STATE", "USED BY", "FOLDER"],
-        [[render.size(one.size), one.state, " ".join(one.used_by), one.folder.name] for one in found],
+        [[units.files(one.size), one.state, " ".join(one.used_by), one.folder.name] for one in found],
         right=(0,),
     )

@@ -31,7 +31,7 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 @click.command()
 @click.option("--accept-defaults", "--yes", "-y", "yes", is_flag=True, help="Ask nothing.")
 @click.option("--no-input", is_flag=True, help="Fail where a question would be asked.")
-@click.option("--dry-run", "-n", is_flag=True, help="Show what would be chosen, and change nothing.")
+@click.option("--dry-run", "-n", is_flag=True, help="Show what it would do now, and change nothing.")
 @click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
 @click.option(
     "--budget-pct",
@@ -116,6 +116,7 @@ def _set_up(place: Home, asked: dict[str, Any], consent: Consent, intent: str | 
     render.say(f"Setting up in {place.root}.")
     running = _under_way(place)
     if running is not None:
+        render.say(f"A setup is already under way (job {running}); following that one.")
         return running
     if not consent.given:
         with unchanged():
@@ -144,15 +145,12 @@ def unchanged() -> Generator[None]:
 
 
 def _under_way(place: Home) -> int | None:
-    """Give the chain of the set-up that is under way, and say so."""
+    """Give the chain of the set-up that is under way."""
     try:
         with ask.reading(place) as db:
-            running = db.value(RUNNING_SETUP)
+            return db.value(RUNNING_SETUP)
     except NotSetUp:
         return None
-    if running is not None:
-        render.say(f"A setup is already under way (job {running}); following that one.")
-    return running
 
 
 def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
@@ -161,8 +159,7 @@ def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_
     if as_json and dry_run:
         render.data(made.document())
         return None
-    if not as_json:
-        change.show(made)
+    change.show(made, err=as_json)
     if dry_run:
         return None
     with unchanged():
@@ -182,20 +179,17 @@ def _planned(place: Home, wanted: Change) -> Plan:
 
 
 def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
-    """Show what a set-up would choose now. Raises DoesNotFit."""
-    from mlxq import advised, guide, survey
+    """Show what the same command would do without --dry-run. Raises DoesNotFit."""
+    from mlxq import outlook, survey
 
+    running = _under_way(place)
+    if running is not None:
+        render.say(f"A setup is under way (job {running}); without --dry-run that one is followed.")
     found = survey.look(place)
-    chosen = found.recommend(asked)
     if as_json:
-        render.data(advised.document(found.machine, chosen) | {"download_bytes": found.to_fetch(chosen)})
-        return
-    advised.table(chosen, guide.fetches(found, chosen))
-    for line in guide.footer(found, chosen):
-        click.echo(line)
-    click.echo()
-    if chosen.intent != "built-in":
-        render.prose(chosen.explain)
+        render.data(outlook.document(found, asked))
+    else:
+        outlook.show(found, asked)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:

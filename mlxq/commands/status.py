@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from catalog import units
 from mlxq import ask, options, render, report
 from mlxq.report import Report
 from state import wake
@@ -137,8 +138,8 @@ def machine_line(machine: dict[str, Any]) -> str:
     """Give the machine in one line."""
     parts = [
         machine.get("chip"),
-        f"{render.size(machine.get('memory_bytes'))} memory",
-        f"{render.size(machine.get('usable_bytes'))} of it for models",
+        f"{units.memory(machine.get('memory_bytes'))} memory",
+        f"{units.memory(machine.get('usable_bytes'))} of it for models",
         machine.get("os"),
     ]
     return ", ".join(str(part) for part in parts if part)
@@ -172,7 +173,7 @@ def _services(found: Report) -> None:
 
 
 def _row(each: dict[str, Any]) -> list[Any]:
-    memory = render.size(each["memory_mb"] * report.MIB) if each["memory_mb"] else None
+    memory = units.memory(each["memory_mb"] * report.MIB) if each["memory_mb"] else None
     up = render.span(each["uptime_s"])
     model = f"{each['model']} {each['quant']}" if each["model"] else None
     odd = each["phase"] not in {"ready", "stopped", each["state"]}

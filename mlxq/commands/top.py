@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from catalog import units
 from mlxq import ask, render, watch
 from mlxq.web import live, picture
 from mlxq.web.picture import Card, Picture
@@ -110,8 +111,8 @@ def _memory(seen: Picture) -> Text:
     if not memory.total:
         return Text(f"worker {seen.worker}", style="bright_black")
     text = Text(f"{watch.bar(memory.used / memory.total, 24)} ")
-    text.append(f"{render.size(memory.used)} of {render.size(memory.total)}, budget {render.size(memory.budget)}")
-    text.append(f", swap {render.size(memory.swap)}   worker {seen.worker}", style="bright_black")
+    text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
+    text.append(f", swap {units.memory(memory.swap)}   worker {seen.worker}", style="bright_black")
     return text
 
 
@@ -135,7 +136,7 @@ def _tiers(cards: Sequence[Card], now: float) -> Table:
             f"{card.decode_tps:.1f}" if card.decode_tps else "-",
             render.span(card.last.ttft_s if card.last else None),
             render.span(up),
-            render.size(card.memory_bytes or None),
+            units.memory(card.memory_bytes or None),
             str(one.restarts),
             spark(card.hour, now),
         )

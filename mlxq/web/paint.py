@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from catalog import units
 from mlxq import render, watch
 from mlxq.web import chart
 from mlxq.web.picture import Picture
@@ -46,7 +47,7 @@ class Painter:
             auto_reload=False,
         )
         self._templates.filters.update(
-            size=render.size, span=render.span, number=number, count=count, title=watch.title, note=watch.note
+            size=units.memory, span=render.span, number=number, count=count, title=watch.title, note=watch.note
         )
         tools: dict[str, Any] = {
             "mark": mark,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from catalog import units
 from catalog.fit import memory
 from catalog.model import Model
 from catalog.offer import CACHE_FLOOR
@@ -36,8 +37,8 @@ def place(
     need = _bytes(model, quant, context)
     if need > free:
         raise DoesNotFit(
-            f"{model.id} {quant} needs {need / 1e9:.1f} GB, and {max(0, free) / 1e9:.1f} GB of the budget of "
-            f"{budget_bytes / 1e9:.1f} GB are left beside {', '.join(tier.name for tier in before) or 'nothing'}.",
+            f"{model.id} {quant} needs {units.memory(need)}, and {units.memory(max(0, free))} of the budget of "
+            f"{units.memory(budget_bytes)} is left beside {', '.join(tier.name for tier in before) or 'nothing'}.",
             done="Nothing was changed.",
             hint="mlxq setup --remove TIER",
         )

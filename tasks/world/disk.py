@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+from catalog import units
 from state.errors import DoesNotFit
 from state.files import replace_private
 from tasks.world import staging
@@ -23,10 +24,10 @@ def require(models: Path, need_bytes: int, *, floor_bytes: int = FLOOR_BYTES) ->
     if need_bytes + others + floor_bytes <= free:
         return
     short = need_bytes + others + floor_bytes - free
-    also = f", {gigabytes(others)} for other pulls" if others else ""
+    also = f", {units.files(others)} for other pulls" if others else ""
     raise DoesNotFit(
-        f"Needs {gigabytes(need_bytes)}{also} and {gigabytes(floor_bytes)} kept free; "
-        f"{models} has {gigabytes(free)}: {gigabytes(short)} too little.",
+        f"Needs {units.files(need_bytes)}{also} and {units.files(floor_bytes)} kept free; "
+        f"{models} has {units.files(free)}: {units.files(short)} too little.",
         done="Nothing was fetched.",
         hint="mlxq prune",
     )
@@ -52,11 +53,6 @@ def promised(models: Path) -> int:
         for folder in models.glob("*" + staging.SUFFIX)
         if staging.held(folder.with_name(folder.name.removesuffix(staging.SUFFIX)))
     )
-
-
-def gigabytes(count: int) -> str:
-    """Write a number of bytes for people, e.g. `4.7 GB`."""
-    return f"{count / 1e9:.1f} GB"
 
 
 def _total(folder: Path) -> int:

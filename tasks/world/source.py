@@ -16,7 +16,7 @@ _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.A
 _SHORT = 12
 DEFAULT = "main"
 """The Hub's branch when no revision is named."""
-FLOOR_BYTES = 2 << 30
+FLOOR_BYTES = 2_000_000_000
 """Free space that a fetch leaves to the machine."""
 
 
@@ -93,3 +93,8 @@ def folder_name(source: Source, revision: str) -> str:
     """Name the folder of one revision: `org--name@0123456789ab`, with `-int4` behind when mlxq converts it."""
     name = Path(source.name).name if source.kind == "file" else source.name.replace("/", "--")
     return f"{name}@{revision[:_SHORT]}" + (f"-{source.convert}" if source.convert else "")
+
+
+def is_of(name: str, source: Source) -> bool:
+    """Tell whether a folder of weights is called as some revision of a source is."""
+    return name == folder_name(source, name.rpartition("@")[2])

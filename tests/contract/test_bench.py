@@ -154,4 +154,4 @@ def test_what_has_no_room_is_refused_before_an_engine_starts(run: Run, model: Pa
     ended = run(str(model), **QUICK)
 
     assert ended.error_code == "does_not_fit"
-    assert "are free" in (ended.error or "")
+    assert "is free" in (ended.error or "")

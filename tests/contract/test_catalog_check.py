@@ -74,7 +74,7 @@ def test_weights_of_another_size_are_wrong(check: Check, size: int) -> None:
 
     (found,) = told["findings"]
     assert (code, found["wrong"]) == (1, True)
-    assert "the catalog says 0.0" in found["problem"]
+    assert "holds 2 MB; the catalog says 5 MB" in found["problem"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "config-list": ("config", "list"),
     "doctor": ("doctor",),
     "setup-dry-run": ("setup", "--dry-run"),
+    "setup-dry-run-fleet": ("setup", "--dry-run", "--intent", "agent-fleet"),
     "why": ("why",),
     "usage": ("usage",),
     "keys-list": ("keys", "list"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from catalog.machine import Machine
@@ -89,3 +91,12 @@ def test_only_a_quant_that_a_person_set_binds_the_choice(home: Home, monkeypatch
     monkeypatch.setenv("MLXQ_DEFAULT_QUANT", "int8")
 
     assert advice.quant_wanted(settings.load(home)) == "int8"
+
+
+def test_the_built_in_stack_too_keeps_to_the_share_of_memory_that_a_person_named(home: Home) -> None:
+    asked = {"intent": "balanced", "budget_pct": 20, "quant": None}
+
+    assert advice.choose(MACHINE, advice.known(home), asked, hub=False).budget == 48 * GIB * 20 // 100
+    small = replace(MACHINE, memory_bytes=8 * GIB, usable_bytes=6 * GIB)
+    with pytest.raises(DoesNotFit, match="too little"):
+        advice.choose(small, advice.known(home), asked | {"budget_pct": 10}, hub=False)

@@ -56,7 +56,7 @@ def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum(
     less = place("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=whole.memory_bytes - 1)
 
     assert less.context == whole.context // 2
-    with pytest.raises(DoesNotFit, match=r"needs \d+\.\d GB, and 0\.0 GB of the budget of 9\.0 GB"):
+    with pytest.raises(DoesNotFit, match=r"needs \S+ [GM]B, and 0 B of the budget of 8\.4 GB is left"):
         place("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=9 * GB)
 
 

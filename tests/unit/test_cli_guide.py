@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from state.db import Database, open_database
 from state.job import listing
 from state.paths import Home
 from tasks import kinds
+from tasks.world import hardware
 
 INTENT = "Enter for 1, or a number: "
 GO = "Enter to go on, c to change a model, w for why, q to leave all as it is: "
@@ -111,7 +113,7 @@ def test_a_model_serves_one_tier_and_must_fit_beside_the_others(fresh: Path, hub
     fast = shown(screen.before or "")["fast"].split()[0]
     screen.sendline("c")
     answer(screen, [(TIER, "1"), (MODEL, fast), (f"{fast} serves fast already.", "qwen3.5-27b int8")])
-    screen.expect(r"These models need \d+\.\d+ GB together; the budget is \d+\.\d+ GB\.")
+    screen.expect(r"These models need \S+ GB together; the budget is \S+ GB: \S+ [GM]B too little\.")
 
     assert interrupt(screen)[0] == 130
 
@@ -235,9 +237,26 @@ def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: st
     assert all(re.search(r" (stays|goes|becomes \S+ \S+)$", line) for line in lines)
 
 
+def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(
+    home: Home, now: Database, hub: str, tmp_path: Path
+) -> None:
+    scene.set_up(now)
+    recorded = hardware.parse_fixture((typist.MACHINES / "m4-max-128.txt").read_text())
+    host.remember(now, "machine", recorded.as_row())
+    told = tmp_path / "told.json"
+    words = typist.argv("m4-max-128", "setup", "--remove", "fast", "--json")
+    screen = pexpect.spawn(
+        "/bin/sh", ["-c", f"{shlex.join(words)} > {told}"], env=typist.environment(home.root, hub), encoding="utf-8"
+    )
+    answer(screen, [(r"-  fast  +qwen3\.5-4b(.|\s)+Make this change \[Y/n\]: ", "n")])
+    code, last = ends(screen)
+
+    assert (code, "Nothing was changed." in last, told.read_text()) == (130, True, "")
+
+
 def test_a_download_that_the_disk_cannot_hold_cannot_be_accepted(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup", free_bytes=20 * 10**9)
-    answer(screen, [(INTENT, ""), ("has only 17.9 GB free for it", ""), ("C to change a model, w for why", "q")])
+    answer(screen, [(INTENT, ""), ("has only 18 GB free for it", ""), ("C to change a model, w for why", "q")])
 
     assert ends(screen)[0] == 130
 

@@ -67,10 +67,10 @@ def test_what_makes_no_sense_is_said(
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("30gb", 30 * 10**9), ("24GiB", 24 * GIB), ("512m", 512 * 10**6), ("1.5 TB", 1_500_000_000_000)],
+    [("30gb", 30 * GIB), ("24GiB", 24 * GIB), ("512m", GIB // 2), ("1.5 TB", 1536 * GIB)],
 )
-def test_a_size_is_read_as_people_write_it(text: str, size: int) -> None:
-    assert options.Size().convert(text, None, None) == size
+def test_a_size_of_memory_is_read_as_it_is_shown(text: str, size: int) -> None:
+    assert options.Memory().convert(text, None, None) == size
 
 
 @pytest.mark.parametrize("argv", [["--catalog"], ["--recommend"], ["--recommend", "--show-all"]])
@@ -130,10 +130,10 @@ def test_a_recommendation_stays_within_the_budget_and_explains_itself(
     cli.run(["models", "--recommend", "--budget", "30gb", "--intent", "agent-fleet", "--json"])
 
     told = said(capsys)
-    assert told["total_bytes"] <= told["budget_bytes"] == 30 * 10**9
+    assert told["total_bytes"] <= told["budget_bytes"] == 30 * GIB
     assert [tier["tier"] for tier in told["tiers"]] == ["standard", "fast", "longctx"]
     assert told["total_bytes"] == sum(tier["memory_bytes"]["total"] for tier in told["tiers"])
-    assert "With 45.0 GB" in told["explain"]
+    assert "With 45 GB" in told["explain"]
 
 
 def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(

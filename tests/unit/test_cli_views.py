@@ -41,14 +41,6 @@ def claim(db: Database, lane: str = "heavy") -> Claim:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
-    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1536, "2 KB"), (5 * 2**20, "5 MB"), (2**34, "16 GB")],
-)
-def test_sizes_are_read_in_powers_of_1024(count: float | None, text: str) -> None:
-    assert render.size(count) == text
-
-
-@pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, "-"), (0.04, "0.0s"), (59.9, "59s"), (61, "1m01s"), (3720, "1h02m"), (90000, "1d01h"), (-5, "0.0s")],
 )

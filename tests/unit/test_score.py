@@ -126,4 +126,4 @@ def test_a_stack_stays_while_it_answers_the_question(
 ) -> None:
     now = [STANDARD, FAST]
 
-    assert score.answers(now, {"asked": ASKED}, asked, choice, hub=hub) == kept
+    assert advice.answers(now, {"asked": ASKED}, asked, choice, hub=hub) == kept

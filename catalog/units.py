@@ -1,0 +1,33 @@
+"""Bytes as people read them, counted as macOS counts: memory in powers of 1024, disks and downloads in powers of 1000.
+
+A Mac sold with 128 GB has 128 * 2**30 bytes, and Activity Monitor calls that 128 GB; the Finder and the Hub call 10**9
+bytes of a file 1 GB. Every size that mlxq shows is written here.
+"""
+
+from __future__ import annotations
+
+
+def memory(count: float | None) -> str:
+    """Write bytes of memory; a dash where nobody knows."""
+    return _written(count, 1024)
+
+
+def files(count: float | None) -> str:
+    """Write bytes that lie on a disk or come over the network; a dash where nobody knows."""
+    return _written(count, 1000)
+
+
+def gigabytes_of_files(count: float) -> str:
+    """Write bytes as `files` does, all of them in GB, for a column whose head names the unit."""
+    return f"{count / 1000**3:.1f}"
+
+
+def _written(count: float | None, step: int) -> str:
+    """Write a size in the unit that leaves it fewer than `step`; only gigabytes need a decimal."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KB", "MB"):
+        if round(count) < step:
+            return f"{count:.0f} {unit}"
+        count /= step
+    return f"{count:.1f}".removesuffix(".0") + " GB"
