@@ -51,10 +51,12 @@ class Plan:
 
 
 class Hub:
-    """One endpoint, with the person's token. The token goes to the endpoint's own host and no other."""
+    """One endpoint, with the person's token. The token goes to the endpoint's own host and no other.
 
-    def __init__(self) -> None:
-        import httpx
+    `client`: what the askers for many repos share; without it this one connects by itself.
+    """
+
+    def __init__(self, client: httpx.Client | None = None) -> None:
         from huggingface_hub import constants, get_token
 
         if constants.HF_HUB_OFFLINE:
@@ -62,12 +64,7 @@ class Hub:
         self.endpoint = constants.ENDPOINT.rstrip("/")
         self.token = get_token()
         self.notes: list[str] = []
-        stall_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        self.client = httpx.Client(
-            timeout=httpx.Timeout(stall_s, connect=CONNECT_S, pool=None),
-            limits=httpx.Limits(max_connections=16),
-            headers={"user-agent": "mlxq", "accept-encoding": "identity"},
-        )
+        self.client = client or connect()
 
     def plan(self, repo: str, revision: str, *, code: bool = False) -> Plan:
         """Give what a pull of the repo would fetch. Raises NotFound, Gated, Offline, Damaged, Later."""
@@ -179,6 +176,18 @@ class Hub:
             except (Offline, ValueError, TypeError, KeyError):
                 continue
         return difflib.get_close_matches(repo, sorted(set(found)), n=3, cutoff=0.6)
+
+
+def connect() -> httpx.Client:
+    """Give what talks to the Hub; threads may share it."""
+    import httpx
+    from huggingface_hub import constants
+
+    return httpx.Client(
+        timeout=httpx.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=CONNECT_S, pool=None),
+        limits=httpx.Limits(max_connections=16),
+        headers={"user-agent": "mlxq", "accept-encoding": "identity"},
+    )
 
 
 def unreachable(endpoint: str, problem: Exception) -> Offline:

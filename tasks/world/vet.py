@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from catalog import load
+from catalog import load, units
 from catalog.model import Model, Quant
 from catalog.problems import BadModelFile
 from catalog.schema import parse
 from state.errors import EngineFailed, Gated, MlxqError, NotFound
 from tasks.world.child import Later
+from tasks.world.hub import Hub, connect
+
+if TYPE_CHECKING:
+    import httpx
 
 SIDE_BY_SIDE = 8
 SIZE_TOLERANCE = 0.05
@@ -80,16 +85,14 @@ def parsers(models: Mapping[str, Model]) -> list[Finding]:
 def repos(models: Mapping[str, Model]) -> list[Finding]:
     """Ask the Hub for every repo: whether it is there, open, and of the size the catalog says."""
     every = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        asked = [pool.submit(_repo, model, quant) for model, quant in every]
-    return [finding for each in asked if (finding := each.result())]
+    with connect() as client, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        asked = [pool.submit(_repo, client, model, quant) for model, quant in every]
+        return [finding for each in asked if (finding := each.result())]
 
 
-def _repo(model: Model, quant: Quant) -> Finding | None:
-    from tasks.world.hub import Hub
-
+def _repo(client: httpx.Client, model: Model, quant: Quant) -> Finding | None:
     try:
-        planned = Hub().plan(quant.repo, "main")
+        planned = Hub(client).plan(quant.repo, "main")
     except NotFound:
         return Finding(model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three")
     except Gated:
@@ -103,4 +106,4 @@ def _size(model: Model, quant: Quant, there: int) -> Finding | None:
     """Say when the weights on the Hub are of another size."""
     if abs(there - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
         return None
-    return Finding(model.id, f"{quant.repo} holds {there / 1e9:.2f} GB; the catalog says {quant.bytes / 1e9:.2f} GB")
+    return Finding(model.id, f"{quant.repo} holds {units.files(there)}; the catalog says {units.files(quant.bytes)}")
