@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from catalog.load import resolve
+from catalog.load import Match, resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
 from state.errors import UsageProblem
 from tasks import advice
 from tasks.world import source as sources
+
+FOLDERS = ("/", "./", "../", "~", "file:")
+"""What the name of a folder begins with."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,33 @@ def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: st
     """
     if not name.strip():
         raise UsageProblem("There is no model.", hint="mlxq models --catalog")
-    if name.startswith(("/", "./", "../", "~", "file:")):
+    if name.startswith(FOLDERS):
         return _elsewhere(f"file:{sources.folder(name.removeprefix('file:'))}", quant)
+    match = _match(name, known)
+    return _in_catalog(name, match, quant, preferred) if match else _elsewhere(name, quant)
+
+
+def _match(name: str, known: Mapping[str, Model]) -> Match | None:
+    """Find a model of the catalog; None for a place that is in none. Raises NotFound for what is neither."""
     try:
-        match = resolve(name, known)
+        return resolve(name, known)
     except UnknownModel:
-        if "/" in name or name.startswith("pypi:"):
-            return _elsewhere(name, quant)
-        match = advice.find(name, known)
-    notes = (match.note,) if match.note else ()
+        return None if "/" in name or name.startswith("pypi:") else advice.find(name, known)
+
+
+def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> Target:
+    """Give the place of a model that the catalog knows. Raises UsageProblem for a quant that does not exist."""
+    model, notes = match.model, (match.note,) if match.note else ()
     if match.quant and quant not in {None, match.quant}:
-        raise UsageProblem(
-            f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {match.model.id} --quant {quant}"
-        )
-    if "/" in name and not match.quant and quant in advice.CONVERTED and quant not in match.model.quants:
-        return Target(
-            f"hub:{match.model.repo}#{quant}", match.model, quant, (*notes, _converts(match.model.repo, quant))
-        )
-    chosen = match.quant or advice.quant_of(match.model, quant, preferred)
-    return Target(match.model.quants[chosen].source, match.model, chosen, notes)
+        raise UsageProblem(f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {model.id} --quant {quant}")
+    if quant and "/" in name and not match.quant and _must_be_made(model, quant):
+        return Target(f"hub:{model.repo}#{quant}", model, quant, (*notes, _converts(model.repo, quant)))
+    chosen = match.quant or advice.quant_of(model, quant, preferred)
+    return Target(model.quants[chosen].source, model, chosen, notes)
+
+
+def _must_be_made(model: Model, quant: str) -> bool:
+    return quant in advice.CONVERTED and quant not in model.quants
 
 
 def _elsewhere(text: str, quant: str | None) -> Target:

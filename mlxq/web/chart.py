@@ -10,6 +10,7 @@ from state.sample import MINUTE_S, Sample
 WIDTH, HEIGHT = 240, 40
 SLOTS = 60
 """Minutes shown."""
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,34 @@ def hour(samples: Sequence[Sample], now: float) -> Chart:
 
 def draw(values: Sequence[float | None], width: float = WIDTH, height: float = HEIGHT) -> Chart:
     """Draw values from left to right, scaled to their highest; None leaves a gap."""
-    top = max((value for value in values if value is not None), default=0.0)
+    known = [value for value in values if value is not None]
+    top = max(known, default=0.0)
+    runs = _runs(values, width, height, top)
+    return Chart(
+        line="".join(_line(run) for run in runs),
+        dots="".join(_line([point]) for run in runs for point in run),
+        area="".join(f"M{run[0][0]:.1f} {height}L{_joined(run)}L{run[-1][0]:.1f} {height}Z" for run in runs),
+        top=top,
+        last=known[-1] if known else 0.0,
+    )
+
+
+def _runs(values: Sequence[float | None], width: float, height: float, top: float) -> list[list[Point]]:
+    """Give the points of each stretch without a gap."""
     step = width / max(1, len(values) - 1)
-    runs: list[list[str]] = [[]]
-    ends: list[tuple[float, float]] = []
+    runs: list[list[Point]] = [[]]
     for index, value in enumerate(values):
         if value is None:
             runs.append([])
-            continue
-        if not runs[-1]:
-            ends.append((index * step, index * step))
-        ends[-1] = (ends[-1][0], index * step)
-        y = height - 1 - (height - 2) * (value / top if top else 0.0)
-        runs[-1].append(f"{index * step:.1f} {y:.1f}")
-    drawn = [run for run in runs if run]
-    return Chart(
-        line="".join(f"M{'L'.join(run)}" if len(run) > 1 else f"M{run[0]}h.1" for run in drawn),
-        dots="".join(f"M{dot}h.1" for run in drawn for dot in run),
-        area="".join(
-            f"M{left:.1f} {height}L{'L'.join(run)}L{right:.1f} {height}Z"
-            for run, (left, right) in zip(drawn, ends, strict=True)
-        ),
-        top=top,
-        last=next((value for value in reversed(values) if value is not None), 0.0),
-    )
+        else:
+            runs[-1].append((index * step, height - 1 - (height - 2) * (value / top if top else 0.0)))
+    return [run for run in runs if run]
+
+
+def _line(run: Sequence[Point]) -> str:
+    """Give the path of a stretch; one point alone is a dot."""
+    return f"M{_joined(run)}" + ("" if len(run) > 1 else "h.1")
+
+
+def _joined(run: Sequence[Point]) -> str:
+    return "L".join(f"{x:.1f} {y:.1f}" for x, y in run)

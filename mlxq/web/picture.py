@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq import report
+from mlxq import gateway, report
 from mlxq.web import words
 from mlxq.web.live import Engine, Engines
 from mlxq.web.words import Entry, Told
-from state import bench, event, host, job, restraint, sample, service, settings, stack, usage
+from state import bench, event, host, job, restraint, sample, service, stack, usage
 from state.bench import Bench
 from state.db import Database
 from state.job import Job
@@ -39,7 +39,7 @@ AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.k
 ORDER BY finished_at DESC LIMIT :limit
 """
 """Jobs that failed by themselves and were not put in again since."""
-ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT ?"
+ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Card:
         """Tokens/s now, all requests together; else of one request when one last ran."""
         running = [each.decode_tps for each in self.now.requests if each.decode_tps] if self.now else []
         return sum(running) if running else self.last.decode_tps if self.last else None
+
+    @property
+    def fallbacks(self) -> int:
+        """Answers within the hour that came from another tier than was asked; the gateway knows of them."""
+        return sum(each.fallbacks for each in self.hour) if self.service.kind == "gateway" else 0
 
     @property
     def memory_bytes(self) -> int:
@@ -141,31 +146,23 @@ def look(db: Database, engines: Engines) -> Picture:
 
 
 def _look(db: Database, engines: Engines) -> Picture:
-    now = db.now()
-    services = service.listing(db)
-    worker = pulse.feel(db)
-    tiers = {tier.name: tier for tier in stack.tiers(db)}
-    places = {name: place for place, name in enumerate(tiers)}
-    services.sort(key=lambda one: places.get(one.name, len(places)))
-    held = {name: each for name, each in restraint.listing(db).items() if each.level}
-    cards = [_card(db, one, tiers.get(one.name), engines.get(one.name), held.get(one.name)) for one in services]
-    machine = host.recall(db, "machine") or {}
-    gate = next((one for one in services if one.kind == "gateway"), None)
-    port = gate.port if gate else settings.load(db.home)["litellm-port"]
+    now, worker = db.now(), pulse.feel(db)
+    cards = _cards(db, engines)
+    machine = host.recall(db, "machine")
     return Picture(
         at=now,
-        told=words.of_all(services, worker),
+        told=words.of_all([card.service for card in cards], worker),
         worker=worker,
-        endpoint=f"http://127.0.0.1:{port}/v1",
+        endpoint=gateway.endpoint(db),
         machine=machine,
         memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],
         others=[card for card in cards if card.service.kind != "engine"],
-        requests=[(card.service.name, each) for card in cards if card.now for each in card.now.requests],
-        fallbacks=sum(each.fallbacks for card in cards if card.service.kind == "gateway" for each in card.hour),
+        requests=_requests(cards),
+        fallbacks=sum(card.fallbacks for card in cards),
         chains=_chains(db),
-        attention=[job.get(db, row["id"]) for row in db.rows(FAILED, _recent(now))],
-        record=[job.get(db, row["id"]) for row in db.rows(ENDED, (MOST_RECORD,))],
+        attention=_jobs(db, FAILED, {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}),
+        record=_jobs(db, ENDED, {"limit": MOST_RECORD}),
         story=words.story(event.of_service(db, None, limit=MOST_STORY)),
         courses=_courses(db, str(machine.get("chip", ""))),
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
@@ -173,8 +170,23 @@ def _look(db: Database, engines: Engines) -> Picture:
     )
 
 
-def _recent(now: float) -> dict[str, float]:
-    return {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}
+def _cards(db: Database, engines: Engines) -> list[Card]:
+    """Give a card of each service, the tiers first and in the order of the stack."""
+    tiers = {tier.name: tier for tier in stack.tiers(db)}
+    places = {name: place for place, name in enumerate(tiers)}
+    held = {name: each for name, each in restraint.listing(db).items() if each.level}
+    return [
+        _card(db, one, tiers.get(one.name), engines.get(one.name), held.get(one.name))
+        for one in sorted(service.listing(db), key=lambda one: places.get(one.name, len(places)))
+    ]
+
+
+def _requests(cards: Sequence[Card]) -> list[tuple[str, Request]]:
+    return [(card.service.name, each) for card in cards if card.now for each in card.now.requests]
+
+
+def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
+    return [job.get(db, row["id"]) for row in db.rows(query, values)]
 
 
 def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: Restraint | None) -> Card:
@@ -185,17 +197,11 @@ def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Memory:
     """Give the machine's memory; before the first sample only what the services take is known."""
-    chosen = host.recall(db, "stack") or {}
     last = sample.latest(db, sample.MACHINE)
-    total = int(machine.get("memory_bytes") or 0)
-    ours = sum(card.memory_bytes for card in cards)
-    return Memory(
-        total=total,
-        used=max(ours, (last.memory_bytes or 0) if last else 0),
-        budget=int(chosen.get("budget_bytes") or machine.get("usable_bytes") or total),
-        wired=last.wired_bytes if last else None,
-        swap=(last.swap_bytes or 0) if last else 0,
-    )
+    used, wired, swap = (last.memory_bytes or 0, last.wired_bytes, last.swap_bytes or 0) if last else (0, None, 0)
+    total = int(machine.get("memory_bytes", 0))
+    budget = host.recall(db, "stack").get("budget_bytes") or machine.get("usable_bytes") or total
+    return Memory(total, max(used, sum(card.memory_bytes for card in cards)), int(budget), wired, swap)
 
 
 def _courses(db: Database, chip: str) -> list[Course]:

@@ -52,23 +52,40 @@ SHAPES = {
     Doing.FAILED: Shape.CROSS,
 }
 WORDS = {Doing.BACKOFF: "backing off", Doing.STALLED: "stalled"}
+TRIED_AGAIN = frozenset({Doing.BACKOFF, Doing.FLAPPING})
+ENDED = TRIED_AGAIN | {Doing.FAILED}
+"""Where it ended unasked, and the cause is all there is to tell."""
 
 
 def of_service(one: Service) -> Told:
     """Say how a service is."""
-    word = WORDS.get(one.doing, str(one.doing))
-    shape = SHAPES[one.doing]
-    if one.doing in {Doing.BACKOFF, Doing.FLAPPING}:
-        exits = f"exit {len(one.exits)} of {FLAPPING_EXITS}" if one.doing == Doing.BACKOFF and one.exits else ""
-        why = " ".join(part for part in (one.cause or "", f"({exits})" if exits else "") if part)
-        return Told(shape, word, why, until=one.next_try_at, hint=one.hint)
-    if one.doing == Doing.FAILED:
-        return Told(shape, word, one.cause or "", since=one.updated_at, hint=one.hint)
     if one.doing == Doing.STOPPED and one.wanted == "up":
         return Told(Shape.HALF, "down", "wanted, and not started yet")
-    since = one.started_at if one.doing in {Doing.STARTING, Doing.LOADING} else None
-    why = "" if one.doing in {Doing.READY, Doing.STOPPED} else one.cause or one.doing.meaning
-    return Told(shape, word, why, since=since)
+    return Told(
+        SHAPES[one.doing],
+        WORDS.get(one.doing, str(one.doing)),
+        _why(one),
+        since=_since(one),
+        until=one.next_try_at if one.doing in TRIED_AGAIN else None,
+        hint=one.hint if one.doing in ENDED else None,
+    )
+
+
+def _why(one: Service) -> str:
+    """Say why a service is as it is, where that is not plain from the word."""
+    if one.doing in {Doing.READY, Doing.STOPPED}:
+        return ""
+    if one.doing not in ENDED:
+        return one.cause or one.doing.meaning
+    exits = f"(exit {len(one.exits)} of {FLAPPING_EXITS})" if one.doing == Doing.BACKOFF and one.exits else ""
+    return " ".join(filter(None, (one.cause, exits)))
+
+
+def _since(one: Service) -> float | None:
+    """Say since when, where a person would ask."""
+    if one.doing == Doing.FAILED:
+        return one.updated_at
+    return one.started_at if one.doing in {Doing.STARTING, Doing.LOADING} else None
 
 
 def of_all(services: Sequence[Service], worker: Pulse) -> Told:

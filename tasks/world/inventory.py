@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,10 @@ _LONGEST_HEADER = 100 << 20  # the safetensors format's own limit
 _WORD_BITS = 32  # MLX packs quantised values into 32-bit words
 _HALF, _SINGLE = 2, 4
 _FLOATS = {"F32": _SINGLE, "F16": _HALF, "BF16": _HALF}
+TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "tiktoken.model"})
+"""Any of these makes text of tokens."""
+Header = Mapping[str, Mapping[str, Any]]
+"""What a shard says of its tensors, by name."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,10 @@ class Weights:
     size: int
     """Bytes of the tensors' files."""
     vision: bool
-    source: str | None
+    source: str | None = None
     """From the manifest; None for weights that a person put there."""
-    revision: str | None
-    recipe: str | None
+    revision: str | None = None
+    recipe: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,19 @@ def inventory(folder: Path) -> Weights:
     listing.check_loadable(str(folder), names)
     config = read_json(folder / "config.json")
     check_config(str(folder), config)
-    if not {"tokenizer.json", "tokenizer.model", "tiktoken.model"} & set(names):
+    if TOKENIZERS.isdisjoint(names):
         raise Damaged(f"{folder} has no tokenizer: the engine would start and fail every request.", hint=_again(folder))
-    shards = [folder / name for name in names if name.endswith(".safetensors")]
-    headers = {path.name: _header(path) for path in shards}
+    headers = {name: _header(folder / name) for name in names if name.endswith(".safetensors")}
     _check_index(folder, headers)
+    return _with_origin(_weights(folder, config, headers))
+
+
+def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> Weights:
+    """Give what the config and the headers of the shards tell."""
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     parameters = _parameters(tensors, config.get("quantization") or {})
-    size = sum(path.stat().st_size for path in shards)
+    size = sum((folder / name).stat().st_size for name in headers)
     text = _text(config)
-    made = manifest.read(folder)
     return Weights(
         folder=str(folder),
         model_type=config["model_type"],
@@ -89,10 +96,13 @@ def inventory(folder: Path) -> Weights:
         kv_bytes_per_token=_kv_values(text) * _float_bytes(tensors),
         size=size,
         vision="vision_config" in config,
-        source=made.source if made else None,
-        revision=made.revision if made else None,
-        recipe=made.recipe if made else None,
     )
+
+
+def _with_origin(found: Weights) -> Weights:
+    """Add what the manifest tells, where there is one."""
+    made = manifest.read(Path(found.folder))
+    return replace(found, source=made.source, revision=made.revision, recipe=made.recipe) if made else found
 
 
 def scan(models: Path) -> list[Found]:
@@ -160,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", found)
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
+def _header(path: Path) -> Header:
     """Read a safetensors header and check that the file is as long as it says."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -178,7 +188,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
     return header
 
 
-def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_index(folder: Path, headers: Mapping[str, Header]) -> None:
     """Raise Damaged when the index names a tensor that no shard has."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
@@ -189,7 +199,7 @@ def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None
         raise Damaged(f"{folder} lacks tensors of {', '.join(lost)}.", hint=_again(folder))
 
 
-def _parameters(tensors: Mapping[str, Mapping[str, Any]], quantization: Mapping[str, Any]) -> int:
+def _parameters(tensors: Header, quantization: Mapping[str, Any]) -> int:
     """Count parameters; a packed weight holds 32 / bits in each word, and scales and biases hold none."""
     total = 0
     for name, tensor in tensors.items():
@@ -229,7 +239,7 @@ def _growing_layers(text: Mapping[str, Any]) -> int:
     return layers // int(text.get("full_attention_interval") or 1)
 
 
-def _float_bytes(tensors: Mapping[str, Mapping[str, Any]]) -> int:
+def _float_bytes(tensors: Header) -> int:
     """Give the width of the engine's values: that of the norms, which activations take on."""
     widths = [_FLOATS[t["dtype"]] for name, t in tensors.items() if "norm" in name and t["dtype"] in _FLOATS]
     return max(widths, default=_HALF)
