@@ -24,7 +24,7 @@ HARMLESS_S = 600.0
 CLOCK_SLACK_S = 1.0
 NO_ERROR: dict[str, Any] = dict.fromkeys(("error_code", "error", "hint"))
 FRESH: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
-WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
+WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds))"
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
 WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
@@ -288,7 +288,7 @@ def cancel(db: Database, job: int) -> State:
     if now in ENDED:
         raise Busy(f"Job {job} has already {_ended_word(now)}.", hint=f"mlxq jobs show {job}")
     if now is State.RUNNING:
-        db.run("UPDATE jobs SET cancel_at = coalesce(cancel_at, ?) WHERE id = ?", (db.now(), job))
+        db.run("UPDATE jobs SET cancel_at = ? WHERE id = ?", (db.now(), job))
         event.record(db, "cancel_requested", job=job)
         db.rouse()
         return now

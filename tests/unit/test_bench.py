@@ -78,6 +78,7 @@ def test_a_regression_names_what_was_upgraded() -> None:
         replace(ONE, decode_tps=48.0),
         replace(ONE, decode_tps=38.0, engine="0.7.0"),
         replace(ONE, decode_tps=20.0, concurrency=4),
+        replace(ONE, decode_tps=20.0, prompt_tokens=ONE.prompt_tokens + 4096),
         replace(ONE, decode_tps=37.0, engine="0.7.0"),
     ]
 

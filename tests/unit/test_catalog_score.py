@@ -302,3 +302,55 @@ def test_a_chosen_model_that_was_made_for_less_context_serves_with_what_it_has()
     made = compose(named("M4 Max", 64), KNOWN, {LONGCTX: ("smollm2-135m", next(iter(KNOWN["smollm2-135m"].quants)))})
 
     assert made.picks[0].context <= KNOWN["smollm2-135m"].context
+
+
+def test_nine_tenths_of_what_metal_allows_are_planned_for_and_never_what_makes_macos_panic() -> None:
+    machine = named("M4", 16)
+
+    assert budget(machine) == int(0.9 * machine.usable_bytes)
+    assert budget(dataclasses.replace(machine, usable_bytes=16 * GIB)) == int(0.9 * 0.85 * 16 * GIB)
+
+
+def test_for_long_prompts_only_what_suits_them_is_offered_instead() -> None:
+    machine = named("M4 Max", 128)
+
+    offers = alternatives(machine, KNOWN, recommend(machine, KNOWN), LONGCTX)
+
+    assert offers
+    assert all(lasts(offer.model) for offer in offers)
+
+
+def test_the_other_tiers_give_way_to_an_alternative_as_far_as_they_can_still_serve() -> None:
+    told = recommend(named("M4 Max", 64), KNOWN)
+    others = sum(pick.bytes for pick in told.picks if pick.tier != STANDARD)
+
+    offers = alternatives(named("M4 Max", 64), KNOWN, told, STANDARD)
+
+    assert max(offer.bytes for offer in offers) > told.budget - others
+
+
+def test_an_alternative_comes_in_its_worthiest_form() -> None:
+    machine = named("M4 Max", 128)
+    told = recommend(machine, KNOWN)
+    best = {offer.model.id: offer.worth for offer in alternatives(machine, KNOWN, told, FAST)}
+
+    for quant in ("int4", "int8"):
+        for offer in alternatives(machine, KNOWN, told, FAST, quant=quant):
+            assert offer.worth <= best[offer.model.id]
+
+
+def test_a_machine_with_little_memory_reads_in_small_steps_whatever_is_chosen() -> None:
+    machine = named("M4", 16)
+    told = recommend(machine, KNOWN)
+
+    steps = {offer.prefill_step for offer in alternatives(machine, KNOWN, told, FAST)}
+
+    assert {512} == steps | {pick.prefill_step for pick in told.picks}
+
+
+def test_the_smallest_stack_does_with_half_the_context_and_one_request_at_a_time() -> None:
+    made = enough(named("M4 Max", 128), "agent-fleet", GIB)
+
+    assert {1} == {pick.concurrency for pick in made.picks}
+    for pick in made.picks:
+        assert pick.context == INTENTS["agent-fleet"][pick.tier].contexts[0] // 2

@@ -140,6 +140,24 @@ def test_a_crowded_machine_is_given_time():
     assert health.patience(health.TEXT, 1000.0).stalled_s == health.MOST_CROWDED * health.TEXT.stalled_s
 
 
+def test_a_crowded_machine_is_given_time_to_read_a_prompt():
+    assert health.patience(health.TEXT, 3.0).prefill_s == 3 * health.TEXT.prefill_s
+
+
+def test_a_canary_that_sings_beside_growing_steps_clears_the_misses():
+    """A token moves the steps itself."""
+    track = after((2, IDLE, False), (4, IDLE, False), (6, replace(IDLE, steps_executed=8), True))
+
+    assert (track.misses, track.token_at) == (0, T0 + 6)
+
+
+def test_an_engine_that_cannot_load_its_weights_again_is_broken():
+    """It gave its memory back while idle; what fails now is every request."""
+    gone = health.read_status({"status": "not_loaded", "residency": {"state": "failed", "last_error": "no memory"}})
+
+    assert verdict(after(*((at, gone, None) for at in (2, 4, 6))), T0 + 7) == Verdict.BROKEN
+
+
 def test_a_canary_that_fails_beside_growing_steps_is_no_miss():
     track = health.follow(health.begin(T0), Sample(T0 + 1, BUSY))
     for second in (2, 4, 6):

@@ -62,6 +62,20 @@ def test_the_mild_step_comes_first_and_the_hard_one_waits_for_others_to_serve() 
     assert leak.advise(grown(0, 300, purged_at=1.0), budget, short=False, spare=True) == Advice.NOTHING
 
 
+def test_on_a_machine_short_of_memory_no_engine_may_grow_beyond_its_budget() -> None:
+    """Else it may by what sizes are estimated too low."""
+    a_little_over = grown(1000, 1200, start=int(1.05 * GIB))
+
+    assert leak.advise(a_little_over, GIB, short=False, spare=True) == Advice.NOTHING
+    assert leak.advise(a_little_over, GIB, short=True, spare=True) == Advice.PURGE
+
+
+def test_a_purge_of_long_ago_is_no_reason_for_a_new_start() -> None:
+    long_ago = grown(2e6, leak.FORGET_PURGE_S + 60, purged_at=1.0)
+
+    assert leak.advise(long_ago, 2 * GIB, short=False, spare=True) == Advice.PURGE
+
+
 @given(st.lists(st.integers(0, 2**40), max_size=60), st.booleans())
 def test_a_purge_always_comes_before_a_new_start(looks: list[int], short: bool) -> None:
     trend = Trend()

@@ -107,6 +107,43 @@ def test_retry_leaves_blocked_by_another_failure_alone(db: Database) -> None:
         ledger.revive(db, ids["c"])
 
 
+def test_a_job_that_is_tried_again_has_all_its_tries_and_no_old_wish_to_stop(db: Database, clock: Any) -> None:
+    job = put(db, New("a", max_attempts=3))["a"]
+    ledger.retry_later(db, take(db), EngineFailed("no"), 0)
+    take(db)
+    ledger.rescue(db, ledger.running(db))
+    held = take(db)
+    ledger.cancel(db, job)
+    ledger.end_cancelled(db, held)
+
+    ledger.revive(db, job)
+    ledger.release(db, take(db))
+
+    now = get(db, job)
+    assert (now.state, now.cancel_at, now.failures, now.rescues) == (State.QUEUED, None, 0, 0)
+
+
+def test_retry_leaves_alone_what_a_person_cancelled(db: Database) -> None:
+    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"]))
+    ledger.cancel(db, ids["b"])
+    ledger.fail(db, take(db), MlxqError("no"))
+
+    assert ledger.revive(db, ids["a"]) == [ids["a"], ids["c"]]
+    assert state(db, ids["b"]) is State.CANCELLED
+
+
+def test_retry_brings_back_no_job_that_is_being_done_by_another(db: Database) -> None:
+    """All or nothing: the job itself stays as it was too."""
+    ids = put(db, New("a"), New("b", ukey="k", needs=["a"]))
+    ledger.fail(db, take(db), MlxqError("no"))
+    twin = ledger.submit(db, New("b", ukey="k"))[0]
+
+    with pytest.raises(Busy, match=str(twin)):
+        ledger.revive(db, ids["a"])
+
+    assert [state(db, job) for job in ids.values()] == [State.FAILED, State.CANCELLED]
+
+
 def test_retry_names_the_job_that_must_come_first(db: Database) -> None:
     ids = diamond(db)
     ledger.fail(db, take(db), MlxqError("no"))
@@ -147,6 +184,16 @@ def test_a_job_born_after_its_need_ended_is_settled_at_once(db: Database) -> Non
     assert state(db, put(db, New("c", softly=[bad]))["c"]) is State.QUEUED
 
 
+def test_a_soft_need_that_is_blocked_itself_is_waited_for(db: Database) -> None:
+    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"], softly=["b"]))
+
+    ledger.succeed(db, take(db), None)
+    assert (state(db, ids["b"]), state(db, ids["c"])) == (State.QUEUED, State.BLOCKED)
+    ids |= put(db, New("d", softly=[ids["c"]]))
+
+    assert state(db, ids["d"]) is State.BLOCKED
+
+
 def test_fan_out_belongs_to_the_success_that_asked_for_it(db: Database) -> None:
     root = put(db, New("a"), New("d", needs=["a"]))
     ledger.succeed(db, take(db), None, [New("b"), New("c", needs=["b"])])
@@ -165,6 +212,19 @@ def test_a_retry_waits_its_time(db: Database, clock: Any) -> None:
     assert take(db) is None
     clock.now += 10
     assert (take(db).failures, get(db, job).error) == (1, "no")
+
+
+def test_a_wait_says_why_and_a_new_attempt_begins_without_old_progress(db: Database, clock: Any) -> None:
+    job = put(db, New("a"))["a"]
+    held = take(db)
+    ledger.report(db, held, "fetch", {"done": 7})
+    ledger.snooze(db, held, 10, "the host asks for a pause")
+    assert get(db, job).phase == "the host asks for a pause"
+
+    clock.now += 10
+    take(db)
+
+    assert (get(db, job).phase, get(db, job).progress) == (None, {})
 
 
 def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) -> None:
@@ -188,11 +248,13 @@ def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) ->
         lambda db, held: ledger.report(db, held, "x", {}),
     ],
 )
-def test_a_zombie_can_write_nothing(db: Database, write: Any) -> None:
+@pytest.mark.parametrize("heir_is", ["boot/1/1", "boot/2/2"])
+def test_a_zombie_can_write_nothing(db: Database, write: Any, heir_is: str) -> None:
+    """Neither a dead worker's, nor a thread's whose job another thread of its own worker has taken again."""
     job = put(db, New("a"))["a"]
     zombie = take(db, owner="boot/1/1")
     ledger.rescue(db, ledger.running(db))
-    heir = take(db, owner="boot/2/2")
+    heir = take(db, owner=heir_is)
 
     with pytest.raises(Fenced):
         write(db, zombie)
@@ -211,6 +273,20 @@ def test_rescue_gives_up_a_job_that_kills_its_worker(db: Database, clock: Any) -
     ledger.rescue(db, ledger.running(db))
 
     assert (state(db, job), get(db, job).error_code) == (State.FAILED, "worker_lost")
+
+
+def test_from_its_second_rescue_in_a_row_on_a_job_waits(db: Database, clock: Any) -> None:
+    """Four deaths within seconds would be no fair trial."""
+    put(db, New("a"))
+    waits: list[float] = []
+
+    for _ in range(ledger.MAX_RESCUES):
+        take(db)
+        ledger.rescue(db, ledger.running(db))
+        waits.append(ledger.next_due(db, "ops", KINDS) or 0.0)
+        clock.now += 60
+
+    assert waits == [0.0, 2.0, 4.0]
 
 
 def test_a_job_that_ran_for_long_is_not_blamed_for_the_end_of_its_worker(db: Database, clock: Any) -> None:

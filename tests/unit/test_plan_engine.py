@@ -88,7 +88,7 @@ def test_a_model_without_parsers_gets_none():
 
 def test_no_cache_budget_means_no_cache():
     """--cache-memory-mb 0 would be read as unset: a fifth of the machine's memory."""
-    plain = engine.argv(dataclasses.replace(FAST, cache_bytes=0), "python")
+    plain = engine.argv(dataclasses.replace(FAST, cache_bytes=engine.MIB - 1), "python")
 
     assert "--disable-prefix-cache" in plain
     assert "--cache-memory-mb" not in plain

@@ -105,6 +105,7 @@ def test_a_level_means_less_of_everything() -> None:
     assert plan.reduced(FAST, 0) is FAST
     assert (one.cache_bytes, one.concurrency) == (2**28, 4)
     assert (two.cache_bytes, two.concurrency) == (0, 1)
+    assert plan.reduced(two, 1).concurrency == 1
 
 
 def test_the_next_start_of_a_tier_that_is_held_back_is_smaller(home: Home, db: Database, tmp_path: Path) -> None:
@@ -137,6 +138,8 @@ def test_tiers_come_up_one_after_another_and_the_suspect_last(db: Database, tmp_
     assert turns(100 + plan.SETTLE_S) == ["a-suspect", "z", "gateway"]
     assert turns(50) == ["a-suspect", "z", "gateway"]  # the clock was set back
     service.update(db, "z", doing=Doing.FAILED)
+    assert turns(110) == ["a-suspect", "z", "gateway"]
+    service.update(db, "z", doing=Doing.STOPPED, wanted="down")
     assert turns(110) == ["a-suspect", "z", "gateway"]
 
 

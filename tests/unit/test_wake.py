@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from state import wake
+from state import ledger, wake
+from state.db import open_database
 from state.errors import MlxqError
+from state.job import New
 from state.paths import Home
 
 
@@ -30,6 +32,16 @@ def test_every_watcher_hears_an_announcement_and_the_worker_a_rousing(near: Home
         assert (one.wait(0), two.wait(0), worker.wait(0)) == (True, True, False)
         wake.rouse(near)
         assert (one.wait(0), worker.wait(0)) == (False, True)
+
+
+def test_a_job_that_is_put_in_wakes_the_worker_at_its_commit_and_no_sooner(near: Home) -> None:
+    db = open_database(near)
+    with wake.worker_listener(near) as worker:
+        with db.transaction():
+            ledger.submit(db, New("pull"))
+            assert not worker.wait(0)
+        assert worker.wait(0)
+    db.close()
 
 
 def test_many_wake_ups_are_one(near: Home) -> None:
