@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from state import settings, stack, weights
+from state import ledger, settings, stack, weights
 from state.errors import Busy, NotFound, UsageProblem
+from state.job import get as read_job
 from tasks import kinds
 from tasks.attempt import Context
 from tasks.queue import job
@@ -60,11 +61,18 @@ def check(context: Context, folder: str) -> dict[str, Any]:
         return {"damaged": []}
     made, row = manifest.read(place), weights.at(context.db, folder)
     assert made  # download.verify compares with it
+    revision = made.revision if made.source.startswith("hub:") else None
+    _pull_after(context, row.source if row else made.asked, revision)
     verify.quarantine(place, names)
     weights.forget(context.db, folder)
-    revision = made.revision if made.source.startswith("hub:") else None
-    context.then(kinds.new("pull", {"source": row.source if row else made.asked, "revision": revision}))
     return {"damaged": names}
+
+
+def _pull_after(context: Context, source: str, revision: str | None) -> None:
+    """Have `source` pulled when this job has ended, however it ends: a worker may die with the weights half away."""
+    again = kinds.new("pull", {"source": source, "revision": revision}, softly=[context.held.id])
+    chain = read_job(context.db, context.held.id).chain
+    ledger.submit_all(context.db, [again], source="chain", chain=chain)
 
 
 @job("remove")
@@ -110,6 +118,7 @@ def _inside(context: Context, folder: str) -> Path:
     if place.parent != models or place.name.startswith("."):
         raise UsageProblem(f"{folder} does not lie in {models}.", hint="mlxq models")
     if not place.is_dir():
+        weights.forget(context.db, folder)  # a worker may have died between the folder's end and its row's
         raise NotFound(f"There are no weights in {folder}.", hint="mlxq models")
     return place
 

@@ -97,8 +97,15 @@ def test_a_pull_of_a_folder_that_another_one_makes_waits_for_it(run: Run, db: Da
     assert (waits.state, waits.failures, waits.run_at) == (State.QUEUED, 0, db.now() + pull.AGAIN_S)
 
 
-def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Tier):
-    folder = Path(run("pull", source=SOURCE).result["folder"])
+def test_force_asks_the_hub_again(run: Run):
+    fetched = [run("pull", source=SOURCE, force=force).result["fetched"] for force in (False, False, True)]
+    assert fetched == [True, False, True]
+
+
+@pytest.mark.parametrize("source", [SOURCE, f"{SOURCE}@main"])
+def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Tier, source: str):
+    stack.replace(db, [replace(tier, source=source)])
+    folder = Path(run("pull", source=source).result["folder"])
     assert run("check", folder=str(folder)).result == {"damaged": []}
     shard = folder / "model-00001-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
@@ -106,12 +113,49 @@ def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Databa
     assert {"damaged": [shard.name]} == found.result
     assert stack.tier(db, "fast").weights == ""
     following = next(each for each in job.of_chain(db, found.chain) if each.kind == "pull")
-    assert following.args == {"source": SOURCE, "revision": COMMIT}
-    held = ledger.claim(db, "heavy", {"pull"}, "the worker")
-    assert held
-    attempt.perform(kinds.KINDS["pull"], pull.pull, held)
+    assert following.args == {"source": source, "revision": COMMIT}
+    assert perform(db, "pull").state is State.SUCCEEDED
     assert str(folder) == stack.tier(db, "fast").weights
     assert run("check", folder=str(folder)).result == {"damaged": []}
+
+
+def perform(db: Database, kind: str) -> job.Job:
+    """Run the job of this kind that waits, and give its row as it is then."""
+    held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
+    assert held
+    attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
+    return job.get(db, held.id)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the worker runs any more."""
+
+
+@pytest.mark.parametrize("kind", ["check", "remove"])
+def test_weights_whose_worker_died_as_they_were_taken_away_are_forgotten_by_the_next_try(
+    kind: str, run: Run, db: Database, tier: Tier, monkeypatch: pytest.MonkeyPatch
+):
+    """And pulled again, where that was meant."""
+    folder = Path(run("pull", source=SOURCE).result["folder"])
+    (folder / "config.json").write_text("{}")
+    force = {"force": True} if kind == "remove" else {}
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "forget", die)
+        with pytest.raises(Killed):
+            run(kind, folder=str(folder), **force)
+    assert not folder.exists()
+    ledger.rescue(db, ledger.running(db))
+    again = perform(db, kind)
+
+    assert (again.attempt, again.error_code) == (2, "not_found")
+    assert (weights.listing(db), stack.tier(db, "fast").weights) == ([], "")
+    if kind == "check":
+        assert perform(db, "pull").state is State.SUCCEEDED
+        assert str(folder) == stack.tier(db, "fast").weights
 
 
 def test_weights_that_are_served_are_removed_only_by_force(run: Run, db: Database, tier: Tier):
