@@ -69,6 +69,7 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
 def _from_disk(request: Request, asked: Source, report: Report) -> dict[str, Any]:
     place = Path(asked.name)
     revision = local.revision(place)
+    local.check(place)
     target = _target(request, asked, revision)
     if _is_done(request, target):
         return _told(target, revision)

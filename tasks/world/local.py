@@ -21,6 +21,12 @@ def revision(place: Path) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
+def check(place: Path) -> None:
+    """Raise NotFound for a folder that holds no model; what an archive holds is seen when it is opened."""
+    if place.is_dir():
+        listing.check_loadable(str(place), [path.name for path in place.iterdir() if path.is_file()])
+
+
 def size(place: Path) -> int:
     """Give the bytes it will take, as far as is known before it is opened."""
     if place.is_dir():

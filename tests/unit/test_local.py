@@ -27,6 +27,14 @@ def into(tmp_path: Path) -> Path:
     return made
 
 
+def test_a_folder_without_a_model_is_refused_by_its_own_name(model: Path, tmp_path: Path) -> None:
+    """Before a byte is copied: it may be somebody's whole home."""
+    local.check(model)
+
+    with pytest.raises(NotFound, match=f"{tmp_path} is no model"):
+        local.check(tmp_path)
+
+
 def packed(model: Path, kind: str, top: str) -> Path:
     if kind == "zip":
         with zipfile.ZipFile(model.with_suffix(".zip"), "w") as archive:
