@@ -93,7 +93,7 @@ def _client(home: Home, names: Names) -> httpx.AsyncClient:
     purse = Purse(cloud.place(home), float(os.environ["MLXQ_CLOUD_CAP_USD"]))
     inner = AsyncHTTPHandler.create_async_transport() or httpx.AsyncHTTPTransport()
     native = os.environ["MLXQ_BACKEND"] == "metal"
-    return httpx.AsyncClient(transport=Wire(inner, names.places, Guard(), purse, native_schema=native))
+    return httpx.AsyncClient(transport=Wire(inner, names, Guard(), purse, native_schema=native))
 
 
 def _arguments() -> argparse.Namespace:

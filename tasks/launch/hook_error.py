@@ -50,6 +50,12 @@ def overflow(context: int | None = None) -> Refusal:
     return Refusal(400, f"The prompt is too long for every tier.{limit} Shorten it.", "context_length_exceeded")
 
 
+def overlong(tokens: int, context: int) -> Refusal:
+    """Say that one tier is too small, in words by which LiteLLM takes the prompt to a larger one."""
+    message = f"This model's maximum context length is {context} tokens, and the prompt has {tokens}."
+    return Refusal(400, message, "context_length_exceeded")
+
+
 def unavailable(failures: Mapping[str, str]) -> Refusal:
     """Say that no tier can answer now, why, and what to do."""
     why = "; ".join(f"{tier}: {problem}" for tier, problem in failures.items()) or "all failed a moment ago"

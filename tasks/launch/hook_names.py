@@ -17,10 +17,15 @@ class Names:
     """Name or pattern -> tier."""
     places: Mapping[tuple[str, int | None], str]
     """Host and port -> tier."""
-    largest: int
-    """The largest tier's context in tokens."""
+    contexts: Mapping[str, int]
+    """Tier -> its context in tokens; a host elsewhere knows its own."""
     embeds: bool
     """Whether a model makes embeddings."""
+
+    @property
+    def largest(self) -> int:
+        """The largest tier's context in tokens."""
+        return max(self.contexts.values(), default=0)
 
     def tier(self, asked: str) -> str | None:
         """Give the tier behind a name, or None. Of two patterns the longer one counts, as LiteLLM has it.
@@ -41,7 +46,11 @@ def names(configuration: Mapping[str, Any], environment: Mapping[str, str]) -> N
     return Names(
         tiers={model["model_name"]: _tier(model) for model in models},
         places={_place(model["litellm_params"]["api_base"], environment): _tier(model) for model in models},
-        largest=max(int(model["model_info"].get("max_input_tokens") or 0) for model in models),
+        contexts={
+            _tier(model): int(model["model_info"]["max_input_tokens"])
+            for model in models
+            if "max_input_tokens" in model["model_info"]
+        },
         embeds=any(model["model_info"].get("mode") == "embedding" for model in models),
     )
 

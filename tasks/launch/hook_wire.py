@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import orjson
 
-from tasks.launch import hook_error, hook_event, hook_schema
+from tasks.launch import hook_error, hook_event, hook_length, hook_schema
 from tasks.launch.hook_call import CURRENT, Call
 from tasks.launch.hook_cloud import CLOUD, Purse
 from tasks.launch.hook_error import Refusal
 from tasks.launch.hook_guard import Guard
+from tasks.launch.hook_names import Names
 from tasks.launch.hook_stop import Scanner
 
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
@@ -42,15 +43,15 @@ class Wire(httpx.AsyncBaseTransport):
     def __init__(
         self,
         inner: httpx.AsyncBaseTransport,
-        tiers: Mapping[tuple[str, int | None], str],
+        names: Names,
         guard: Guard,
         purse: Purse,
         *,
         native_schema: bool,
     ) -> None:
-        """Take who lives at which host and port; a request to any other is refused."""
+        """Take who lives at which host and port, and its size; a request to any other is refused."""
         self._inner = inner
-        self._tiers = tiers
+        self._names = names
         self._guard = guard
         self._purse = purse
         self._native_schema = native_schema
@@ -58,16 +59,19 @@ class Wire(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Pass one request on, mended. Raises httpx.TransportError as the network does."""
         call = CURRENT.get() or Call(path="")
-        tier = self._tiers.get((request.url.host, request.url.port))
+        tier = self._names.places.get((request.url.host, request.url.port))
         if tier is None:
             raise httpx.ConnectError(f"mlxq lets nothing go to {request.url.host}")
         if refusal := self._refusal(call, tier):
+            return _refused(request, refusal)
+        body: dict[str, Any] = orjson.loads(request.content) if request.content else {}
+        if refusal := await self._overlong(request.content, body, tier):
             return _refused(request, refusal)
         call.tried.append(tier)
         if tier == CLOUD:
             self._purse.leave(call)
         with self._noting(call, tier):
-            return await self._pass(request, call, tier)
+            return await self._pass(request, body, call, tier)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -89,6 +93,13 @@ class Wire(httpx.AsyncBaseTransport):
             return Refusal(402, told)
         return None
 
+    async def _overlong(self, content: bytes, body: dict[str, Any], tier: str) -> Refusal | None:
+        """Tell that a prompt does not fit the tier; LiteLLM then asks the next larger one."""
+        context = self._names.contexts.get(tier)
+        if context is None or (tokens := await hook_length.excess(content, body, context)) is None:
+            return None
+        return hook_error.overlong(tokens, context)
+
     @contextmanager
     def _noting(self, call: Call, tier: str) -> Generator[None]:
         try:
@@ -104,8 +115,7 @@ class Wire(httpx.AsyncBaseTransport):
             self._guard.crashed(call.fingerprint, tier)
             raise
 
-    async def _pass(self, request: httpx.Request, call: Call, tier: str) -> httpx.Response:
-        body: dict[str, Any] = orjson.loads(request.content) if request.content else {}
+    async def _pass(self, request: httpx.Request, body: dict[str, Any], call: Call, tier: str) -> httpx.Response:
         mend = self._mend(request, body, tier)
         if mend and mend.schema is not None and (fault := hook_schema.faulty(mend.schema)):
             fault = _settle(call, Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))

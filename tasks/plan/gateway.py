@@ -211,7 +211,6 @@ def _routing(groups: Mapping[str, Tier], tiers: Sequence[Tier], *, cloud: bool) 
         "cooldown_time": COOLDOWN_SECONDS,
         "timeout": ANSWER_SECONDS,
         "stream_timeout": STREAM_SECONDS,
-        "enable_pre_call_checks": True,
         "routing_strategy": "simple-shuffle",
         "fallbacks": [chain for chain in general if next(iter(chain.values()))],
         "context_window_fallbacks": [chain for chain in overflow if next(iter(chain.values()))],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 AS_SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
-def user(text: str) -> Any:
+def user(text: object) -> Any:
     return [{"role": "user", "content": text}]
 
 
@@ -132,6 +133,35 @@ def test_an_overlong_prompt_is_named_as_openai_does(client: openai.OpenAI):
 def test_a_long_prompt_goes_where_it_fits(proxy: Gateway, upstreams: dict[str, Upstream]):
     assert proxy.ask("say " + "word " * 2000, "fast").headers["x-mlxq-tier"] == "standard"
     assert proxy.ask("say " + "word " * 8000, "fast").headers["x-mlxq-tier"] == "longctx"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("chat/completions", {"messages": user("word " * 8000), "stream": True}),
+        ("completions", {"prompt": "word " * 8000}),
+        ("responses", {"input": "word " * 8000}),
+        ("messages", {"messages": user("word " * 8000), "max_tokens": 9}),
+    ],
+)
+def test_every_dialects_long_prompt_goes_where_it_fits(
+    proxy: Gateway, upstreams: dict[str, Upstream], path: str, asked: dict[str, Any]
+):
+    answer = proxy.post(f"/v1/{path}", {"model": "fast", **asked})
+    assert (answer.status_code, answer.headers["x-mlxq-tier"]) == (200, "longctx")
+    assert answer.headers["x-mlxq-tried"] == "longctx"
+
+
+def test_a_pictures_link_is_not_followed(proxy: Gateway, upstreams: dict[str, Upstream]):
+    """LiteLLM's own counting would fetch the picture, from wherever a prompt says."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        link = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{place.getsockname()[1]}/a.png"}}
+        words = {"type": "text", "text": "say hello"}
+        answer = proxy.post("/v1/chat/completions", {"model": "standard", "messages": user([words, link])})
+        place.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            place.accept()
+    assert answer.json()["choices"][0]["message"]["content"] == "hello"
 
 
 def test_no_messages_is_the_callers_error(client: openai.OpenAI, claude: anthropic.Anthropic):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
-from tasks.launch import hook_error, hook_event
+from tasks.launch import hook_error, hook_event, hook_length
 from tasks.launch.hook_guard import FORGET_S, Guard
 from tasks.launch.hook_queue import LONGEST_WAIT_S, Queue
 from tasks.launch.hook_ring import Ring, secret_of
@@ -185,6 +185,17 @@ def test_background_does_not_wait_for_nobody():
             return waited
 
     assert asyncio.run(run()) < LONGEST_WAIT_S
+
+
+# The length of a prompt
+
+
+@pytest.mark.parametrize(("size", "counted"), [(1000, False), (1001, True)])
+def test_only_what_could_be_too_long_is_counted(size: int, counted: bool):
+    """A token is at least one byte; what is not counted may be of any shape."""
+    body = {"messages": [{"role": "user", "content": "word " * 2000}]}
+    excess = asyncio.run(hook_length.excess(b"x" * size, body, 1000))
+    assert (excess is not None) == counted
 
 
 # Keys
