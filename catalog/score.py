@@ -8,8 +8,9 @@ chose the models, `compose` does the same with these alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from catalog.explain import explain, explain_chosen, reasoned, reasons_for
 from catalog.fit import PREFILL_STEP, memory
@@ -28,6 +29,9 @@ PANIC_SHARE = 0.85
 """From this share of all memory on, macOS may panic (Rapid-MLX, ModelSizing.swift)."""
 SMALL_BUDGET, SMALL_STEP = 12_000_000_000, 512
 """Below this budget prompts are read in chunks of 512 tokens: a little slower, half the work space."""
+Wishes = Mapping[str, Wish]
+"""What each tier would like to do."""
+Found = TypeVar("Found")
 
 
 def budget(machine: Machine) -> int:
@@ -55,11 +59,7 @@ def recommend(
     rated = rate_all(machine, known, intent, measured, quant)
     if not rated:
         raise ValueError(f"No model that could serve exists in {quant}.")
-    try:
-        offers, chosen = _choose(rated, wishes, limit)
-    except TooSmall:
-        wishes = {tier: _cramped(wish) for tier, wish in wishes.items()}
-        offers, chosen = _choose(rated, wishes, limit)
+    (offers, chosen), wishes = _or_cramped(lambda wishes: _choose(rated, wishes, limit), wishes)
     picks = grow([first_pick(offer, wishes[offer.tier]) for offer in chosen], known, wishes, limit)
     told = tuple(reasoned(pick, offer, chosen, offers, limit) for pick, offer in zip(picks, chosen, strict=True))
     return Recommendation(told, intent, limit, explain(told, offers, intent, limit))
@@ -82,16 +82,9 @@ def compose(
     if len({model for model, _ in choice.values()}) < len(choice):
         raise ValueError("One model serves one tier.")
     limit = budget(machine) if budget_bytes is None else budget_bytes
-    step = _step(limit)
     rated = {tier: rate(machine, known, model, quant, measured) for tier, (model, quant) in choice.items()}
     wishes = {tier: INTENTS[intent][tier] for tier in choice}
-    found = search([reached(one, tier, wishes[tier], step) for tier, one in rated.items()], limit, 0.0, by_worth)
-    if not found:
-        wishes = {tier: _cramped(wish) for tier, wish in wishes.items()}
-        offers = [reached(one, tier, wishes[tier], step) for tier, one in rated.items()]
-        found = search(offers, limit, 0.0, by_worth)
-        if not found:
-            raise TooSmall(sum(min(offer.bytes for offer in some) for some in offers), limit)
+    found, wishes = _or_cramped(lambda wishes: _together(rated, wishes, limit), wishes)
     picks = grow([first_pick(offer, wishes[offer.tier]) for offer in found], known, wishes, limit)
     told = tuple(replace(pick, reasons=reasons_for(pick, offer)) for pick, offer in zip(picks, found, strict=True))
     return Recommendation(told, intent, limit, explain_chosen(told, intent, limit))
@@ -113,14 +106,22 @@ def alternatives(
     step, others = _step(now.budget), [pick for pick in now.picks if pick.tier != tier]
     wish = _cramped(INTENTS[now.intent][tier])
     room = now.budget - sum(_least(pick, known, INTENTS[now.intent][pick.tier], step) for pick in others)
+    free = [one for one in rate_all(machine, known, now.intent, measured, quant) if _may_serve(one, tier, now)]
+    offers = [offer for one in free for offer in offers_of(one, tier, wish, step) if offer.bytes <= room]
+    return _best_of_each(offers)
+
+
+def _may_serve(one: Rated, tier: str, now: Recommendation) -> bool:
+    """Say whether a model suits a tier, and serves none yet."""
+    return one[0].id not in {pick.model for pick in now.picks} and (tier != LONGCTX or lasts(one[0]))
+
+
+def _best_of_each(offers: Sequence[Offer]) -> list[Offer]:
+    """Give each model's worthiest offer, the worthiest first."""
     best: dict[str, Offer] = {}
-    for one in rate_all(machine, known, now.intent, measured, quant):
-        if one[0].id in {pick.model for pick in now.picks} or (tier == LONGCTX and not lasts(one[0])):
-            continue
-        for offer in offers_of(one, tier, wish, step):
-            if offer.bytes <= room and (offer.model.id not in best or offer.worth > best[offer.model.id].worth):
-                best[offer.model.id] = offer
-    return sorted(best.values(), key=by_worth, reverse=True)
+    for offer in sorted(offers, key=by_worth, reverse=True):
+        best.setdefault(offer.model.id, offer)
+    return list(best.values())
 
 
 def _least(pick: Pick, known: Mapping[str, Model], wish: Wish, step: int) -> int:
@@ -132,6 +133,24 @@ def _least(pick: Pick, known: Mapping[str, Model], wish: Wish, step: int) -> int
 def _cramped(wish: Wish) -> Wish:
     """Give what a tier can do with when memory is short: less context, one request at a time."""
     return replace(wish, contexts=(wish.contexts[0] // 2, *wish.contexts), concurrency=(1, wish.concurrency[1]))
+
+
+def _or_cramped(choose: Callable[[Wishes], Found], wishes: Wishes) -> tuple[Found, Wishes]:
+    """Choose by these wishes, or by smaller ones where memory is short. Gives also the wishes; raises TooSmall."""
+    try:
+        return choose(wishes), wishes
+    except TooSmall:
+        cramped = {tier: _cramped(wish) for tier, wish in wishes.items()}
+        return choose(cramped), cramped
+
+
+def _together(rated: Mapping[str, Rated], wishes: Wishes, limit: int) -> list[Offer]:
+    """Give the worthiest offers of these models, one a tier, that fit beside each other. Raises TooSmall."""
+    offers = [reached(one, tier, wishes[tier], _step(limit)) for tier, one in rated.items()]
+    found = search(offers, limit, 0.0, by_worth)
+    if not found:
+        raise TooSmall(sum(min(offer.bytes for offer in some) for some in offers), limit)
+    return found
 
 
 def _choose(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from catalog.fit import memory, smallest
 from catalog.model import Model
@@ -27,8 +27,8 @@ def select(
     found = [
         model
         for model in known.values()
-        if (family is None or _plain(family) == _plain(model.family))
-        and (tag is None or _plain(tag) in {_plain(one) for one in model.tags})
+        if _among(family, [model.family])
+        and _among(tag, model.tags)
         and (model.tool_calling or not tool_calling)
         and (budget_bytes is None or memory(model, smallest(model).name, SHOWN_CONTEXT).total <= budget_bytes)
     ]
@@ -43,6 +43,10 @@ def families(known: Mapping[str, Model]) -> list[str]:
 def tags(known: Mapping[str, Model]) -> list[str]:
     """Give every tag, sorted."""
     return sorted({tag for model in known.values() for tag in model.tags})
+
+
+def _among(wanted: str | None, words: Sequence[str]) -> bool:
+    return wanted is None or _plain(wanted) in map(_plain, words)
 
 
 def _plain(text: str) -> str:

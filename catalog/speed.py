@@ -198,14 +198,22 @@ def predict(
         return _carried(machine, model, raw, same, "measured here")
     ratios = _ratios(machine, measured, known or entries()) if measured else []
     if ratios:
-        raw = raw[0] * _shrunk([d for d, _ in ratios]), raw[1] * _shrunk([p for _, p in ratios if p])
-        return _ranged(raw, "calibrated here", "metal" if machine.backend == "metal" else "rough", len(ratios))
+        return _calibrated(machine, raw, ratios)
     others, source = _published(machine, model, quant)
     if others:
         return replace(_carried(machine, model, raw, others, "published"), source=source)
-    if machine.backend != "metal":
-        return _ranged(raw, "rough guess", "rough")
-    return _ranged(raw, "predicted", "metal")
+    return _ranged(raw, "predicted" if machine.backend == "metal" else "rough guess", _band(machine))
+
+
+def _calibrated(machine: Machine, raw: tuple[float, float], ratios: Sequence[tuple[float, float | None]]) -> Speed:
+    """Shift a prediction by how other models were measured here, against what was predicted for them."""
+    shifted = raw[0] * _shrunk([d for d, _ in ratios]), raw[1] * _shrunk([p for _, p in ratios if p])
+    return _ranged(shifted, "calibrated here", _band(machine), len(ratios))
+
+
+def _band(machine: Machine) -> str:
+    """Name how far a prediction may be off: it was fitted on Metal."""
+    return "metal" if machine.backend == "metal" else "rough"
 
 
 def _ranged(raw: tuple[float, float], basis: str, band: str, benchmarks: int = 0) -> Speed:

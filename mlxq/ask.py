@@ -190,15 +190,22 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
 
 
 def _raise_first(ended: Sequence[Job]) -> None:
-    """Raise the error of the first job that did not succeed; those it took along have Upstream's code."""
-    bad = [job for job in ended if job.state is not State.SUCCEEDED]
-    roots = [job for job in bad if job.error_code != Upstream.code] or bad
-    if not roots:
-        return
-    first = roots[0]
-    if first.state is State.CANCELLED and first.error_code != Upstream.code:
-        raise MlxqError(f"Job {first.id} ({first.kind}) was cancelled.", hint=f"mlxq jobs retry {first.id}")
-    raise rebuild(first.error_code or "failed", first.error or "", first.hint or f"mlxq jobs show {first.id}")
+    """Raise the error of the first job that did not succeed; those it took along come after it."""
+    bad = sorted((job for job in ended if job.state is not State.SUCCEEDED), key=_taken_along)
+    if bad:
+        raise _error(bad[0])
+
+
+def _taken_along(job: Job) -> bool:
+    """Tell whether a job ended because of another."""
+    return job.error_code == Upstream.code
+
+
+def _error(job: Job) -> MlxqError:
+    """Give the error of a job that did not succeed, as it was raised in the worker."""
+    if job.state is State.CANCELLED and not _taken_along(job):
+        return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
+    return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 
 
 def stop_idle_worker(home: Home) -> bool:

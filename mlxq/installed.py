@@ -102,15 +102,19 @@ def choose(
     name: str, there: Sequence[Installed], known: Mapping[str, Model], quant: str | None = None
 ) -> list[Installed]:
     """Give what a person means by a name: folder, catalog id, alias, repo or source. Raises NotFound."""
-    wanted = _catalog_id(name, known) or name.removeprefix("hub:").rstrip("/")
+    model = _catalog_id(name, known)
+    wanted = model or name.removeprefix("hub:").rstrip("/")
     found = [one for one in there if wanted in _names(one) and quant in {None, one.quant}]
     if found:
         return found
+    text = f"No weights of {name}{f' in {quant}' if quant else ''} are here.{_nearest(wanted, there)}"
+    raise NotFound(text, hint=f"mlxq pull {model}" if model else "mlxq models")
+
+
+def _nearest(wanted: str, there: Sequence[Installed]) -> str:
     every = sorted({each for one in there for each in _names(one)})
     near = difflib.get_close_matches(wanted, every, n=1)
-    text = f"No weights of {name}{f' in {quant}' if quant else ''} are here."
-    hint = f"mlxq pull {wanted}" if _catalog_id(name, known) else "mlxq models"
-    raise NotFound(text + (f" The nearest are {near[0]}." if near else ""), hint=hint)
+    return f" The nearest are {near[0]}." if near else ""
 
 
 def _catalog_id(name: str, known: Mapping[str, Model]) -> str | None:

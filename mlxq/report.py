@@ -7,6 +7,7 @@ looks by itself: is that very process alive, and does its port answer.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,28 +64,34 @@ class Report:
 
 def now(db: Database) -> Report:
     """Look, and give what is true."""
-    seen = worker(db)
-    tiers = stack.tiers(db)
+    seen, tiers = worker(db), stack.tiers(db)
     rows = {row.name: row for row in service.listing(db)}
     port = rows[GATEWAY].port if GATEWAY in rows else settings.load(db.home)["litellm-port"]
-    watched = seen.state == "running"
-    wanted: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
-    names = wanted | {name: wanted.get(name) for name in rows}
-    services = [_service(name, rows.get(name), tier, port, watched=watched) for name, tier in names.items()]
     live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
     return Report(
-        machine=host.recall(db, "machine") or {},
+        machine=host.recall(db, "machine"),
         endpoint=f"http://127.0.0.1:{port}/v1",
         worker=seen,
-        services=services,
-        troubles=[
-            *((row.name, row.cause, row.hint) for row in rows.values() if row.cause),
-            *((name, held.told, held.hint) for name, held in restraint.listing(db).items() if held.level),
-        ],
+        services=_services(rows, tiers, port, watched=seen.state == "running"),
+        troubles=_troubles(db, rows.values()),
         tiers=tiers,
         jobs=[row["id"] for row in live],
         cloud=cloud_today(db.home),
     )
+
+
+def _services(rows: Mapping[str, Service], tiers: Sequence[Tier], port: int, *, watched: bool) -> list[dict[str, Any]]:
+    """Give the tiers and the gateway, then what else has a row; `port` is the gateway's."""
+    wanted: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
+    names = wanted | {name: wanted.get(name) for name in rows}
+    return [_service(name, rows.get(name), tier, port, watched=watched) for name, tier in names.items()]
+
+
+def _troubles(db: Database, rows: Iterable[Service]) -> list[tuple[str, str, str | None]]:
+    """Give name, cause and next command of what is down, and of what is held back."""
+    down = [(row.name, row.cause, row.hint) for row in rows if row.cause]
+    held = [(name, held.told, held.hint) for name, held in restraint.listing(db).items() if held.level]
+    return [*down, *held]
 
 
 def cloud_today(home: Home) -> dict[str, Any]:

@@ -159,11 +159,12 @@ def overall(jobs: Sequence[Job]) -> tuple[float, float]:
     totals = [float(job.progress.get("total") or sizes.get(job.args["source"], 0)) for job in pulls]
     if len(pulls) < 2 or not all(totals):  # noqa: PLR2004 (one pull is its own total)
         return 0.0, 0.0
-    here = (
-        total if job.state is State.SUCCEEDED else float(job.progress.get("done") or 0)
-        for job, total in zip(pulls, totals, strict=True)
-    )
-    return sum(here), sum(totals)
+    return sum(map(_here, pulls, totals)), sum(totals)
+
+
+def _here(pull: Job, total: float) -> float:
+    """Give the bytes of a pull that are here."""
+    return total if pull.state is State.SUCCEEDED else float(pull.progress.get("done") or 0)
 
 
 def _sizes(jobs: Sequence[Job]) -> dict[str, int]:

@@ -76,8 +76,7 @@ def _live_with(db: Database, ukey: str | None) -> int | None:
 
 def _insert(db: Database, new: New, source: Source, chain: int | None, known: Mapping[str, int]) -> int:
     """Write the row, its needs and its first event."""
-    hard = [known.get(need, need) if isinstance(need, str) else need for need in new.needs]
-    soft = [known.get(need, need) if isinstance(need, str) else need for need in new.softly]
+    needs = [*((need, 0) for need in _ids(new.needs, known)), *((need, 1) for need in _ids(new.softly, known))]
     now = db.now()
     job = db.insert(
         "jobs",
@@ -89,7 +88,7 @@ def _insert(db: Database, new: New, source: Source, chain: int | None, known: Ma
             "ukey": new.ukey,
             "chain": chain or 0,
             "source": source,
-            "state": State.BLOCKED if hard or soft else State.QUEUED,
+            "state": State.BLOCKED if needs else State.QUEUED,
             "max_attempts": new.max_attempts,
             "run_at": now + new.wait_s,
             "wait_s": new.wait_s,
@@ -98,14 +97,17 @@ def _insert(db: Database, new: New, source: Source, chain: int | None, known: Ma
     )
     if chain is None:
         db.run("UPDATE jobs SET chain = id WHERE id = ?", (job,))
-    for need in hard:
-        db.insert("job_deps", {"job": job, "needs": need, "soft": 0})
-    for need in soft:
-        db.insert("job_deps", {"job": job, "needs": need, "soft": 1})
+    for need, soft in needs:
+        db.insert("job_deps", {"job": job, "needs": need, "soft": soft})
     event.record(db, "created", job=job)
-    if hard or soft:
+    if needs:
         _settle_new(db, job)
     return job
+
+
+def _ids(needs: Sequence[int | str], known: Mapping[str, int]) -> list[int | str]:
+    """Give jobs by their ids, those of the same batch by what they are `known` as."""
+    return [known.get(need, need) if isinstance(need, str) else need for need in needs]
 
 
 def _settle_new(db: Database, job: int) -> None:

@@ -28,16 +28,7 @@ def read(path: Path) -> dict[str, str]:
 
     Raises Damaged when a line is no NAME=value, and MlxqError when others may read the file or it cannot be read.
     """
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as problem:
-        raise Damaged(f"Cannot read the keys in {path}.", hint=f"ls -l {path}") from problem
-    if mode & 0o077:
-        raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in _text(path).splitlines() if line and not line.startswith("#")]
     matches = [_LINE.fullmatch(line) for line in lines]
     if not all(matches):
         raise Damaged(
@@ -45,6 +36,20 @@ def read(path: Path) -> dict[str, str]:
             hint=f"rm {path} && mlxq setup   # makes new keys",
         )
     return {match[1]: match[2] for match in matches if match}
+
+
+def _text(path: Path) -> str:
+    """Read the file that nobody else may read; an absent one is empty."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Damaged(f"Cannot read the keys in {path}.", hint=f"ls -l {path}") from problem
+    if mode & 0o077:
+        raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
+    return text
 
 
 def write(path: Path, keys: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,12 @@ def _show(found: Sequence[Finding]) -> None:
 
 def _end(found: Sequence[Finding]) -> None:
     """Say the sum, name the next command, and exit 1 when something is broken."""
-    odd = [one for one in found if one.grade is Grade.ODD]
-    bad = [one for one in found if one.grade is Grade.BAD]
-    render.say(f"\n{len(bad)} broken, {len(odd)} odd, {len(found) - len(bad) - len(odd)} well.")
-    hints = [one.hint for one in (*bad, *odd) if one.hint]
+    count = Counter(one.grade for one in found)
+    render.say(f"\n{count[Grade.BAD]} broken, {count[Grade.ODD]} odd, {count[Grade.GOOD]} well.")
+    hints = [one.hint for grade in (Grade.BAD, Grade.ODD) for one in found if one.grade is grade and one.hint]
     if hints:
         render.next_step("mlxq doctor --fix" if any(one.mend for one in found) else hints[0])
-    if bad:
+    if count[Grade.BAD]:
         raise click.exceptions.Exit(1)
 
 

@@ -37,9 +37,16 @@ def leavings(there: Sequence[Installed], *, unused: bool) -> list[Installed]:
 
     `unused`: also whole weights. What a person put there by hand is theirs to delete.
     """
-    free = [one for one in there if not one.used_by and not _in_the_making(one)]
-    ours = [one for one in free if one.source or one.state == "partial"]
-    return [one for one in ours if unused or one.state in {"partial", "damaged"} or _older(one, there)]
+    return [one for one in there if _free(one) and (unused or _useless(one, there))]
+
+
+def _free(one: Installed) -> bool:
+    """Tell whether a folder may go: mlxq made it, no tier serves it and no fetch is at it."""
+    return bool(one.source or one.state == "partial") and not one.used_by and not _in_the_making(one)
+
+
+def _useless(one: Installed, there: Sequence[Installed]) -> bool:
+    return one.state in {"partial", "damaged"} or _older(one, there)
 
 
 def _in_the_making(one: Installed) -> bool:

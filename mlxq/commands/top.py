@@ -13,6 +13,7 @@ import click
 from catalog import units
 from mlxq import ask, render, watch
 from mlxq.web import live, picture
+from mlxq.web.live import Engine
 from mlxq.web.picture import Card, Picture
 from mlxq.web.words import Shape, Told
 from state import secrets, service, wake
@@ -126,21 +127,30 @@ def _tiers(cards: Sequence[Card], now: float) -> Table:
         table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
     table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
     for card in cards:
-        one, status = card.service, card.now.status if card.now else None
-        up = now - one.ready_at if one.ready_at and one.doing in service.SERVING else None
-        table.add_row(
-            one.name,
-            _told(Told(card.told.shape, card.told.word, until=card.told.until)),
-            str(status.num_running) if status else "-",
-            str(status.num_waiting) if status else "-",
-            f"{card.decode_tps:.1f}" if card.decode_tps else "-",
-            render.span(card.last.ttft_s if card.last else None),
-            render.span(up),
-            units.memory(card.memory_bytes or None),
-            str(one.restarts),
-            spark(card.hour, now),
-        )
+        table.add_row(*_row(card, now))
     return table
+
+
+def _row(card: Card, now: float) -> list[Text | str]:
+    """Give one service's cells, in the order of the columns."""
+    one = card.service
+    up = now - one.ready_at if one.ready_at and one.doing in service.SERVING else None
+    return [
+        one.name,
+        _told(Told(card.told.shape, card.told.word, until=card.told.until)),
+        *_counts(card.now),
+        f"{card.decode_tps:.1f}" if card.decode_tps else "-",
+        render.span(card.last.ttft_s if card.last else None),
+        render.span(up),
+        units.memory(card.memory_bytes or None),
+        str(one.restarts),
+        spark(card.hour, now),
+    ]
+
+
+def _counts(engine: Engine | None) -> tuple[str, str]:
+    """Say how many requests run and wait."""
+    return (str(engine.status.num_running), str(engine.status.num_waiting)) if engine else ("-", "-")
 
 
 def spark(samples: Sequence[Sample], now: float) -> str:

@@ -103,15 +103,14 @@ def of_all(services: Sequence[Service], worker: Pulse) -> Told:
 
 
 def _serving(gate: Service, engines: Sequence[Service]) -> Told:
-    wanted = [one for one in engines if one.wanted == "up"]
-    routed = [one for one in wanted if one.doing in ROUTED]
-    missing = [one for one in (gate, *wanted) if one.doing != Doing.READY]
-    if not missing:
+    wanted = [gate, *(one for one in engines if one.wanted == "up")]
+    doing = {one.doing for one in wanted[1:]}
+    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in wanted if one.doing != Doing.READY)
+    if not why:
         return Told(Shape.FULL, "serving")
-    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in missing)
-    if gate.doing in ROUTED and routed:
+    if gate.doing in ROUTED and doing & ROUTED:
         return Told(Shape.WARN, "degraded", why)
-    if any(one.doing == Doing.FAILED for one in missing):
+    if Doing.FAILED in doing | {gate.doing}:
         return Told(Shape.CROSS, "down", why, hint="mlxq doctor")
     return Told(Shape.HALF, "recovering", why)
 

