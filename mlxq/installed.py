@@ -107,8 +107,8 @@ def choose(
     found = [one for one in there if wanted in _names(one) and quant in {None, one.quant}]
     if found:
         return found
-    text = f"No weights of {name}{f' in {quant}' if quant else ''} are here.{_nearest(wanted, there)}"
-    raise NotFound(text, hint=f"mlxq pull {model}" if model else "mlxq models")
+    text = f"No weights of {name}{f' in {quant}' if quant else ''} are here."
+    raise NotFound(text + _nearest(wanted, there), hint=f"mlxq pull {model}" if model else "mlxq models")
 
 
 def _nearest(wanted: str, there: Sequence[Installed]) -> str:
