@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 
 from mlxq import strangers
@@ -14,9 +16,20 @@ def main() -> None:
             f"mlxq: {found[0]} stands in the way of a package of mlxq with the same name.\n"
             "Next: go to another folder and run the program `mlxq` there"
         )
+    _mind_streams()
     from mlxq.cli import run
 
     sys.exit(run(sys.argv[1:]))
+
+
+def _mind_streams() -> None:
+    """Let no stream stop a command: a closed one (`>&-`) swallows all, one of another alphabet gets `?` for signs."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ Each command is the function `command` in the module of its name under mlxq.comm
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
 from mlxq import render
-from state.errors import Internal, MlxqError, UsageProblem
+from state.errors import DiskFull, Internal, MlxqError, UsageProblem
 from state.paths import home
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
@@ -81,6 +83,13 @@ class Commands(click.Group):
             return None
         return importlib.import_module(f"mlxq.commands.{cmd_name}").command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click itself would call it a failure when the reader of its output leaves."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _reader_left()
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -135,8 +144,6 @@ def run(argv: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         render.say("Stopped.")
         return INTERRUPTED
-    except BrokenPipeError:
-        return _reader_left()
     except MlxqError as problem:
         return _tell(problem)
     except Exception as problem:  # noqa: BLE001 (one of the two places that may)
@@ -167,6 +174,8 @@ def _explain(problem: Exception) -> MlxqError:
     """Turn what the machine refused into a sentence; anything else is a fault in mlxq."""
     if isinstance(problem, OSError) and problem.filename:
         return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {home().root}")
+    if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+        return DiskFull("There is no room for what was to be written.", hint="df -h")
     name = type(problem).__name__
     kept = _keep_traceback()
     return Internal(

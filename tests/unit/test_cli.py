@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -214,3 +215,35 @@ def test_jobs_names_the_newest_failure_as_the_next_to_look_at(
     assert cli.run(["jobs"]) == 0
 
     assert "mlxq jobs show 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("| true", 0, ""),
+        pytest.param(
+            ">/dev/full",
+            4,
+            "Error: There is no room for what was to be written.\nNext: df -h\n",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's"),
+        ),
+    ],
+)
+def test_whoever_listens_no_more_gets_no_traceback(rows: Database, where: str, code: int, said: str) -> None:
+    """A command behind cron may have no output at all; its exit code still tells how it went."""
+    line = f'set -o pipefail; "{sys.executable}" -P -m mlxq config list {where}'
+    env = os.environ | {"MLXQ_HOME": str(rows.home.root)}
+    done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_signs_that_an_alphabet_lacks_become_question_marks(rows: Database) -> None:
+    env = os.environ | {"MLXQ_HOME": str(rows.home.root), "PYTHONIOENCODING": "latin-1"}
+    line = [sys.executable, "-P", "-m", "mlxq", "top", "--once"]
+    done = subprocess.run(line, env=env, capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"? serving" in done.stdout
