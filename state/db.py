@@ -235,6 +235,10 @@ def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StateUnavailable(f"Another process held {path} for over {BUSY_TIMEOUT_S:g} s.", hint="mlxq status")
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            if not os.access(home.root, os.W_OK):
+                return StateUnavailable(
+                    f"{home.root} cannot be written, and who reads {path.name} has to.", hint=f"ls -ld {home.root}"
+                )
             return StateUnavailable(f"{path} cannot be used: {problem}.", hint="mlxq doctor")
         case _:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.disk import mounted
 
 from state import ledger
 from state.db import SCHEMA_VERSION, Database, atomic, open_database, read_database
@@ -133,6 +136,16 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(StateUnavailable, match="cannot be used"):
         open_database(home)
+
+
+def test_a_disk_that_is_mounted_to_be_read_alone_is_told(db: Database, home: Home, tmp_path: Path) -> None:
+    """SQLite says only that it is unable to open the file."""
+    with mounted(tmp_path / "small", "8m") as place:
+        shutil.copy(home.database, place)
+        sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+        subprocess.run([*sudo, "mount", "-o", "remount,ro", place], check=True)
+        with pytest.raises(StateUnavailable, match=f"{place} cannot be written"):
+            read_database(Home(place)).rows("SELECT * FROM jobs")
 
 
 def test_the_views_read_well_without_mlxq(db: Database) -> None:
