@@ -7,14 +7,13 @@ A worker that launchd, systemd or a person started holds run/worker.lock alone.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
+from state import lock
 from state.paths import Home
 
 STOP_LIMIT_S = 20.0
@@ -23,17 +22,18 @@ STOP_LIMIT_S = 20.0
 
 def ensure(home: Home) -> subprocess.Popen[bytes] | None:
     """Make sure that a worker lives or is starting; give the process when this call started it."""
-    with _starter_lock(home).open("a") as lock:
-        if not _take(lock) or held(home.worker_lock):
+    with _starter_lock(home).open("a") as file:
+        # who holds it now starts a worker, or is one
+        if not lock.take(file) or lock.held(home.worker_lock):
             return None
-        return _start(home, lock.fileno())
+        return _start(home, file.fileno())
 
 
 def stop(home: Home, owner: str) -> bool:
     """End the worker `owner` (boot/pid/start) if a command started it; False when it is somebody else's to end."""
     from tasks.world import process
 
-    if not held(_starter_lock(home)):
+    if not lock.held(_starter_lock(home)):
         return False
     identity = process.decode(owner)
     process.send(identity, signal.SIGTERM)
@@ -44,28 +44,7 @@ def _starter_lock(home: Home) -> Path:
     return home.run / "starter.lock"
 
 
-def _take(lock: IO[str]) -> bool:
-    """Take a lock without waiting. Who holds it now starts a worker, or is one."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def held(path: Path) -> bool:
-    """Tell whether a living process holds the lock; the kernel frees it at a process's death."""
-    try:
-        with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _start(home: Home, lock: int) -> subprocess.Popen[bytes]:
+def _start(home: Home, inherited: int) -> subprocess.Popen[bytes]:
     """Start the worker in a session of its own, so that closing the terminal does not end it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     output = os.open(home.log("worker"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -78,7 +57,7 @@ def _start(home: Home, lock: int) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            pass_fds=(lock,),
+            pass_fds=(inherited,),
         )
     finally:
         os.close(output)

@@ -16,9 +16,9 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from mlxq import background, checkup, service
+from mlxq import checkup, service
 from mlxq.checkup import Finding
-from state import host, keys, secrets, settings, stack, wake, worker
+from state import host, keys, lock, secrets, settings, stack, wake, worker
 from state import service as services
 from state.db import Database, read_database
 from state.errors import MlxqError, NotSetUp, StateDamaged
@@ -185,7 +185,7 @@ def mode(path: Path) -> int:
 
 def stale_sockets(home: Home) -> list[Path]:
     """Give the sockets at which nobody listens any more; none while a worker lives or starts."""
-    if background.held(home.worker_lock):
+    if lock.held(home.worker_lock):
         return []
     return [path for path in wake.folder(home).glob("*.sock") if not _listened(path)]
 

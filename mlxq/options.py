@@ -108,7 +108,6 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
 
 
 def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a tier."""
     """Complete the name of a tier, with its model."""
     rows = _look(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]

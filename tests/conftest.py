@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxq import background
+from state import lock
 from state.db import Database, open_database
 from state.paths import Home
 from tasks.world import process
@@ -49,8 +49,8 @@ def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) 
 def end_worker(home: Home) -> None:
     """End the worker that a command started in this home; one that is only starting is waited for."""
     until = time.monotonic() + 20.0
-    while background.held(home.run / "starter.lock") and time.monotonic() < until:
-        pid = home.worker_lock.read_text().strip() if background.held(home.worker_lock) else ""
+    while lock.held(home.run / "starter.lock") and time.monotonic() < until:
+        pid = home.worker_lock.read_text().strip() if lock.held(home.worker_lock) else ""
         worker = process.identify(int(pid)) if pid else None
         if worker and worker.pid != os.getpid():
             process.stop(worker, 20.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from state.errors import Damaged, NotFound
+from state.weights import Facts
 from tasks.world import listing, manifest
 from tasks.world.staging import SUFFIX, used
 
@@ -28,23 +29,10 @@ Header = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Facts):
     """One folder of weights that is whole and readable."""
 
     folder: str
-    model_type: str
-    parameters: int
-    bits: float
-    """Bits per parameter with scales and all: 8 * size / parameters."""
-    quantization: str | None
-    """Such as `4-bit g64`; None for weights that are not quantised."""
-    context: int
-    """Tokens the model was trained for; 0 when its config does not say."""
-    kv_bytes_per_token: int
-    """What one more token of context costs, in layers whose cache grows, in the type the engine will use."""
-    size: int
-    """Bytes of the tensors' files."""
-    vision: bool
     source: str | None = None
     """From the manifest; None for weights that a person put there."""
     revision: str | None = None

@@ -6,7 +6,6 @@ lost by SIGKILL, and the folder gets its name only by a rename when all of it is
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Generator
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from state import lock
 from state.errors import Busy
 from tasks.world import manifest
 from tasks.world.manifest import Manifest
@@ -55,11 +55,9 @@ def hold(target: Path) -> Generator[Staging]:
     """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does."""
     locks = target.parent / LOCKS
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / target.name).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs") from problem
+    with (locks / target.name).open("a") as file:
+        if not lock.take(file):
+            raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs")
         staging = Staging(target)
         staging.folder.mkdir(exist_ok=True)
         yield staging
@@ -67,14 +65,7 @@ def hold(target: Path) -> Generator[Staging]:
 
 def held(target: Path) -> bool:
     """Tell whether some process makes `target` right now."""
-    try:
-        with (target.parent / LOCKS / target.name).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
+    return lock.held(target.parent / LOCKS / target.name)
 
 
 def remove(folder: Path) -> int:

@@ -18,9 +18,9 @@ from types import MappingProxyType
 import pytest
 from support.ports import free_port
 
-from mlxq import background, checkup, cli, examine
+from mlxq import checkup, cli, examine
 from mlxq.checkup import Grade
-from state import keys, secrets, stack, wake
+from state import keys, lock, secrets, stack, wake
 from state.db import Database, open_database
 from state.paths import Home
 from state.stack import Tier
@@ -261,12 +261,10 @@ def test_nothing_is_moved_where_nobody_can_agree(home: Home, capsys: pytest.Capt
 
 
 def test_nothing_is_moved_while_a_worker_has_it_open(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
     damage(home)
-    with home.worker_lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert background.held(home.worker_lock)
+    with home.worker_lock.open("w") as file:
+        assert lock.take(file)
+        assert lock.held(home.worker_lock)
 
         code, _, err = doctor(capsys, "--fix", "--yes")
 
