@@ -38,6 +38,8 @@ COLOURS = {
 BLOCKS = " ▁▂▃▄▅▆▇█"
 MINUTES = 30
 """Shown in the small charts."""
+WIDE = 110
+"""Columns from which a chart of half an hour leaves the figures whole."""
 MOST_STORY = 6
 MOST_JOBS = 10
 
@@ -66,28 +68,31 @@ def _look(db: Database, key: str) -> Picture:
 def _print(seen: Picture) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(draw(seen))
+    console = Console(highlight=False)
+    console.print(draw(seen, console.width))
 
 
 def _follow(db: Database, key: str, bell: wake.Listener) -> None:
     from rich.live import Live
 
-    with Live(draw(_look(db, key)), screen=True, auto_refresh=False) as screen:
+    with Live(screen=True, auto_refresh=False) as screen:
         while True:
             began = time.monotonic()
-            screen.update(draw(_look(db, key)), refresh=True)
+            screen.update(draw(_look(db, key), screen.console.width), refresh=True)
             bell.wait(EVERY_S)
             time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
 
 
-def draw(seen: Picture) -> Group:
-    """Draw everything."""
+def draw(seen: Picture, columns: int) -> Group:
+    """Draw everything; the small charts only where `columns` leave room for them."""
     from rich.console import Group
     from rich.text import Text
 
     head = _told(seen.told)
     head.append(f"   {seen.endpoint}", style="bright_black")
-    parts: list[RenderableType] = [head, _memory(seen), Text(), _tiers([*seen.cards, *seen.others], seen.at)]
+    wide = columns >= WIDE
+    tiers = _tiers([*seen.cards, *seen.others], seen.at, charts=wide)
+    parts: list[RenderableType] = [head, _memory(seen, 24 if wide else 16), Text(), tiers]
     for title, lines in (("Requests", _requests(seen)), ("Jobs", _jobs(seen)), ("Why", _story(seen))):
         if lines:
             parts += [Text(f"\n{title}", style="bold"), *lines]
@@ -105,19 +110,19 @@ def _told(told: Told) -> Text:
     return text
 
 
-def _memory(seen: Picture) -> Text:
+def _memory(seen: Picture, width: int) -> Text:
     from rich.text import Text
 
     memory = seen.memory
     if not memory.total:
         return Text(f"worker {seen.worker}", style="bright_black")
-    text = Text(f"{watch.bar(memory.used / memory.total, 24)} ")
+    text = Text(f"{watch.bar(memory.used / memory.total, width)} ")
     text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
     text.append(f", swap {units.memory(memory.swap)}   worker {seen.worker}", style="bright_black")
     return text
 
 
-def _tiers(cards: Sequence[Card], now: float) -> Table:
+def _tiers(cards: Sequence[Card], now: float, *, charts: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, expand=True)
@@ -125,14 +130,15 @@ def _tiers(cards: Sequence[Card], now: float) -> Table:
         table.add_column(name, header_style="bright_black", no_wrap=True)
     for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS"):
         table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
-    table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
+    if charts:
+        table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
     for card in cards:
-        table.add_row(*_row(card, now))
+        table.add_row(*_row(card, now), *([spark(card.hour, now)] if charts else []))
     return table
 
 
 def _row(card: Card, now: float) -> list[Text | str]:
-    """Give one service's cells, in the order of the columns."""
+    """Give one service's cells, in the order of the columns; the chart is apart."""
     one = card.service
     up = now - one.ready_at if one.ready_at and one.doing in service.SERVING else None
     return [
@@ -144,7 +150,6 @@ def _row(card: Card, now: float) -> list[Text | str]:
         render.span(up),
         units.memory(card.memory_bytes or None),
         str(one.restarts),
-        spark(card.hour, now),
     ]
 
 

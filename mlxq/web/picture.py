@@ -35,7 +35,7 @@ MOST_STORY = 60
 FAILED = """
 SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
 AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
-                AND later.args = jobs.args AND later.state <> 'failed')
+                AND later.args = jobs.args)
 ORDER BY finished_at DESC LIMIT :limit
 """
 """Jobs that failed by themselves and were not put in again since."""

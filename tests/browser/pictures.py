@@ -139,7 +139,7 @@ def main() -> None:
 def terminal(db: Database) -> None:
     """Draw what `mlxq top` shows, as an SVG that asks no other host for its letters."""
     console = Console(record=True, width=118, file=io.StringIO(), highlight=False)
-    console.print(top.draw(picture.look(db, live.ask(service.listing(db), ""))))
+    console.print(top.draw(picture.look(db, live.ask(service.listing(db), "")), console.width))
     drawn = console.export_svg(title="mlxq top", unique_id="top")
     (IMAGES / "top.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
 

@@ -156,7 +156,18 @@ def test_top_prints_what_the_page_shows(rows: Database):
     assert "fast died  It was killed by SIGKILL." in told
 
 
+def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):
+    """Eighty columns, as over SSH; the charts stand back."""
+    scene.an_hour(rows)
+    told = CliRunner().invoke(top.command, ["--once"], env={"COLUMNS": "80"}).output
+    assert "SERVICE STATE RUN WAIT TOK/S TTFT UP MEMORY RESTARTS" in [
+        " ".join(line.split()) for line in told.split("\n")
+    ]
+    assert "standard    ● ready" in told
+
+
 def test_a_failure_that_was_tried_again_needs_no_attention(rows: Database):
+    scene.fail(rows)
     number = scene.fail(rows)
     assert [each.id for each in picture.look(rows, {}).attention] == [number]
     scene.succeed(rows, "restart", service="fast")
