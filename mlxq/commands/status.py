@@ -189,7 +189,7 @@ def _next(found: Report) -> None:
         render.next_step(f"mlxq jobs watch {found.jobs[0]}")
     elif hints:
         render.next_step(hints[0])
-    elif states - {"healthy"}:
+    elif states - {"healthy"} or found.worker.state == "stopped":
         render.next_step("mlxq up")
     else:
         render.next_step('mlxq chat "What is the capital of France?"')

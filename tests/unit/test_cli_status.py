@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 from support.ports import free_port
 
 from mlxq import cli, report
+from mlxq.commands import status
 from state import service, stack, worker
 from state.db import Database
 from state.paths import Home
@@ -84,6 +86,19 @@ def test_without_a_worker_a_process_that_answers_is_healthy(db: Database, server
 
     assert fast(db)["state"] == "healthy"
     assert fast(db)["pid"] == server.identity.pid
+
+
+@pytest.mark.parametrize(("state", "next_step"), [("stopped", "Next: mlxq up\n"), ("running", "Next: mlxq chat")])
+def test_a_stack_that_nobody_watches_over_wants_a_worker_next(
+    state: str, next_step: str, db: Database, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(db, server.identity, port=server.port)
+    seen = report.now(db)
+    well = [each for each in seen.services if each["state"] == "healthy"]
+
+    status.show(replace(seen, services=well, troubles=[], worker=report.Worker(state, None)))
+
+    assert capsys.readouterr().err.startswith(next_step)
 
 
 def test_without_a_worker_a_process_that_does_not_answer_is_down(db: Database, server: Server) -> None:
