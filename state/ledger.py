@@ -24,7 +24,7 @@ HARMLESS_S = 600.0
 CLOCK_SLACK_S = 1.0
 NO_ERROR: dict[str, Any] = dict.fromkeys(("error_code", "error", "hint"))
 FRESH: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
-WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds))"
+WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
 WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')

@@ -360,6 +360,16 @@ def test_a_row_of_unknown_kind_neither_runs_nor_keeps_the_lane_awake(db: Databas
     assert ledger.next_due(db, "ops", KINDS) is None
 
 
+def test_a_row_whose_arguments_are_no_json_holds_nobody_up(db: Database) -> None:
+    """Only a damaged file has one: the schema refuses it."""
+    ids = put(db, New("a"), New("b"))
+    db.run("PRAGMA ignore_check_constraints=ON")
+    db.run("UPDATE jobs SET args = '}' WHERE id = ?", (ids["a"],))
+
+    assert take(db).id == ids["b"]
+    assert ledger.next_due(db, "ops", KINDS) is None
+
+
 def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) -> None:
     ids = put(db, New("a"), New("b", needs=["a"]))
     held = take(db)
