@@ -77,12 +77,16 @@ def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> N
     with wake.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
         ears.start()
-        threading.Thread(target=keeper.keep, name="keeper", daemon=True).start()
+        keeping = threading.Thread(target=keeper.keep, name="keeper", daemon=True)
+        keeping.start()
         consumers = _consumers()
         notify.notify(notify.READY)
         while not stop.wait(HEALTH_S) and _at_home(home, lock):
             for consumer in consumers:
                 consumer.check_worker_health()
+            if not keeping.is_alive():  # nobody beats and rescues: better no worker than one that looks hung for ever
+                keeper.problem = Internal("The worker's keeper ended by a fault.", hint="mlxq logs worker")
+                break
         _wind_down(consumers)
         keeper.hand_back()
         wake.rouse(home)

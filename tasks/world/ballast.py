@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 
 from state.paths import Home
 
@@ -24,4 +25,5 @@ def lay_ballast(home: Home) -> None:
         part.write_bytes(os.urandom(BALLAST_BYTES))
         part.rename(home.ballast)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a home that cannot be reached at all
+            part.unlink()

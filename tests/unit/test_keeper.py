@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +101,26 @@ def test_the_reserve_is_laid_again_when_there_is_room(keeper: Keeper, home: Home
     home.ballast.unlink()
     keeper.look()
     assert home.ballast.stat().st_size == 4096
+
+
+def test_a_home_that_cannot_be_reached_costs_no_more_than_the_reserve(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    ballast.lay_ballast(Home(tmp_path / "loop"))
+
+
+def test_a_worker_whose_keeper_died_ends_so_that_a_fresh_one_is_started(home: Home) -> None:
+    """Else it would look hung for ever, hold the lock, and rescue nothing."""
+    code = (
+        "from state.paths import home; from tasks import worker; from tasks.keeper import Keeper;"
+        "worker.HEALTH_S = 0.1; Keeper.look = lambda self: 1 / 0; worker.run(home())"
+    )
+    env = os.environ | {"MLXQ_HOME": str(home.root)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith("The worker's keeper ended by a fault.")
 
 
 def test_a_hung_worker_is_told_apart_from_a_dead_one() -> None:
