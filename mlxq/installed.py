@@ -15,6 +15,7 @@ from state import settings, stack, weights
 from state.db import Database
 from state.errors import NotFound
 from state.paths import Home
+from state.weights import Weights
 from tasks.world import inventory, manifest
 from tasks.world.inventory import Found
 
@@ -39,6 +40,8 @@ class Installed:
     problem: str | None
     pulled: float
     """When they came, in unix seconds."""
+    verified: float | None
+    """When every byte was hashed last; None for what nothing can be compared with."""
 
     def row(self) -> dict[str, Any]:
         """Give it as it is printed for programs."""
@@ -52,6 +55,7 @@ class Installed:
             "size_bytes": self.size,
             "used_by": list(self.used_by),
             "problem": self.problem,
+            "verified_at": self.verified,
         }
 
 
@@ -59,12 +63,12 @@ def listing(home: Home, db: Database | None, known: Mapping[str, Model]) -> list
     """Give everything in the models folder; without a state database nothing is in use."""
     found = inventory.scan(settings.load(home).models(home))
     tiers = stack.tiers(db) if db else []
-    loaded = {row.folder for row in weights.listing(db) if row.loaded_at} if db else set[str]()
+    rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
     users = {str(each.folder): tuple(t.name for t in tiers if t.weights == str(each.folder)) for each in found}
-    return [_installed(each, users[str(each.folder)], str(each.folder) in loaded, known) for each in found]
+    return [_installed(each, users[str(each.folder)], rows.get(str(each.folder)), known) for each in found]
 
 
-def _installed(found: Found, users: tuple[str, ...], loaded: bool, known: Mapping[str, Model]) -> Installed:
+def _installed(found: Found, users: tuple[str, ...], row: Weights | None, known: Mapping[str, Model]) -> Installed:
     made = manifest.read(found.folder)
     source = made.asked if made else ""
     model, quant = _named(source, found, known)
@@ -74,11 +78,12 @@ def _installed(found: Found, users: tuple[str, ...], loaded: bool, known: Mappin
         quant=quant,
         source=source,
         revision=made.revision if made else "",
-        state="loadable" if loaded and found.state == "valid" else found.state,
+        state="loadable" if row and row.loaded_at and found.state == "valid" else found.state,
         size=found.size,
         used_by=users,
         problem=found.problem,
         pulled=found.folder.stat().st_mtime,
+        verified=row.verified_at if row else None,
     )
 
 

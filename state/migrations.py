@@ -307,6 +307,12 @@ def m006_succession(db: Database) -> None:
     db.execute("ALTER TABLE services ADD COLUMN leaving TEXT NOT NULL DEFAULT '[]'")
 
 
+@schema()
+def m007_unread(db: Database) -> None:
+    """Drop what was written and never read."""
+    db.execute("ALTER TABLE services DROP COLUMN ok_at")
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -129,7 +129,6 @@ class Service:
     shim: str | None
     started_at: float | None
     ready_at: float | None
-    ok_at: float | None
     exits: list[float]
     """When it ended unasked, since it last was ready for ten minutes."""
     restarts: int
@@ -152,7 +151,7 @@ class Service:
 
 
 OF_ONE_START = (
-    *("identity", "shim", "started_at", "ready_at", "ok_at", "next_try_at", "memory_bytes"),
+    *("identity", "shim", "started_at", "ready_at", "next_try_at", "memory_bytes"),
     *("exit_code", "cause_code", "cause", "hint", "successor"),
 )
 """Columns that tell of one start and are empty at the next."""

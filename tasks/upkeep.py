@@ -267,9 +267,7 @@ def welcome(db: Database, one: Service) -> None:
     found = identity(one)
     weight = system.resident(found) if found else None
     now = db.now()
-    service.step(
-        db, one.name, Step.READIED, fence=one.generation, ready_at=now, ok_at=now, memory_bytes=weight, next_try_at=None
-    )
+    service.step(db, one.name, Step.READIED, fence=one.generation, ready_at=now, memory_bytes=weight, next_try_at=None)
     if one.kind == "engine":
         with contextlib.suppress(NotFound):  # the stack was changed meanwhile
             weights.loaded(db, stack.tier(db, one.name).weights)
@@ -354,7 +352,7 @@ def _inherit(db: Database, home: Home, one: Service, shim: Identity | None = Non
         shim=process.encode(shim) if shim else None,
         leaving=[process.encode(each) for each in (*leaving(one), running(one)) if each],
         memory_bytes=system.resident(found),
-        **dict.fromkeys(("started_at", "ready_at", "ok_at"), now),
+        **dict.fromkeys(("started_at", "ready_at"), now),
         **dict.fromkeys(("successor", "next_try_at", "exit_code", "cause_code", "cause", "hint")),
     )
 

@@ -184,11 +184,11 @@ class Watch:
             del self._charges[one.name]
             self._restart(db, one.name, "hung")
         elif verdict == Verdict.HEALTHY and one.doing != Doing.READY:
-            service.step(db, one.name, Step.READIED, fence=one.generation, ok_at=db.now())
+            service.step(db, one.name, Step.READIED, fence=one.generation)
         elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
             charge.noted_at = time.monotonic()
             used = system.resident(charge.identity)
-            service.update(db, one.name, ok_at=db.now(), memory_bytes=used)
+            service.update(db, one.name, memory_bytes=used)
             if one.kind == "engine" and status:
                 self._mind_memory(db, one, charge, status, used)
 

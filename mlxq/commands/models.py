@@ -126,13 +126,16 @@ def _local(place: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
 
 def _local_table(there: list[Installed]) -> None:
     render.table(
-        ["MODEL", "QUANT", "SIZE", "STATE", "USED BY", "SOURCE"],
-        [
-            [one.model, one.quant, units.files(one.size), one.state, " ".join(one.used_by), one.source or "by hand"]
-            for one in there
-        ],
+        ["MODEL", "QUANT", "SIZE", "STATE", "VERIFIED", "USED BY", "SOURCE"],
+        [_local_row(one) for one in there],
         right=(2,),
     )
+
+
+def _local_row(one: Installed) -> list[Any]:
+    used = " ".join(one.used_by)
+    verified = render.ago(one.verified)
+    return [one.model, one.quant, units.files(one.size), one.state, verified, used, one.source or "by hand"]
 
 
 @dataclass(frozen=True)

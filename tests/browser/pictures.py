@@ -98,7 +98,7 @@ def a_day(db: Database, back: Any, ports: dict[str, int]) -> None:
     scene.begin(db, "standard")
     back(1889)
     now = db.now()
-    service.step(db, "standard", service.Step.READIED, ready_at=now, ok_at=now, memory_bytes=int(13.9 * scene.GIB))
+    service.step(db, "standard", service.Step.READIED, ready_at=now, memory_bytes=int(13.9 * scene.GIB))
     back(700)
     scene.fail(db, "longctx")
     back(12)

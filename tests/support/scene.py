@@ -61,7 +61,7 @@ def ready(db: Database, name: str, memory: float = 1.0) -> None:
     """Make one service serve; `memory` in GiB."""
     begin(db, name)
     now = db.now()
-    service.step(db, name, Step.READIED, ready_at=now, ok_at=now, memory_bytes=int(memory * GIB))
+    service.step(db, name, Step.READIED, ready_at=now, memory_bytes=int(memory * GIB))
 
 
 def die(db: Database, name: str, wait_s: float = 30.0) -> None:

@@ -20,7 +20,6 @@ READY = Service(
     shim=None,
     started_at=NOW,
     ready_at=NOW,
-    ok_at=NOW,
     exits=[],
     restarts=0,
     next_try_at=None,

@@ -18,7 +18,7 @@ from support import tiny_model
 from catalog.load import entries
 from catalog.machine import Machine
 from mlxq import cli, options
-from state import host, stack
+from state import host, stack, weights
 from state.db import Database
 from state.paths import Home
 from state.stack import Tier
@@ -149,6 +149,24 @@ def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(
     assert (hand["model"], hand["state"], hand["used_by"], hand["source"]) == ("by-hand", "valid", ["fast"], None)
     assert hand["size_bytes"] > 100_000
     assert partial["state"] == "partial"
+
+
+def test_weights_are_told_with_when_they_were_verified(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model.make(home.models / "by-hand")
+    facts = dict.fromkeys(("parameters", "bits", "context", "kv_bytes_per_token", "size", "vision"), 0)
+    weights.record(
+        db,
+        str(folder),
+        "file:/m",
+        {"revision": "1", "model_type": "llama", "quantization": None, "recipe": None, **facts},
+    )
+
+    assert cli.run(["models", "--json"]) == 0
+    assert [each["verified_at"] for each in said(capsys)["models"]] == [db.now()]
+    assert cli.run(["models"]) == 0
+    assert " ago " in capsys.readouterr().out
 
 
 def test_without_weights_the_next_command_is_named(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
