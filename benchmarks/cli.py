@@ -95,7 +95,7 @@ def stack_that_is_up(home: Home) -> Generator[Home]:
     for name, port in [*((tier.name, tier.port) for tier in TIERS), ("gateway", BASE_PORT)]:
         service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
         service.want(db, name, "up")
-        service.intend(db, name, ["engine"], "print")
+        service.intend(db, name, ["engine"], "print", port)
         service.step(db, name, Step.SPAWNED, identity=mark(idle.pid), started_at=time.time())
         service.step(db, name, Step.READIED)
     worker.beat(db, mark(os.getpid()), os.getpid(), "benchmark", time.monotonic() + 86400)

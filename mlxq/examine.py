@@ -23,6 +23,7 @@ from state import service as services
 from state.db import Database, read_database
 from state.errors import MlxqError, NotSetUp, StateDamaged
 from state.paths import Home
+from state.ports import listing as listening
 from tasks import pulse
 from tasks.world import hardware, ports, process, system
 
@@ -251,8 +252,7 @@ def _around(home: Home) -> dict[str, int]:
 
 
 def _wanted_ports(db: Database) -> Mapping[str, int]:
-    told = _around(db.home) | {tier.name: tier.port for tier in stack.tiers(db)}
-    return told | {row.name: row.port for row in services.listing(db)}
+    return {name: number for name, number in listening(db).items() if number}
 
 
 def _port(db: Database | None, name: str, number: int) -> Finding:

@@ -1,4 +1,4 @@
-"""How a command reaches the gateway: where it is, its key, and one streamed answer."""
+"""How a command speaks to the gateway: its key, and one streamed answer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ from collections.abc import Generator
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 
-from state import secrets, service, settings
-from state.db import Database
+from state import secrets
 from state.errors import GatewayFailed, NotRunning, NotSetUp
 from state.paths import Home
 
 ANSWER_S = 600.0
 """How long the gateway may say nothing: a long prompt is read first."""
-
-
-def endpoint(db: Database) -> str:
-    """Give the base URL for OpenAI clients: where the gateway is, else where it will be."""
-    row = service.find(db, "gateway")
-    port = row.port if row else settings.load(db.home)["litellm-port"]
-    return f"http://127.0.0.1:{port}/v1"
 
 
 def key(home: Home) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from state import cloud, host, restraint, service, settings, stack
+from state import cloud, host, ports, restraint, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Service
@@ -66,13 +66,12 @@ def now(db: Database) -> Report:
     """Look, and give what is true."""
     seen, tiers = worker(db), stack.tiers(db)
     rows = {row.name: row for row in service.listing(db)}
-    port = rows[GATEWAY].port if GATEWAY in rows else settings.load(db.home)["litellm-port"]
     live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
     return Report(
         machine=host.recall(db, "machine"),
-        endpoint=f"http://127.0.0.1:{port}/v1",
+        endpoint=ports.endpoint(db),
         worker=seen,
-        services=_services(rows, tiers, port, watched=seen.state == "running"),
+        services=_services(rows, tiers, ports.listing(db), watched=seen.state == "running"),
         troubles=_troubles(db, rows.values()),
         tiers=tiers,
         jobs=[row["id"] for row in live],
@@ -80,11 +79,13 @@ def now(db: Database) -> Report:
     )
 
 
-def _services(rows: Mapping[str, Service], tiers: Sequence[Tier], port: int, *, watched: bool) -> list[dict[str, Any]]:
-    """Give the tiers and the gateway, then what else has a row; `port` is the gateway's."""
+def _services(
+    rows: Mapping[str, Service], tiers: Sequence[Tier], at: Mapping[str, int], *, watched: bool
+) -> list[dict[str, Any]]:
+    """Give the tiers and the gateway, then what else has a row; `at`: their ports, 0 for a page that is off."""
     wanted: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
     names = wanted | {name: wanted.get(name) for name in rows}
-    return [_service(name, rows.get(name), tier, port, watched=watched) for name, tier in names.items()]
+    return [_service(name, rows.get(name), tier, at.get(name) or None, watched=watched) for name, tier in names.items()]
 
 
 def _troubles(db: Database, rows: Iterable[Service]) -> list[tuple[str, str, str | None]]:
@@ -116,8 +117,8 @@ def worker(db: Database) -> Worker:
     return Worker("hung" if felt is pulse.Pulse.HUNG else "running", last.pid)
 
 
-def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, watched: bool) -> dict[str, Any]:
-    """Give one service with the keys of `status --json`; `port` is the gateway's."""
+def _service(name: str, row: Service | None, tier: Tier | None, port: int | None, *, watched: bool) -> dict[str, Any]:
+    """Give one service with the keys of `status --json`."""
     state = Observed.STOPPED if row is None else row.observed if watched else check(row)
     told: dict[str, Any] = {
         "name": name,
@@ -125,7 +126,7 @@ def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, wa
         "state": str(state),
         "phase": "stopped",
         "pid": None,
-        "port": tier.port if tier else port,
+        "port": port,
         "model": tier.model if tier else None,
         "quant": tier.quant if tier else None,
         "restarts": 0,
@@ -133,7 +134,7 @@ def _service(name: str, row: Service | None, tier: Tier | None, port: int, *, wa
         "memory_mb": None,
     }
     if row:
-        told |= {"kind": row.kind, "phase": str(row.doing), "port": row.port, "restarts": row.restarts}
+        told |= {"kind": row.kind, "phase": str(row.doing), "restarts": row.restarts}
     if row and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
         told |= _process(row)
     return told

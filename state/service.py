@@ -124,6 +124,7 @@ class Service:
     fingerprint: str
     """What the process was started with; another one means it must be restarted."""
     port: int
+    """Where the latest start listens; settings and stack say where the next one will."""
     identity: str | None
     """boot/pid/start of the process, as tasks.world.process encodes it."""
     shim: str | None
@@ -140,7 +141,7 @@ class Service:
     memory_bytes: int | None
     updated_at: float
     successor: dict[str, Any] | None = None
-    """argv and fingerprint of the start that shall take the running process's place; it is the latest generation's."""
+    """argv, fingerprint and port of the latest generation's start, which shall take the running process's place."""
     leaving: list[str] = field(default_factory=list[str])
     """Identities of processes that were replaced; each ends by itself when its last answer is out."""
 
@@ -177,11 +178,10 @@ def get(db: Database, name: str) -> Service:
 
 
 def ensure(db: Database, name: str, kind: Kind, port: int) -> None:
-    """Make sure the service has a row, and that its row has this port; a new one is not wanted yet."""
+    """Make sure the service has a row; a new one is not wanted yet. A port is set anew by each start alone."""
     db.run(
         "INSERT INTO services (name, kind, wanted, port, updated_at) VALUES (?, ?, 'down', ?, ?)"
-        " ON CONFLICT (name) DO UPDATE SET port = excluded.port, updated_at = excluded.updated_at"
-        " WHERE port <> excluded.port",
+        " ON CONFLICT (name) DO NOTHING",
         (name, kind, port, db.now()),
     )
 
@@ -236,7 +236,7 @@ def update(db: Database, name: str, **columns: Any) -> None:
     )
 
 
-def intend(db: Database, name: str, argv: list[str], fingerprint: str) -> int | None:
+def intend(db: Database, name: str, argv: list[str], fingerprint: str, port: int) -> int | None:
     """Write down that the service is about to be started, and give the generation of this start.
 
     None when it is up or under way already. This comes before the spawn: a crash in between leaves a mark to
@@ -244,19 +244,20 @@ def intend(db: Database, name: str, argv: list[str], fingerprint: str) -> int | 
     """
     with db.transaction():
         generation = get(db, name).generation + 1
-        fresh: dict[str, Any] = {"generation": generation, "argv": argv, "fingerprint": fingerprint}
+        fresh: dict[str, Any] = {"generation": generation, "argv": argv, "fingerprint": fingerprint, "port": port}
         fresh |= dict.fromkeys(OF_ONE_START)
         return generation if step(db, name, Step.INTENDED, **fresh) else None
 
 
-def foresee(db: Database, name: str, argv: list[str], fingerprint: str) -> int:
+def foresee(db: Database, name: str, argv: list[str], fingerprint: str, port: int) -> int:
     """Write down that a process is about to be started which shall take the running one's place; give its generation.
 
     As with `intend`, this comes before the spawn. The running process stays the recorded one.
     """
     with db.transaction():
         generation = get(db, name).generation + 1
-        update(db, name, generation=generation, successor={"argv": argv, "fingerprint": fingerprint})
+        planned = {"argv": argv, "fingerprint": fingerprint, "port": port}
+        update(db, name, generation=generation, successor=planned)
         event.record(db, "foreseen", service=name, attempt=generation)
     return generation
 

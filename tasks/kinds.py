@@ -59,7 +59,15 @@ KINDS: Mapping[str, Kind] = {
             ukey="service:{service}:stop",
             priority=10,
         ),
-        Kind("restart", "start a service anew", max_attempts=3, limit_s=900, ukey="service:{service}", priority=20),
+        Kind(
+            "restart",
+            "start a service anew",
+            max_attempts=3,
+            limit_s=900,
+            ukey="service:{service}",
+            apart=("purge",),
+            priority=20,
+        ),
         Kind("assign", "give a model a tier", ukey="assign:{tier}"),
         Kind(
             "retire",

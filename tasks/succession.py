@@ -49,7 +49,7 @@ def replace(context: Context, one: Service, plan: Blueprint) -> None:
     Raises GatewayFailed when it does not prove fit: the running one was left as it is.
     """
     db, home, port = context.db, context.home, ports.spare()
-    generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint)
+    generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint, plan.port)
     upkeep.headline(home.log(one.name), f"{one.name}, start {generation}")
     spawned: Spawned | None = None
     environment = plan.environment(generation) | {gateway.TRIAL: str(port)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from typing import Any
 
 from state import restraint, settings, stack
@@ -18,6 +19,7 @@ from tasks.plan.restraint import may_start
 from tasks.queue import Context, job
 from tasks.upkeep import Blueprint
 from tasks.world import probe, process, promptcache, system
+from tasks.world.child import Cancelled
 from tasks.world.process import Identity
 
 LOOK_S = 0.1
@@ -47,7 +49,7 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
     """
     if why == "asked":
         _lift(context, service)
-    if purge:
+    if purge and rows.get(context.db, service).kind == "engine":
         _end_and_purge(context, service)
     replace = why != "gone" and not _replaced(context, service)
     return bring_up(context, service, replace=replace, hung=why == "hung")
@@ -67,14 +69,26 @@ def _end_and_purge(context: Context, name: str) -> None:
 
 
 @job("stop")
-def stop(context: Context, service: str) -> dict[str, Any]:
-    """Make sure a service is not wanted and its process is gone. Gives what `start` gives."""
-    if rows.find(context.db, service) is None:
-        _row(context, service)
-    rows.want(context.db, service, "down")
+def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:
+    """Make sure a service is not wanted and its process is gone. Gives what `start` gives.
+
+    `unwanted`: the watchdog asks, as it saw that nobody wants the service; that is no wish of its own. Whoever wants
+    the service before its turn comes keeps it.
+    """
+    if not unwanted:
+        _unwant(context, service)
     with upkeep.hold(service, context.check):
-        upkeep.take_down(context.db, context.home, rows.get(context.db, service))
+        one = rows.get(context.db, service)
+        if one.wanted == "down":
+            upkeep.take_down(context.db, context.home, one)
     return _outcome(context, service)
+
+
+def _unwant(context: Context, name: str) -> None:
+    """Write down that a service is not wanted. Raises NotFound."""
+    if rows.find(context.db, name) is None:
+        _row(context, name)
+    rows.want(context.db, name, "down")
 
 
 @job("drain")
@@ -86,11 +100,19 @@ def drain(context: Context, service: str) -> dict[str, Any]:
     """
     rows.want(context.db, service, "down")
     with upkeep.hold(service, context.check):
-        found, began = upkeep.drain(context.db, rows.get(context.db, service)), time.monotonic()
-        while found and time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
-            context.report("draining", done=int(time.monotonic() - began), unit="s")
+        if found := upkeep.drain(context.db, rows.get(context.db, service)):
+            with suppress(Cancelled):
+                _await_last_answer(context, found)
         upkeep.take_down(context.db, context.home, rows.get(context.db, service))
     return _outcome(context, service)
+
+
+def _await_last_answer(context: Context, found: Identity) -> None:
+    """Wait until a drained engine ends, `DRAIN_S` at most. Raises Cancelled."""
+    began = time.monotonic()
+    while time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
+        context.report("draining", done=int(time.monotonic() - began), unit="s")
+        context.check()
 
 
 def _lift(context: Context, name: str) -> None:
@@ -100,7 +122,7 @@ def _lift(context: Context, name: str) -> None:
 
 
 def _row(context: Context, name: str) -> None:
-    """Make sure the service has a row with the port that is wanted now. Raises NotFound."""
+    """Make sure the service has a row. Raises NotFound."""
     if name == gateway.SERVICE:
         rows.ensure(context.db, name, "gateway", settings.load(context.home)["litellm-port"])
     elif name == page.SERVICE:
@@ -120,7 +142,7 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
         while rows.get(context.db, name).wanted == "up":
             plan = _plan(context, name)
             one = upkeep.settle(context.db, context.home, rows.get(context.db, name))
-            if upkeep.running(one) and (replace or one.fingerprint != plan.fingerprint):
+            if upkeep.running(one) and (replace or _outdated(one, plan)):
                 _replace(context, one, plan, hung=hung)
             replace = False
             _await_turn(context, name)
@@ -131,12 +153,24 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
     return _outcome(context, name)
 
 
+def _outdated(one: Service, plan: Blueprint) -> bool:
+    """Tell whether a running process is not what is wanted now, or takes no new requests any more."""
+    return one.fingerprint != plan.fingerprint or one.doing == Doing.DRAINING
+
+
 def _replace(context: Context, one: Service, plan: Blueprint, *, hung: bool) -> None:
-    """Have a successor take the process's place where that can be done; end it where not. Raises GatewayFailed."""
-    if not hung and succession.possible(context.home, one):
+    """Have a successor take the process's place where that can be done; end it where not.
+
+    Raises GatewayFailed, PortTaken; the process was left as it is.
+    """
+    if hung:
+        upkeep.take_down(context.db, context.home, one, upkeep.HUNG_GRACE_S)
+        return
+    upkeep.may_move(one, plan)
+    if succession.possible(context.home, one):
         succession.replace(context, one, plan)
     else:
-        upkeep.take_down(context.db, context.home, one, upkeep.HUNG_GRACE_S if hung else upkeep.GRACE_S)
+        upkeep.take_down(context.db, context.home, one)
 
 
 def _await_turn(context: Context, name: str) -> None:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,6 +53,8 @@ class Blueprint:
     """generation -> the child's whole environment, keys included; never stored."""
     fingerprint: str
     """Changes when a running process would no longer be what is wanted."""
+    port: int
+    """Where it will listen."""
     start_limit_s: float
 
 
@@ -81,7 +83,8 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Bluepr
         )
 
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
-    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "vllm-mlx"), health.start_limit_s(size))
+    fingerprint = _fingerprint(argv, environment(0), "vllm-mlx")
+    return Blueprint(argv, environment, fingerprint, tier.port, health.start_limit_s(size))
 
 
 def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
@@ -93,7 +96,8 @@ def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
     found, keys = settings.load(home), secrets.ensure(home.secrets)
     app_keys.admit(app_keys.place(home), found["gateway-host"])
-    argv = gateway.argv(sys.executable, str(config), found["litellm-port"], host=found["gateway-host"])
+    port: int = found["litellm-port"]
+    argv = gateway.argv(sys.executable, str(config), port, host=found["gateway-host"])
     cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:
@@ -106,9 +110,8 @@ def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
             cloud_cap_usd=found["cloud-cap-usd"],
         )
 
-    return Blueprint(
-        argv, environment, _fingerprint([*argv, config.read_text()], environment(0), "litellm"), GATEWAY_START_S
-    )
+    fingerprint = _fingerprint([*argv, config.read_text()], environment(0), "litellm")
+    return Blueprint(argv, environment, fingerprint, port, GATEWAY_START_S)
 
 
 def _page(home: Home) -> Blueprint:
@@ -120,7 +123,7 @@ def _page(home: Home) -> Blueprint:
     def environment(generation: int) -> dict[str, str]:
         return page.environment(base=os.environ, home=str(home.root), generation=generation)
 
-    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "starlette"), PAGE_START_S)
+    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "starlette"), port, PAGE_START_S)
 
 
 def _fingerprint(argv: list[str], environment: dict[str, str], package: str) -> str:
@@ -150,6 +153,12 @@ def hold(name: str, check: Callable[[], None]) -> Generator[None]:
         lock.release()
 
 
+def held(name: str) -> bool:
+    """Tell whether a job of this worker starts or stops `name` at the moment."""
+    lock = _held.get(name)
+    return lock is not None and lock.locked()
+
+
 def identity(one: Service) -> Identity | None:
     """Give the recorded process, or None."""
     return process.decode(one.identity) if one.identity else None
@@ -170,7 +179,7 @@ def this_boot(one: Service) -> bool:
 def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
     """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
     if not adopt_orphan(db, home, service.get(db, name), plan):
-        generation = service.intend(db, name, plan.argv, plan.fingerprint)
+        generation = service.intend(db, name, plan.argv, plan.fingerprint, plan.port)
         assert generation is not None, "a service that is held and down can be started"
         _free_port(service.get(db, name))
         headline(home.log(name), f"{name}, start {generation}")
@@ -203,6 +212,14 @@ def _free_port(one: Service) -> None:
     """Raise PortTaken when somebody has the port; whoever it is, is named and left alone."""
     if not ports.free(one.port):
         raise port_taken(one)
+
+
+def may_move(one: Service, plan: Blueprint) -> None:
+    """Raise PortTaken when a running service shall listen elsewhere, and somebody has that port."""
+    if plan.port != one.port and not ports.free(plan.port):
+        problem = port_taken(replace(one, port=plan.port))
+        problem.done = f"It was left alone, and {one.name} goes on at port {one.port}."
+        raise problem
 
 
 def port_taken(one: Service) -> PortTaken:

@@ -6,7 +6,7 @@ import http.client
 import json
 from typing import Any
 
-from state import secrets, settings, stack
+from state import ports, secrets, stack
 from state.errors import GatewayFailed, NotSetUp
 from state.stack import Tier
 from tasks.queue import Context, job
@@ -22,7 +22,7 @@ def verify(context: Context) -> dict[str, Any]:
 
     Gives {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
     """
-    port = settings.load(context.home)["litellm-port"]
+    port = ports.listing(context.db)["gateway"]
     key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
     tiers = stack.tiers(context.db)
     if not tiers:
@@ -34,7 +34,7 @@ def verify(context: Context) -> dict[str, Any]:
         started = context.db.now()
         ask(port, key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
-    return {"endpoint": f"http://127.0.0.1:{port}/v1", "tiers": took}
+    return {"endpoint": ports.endpoint(context.db), "tiers": took}
 
 
 def ask(port: int, key: str, tier: Tier) -> None:

@@ -126,7 +126,8 @@ class Watch:
         """Do what this service needs now."""
         found = upkeep.running(one)
         fingerprint = self._wanted_fingerprint(db, one) if calm else None
-        need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint)
+        held = upkeep.held(one.name)
+        need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint, held=held)
         if need == Care.SETTLE and (dead := upkeep.identity(one)):
             self._died(one.name, dead)
         elif need == Care.START:
@@ -134,7 +135,7 @@ class Watch:
         elif need == Care.REPLACE:
             self._restart(db, one.name, "changed")
         elif need == Care.STOP:
-            ledger.submit(db, new("stop", {"service": one.name}), source="watchdog")
+            ledger.submit(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
         elif need == Care.JUDGE and found:
             self._judge(db, one, found)
 

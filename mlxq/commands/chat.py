@@ -7,7 +7,7 @@ import sys
 import click
 
 from mlxq import ask, options
-from state import stack
+from state import ports, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import home
 
@@ -31,9 +31,9 @@ def command(prompt: tuple[str, ...], tier: str | None) -> None:
         if not tiers:
             raise NotSetUp("There is no stack to ask.", hint="mlxq setup")
         name = stack.tier(db, tier).name if tier else tiers[0].name
-        from mlxq import gateway
+        url = ports.endpoint(db)
+    from mlxq import gateway
 
-        url = gateway.endpoint(db)
     body = {"model": name, "messages": [{"role": "user", "content": question}], "temperature": 0}
     for piece in gateway.stream(url, gateway.key(place), body):
         click.echo(piece, nl=False)

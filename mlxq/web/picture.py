@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq import gateway, report
+from mlxq import report
 from mlxq.web import words
 from mlxq.web.live import Engine, Engines
 from mlxq.web.words import Entry, Told
-from state import bench, event, host, job, restraint, sample, service, stack, usage
+from state import bench, event, host, job, ports, restraint, sample, service, stack, usage
 from state.bench import Bench
 from state.db import Database
 from state.job import Job
@@ -153,7 +153,7 @@ def _look(db: Database, engines: Engines) -> Picture:
         at=now,
         told=words.of_all([card.service for card in cards], worker),
         worker=worker,
-        endpoint=gateway.endpoint(db),
+        endpoint=ports.endpoint(db),
         machine=machine,
         memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],

@@ -23,22 +23,23 @@ class Care(StrEnum):
     JUDGE = "judge"  # runs: see how it is
 
 
-def care(service: Service, *, alive: bool, now: float, fingerprint: str | None) -> Care:
+def care(service: Service, *, alive: bool, now: float, fingerprint: str | None, held: bool) -> Care:
     """Decide. `alive`: whether the recorded process lives; `now`: unix seconds.
 
-    `fingerprint`: of what is wanted now; None when that cannot be told at the moment.
+    `fingerprint`: of what is wanted now; None when that cannot be told at the moment. `held`: whether a job is
+    starting or stopping it.
     """
     if service.identity and not alive and service.doing in ALIVE - {Doing.STOPPING}:
         return Care.SETTLE
     if service.wanted == "down":
         return Care.LEAVE if service.doing == Doing.STOPPED else Care.STOP
-    if service.successor:
+    if service.successor or service.doing == Doing.DRAINING:
         return Care.REPLACE  # a job is at it, and takes this as asked already; or its worker was killed
-    if service.doing in {Doing.FAILED, Doing.DRAINING}:
+    if service.doing == Doing.FAILED:
         return Care.LEAVE
     if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:
         return Care.REPLACE if fingerprint not in {None, service.fingerprint} else Care.JUDGE
-    return Care.LEAVE if restart.left_s(service.next_try_at, now) else Care.START
+    return Care.LEAVE if held or restart.left_s(service.next_try_at, now) else Care.START
 
 
 def mends(service: Service, why: str, *, this_boot: bool) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import recovery
-from support.mlxq_home import Mlxq
+from support.mlxq_home import DYING, LIMIT_S, Mlxq
 
 from state import service
 from state.service import Doing
@@ -196,3 +196,25 @@ def test_what_was_put_down_stays_down(mlxq: Mlxq):
 
     assert mlxq.one().doing == Doing.STOPPED
     assert service.observe(mlxq.one().doing, mlxq.one().wanted) == "stopped"
+
+
+RECYCLING = """
+from tasks.plan import leak
+leak.advise = lambda *_, **__: leak.Advice.RECYCLE
+"""
+"""A worker that finds the memory of every engine growing."""
+
+
+def test_an_engine_out_of_the_route_is_started_anew_when_the_worker_dies_before_it_asked_for_that(mlxq: Mlxq):
+    """A planned restart: the row says that it drains, and no job is there yet."""
+    mlxq.work_with_fakes()
+    one = mlxq.up()
+    mlxq.kill_worker()
+    mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.watch:new")
+    assert mlxq.worker
+    assert mlxq.worker.wait(LIMIT_S) == -signal.SIGKILL
+    assert (mlxq.one().doing, mlxq.one().identity) == (Doing.DRAINING, one.identity)
+    mlxq.work_with_fakes()
+
+    assert mlxq.await_next(one).restarts == 0
+    assert mlxq.engines() == 1

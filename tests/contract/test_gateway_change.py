@@ -20,14 +20,14 @@ from state import event, keys, secrets, service, settings, stack, usage
 from state.db import Database
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import attempt, configure, proof, runtime, tier, upkeep, watch
-from tasks.world import passing, process
+from tasks import attempt, configure, proof, runtime, tier, upkeep, verify, watch
+from tasks.world import passing, ports, process
 
 if TYPE_CHECKING:
     from conftest import Upstream
 
 TASKS: dict[str, Callable[..., Any]] = {"configure": configure.configure, "start": tier.start, "stop": tier.stop}
-TASKS["restart"] = tier.restart
+TASKS |= {"restart": tier.restart, "verify": verify.verify}
 pytestmark = pytest.mark.slow
 
 
@@ -49,7 +49,7 @@ def is_up(db: Database, one: Upstream) -> None:
     found = process.identify(one.process.pid)
     assert found
     service.ensure(db, one.name, "engine", one.port)
-    service.intend(db, one.name, ["stand-in"], "print")
+    service.intend(db, one.name, ["stand-in"], "print", one.port)
     service.step(db, one.name, Step.SPAWNED, identity=process.encode(found), started_at=db.now())
     service.step(db, one.name, Step.READIED, ready_at=db.now())
     assert service.get(db, one.name).doing == Doing.READY
@@ -139,7 +139,7 @@ def counted(db: Database) -> int:
 def test_no_client_notices_that_the_gateway_is_replaced(
     home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
 ):
-    """More tiers, another setting, a restart: nothing refused, nothing cut, no request of the proofs counted."""
+    """More tiers, another setting, a restart, be it one that purges: nothing refused or cut, no proof counted."""
     key = secrets.read(home.secrets)[secrets.MASTER]
     keys.create(keys.place(home), "app")
     with Load(serving.port, key) as load:
@@ -149,7 +149,7 @@ def test_no_client_notices_that_the_gateway_is_replaced(
         streams.append(load.long_stream(25))
         settings.write(home, "gateway-host", "0.0.0.0")
         done.append(run("start", service="gateway"))
-        done.append(run("restart", service="gateway"))
+        done.append(run("restart", service="gateway", purge=True))
         settings.reset(home, "gateway-host")
         done.append(run("start", service="gateway"))
         for stream in streams:
@@ -179,9 +179,25 @@ def test_a_gateway_that_cannot_take_over_changes_nothing(
         told.append(run("restart", service="gateway").error or "")
 
     assert "203.0.113.7 is no address of this machine" in told[0]
-    assert "port" in told[1]
+    assert f"Port {every_upstream['fast'].port}, which gateway needs, is taken by " in told[1]
+    assert told[1].endswith(f"gateway goes on at port {serving.port}.")
     assert load.failures == []
     assert settled(home, db).identity == serving.identity
+
+
+def test_a_new_port_is_the_next_gateways_and_not_this_ones(
+    home: Home, db: Database, run: Run, serving: service.Service
+):
+    settings.write(home, "litellm-port", free_port())
+    asked = run("verify")
+    assert (asked.result or {})["endpoint"] == f"http://127.0.0.1:{serving.port}/v1"
+
+    assert run("restart", service="gateway").state == "succeeded"
+
+    one = settled(home, db)
+    assert one.port == settings.load(home)["litellm-port"]
+    assert answers(home, "standard") == 200
+    assert ports.free(serving.port)
 
 
 def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database, run: Run, serving: service.Service):

@@ -53,7 +53,7 @@ def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
 
 def begin(db: Database, name: str) -> None:
     """Make one service load."""
-    service.intend(db, name, ["engine", name], "f")
+    service.intend(db, name, ["engine", name], "f", service.get(db, name).port)
     service.step(db, name, Step.SPAWNED, identity=f"boot/{os.getpid()}/1", started_at=db.now())
 
 

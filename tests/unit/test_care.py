@@ -32,9 +32,11 @@ READY = Service(
 )
 
 
-def seen(doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: float | None = None) -> Care:
+def seen(
+    doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: float | None = None, held: bool = False
+) -> Care:
     one = dataclasses.replace(READY, doing=Doing(doing), wanted=wanted, next_try_at=next_try_at)
-    return care(one, alive=alive, now=NOW, fingerprint="f1")
+    return care(one, alive=alive, now=NOW, fingerprint="f1", held=held)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,7 @@ def seen(doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: 
         ("ready", "judge"),
         ("stalled", "judge"),
         ("degraded", "judge"),
-        ("draining", "leave"),
+        ("draining", "replace"),
         ("stopping", "start"),
         ("backoff", "start"),
         ("flapping", "start"),
@@ -54,8 +56,13 @@ def seen(doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: 
     ],
 )
 def test_what_a_wanted_service_needs(doing: str, need: str):
-    """A start is asked for in loading too: a job that is at it already is attached to."""
+    """A start is asked for in loading too, and a drained one is replaced: the worker may have died in between."""
     assert seen(doing) == need
+
+
+@pytest.mark.parametrize("doing", ["stopped", "starting", "loading", "stopping", "backoff", "flapping"])
+def test_what_a_job_is_starting_needs_no_other(doing: str):
+    assert seen(doing, held=True) == Care.LEAVE
 
 
 @pytest.mark.parametrize("doing", Doing)
@@ -66,8 +73,8 @@ def test_an_unwanted_service_is_stopped_whatever_it_does(doing: Doing):
 def test_a_replacement_that_was_cut_short_is_finished():
     one = dataclasses.replace(READY, successor={"argv": [], "fingerprint": "f2"})
 
-    assert care(one, alive=True, now=NOW, fingerprint="f1") == Care.REPLACE
-    assert care(dataclasses.replace(one, wanted="down"), alive=True, now=NOW, fingerprint="f1") == Care.STOP
+    assert care(one, alive=True, now=NOW, fingerprint="f1", held=False) == Care.REPLACE
+    assert care(dataclasses.replace(one, wanted="down"), alive=True, now=NOW, fingerprint="f1", held=False) == Care.STOP
 
 
 @pytest.mark.parametrize("doing", ["starting", "loading", "ready", "stalled", "degraded", "draining"])
@@ -111,8 +118,8 @@ def test_only_what_died_or_hangs_is_mended(doing: str, why: str, this_boot: bool
 
 
 def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():
-    assert care(READY, alive=True, now=NOW, fingerprint="f2") == Care.REPLACE
-    assert care(READY, alive=True, now=NOW, fingerprint=None) == Care.JUDGE
+    assert care(READY, alive=True, now=NOW, fingerprint="f2", held=False) == Care.REPLACE
+    assert care(READY, alive=True, now=NOW, fingerprint=None, held=False) == Care.JUDGE
 
 
 def flapping(*doing: str, gateway: str = "ready") -> bool:

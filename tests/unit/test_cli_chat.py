@@ -12,7 +12,7 @@ import pytest
 from support.ports import free_port
 
 from mlxq import cli
-from state import secrets, service, stack
+from state import secrets, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Tier
@@ -59,7 +59,7 @@ def port(home: Home, db: Database) -> Iterator[int]:
     server = HTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     stack.replace(db, [FAST])
-    service.ensure(db, "gateway", "gateway", server.server_port)
+    settings.write(home, "litellm-port", server.server_port)
     secrets.ensure(home.secrets)
     yield server.server_port
     server.shutdown()
@@ -89,7 +89,7 @@ def test_what_the_gateway_refuses_is_said(
 def test_a_gateway_that_is_not_there_exits_3(
     home: Home, db: Database, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.ensure(db, "gateway", "gateway", free_port())
+    settings.write(home, "litellm-port", free_port())
 
     assert cli.run(["chat", "hi"]) == 3
     assert "mlxq up" in capsys.readouterr().err

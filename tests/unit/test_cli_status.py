@@ -16,7 +16,7 @@ from support.ports import free_port
 
 from mlxq import cli, report
 from mlxq.commands import status
-from state import service, stack, worker
+from state import service, settings, stack, worker
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Step
@@ -55,7 +55,7 @@ def runs(db: Database, identity: process.Identity, *, port: int = 9001, wanted: 
     stack.replace(db, [FAST])
     service.ensure(db, "fast", "engine", port)
     service.want(db, "fast", wanted)
-    service.intend(db, "fast", ["engine"], "print")
+    service.intend(db, "fast", ["engine"], "print", port)
     service.step(db, "fast", Step.SPAWNED, identity=process.encode(identity), started_at=db.now() - 100)
     service.step(db, "fast", Step.READIED)
 
@@ -177,3 +177,22 @@ def test_down_leaves_alone_what_is_down(home: Home, db: Database, capsys: pytest
 
     assert "fast is down." in capsys.readouterr().err
     assert db.value("SELECT count(*) FROM jobs") == 0
+
+
+def test_a_port_is_shown_where_its_service_listens_and_the_new_one_once_it_is_down(
+    home: Home, db: Database, server: Server
+) -> None:
+    stack.replace(db, [FAST])
+    service.ensure(db, "gateway", "gateway", 4000)
+    service.intend(db, "gateway", ["gateway"], "print", 4000)
+    service.step(db, "gateway", Step.SPAWNED, identity=process.encode(server.identity))
+    settings.write(home, "litellm-port", 4444)
+
+    told = report.now(db)
+    assert told.endpoint == "http://127.0.0.1:4000/v1"
+    assert {each["name"]: each["port"] for each in told.services} == {"fast": 9001, "gateway": 4000}
+
+    service.step(db, "gateway", Step.STOPPED)
+    told = report.now(db)
+    assert told.endpoint == "http://127.0.0.1:4444/v1"
+    assert {each["name"]: each["port"] for each in told.services} == {"fast": 9001, "gateway": 4444}

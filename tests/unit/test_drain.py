@@ -33,7 +33,7 @@ def serve(home: Home, db: Database) -> Iterator[Callable[[int], Service]]:
         argv = [sys.executable, "-c", ENGINE.format(code=code)]
         service.ensure(db, "fast", "engine", 1)
         service.want(db, "fast", "up")
-        service.intend(db, "fast", argv, "f")
+        service.intend(db, "fast", argv, "f", 1)
         spawned = process.spawn(argv, {}, home.log("fast"), home.run, "fast")
         while "up" not in home.log("fast").read_text():
             assert process.alive(spawned.engine)

@@ -40,6 +40,10 @@ def test_pulls_that_ask_for_different_things_are_different_jobs() -> None:
     assert len({new("pull", args).ukey for args in differing}) == 4
 
 
+def test_a_restart_that_purges_is_another_one() -> None:
+    assert new("restart", {"service": "fast", "purge": True}).ukey != new("restart", {"service": "fast"}).ukey
+
+
 def test_an_unknown_kind_is_a_fault() -> None:
     with pytest.raises(KeyError):
         new("no such kind")

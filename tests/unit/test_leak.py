@@ -101,7 +101,7 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     for name in ("fast", "standard"):
         service.ensure(db, name, "engine", port if name == "fast" else port + 1)
         service.want(db, name, "up")
-        service.intend(db, name, ["engine"], "f")
+        service.intend(db, name, ["engine"], "f", service.get(db, name).port)
         service.step(db, name, Step.SPAWNED, identity=process.encode(identity))
         service.step(db, name, Step.READIED)
     watch._ask(service.get(db, "fast"))

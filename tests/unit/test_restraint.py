@@ -161,7 +161,7 @@ def test_an_engine_killed_for_memory_twice_is_held_back(home: Home, db: Database
     me = process.identify(os.getpid())
     assert me
     for start in (1, 2):
-        service.intend(db, "fast", ["engine"], "f")
+        service.intend(db, "fast", ["engine"], "f", 9261)
         gone = replace(me, start=str(start))
         service.step(db, "fast", Step.SPAWNED, identity=process.encode(gone))
         cause = upkeep.bury(db, home, "fast", gone)

@@ -23,7 +23,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 def bring_up(db: Database) -> int:
     service.want(db, "fast", "up")
-    generation = service.intend(db, "fast", ["python"], "f1")
+    generation = service.intend(db, "fast", ["python"], "f1", 8001)
     assert generation is not None
     assert service.step(db, "fast", Step.SPAWNED, fence=generation, identity=IDENTITY)
     assert service.step(db, "fast", Step.READIED, fence=generation)
@@ -94,13 +94,13 @@ def test_the_way_up(db: Database):
 def test_a_service_that_is_up_is_not_started_twice(db: Database):
     bring_up(db)
 
-    assert service.intend(db, "fast", ["python"], "f1") is None
+    assert service.intend(db, "fast", ["python"], "f1", 8001) is None
 
 
 def test_a_start_that_was_never_finished_may_begin_again(db: Database):
     """The worker died between intent and spawn."""
-    assert service.intend(db, "fast", ["python"], "f1") == 1
-    assert service.intend(db, "fast", ["python"], "f1") == 2
+    assert service.intend(db, "fast", ["python"], "f1", 8001) == 1
+    assert service.intend(db, "fast", ["python"], "f1", 8001) == 2
 
 
 def test_an_old_generation_changes_nothing(db: Database):
@@ -116,7 +116,7 @@ def test_a_new_start_forgets_the_last_ones_end(db: Database):
     service.step(db, "fast", Step.DIED, exit_code=137, cause="It was killed.", exits=[5.0], restarts=1)
     assert service.get(db, "fast").exits == [5.0]
 
-    service.intend(db, "fast", ["python"], "f2")
+    service.intend(db, "fast", ["python"], "f2", 8001)
     one = service.get(db, "fast")
 
     assert (one.identity, one.exit_code, one.cause, one.fingerprint) == (None, None, None, "f2")
@@ -150,9 +150,17 @@ def test_only_a_service_that_is_down_is_forgotten(db: Database):
         service.get(db, "fast")
 
 
-def test_a_new_port_is_taken_over(db: Database):
+def test_a_port_belongs_to_a_start(db: Database):
+    """Whoever looks at the service looks where it listens, and not where it shall."""
+    bring_up(db)
     service.ensure(db, "fast", "engine", 9001)
+    assert service.get(db, "fast").port == 8001
 
+    service.foresee(db, "fast", ["python"], "f2", 9001)
+    assert service.get(db, "fast").port == 8001
+
+    service.step(db, "fast", Step.STOPPED)
+    service.intend(db, "fast", ["python"], "f2", 9001)
     assert service.get(db, "fast").port == 9001
 
 

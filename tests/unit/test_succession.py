@@ -48,18 +48,18 @@ def before(db: Database, start: Start) -> Identity:
     """Give the process of a gateway that is ready, the first start; a second one is foreseen."""
     service.ensure(db, "gateway", "gateway", 4000)
     service.want(db, "gateway", "up")
-    service.intend(db, "gateway", ["gateway"], "old")
+    service.intend(db, "gateway", ["gateway"], "old", 4000)
     found = start(ON_TRIAL, 1)
     service.step(db, "gateway", Step.SPAWNED, identity=process.encode(found))
     service.step(db, "gateway", Step.READIED, ready_at=db.now())
-    assert service.foresee(db, "gateway", ["gateway", "changed"], "new") == 2
+    assert service.foresee(db, "gateway", ["gateway", "changed"], "new", 4444) == 2
     return found
 
 
 def test_a_start_that_is_foreseen_changes_nothing_yet(db: Database, before: Identity) -> None:
     one = service.get(db, "gateway")
 
-    assert (one.doing, one.fingerprint, upkeep.identity(one)) == (Doing.READY, "old", before)
+    assert (one.doing, one.fingerprint, one.port, upkeep.identity(one)) == (Doing.READY, "old", 4000, before)
 
 
 def test_a_successor_on_trial_is_ended(home: Home, db: Database, start: Start, before: Identity) -> None:
@@ -78,7 +78,8 @@ def test_a_successor_that_serves_is_the_gateway(home: Home, db: Database, start:
     settled = upkeep.settle(db, home, service.get(db, "gateway"))
 
     assert upkeep.running(settled) == successor
-    assert (settled.doing, settled.fingerprint, settled.argv) == (Doing.READY, "new", ["gateway", "changed"])
+    assert (settled.doing, settled.fingerprint, settled.port) == (Doing.READY, "new", 4444)
+    assert settled.argv == ["gateway", "changed"]
     assert upkeep.leaving(settled) == [before]
 
 

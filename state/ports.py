@@ -1,0 +1,23 @@
+"""Where the services listen: a running one where it was started, one that is down where its next start will be."""
+
+from __future__ import annotations
+
+from state import service, settings, stack
+from state.db import Database
+
+BESIDE = {"gateway": "litellm-port", "page": "page-port"}
+"""The services beside the tiers, and the settings that say where the next start of each listens."""
+
+
+def listing(db: Database) -> dict[str, int]:
+    """Give the port of every service of the stack, and of what is left of an earlier one; 0: the page is off."""
+    found = settings.load(db.home)
+    coming = {name: found[setting] for name, setting in BESIDE.items()}
+    coming |= {tier.name: tier.port for tier in stack.tiers(db)}
+    rows = service.listing(db)
+    return coming | {row.name: row.port for row in rows if row.doing in service.ALIVE or row.name not in coming}
+
+
+def endpoint(db: Database) -> str:
+    """Give the base URL for OpenAI clients: where the gateway is, else where it will be."""
+    return f"http://127.0.0.1:{listing(db)['gateway']}/v1"
