@@ -28,15 +28,18 @@ def starts(db: Database, home: Home, names: Sequence[str]) -> None:
         click.echo(command(upkeep.blueprint(db, home, name)))
 
 
-def stops(db: Database, names: Sequence[str]) -> None:
-    """Print the signals that end each service."""
+def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
+    """Print the signals that end each service; with `drain`, an engine ends after its last answer."""
     from tasks import upkeep
+    from tasks.plan.gateway import ANSWER_SECONDS
 
     for name in names:
         one = service.find(db, name)
         click.echo(f"# stop {name}")
         if one is None or upkeep.running(one) is None:
             click.echo("# no process of it runs")
+        elif drain and one.kind == "engine":
+            click.echo(f"kill -USR2 {one.pid}   # and TERM to its group after {ANSWER_SECONDS} s")
         else:
             click.echo(f"kill -TERM {one.pid}   # and its group; KILL after {upkeep.GRACE_S:g} s")
 

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from state import stack
 from state.db import Database, read_database
 from state.errors import MlxqError
 from state.paths import home
+from state.ports import BESIDE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 MEMORY = re.compile(r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt])i?b?")
@@ -76,6 +78,16 @@ def tier(text: str) -> Callable[[Function], Function]:
     return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_tier)
 
 
+def service(text: str) -> Callable[[Function], Function]:
+    """Add --tier NAME to a command for which the gateway and the page have names too."""
+    return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_service)
+
+
+def named(db: Database, name: str) -> str:
+    """Give the service that is meant: a tier, or what runs beside the tiers. Raises NotFound."""
+    return name if name in BESIDE else stack.tier(db, name).name
+
+
 def tiers(flag: str, text: str) -> Callable[[Function], Function]:
     """Add an option that names tiers of the stack and may be given again."""
     return click.option(flag, multiple=True, metavar="TIER", help=text, shell_complete=complete_tier)
@@ -111,6 +123,13 @@ def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str)
     """Complete the name of a tier, with its model."""
     rows = _look(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
+
+
+def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a tier, or of what runs beside the tiers."""
+    return complete_tier(ctx, param, incomplete) + [
+        CompletionItem(name) for name in BESIDE if name.startswith(incomplete)
+    ]
 
 
 def _look(read: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:

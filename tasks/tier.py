@@ -112,7 +112,6 @@ def _await_last_answer(context: Context, found: Identity) -> None:
     began = time.monotonic()
     while time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
         context.report("draining", done=int(time.monotonic() - began), unit="s")
-        context.check()
 
 
 def _lift(context: Context, name: str) -> None:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from mlxq import ask, dry, options, render, report, watch
-from state import service, stack
+from state import ledger, service, stack
+from state.db import Database
 from state.errors import NotSetUp
+from state.job import New
 from state.paths import Home, home
 from state.service import Observed, Service
 from tasks import kinds
+from tasks.plan.gateway import ANSWER_SECONDS
+
+DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND ukey = ? AND state IN ('blocked', 'queued', 'running')"
 
 
 @click.command()
-@options.tier("Put down this tier alone.")
+@options.service("Put down this tier alone, or `gateway`, or `page`.")
+@click.option(
+    "--drain", is_flag=True, help=f"Let every request that runs end first, for {ANSWER_SECONDS // 60} minutes at most."
+)
 @options.timeout
 @options.dry_run
-def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
+def command(tier: str | None, timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
     """Put the stack down, or one tier of it.
 
-    Requests that run may end first. A worker that a command started ends too, once nothing is left to do.
+    Requests that run have some seconds to end. A worker that a command started ends too, once nothing is left to do.
+
+    With --drain a tier refuses new requests and goes down after its last answer; the gateway goes last. `mlxq down`
+    ends the waiting.
     """
     place = home()
     with ask.reading(place) as db:
@@ -27,18 +40,50 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
         if not rows and not stack.tiers(db):
             _without_a_stack(place, dry_run=dry_run)
             return
-        name = stack.tier(db, tier).name if tier else None
-        names = [each.name for each in rows if name in (None, each.name) and not is_down(each)]
+        name = options.named(db, tier) if tier else None
+        up = [each for each in rows if name in (None, each.name) and not is_down(each)]
         if dry_run:
-            dry.stops(db, names)
+            dry.stops(db, [each.name for each in up], drain=drain)
             return
     with ask.writing(place) as db:
-        ids = ask.put(db, [kinds.new("stop", {"service": name}, label=f"stop {name}") for name in names])
+        ids = begin(db, up, drain=drain)
     ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
     if not tier:
         ask.stop_idle_worker(place)
     render.say(f"{tier or 'The stack'} is down.")
     render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")
+
+
+def begin(db: Database, up: Sequence[Service], *, drain: bool) -> list[int]:
+    """Write the wish down and put its jobs in, all in one step; give their ids.
+
+    A job of the watchdog that is under way already has no wish of its own.
+    """
+    with db.transaction():
+        for each in up:
+            service.want(db, each.name, "down")
+            if not drain:
+                _cut_short(db, each.name)
+        return ask.put(db, ends(up, drain=drain))
+
+
+def _cut_short(db: Database, name: str) -> None:
+    """Tell a drain of the service to wait no longer; one that has not begun is dropped."""
+    for row in db.rows(DRAINS, (kinds.new("drain", {"service": name}).ukey,)):
+        ledger.cancel(db, row["id"])
+
+
+def ends(up: Sequence[Service], *, drain: bool) -> list[New]:
+    """Describe the jobs that end services; with `drain`, what brings the tiers their requests goes after them."""
+    if not drain:
+        return [_end("stop", each.name) for each in up]
+    drains = [_end("drain", each.name) for each in up if each.kind == "engine"]
+    after = [each.label for each in drains]
+    return [*drains, *(_end("stop", each.name, after) for each in up if each.kind != "engine")]
+
+
+def _end(kind: str, name: str, after: Sequence[str] = ()) -> New:
+    return kinds.new(kind, {"service": name}, softly=after, label=f"{kind} {name}")
 
 
 def _without_a_stack(place: Home, *, dry_run: bool) -> None:

@@ -17,7 +17,7 @@ from tasks import kinds
 
 
 @click.command()
-@options.tier("Start this tier anew, and no other.")
+@options.service("Start this tier anew, or `gateway`, or `page`, and no other.")
 @click.option("--purge", is_flag=True, help="Delete the old prompts that the engines keep on disk.")
 @options.timeout
 @options.dry_run
@@ -44,7 +44,7 @@ def wanted(db: Database, tier: str | None) -> list[str]:
     """Give the services to start anew. Raises NotSetUp, NotFound, NotRunning."""
     if not stack.tiers(db):
         raise NotSetUp("There is no stack to start anew.", hint="mlxq setup")
-    name = stack.tier(db, tier).name if tier else None
+    name = options.named(db, tier) if tier else None
     found = [one.name for one in service.listing(db) if one.wanted == "up" and name in (None, one.name)]
     if not found:
         raise NotRunning(f"{name or 'The stack'} is down.", hint=f"mlxq up --tier {name}" if name else "mlxq up")

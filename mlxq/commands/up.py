@@ -14,7 +14,7 @@ from tasks import kinds
 
 
 @click.command()
-@options.tier("Bring up this tier alone.")
+@options.service("Bring up this tier alone, or `gateway`, or `page`.")
 @options.timeout
 @options.dry_run
 def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
@@ -29,7 +29,7 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
         tiers = [each.name for each in stack.tiers(db)]
         if not tiers:
             raise NotSetUp("There is no stack to bring up.", hint="mlxq setup")
-        names = [stack.tier(db, tier).name] if tier else tiers
+        names = [options.named(db, tier)] if tier else tiers
         if dry_run:
             dry.starts(db, place, names if tier else [*names, *roster.around(place)])
             return

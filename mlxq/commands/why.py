@@ -15,7 +15,7 @@ from state.service import Service
 
 
 @click.command()
-@click.argument("name", metavar="[SERVICE]", required=False, shell_complete=options.complete_tier)
+@click.argument("name", metavar="[SERVICE]", required=False, shell_complete=options.complete_service)
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=30, show_default=True, help="So many events.")
 @options.as_json
 def command(name: str | None, limit: int, *, as_json: bool) -> None:

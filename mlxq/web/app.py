@@ -132,10 +132,12 @@ class Page:
 
         def put(db: Database) -> str:
             service.get(db, name)
-            number, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
+            with db.transaction():
+                if verb in {"stop", "drain"}:
+                    service.want(db, name, "down")  # a job of the watchdog, which this may attach to, has no wish
+                number, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
             if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
-                service.want(db, name, "down")  # the watchdog stops what is not wanted and not drained either
-                ledger.cancel(db, number)
+                ledger.cancel(db, number)  # the watchdog stops what is not wanted and not drained either
                 return f"Job {number}: told to wait no longer."
             return f"Job {number}: {verb} {name}" if fresh else f"Job {number} is already at it."
 

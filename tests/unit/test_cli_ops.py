@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from mlxq import cli, story
-from mlxq.commands import restart
-from state import ledger, secrets, service, settings, stack
+from mlxq.commands import down, restart
+from state import job, ledger, secrets, service, settings, stack
 from state.db import Database, open_database
+from state.job import State
 from state.paths import Home
 from state.service import Step
 from state.stack import Tier
+from tasks import kinds
 from tasks.world import process
 
 FAST = Tier("fast", "smollm2-135m", "int4", "file:/tiny", 9241, 2048, 600 * 2**20, 64 * 2**20, 1)
@@ -40,7 +42,7 @@ def db(home: Home, tmp_path: Path) -> Iterator[Database]:
 def died(db: Database, home: Home) -> None:
     """Let the tier start once and be killed, with words in its log."""
     service.want(db, "fast", "up")
-    service.intend(db, "fast", ["engine"], "print")
+    service.intend(db, "fast", ["engine"], "print", 9241)
     home.log("fast").write_text(
         "=== mlxq: 2026-11-22 10:00:00 fast, start 1\nloading\n\nready\n"
         "=== mlxq: 2026-11-22 10:05:00 fast, start 2\nlater\n"
@@ -79,12 +81,14 @@ def test_a_dry_run_of_down_names_the_process_it_would_end(
     me = process.identify(os.getpid())
     assert me
     service.want(db, "fast", "up")
-    service.intend(db, "fast", ["engine"], "print")
+    service.intend(db, "fast", ["engine"], "print", 9241)
     service.step(db, "fast", Step.SPAWNED, identity=process.encode(me))
 
     assert cli.run(["down", "--dry-run"]) == 0
 
     assert capsys.readouterr().out.startswith(f"# stop fast\nkill -TERM {me.pid} ")
+    assert cli.run(["down", "--drain", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith(f"# stop fast\nkill -USR2 {me.pid} ")
     assert service.get(db, "fast").wanted == "up"
 
 
@@ -93,6 +97,56 @@ def test_restart_leaves_down_what_is_down(db: Database, capsys: pytest.CaptureFi
 
     service.want(db, "fast", "up")
     assert restart.wanted(db, None) == ["fast"]
+
+
+def test_what_runs_beside_the_tiers_is_named_as_they_are(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.want(db, "gateway", "up")
+
+    assert restart.wanted(db, "gateway") == ["gateway"]
+    assert cli.run(["up", "--tier", "gateway", "--dry-run"]) == 0
+    assert "-m tasks.launch.gateway" in capsys.readouterr().out
+    assert cli.run(["restart", "--tier", "page"]) == 3
+    assert "mlxq up --tier page" in capsys.readouterr().err
+    assert cli.run(["down", "--tier", "nonsense"]) == 1
+    assert "there is: fast" in capsys.readouterr().err
+
+
+def test_tiers_are_drained_before_what_brings_them_requests_goes_down(db: Database) -> None:
+    ids = down.begin(db, service.listing(db), drain=True)
+
+    jobs = [job.get(db, number) for number in ids]
+    assert [(each.kind, each.args["service"]) for each in jobs] == [("drain", "fast"), ("stop", "gateway")]
+    assert list(jobs[1].needs) == [ids[0]]
+    assert [each.wanted for each in service.listing(db)] == ["down", "down"]
+
+
+def test_a_wish_is_not_lost_to_a_job_of_the_watchdog_that_is_under_way(db: Database) -> None:
+    """That one asks again whether anybody wants the service; so the person's word must be there."""
+    service.want(db, "fast", "up")
+    stale, _ = ledger.submit(db, kinds.new("stop", {"service": "fast", "unwanted": True}), source="watchdog")
+
+    assert down.begin(db, [service.get(db, "fast")], drain=False) == [stale]
+    assert service.get(db, "fast").wanted == "down"
+
+
+def test_a_plain_down_ends_the_waiting_of_a_drain(db: Database) -> None:
+    fast = [service.get(db, "fast")]
+    (draining,) = down.begin(db, fast, drain=True)
+    held = ledger.claim(db, "ops", {"drain"}, "a/1/1")
+    assert held
+
+    assert down.begin(db, fast, drain=False) == [draining]
+    assert job.cancel_asked(db, held)
+
+
+def test_a_plain_down_takes_the_place_of_a_drain_that_has_not_begun(db: Database) -> None:
+    fast = [service.get(db, "fast")]
+    (draining,) = down.begin(db, fast, drain=True)
+
+    (stopping,) = down.begin(db, fast, drain=False)
+    assert (job.get(db, draining).state, job.get(db, stopping).kind) == (State.CANCELLED, "stop")
 
 
 def test_services_start_anew_one_after_another(db: Database) -> None:
