@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+MEMORY = Path("/dev/shm")
 CRASHPOINTS = Path(__file__).parents[1] / "support" / "crashpoints.py"
 
 
@@ -18,9 +23,16 @@ def enumerate_points(*arguments: str | Path) -> dict[str, Any]:
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def test_a_diamond_ends_in_order_wherever_it_is_cut(tmp_path: Path, empty_database: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder in memory, where there is one: SIGKILL undoes nothing that was written, so no disk is awaited."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else tmp_path) as made:
+        yield Path(made)
+
+
+def test_a_diamond_ends_in_order_wherever_it_is_cut(folder: Path, empty_database: Path) -> None:
     """The window between a task's effect and its row remains: there the effect comes twice, never more."""
-    found = enumerate_points("diamond", empty_database, tmp_path)
+    found = enumerate_points("diamond", empty_database, folder)
 
     assert found["points"] > 100
     assert found["outcomes"] == [
@@ -35,8 +47,8 @@ def test_a_diamond_ends_in_order_wherever_it_is_cut(tmp_path: Path, empty_databa
     assert found["most repeats"] == 1
 
 
-def test_the_schema_is_made_wherever_the_first_try_is_cut(tmp_path: Path) -> None:
-    found = enumerate_points("schema", tmp_path)
+def test_the_schema_is_made_wherever_the_first_try_is_cut(folder: Path) -> None:
+    found = enumerate_points("schema", folder)
 
     assert found["points"] > 20
     assert found["outcomes"] == [{"tables": True, "current": True, "integrity": "ok"}]

@@ -33,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub]:
     monkeypatch.setenv("HF_TOKEN", "")
     with running(tmp_path / "hub") as served:
         monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        served.set(rate=4 << 20)
+        served.set(rate=16 << 20)
         yield served
 
 
