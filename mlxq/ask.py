@@ -59,6 +59,14 @@ def writing(home: Home) -> Generator[Database]:
 
 
 @contextmanager
+def changing(home: Home) -> Generator[Database]:
+    """Open state.db for one change of what must be there already. Raises NotSetUp, and makes no home."""
+    read_database(home).close()
+    with writing(home) as db:
+        yield db
+
+
+@contextmanager
 def reading(home: Home) -> Generator[Database]:
     """Open state.db to look. Raises NotSetUp when there is none."""
     db = read_database(home)

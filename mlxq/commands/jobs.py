@@ -182,7 +182,7 @@ def _chain_of(db: Database, number: int | None) -> int | None:
 def cancel(job: int) -> None:
     """Stop a job; what needs it is cancelled too."""
     place = home()
-    with ask.writing(place) as db:
+    with ask.changing(place) as db:
         state = ledger.cancel(db, job)
     ask.ensure_worker(place)
     told = "was told to stop" if state is State.RUNNING else "is cancelled"
@@ -195,7 +195,7 @@ def cancel(job: int) -> None:
 def retry(job: int) -> None:
     """Try a failed or cancelled job again, and with it what its end cancelled."""
     place = home()
-    with ask.writing(place) as db:
+    with ask.changing(place) as db:
         first, *rest = ledger.revive(db, job)
     ask.ensure_worker(place)
     render.say(f"Job {first} is tried again" + (f", with {', '.join(map(str, rest))}." if rest else "."))
@@ -208,8 +208,6 @@ def retry(job: int) -> None:
 def prune(days: float, keep: int) -> None:
     """Forget jobs that ended long ago, with their events."""
     place = home()
-    with ask.reading(place):
-        pass
-    with ask.writing(place) as db:
+    with ask.changing(place) as db:
         gone = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)
     render.say(f"Forgot {gone} {'job' if gone == 1 else 'jobs'}.")
