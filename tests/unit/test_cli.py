@@ -208,6 +208,8 @@ def test_a_stranger_in_the_working_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argv", [["jobs", "cancel", "3"], ["jobs", "retry", "3"], ["jobs", "prune"]])
 def test_where_nothing_is_set_up_no_job_can_be_changed_and_no_home_is_made(home: Home, argv: list[str]) -> None:
+    home.database.unlink()
+
     assert cli.run(argv) == 3
     assert not home.database.exists()
 
