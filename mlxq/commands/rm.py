@@ -9,7 +9,7 @@ import click
 from catalog import units
 from mlxq import ask, installed, options, render, watch
 from mlxq.installed import Installed
-from state.errors import UsageProblem
+from state.errors import Busy, UsageProblem
 from state.job import State
 from state.paths import Home, home
 from tasks import advice, kinds
@@ -26,7 +26,16 @@ def command(model: str, *, quant: str | None, force: bool, yes: bool) -> None:
     known = advice.known(place)
     with ask.reading(place) as db:
         found = installed.choose(model, installed.listing(place, db, known), known, quant)
+    if not force:
+        _refuse_served(found)
     remove(place, found, force=force, yes=yes)
+
+
+def _refuse_served(found: list[Installed]) -> None:
+    """Refuse, before anything is asked, what the job would refuse. Raises Busy."""
+    if served := next((one for one in found if one.used_by), None):
+        name = served.folder.name
+        raise Busy(f"{name} is served by {' and '.join(served.used_by)}.", hint=f"mlxq rm {name} --force")
 
 
 def remove(place: Home, found: list[Installed], *, force: bool, yes: bool) -> None:

@@ -151,6 +151,18 @@ def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(
     assert partial["state"] == "partial"
 
 
+def test_weights_that_are_served_are_refused_before_anybody_is_asked(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model.make(home.models / "by-hand")
+    stack.replace(db, [Tier("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
+
+    assert cli.run(["rm", "by-hand"]) == 1
+
+    assert capsys.readouterr().err == "Error: by-hand is served by fast.\nNext: mlxq rm by-hand --force\n"
+    assert db.value("SELECT count(*) FROM jobs") == 0
+
+
 def test_weights_are_told_with_when_they_were_verified(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
