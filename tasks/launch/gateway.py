@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import yaml
@@ -20,6 +21,9 @@ from tasks.launch.hook_call import Call
 from tasks.launch.hook_names import Names
 from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
+
+if TYPE_CHECKING:
+    from tasks.launch.hook_wire import Wire
 
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
@@ -38,7 +42,6 @@ def main() -> None:
 
 def serve(wanted: argparse.Namespace) -> None:
     """Put the hook around LiteLLM and under it, and run it."""
-    import litellm
     import uvicorn
     from litellm.proxy.hooks import PROXY_HOOKS
 
@@ -55,7 +58,7 @@ def serve(wanted: argparse.Namespace) -> None:
     home = Home(Path(os.environ["MLXQ_HOME"]))
     names = hook_names.names(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ)
     counter = Counter(home)
-    litellm.aclient_session = _client(home, names)
+    fit(_wire(home, names))
 
     def count(call: Call) -> None:
         if not server.proving:
@@ -81,7 +84,17 @@ def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:
     return [(host, wanted.port) for host in dict.fromkeys([LOOPBACK, wanted.host])]
 
 
-def _client(home: Home, names: Names) -> httpx.AsyncClient:
+def fit(wire: Wire) -> None:
+    """Have LiteLLM ask engines through the wire."""
+    import litellm
+
+    from tasks.launch import hook_client
+
+    litellm.aclient_session = httpx.AsyncClient(transport=wire)
+    hook_client.install(wire)
+
+
+def _wire(home: Home, names: Names) -> Wire:
     """Give LiteLLM's way to the engines."""
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
@@ -93,7 +106,7 @@ def _client(home: Home, names: Names) -> httpx.AsyncClient:
     purse = Purse(cloud.place(home), float(os.environ["MLXQ_CLOUD_CAP_USD"]))
     inner = AsyncHTTPHandler.create_async_transport() or httpx.AsyncHTTPTransport()
     native = os.environ["MLXQ_BACKEND"] == "metal"
-    return httpx.AsyncClient(transport=Wire(inner, names, Guard(), purse, native_schema=native))
+    return Wire(inner, names, Guard(), purse, native_schema=native)
 
 
 def _arguments() -> argparse.Namespace:

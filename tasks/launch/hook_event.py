@@ -27,6 +27,11 @@ def data(event: bytes) -> bytes | None:
     return event[5:].strip() if event.startswith(b"data:") else None
 
 
+def disguised(event: bytes) -> bytes:
+    """Give an event in whose payload no `[DONE]` can be read: LiteLLM's handler ends a stream wherever it reads one."""
+    return event if DONE not in event or data(event) == DONE else event.replace(DONE, rb"\u005bDONE]")
+
+
 def encode(payload: Any) -> bytes:
     """Write one event."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"

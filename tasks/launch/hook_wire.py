@@ -24,6 +24,8 @@ from tasks.launch.hook_stop import Scanner
 
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 _USAGE = (b'"usage":{', b'"usage": {')
+_COMMENT = b":"
+"""How the engine's heartbeat begins, which LiteLLM's handler takes for a chunk without words."""
 _MENDED = ("/chat/completions", "/completions")
 
 
@@ -197,7 +199,8 @@ class Wire(httpx.AsyncBaseTransport):
                     async for event in source:
                         if any(mark in event for mark in _USAGE):
                             usage = _usage(hook_event.data(event)) or usage
-                        yield event
+                        if not event.startswith(_COMMENT):
+                            yield hook_event.disguised(event)
             self._guard.answered(lambda: call.fingerprint)
         finally:
             self._note_usage(call, tier, usage)

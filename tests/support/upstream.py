@@ -1,8 +1,9 @@
 """A stand-in for an engine, for faults that vllm-mlx cannot be made to produce on demand.
 
 `python upstream.py PORT NAME`. The last user message orders the fault: `say TEXT`, `status 503`, `hang`, `die`
-(before the answer), `die-after N` (chunks), `silent-end N` (clean end of the stream without a finish reason),
-`error-event N`. POST /fault sets one for all requests. GET /seen gives the bodies received.
+(before the answer), `beat TEXT` (heartbeats between the words), `die-after N` (chunks), `silent-end N` (clean end of
+the stream without a finish reason), `error-event N`. POST /fault sets one for all requests. GET /seen gives the bodies
+received.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterato
                 yield 'data: {"error": {"message": "boom", "code": 500}}\n\ndata: [DONE]\n\n'
             return
         await asyncio.sleep(pause)
+        if verb == "beat":
+            yield ": heartbeat\n\n"
         yield event({"content": piece})
     yield event({}, "stop", usage=usage(len(pieces)))
     yield "data: [DONE]\n\n"
@@ -105,7 +108,7 @@ async def chat(request: Request) -> Response:
         await asyncio.sleep(600)
     if verb == "die":
         os._exit(1)
-    text = rest if verb == "say" else TEXT
+    text = rest if verb in ("say", "beat") else TEXT
     limit = int(rest) if verb in CUT else 0
     pause = float(rest) if verb == "slow" else 0.0
     if body.get("stream"):

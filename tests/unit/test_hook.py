@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
-from tasks.launch import hook_error, hook_event, hook_length
+from tasks.launch import hook_error, hook_event, hook_length, hook_patch
 from tasks.launch.hook_guard import FORGET_S, Guard
 from tasks.launch.hook_queue import LONGEST_WAIT_S, Queue
 from tasks.launch.hook_ring import Ring, secret_of
@@ -196,6 +196,28 @@ def test_only_what_could_be_too_long_is_counted(size: int, counted: bool):
     body = {"messages": [{"role": "user", "content": "word " * 2000}]}
     excess = asyncio.run(hook_length.excess(b"x" * size, body, 1000))
     assert (excess is not None) == counted
+
+
+# What is replaced in LiteLLM
+
+
+class Theirs:
+    def known(self, a: int) -> str:
+        return f"theirs {a}"
+
+
+@pytest.mark.parametrize(("known", "answer"), [(("self", "a"), "ours"), (("self", "b"), "theirs 1"), ((), "theirs 1")])
+def test_only_the_part_that_is_known_is_replaced(known: tuple[str, ...], answer: str):
+    class Other(Theirs):
+        """A class of this test alone."""
+
+    assert hook_patch.replace(Other, "known", known, lambda *_: "ours") == (answer == "ours")
+    assert Other().known(1) == answer
+
+
+def test_a_part_that_is_gone_is_no_trouble():
+    assert not hook_patch.replace(Theirs, "gone", ("self",), lambda *_: "ours")
+    assert not hasattr(Theirs, "gone")
 
 
 # Keys
