@@ -6,6 +6,7 @@ tier, and tells of its own routing in its errors. The door settles these before 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from state.keys import Key
 from tasks.launch import hook_error
 from tasks.launch.hook_call import CURRENT, Call
 from tasks.launch.hook_error import Refusal
+from tasks.launch.hook_executor import Executor
 from tasks.launch.hook_names import Names
 from tasks.launch.hook_queue import Queue
 from tasks.launch.hook_ring import Ring, secret_of
@@ -54,7 +56,10 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's message exchange (ASGI)."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in OPEN):
+        if scope["type"] == "lifespan":
+            asyncio.get_running_loop().set_default_executor(Executor())
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"] in OPEN:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._serve(scope, receive, send)

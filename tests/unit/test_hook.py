@@ -1,8 +1,11 @@
 """The gateway hook's pure parts; what they do around the real proxy is in tests/contract/test_gateway_hook.py."""
 
 import asyncio
+import contextvars
 import stat
+import threading
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
 from tasks.launch import hook_error, hook_event, hook_length, hook_patch
+from tasks.launch.hook_executor import Executor
 from tasks.launch.hook_guard import FORGET_S, Guard
 from tasks.launch.hook_queue import LONGEST_WAIT_S, Queue
 from tasks.launch.hook_ring import Ring, secret_of
@@ -218,6 +222,35 @@ def test_only_the_part_that_is_known_is_replaced(known: tuple[str, ...], answer:
 def test_a_part_that_is_gone_is_no_trouble():
     assert not hook_patch.replace(Theirs, "gone", ("self",), lambda *_: "ours")
     assert not hasattr(Theirs, "gone")
+
+
+def prepare(*, acompletion: bool = False, fail: bool = False, messages: object = None) -> int:
+    """Say which thread this is."""
+    assert not fail
+    return threading.get_ident()
+
+
+async def litellm_runs(prepared: partial[int]) -> int:
+    """Do as LiteLLM's acompletion does."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(Executor())
+    return await loop.run_in_executor(None, partial(contextvars.copy_context().run, prepared))
+
+
+def test_only_a_chat_is_prepared_at_once():
+    here = threading.get_ident()
+    assert asyncio.run(litellm_runs(partial(prepare, acompletion=True))) == here
+    assert asyncio.run(litellm_runs(partial(prepare))) != here
+
+
+def test_a_file_that_may_be_a_link_keeps_nobody_waiting():
+    messages = [{"role": "user", "content": "words"}, {"role": "user", "content": [{"type": "file"}]}]
+    assert asyncio.run(litellm_runs(partial(prepare, acompletion=True, messages=messages))) != threading.get_ident()
+
+
+def test_what_fails_in_the_preparing_is_told():
+    with pytest.raises(AssertionError):
+        asyncio.run(litellm_runs(partial(prepare, acompletion=True, fail=True)))
 
 
 # Keys
