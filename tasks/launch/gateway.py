@@ -85,13 +85,14 @@ def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def fit(wire: Wire) -> None:
-    """Have LiteLLM ask engines through the wire."""
+    """Have LiteLLM ask engines through the wire, and leave out what nobody reads."""
     import litellm
 
-    from tasks.launch import hook_client
+    from tasks.launch import hook_client, hook_spare
 
     litellm.aclient_session = httpx.AsyncClient(transport=wire)
     hook_client.install(wire)
+    hook_spare.spare()
 
 
 def _wire(home: Home, names: Names) -> Wire:
