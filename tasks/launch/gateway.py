@@ -23,6 +23,8 @@ from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from tasks.launch.hook_wire import Wire
 
 DRAIN_S = 8
@@ -58,7 +60,7 @@ def serve(wanted: argparse.Namespace) -> None:
     home = Home(Path(os.environ["MLXQ_HOME"]))
     names = hook_names.names(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ)
     counter = Counter(home)
-    fit(_wire(home, names))
+    fit(app, _wire(home, names))
 
     def count(call: Call) -> None:
         if not server.proving:
@@ -84,15 +86,17 @@ def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:
     return [(host, wanted.port) for host in dict.fromkeys([LOOPBACK, wanted.host])]
 
 
-def fit(wire: Wire) -> None:
-    """Have LiteLLM ask engines through the wire, and leave out what nobody reads."""
+def fit(app: FastAPI, wire: Wire) -> None:
+    """Have LiteLLM ask engines through the wire and keys of the door's ring, and leave out what nobody reads."""
     import litellm
+    from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 
-    from tasks.launch import hook_client, hook_spare
+    from tasks.launch import hook_auth, hook_client, hook_spare
 
     litellm.aclient_session = httpx.AsyncClient(transport=wire)
     hook_client.install(wire)
     hook_spare.spare()
+    app.dependency_overrides[user_api_key_auth] = hook_auth.caller
 
 
 def _wire(home: Home, names: Names) -> Wire:

@@ -1,6 +1,8 @@
 """LiteLLM's question who asks, answered from the same ring of keys as the door's.
 
-LiteLLM finds the function by its name in litellm.yaml (general_settings.custom_auth).
+LiteLLM first looks for keys in six headers, and for budgets and teams that only a database has. The gateway puts
+`caller` in the place of all that; where LiteLLM asks itself all the same, it finds `user_api_key_auth` by its name in
+litellm.yaml (general_settings.custom_auth).
 """
 
 from __future__ import annotations
@@ -31,3 +33,8 @@ async def user_api_key_auth(request: Request, api_key: str) -> UserAPIKeyAuth:  
         raise ProxyException(message="The key is not valid.", type="authentication_error", param=None, code=401)
     role = LitellmUserRoles.PROXY_ADMIN if ring().is_master(key) else LitellmUserRoles.INTERNAL_USER
     return UserAPIKeyAuth(api_key=key.digest, key_alias=key.name, user_role=role)
+
+
+async def caller(request: Request) -> UserAPIKeyAuth:
+    """Say who asks. Raises as `user_api_key_auth` does."""
+    return await user_api_key_auth(request, request.headers.get("authorization", ""))
