@@ -79,6 +79,13 @@ def said(client: openai.OpenAI, **more: Any) -> Any:
     return client.chat.completions.create(**asked)
 
 
+def stops(engine: Upstream) -> None:
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{engine.url}/v1/status", headers={"Authorization": "Bearer sk-tier"}).json()["num_running"]:
+        assert time.monotonic() < deadline, "the engine still works on an answer that nobody waits for"
+        time.sleep(0.1)
+
+
 def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, engine: Upstream):
     """Text and usage are those of the whole answer, cut; the engine does not go on behind it."""
     whole = said(client)
@@ -89,10 +96,14 @@ def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, en
     assert cut.choices[0].finish_reason == "stop"
     assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
     assert 0 < cut.usage.completion_tokens < whole.usage.completion_tokens
-    deadline = time.monotonic() + 10
-    while httpx.get(f"{engine.url}/v1/status", headers={"Authorization": "Bearer sk-tier"}).json()["num_running"]:
-        assert time.monotonic() < deadline, "the engine still works on an answer that was stopped"
-        time.sleep(0.1)
+    stops(engine)
+
+
+def test_an_engine_does_not_work_for_a_client_that_is_gone(client: openai.OpenAI, engine: Upstream):
+    stream = said(client, stream=True, max_tokens=2000)
+    next(iter(stream))
+    stream.close()
+    stops(engine)
 
 
 def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI):
