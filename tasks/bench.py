@@ -159,13 +159,19 @@ def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mappi
     folder = Path(row.folder if row else target)
     if not folder.is_dir():
         raise NotFound(f"No weights of {target} are here.", hint=f"mlxq pull {target}")
-    found, made = inventory.inventory(folder), manifest.read(folder)
-    source = made.asked if made else f"file:{folder}"
+    made = manifest.read(folder)
+    tier = _described(folder, made.asked if made else f"file:{folder}", known, shape)
+    return tier, made.revision if made else ""
+
+
+def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> Tier:
+    """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
+    found = inventory.inventory(folder)
     model, quant = _entry(source, known)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
     need = memory(model, quant, context_tokens, most).total if model else _need(found, context_tokens * most)
-    tier = Tier(
+    return Tier(
         name=NAME,
         model=model.id if model else source,
         quant=quant or found.quantization or f"{found.bits:.0f}-bit",
@@ -181,7 +187,6 @@ def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mappi
         reasoning_parser=model.reasoning_parser if model else None,
         vision=found.vision,
     )
-    return tier, made.revision if made else ""
 
 
 def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
