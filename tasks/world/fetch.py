@@ -111,11 +111,7 @@ def _finish(request: Request, asked: Source, held: Staging, came: Manifest, repo
     files, pristine = came.files, ()
     if asked.convert:
         report({"phase": "converting"})
-        log = Path(request.log) if request.log else held.folder / ".convert.log"
-        convert.convert(held.folder / _SOURCE, held.folder / _MADE, asked.convert, log)
-        for path in (held.folder / _MADE).iterdir():
-            path.replace(held.folder / path.name)
-        shutil.rmtree(held.folder / _SOURCE)
+        _convert(held.folder, asked.convert, Path(request.log) if request.log else held.folder / ".convert.log")
         files, pristine = _hashed(held.folder, report), came.files
     report({"phase": "preparing"})
     recipe = prepare.choose(prepare.backend(), held.folder)
@@ -127,6 +123,14 @@ def _finish(request: Request, asked: Source, held: Staging, came: Manifest, repo
     inventory.inventory(held.folder)
     done = recipe if changed else None
     held.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, asked.convert))
+
+
+def _convert(folder: Path, quant: str, log: Path) -> None:
+    """Put what mlx-lm makes of the source in its place."""
+    convert.convert(folder / _SOURCE, folder / _MADE, quant, log)
+    for path in (folder / _MADE).iterdir():
+        path.replace(folder / path.name)
+    shutil.rmtree(folder / _SOURCE)
 
 
 def _hashed(folder: Path, report: Report) -> tuple[File, ...]:

@@ -69,18 +69,26 @@ class Transfer:
 
     def fetch(self, files: Sequence[File], report: Report) -> None:
         """Fetch what is not in the folder yet. Raises Offline, Damaged, Gated, NotFound, Later."""
-        missing = [file for file in files if not _there(self._folder, file)]
-        self._received = sum(file.size for file in files) - sum(file.size for file in missing)
+        missing, total = self._missing(files), sum(file.size for file in files)
+        self._received = total - sum(file.size for file in missing)
         self._resumed = self._received + sum(left(self._folder, file) for file in missing)
+        self._watch(self._begin(missing), total, report)
+        if self._problem:
+            raise self._problem
+        if lost := self._missing(missing):
+            names = ", ".join(file.name for file in lost)
+            raise Internal(f"The fetch ended without {names}.", hint="mlxq logs worker")
+
+    def _missing(self, files: Sequence[File]) -> list[File]:
+        return [file for file in files if not _there(self._folder, file)]
+
+    def _begin(self, missing: Sequence[File]) -> list[threading.Thread]:
+        """Start the threads, all of which take from the same segments."""
         segments = self._segments(missing)
         threads = [threading.Thread(target=self._work, args=(segments,), daemon=True) for _ in range(CONNECTIONS)]
         for thread in threads:
             thread.start()
-        self._watch(threads, sum(file.size for file in files), report)
-        if self._problem:
-            raise self._problem
-        if lost := [file.name for file in missing if not _there(self._folder, file)]:
-            raise Internal(f"The fetch ended without {', '.join(lost)}.", hint="mlxq logs worker")
+        return threads
 
     def _segments(self, files: Iterable[File]) -> Generator[tuple[Part, int | None]]:
         """Yield what is left to fetch, opening each file when its turn comes; None for a file that has all bytes."""
