@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -28,9 +30,11 @@ pytestmark = pytest.mark.slow
 START_MS = 180_000
 
 
-@pytest.fixture
-def real(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """Give the rows of a worker that was asked for one tier, the gateway aside, and the page."""
+@pytest.fixture(scope="module")
+def real(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """Give the rows of a worker that was asked for the page; the tests bring its one tier up. No gateway."""
+    home = Home(tmp_path_factory.mktemp("stack") / "home").make()
+    shutil.copyfile(empty_database, home.database)
     db = open_database(home)
     weights = builtin.ensure(tmp_path_factory.mktemp("models"))
     tier = Tier(
@@ -39,9 +43,13 @@ def real(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datab
     )  # fmt: skip
     stack.replace(db, [tier])
     settings.write(home, "page-port", free_port())
-    worker = subprocess.Popen([sys.executable, "-P", "-m", "mlxq", "worker"], stderr=home.log("worker").open("ab"))
-    for name in ("fast", "page"):
-        ledger.submit(db, kinds.new("start", {"service": name}))
+    world = {name: text for name, text in os.environ.items() if not name.startswith("MLXQ_")}
+    worker = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mlxq", "worker"],
+        env=world | {"MLXQ_HOME": str(home.root)},
+        stderr=home.log("worker").open("ab"),
+    )
+    ledger.submit(db, kinds.new("start", {"service": "page"}))
     yield db
     for name in ("fast", "page"):
         ledger.submit(db, kinds.new("stop", {"service": name}))
@@ -52,9 +60,10 @@ def real(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datab
 
 
 @pytest.fixture
-def view(chromium: Browser, home: Home, real: Database) -> Iterator[Page]:
+def view(chromium: Browser, real: Database) -> Iterator[Page]:
+    ledger.submit(real, kinds.new("start", {"service": "fast"}))
     _until(lambda: (one := service.find(real, "page")) is not None and one.doing == "ready")
-    key = secrets.read(home.secrets)[secrets.PAGE]
+    key = secrets.read(real.home.secrets)[secrets.PAGE]
     context = chromium.new_context()
     page = context.new_page()
     page.goto(f"http://127.0.0.1:{service.get(real, 'page').port}/enter?link={link(key, time.time())}")
@@ -64,34 +73,35 @@ def view(chromium: Browser, home: Home, real: Database) -> Iterator[Page]:
     context.close()
 
 
-def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, real: Database, home: Home):
+def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, real: Database):
     card = view.locator("article[data-key=fast]")
     expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
     expect(card.locator("dd").first).to_have_text("0", timeout=20_000)
 
-    asking = threading.Thread(target=_ask, args=(home, service.get(real, "fast").port))
+    asking = threading.Thread(target=_ask, args=(real.home, service.get(real, "fast").port))
     asking.start()
     expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
     expect(view.locator("#now tbody")).to_contain_text("fast")
     asking.join()
     expect(view.locator("#now")).to_contain_text("No request is under way.", timeout=20_000)
 
-    pid = service.get(real, "fast").pid
+    pid, restarts = service.get(real, "fast").pid, service.get(real, "fast").restarts
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     expect(view.locator("#why")).to_contain_text("fast died: It was killed by SIGKILL.", timeout=20_000)
     expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
-    expect(card.locator("dl")).to_contain_text("restarts1")
+    expect(card.locator("dl")).to_contain_text(f"restarts{restarts + 1}")
     assert service.get(real, "fast").pid != pid
     assert view.title() == "not loaded again"
 
 
-def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, real: Database, home: Home):
+def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, real: Database):
     card = view.locator("article[data-key=fast]")
     expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
-    port = service.get(real, "fast").port
+    before, deaths = service.get(real, "fast"), _deaths(real)
+    port = before.port
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(_ask, home, port, 400)
+        asked = pool.submit(_ask, real.home, port, 400)
         expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
         view.get_by_role("button", name="Drain fast").click()
         view.locator("dialog [data-sure]").click()
@@ -102,8 +112,12 @@ def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, rea
     assert answer.json()["choices"][0]["finish_reason"] in {"stop", "length"}
     expect(card.locator(".state strong")).to_have_text("stopped", timeout=30_000)
     expect(view.locator("#jobs .record")).to_contain_text("drain fast")
-    expect(card.locator("dl")).to_contain_text("restarts0")
-    assert "died" not in {each.name for each in event.of_service(real, "fast")}
+    expect(card.locator("dl")).to_contain_text(f"restarts{before.restarts}")
+    assert _deaths(real) == deaths
+
+
+def _deaths(db: Database) -> int:
+    return sum(each.name == "died" for each in event.of_service(db, "fast"))
 
 
 def _ask(home: Home, port: int, most: int = 120) -> httpx.Response:
