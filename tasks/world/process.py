@@ -368,6 +368,13 @@ def find_shims(home: str, service: str) -> list[Identity]:
     return [one for one, _ in _marked(home, service) if _is_shim(one.pid)]
 
 
+def shim(engine: Identity) -> Identity | None:
+    """Find the shim of a living process that we started: its parent, and the leader of its session. None when gone."""
+    parent = _parent(engine.pid)
+    found = identify(parent) if parent else None
+    return found if found and alive(engine) and _session(engine.pid) == found.pid else None
+
+
 def end_barren(shim: Identity) -> None:
     """End a shim whose program is not there.
 
@@ -403,10 +410,15 @@ def _parent(pid: int) -> int | None:
 
 def _is_shim(pid: int) -> bool:
     """Tell whether the process leads its session: a spawned shim does, the program under it does not."""
+    return _session(pid) == pid
+
+
+def _session(pid: int) -> int | None:
+    """Give the pid of the leader of a process's session; None for one that is gone."""
     try:
-        return os.getsid(pid) == pid
+        return os.getsid(pid)
     except ProcessLookupError:
-        return False
+        return None
 
 
 def _environment(pid: int) -> dict[str, str]:

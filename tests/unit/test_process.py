@@ -313,6 +313,9 @@ def test_a_shim_that_may_yet_start_its_program_is_ended(place: Place):
     with subprocess.Popen(
         ["/bin/sh", "-c", "read line; sleep 600 & wait"], env=marks, stdin=subprocess.PIPE, start_new_session=True
     ) as slow:
+        until(
+            lambda: process.find_shims(str(place.folder), "fast")
+        )  # exec ends a moment before its environment is there
         (barren,) = process.find_shims(str(place.folder), "fast")
         process.end_barren(barren)
 
