@@ -7,23 +7,26 @@ let go of long before the end, while answers in flight go on.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import uvicorn
 
+from state.errors import MlxqError
 from state.paths import Home
-from tasks.plan.gateway import ANSWER_SECONDS, LOOPBACK
+from tasks.plan.gateway import LEAVE_SECONDS, LOOPBACK
 from tasks.world import passing
+
+log = logging.getLogger("mlxq.gateway")
 
 LOOK_S = 0.1
 LINGER_S = 6.0
 """How long a gateway that leaves waits for requests on connections it has: uvicorn keeps an idle one for 5 s."""
-LEAVE_S = ANSWER_SECONDS + 10
-"""How long an answer in flight may take then; no answer may take longer."""
 _LAST_ANSWER = (b"connection", b"close")
 
 Address = tuple[str, int]
@@ -85,7 +88,7 @@ class Server(uvicorn.Server):
         if self.proving:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._begin_succession)
         else:
-            self._open_door(self._first)
+            self._open_door()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in order (uvicorn's own step)."""
@@ -99,20 +102,25 @@ class Server(uvicorn.Server):
     async def _succeed(self) -> None:
         """Take the place of the gateway that serves, or end."""
         try:
-            with passing.succession(self._home) as given:
-                sockets = self._matched(given)
+            door = self._door()
+            with passing.succession(self._home) as before:
+                sockets = self._matched(before.sockets)
                 trial = self.servers.copy()
+                door.take_place(sockets)
                 self.proving = False
                 for one in sockets:
                     await self._listen(one)
-        except OSError as problem:
-            sys.stderr.write(f"{problem}\n")
+                stopped = await asyncio.to_thread(before.relieve)
+        except (OSError, MlxqError) as problem:
             self.should_exit = True
+            sys.stderr.write(f"{problem}\n")
             return
+        if not stopped:
+            log.warning("the gateway before did not confirm that it accepts no more connections")
         for server in trial:
             server.close()
             self.servers.remove(server)
-        self._open_door(sockets)
+        door.start()
 
     def _matched(self, given: Sequence[socket.socket]) -> list[socket.socket]:
         """Give a socket for each address: one that was given, or a new one. What is not needed is closed."""
@@ -133,31 +141,45 @@ class Server(uvicorn.Server):
         server = await asyncio.get_running_loop().create_server(connected, sock=place, backlog=self.config.backlog)
         self.servers.append(server)
 
-    def _open_door(self, sockets: Sequence[socket.socket]) -> None:
-        """Be the one who serves, until a successor is."""
+    def _open_door(self) -> None:
+        """Be found as the one who serves; one that cannot be found serves all the same."""
+        try:
+            door = self._door()
+            door.take_place(self._first)
+        except (OSError, MlxqError) as problem:
+            log.warning("the next gateway will take this one's place with a gap: %s", problem)
+        else:
+            door.start()
+
+    def _door(self) -> passing.Door:
+        """Listen for a successor, who has this gateway leave."""
         loop = asyncio.get_running_loop()
 
-        def taken() -> None:
-            loop.call_soon_threadsafe(self._begin_leaving)
+        def leave() -> None:
+            stopped = threading.Event()
+            loop.call_soon_threadsafe(self._begin_leaving, stopped)
+            stopped.wait()
 
-        passing.Door(self._home, self._generation, sockets, taken).start()
+        return passing.Door(self._home, self._generation, leave)
 
-    def _begin_leaving(self) -> None:
+    def _begin_leaving(self, stopped: threading.Event) -> None:
+        """Accept no more connections."""
+        for server in self.servers:
+            server.close()
+        stopped.set()
         self._change = asyncio.create_task(self._leave())
 
     async def _leave(self) -> None:
-        """Accept no more connections, and end when those there are have had their answers.
+        """End when the connections there are have had their answers.
 
         A client may send its next request on a connection that was kept, so none is closed before it idled out:
         it is answered, and told that this answer was the connection's last.
         """
-        for server in self.servers:
-            server.close()
         self.config.encoded_headers.append(_LAST_ANSWER)
         self.server_state.default_headers = [*self.server_state.default_headers, _LAST_ANSWER]
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        while (gone := loop.time() - begun) < LINGER_S or (self._used() and gone < LEAVE_S):  # noqa: ASYNC110 - uvicorn has no event for it
+        while (gone := loop.time() - begun) < LINGER_S or (self._used() and gone < LEAVE_SECONDS):  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(LOOK_S)
         self.should_exit = True
 

@@ -87,6 +87,13 @@ TABLE = (
         marker=r"\[Errno (?:98|48)\]|address already in use",
     ),
     Rule(
+        "not_handed_over",
+        "The gateway that serves did not hand over its port.",
+        LOGS,
+        permanent=False,
+        marker=r"does not hand over its sockets",
+    ),
+    Rule(
         "damaged",
         "The weights are cut short or damaged.",
         REPAIR,

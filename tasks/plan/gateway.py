@@ -45,6 +45,9 @@ STREAM_SECONDS = 20
 ANSWER_SECONDS = 600
 """Longest whole generation of an answer that is not streamed."""
 
+LEAVE_SECONDS = ANSWER_SECONDS + 10
+"""How long a gateway that was replaced may take for the answers in flight."""
+
 _SECRETS = ("LITELLM_MASTER_KEY", "MLXQ_TIER_KEY", "OPENROUTER_API_KEY")
 
 _QUIET = {

@@ -1,25 +1,56 @@
 import os
+import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import pytest
 
 from state.paths import Home
-from tasks.world import passing
+from tasks.world import passing, process
 from tasks.world.passing import Door, Holder
 
-TAKER = """
-import time
+GATEWAY = """
+import sys, time
 from state.paths import home
 from tasks.world import passing
-with passing.succession(home()) as given:
-    print(len(given), flush=True)
-    time.sleep(600)
+door = passing.Door(home(), 2, lambda: None)
 """
+TAKES = "with passing.succession(home()) as given:\n    "
+SAYS = "print('here', flush=True); time.sleep(600)"
+
+
+@contextmanager
+def another(code: str) -> Generator[process.Identity]:
+    """Run a process until it says so, and kill it at the end."""
+    with subprocess.Popen([sys.executable, "-c", GATEWAY + code], stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout
+        assert one.stdout.readline() == "here\n"
+        found = process.identify(one.pid)
+        assert found
+        yield found
+        one.kill()
+
+
+def until(true: Callable[[], object], limit_s: float = 30.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def me() -> Holder:
+    """Give this process as the gateway of the third start."""
+    found = process.identify(os.getpid())
+    assert found
+    return Holder(process.encode(found), 3)
 
 
 @pytest.fixture
@@ -31,18 +62,32 @@ def listening() -> socket.socket:
 def left(home: Home, listening: socket.socket) -> threading.Event:
     """Tell whether the gateway of the third start, which serves, has been told to leave."""
     told = threading.Event()
-    Door(home, 3, [listening], told.set).start()
+    serve(home, 3, listening, told.set)
     return told
+
+
+def serve(home: Home, generation: int, listening: socket.socket, leave: Callable[[], None]) -> None:
+    door = Door(home, generation, leave)
+    door.take_place([listening])
+    door.start()
 
 
 def test_nobody_serves_where_nobody_answers(home: Home) -> None:
     assert passing.holder(home) is None
+    with pytest.raises(FileNotFoundError), passing.succession(home):
+        pass
+
+
+def test_one_that_is_dead_has_nothing_to_give(home: Home) -> None:
+    with another(f"door.take_place([]); door.start(); {SAYS}"):
+        pass
+
     with passing.succession(home) as given:
-        assert given == []
+        assert (given.sockets, given.relieve()) == ([], True)
 
 
-def test_who_serves_says_so(home: Home, left: threading.Event) -> None:
-    assert [passing.holder(home), passing.holder(home)] == [Holder(os.getpid(), 3)] * 2
+def test_who_serves_says_so(home: Home, left: threading.Event, me: Holder) -> None:
+    assert [passing.holder(home), passing.holder(home)] == [me, me]
     assert not left.is_set()
 
 
@@ -52,40 +97,116 @@ def test_a_connection_that_nobody_accepted_goes_to_the_successor(
     client = socket.create_connection(listening.getsockname())
     with passing.succession(home) as given:
         assert not left.is_set()
-    assert left.wait(10)
+        assert given.relieve()
+    assert left.is_set()
     listening.close()
 
-    accepted, address = given[0].accept()
+    accepted, address = given.sockets[0].accept()
 
     assert client.getsockname() == address
-    for one in (client, accepted, *given):
+    for one in (client, accepted, *given.sockets):
         one.close()
 
 
-def test_a_successor_that_fails_leaves_all_as_it_was(home: Home, left: threading.Event) -> None:
+def test_a_successor_knows_whether_the_one_before_has_stopped(
+    home: Home, listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "PATIENCE_S", 0.2)
+    goes_on = threading.Event()
+
+    def leave() -> None:
+        assert goes_on.wait(30)
+
+    serve(home, 3, listening, leave)
+
+    with passing.succession(home) as given:
+        assert not given.relieve()
+
+    goes_on.set()
+    until(lambda: passing.holder(home) is None)
+
+
+def test_a_successor_that_fails_leaves_all_as_it_was(home: Home, left: threading.Event, me: Holder) -> None:
     with pytest.raises(OSError, match="no port"), passing.succession(home):
         raise OSError("no port")
 
-    assert passing.holder(home) == Holder(os.getpid(), 3)
+    assert passing.holder(home) == me
     assert not left.is_set()
 
 
-def test_a_successor_that_is_killed_leaves_all_as_it_was(home: Home, left: threading.Event) -> None:
-    with subprocess.Popen([sys.executable, "-c", TAKER], stdout=subprocess.PIPE, text=True) as taker:
-        assert taker.stdout
-        assert taker.stdout.readline() == "1\n"
-        taker.send_signal(signal.SIGKILL)
+@pytest.mark.parametrize("code", ["", "door.take_place(given.sockets); "], ids=["with the sockets", "in its place"])
+def test_a_successor_that_is_killed_leaves_all_as_it_was(
+    home: Home, left: threading.Event, me: Holder, code: str
+) -> None:
+    with another(TAKES + code + SAYS):
+        pass
 
-    assert passing.holder(home) == Holder(os.getpid(), 3)
+    until(lambda: passing.holder(home) == me)
     assert not left.is_set()
+
+
+def test_a_successor_may_take_its_time(
+    home: Home, left: threading.Event, me: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it not waited for, both would serve."""
+    monkeypatch.setattr(passing, "PATIENCE_S", 0.1)
+
+    with another(TAKES + SAYS) as successor:
+        process.send(successor, signal.SIGSTOP)
+        assert passing.holder(home) is None
+        assert not left.is_set()
+
+    until(lambda: passing.holder(home) == me)
+
+
+def test_one_that_hangs_is_not_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passing, "PATIENCE_S", 0.2)
+
+    with another(f"door.take_place([]); door.start(); {SAYS}") as gateway:
+        process.send(gateway, signal.SIGSTOP)
+        with pytest.raises(ConnectionError, match="does not hand over"), passing.succession(home):
+            pass
 
 
 def test_the_latest_door_is_the_one_that_is_found(home: Home, listening: socket.socket) -> None:
-    def nothing() -> None: ...
-
-    leave: Callable[[], None] = nothing
     for generation in (1, 2):
-        Door(home, generation, [listening], leave).start()
+        serve(home, generation, listening, lambda: None)
 
-    assert passing.holder(home) == Holder(os.getpid(), 2)
+    found = passing.holder(home)
+    assert found
+    assert found.generation == 2
     assert passing.place(home).stat().st_mode & 0o077 == 0
+
+
+def test_one_whose_socket_was_deleted_is_found_again(
+    home: Home, listening: socket.socket, me: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passing, "LOOK_S", 0.05)
+    serve(home, 3, listening, lambda: None)
+
+    passing.place(home).unlink()
+
+    until(lambda: passing.holder(home) == me)
+
+
+def test_a_door_makes_no_folder_of_a_home_that_is_gone(home: Home, listening: socket.socket) -> None:
+    door = Door(home, 3, lambda: None)
+    door.take_place([listening])
+    folder = passing.place(home).parent
+    shutil.rmtree(folder)
+
+    door.be_found()
+
+    assert not folder.exists()
+
+
+def test_a_door_outlives_a_want_of_descriptors(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux changes another process's limits")
+    monkeypatch.setattr(passing, "PATIENCE_S", 0.5)
+    with another(f"door.take_place([]); door.start(); {SAYS}") as gateway:
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, 4096))
+        assert passing.holder(home) is None
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (4096, 4096))
+
+        until(lambda: passing.holder(home) == Holder(process.encode(gateway), 2))
