@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,22 +60,21 @@ def _started(context: Context, config: Path) -> Generator[Trial]:
 def prove(context: Context, trial: Trial, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
     """Wait until the gateway is ready, and get an answer from each tier that is up; give how many answered.
 
-    `check` is asked all the while, and may raise. Raises GatewayFailed when the gateway does not start, or such a
-    tier does not answer.
+    `check` is asked all the while, and may raise: that ends it at once. Raises GatewayFailed when the gateway does not
+    start, or such a tier does not answer.
     """
     _await_ready(context, trial, check)
-    key = secrets.read(context.home.secrets)[secrets.MASTER]
     answered = 0
     for tier in tiers:
         check()
         context.report("proving", done=answered, total=len(tiers), unit="tiers")
-        answered += _answers(context, trial.port, key, tier)
+        answered += _answers(context, trial, tier, check)
     return answered
 
 
 def _await_ready(context: Context, trial: Trial, check: Callable[[], None]) -> None:
     until = time.monotonic() + upkeep.GATEWAY_START_S
-    while not _ready(trial.port):
+    while not _ready(trial):
         context.report("starting a gateway on a second port")
         check()
         if process.wait(trial.spawned.engine, LOOK_S):
@@ -98,19 +98,25 @@ def last_cause(home: Home, trial: Trial) -> str:
     return failure.explain(code, upkeep.last_words(home.log(trial.name)), gateway.SERVICE).sentence
 
 
-def _ready(port: int) -> bool:
+def _ready(trial: Trial) -> bool:
     try:
-        return probe.gateway_ready(port)
+        return probe.gateway_ready(trial.port) and _has_port(trial)
     except probe.Silent:  # it has just opened the port, on a busy machine
         return False
 
 
-def _answers(context: Context, port: int, key: str, tier: Tier) -> bool:
+def _has_port(trial: Trial) -> bool:
+    """Tell whether it is the trial that listens: whoever took the spare port before must be told no key."""
+    holder = ports.holder(trial.port)
+    return holder is not None and holder.identity in process.members(trial.spawned.engine)
+
+
+def _answers(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> bool:
     """Tell whether the tier answers; False for one that is not up, or went down while it was asked."""
     if not _up(context, tier):
         return False
     try:
-        verify.ask(port, key, tier)
+        _ask(context, trial, tier, check)
     except GatewayFailed as problem:
         if not _up(context, tier):
             return False
@@ -118,6 +124,21 @@ def _answers(context: Context, port: int, key: str, tier: Tier) -> bool:
             f"With the new configuration: {problem.message}", done=LATER, hint=problem.hint
         ) from problem
     return True
+
+
+def _ask(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> None:
+    """Get one answer. It may take minutes, and `check` may end the wait for it at once. Raises GatewayFailed."""
+    if not _has_port(trial):
+        raise GatewayFailed("The gateway on trial has gone.", hint=f"mlxq logs {trial.name}")
+    key = secrets.read(context.home.secrets)[secrets.MASTER]
+    pool = ThreadPoolExecutor(1)
+    try:
+        answer = pool.submit(verify.ask, trial.port, key, tier)
+        while not wait([answer], LOOK_S).done:
+            check()
+        answer.result()
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _up(context: Context, tier: Tier) -> bool:

@@ -5,7 +5,7 @@ A worker may be killed at any moment, as what is under way can always be told fr
     foreseen    the row says that a start is coming, and of what; the process may not be there yet
     on trial    it bears the marks of that start and serves nobody: whoever comes next ends it
     taken over  the gateways' own unix socket leads to it: whoever comes next writes that down
-    replaced    the row names it; the one before is in `leaving`, and ends by itself
+    replaced    the row names it; the one before is in `leaving`, and ends by itself, or by the watchdog
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOOK_S = 0.05
 
 
 class Unwanted(Exception):
-    """Nobody wants a successor any more."""
+    """Nobody wants a successor any more, or nobody is left to succeed."""
 
 
 def possible(home: Home, one: Service) -> bool:
@@ -40,36 +40,39 @@ def possible(home: Home, one: Service) -> bool:
     if one.name != gateway.SERVICE or one.doing not in rows.ROUTED:
         return False
     there = passing.holder(home)
-    return there is not None and there.pid == one.pid
+    return there is not None and there.identity == one.identity
 
 
 def replace(context: Context, one: Service, plan: Blueprint) -> None:
-    """Have a gateway made by `plan` take the place of the one that serves; when none is wanted any more, do nothing.
+    """Have a gateway made by `plan` take the place of the one that serves.
 
-    Raises GatewayFailed when it does not prove fit: the running one was left as it is.
+    Does nothing when none is wanted any more, or the one that serves ends meanwhile: a start takes less time then than
+    to prove one. Raises GatewayFailed when it does not prove fit: the running one was left as it is.
     """
     db, home, port = context.db, context.home, ports.spare()
     generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint, plan.port)
     upkeep.headline(home.log(one.name), f"{one.name}, start {generation}")
-    spawned: Spawned | None = None
     environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
     try:
         spawned = process.spawn(plan.argv, environment, home.log(one.name), home.run, one.name)
         trial = Trial(one.name, spawned, port)
-        proof.prove(context, trial, stack.tiers(db), lambda: _check(context, one.name))
+        proof.prove(context, trial, stack.tiers(db), lambda: _check(context, one))
         process.send(spawned.engine, signal.SIGUSR1)
         _await_take_over(home, trial)
         watch.follow(one.name, spawned.engine)
     except Unwanted:
         return
+    except GatewayFailed:
+        if upkeep.running(one):
+            raise
     finally:
-        upkeep.settle_succession(db, home, one.name, spawned.shim if spawned else None)
+        upkeep.settle(db, home, rows.get(db, one.name))
 
 
-def _check(context: Context, name: str) -> None:
-    """Stop here when the job shall end, or a person has put the gateway down."""
+def _check(context: Context, one: Service) -> None:
+    """Stop here when the job shall end, a person has put the gateway down, or the one that serves is gone."""
     context.check()
-    if rows.get(context.db, name).wanted == "down":
+    if rows.get(context.db, one.name).wanted == "down" or not upkeep.running(one):
         raise Unwanted
 
 
@@ -93,4 +96,4 @@ def _await_take_over(home: Home, trial: Trial) -> None:
 
 def _serves(home: Home, spawned: Spawned) -> bool:
     there = passing.holder(home)
-    return there is not None and there.pid == spawned.engine.pid
+    return there is not None and there.identity == process.encode(spawned.engine)
