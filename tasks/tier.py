@@ -51,14 +51,13 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
         _lift(context, service)
     if purge and rows.get(context.db, service).kind == "engine":
         _end_and_purge(context, service)
-    replace = why != "gone" and not _replaced(context, service)
-    return bring_up(context, service, replace=replace, hung=why == "hung")
+    return bring_up(context, service, replace=why != "gone", hung=why == "hung")
 
 
-def _replaced(context: Context, name: str) -> bool:
+def _replaced(context: Context, one: Service) -> bool:
     """Tell whether an attempt before this one, cut short, has started the new process already."""
     asked_at = read_job(context.db, context.held.id).created_at
-    return context.held.attempt > 1 and (rows.get(context.db, name).started_at or 0.0) >= asked_at
+    return context.held.attempt > 1 and (one.started_at or 0.0) >= asked_at
 
 
 def _end_and_purge(context: Context, name: str) -> None:
@@ -141,7 +140,8 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
         while rows.get(context.db, name).wanted == "up":
             plan = _plan(context, name)
             one = upkeep.settle(context.db, context.home, rows.get(context.db, name))
-            if upkeep.running(one) and (replace or _outdated(one, plan)):
+            again = replace and not _replaced(context, one)
+            if upkeep.running(one) and (again or _outdated(one, plan)):
                 _replace(context, one, plan, hung=hung)
             replace = False
             _await_turn(context, name)

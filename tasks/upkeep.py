@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from state import errors, host, restraint, secrets, service, settings, stack, weights
 from state import keys as app_keys
@@ -188,7 +189,7 @@ def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
     return service.get(db, name)
 
 
-def _record(db: Database, name: str, step: Step, found: Identity, shim: Identity | None = None) -> None:
+def _record(db: Database, name: str, step: Step, found: Identity, shim: Identity | None) -> None:
     named = process.encode(shim) if shim else None
     service.step(db, name, step, identity=process.encode(found), shim=named, started_at=db.now())
 
@@ -201,7 +202,7 @@ def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> boo
     for orphan, generation in _strays(home, one).items():
         fits = one.doing == Doing.STARTING and generation == one.generation and one.fingerprint == plan.fingerprint
         if fits and not adopted:
-            _record(db, one.name, Step.ADOPTED, orphan)
+            _record(db, one.name, Step.ADOPTED, orphan, process.shim(orphan))
             adopted = True
         else:
             process.stop(orphan, GRACE_S)
@@ -335,54 +336,51 @@ def leaving(one: Service) -> list[Identity]:
     return [found for found in map(process.decode, one.leaving) if process.alive(found)]
 
 
-def settle_succession(db: Database, home: Home, name: str, shim: Identity | None = None) -> None:
-    """Make the row say who serves, if a process was started to take the place of another; end one that did not.
-
-    `shim`: of the one that was started, where that is known.
-    """
+def settle_succession(db: Database, home: Home, name: str) -> None:
+    """Make the row say who serves, if a process was started to take the place of another; end one that did not."""
     one = service.get(db, name)
-    if one.successor is None or _inherit(db, home, one, shim):
+    if one.successor is None or _inherit(db, home, one):
         return
     for barren in process.find_shims(str(home.root), name):
         process.end_barren(barren)
     for stray in _strays(home, one):
         if stray != identity(one):
-            process.stop(stray, HUNG_GRACE_S)
+            process.stop(stray, 0)
     service.update(db, name, successor=None)
-    headline(home.log(name), f"{name} goes on as it was")
+    headline(home.log(name), f"{name}, start {one.generation}, was given up")
 
 
-def _inherit(db: Database, home: Home, one: Service, shim: Identity | None = None) -> bool:
-    """Write down that the successor serves; False when it does not."""
+def _inherit(db: Database, home: Home, one: Service) -> bool:
+    """Write down, once, that the successor serves; False when it does not."""
     holder = passing.holder(home)
     if one.successor is None or holder is None or holder.generation != one.generation:
         return False
-    found = process.identify(holder.pid)
+    found = process.decode(holder.identity)
+    shim = process.shim(found)
     now = db.now()
-    return found is not None and service.step(
-        db,
-        one.name,
-        Step.REPLACED,
-        fence=one.generation,
+    columns: dict[str, Any] = {
         **one.successor,
-        identity=process.encode(found),
-        shim=process.encode(shim) if shim else None,
-        leaving=[process.encode(each) for each in (*leaving(one), running(one)) if each],
-        memory_bytes=system.resident(found),
+        "identity": holder.identity,
+        "shim": process.encode(shim) if shim else None,
+        "leaving": [process.encode(each) for each in (*leaving(one), running(one)) if each],
+        "memory_bytes": system.resident(found),
         **dict.fromkeys(("started_at", "ready_at"), now),
         **dict.fromkeys(("successor", "next_try_at", "exit_code", "cause_code", "cause", "hint")),
-    )
+    }
+    with db.transaction():
+        done = service.get(db, one.name).successor is None
+        return done or service.step(db, one.name, Step.REPLACED, fence=one.generation, **columns)
 
 
 def settle(db: Database, home: Home, one: Service) -> Service:
     """Make a row that was left behind say what is: finish a stop that was cut short, bury what died unseen."""
+    found = identity(one)
+    if found and not process.alive(found):
+        bury(db, home, one.name, found)  # first, as the end of a successor takes the place of its exit code
     settle_succession(db, home, one.name)
     one = service.get(db, one.name)
-    found = identity(one)
     if one.doing == Doing.STOPPING:
         take_down(db, home, one)
-    elif found and one.doing in service.ALIVE and not process.alive(found):
-        bury(db, home, one.name, found)
     return service.get(db, one.name)
 
 

@@ -7,6 +7,7 @@ find it too, two seconds later.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -34,6 +35,8 @@ PROBE_S = 1.5
 CANARY_S = 10.0
 NOTE_S = 30.0
 """How often what was seen is written down while all is well."""
+LEAVE_S = gateway.LEAVE_SECONDS + upkeep.GRACE_S
+"""How long one that was replaced may take to end by itself."""
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Watch:
         self._busy = threading.Lock()
         self._charges: dict[str, Charge] = {}
         self._checked: set[str] = set()
+        self._leaving: dict[Identity, float] = {}
+        """Since when each was seen to leave, in monotonic seconds."""
         self._wakes = system.Wakes()
         self._exits: Exits | None = None
         self._starting = threading.Lock()
@@ -89,6 +94,7 @@ class Watch:
             self._let_go(services)
             self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
             self._escalate(db, services)
+            self.see_off(services)
             for one in services:
                 self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
         finally:
@@ -109,6 +115,16 @@ class Watch:
             self._begun = True
             for found in filter(None, map(upkeep.running, services)):
                 rotate.let_go(process.members(found))
+
+    def see_off(self, services: list[Service]) -> None:
+        """End what was replaced and has not ended in the time that its last answer may take."""
+        now = time.monotonic()
+        there = [found for one in services for found in upkeep.leaving(one)]
+        self._leaving = {found: self._leaving.get(found, now) for found in there}
+        for found, since in self._leaving.items():
+            if now - since > LEAVE_S:
+                log.warning("did_not_leave", pid=found.pid)
+                process.send(found, signal.SIGKILL)
 
     def _died(self, name: str, identity: Identity) -> None:
         """Take note of an end, and have the service started again when it is due at once."""

@@ -226,14 +226,14 @@ MOMENTS: dict[str, Callable[[Mlxq, service.Service], object]] = {
     "foreseen": lambda mlxq, _: mlxq.one("gateway").successor,
     "on trial": lambda mlxq, _: mlxq.engines("gateway") > 1,
     "being proven": lambda mlxq, _: mlxq.db.value("SELECT phase FROM jobs WHERE state = 'running'") == "proving",
-    "taken over": lambda mlxq, before: (there := passing.holder(mlxq.home)) and there.pid != before.pid,
+    "taken over": lambda mlxq, before: (there := passing.holder(mlxq.home)) and there.identity != before.identity,
     "replaced": lambda mlxq, before: mlxq.one("gateway").identity != before.identity,
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstream: dict[str, Upstream], moment: str):
-    """Whenever it is killed: nothing refused, nothing cut, and the next worker ends up with the one that is right."""
+    """Whenever it is killed: nothing refused or cut, and the next worker ends up with the right one, started once."""
     port = free_port()
     settings.write(home, "litellm-port", port)
     every_upstream["standard"].start()
@@ -247,7 +247,7 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
 
         with Load(port, secrets.read(home.secrets)[secrets.MASTER]) as load:
             stream = load.long_stream(20)
-            number = mlxq.put("start", service="gateway")
+            number = mlxq.put("restart", service="gateway")
             until(lambda: MOMENTS[moment](mlxq, before))
             mlxq.kill_worker()
             mlxq.work()
@@ -259,6 +259,7 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
         assert after.fingerprint == upkeep.blueprint(mlxq.db, home, "gateway").fingerprint
         assert after.fingerprint != before.fingerprint
         assert "died" not in mlxq.events("gateway")
+        assert after.generation - before.generation == (1 if moment in {"taken over", "replaced"} else 2)
     finally:
         mlxq.close()
 

@@ -1,16 +1,25 @@
 """What the next worker makes of a gateway whose replacement was cut short. The gateways are small real processes."""
 
+import dataclasses
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from support import scene
+from support.here import runner
+from support.mlxq_home import TIER
 
-from state import event, service
+from state import event, ledger, secrets, service, stack
 from state.db import Database
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import upkeep
+from tasks import kinds, succession, tier, upkeep, watch
 from tasks.plan.engine import marker
+from tasks.queue import Context
+from tasks.upkeep import Blueprint
+from tasks.watch import Watch
 from tasks.world import process
 from tasks.world.process import Identity
 
@@ -20,8 +29,22 @@ SERVING = """
 import os
 from state.paths import home
 from tasks.world import passing
-passing.Door(home(), int(os.environ["MLXQ_GENERATION"]), [], lambda: None).start()
+door = passing.Door(home(), int(os.environ["MLXQ_GENERATION"]), lambda: None)
+door.take_place([])
+door.start()
 """
+PROVING = """
+import http.server, os, sys, time
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        print("asked", flush=True)
+        time.sleep(600)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["MLXQ_TRIAL_PORT"])), Answers).serve_forever()
+"""
+"""A gateway on trial that is ready, and gives no answer."""
 Start = Callable[[str, int], Identity]
 
 
@@ -50,7 +73,9 @@ def before(db: Database, start: Start) -> Identity:
     service.want(db, "gateway", "up")
     service.intend(db, "gateway", ["gateway"], "old", 4000)
     found = start(ON_TRIAL, 1)
-    service.step(db, "gateway", Step.SPAWNED, identity=process.encode(found))
+    shim = process.shim(found)
+    assert shim
+    service.step(db, "gateway", Step.SPAWNED, identity=process.encode(found), shim=process.encode(shim))
     service.step(db, "gateway", Step.READIED, ready_at=db.now())
     assert service.foresee(db, "gateway", ["gateway", "changed"], "new", 4444) == 2
     return found
@@ -119,3 +144,92 @@ def test_one_that_was_replaced_may_end_in_its_own_time_until_none_is_wanted(
     service.want(db, "gateway", "down")
     upkeep.take_down(db, home, service.get(db, "gateway"), 1)
     assert not process.alive(before)
+
+
+def test_one_that_does_not_leave_in_its_time_is_ended(
+    home: Home, db: Database, start: Start, before: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LEAVE_S", 0)
+    successor = start(SERVING, 2)
+    replaced = upkeep.settle(db, home, service.get(db, "gateway"))
+    watchdog = Watch()
+
+    watchdog.see_off([replaced])
+    assert process.alive(before)
+    watchdog.see_off([replaced])
+
+    assert process.wait(before, 30)
+    assert process.alive(successor)
+
+
+def test_a_successor_whose_worker_was_killed_keeps_its_cause(
+    home: Home, db: Database, start: Start, before: Identity
+) -> None:
+    """The next worker finds the shim, which keeps the exit code, and the boot of a service that died."""
+    successor = start(SERVING, 2)
+    assert upkeep.settle(db, home, service.get(db, "gateway")).shim
+
+    process.send(successor, signal.SIGKILL)
+    assert process.wait(successor, 30)
+    upkeep.bury(db, home, "gateway", successor)
+
+    one = service.get(db, "gateway")
+    assert (one.doing, one.exit_code, one.cause_code) == (Doing.BACKOFF, 137, "killed")
+    assert one.shim
+    assert upkeep.this_boot(one)
+    assert not upkeep.this_boot(dataclasses.replace(one, shim=f"before/{one.shim.partition('/')[2]}"))
+
+
+def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
+    home: Home, db: Database, start: Start, before: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.gateway_config.write_text("model_list: []")
+    plan = upkeep.blueprint(db, home, "gateway")
+    service.update(db, "gateway", successor={"argv": plan.argv, "fingerprint": plan.fingerprint, "port": plan.port})
+    ledger.submit(db, kinds.new("restart", {"service": "gateway"}))
+    cut_short = ledger.claim(db, "ops", {"restart"}, "the worker that was killed")
+    assert cut_short
+    ledger.rescue(db, [cut_short])
+    successor = start(SERVING, 2)
+
+    done = runner(db, home, {"restart": tier.restart}, monkeypatch)("restart", service="gateway")
+
+    assert done.result == {"service": "gateway", "state": "ready", "pid": successor.pid}
+    assert service.get(db, "gateway").generation == 2
+
+
+def test_one_that_dies_while_its_successor_is_proven_is_started_at_once(
+    home: Home, db: Database, before: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer may take minutes, and nobody serves meanwhile: so the trial ends, and the row tells of the death."""
+    service.update(db, "gateway", successor=None)
+    secrets.ensure(home.secrets)
+    stack.replace(db, [TIER])
+    service.ensure(db, "fast", "engine", 1)
+    scene.ready(db, "fast")
+
+    def environment(generation: int) -> dict[str, str]:
+        return marker(str(home.root), "gateway", generation)
+
+    plan = Blueprint([sys.executable, "-c", PROVING], environment, "newer", 4000, 1)
+
+    def replace(context: Context, **_: str) -> bool:
+        succession.replace(context, service.get(context.db, "gateway"), plan)
+        return not process.alive(before)
+
+    def die() -> None:
+        while "asked" not in upkeep.last_words(home.log("gateway")):
+            assert not over.wait(0.01)
+        process.send(before, signal.SIGKILL)
+
+    over = threading.Event()
+    killer = threading.Thread(target=die)
+    killer.start()
+    done = runner(db, home, {"restart": replace}, monkeypatch)("restart", service="gateway")
+    over.set()
+    killer.join()
+
+    assert done.result is True, done.error
+    one = service.get(db, "gateway")
+    assert (one.doing, one.cause_code, one.successor) == (Doing.BACKOFF, "killed", None)
+    assert process.find_orphans(str(home.root), "gateway") == {}
