@@ -42,6 +42,8 @@ LAST_WORDS = 16 * 1024
 TOKEN_S = 120.0
 """The first answer of a fresh engine may compile and page in its whole model."""
 GATEWAY_START_S = 120.0
+SILENCE_S = 30.0
+"""How long one that may have taken over may take to say so: to end it by mistake would leave nobody to serve."""
 PAGE_START_S = 30.0
 
 
@@ -352,7 +354,7 @@ def settle_succession(db: Database, home: Home, name: str) -> None:
 
 def _inherit(db: Database, home: Home, one: Service) -> bool:
     """Write down, once, that the successor serves; False when it does not."""
-    holder = passing.holder(home)
+    holder = passing.holder(home, SILENCE_S)
     if one.successor is None or holder is None or holder.generation != one.generation:
         return False
     found = process.decode(holder.identity)

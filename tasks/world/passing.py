@@ -74,10 +74,11 @@ def place(home: Home) -> Path:
     return wake.folder(home) / "gateway.sock"
 
 
-def holder(home: Home) -> Holder | None:
-    """Ask who serves; None when nobody answers there."""
+def holder(home: Home, patience_s: float = PATIENCE_S) -> Holder | None:
+    """Ask who serves; None when nobody is there, or says nothing within `patience_s` seconds."""
     try:
         with _connected(home) as line:
+            line.settimeout(patience_s)
             line.sendall(_WHO)
             return Holder(**json.loads(line.recv(_LONGEST)))
     except (OSError, ValueError, TypeError):
