@@ -17,7 +17,7 @@ from state import service as rows
 from state import stack
 from state.errors import GatewayFailed
 from state.paths import Home
-from state.service import Service
+from state.service import Doing, Service
 from tasks import proof, upkeep, watch
 from tasks.plan import gateway
 from tasks.proof import Trial
@@ -70,9 +70,16 @@ def replace(context: Context, one: Service, plan: Blueprint) -> None:
 
 
 def _check(context: Context, one: Service) -> None:
-    """Stop here when the job shall end, a person has put the gateway down, or the one that serves is gone."""
+    """Stop here when the job shall end, a person has put the gateway down, or the one that serves is gone.
+
+    One that the watchdog found frozen is ended: nobody would be served until the proof is over.
+    """
     context.check()
-    if rows.get(context.db, one.name).wanted == "down" or not upkeep.running(one):
+    now, found = rows.get(context.db, one.name), upkeep.running(one)
+    if now.wanted == "down" or found is None:
+        raise Unwanted
+    if now.doing == Doing.DEGRADED and process.frozen(found):
+        upkeep.take_down(context.db, context.home, now, upkeep.HUNG_GRACE_S)
         raise Unwanted
 
 

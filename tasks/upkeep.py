@@ -354,7 +354,8 @@ def settle_succession(db: Database, home: Home, name: str) -> None:
 
 def _inherit(db: Database, home: Home, one: Service) -> bool:
     """Write down, once, that the successor serves; False when it does not."""
-    holder = passing.holder(home, SILENCE_S)
+    there = process.find_orphans(str(home.root), one.name)
+    holder = passing.holder(home, SILENCE_S) if one.generation in there.values() else None
     if one.successor is None or holder is None or holder.generation != one.generation:
         return False
     found = process.decode(holder.identity)

@@ -1,5 +1,6 @@
 """What the next worker makes of a gateway whose replacement was cut short. The gateways are small real processes."""
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -12,7 +13,7 @@ from support.here import runner
 from support.mlxq_home import TIER
 
 from state import event, ledger, secrets, service, stack
-from state.db import Database
+from state.db import Database, open_database
 from state.paths import Home
 from state.service import Doing, Step
 from tasks import kinds, succession, tier, upkeep, watch
@@ -198,10 +199,30 @@ def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
     assert service.get(db, "gateway").generation == 2
 
 
-def test_one_that_dies_while_its_successor_is_proven_is_started_at_once(
-    home: Home, db: Database, before: Identity, monkeypatch: pytest.MonkeyPatch
+def freeze(home: Home, one: Identity) -> None:
+    """Do as whoever stops a process, and as the watchdog does then."""
+    process.send(one, signal.SIGSTOP)
+    with contextlib.closing(open_database(home)) as watchdogs:
+        assert service.step(watchdogs, "gateway", Step.DEGRADED)
+
+
+def kill(_: Home, one: Identity) -> None:
+    process.send(one, signal.SIGKILL)
+
+
+AFTER = {kill: (Doing.BACKOFF, "killed"), freeze: (Doing.STOPPED, None)}
+"""What the row says of one that was harmed so."""
+
+
+@pytest.mark.parametrize("harm", AFTER)
+def test_one_that_dies_or_freezes_while_its_successor_is_proven_is_started_at_once(
+    home: Home,
+    db: Database,
+    before: Identity,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Home, Identity], None],
 ) -> None:
-    """An answer may take minutes, and nobody serves meanwhile: so the trial ends, and the row tells of the death."""
+    """An answer may take minutes, and nobody serves meanwhile: so the trial ends, and the row asks for a start."""
     service.update(db, "gateway", successor=None)
     secrets.ensure(home.secrets)
     stack.replace(db, [TIER])
@@ -220,7 +241,7 @@ def test_one_that_dies_while_its_successor_is_proven_is_started_at_once(
     def die() -> None:
         while "asked" not in upkeep.last_words(home.log("gateway")):
             assert not over.wait(0.01)
-        process.send(before, signal.SIGKILL)
+        harm(home, before)
 
     over = threading.Event()
     killer = threading.Thread(target=die)
@@ -231,5 +252,6 @@ def test_one_that_dies_while_its_successor_is_proven_is_started_at_once(
 
     assert done.result is True, done.error
     one = service.get(db, "gateway")
-    assert (one.doing, one.cause_code, one.successor) == (Doing.BACKOFF, "killed", None)
+    assert (one.doing, one.cause_code) == AFTER[harm]
+    assert (one.wanted, one.successor) == ("up", None)
     assert process.find_orphans(str(home.root), "gateway") == {}
