@@ -21,7 +21,7 @@ from mlxq.checkup import Finding
 from state import host, keys, lock, secrets, settings, stack, wake, worker
 from state import service as services
 from state.db import Database, read_database
-from state.errors import MlxqError, NotSetUp, StateDamaged
+from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 from state.ports import listing as listening
 from tasks import pulse
@@ -56,12 +56,21 @@ def _careful(area: str, look: Look, home: Home) -> list[Finding]:
     """Take one look; what refuses to be looked at is a finding too."""
     try:
         return [finding for finding in look(home) if finding]
+    except (NewerState, StateDamaged, StateUnavailable) as problem:
+        return [_shut(area, problem)]
     except MlxqError as problem:
         return [checkup.bad(area, problem.message.rstrip("."), problem.hint)]
     except subprocess.TimeoutExpired:
         return [checkup.odd(area, LATE)]
     except OSError as problem:
         return [checkup.odd(area, f"this could not be seen: {problem}")]
+
+
+def _shut(area: str, problem: MlxqError) -> Finding:
+    """Tell of a state.db that nobody can read once, where it belongs; the doctor sends nobody to the doctor."""
+    if area != "database":
+        return checkup.odd(area, "not known: state.db cannot be read")
+    return checkup.bad(area, problem.message.rstrip("."), None if problem.hint == "mlxq doctor" else problem.hint)
 
 
 def _python(_: Home) -> list[Finding]:

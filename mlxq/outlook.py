@@ -40,6 +40,16 @@ def show(found: Survey, asked: Mapping[str, Any]) -> None:
         click.echo("\nNothing would be started.")
 
 
+def require_room(found: Survey, asked: Mapping[str, Any]) -> None:
+    """Refuse, as the fetch itself would, what the disk cannot hold. Raises DoesNotFit."""
+    from tasks.world import disk
+
+    chosen = _chosen(found, asked)
+    fetch = found.to_fetch(chosen) if chosen else found.missing
+    if asked["pull"] and fetch:
+        disk.require(found.settings.models(found.home), fetch)
+
+
 def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation | None:
     """Give the stack that would be made; None where the one that is here stays."""
     return None if found.stays(asked) else found.recommend(asked)

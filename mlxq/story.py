@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mlxq import render
-from state import event, service
+from state import event, service, stack
 from state.db import Database
+from state.errors import MlxqError, NotFound, NotRunning
 from state.event import Happening
 from state.files import tail
+from state.ports import BESIDE
 from state.service import Step
 from tasks.plan import gateway, page
 
@@ -51,10 +53,18 @@ class Chapter:
 
 
 def tell(db: Database, name: str | None, *, limit: int) -> list[Chapter]:
-    """Give the newest chapters of one service, or of all, oldest first. Raises NotFound."""
-    if name:
-        service.get(db, name)
+    """Give the newest chapters of one service, or of all, oldest first. Raises NotFound, NotRunning."""
+    if name and service.find(db, name) is None:
+        raise _unheard_of(db, name)
     return [_chapter(db, each) for each in event.of_service(db, name, limit=limit)]
+
+
+def _unheard_of(db: Database, name: str) -> MlxqError:
+    """Give the error for a service that has no story: it was never started, or there is no such thing."""
+    tiers = {tier.name for tier in stack.tiers(db)}
+    if name in tiers or (tiers and name in BESIDE):
+        return NotRunning(f"{name} was never started, so nothing has happened to it.", hint="mlxq up")
+    return NotFound(f"There is no service {name}.", hint="mlxq status")
 
 
 def _chapter(db: Database, each: Happening) -> Chapter:

@@ -190,6 +190,7 @@ def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
         render.data(outlook.document(found, asked))
     else:
         outlook.show(found, asked)
+    outlook.require_room(found, asked)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def _look(db: Database, engines: Engines) -> Picture:
     machine = host.recall(db, "machine")
     return Picture(
         at=now,
-        told=words.of_all([card.service for card in cards], worker),
+        told=words.of_all([card.service for card in cards], worker, chosen=bool(stack.tiers(db))),
         worker=worker,
         endpoint=ports.endpoint(db),
         machine=machine,

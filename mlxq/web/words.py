@@ -88,13 +88,13 @@ def _since(one: Service) -> float | None:
     return one.started_at if one.doing in {Doing.STARTING, Doing.LOADING} else None
 
 
-def of_all(services: Sequence[Service], worker: Pulse) -> Told:
-    """Say in one word how the whole is."""
+def of_all(services: Sequence[Service], worker: Pulse, *, chosen: bool) -> Told:
+    """Say in one word how the whole is; `chosen`: whether there is a stack, which may never have been started."""
     engines = [one for one in services if one.kind == "engine"]
     gate = next((one for one in services if one.kind == "gateway"), None)
-    if gate is None or not engines:
+    if not engines and not chosen:
         return Told(Shape.RING, "not set up", hint="mlxq setup")
-    if not any(one.wanted == "up" for one in (gate, *engines)):
+    if gate is None or not any(one.wanted == "up" for one in (gate, *engines)):
         return Told(Shape.RING, "stopped", hint="mlxq up")
     told = _serving(gate, engines)
     if worker is Pulse.ALIVE:

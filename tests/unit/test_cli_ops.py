@@ -173,6 +173,17 @@ def test_why_tells_the_cause_the_signal_the_last_lines_and_the_next_try(
     assert "mlxq logs fast" in err
 
 
+def test_why_knows_what_was_never_started_from_what_there_is_not(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert service.remove(db, "fast")
+
+    assert cli.run(["why", "fast"]) == 3
+    assert "fast was never started, so nothing has happened to it.\nNext: mlxq up" in capsys.readouterr().err
+    assert cli.run(["why", "nope"]) == 1
+    assert "There is no service nope." in capsys.readouterr().err
+
+
 def test_why_speaks_json_and_every_step_has_words(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     died(db, home)
 

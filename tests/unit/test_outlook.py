@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlxq import outlook, survey
 from mlxq.survey import Survey
 from state import host, settings, stack
 from state.db import Database
+from state.errors import DoesNotFit
 from state.paths import Home
 from state.stack import Tier
 from tasks import score
@@ -107,6 +109,17 @@ def test_what_the_options_leave_out_is_told(home: Home, capsys: pytest.CaptureFi
 
     outlook.show(a_look(home, {}), {"pull": True, "start": False})
     assert "Nothing would be started." in capsys.readouterr().out
+
+
+def test_what_the_disk_cannot_hold_is_refused_as_the_fetch_would(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    full = replace(a_look(home, {}), free_bytes=0)
+
+    with pytest.raises(DoesNotFit, match=r"Needs 6 GB and 2 GB kept free; .* has 1 GB: 7 GB too little\."):
+        outlook.require_room(full, ALL)
+    outlook.require_room(full, ALL | {"pull": False})
+    outlook.require_room(replace(full, here=frozenset({STANDARD.source})), ALL)
 
 
 def test_of_a_fetch_that_was_broken_off_only_the_rest_is_to_come(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def rows(home: Home) -> Iterator[Database]:
 
 
 def whole(db: Database, worker: Pulse = Pulse.ALIVE) -> words.Told:
-    return words.of_all(service.listing(db), worker)
+    return words.of_all(service.listing(db), worker, chosen=True)
 
 
 def test_every_state_has_a_mark():
@@ -69,7 +69,17 @@ def test_nothing_wanted_is_stopped_and_nothing_set_up_says_how(rows: Database):
         service.want(rows, one.name, "down")
         service.step(rows, one.name, service.Step.STOPPED)
     assert (whole(rows).word, whole(rows).hint) == ("stopped", "mlxq up")
-    assert words.of_all([], Pulse.ALIVE).hint == "mlxq setup"
+    assert words.of_all([], Pulse.ALIVE, chosen=False).hint == "mlxq setup"
+
+
+def test_a_stack_that_was_never_started_is_stopped(rows: Database):
+    for one in service.listing(rows):
+        service.want(rows, one.name, "down")
+        service.step(rows, one.name, service.Step.STOPPED)
+        service.remove(rows, one.name)
+    told = picture.look(rows, {}).told
+    assert (told.word, told.hint) == ("stopped", "mlxq up")
+    assert "mlxq up" in Painter().part("tiers", seen=picture.look(rows, {}))
 
 
 @pytest.mark.parametrize("worker", [Pulse.NONE, Pulse.HUNG, Pulse.DEAD])
