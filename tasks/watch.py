@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from state import event, ledger, secrets, service, settings, stack
+from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
 from state.service import ROUTED, SERVING, Doing, Service, Step
@@ -95,8 +95,9 @@ class Watch:
             self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
             self._escalate(db, services)
             self.see_off(services)
+            compared = self._next_to_compare(db, services)
             for one in services:
-                self._tend(db, one, calm=all(it.doing == Doing.READY for it in services if it.wanted == "up"))
+                self._tend(db, one, compare=one.name == compared)
         finally:
             self._busy.release()
 
@@ -138,10 +139,10 @@ class Watch:
             if one.doing == Doing.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
                 self._restart(db, name, "gone")
 
-    def _tend(self, db: Database, one: Service, *, calm: bool) -> None:
-        """Do what this service needs now."""
+    def _tend(self, db: Database, one: Service, *, compare: bool) -> None:
+        """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
         found = upkeep.running(one)
-        fingerprint = self._wanted_fingerprint(db, one) if calm else None
+        fingerprint = _wanted_fingerprint(db, one) if compare else None
         held = upkeep.held(one.name)
         need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint, held=held)
         if need == Care.SETTLE and (dead := upkeep.identity(one)):
@@ -155,14 +156,18 @@ class Watch:
         elif need == Care.JUDGE and found:
             self._judge(db, one, found)
 
-    def _wanted_fingerprint(self, db: Database, one: Service) -> str | None:
-        """Give the fingerprint once in the worker's life: later changes come through jobs, which compare it."""
-        if one.name in self._checked or one.doing != Doing.READY:
+    def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
+        """Choose who is compared with what would be started now, once in the worker's life.
+
+        One at a look, while all serve and none is about to be replaced: what an upgrade changed for every tier is
+        replaced one after another, and the others answer. Later changes come through jobs, which compare.
+        """
+        up = [one for one in services if one.wanted == "up"]
+        left = [one.name for one in up if one.name not in self._checked]
+        if not left or any(one.doing != Doing.READY for one in up) or _restarting(db):
             return None
-        self._checked.add(one.name)
-        with suppress(MlxqError):
-            return upkeep.blueprint(db, runtime.home, one.name).fingerprint
-        return None
+        self._checked.add(left[0])
+        return left[0]
 
     def _restart(self, db: Database, name: str, why: str) -> None:
         """Have a job do it, unless one is at it already; a person may have switched mending off."""
@@ -226,6 +231,17 @@ class Watch:
                 db, one.name, Step.DRAINED, fence=one.generation, cause=told
             ):
                 self._restart(db, one.name, "leaks")
+
+
+def _restarting(db: Database) -> bool:
+    return any(one.live for one in job.listing(db, kind="restart", limit=1))
+
+
+def _wanted_fingerprint(db: Database, one: Service) -> str | None:
+    """Give the fingerprint of what would be started now; None where nothing could be."""
+    with suppress(MlxqError):
+        return upkeep.blueprint(db, runtime.home, one.name).fingerprint
+    return None
 
 
 HUNG = {

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,18 @@ def test_an_engine_out_of_the_route_is_started_anew_when_the_worker_dies_before_
 
     assert mlxq.await_next(one).restarts == 0
     assert mlxq.engines() == 1
+
+
+def test_changed_tiers_are_replaced_one_after_another(mlxq: Mlxq, tiny: Path):
+    """As after an upgrade: what the next worker would start otherwise is replaced while the others answer."""
+    names = ("standard", "fast", "longctx")
+    mlxq.serve(tiny, *names)
+    mlxq.work_with_fakes("--load", "0.3")
+    before = [mlxq.up(name) for name in names]
+    mlxq.kill_worker()
+    mlxq.db.run("UPDATE tiers SET weights = ?", (str(shutil.copytree(tiny, mlxq.home.models / "other")),))
+
+    mlxq.work_with_fakes("--load", "0.3")
+
+    spans = [(mlxq.await_next(one).started_at or 0.0, mlxq.one(one.name).ready_at or 0.0) for one in before]
+    assert all(ready <= begun for (_, ready), (begun, _) in pairwise(sorted(spans)))
