@@ -29,6 +29,7 @@ class Call:
     waited_s: float = 0.0
     """How long a background request stood back."""
     first_byte_s: float | None = None
+    """When the first words came, or the whole answer where it is not streamed."""
     tried: list[str] = field(default_factory=list[str])
     """Tiers that got the request, in order; the last one answered."""
     failures: dict[str, str] = field(default_factory=dict[str, str])
@@ -40,6 +41,11 @@ class Call:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
+
+    def heard(self) -> None:
+        """Note that words have come."""
+        if self.first_byte_s is None:
+            self.first_byte_s = time.monotonic() - self.began
 
     @cached_property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from state.keys import Key
-from tasks.launch import hook_error
+from tasks.launch import hook_error, hook_link
 from tasks.launch.hook_call import CURRENT, Call
 from tasks.launch.hook_error import Refusal
 from tasks.launch.hook_executor import Executor
@@ -131,6 +130,10 @@ class Door:
         messages = body.get("messages")
         if call.path.endswith(_TALKS) and not (isinstance(messages, list) and messages):
             return Refusal(400, "`messages` must be a list with at least one message.", "empty_messages")
+        if link := hook_link.followed(body):
+            return Refusal(
+                400, f"Send the document itself: {link[:100]} would have to be fetched.", "link_not_followed"
+            )
         return None
 
     def _hurried(self, key: Key) -> Refusal | None:
@@ -155,8 +158,6 @@ class _Reply:
         if message["type"] == "http.response.start":
             await self._start(message)
         elif self._failed is None:
-            if message.get("body") and self._call.first_byte_s is None:
-                self._call.first_byte_s = time.monotonic() - self._call.began
             await self._send(message)
         else:
             self._content += message.get("body", b"")

@@ -32,6 +32,19 @@ def disguised(event: bytes) -> bytes:
     return event if DONE not in event or data(event) == DONE else event.replace(DONE, rb"\u005bDONE]")
 
 
+def speaks(event: bytes) -> bool:
+    """Tell whether an event has words in it: an answer's, a thought's or a tool call's, and not merely who speaks."""
+    payload = data(event)
+    chunk: Any = orjson.loads(payload) if payload and payload != DONE else {}
+    match chunk:
+        case {"choices": [{"delta": {"role": _, **words}}, *_]} | {"choices": [{"delta": {**words}}, *_]}:
+            return any(words.values())
+        case {"choices": [{"text": text}, *_]}:
+            return bool(text)
+        case _:
+            return False
+
+
 def encode(payload: Any) -> bytes:
     """Write one event."""
     return b"data: " + orjson.dumps(payload) + b"\n\n"

@@ -11,7 +11,8 @@ from typing import Any
 class Executor(ThreadPoolExecutor):
     """The event loop's default threads, for everything but the preparing of chats.
 
-    LiteLLM's `acompletion` has its twin `completion` run in a thread, which gives it a coroutine and no answer.
+    LiteLLM's `acompletion` has its twin `completion` run in a thread, which gives it a coroutine and no answer. All
+    that could wait there is a document's link, and the door lets none in.
     """
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -25,23 +26,4 @@ class Executor(ThreadPoolExecutor):
 
 def _prepares(call: Callable[..., Any]) -> bool:
     inner = call.args[0] if isinstance(call, partial) and call.args else None
-    if not isinstance(inner, partial) or not inner.keywords.get("acompletion"):
-        return False
-    return not any(map(_has_files, inner.keywords.get("messages") or ()))
-
-
-def _has_files(message: Any) -> bool:
-    """Tell whether a message has a file, which LiteLLM fetches as it prepares when it is a link."""
-    match message:
-        case {"content": [*parts]}:
-            return any(map(_is_file, parts))  # pyright: ignore[reportUnknownArgumentType] - a client's JSON
-        case _:
-            return False
-
-
-def _is_file(part: Any) -> bool:
-    match part:
-        case {"type": "file"}:
-            return True
-        case _:
-            return False
+    return isinstance(inner, partial) and bool(inner.keywords.get("acompletion"))

@@ -199,6 +199,8 @@ class Wire(httpx.AsyncBaseTransport):
                     async for event in source:
                         if any(mark in event for mark in _USAGE):
                             usage = _usage(hook_event.data(event)) or usage
+                        if call.first_byte_s is None and hook_event.speaks(event):
+                            call.heard()
                         if not event.startswith(_COMMENT):
                             yield hook_event.disguised(event)
             self._guard.answered(lambda: call.fingerprint)
@@ -206,6 +208,7 @@ class Wire(httpx.AsyncBaseTransport):
             self._note_usage(call, tier, usage)
 
     def _note_usage(self, call: Call, tier: str, usage: dict[str, Any] | None) -> None:
+        call.heard()
         if usage:
             call.prompt_tokens = int(usage.get("prompt_tokens") or 0)
             call.completion_tokens = int(usage.get("completion_tokens") or 0)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from conftest import Gateway, Upstream
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+LINK = "https://example.org/a.pdf"
 AS_SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
@@ -162,6 +163,24 @@ def test_a_pictures_link_is_not_followed(proxy: Gateway, upstreams: dict[str, Up
         with pytest.raises(BlockingIOError):
             place.accept()
     assert answer.json()["choices"][0]["message"]["content"] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": user([{"type": "file", "file": {"file_id": LINK}}])}),
+        (
+            "messages",
+            {"messages": user([{"type": "document", "source": {"type": "url", "url": LINK}}]), "max_tokens": 9},
+        ),
+        ("responses", {"input": user([{"type": "input_file", "file_url": LINK}])}),
+    ],
+)
+def test_a_documents_link_is_refused(proxy: Gateway, path: str, body: dict[str, Any]):
+    """LiteLLM would fetch it, past everything that keeps requests on the machine."""
+    answer = proxy.post(f"/v1/{path}", {"model": "standard", **body})
+    assert answer.status_code == 400
+    assert LINK in answer.json()["error"]["message"]
 
 
 def test_no_messages_is_the_callers_error(client: openai.OpenAI, claude: anthropic.Anthropic):
@@ -341,6 +360,26 @@ def test_background_requests_stand_back(proxy: Gateway, upstreams: dict[str, Ups
 # Accounts
 
 
+def counted(proxy: Gateway, key: str, requests: int) -> dict[str, Any]:
+    """Wait until that many requests of a key are counted; give its sums."""
+    found: dict[str, Any] = {}
+    deadline = time.monotonic() + 10
+    while found.get("requests") != requests:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+        db = read_database(Home(proxy.home))
+        found = next((row for row in usage.totals(db, "key") if row["key"] == key), {})
+        db.close()
+    return found
+
+
+def test_the_first_word_is_counted_when_it_comes(proxy: Gateway, upstreams: dict[str, Upstream], ring: Any):
+    """An engine says at once who speaks, here half a second before the first word."""
+    key = keys.create(ring, "listener")
+    proxy.post("/v1/chat/completions", {**CHAT, "stream": True, "messages": user("slow 0.5")}, key)
+    assert counted(proxy, "listener", 1)["first_byte_seconds"] >= 0.5
+
+
 def test_usage_is_counted_by_key_and_tier(proxy: Gateway, upstreams: dict[str, Upstream], ring: Any):
     key = keys.create(ring, "counted")
     for stream in (False, True):
@@ -348,14 +387,7 @@ def test_usage_is_counted_by_key_and_tier(proxy: Gateway, upstreams: dict[str, U
     upstreams["standard"].kill()
     proxy.post("/v1/chat/completions", CHAT, key)
     proxy.post("/v1/chat/completions", {**CHAT, "model": "nope"}, key)
-    found: dict[str, Any] = {}
-    deadline = time.monotonic() + 10
-    while found.get("requests") != 4:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-        db = read_database(Home(proxy.home))
-        found = next((row for row in usage.totals(db, "key") if row["key"] == "counted"), {})
-        db.close()
+    found = counted(proxy, "counted", 4)
     assert (found["failed"], found["fallbacks"]) == (1, 1)
     assert (found["prompt_tokens"], found["completion_tokens"]) == (21, 7)
 

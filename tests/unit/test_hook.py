@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
-from tasks.launch import hook_error, hook_event, hook_length, hook_patch
+from tasks.launch import hook_error, hook_event, hook_length, hook_link, hook_patch
 from tasks.launch.hook_executor import Executor
 from tasks.launch.hook_guard import FORGET_S, Guard
 from tasks.launch.hook_queue import LONGEST_WAIT_S, Queue
@@ -71,6 +72,70 @@ def test_events_are_whole_however_the_network_cuts(payloads: list[bytes], size: 
 
 def test_a_heartbeat_is_no_payload():
     assert hook_event.data(b": heartbeat\n\n") is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "speaks"),
+    [
+        ({"choices": [{"delta": {"role": "assistant"}}]}, False),
+        ({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, False),
+        ({"choices": [{"delta": {"content": "a"}}]}, True),
+        ({"choices": [{"delta": {"reasoning_content": "hm"}}]}, True),
+        ({"choices": [{"delta": {"role": "assistant", "tool_calls": [{"index": 0}]}}]}, True),
+        ({"choices": [{"text": ""}]}, False),
+        ({"choices": [{"text": "a"}]}, True),
+        ({"choices": [], "usage": {"total_tokens": 3}}, False),
+    ],
+)
+def test_an_event_speaks_when_it_has_words(payload: dict[str, Any], speaks: bool):
+    assert hook_event.speaks(hook_event.encode(payload)) == speaks
+
+
+@pytest.mark.parametrize("event", [b": heartbeat\n\n", b"data: [DONE]\n\n"])
+def test_an_event_of_the_protocol_does_not_speak(event: bytes):
+    assert not hook_event.speaks(event)
+
+
+LINK = "HTTPS://example.org/a.pdf"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": LINK}}]}]},
+        {"messages": [{"content": [{"type": "document", "source": {"type": "url", "url": LINK}}]}]},
+        {
+            "messages": [
+                {"content": [{"type": "tool_result", "content": [{"type": "document", "source": {"url": LINK}}]}]}
+            ]
+        },
+        {"input": [{"type": "message", "content": [{"type": "input_file", "file_url": LINK}]}]},
+        {"input": [{"type": "function_call_output", "output": [{"type": "input_file", "file_url": LINK}]}]},
+    ],
+)
+def test_a_documents_link_is_found(body: dict[str, Any]):
+    assert hook_link.followed(body) == LINK
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": f"read {LINK}"}]},
+        {"messages": [{"role": "user", "content": LINK}]},
+        {"messages": [{"content": [{"type": "file", "file": {"file_data": "data:application/pdf;base64,aa"}}]}]},
+        {"input": LINK, "messages": 7},
+        {},
+    ],
+)
+def test_words_and_data_are_no_link(body: dict[str, Any]):
+    assert hook_link.followed(body) is None
+
+
+def test_no_depth_breaks_the_search_for_links():
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert hook_link.followed({"messages": deep}) is None
 
 
 def test_tool_calls_survive_being_folded():
@@ -224,7 +289,7 @@ def test_a_part_that_is_gone_is_no_trouble():
     assert not hasattr(Theirs, "gone")
 
 
-def prepare(*, acompletion: bool = False, fail: bool = False, messages: object = None) -> int:
+def prepare(*, acompletion: bool = False, fail: bool = False) -> int:
     """Say which thread this is."""
     assert not fail
     return threading.get_ident()
@@ -241,11 +306,6 @@ def test_only_a_chat_is_prepared_at_once():
     here = threading.get_ident()
     assert asyncio.run(litellm_runs(partial(prepare, acompletion=True))) == here
     assert asyncio.run(litellm_runs(partial(prepare))) != here
-
-
-def test_a_file_that_may_be_a_link_keeps_nobody_waiting():
-    messages = [{"role": "user", "content": "words"}, {"role": "user", "content": [{"type": "file"}]}]
-    assert asyncio.run(litellm_runs(partial(prepare, acompletion=True, messages=messages))) != threading.get_ident()
 
 
 def test_what_fails_in_the_preparing_is_told():
