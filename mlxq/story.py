@@ -23,7 +23,30 @@ ENDS = frozenset({Step.DIED, Step.FLAPPED, Step.GAVE_UP})
 LINES = 3
 READ_BYTES = 2**20
 """So much of a log is searched from its end, however long it is."""
-WORDS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
+WORDS: Mapping[str, str] = {
+    Step.INTENDED: "starting",
+    Step.SPAWNED: "loading",
+    Step.ADOPTED: "adopted",
+    Step.READIED: "ready",
+    Step.REPLACED: "replaced",
+    Step.STALLED: "stalled",
+    Step.DEGRADED: "degraded",
+    Step.DRAINED: "draining",
+    Step.ENDING: "stopping",
+    Step.STOPPED: "stopped",
+    Step.DIED: "died",
+    Step.FLAPPED: "flapping",
+    Step.GAVE_UP: "failed",
+    "unclean_boot": "cut off",
+    "escalated": "escalated",
+    "cache_purged": "purged",
+    "reduced": "reduced",
+    "foreseen": "foreseen",
+    "wanted_up": "wanted up",
+    "wanted_down": "wanted down",
+}
+"""What people read in place of an event's name; programs get the name."""
+MEANINGS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
     "wanted_up": "a person wants it up",
     "wanted_down": "a person wants it down",
     "unclean_boot": "the machine went down while it ran",
@@ -75,10 +98,20 @@ def _chapter(db: Database, each: Happening) -> Chapter:
         service=name,
         what=each.name,
         start=each.attempt,
-        text=READY if _serves(each) else sentence(each.name, each.data),
+        text=text(each),
         next_try_at=each.data.get("next_try_at"),
         last_lines=last_lines(db.home.log(name), each.attempt or 0) if ended else [],
     )
+
+
+def word(name: str) -> str:
+    """Give what people read in place of an event's name."""
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def text(each: Happening) -> str:
+    """Say what happened, and how it came."""
+    return READY if _serves(each) else sentence(each.name, each.data)
 
 
 def _serves(each: Happening) -> bool:
@@ -90,7 +123,7 @@ def sentence(name: str, data: Mapping[str, Any]) -> str:
     """Say an event in words: its cause where it has one, and how the process ended."""
     from tasks.world import process
 
-    told = str(data.get("cause") or WORDS.get(name, name))
+    told = str(data.get("cause") or MEANINGS.get(name, name))
     code = data.get("exit_code")
     ending = process.sentence(code) if code is not None else ""
     return told if ending in told else f"{told} ({ending})"
@@ -100,8 +133,8 @@ def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
     """Give the last lines that one start of a service wrote, from the last 1 MiB of its log; [] when they are gone."""
     from tasks.upkeep import HEADLINE
 
-    text = tail(log, READ_BYTES)
-    found = re.search(rf"^{HEADLINE}.*, start {start}\n((?:(?!{HEADLINE}).*\n?)*)", text, re.MULTILINE)
+    written = tail(log, READ_BYTES)
+    found = re.search(rf"^{HEADLINE}.*, start {start}\n((?:(?!{HEADLINE}).*\n?)*)", written, re.MULTILINE)
     lines = [line for line in found[1].splitlines() if line.strip()] if found else []
     return lines[-count:]
 

@@ -37,9 +37,10 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
 def _print(chapters: list[story.Chapter]) -> None:
     if not chapters:
         render.say("Nothing has happened yet.")
-    widths = [max((len(getattr(each, name)) for each in chapters), default=0) for name in ("service", "what")]
+    names = max((len(each.service) for each in chapters), default=0)
+    words = max((len(story.word(each.what)) for each in chapters), default=0)
     for each in chapters:
-        before = f"{render.clock(each.at)}  {each.service:<{widths[0]}}  {each.what:<{widths[1]}}  "
+        before = f"{render.clock(each.at)}  {each.service:<{names}}  {story.word(each.what):<{words}}  "
         render.prose(story.spoken(each), before)
         for line in each.last_lines:
             click.echo(f"{'':<21}| {line}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mlxq import story as telling
 from state.event import Happening
 from state.service import ROUTED, Doing, Service, Step
 from tasks.plan.restart import FLAPPING_EXITS
@@ -127,25 +128,26 @@ class Entry:
     text: str
 
 
-STORY = {
-    Step.READIED: (Shape.FULL, "ready", ""),
-    Step.ADOPTED: (Shape.HALF, "adopted", "it ran already, and was taken over"),
-    Step.REPLACED: (Shape.FULL, "replaced", "its successor took over without a gap"),
-    Step.STALLED: (Shape.WARN, "stalled", "it has requests and does not move"),
-    Step.DEGRADED: (Shape.WARN, "degraded", "it misses probes"),
-    Step.DRAINED: (Shape.HALF, "draining", "it gets no new requests"),
-    Step.STOPPED: (Shape.RING, "stopped", "mlxq told it to end"),
-    Step.DIED: (Shape.CROSS, "died", ""),
-    Step.FLAPPED: (Shape.CROSS, "flapping", ""),
-    Step.GAVE_UP: (Shape.CROSS, "failed", ""),
-    "unclean_boot": (Shape.CROSS, "cut off", "the machine went down while it ran"),
-    "escalated": (Shape.WARN, "escalated", "every tier flaps, so it is started anew"),
-    "cache_purged": (Shape.HALF, "purged", "it was told to drop its cache of old prompts"),
-    "reduced": (Shape.WARN, "reduced", "it is held back from its next start on"),
-    "foreseen": (Shape.HALF, "foreseen", "its successor is started beside it"),
-    "wanted_up": (Shape.HALF, "wanted up", "a person asked"),
-    "wanted_down": (Shape.RING, "wanted down", "a person asked"),
+MARKS: Mapping[str, Shape] = {
+    Step.READIED: Shape.FULL,
+    Step.ADOPTED: Shape.HALF,
+    Step.REPLACED: Shape.FULL,
+    Step.STALLED: Shape.WARN,
+    Step.DEGRADED: Shape.WARN,
+    Step.DRAINED: Shape.HALF,
+    Step.STOPPED: Shape.RING,
+    Step.DIED: Shape.CROSS,
+    Step.FLAPPED: Shape.CROSS,
+    Step.GAVE_UP: Shape.CROSS,
+    "unclean_boot": Shape.CROSS,
+    "escalated": Shape.WARN,
+    "cache_purged": Shape.HALF,
+    "reduced": Shape.WARN,
+    "foreseen": Shape.HALF,
+    "wanted_up": Shape.HALF,
+    "wanted_down": Shape.RING,
 }
+"""The mark of each event that is told."""
 UNTOLD = frozenset({Step.INTENDED, Step.SPAWNED, Step.ENDING})
 """Steps on the way to another, which tells enough."""
 
@@ -156,16 +158,5 @@ def story(happenings: Sequence[Happening]) -> list[Entry]:
 
 
 def _entry(each: Happening) -> Entry:
-    shape, word, text = STORY.get(each.name, (Shape.RING, each.name.replace("_", " "), ""))
-    cause = str(each.data.get("cause") or text)
-    code = each.data.get("exit_code")
-    told = f"{cause} ({exit_text(code)})" if code and exit_text(code) not in cause else cause
-    return Entry(each.id, each.at, each.service or "", shape, word, told)
-
-
-SIGNALS = {129: "SIGHUP", 130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
-
-
-def exit_text(code: int) -> str:
-    """Spell an exit code; above 128 it names a signal."""
-    return SIGNALS.get(code, f"exit code {code}")
+    shape = MARKS.get(each.name, Shape.RING)
+    return Entry(each.id, each.at, each.service or "", shape, telling.word(each.name), telling.text(each))

@@ -195,6 +195,21 @@ def test_why_speaks_json_and_every_step_has_words(home: Home, db: Database, caps
     assert set(Step) <= set(story.WORDS)
 
 
+def test_why_has_words_for_people_in_place_of_names(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    died(db, home)
+
+    assert cli.run(["why"]) == 0
+
+    told = [line.split("  ")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("2")]
+    assert [[cell.strip() for cell in each] for each in told] == [
+        ["fast", "wanted up"],
+        ["fast", "starting"],
+        ["fast", "died"],
+    ]
+
+
 def test_the_last_lines_of_a_huge_log_are_found_from_its_end(tmp_path: Path) -> None:
     log = tmp_path / "fast.log"
     log.write_text("x\n" * 2**20 + "=== mlxq: 2026 fast, start 7\none\ntwo\nthree\nfour\n")

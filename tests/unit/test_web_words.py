@@ -120,8 +120,9 @@ def told_events() -> set[str]:
 def test_every_event_of_a_service_has_words_on_the_page_and_in_why():
     told = told_events()
     assert {"cache_purged", "reduced", "unclean_boot", "escalated", "wanted_up", "died"} <= told
-    assert told - words.STORY.keys() - words.UNTOLD == set()
+    assert told - words.MARKS.keys() - words.UNTOLD == set()
     assert told - story.WORDS.keys() == set()
+    assert told - story.MEANINGS.keys() == set()
 
 
 def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
