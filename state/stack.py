@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from state.db import Database, Row
-from state.errors import NotFound
+from state.errors import NotFound, NotSetUp
 
 PREFILL_STEP = 1_024
 """Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
@@ -52,12 +52,14 @@ def tiers(db: Database) -> list[Tier]:
 
 
 def tier(db: Database, name: str) -> Tier:
-    """Give one tier. Raises NotFound with the names there are."""
+    """Give one tier. Raises NotFound with the names there are, NotSetUp where there are none."""
     row = db.row("SELECT * FROM tiers WHERE name = ?", (name,))
-    if row is None:
-        there = ", ".join(found.name for found in tiers(db)) or "none"
-        raise NotFound(f"There is no tier {name!r}; there is: {there}.", hint="mlxq status")
-    return _tier(row)
+    if row is not None:
+        return _tier(row)
+    there = [found.name for found in tiers(db)]
+    if not there:
+        raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+    raise NotFound(f"There is no tier {name!r}; there is: {', '.join(there)}.", hint="mlxq status")
 
 
 def replace(db: Database, wanted: Sequence[Tier]) -> None:

@@ -116,17 +116,22 @@ def names(place: Home) -> list[str]:
 
 
 def find(place: Home, name: str) -> Path:
-    """Give the log of that name. Raises NotFound with the names there are; a name is never a path."""
-    there = names(place)
+    """Give the log of that name. Raises NotFound with the names there are, NotSetUp; a name is never a path."""
+    there = _there(place)
     if name not in there:
-        raise NotFound(f"There is no log {name!r}; there is: {', '.join(there) or 'none'}.", hint="mlxq logs")
+        raise NotFound(f"There is no log {name!r}; there is: {', '.join(there)}.", hint="mlxq logs")
     return place.log(name)
 
 
+def _there(place: Home) -> list[str]:
+    """Give the names of the logs there are. Raises NotSetUp when there is none."""
+    if there := names(place):
+        return there
+    raise NotSetUp(f"There are no logs in {place.root} yet.", hint="mlxq setup")
+
+
 def _list(place: Home) -> None:
-    there = names(place)
-    if not there:
-        raise NotSetUp(f"There are no logs in {place.root} yet.", hint="mlxq setup")
+    there = _there(place)
     found = [(name, place.log(name).stat()) for name in there]
     render.table(
         ["LOG", "SIZE", "WRITTEN"],

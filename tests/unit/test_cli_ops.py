@@ -254,3 +254,11 @@ def test_install_tells_how_it_stands(
     out, err = capsys.readouterr()
     assert str(home.root) in out
     assert "mlxq install" in err
+
+
+@pytest.mark.parametrize("argv", [["logs", "nope"], ["keys", "create", "x", "--tiers", "nope"]])
+def test_a_home_without_a_stack_is_not_set_up_whatever_the_name(
+    home: Home, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(argv) == 3
+    assert "Next: mlxq setup" in capsys.readouterr().err
