@@ -177,7 +177,7 @@ def _requests(seen: Picture) -> list[Text]:
 
     return [
         Text(
-            f"{tier:<10} {request.phase:<10} {request.prompt_tokens:>8,} + {request.completion_tokens:<6,}"
+            f"{tier:<10} {request.doing:<10} {request.prompt_tokens:>8,} + {request.completion_tokens:<6,}"
             f" {watch.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s  {render.span(request.elapsed_s)}"
         )
         for tier, request in seen.requests

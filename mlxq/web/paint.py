@@ -47,7 +47,7 @@ class Painter:
             auto_reload=False,
         )
         self._templates.filters.update(
-            size=units.memory, span=render.span, number=number, count=count, title=watch.title, note=watch.note
+            size=units.memory, span=span, number=number, count=count, title=watch.title, note=watch.note
         )
         tools: dict[str, Any] = {
             "mark": mark,
@@ -94,10 +94,18 @@ def moment(at: float | None, told: str = "clock") -> Markup:
     return Markup('<time datetime="{}" data-{}="{:.0f}">{}</time>').format(full, told, at, written)
 
 
+NONE = "–"  # noqa: RUF001 (a dash is what stands for no figure)
+
+
+def span(seconds: float | None) -> str:
+    """Write a length of time; a dash for none."""
+    return NONE if seconds is None else render.span(seconds)
+
+
 def number(value: float | None) -> str:
     """Write a figure with as many digits as help: 7.2, 41, 1,250; a dash for none."""
     if value is None:
-        return "–"  # noqa: RUF001 (a dash is what stands for no figure)
+        return NONE
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 (a second digit is enough from there)
 
 

@@ -34,11 +34,12 @@ MOST_STORY = 60
 
 FAILED = """
 SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
+AND kind <> 'remove'
 AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
                 AND later.args = jobs.args)
 ORDER BY finished_at DESC LIMIT :limit
 """
-"""Jobs that failed by themselves and were not put in again since."""
+"""Jobs that failed by themselves and were not put in again since. `mlxq rm` alone removes: it told who asked."""
 ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
 
 

@@ -31,6 +31,11 @@ class Request:
     """Seconds to the first token; None before it."""
 
     @property
+    def doing(self) -> str:
+        """The phase; a request for one token is called a check, as those of the watchdog are."""
+        return "check" if self.max_tokens == 1 else self.phase
+
+    @property
     def progress(self) -> float:
         """Share of the answer's longest length, 0 to 1; most answers end before it."""
         return min(1.0, self.completion_tokens / self.max_tokens) if self.max_tokens else 0.0

@@ -14,15 +14,17 @@ from support import scene
 
 from mlxq import story
 from mlxq.commands import dashboard, top
-from mlxq.web import chart, picture, words
+from mlxq.web import chart, live, picture, words
 from mlxq.web.paint import Painter
 from mlxq.web.words import Shape
-from state import event, restraint, service, settings, usage
+from state import event, ledger, restraint, service, settings, usage
 from state.db import Database, open_database
 from state.errors import NotRunning, NotSetUp
 from state.paths import Home
 from state.sample import Sample
 from state.service import Doing, Step
+from tasks import kinds
+from tasks.plan import health, traffic
 from tasks.pulse import Pulse
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +228,27 @@ def test_dashboard_starts_nothing_where_nothing_is_set_up(home: Home):
     told = CliRunner().invoke(dashboard.command, ["--no-open"]).exception
     assert isinstance(told, NotSetUp)
     assert not list(home.run.glob("*.lock"))
+
+
+def test_a_refused_rm_was_told_to_who_asked_and_needs_no_attention(rows: Database):
+    number = scene.fail(rows)
+    ledger.submit(rows, kinds.new("remove", {"folder": "/models/a", "force": False}))
+    rows.run(
+        "UPDATE jobs SET state = 'failed', finished_at = ?, error_code = 'busy' WHERE kind = 'remove'", (rows.now(),)
+    )
+    assert [each.id for each in picture.look(rows, {}).attention] == [number]
+
+
+def test_the_watchdogs_question_is_called_a_check(rows: Database):
+    said = {"request_id": "a", "phase": "generation", "prompt_tokens": 9, "max_tokens": 1}
+    asked = traffic.read_requests({"requests": [said, said | {"request_id": "b", "max_tokens": 200}]})
+    seen = picture.look(rows, {"fast": live.Engine(health.read_status({}), asked)})
+    painted = Painter().sections(seen)["now"]
+    assert re.findall(r"<td>([^<]*)</td>", painted) == ["fast", "check", "fast", "generation"]
+    assert "so mlxq sees that an engine answers" in painted
+
+
+def test_what_is_not_known_is_the_same_dash_everywhere_on_a_card(rows: Database):
+    painted = Painter().sections(picture.look(rows, {}))["tiers"]
+    assert "<dt>first token</dt><dd>–</dd>" in painted  # noqa: RUF001 (the page's own dash)
+    assert "<dd>-</dd>" not in painted
