@@ -67,10 +67,32 @@ class ModelName(click.ParamType[str]):
         return [CompletionItem(each.id, help=each.name) for each in found if each.id.startswith(incomplete.lower())]
 
 
-def model(name: str = "model", *, required: bool = True) -> Callable[[Function], Function]:
-    """Add the MODEL a command is about."""
-    shown = name.upper()
-    return click.argument(name, metavar=shown if required else f"[{shown}]", type=ModelName(), required=required)
+class InstalledName(ModelName):
+    """A model whose weights are on this machine."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the models folder."""
+        from mlxq import installed
+        from tasks import advice
+
+        place = home()
+        try:
+            there = installed.listing(place, None, advice.known(place))
+        except MlxqError:
+            return []
+        return [CompletionItem(name) for name in sorted({one.model for one in there}) if name.startswith(incomplete)]
+
+
+class Seconds(click.FloatRange):
+    """A length of time."""
+
+    name = "number of seconds"
+
+
+def model(*, here: bool = False, required: bool = True) -> Callable[[Function], Function]:
+    """Add the MODEL a command is about; `here`: its weights are on this machine."""
+    kind = InstalledName() if here else ModelName()
+    return click.argument("model", metavar="MODEL" if required else "[MODEL]", type=kind, required=required)
 
 
 def tier(text: str) -> Callable[[Function], Function]:
@@ -98,7 +120,7 @@ def timeout(function: Function) -> Function:
     return click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         metavar="SECONDS",
         help="Stop waiting after this long; the jobs go on.",
     )(function)

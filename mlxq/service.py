@@ -132,7 +132,7 @@ def place(*, system: bool) -> Unit:
     Under sudo the person is the one who called it, not root: the worker, its home and its files stay theirs.
     """
     base = _person(os.environ) if system else dict(os.environ)
-    chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else home().make()
+    chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else home()
     if system and not chosen.root.is_dir():
         raise NotSetUp(f"There is no mlxq in {chosen.root}.", hint="mlxq setup   (without sudo)")
     return Unit(program(), chosen, environment(base, chosen), system, base["USER"] if system else "")
@@ -155,18 +155,24 @@ def path(*, system: bool) -> Path:
     return folder / UNIT
 
 
+def text(unit: Unit) -> str:
+    """Give the unit's file for this system; it holds no secret."""
+    return launchd(unit).decode() if sys.platform == "darwin" else systemd(unit)
+
+
 def install(unit: Unit) -> list[str]:
     """Write the unit's file and start it; give sentences on what was done. Raises MlxqError."""
     if unit.system and os.geteuid() != 0:
         raise UsageProblem("A system-wide worker is installed by the administrator.", hint="sudo mlxq install --system")
+    if not unit.system:
+        unit.home.make()
     target = path(system=unit.system)
     target.parent.mkdir(parents=True, exist_ok=True)
-    mac = sys.platform == "darwin"
-    write_private(target, launchd(unit).decode() if mac else systemd(unit))
+    write_private(target, text(unit))
     if unit.system:
         target.chmod(0o644)
     done = [f"Wrote {target}."]
-    return done + (_load_launchd(unit, target) if mac else _load_systemd(unit))
+    return done + (_load_launchd(unit, target) if sys.platform == "darwin" else _load_systemd(unit))
 
 
 def _load_launchd(unit: Unit, target: Path) -> list[str]:

@@ -118,7 +118,9 @@ class PlainView:
             if not quiet and before != mark:
                 self._told[job.id] = mark
                 same_phase = before is not None and before[:-1] == mark[:-1]
-                render.say(f"{MARKS[job.state]} {title(job)}: {counted(job, '' if same_phase else resumed(job))}")
+                told = counted(job, "" if same_phase else resumed(job))
+                alone = len(jobs) == 1 and job.state is State.FAILED  # then the command ends with its error
+                render.say(f"{MARKS[job.state]} {title(job)}: {job.state if alone else told}")
 
     def tell(self, text: str) -> None:
         """Say something beside the jobs."""

@@ -44,11 +44,11 @@ class Counts(click.ParamType[list[int]]):
         return list(dict.fromkeys(map(int, words)))
 
 
-class TargetName(options.ModelName):
+class TargetName(options.InstalledName):
     """A tier or a model."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Complete it from the tiers and the catalog."""
+        """Complete it from the tiers and the weights that are here."""
         return options.complete_tier(ctx, param, incomplete) + super().shell_complete(ctx, param, incomplete)
 
 

@@ -24,7 +24,10 @@ def command() -> None:
 @click.option("--offline", is_flag=True, help="Do not ask the Hub.")
 @options.as_json
 def check(*, offline: bool, as_json: bool) -> None:
-    """Check every model file: its fields, its parsers, and its repos when the Hub is in reach."""
+    """Check every model file: its fields and its parsers.
+
+    Its repos are looked up too when the Hub is in reach.
+    """
     from tasks.world import hub, vet
 
     place = home()

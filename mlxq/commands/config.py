@@ -59,7 +59,10 @@ def get(name: str) -> None:
 @click.argument("name", type=Name())
 @click.argument("value")
 def put(name: str, value: str) -> None:
-    """Set NAME to VALUE; `-` reads the value from standard input, which keeps a key out of the shell's history."""
+    """Set NAME to VALUE.
+
+    `-` reads the value from standard input, which keeps a key out of the shell's history.
+    """
     setting = settings.find(name)
     given = sys.stdin.readline().strip() if value == "-" else value
     if setting.name == HOST:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import click
 
-from mlxq import render, service
+from mlxq import options, render, service
 
 
 @click.command()
 @click.option("--system", is_flag=True, help="Run it before anybody logs in; needs the administrator.")
 @click.option("--status", is_flag=True, help="Tell whether it is installed, and change nothing.")
-def command(*, system: bool, status: bool) -> None:
+@options.dry_run
+def command(*, system: bool, status: bool, dry_run: bool) -> None:
     """Have the system keep the worker alive, also after a reboot.
 
     launchd does so on macOS, systemd on Linux. Without --system it begins when you log in.
@@ -20,7 +21,12 @@ def command(*, system: bool, status: bool) -> None:
     if status:
         _tell(service.status(system=system))
         return
-    for sentence in service.install(service.place(system=system)):
+    unit = service.place(system=system)
+    if dry_run:
+        render.say(f"This would be written to {service.path(system=system)}, and started:")
+        click.echo(service.text(unit), nl=False)
+        return
+    for sentence in service.install(unit):
         click.echo(sentence)
     render.next_step("mlxq status")
 

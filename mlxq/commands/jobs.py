@@ -80,7 +80,10 @@ def _note(found: Job) -> str:
 @options.job()
 @options.as_json
 def show(job: int, *, as_json: bool) -> None:
-    """Show one job: what it was asked, what happened, what its worker said."""
+    """Show one job: what it was asked, and what happened.
+
+    The last words of its worker are shown too.
+    """
     place = home()
     with ask.reading(place) as db:
         found, events, needed_by = _one(db, job)
@@ -160,7 +163,10 @@ def _log_line(said: dict[str, Any]) -> str:
 @options.as_json
 @options.timeout
 def follow(job: int | None, *, as_json: bool, timeout_s: float | None) -> None:
-    """Follow a job and its chain until they end; without ID the newest live chain."""
+    """Follow a job and its chain until they end.
+
+    Without ID: the newest live chain.
+    """
     place = home()
     with ask.reading(place) as db:
         chain = _chain_of(db, job)
@@ -193,7 +199,10 @@ def cancel(job: int) -> None:
 @command.command()
 @options.job()
 def retry(job: int) -> None:
-    """Try a failed or cancelled job again, and with it what its end cancelled."""
+    """Try a failed or cancelled job again.
+
+    What its end cancelled is tried again with it.
+    """
     place = home()
     with ask.changing(place) as db:
         first, *rest = ledger.revive(db, job)

@@ -38,7 +38,10 @@ def command() -> None:
 @click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="At most N requests a minute.")
 @click.option("--background", is_flag=True, help="Its requests stand back while others are at work.")
 def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
-    """Make a key for the app NAME and print it, this once: mlxq keeps its hash alone."""
+    """Make a key for the app NAME and print it once.
+
+    It is not shown again: mlxq keeps its hash alone.
+    """
     place = home()
     wanted = tuple(each.strip() for each in tiers.split(",") if each.strip())
     if wanted:
@@ -73,7 +76,10 @@ def listing(*, as_json: bool) -> None:
 @command.command()
 @click.argument("name", type=Name())
 def revoke(name: str) -> None:
-    """Take the key NAME away; the gateway refuses it from the next request on."""
+    """Take the key NAME away.
+
+    The gateway refuses it from the next request on.
+    """
     keys.revoke(keys.place(home()), name)
     render.say(f"The key {name} opens nothing any more.")
 

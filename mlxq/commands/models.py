@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from catalog.fit import memory, smallest
 from catalog.intent import INTENTS
 from catalog.machine import Machine, from_row
 from catalog.model import Model
+from catalog.offer import BUILTIN
 from catalog.quality import quality, worth
 from catalog.select import SHOWN_CONTEXT, families, select, tags
 from catalog.speed import Measured, Speed, predict
@@ -39,6 +41,7 @@ NEEDS = {
 }
 """Each option, and the views it makes sense with."""
 NO_ROOM = "no room"
+MIB = 2**20
 
 
 @click.command()
@@ -85,8 +88,16 @@ def _view(asked: Mapping[str, Any]) -> str:
         if asked[option] and view not in fitting:
             needed = " or ".join(f"--{one}" for one in fitting)
             name = option.replace("_", "-")
-            raise UsageProblem(f"--{name} needs {needed}.", hint=f"mlxq models --{fitting[0]} --{name}")
+            words = shlex.join([f"--{name}", *_value(option, asked[option])])
+            raise UsageProblem(f"--{name} needs {needed}.", hint=f"mlxq models --{fitting[0]} {words}")
     return view
+
+
+def _value(option: str, value: Any) -> list[str]:
+    """Give the word that was said after an option; none after a flag."""
+    if value is True:
+        return []
+    return [f"{value // MIB}mb" if option == "budget" else str(value)]
 
 
 def _selected(known: Mapping[str, Model], asked: Mapping[str, Any]) -> dict[str, Model]:
@@ -236,7 +247,19 @@ def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any]
         render.data(advised.document(machine, chosen))
         return
     advised.show(chosen, explain=asked["explain"])
+    _warn_offline()
     render.next_step("mlxq setup")
+
+
+def _warn_offline() -> None:
+    """Say that set-up would choose otherwise while these cannot be fetched."""
+    from tasks.world import hub
+
+    if not hub.hub_reachable():
+        render.say(
+            "No Hub is in reach to fetch these from. Until one is, `mlxq setup` keeps the stack that is here, "
+            f"or sets up the built-in model ({BUILTIN})."
+        )
 
 
 def _looked_at(place: Home) -> tuple[Machine, list[Measured]]:

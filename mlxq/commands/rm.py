@@ -16,7 +16,7 @@ from tasks import advice, kinds
 
 
 @click.command()
-@options.model()
+@options.model(here=True)
 @click.option("--quant", metavar="NAME", help="Only the weights in this quant.")
 @click.option("--force", is_flag=True, help="Also while a tier serves them.")
 @click.option("--yes", is_flag=True, help="Ask nothing.")

@@ -13,7 +13,7 @@ from tasks import advice, kinds
 
 
 @click.command()
-@options.model(required=False)
+@options.model(here=True, required=False)
 @options.timeout
 @options.as_json
 def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:

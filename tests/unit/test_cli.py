@@ -41,6 +41,17 @@ def test_the_help_lists_every_command_as_it_describes_itself() -> None:
     assert said == {name: text for section in cli.SECTIONS.values() for name, text in section.items()}
 
 
+def test_no_list_of_commands_is_cut_at_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("jobs", "config", "keys", "connect", "catalog"):
+        assert cli.run([name, "--help"]) == 0
+        assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+def test_a_wrong_timeout_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["setup", "--timeout", "abc"]) == 2
+    assert "'abc' is not a valid number of seconds." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "code"),
     [

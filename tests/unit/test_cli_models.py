@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import click
 import pytest
 from support import tiny_model
 
 from catalog.load import entries
 from catalog.machine import Machine
 from mlxq import cli, options
+from mlxq.commands import rm
 from state import host, stack, weights
 from state.db import Database
 from state.paths import Home
@@ -304,3 +306,44 @@ def test_the_models_complete_in_a_shell() -> None:
     found = argument.shell_complete(None, None, "qwen3-8")  # pyright: ignore[reportArgumentType] (neither is read)
 
     assert [item.value for item in found] == ["qwen3-8b"]
+
+
+def test_a_recommendation_without_a_hub_says_what_set_up_would_do(
+    known: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.run(["models", "--recommend"]) == 0
+
+    said = capsys.readouterr().err
+    assert "No Hub is in reach to fetch these from." in said
+    assert "the built-in model (smollm2-135m)" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        (["--family", "gemma3"], "mlxq models --catalog --family gemma3"),
+        (["--tag", "two words"], "mlxq models --catalog --tag 'two words'"),
+        (["--budget", "1.5gb"], "mlxq models --catalog --budget 1536mb"),
+        (["--explain"], "mlxq models --recommend --explain"),
+    ],
+)
+def test_the_hint_is_a_command_that_can_be_run(asked: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", *asked]) == 2
+    assert f"Next: {hint}\n" in capsys.readouterr().err
+
+
+def test_what_is_deleted_or_timed_is_completed_from_the_weights_that_are_here(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert completed("") == []
+    tiny_model.make(home.models / "mine")
+    monkeypatch.setenv("MLXQ_HOME", str(home.root))
+    assert completed("") == ["mine"]
+    assert completed("x") == []
+
+
+def completed(begun: str) -> list[str]:
+    """Give what Tab offers to `mlxq rm`."""
+    with click.Context(rm.command) as ctx:
+        return [each.value for each in options.InstalledName().shell_complete(ctx, rm.command.params[0], begun)]

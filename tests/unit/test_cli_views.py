@@ -78,6 +78,16 @@ def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.C
     ]
 
 
+def test_the_failure_of_a_job_that_is_followed_alone_is_left_to_the_commands_error(
+    db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain(db)
+    ledger.fail(db, claim(db), EngineFailed("No."))
+    watch.PlainView().show(of_chain(db, 1)[:1])
+
+    assert capsys.readouterr().err == "✗ pull name: failed\n"
+
+
 def test_json_lines_tell_each_change_once(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     view = watch.JsonView()
     view.show(chain(db))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxq import service
+from mlxq import cli, service
 from state.errors import MlxqError, NotSetUp, UsageProblem
 from state.paths import Home
 
@@ -166,3 +166,19 @@ def test_a_system_worker_needs_a_home_that_is_there(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NotSetUp):
         service.place(system=True)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_shows_the_unit_and_writes_nothing(
+    mac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy")
+
+    assert cli.run(["install", "--dry-run"]) == 0
+
+    out, err = capsys.readouterr()
+    assert plistlib.loads(out.encode())["Label"] == service.LABEL
+    assert str(service.path(system=False)) in err
+    assert "secret" not in out + err
+    assert [each for each in (mac, tmp_path / "none", service.path(system=False)) if each.exists()] == []
