@@ -101,7 +101,7 @@ def test_a_service_that_is_wanted_again_is_not_stopped_for_an_old_look(
 
 def test_the_watchdog_has_stopped_what_nobody_wants(db: Database, run: Run, serving: Service) -> None:
     service.want(db, "fast", "down")
-    watch.Watch()._tend(db, service.get(db, "fast"), calm=False)
+    watch.Watch()._tend(db, service.get(db, "fast"), compare=False)
     asked = db.row("SELECT kind, args FROM jobs WHERE source = 'watchdog'")
     assert asked
     assert tuple(asked) == ("stop", '{"service": "fast", "unwanted": true}')
