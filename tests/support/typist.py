@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import sys
 import threading
 from collections.abc import Generator
@@ -71,8 +72,19 @@ def typing(
     """Type a command on a terminal of so many columns."""
     program, *rest = argv(machine, *words, free_bytes=free_bytes)
     return pexpect.spawn(
-        program, rest, env=environment(home, hub, **variables), dimensions=(24, columns), encoding="utf-8", timeout=30
+        program,
+        rest,
+        env=environment(home, hub, **variables),
+        dimensions=(24, columns),
+        encoding="utf-8",
+        timeout=30,
+        preexec_fn=_hear_ctrl_c,
     )
+
+
+def _hear_ctrl_c() -> None:
+    """Take SIGINT as a shell's foreground command does; tests that run in the background inherit that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def interrupt(screen: pexpect.spawn[str]) -> tuple[int | None, str]:
