@@ -6,7 +6,7 @@ Run as `python -P -m tasks.launch.gateway CONFIG PORT`; keys come by the environ
 from __future__ import annotations
 
 import argparse
-import gc
+import faulthandler
 import logging
 import os
 import signal
@@ -18,6 +18,7 @@ import httpx
 import yaml
 
 from state.paths import Home
+from tasks.launch import garbage
 from tasks.launch.hook_call import Call
 from tasks.launch.hook_names import Names
 from tasks.plan import gateway as plan
@@ -40,7 +41,8 @@ def main() -> None:
     sys.stdout = sys.stderr  # LiteLLM prints; a service's one log is stderr
     log_briefly()
     keep_out("prisma", "litellm.integrations.otel.logger")
-    gc.disable()
+    faulthandler.enable()
+    garbage.leave_alone()
     serve(wanted)
 
 
@@ -75,22 +77,12 @@ def serve(wanted: argparse.Namespace) -> None:
         server = Server(settled, home, generation, _addresses(wanted), int(trial) if trial else None)
     except OSError as problem:
         sys.exit(str(problem))
-    _collect_from_here()
     with counter.writing():
         server.serve_all()
     for number in server.ended_by:
         signal.raise_signal(number)
     if not server.started:
         sys.exit(1)
-
-
-def _collect_from_here() -> None:
-    """Let the garbage collector see only what is made from now on.
-
-    What was imported stays for good; to look it through again and again took a quarter of the start.
-    """
-    gc.freeze()
-    gc.enable()
 
 
 def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:

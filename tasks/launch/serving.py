@@ -19,6 +19,7 @@ import uvicorn
 
 from state.errors import MlxqError
 from state.paths import Home
+from tasks.launch import garbage
 from tasks.plan.gateway import LEAVE_SECONDS, LOOPBACK
 from tasks.world import passing
 
@@ -75,6 +76,7 @@ class Server(uvicorn.Server):
         self._first = bound([(LOOPBACK, trial)] if trial else addresses)
         self.ended_by: list[int] = []
         """Signals that told it to end; uvicorn raises them again at once, before the last requests are counted."""
+        self._collecting: asyncio.Task[None] | None = None
         self._change: asyncio.Task[None] | None = None
         """What is under way; asyncio itself holds its tasks weakly."""
 
@@ -85,6 +87,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, once LiteLLM is ready (uvicorn's own step)."""
         await super().startup(sockets)
+        self._collecting = asyncio.create_task(garbage.collect())
         if self.proving:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._begin_succession)
         else:
