@@ -22,9 +22,8 @@ def document(found: Survey, asked: Mapping[str, Any]) -> dict[str, Any]:
     """
     chosen = _chosen(found, asked)
     told = advised.document(found.machine, chosen) if chosen else _standing(found)
-    fetch = found.to_fetch(chosen) if chosen else found.missing
     now = {"kept": chosen is None, "now": advice.served(found.tiers)}
-    return told | now | {"download_bytes": fetch if asked["pull"] else 0}
+    return told | now | {"download_bytes": _download(found, asked, chosen)}
 
 
 def show(found: Survey, asked: Mapping[str, Any]) -> None:
@@ -44,15 +43,20 @@ def require_room(found: Survey, asked: Mapping[str, Any]) -> None:
     """Refuse, as the fetch itself would, what the disk cannot hold. Raises DoesNotFit."""
     from tasks.world import disk
 
-    chosen = _chosen(found, asked)
-    fetch = found.to_fetch(chosen) if chosen else found.missing
-    if asked["pull"] and fetch:
+    if fetch := _download(found, asked, _chosen(found, asked)):
         disk.require(found.settings.models(found.home), fetch)
 
 
 def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation | None:
     """Give the stack that would be made; None where the one that is here stays."""
     return None if found.stays(asked) else found.recommend(asked)
+
+
+def _download(found: Survey, asked: Mapping[str, Any], chosen: Recommendation | None) -> int:
+    """Give the bytes that would be fetched."""
+    if not asked["pull"]:
+        return 0
+    return found.to_fetch(chosen) if chosen else found.missing
 
 
 def _standing(found: Survey) -> dict[str, Any]:

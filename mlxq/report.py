@@ -65,13 +65,13 @@ class Report:
 def now(db: Database) -> Report:
     """Look, and give what is true."""
     seen, tiers = worker(db), stack.tiers(db)
-    rows = {row.name: row for row in service.listing(db)}
+    rows, at = {row.name: row for row in service.listing(db)}, ports.listing(db)
     live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
     return Report(
         machine=host.recall(db, "machine"),
-        endpoint=ports.endpoint(db),
+        endpoint=ports.endpoint(at),
         worker=seen,
-        services=_services(rows, tiers, ports.listing(db), watched=seen.state == "running"),
+        services=_services(rows, tiers, at, watched=seen.state == "running"),
         troubles=_troubles(db, rows.values()),
         tiers=tiers,
         jobs=[row["id"] for row in live],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from state import service, settings, stack
 from state.db import Database
 
@@ -18,6 +20,6 @@ def listing(db: Database) -> dict[str, int]:
     return coming | {row.name: row.port for row in rows if row.doing in service.ALIVE or row.name not in coming}
 
 
-def endpoint(db: Database) -> str:
-    """Give the base URL for OpenAI clients: where the gateway is, else where it will be."""
-    return f"http://127.0.0.1:{listing(db)['gateway']}/v1"
+def endpoint(at: Mapping[str, int]) -> str:
+    """Give the base URL for OpenAI clients: where the gateway is, else where it will be. `at`: as `listing` gives."""
+    return f"http://127.0.0.1:{at['gateway']}/v1"

@@ -22,7 +22,7 @@ def verify(context: Context) -> dict[str, Any]:
 
     Gives {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
     """
-    port = ports.listing(context.db)["gateway"]
+    at = ports.listing(context.db)
     key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
     tiers = stack.tiers(context.db)
     if not tiers:
@@ -32,9 +32,9 @@ def verify(context: Context) -> dict[str, Any]:
         context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
         context.check()
         started = context.db.now()
-        ask(port, key, tier)
+        ask(at["gateway"], key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
-    return {"endpoint": ports.endpoint(context.db), "tiers": took}
+    return {"endpoint": ports.endpoint(at), "tiers": took}
 
 
 def ask(port: int, key: str, tier: Tier) -> None:

@@ -31,7 +31,7 @@ def command(prompt: tuple[str, ...], tier: str | None) -> None:
         if not tiers:
             raise NotSetUp("There is no stack to ask.", hint="mlxq setup")
         name = stack.tier(db, tier).name if tier else tiers[0].name
-        url = ports.endpoint(db)
+        url = ports.endpoint(ports.listing(db))
     from mlxq import gateway
 
     body = {"model": name, "messages": [{"role": "user", "content": question}], "temperature": 0}

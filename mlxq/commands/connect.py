@@ -39,7 +39,7 @@ def env() -> None:
     """Print exports for OpenAI clients: eval "$(mlxq connect env)"."""
     place = home()
     with ask.reading(place) as db:
-        url = ports.endpoint(db)
+        url = ports.endpoint(ports.listing(db))
     click.echo(f"export OPENAI_BASE_URL={shlex.quote(url)}")
     click.echo(f"export OPENAI_API_KEY={shlex.quote(gateway.key(place))}")
 
@@ -128,7 +128,7 @@ def _restore(place: Home, client: Client, agreed: Agreed) -> None:
 def _target(place: Home, key: str) -> Target:
     """Give where the client shall go. Raises NotSetUp without a stack."""
     with ask.reading(place) as db:
-        tiers, url = stack.tiers(db), ports.endpoint(db)
+        tiers, url = stack.tiers(db), ports.endpoint(ports.listing(db))
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")
     return Target(url.removesuffix("/v1"), key, tiers)

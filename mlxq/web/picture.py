@@ -147,14 +147,14 @@ def look(db: Database, engines: Engines) -> Picture:
 
 
 def _look(db: Database, engines: Engines) -> Picture:
-    now, worker = db.now(), pulse.feel(db)
-    cards = _cards(db, engines)
+    now, worker, tiers = db.now(), pulse.feel(db), stack.tiers(db)
+    cards = _cards(db, tiers, engines)
     machine = host.recall(db, "machine")
     return Picture(
         at=now,
-        told=words.of_all([card.service for card in cards], worker, chosen=bool(stack.tiers(db))),
+        told=words.of_all([card.service for card in cards], worker, chosen=bool(tiers)),
         worker=worker,
-        endpoint=ports.endpoint(db),
+        endpoint=ports.endpoint(ports.listing(db)),
         machine=machine,
         memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],
@@ -171,9 +171,9 @@ def _look(db: Database, engines: Engines) -> Picture:
     )
 
 
-def _cards(db: Database, engines: Engines) -> list[Card]:
+def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Card]:
     """Give a card of each service, the tiers first and in the order of the stack."""
-    tiers = {tier.name: tier for tier in stack.tiers(db)}
+    tiers = {tier.name: tier for tier in stacked}
     places = {name: place for place, name in enumerate(tiers)}
     held = {name: each for name, each in restraint.listing(db).items() if each.level}
     return [

@@ -25,6 +25,8 @@ class Call:
     asked: str = ""
     """The model name that the caller sent."""
     body: bytes = b""
+    length: int | None = None
+    """The prompt's tokens, the same for every tier; None until they had to be counted."""
     began: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     """How long a background request stood back."""

@@ -10,19 +10,22 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.launch.hook_call import Call
+
 _PICTURE = b'"image'
 
 
-async def excess(content: bytes, body: Mapping[str, Any], context: int) -> int | None:
+async def excess(call: Call, content: bytes, body: Mapping[str, Any], context: int) -> int | None:
     """Give how many tokens a prompt has when `context` tokens are too few for it, else None.
 
     A token is at least one byte, so what has fewer bytes need not be counted; but a picture's link is shorter than
-    the picture.
+    the picture. What is counted for one tier is known to the next.
     """
     if len(content) <= context and _PICTURE not in content:
         return None
-    counted = await asyncio.to_thread(_count, body)
-    return counted if counted > context else None
+    if call.length is None:
+        call.length = await asyncio.to_thread(_count, body)
+    return call.length if call.length > context else None
 
 
 def _count(body: Mapping[str, Any]) -> int:

@@ -67,7 +67,7 @@ class Wire(httpx.AsyncBaseTransport):
         if refusal := self._refusal(call, tier):
             return _refused(request, refusal)
         body: dict[str, Any] = orjson.loads(request.content) if request.content else {}
-        if refusal := await self._overlong(request.content, body, tier):
+        if refusal := await self._overlong(request.content, body, call, tier):
             return _refused(request, refusal)
         call.tried.append(tier)
         if tier == CLOUD:
@@ -95,10 +95,10 @@ class Wire(httpx.AsyncBaseTransport):
             return Refusal(402, told)
         return None
 
-    async def _overlong(self, content: bytes, body: dict[str, Any], tier: str) -> Refusal | None:
+    async def _overlong(self, content: bytes, body: dict[str, Any], call: Call, tier: str) -> Refusal | None:
         """Tell that a prompt does not fit the tier; LiteLLM then asks the next larger one."""
         context = self._names.contexts.get(tier)
-        if context is None or (tokens := await hook_length.excess(content, body, context)) is None:
+        if context is None or (tokens := await hook_length.excess(call, content, body, context)) is None:
             return None
         return hook_error.overlong(tokens, context)
 

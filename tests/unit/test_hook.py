@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
 from tasks.launch import hook_error, hook_event, hook_length, hook_link, hook_patch
+from tasks.launch.hook_call import Call
 from tasks.launch.hook_executor import Executor
 from tasks.launch.hook_guard import FORGET_S, Guard
 from tasks.launch.hook_queue import LONGEST_WAIT_S, Queue
@@ -263,8 +264,16 @@ def test_background_does_not_wait_for_nobody():
 def test_only_what_could_be_too_long_is_counted(size: int, counted: bool):
     """A token is at least one byte; what is not counted may be of any shape."""
     body = {"messages": [{"role": "user", "content": "word " * 2000}]}
-    excess = asyncio.run(hook_length.excess(b"x" * size, body, 1000))
+    excess = asyncio.run(hook_length.excess(Call("/v1/chat/completions"), b"x" * size, body, 1000))
     assert (excess is not None) == counted
+
+
+def test_a_prompt_is_counted_once_for_all_tiers():
+    call, content = Call("/v1/chat/completions"), b"x" * 9000
+    body = {"messages": [{"role": "user", "content": "word " * 2000}]}
+    first = asyncio.run(hook_length.excess(call, content, body, 1000))
+    assert first == asyncio.run(hook_length.excess(call, content, {}, 1500))
+    assert asyncio.run(hook_length.excess(call, content, {}, 4000)) is None
 
 
 # What is replaced in LiteLLM

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +17,7 @@ from mlxq.web import chart, live, picture, words
 from mlxq.web.paint import Painter
 from mlxq.web.words import Shape
 from state import event, ledger, restraint, service, settings, usage
-from state.db import Database, open_database
+from state.db import Database
 from state.errors import NotRunning, NotSetUp
 from state.paths import Home
 from state.sample import Sample
@@ -28,14 +27,6 @@ from tasks.plan import health, traffic
 from tasks.pulse import Pulse
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def rows(home: Home) -> Iterator[Database]:
-    db = open_database(home)
-    scene.all_ready(db)
-    yield db
-    db.close()
 
 
 def whole(db: Database, worker: Pulse = Pulse.ALIVE) -> words.Told:
