@@ -23,12 +23,12 @@ from pathlib import Path
 import psutil
 from harness import NOTHING, Case, first_line_s, in_turns, table, verdict
 
-from state import host, service, stack, worker
+from state import facts, service, stack, worker
 from state.db import open_database
 from state.paths import Home
 from state.service import Step
 from state.stack import Tier
-from tasks.world import process
+from tasks.system import process
 
 MLXQ = [str(Path(sys.executable).with_name("mlxq"))]
 CASES = (
@@ -91,7 +91,7 @@ def stack_that_is_up(home: Home) -> Generator[Home]:
     idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     db = open_database(home)
     stack.replace(db, TIERS)
-    host.remember(db, "machine", MACHINE)
+    facts.remember(db, "machine", MACHINE)
     for name, port in [*((tier.name, tier.port) for tier in TIERS), ("gateway", BASE_PORT)]:
         service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
         service.want(db, name, "up")

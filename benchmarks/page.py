@@ -37,7 +37,7 @@ HOUR_UPDATES = 3600
 HOUR_PAUSE_S = 0.02
 VIEWERS = 50
 PROGRESS_S = 0.4
-"""Progress of a job is written at most this often (tasks/attempt.py)."""
+"""Progress of a job is written at most this often (tasks/executor.py)."""
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import psutil
 from hub.client import Hub, running
 from hub.model import make
 
-from tasks.world import inventory
+from tasks.weights import headers
 
 ROUNDS = 3
 RIVAL = """
@@ -32,10 +32,10 @@ snapshot_download(sys.argv[1], local_dir=sys.argv[2] + "/model")
 """
 OURS = """
 import resource, sys
-from tasks.world import download
-from tasks.world.source import Request
+from tasks.weights import client
+from tasks.weights.source import Request
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-download.fetch(Request("hub:" + sys.argv[1], sys.argv[2]))
+client.fetch(Request("hub:" + sys.argv[1], sys.argv[2]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -145,7 +145,7 @@ def look(work: Path) -> str:
     folders = [make(work / f"model-{number}", shards=8) for number in range(20)]
     begun = time.monotonic()
     for folder in folders:
-        inventory.inventory(folder)
+        headers.inventory(folder)
     return f"{(time.monotonic() - begun) * 1000:.0f} ms"
 
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from catalog import units
 from catalog.load import entries
 from catalog.model import Model, Quant
-from mlxq import service
+from mlxq import autostart
 from mlxq.cli import SECTIONS, mlxq
 from state import settings
 from state.paths import Home
@@ -125,20 +125,20 @@ def kinds() -> str:
 
 def launchd() -> str:
     """Give the property list that keeps a worker alive on macOS, for an invented person."""
-    return f"```xml\n{service.launchd(_unit('/Users/you')).decode()}```\n"
+    return f"```xml\n{autostart.launchd(_unit('/Users/you')).decode()}```\n"
 
 
 def systemd() -> str:
     """Give the unit that keeps a worker alive on Linux, for an invented person."""
-    return f"```ini\n{service.systemd(_unit('/home/you'))}```\n"
+    return f"```ini\n{autostart.systemd(_unit('/home/you'))}```\n"
 
 
-def _unit(person: str) -> service.Unit:
+def _unit(person: str) -> autostart.Unit:
     place = Home(Path(person) / ".mlxq")
-    return service.Unit(
+    return autostart.Unit(
         program=[f"{person}/.local/bin/mlxq", "worker"],
         home=place,
-        environment=service.environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": person}, place),
+        environment=autostart.environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": person}, place),
     )
 
 

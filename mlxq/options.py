@@ -34,7 +34,7 @@ class JobId(click.ParamType[int]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the newest jobs."""
-        from mlxq.watch import title
+        from mlxq.job_view import title
         from state.job import listing
 
         rows = _look(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
@@ -72,12 +72,12 @@ class InstalledName(ModelName):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the models folder."""
-        from mlxq import installed
-        from tasks import advice
+        from mlxq import local_models
+        from tasks import recommend
 
         place = home()
         try:
-            there = installed.listing(place, None, advice.known(place))
+            there = local_models.listing(place, None, recommend.known(place))
         except MlxqError:
             return []
         return [CompletionItem(name) for name in sorted({one.model for one in there}) if name.startswith(incomplete)]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from state import wake
+from state import wakeup
 from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 
@@ -107,9 +107,9 @@ class Database:
     def _tell(self) -> None:
         rouse, announce, self._rouse, self._announce = self._rouse, self._announce, False, False
         if rouse:
-            wake.rouse(self.home)
+            wakeup.rouse(self.home)
         if announce:
-            wake.announce(self.home)
+            wakeup.announce(self.home)
 
     def close(self) -> None:
         """Close the connection."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from state.db import Database, Row
+from state.documented_enum import Told
 from state.errors import NotFound
-from state.told import Told
 
 Source = Literal["person", "chain", "watchdog"]
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from state import event
 from state.db import Database, Row
+from state.documented_enum import Told
 from state.errors import NotFound
-from state.told import Told
 
 Wanted = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]
@@ -126,7 +126,7 @@ class Service:
     port: int
     """Where the latest start listens; settings and stack say where the next one will."""
     identity: str | None
-    """boot/pid/start of the process, as tasks.world.process encodes it."""
+    """boot/pid/start of the process, as tasks.system.process encodes it."""
     shim: str | None
     started_at: float | None
     ready_at: float | None

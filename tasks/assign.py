@@ -6,10 +6,11 @@ from typing import Any
 
 from state import service as rows
 from state import settings, stack, weights
-from tasks import advice, roster, upkeep
+from tasks import recommend, stack_jobs
 from tasks.plan.gateway import SERVICE as GATEWAY
-from tasks.plan.place import place
+from tasks.plan.placement import place
 from tasks.queue import Context, job
+from tasks.supervision import lifecycle
 
 
 @job("assign")
@@ -23,7 +24,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
     now = stack.tiers(db)
     if not any((one.name, one.model, one.quant) == (tier, model, quant) for one in now) or (alone and len(now) > 1):
         before = [] if alone else now
-        known = advice.find(model, advice.known(home)).model
+        known = recommend.find(model, recommend.known(home)).model
         there = weights.newest(db, known.quants[quant].source)
         made = place(
             tier,
@@ -31,12 +32,12 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
             quant,
             before,
             base_port=settings.load(home)["tier-port-base"],
-            budget_bytes=roster.budget(db, home),
+            budget_bytes=stack_jobs.budget(db, home),
             weights=there.folder if there else "",
         )
         stack.replace(db, [*before, made])
-        roster.made_by_hand(db)
-    for following in roster.arrival(tier, roster.leaving(db)):
+        stack_jobs.made_by_hand(db)
+    for following in stack_jobs.arrival(tier, stack_jobs.leaving(db)):
         context.then(following)
     found = stack.tier(db, tier)
     return {"tier": tier, "model": found.model, "context": found.context, "port": found.port}
@@ -50,17 +51,17 @@ def retire(context: Context, service: str) -> dict[str, Any]:
 
     Gives {"service", "gone"}.
     """
-    if service not in roster.leaving(context.db):
+    if service not in stack_jobs.leaving(context.db):
         return {"service": service, "gone": False}
     _await_last_answers(context)
     rows.want(context.db, service, "down")
-    with upkeep.hold(service, context.check):
-        upkeep.take_down(context.db, context.home, rows.get(context.db, service))
+    with lifecycle.hold(service, context.check):
+        lifecycle.take_down(context.db, context.home, rows.get(context.db, service))
         return {"service": service, "gone": rows.remove(context.db, service)}
 
 
 def _await_last_answers(context: Context) -> None:
     """Wait until a gateway that was replaced has ended: some of its requests may be with this tier."""
-    while (gate := rows.find(context.db, GATEWAY)) and upkeep.leaving(gate):
+    while (gate := rows.find(context.db, GATEWAY)) and lifecycle.leaving(gate):
         context.report("waiting for the last answers")
         context.wait(0.5)

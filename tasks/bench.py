@@ -17,17 +17,19 @@ from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.speed import Speed, predict
 from state import bench as kept
-from state import host, secrets, service, stack, weights
+from state import facts, secrets, service, stack, weights
 from state.bench import Bench
 from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
 from state.stack import Tier
-from tasks import advice
+from tasks import recommend
 from tasks.plan import bench as plan
 from tasks.plan import engine, health
 from tasks.queue import Context, job
-from tasks.world import inventory, manifest, process, system
-from tasks.world.child import Later, run_child
-from tasks.world.inventory import Weights
+from tasks.system import memory as system
+from tasks.system import process
+from tasks.system.child import Later, run_child
+from tasks.weights import headers, manifest
+from tasks.weights.headers import Weights
 
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""
@@ -71,7 +73,7 @@ def bench(
     """
     began = context.db.now()
     _wait_for_quiet(context, began)
-    known, machine = advice.known(context.home), _machine(context)
+    known, machine = recommend.known(context.home), _machine(context)
     usual = SLOW if machine.backend == "cpu" else FAST
     shape = {
         "runs": runs,
@@ -101,7 +103,7 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
 
     try:
         seen = run_child(
-            "tasks.launch.bench",
+            "tasks.engines.benchmark",
             request,
             on_progress=tell,
             cancelled=context.cancelled,
@@ -131,14 +133,14 @@ def _wait_for_quiet(context: Context, began: float) -> None:
 
 def _machine(context: Context) -> Machine:
     """Give this machine; looked at now where nobody did before."""
-    row = host.recall(context.db, "machine")
+    row = facts.recall(context.db, "machine")
     if row:
         return from_row(row)
-    from tasks.world import hardware
+    from tasks.system import hardware
 
     context.report("looking at the machine")
     found = hardware.detect()
-    host.remember(context.db, "machine", found.as_row())
+    facts.remember(context.db, "machine", found.as_row())
     return found
 
 
@@ -166,7 +168,7 @@ def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mappi
 
 def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> Tier:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
-    found = inventory.inventory(folder)
+    found = headers.inventory(folder)
     model, quant = _entry(source, known)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])

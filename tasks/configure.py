@@ -9,9 +9,9 @@ from state import secrets, settings, stack
 from state.errors import NotSetUp
 from state.paths import Home
 from state.stack import Tier
-from tasks import proof
 from tasks.plan import gateway
 from tasks.queue import Context, job
+from tasks.supervision import candidate
 
 
 @job("configure")
@@ -33,8 +33,8 @@ def configure(context: Context) -> dict[str, Any]:
     if changed:
         draft = path.with_suffix(".new.yaml")
         settings.write_private(draft, text)
-        if proof.needed(context):
-            proof.try_out(context, draft, tiers)
+        if candidate.needed(context):
+            candidate.try_out(context, draft, tiers)
         draft.replace(path)
     return {"path": str(path), "changed": changed}
 

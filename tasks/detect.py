@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from state import host
+from state import facts
 from tasks.queue import Context, job
-from tasks.world import hardware, hub
+from tasks.system import hardware
+from tasks.weights import hub
 
 HUB_WAIT_S = 3.0
 
@@ -19,8 +20,8 @@ def detect(context: Context) -> dict[str, Any]:
     """
     context.report("looking at the machine")
     machine = hardware.detect().as_row()
-    host.remember(context.db, "machine", machine)
+    facts.remember(context.db, "machine", machine)
     context.report("asking for the Hub")
     reachable = hub.hub_reachable(HUB_WAIT_S)
-    host.remember(context.db, "hub", {"reachable": reachable})
+    facts.remember(context.db, "hub", {"reachable": reachable})
     return {"machine": machine, "hub": reachable}

@@ -11,11 +11,11 @@ from state import ledger, service, settings, stack
 from state.db import Database
 from state.errors import StateUnavailable
 from state.paths import Home
-from tasks import upkeep
 from tasks.kinds import new
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
-from tasks.world import process, promptcache, rotate
+from tasks.supervision import lifecycle
+from tasks.system import log_rotation, process, prompt_cache
 
 LOOK_S = 60.0
 MB = 10**6
@@ -31,7 +31,7 @@ def rotate_logs(context: Context, name: str | None = None) -> dict[str, Any]:
     for each in [name] if name else too_big(context.home):
         context.check()
         moved[each] = _rotate(context.db, context.home, each, keep)
-    freed = sum(promptcache.cap(folder, limit) for folder, limit in _caches(context.db, context.home).items())
+    freed = sum(prompt_cache.cap(folder, limit) for folder, limit in _caches(context.db, context.home).items())
     return {"rotated": moved, "freed_bytes": freed}
 
 
@@ -43,11 +43,11 @@ def too_big(home: Home) -> list[str]:
 
 def _rotate(db: Database, home: Home, name: str, keep: int) -> int:
     if name == WORKER:
-        return rotate.rotate(home.log(name), keep, _own_silence)
+        return log_rotation.rotate(home.log(name), keep, _own_silence)
     one = service.find(db, name)
-    found = upkeep.running(one) if one else None
+    found = lifecycle.running(one) if one else None
     writers = process.members(found) if found else []
-    return rotate.rotate(home.log(name), keep, lambda: rotate.held(writers))
+    return log_rotation.rotate(home.log(name), keep, lambda: log_rotation.held(writers))
 
 
 @contextmanager
@@ -63,14 +63,14 @@ def _caches(db: Database, home: Home) -> dict[Path, int]:
     A quarter more than the engine holds in memory: the tokens and an index lie beside.
     """
     wanted = {tier.name: tier.cache_bytes * 5 // 4 for tier in stack.tiers(db)}
-    return {folder: wanted.get(folder.name, 0) for folder in promptcache.folders(home)}
+    return {folder: wanted.get(folder.name, 0) for folder in prompt_cache.folders(home)}
 
 
 @tick("logs", LOOK_S)
 def look() -> None:
     """Have the logs rotated when one is too big, or a cache of prompts is."""
     db, home = runtime.database(), runtime.home
-    full = any(promptcache.size(folder) > limit for folder, limit in _caches(db, home).items())
+    full = any(prompt_cache.size(folder) > limit for folder, limit in _caches(db, home).items())
     if full or too_big(home):
         with suppress(StateUnavailable):  # the disk is full; the next look comes in a minute
             ledger.submit(db, new("rotate"), source="watchdog")

@@ -10,13 +10,13 @@ from state import ledger, settings, stack, weights
 from state.errors import Busy, NotFound, UsageProblem
 from state.job import get as read_job
 from tasks import kinds
-from tasks.attempt import Context
+from tasks.executor import Context
 from tasks.queue import job
-from tasks.world import builtin, download, inventory, manifest, staging, verify
-from tasks.world import source as sources
-from tasks.world.child import Later, Progress
-from tasks.world.inventory import Weights
-from tasks.world.source import Request
+from tasks.system.child import Later, Progress
+from tasks.weights import builtin, client, headers, integrity, manifest, staging
+from tasks.weights import source as sources
+from tasks.weights.headers import Weights
+from tasks.weights.source import Request
 
 AGAIN_S = 5.0
 """A folder that another pull makes is looked at again after so long."""
@@ -35,12 +35,12 @@ def pull(
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
-    there = None if force else download.here(pinned, models)
+    there = None if force else client.here(pinned, models)
     try:
         folder, notes = (there, ()) if there else _bring(context, pinned, models, force, code)
     except Busy as busy:
         raise Later(busy.message, AGAIN_S) from busy
-    found = inventory.inventory(folder)
+    found = headers.inventory(folder)
     if not (there and weights.at(context.db, str(folder))):
         weights.record(context.db, str(folder), source, _facts(found))
     stack.set_weights(context.db, source, str(folder))
@@ -56,7 +56,7 @@ def check(context: Context, folder: str) -> dict[str, Any]:
     """
     place = _inside(context, folder)
     report = _reporter(context)
-    names = download.verify(place, on_progress=report, cancelled=context.cancelled)
+    names = client.verify(place, on_progress=report, cancelled=context.cancelled)
     if not names:
         weights.verified(context.db, folder)
         return {"damaged": []}
@@ -64,7 +64,7 @@ def check(context: Context, folder: str) -> dict[str, Any]:
     assert made  # download.verify compares with it
     revision = made.revision if made.source.startswith("hub:") else None
     _pull_after(context, row.source if row else made.asked, revision)
-    verify.quarantine(place, names)
+    integrity.quarantine(place, names)
     weights.forget(context.db, folder)
     return {"damaged": names}
 
@@ -100,7 +100,7 @@ def _bring(context: Context, source: str, models: Path, force: bool, code: bool)
         return builtin.ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
     request = Request(source, str(models), force=force, code=code, log=log)
-    done = download.fetch(request, on_progress=report, cancelled=context.cancelled)
+    done = client.fetch(request, on_progress=report, cancelled=context.cancelled)
     return done.folder, done.notes
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from state import ledger
 from state.errors import StateUnavailable
 from state.job import Claim
-from tasks.attempt import Context, Task, perform
+from tasks.executor import Context, Task, perform
 from tasks.kinds import KINDS, new
 from tasks.runtime import AGAIN_S, Released, log, runtime
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tasks import assign, bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch
+from tasks import assign, bench, configure, detect, logs, prune, pull, sample, score, smoke_test
 from tasks.queue import LANES
+from tasks.supervision import services, watchdog
 
-TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, tier, verify, watch)
+TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, services, smoke_test, watchdog)
 """Every module with a task; importing it here is what makes its kinds known."""
 
 

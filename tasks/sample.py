@@ -11,11 +11,12 @@ from state.errors import EngineFailed
 from state.paths import Home
 from state.sample import MINUTE_S, Sample
 from state.service import SERVING, Service
-from tasks.plan import health, traffic
-from tasks.plan.traffic import Look
+from tasks.plan import health, request_stats
+from tasks.plan.request_stats import Look
 from tasks.queue import tick
 from tasks.runtime import runtime
-from tasks.world import probe, system
+from tasks.supervision import probe
+from tasks.system import memory
 
 EVERY_S = 10.0
 """Often enough to meet most requests while they run; their speed is told only then."""
@@ -45,7 +46,9 @@ class Recorder:
             self.looks.setdefault(each.name, []).append(_look(each, key, counted))
 
     def _samples(self) -> list[Sample]:
-        return [traffic.fold(name, self.minute, self.before.get(name), looks) for name, looks in self.looks.items()]
+        return [
+            request_stats.fold(name, self.minute, self.before.get(name), looks) for name, looks in self.looks.items()
+        ]
 
 
 def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Look:
@@ -63,11 +66,11 @@ def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Look
         body = probe.ask(each.port, "/v1/status", key, PATIENCE_S).body
     except EngineFailed:
         return Look(serving=False, **told)
-    return Look(serving, health.read_status(body), traffic.read_requests(body), **told)
+    return Look(serving, health.read_status(body), request_stats.read_requests(body), **told)
 
 
 def _machine(minute: int) -> Sample:
-    now = system.memory()
+    now = memory.memory()
     return Sample(
         sample.MACHINE,
         minute,

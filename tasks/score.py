@@ -11,11 +11,11 @@ from catalog.intent import FAST
 from catalog.machine import from_row
 from catalog.model import Model
 from catalog.pick import Recommendation
-from state import host, settings, stack
+from state import facts, settings, stack
 from state.errors import NotSetUp
 from state.job import New
 from state.stack import PREFILL_STEP, Tier
-from tasks import advice, kinds, roster
+from tasks import kinds, recommend, stack_jobs
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
@@ -41,29 +41,29 @@ def score(
     Gives {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
-    row = host.recall(context.db, "machine")
+    row = facts.recall(context.db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
-    hub = bool(host.recall(context.db, "hub").get("reachable"))
+    hub = bool(facts.recall(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
-    told = host.recall(context.db, "stack")
-    asked = advice.question(intent, budget_pct, told, wanted)
-    known = advice.known(context.home)
+    told = facts.recall(context.db, "stack")
+    asked = recommend.question(intent, budget_pct, told, wanted)
+    known = recommend.known(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
-    kept = advice.stays(now, told, args, asked, hub=hub)
+    kept = recommend.stays(now, told, args, asked, hub=hub)
     if not kept:
         machine = from_row(row)
         question = asked | {"choice": choice}
-        chosen = advice.choose(machine, known, question, advice.measured(context.db, machine), hub=hub)
+        chosen = recommend.choose(machine, known, question, recommend.measured(context.db, machine), hub=hub)
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked) | {"budget_named": asked["budget_pct"] != wanted["memory-budget-pct"]}
         stack.replace(context.db, now)
-        host.remember(context.db, "stack", told)
-    gone, around = roster.leaving(context.db), roster.around(context.home)
+        facts.remember(context.db, "stack", told)
+    gone, around = stack_jobs.leaving(context.db), stack_jobs.around(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
-    return told | {"kept": kept, "tiers": advice.served(now), "sizes": advice.sizes(now, known)}
+    return told | {"kept": kept, "tiers": recommend.served(now), "sizes": recommend.sizes(now, known)}
 
 
 def plan(
@@ -79,7 +79,7 @@ def plan(
     sources = list(dict.fromkeys(tier.source for tier in soonest)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
-    jobs += roster.retirements(gone)
+    jobs += stack_jobs.retirements(gone)
     if not start:
         return jobs
     jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]

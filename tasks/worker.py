@@ -17,16 +17,16 @@ from typing import IO, Any, TextIO
 
 import structlog
 
-from state import service, wake
+from state import service, wakeup
 from state.errors import Busy, Internal, StateUnavailable
 from state.paths import Home
 from state.worker import sign_off
-from tasks import boot
-from tasks.keeper import Keeper
+from tasks.heartbeat import Keeper
 from tasks.queue import LANES
 from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
-from tasks.world import notify, process
+from tasks.supervision import unclean_boot
+from tasks.system import process, sd_notify
 
 THREADS = {"ops": 8, "heavy": 3}
 """A start holds its thread until the service serves; four services coming up must not hold up a restart."""
@@ -51,7 +51,7 @@ def run(home: Home) -> None:
         runtime.home = home
         runtime.owner = _owner()
         stop = _stop_on_signals()
-        boot.look_back(runtime.database(), process.boot())
+        unclean_boot.look_back(runtime.database(), process.boot())
         keeper = Keeper(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
         _work(home, keeper, stop, lock)
@@ -74,13 +74,13 @@ def _owner() -> str:
 
 def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> None:
     """Run both lanes, the listener and the keeper until `stop` or the end of the home; then let jobs give work back."""
-    with wake.worker_listener(home) as listener:
+    with wakeup.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
         ears.start()
         keeping = threading.Thread(target=keeper.keep, name="keeper", daemon=True)
         keeping.start()
         consumers = _consumers()
-        notify.notify(notify.READY)
+        sd_notify.notify(sd_notify.READY)
         while not stop.wait(HEALTH_S) and _at_home(home, lock):
             for consumer in consumers:
                 consumer.check_worker_health()
@@ -89,7 +89,7 @@ def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> N
                 break
         _wind_down(consumers)
         keeper.hand_back()
-        wake.rouse(home)
+        wakeup.rouse(home)
         ears.join(1.0)
 
 
@@ -139,7 +139,7 @@ def _consumers() -> list[Any]:
 
 
 def _wind_down(consumers: list[Any]) -> None:
-    notify.notify(notify.STOPPING)
+    sd_notify.notify(sd_notify.STOPPING)
     runtime.stopping.set()
     runtime.bell.ring()
     until = time.monotonic() + STOP_GRACE_S
@@ -174,7 +174,7 @@ def _taken(lock: IO[str]) -> bool:
     return False
 
 
-def _listen(listener: wake.Listener) -> None:
+def _listen(listener: wakeup.Listener) -> None:
     while not runtime.stopping.is_set():
         listener.wait(None)
         runtime.bell.ring()

@@ -13,7 +13,7 @@ import pytest
 from state import lock
 from state.db import Database, open_database
 from state.paths import Home
-from tasks.world import process
+from tasks.system import process
 
 
 @pytest.fixture(autouse=True)

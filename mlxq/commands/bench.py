@@ -11,15 +11,16 @@ import click
 from click.shell_completion import CompletionItem
 
 from catalog import units
-from mlxq import advised, ask, installed, options, render, watch
+from mlxq import job_view, jobs_client, local_models, options, render
+from mlxq.setup import recommendation
 from state import bench as kept
-from state import host, stack
+from state import facts, stack
 from state.bench import Bench
 from state.db import Database
 from state.errors import NotFound, UsageProblem
 from state.job import State
 from state.paths import Home, home
-from tasks import advice, kinds
+from tasks import kinds, recommend
 from tasks.plan.bench import regressions
 
 MEANINGS = {
@@ -85,11 +86,11 @@ def command(
     if history is not None:
         _history(place, history, as_json=as_json)
         return
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         what = _what(place, db, str(target), quant)
-    with ask.writing(place) as db:
-        ids = ask.put(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
-    (job,) = ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
+    (job,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     assert job.state is State.SUCCEEDED, "follow raises what failed"
     if as_json:
         render.data(job.result)
@@ -103,8 +104,8 @@ def _what(place: Home, db: Database, target: str, quant: str | None) -> str:
     """Give the tier's name, or the folder of the weights. Raises NotFound."""
     if target in {tier.name for tier in stack.tiers(db)}:
         return target
-    known = advice.known(place)
-    found = installed.choose(target, installed.listing(place, db, known), known, quant)
+    known = recommend.known(place)
+    found = local_models.choose(target, local_models.listing(place, db, known), known, quant)
     whole = [one for one in found if one.state in {"valid", "loadable"}]
     if not whole:
         raise NotFound(f"The weights of {target} are {found[0].state}.", hint=f"mlxq verify {target}")
@@ -122,7 +123,7 @@ def show(result: Mapping[str, Any]) -> None:
     tools = {None: "not asked", True: "called right", False: "not called, or not read"}[result["tools"]]
     click.echo(f"\nMemory at its peak {units.memory(result['peak_bytes'])}. Tools: {tools}.")
     if expected := result["predicted"]:
-        decode, prompt = advised.brief(expected["decode"]), advised.brief(expected["prompt"])
+        decode, prompt = recommendation.brief(expected["decode"]), recommendation.brief(expected["prompt"])
         click.echo(
             f"{result['verdict']}: {MEANINGS[result['verdict']]} "
             f"({decode} tokens/s, prompts at {prompt}/s; {expected['basis']})."
@@ -130,23 +131,23 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _round(each: Mapping[str, Any]) -> list[str | int]:
-    low, high = advised.brief(each["decode_low"]), advised.brief(each["decode_high"])
+    low, high = recommendation.brief(each["decode_low"]), recommendation.brief(each["decode_high"])
     return [
         each["concurrency"],
         each["prompt_tokens"],
         f"{each['ttft_s']:.2f}s",
-        advised.brief(each["prompt_tps"]),
-        f"{advised.brief(each['decode_tps'])} ({low}-{high})",
-        advised.brief(each["total_tps"]),
+        recommendation.brief(each["prompt_tps"]),
+        f"{recommendation.brief(each['decode_tps'])} ({low}-{high})",
+        recommendation.brief(each["total_tps"]),
     ]
 
 
 def _history(place: Home, name: str, *, as_json: bool) -> None:
     """Show the benchmarks kept of a model, with what got slower. Raises NotFound."""
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         tiers = {tier.name: tier.model for tier in stack.tiers(db)}
         model = tiers.get(name) or _known_as(place, db, name)
-        rows = kept.history(db, model, host.recall(db, "machine").get("chip", ""))
+        rows = kept.history(db, model, facts.recall(db, "machine").get("chip", ""))
     if not rows:
         raise NotFound(f"No benchmark of {model} was kept on this machine.", hint=f"mlxq bench {name} --save")
     slower = regressions(rows)
@@ -160,13 +161,13 @@ def _history(place: Home, name: str, *, as_json: bool) -> None:
 
 def _known_as(place: Home, db: Database, name: str) -> str:
     """Give the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
-    known = advice.known(place)
-    for one in installed.listing(place, db, known):
+    known = recommend.known(place)
+    for one in local_models.listing(place, db, known):
         if one.model not in known and name in {one.model, one.folder.name, one.source}:
             return one.source or f"file:{one.folder}"
     if "/" in name and name not in {quant.repo for model in known.values() for quant in model.quants.values()}:
         return f"hub:{name.removeprefix('hub:')}"
-    return advice.find(name, known).model.id
+    return recommend.find(name, known).model.id
 
 
 def plot(rows: Sequence[Bench], slower: Mapping[int, str]) -> list[str]:
@@ -177,6 +178,6 @@ def plot(rows: Sequence[Bench], slower: Mapping[int, str]) -> list[str]:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.at))
         bar = "█" * max(1, round(BAR * row.decode_tps / fastest))
         what = f"{row.quant} x{row.concurrency}"
-        line = f"{day}  {row.engine}/{row.mlx}  {what:<8} {bar:<{BAR}} {advised.brief(row.decode_tps)} tok/s"
+        line = f"{day}  {row.engine}/{row.mlx}  {what:<8} {bar:<{BAR}} {recommendation.brief(row.decode_tps)} tok/s"
         lines += [line, *([f"  ! {slower[place]}"] if place in slower else [])]
     return lines

@@ -12,7 +12,7 @@ from state.errors import MlxqError
 from state.paths import home
 
 if TYPE_CHECKING:
-    from tasks.world.vet import Finding
+    from tasks.weights.catalog_check import Finding
 
 
 @click.group(no_args_is_help=True)
@@ -28,17 +28,17 @@ def check(*, offline: bool, as_json: bool) -> None:
 
     Its repos are looked up too when the Hub is in reach.
     """
-    from tasks.world import hub, vet
+    from tasks.weights import catalog_check, hub
 
     place = home()
     if not as_json:
         render.say("Checking the files and the parsers.")
-    models, findings = vet.files(place.catalog)
-    findings += vet.parsers(models)
+    models, findings = catalog_check.files(place.catalog)
+    findings += catalog_check.parsers(models)
     asked = not offline and hub.hub_reachable()
     if asked:
         render.say("Asking the Hub for every repo.")
-        findings += vet.repos(models)
+        findings += catalog_check.repos(models)
     _tell(len(models), findings, asked=asked, as_json=as_json)
     if wrong := sum(finding.wrong for finding in findings):
         raise MlxqError(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong with the catalog.")

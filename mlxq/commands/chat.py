@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from mlxq import ask, options
+from mlxq import jobs_client, options
 from state import ports, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import home
@@ -26,15 +26,15 @@ def command(prompt: tuple[str, ...], tier: str | None) -> None:
     if not question.strip():
         raise UsageProblem("There is no question.", hint='mlxq chat "What is the capital of France?"')
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         tiers = stack.tiers(db)
         if not tiers:
             raise NotSetUp("There is no stack to ask.", hint="mlxq setup")
         name = stack.tier(db, tier).name if tier else tiers[0].name
         url = ports.endpoint(ports.listing(db))
-    from mlxq import gateway
+    from mlxq import gateway_client
 
     body = {"model": name, "messages": [{"role": "user", "content": question}], "temperature": 0}
-    for piece in gateway.stream(url, gateway.key(place), body):
+    for piece in gateway_client.stream(url, gateway_client.key(place), body):
         click.echo(piece, nl=False)
     click.echo()

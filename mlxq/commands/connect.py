@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mlxq import ask, gateway, render
+from mlxq import gateway_client, jobs_client, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
@@ -38,10 +38,10 @@ def command() -> None:
 def env() -> None:
     """Print exports for OpenAI clients: eval "$(mlxq connect env)"."""
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         url = ports.endpoint(ports.listing(db))
     click.echo(f"export OPENAI_BASE_URL={shlex.quote(url)}")
-    click.echo(f"export OPENAI_API_KEY={shlex.quote(gateway.key(place))}")
+    click.echo(f"export OPENAI_API_KEY={shlex.quote(gateway_client.key(place))}")
 
 
 def _subcommand(client: Client) -> click.Command:
@@ -127,7 +127,7 @@ def _restore(place: Home, client: Client, agreed: Agreed) -> None:
 
 def _target(place: Home, key: str) -> Target:
     """Give where the client shall go. Raises NotSetUp without a stack."""
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         tiers, url = stack.tiers(db), ports.endpoint(ports.listing(db))
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")

@@ -8,8 +8,8 @@ from http.client import HTTPConnection, HTTPException
 
 import click
 
-from mlxq import ask, options, render, watch
-from mlxq.web import door
+from mlxq import job_view, jobs_client, options, render
+from mlxq.web import auth
 from state import secrets, service, settings, stack
 from state.errors import NotRunning, NotSetUp
 from state.paths import Home, home
@@ -33,10 +33,10 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
     if not port:
         raise NotRunning("The page is switched off.", hint="mlxq config reset page-port")
     if not _runs(place, port):
-        with ask.writing(place) as db:
-            ids = ask.put(db, [kinds.new("start", {"service": page.SERVICE})])
-        ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
-    link = f"http://127.0.0.1:{port}/enter?link={door.link(secrets.ensure(place.secrets)[secrets.PAGE], time.time())}"
+        with jobs_client.writing(place) as db:
+            ids = jobs_client.put(db, [kinds.new("start", {"service": page.SERVICE})])
+        jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    link = f"http://127.0.0.1:{port}/enter?link={auth.link(secrets.ensure(place.secrets)[secrets.PAGE], time.time())}"
     if no_open or not webbrowser.open(link):
         click.echo(link)
         render.say("It opens the page once, within a minute.")
@@ -46,7 +46,7 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
 
 def _runs(place: Home, port: int) -> bool:
     """Tell whether the page is up where it shall be; what merely listens there is not enough. Raises NotSetUp."""
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         if not stack.tiers(db):
             raise NotSetUp("There is no stack to show.", hint="mlxq setup")
         row = service.find(db, page.SERVICE)

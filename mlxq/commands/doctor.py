@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from mlxq import bundle, examine, mend, options, render
-from mlxq.checkup import Finding, Grade
+from mlxq import options, render
+from mlxq.doctor import bundle, checks, fixes
+from mlxq.doctor.rules import Finding, Grade
 from state.errors import UsageProblem
 from state.paths import Home, home
 
@@ -30,10 +31,10 @@ def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> Non
     jobs and settings, and neither keys nor prompts.
     """
     place = home()
-    found = examine.examine(place)
+    found = checks.examine(place)
     done = _mend(place, found, yes=yes) if fix else []
     if done:
-        found = examine.examine(place)
+        found = checks.examine(place)
     if as_json:
         render.data({"ok": _broken(found) == 0, "checks": [_row(one) for one in found], "mended": done})
     else:
@@ -48,9 +49,9 @@ def _mend(place: Home, found: Sequence[Finding], *, yes: bool) -> list[str]:
     """Mend each thing once; give the sentences on what was done."""
     done: list[str] = []
     for name in dict.fromkeys(one.mend for one in found if one.mend):
-        if name in mend.ASKED and not yes:
+        if name in fixes.ASKED and not yes:
             _ask(place)
-        done.append(mend.MENDS[name](place))
+        done.append(fixes.MENDS[name](place))
         render.say(done[-1])
     return done
 

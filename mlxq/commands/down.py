@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import ask, dry, options, render, report, watch
+from mlxq import dry_run as dry
+from mlxq import job_view, jobs_client, options, render, status_report
 from state import ledger, service, stack
 from state.db import Database
 from state.errors import NotSetUp
@@ -35,7 +36,7 @@ def command(tier: str | None, timeout_s: float | None, *, drain: bool, dry_run: 
     ends the waiting.
     """
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         rows = service.listing(db)
         if not rows and not stack.tiers(db):
             _without_a_stack(place, dry_run=dry_run)
@@ -45,11 +46,11 @@ def command(tier: str | None, timeout_s: float | None, *, drain: bool, dry_run: 
         if dry_run:
             dry.stops(db, [each.name for each in up], drain=drain)
             return
-    with ask.writing(place) as db:
+    with jobs_client.writing(place) as db:
         ids = begin(db, up, drain=drain)
-    ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     if not tier:
-        ask.stop_idle_worker(place)
+        jobs_client.stop_idle_worker(place)
     render.say(f"{tier or 'The stack'} is down.")
     render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")
 
@@ -64,7 +65,7 @@ def begin(db: Database, up: Sequence[Service], *, drain: bool) -> list[int]:
             service.want(db, each.name, "down")
             if not drain:
                 _cut_short(db, each.name)
-        return ask.put(db, ends(up, drain=drain))
+        return jobs_client.put(db, ends(up, drain=drain))
 
 
 def _cut_short(db: Database, name: str) -> None:
@@ -88,11 +89,11 @@ def _end(kind: str, name: str, after: Sequence[str] = ()) -> New:
 
 def _without_a_stack(place: Home, *, dry_run: bool) -> None:
     """End the worker that a command such as `mlxq pull` started. Raises NotSetUp when there is none either."""
-    if dry_run or not ask.stop_idle_worker(place):
+    if dry_run or not jobs_client.stop_idle_worker(place):
         raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
     render.say("There is no stack; the worker has ended.")
 
 
 def is_down(row: Service) -> bool:
     """Tell whether a service is neither wanted nor there."""
-    return row.wanted == "down" and report.check(row) is Observed.STOPPED
+    return row.wanted == "down" and status_report.check(row) is Observed.STOPPED

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import click
 
-from mlxq import options, render, service
+from mlxq import autostart, options, render
 
 
 @click.command()
@@ -19,14 +19,14 @@ def command(*, system: bool, status: bool, dry_run: bool) -> None:
     launchd does so on macOS, systemd on Linux. Without --system it begins when you log in.
     """
     if status:
-        _tell(service.status(system=system))
+        _tell(autostart.status(system=system))
         return
-    unit = service.place(system=system)
+    unit = autostart.place(system=system)
     if dry_run:
-        render.say(f"This would be written to {service.path(system=system)}, and started:")
-        click.echo(service.text(unit), nl=False)
+        render.say(f"This would be written to {autostart.path(system=system)}, and started:")
+        click.echo(autostart.text(unit), nl=False)
         return
-    for sentence in service.install(unit):
+    for sentence in autostart.install(unit):
         click.echo(sentence)
     render.next_step("mlxq status")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mlxq import ask, options, render, watch
+from mlxq import job_view, jobs_client, options, render
 from state import event, job, ledger
 from state.db import Database
 from state.event import Happening
@@ -39,10 +39,10 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    with ask.reading(home()) as db:
+    with jobs_client.reading(home()) as db:
         found = job.listing(db, state=state, kind=kind, chain=chain, limit=limit)
     if as_json:
-        render.data({"jobs": [watch.row(each) for each in found]})
+        render.data({"jobs": [job_view.row(each) for each in found]})
     elif found:
         _table(found)
     else:
@@ -53,7 +53,15 @@ def _table(found: Sequence[Job]) -> None:
     render.table(
         ["ID", "JOB", "STATE", "TOOK", "CREATED", "CHAIN", "NOTE"],
         [
-            [each.id, watch.title(each), each.state, _took(each), render.ago(each.created_at), each.chain, _note(each)]
+            [
+                each.id,
+                job_view.title(each),
+                each.state,
+                _took(each),
+                render.ago(each.created_at),
+                each.chain,
+                _note(each),
+            ]
             for each in found
         ],
         right=(0, 5),
@@ -72,7 +80,7 @@ def _took(found: Job) -> str:
 
 def _note(found: Job) -> str:
     """Give what the other columns do not say."""
-    told = watch.counted(found)
+    told = job_view.counted(found)
     return "" if found.state is State.SUCCEEDED or told == str(found.state) else told
 
 
@@ -85,12 +93,12 @@ def show(job: int, *, as_json: bool) -> None:
     The last words of its worker are shown too.
     """
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         found, events, needed_by = _one(db, job)
     lines = _log_tail(place, job)
     if as_json:
         happenings = [{"at": each.at, "name": each.name, "attempt": each.attempt, "data": each.data} for each in events]
-        render.data({"job": watch.row(found) | {"needed_by": needed_by}, "events": happenings, "log": lines})
+        render.data({"job": job_view.row(found) | {"needed_by": needed_by}, "events": happenings, "log": lines})
         return
     for name, value in _facts(found, needed_by):
         click.echo(f"{name:<10} {value}")
@@ -110,9 +118,9 @@ def _facts(found: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
     """Give what is worth a line, in the order a person asks for it."""
     meaning = KINDS[found.kind].meaning if found.kind in KINDS else "a kind this mlxq does not know; it is kept"
     told = [
-        ("Job", f"{found.id}, {watch.title(found)}: {meaning}"),
+        ("Job", f"{found.id}, {job_view.title(found)}: {meaning}"),
         ("State", f"{found.state}: {found.state.meaning}"),
-        ("Now", watch.counted(found) if found.live else ""),
+        ("Now", job_view.counted(found) if found.live else ""),
         ("Error", found.error),
         ("Arguments", json.dumps(found.args) if found.args else ""),
         ("Result", json.dumps(found.result) if found.result else ""),
@@ -168,13 +176,13 @@ def follow(job: int | None, *, as_json: bool, timeout_s: float | None) -> None:
     Without ID: the newest live chain.
     """
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         chain = _chain_of(db, job)
     if chain is None:
         render.say("No job is live.")
         render.next_step("mlxq jobs")
         return
-    ask.follow(place, ask.chain(chain), watch.view(as_json=as_json), timeout_s=timeout_s)
+    jobs_client.follow(place, jobs_client.chain(chain), job_view.view(as_json=as_json), timeout_s=timeout_s)
 
 
 def _chain_of(db: Database, number: int | None) -> int | None:
@@ -188,9 +196,9 @@ def _chain_of(db: Database, number: int | None) -> int | None:
 def cancel(job: int) -> None:
     """Stop a job; what needs it is cancelled too."""
     place = home()
-    with ask.changing(place) as db:
+    with jobs_client.changing(place) as db:
         state = ledger.cancel(db, job)
-    ask.ensure_worker(place)
+    jobs_client.ensure_worker(place)
     told = "was told to stop" if state is State.RUNNING else "is cancelled"
     render.say(f"Job {job} {told}.")
     render.next_step(f"mlxq jobs show {job}")
@@ -204,9 +212,9 @@ def retry(job: int) -> None:
     What its end cancelled is tried again with it.
     """
     place = home()
-    with ask.changing(place) as db:
+    with jobs_client.changing(place) as db:
         first, *rest = ledger.revive(db, job)
-    ask.ensure_worker(place)
+    jobs_client.ensure_worker(place)
     render.say(f"Job {first} is tried again" + (f", with {', '.join(map(str, rest))}." if rest else "."))
     render.next_step(f"mlxq jobs watch {first}")
 
@@ -217,6 +225,6 @@ def retry(job: int) -> None:
 def prune(days: float, keep: int) -> None:
     """Forget jobs that ended long ago, with their events."""
     place = home()
-    with ask.changing(place) as db:
+    with jobs_client.changing(place) as db:
         gone = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)
     render.say(f"Forgot {gone} {'job' if gone == 1 else 'jobs'}.")

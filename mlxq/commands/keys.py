@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from mlxq import ask, options, render
+from mlxq import jobs_client, options, render
 from state import keys, stack
 from state.keys import Key
 from state.paths import Home, home
@@ -45,7 +45,7 @@ def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
     place = home()
     wanted = tuple(each.strip() for each in tiers.split(",") if each.strip())
     if wanted:
-        with ask.reading(place) as db:
+        with jobs_client.reading(place) as db:
             wanted = tuple(stack.tier(db, each).name for each in wanted)
     secret = keys.create(keys.place(place.make()), name, tiers=wanted, rpm=rpm, background=background)
     click.echo(secret)

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from catalog import units
-from mlxq import ask, render, watch
+from mlxq import job_view, jobs_client, render
 from state.errors import NotFound, NotSetUp, UsageProblem
 from state.paths import Home, home
 from tasks import kinds
@@ -63,9 +63,9 @@ def command(name: str | None, count: int, *, everything: bool, service: bool, ro
 
 
 def _rotate(place: Home, name: str | None) -> None:
-    with ask.writing(place) as db:
-        ids = ask.put(db, [kinds.new("rotate", {"name": name})])
-    (done,) = ask.follow(place, ask.these(ids), watch.view())
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(db, [kinds.new("rotate", {"name": name})])
+    (done,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view())
     moved: dict[str, int] = done.result["rotated"]
     for log, size in moved.items():
         click.echo(f"Rotated {log}: {units.files(size)}.")
@@ -77,7 +77,7 @@ def _print_all(log: Path) -> None:
     import gzip
     import shutil
 
-    from tasks.world.rotate import archives
+    from tasks.system.log_rotation import archives
 
     for archive in reversed(archives(log)):
         with gzip.open(archive) as file:

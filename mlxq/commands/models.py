@@ -18,12 +18,13 @@ from catalog.offer import BUILTIN
 from catalog.quality import quality, worth
 from catalog.select import SHOWN_CONTEXT, families, select, tags
 from catalog.speed import Measured, Speed, predict
-from mlxq import advised, ask, installed, options, render
-from mlxq.installed import Installed
-from state import host, settings
+from mlxq import jobs_client, local_models, options, render
+from mlxq.local_models import Installed
+from mlxq.setup import recommendation
+from state import facts, settings
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, home
-from tasks import advice
+from tasks import recommend
 
 VIEWS = ("catalog", "recommend", "available")
 NEEDS = {
@@ -67,7 +68,7 @@ def command(*, as_json: bool, **asked: Any) -> None:
     """
     view = _view(asked)
     place = home()
-    known = advice.known(place)
+    known = recommend.known(place)
     if view == "catalog":
         _catalog(place, _selected(known, asked), as_json=as_json)
     elif view == "recommend":
@@ -116,10 +117,10 @@ def _selected(known: Mapping[str, Model], asked: Mapping[str, Any]) -> dict[str,
 def _local(place: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
     """Show the weights on this machine."""
     try:
-        with ask.reading(place) as db:
-            there = installed.listing(place, db, known)
+        with jobs_client.reading(place) as db:
+            there = local_models.listing(place, db, known)
     except NotSetUp:
-        there = installed.listing(place, None, known)
+        there = local_models.listing(place, None, known)
     total = sum(one.size for one in there)
     if as_json:
         render.data({"models": [one.row() for one in there], "total_bytes": total})
@@ -167,10 +168,10 @@ class Here:
 
 def _here(place: Home) -> Here:
     try:
-        with ask.reading(place) as db:
-            row = host.recall(db, "machine")
+        with jobs_client.reading(place) as db:
+            row = facts.recall(db, "machine")
             machine = from_row(row) if row else None
-            return Here(machine, advice.measured(db, machine) if machine else [])
+            return Here(machine, recommend.measured(db, machine) if machine else [])
     except NotSetUp:
         return Here(None, [])
 
@@ -197,11 +198,11 @@ def _by_size(model: Model) -> list[str]:
 def _catalog_row(model: Model, here: Here) -> list[Any]:
     quant = smallest(model)
     speed = here.speed(model, quant.name)
-    told = advised.brief(speed.decode) if speed else None
+    told = recommendation.brief(speed.decode) if speed else None
     return [
         model.id,
         units.gigabytes_of_files(quant.bytes),
-        advised.tokens(model.context),
+        recommendation.tokens(model.context),
         told if here.fits(model, quant.name) else NO_ROOM,
         "yes" if model.tool_calling else "no",
         " ".join(_by_size(model)),
@@ -235,25 +236,25 @@ def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any]
     """Choose for this machine and show it."""
     wanted = settings.load(place)
     machine, benches = _looked_at(place)
-    budget = asked["budget"] or advice.budget(machine, wanted["memory-budget-pct"])
+    budget = asked["budget"] or recommend.budget(machine, wanted["memory-budget-pct"])
     models = _selected(known, asked)
     if asked["show_all"]:
         _every(machine, models, benches, budget, as_json=as_json)
         return
-    chosen = advice.recommend(
-        machine, models, asked["intent"] or "balanced", budget, benches=benches, quant=advice.quant_wanted(wanted)
+    chosen = recommend.recommend(
+        machine, models, asked["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
     )
     if as_json:
-        render.data(advised.document(machine, chosen))
+        render.data(recommendation.document(machine, chosen))
         return
-    advised.show(chosen, explain=asked["explain"])
+    recommendation.show(chosen, explain=asked["explain"])
     _warn_offline()
     render.next_step("mlxq setup")
 
 
 def _warn_offline() -> None:
     """Say that set-up would choose otherwise while these cannot be fetched."""
-    from tasks.world import hub
+    from tasks.weights import hub
 
     if not hub.hub_reachable():
         render.say(
@@ -267,7 +268,7 @@ def _looked_at(place: Home) -> tuple[Machine, list[Measured]]:
     here = _here(place)
     if here.machine:
         return here.machine, here.measured
-    from tasks.world import hardware
+    from tasks.system import hardware
 
     render.say("Looking at this machine.")
     return hardware.detect(), []
@@ -295,7 +296,7 @@ def _every(
     render.table(
         ["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"],
         [
-            [model.id, quant, units.memory(need), advised.ranged(predicted(here, model, quant)), _points(model)]
+            [model.id, quant, units.memory(need), recommendation.ranged(predicted(here, model, quant)), _points(model)]
             for model, quant, need in rows
         ],
         right=(2, 3),
@@ -317,10 +318,10 @@ def predicted(here: Here, model: Model, quant: str) -> Speed:
 
 def _available(asked: Mapping[str, Any], *, as_json: bool) -> None:
     """Show one page of what the Hub has."""
-    from tasks.world import hublist
+    from tasks.weights import hub_search
 
     page, limit = asked["page"] or 1, asked["limit"] or 20
-    found = hublist.page(page, limit, search=asked["search"], author=asked["author"], tag=asked["tag"])
+    found = hub_search.page(page, limit, search=asked["search"], author=asked["author"], tag=asked["tag"])
     if as_json:
         render.data({"page": page, "more": found.more, "models": [asdict(repo) for repo in found.repos]})
         return

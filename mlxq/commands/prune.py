@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import ask, installed, render
+from mlxq import jobs_client, local_models, render
 from mlxq.commands import rm
-from mlxq.installed import Installed
+from mlxq.local_models import Installed
 from state.paths import home
-from tasks import advice
-from tasks.world import staging
+from tasks import recommend
+from tasks.weights import staging
 
 
 @click.command()
@@ -21,8 +21,8 @@ from tasks.world import staging
 def command(*, unused: bool, dry_run: bool, yes: bool) -> None:
     """Delete weights that are of no use: torn, damaged, or of an older revision."""
     place = home()
-    with ask.reading(place) as db:
-        there = installed.listing(place, db, advice.known(place))
+    with jobs_client.reading(place) as db:
+        there = local_models.listing(place, db, recommend.known(place))
     found = leavings(there, unused=unused)
     if not found:
         render.say("Nothing is left over.")

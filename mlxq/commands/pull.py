@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from catalog import units
-from mlxq import ask, options, render, target, watch
-from mlxq.target import Target
+from mlxq import job_view, jobs_client, model_ref, options, render
+from mlxq.model_ref import Target
 from state import settings
 from state.job import Job, New, State
 from state.paths import home
-from tasks import advice, kinds
+from tasks import kinds, recommend
 
 
 @click.command()
@@ -43,7 +43,7 @@ def command(
     """
     place = home()
     wanted = settings.load(place)
-    found = target.find(model, quant, advice.known(place), wanted["default-quant"])
+    found = model_ref.find(model, quant, recommend.known(place), wanted["default-quant"])
     for note in found.notes:
         render.say(note)
     if not detach:
@@ -52,13 +52,13 @@ def command(
     batch = [kinds.new("pull", args, label="pull")]
     if bench:
         batch.append(_bench(found))
-    with ask.writing(place) as db:
-        ids = ask.put(db, batch)
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(db, batch)
     if detach:
-        ask.ensure_worker(place)
+        jobs_client.ensure_worker(place)
         _detached(ids, as_json=as_json)
         return
-    ended = ask.follow(place, ask.these(ids), watch.view(as_json=as_json), timeout_s=timeout_s)
+    ended = jobs_client.follow(place, jobs_client.these(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:
         _tell(found, ended)
 
@@ -69,18 +69,18 @@ def _bench(found: Target) -> New:
 
 def _announce(found: Target, models: Path, revision: str | None, *, force: bool) -> None:
     """Say size, licence and gate before anything is fetched. Raises NotFound, Gated, Offline, Damaged."""
-    from tasks.world import download, source
-    from tasks.world.child import Later
+    from tasks.system.child import Later
+    from tasks.weights import client, source
 
     asked = source.pinned(found.source, revision)
     if source.parse(asked).kind != "hub":
         _say_known(found)
         return
-    if not force and download.here(asked, models):
+    if not force and client.here(asked, models):
         return
     render.say(f"Asking the Hub about {found.name}.")
     try:
-        planned = download.plan_download(asked)
+        planned = client.plan_download(asked)
     except Later as later:
         render.say(f"{later.reason}; the job waits for it.")
         return

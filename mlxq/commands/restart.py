@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import ask, dry, options, watch
+from mlxq import dry_run as dry
+from mlxq import job_view, jobs_client, options
 from mlxq.commands import status
 from state import service, stack
 from state.db import Database
@@ -28,15 +29,15 @@ def command(tier: str | None, timeout_s: float | None, *, purge: bool, dry_run: 
     What is down stays down.
     """
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         names = wanted(db, tier)
         if dry_run:
             dry.stops(db, names)
             dry.starts(db, place, names)
             return
-    with ask.writing(place) as db:
-        ids = ask.put(db, restarts(names, purge=purge))
-    ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(db, restarts(names, purge=purge))
+    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(place)
 
 

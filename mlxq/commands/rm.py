@@ -7,12 +7,12 @@ import sys
 import click
 
 from catalog import units
-from mlxq import ask, installed, options, render, watch
-from mlxq.installed import Installed
+from mlxq import job_view, jobs_client, local_models, options, render
+from mlxq.local_models import Installed
 from state.errors import Busy, UsageProblem
 from state.job import State
 from state.paths import Home, home
-from tasks import advice, kinds
+from tasks import kinds, recommend
 
 
 @click.command()
@@ -23,9 +23,9 @@ from tasks import advice, kinds
 def command(model: str, *, quant: str | None, force: bool, yes: bool) -> None:
     """Delete the weights of MODEL from this machine."""
     place = home()
-    known = advice.known(place)
-    with ask.reading(place) as db:
-        found = installed.choose(model, installed.listing(place, db, known), known, quant)
+    known = recommend.known(place)
+    with jobs_client.reading(place) as db:
+        found = local_models.choose(model, local_models.listing(place, db, known), known, quant)
     if not force:
         _refuse_served(found)
     remove(place, found, force=force, yes=yes)
@@ -45,9 +45,9 @@ def remove(place: Home, found: list[Installed], *, force: bool, yes: bool) -> No
         if not sys.stdin.isatty():
             raise UsageProblem("This deletes files, and here is nobody to ask.", hint="Add --yes.")
         click.confirm("Delete", abort=True, err=True)
-    with ask.writing(place) as db:
-        ids = ask.put(db, [_job(one, force=force) for one in found])
-    ended = ask.follow(place, ask.these(ids), watch.view())
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(db, [_job(one, force=force) for one in found])
+    ended = jobs_client.follow(place, jobs_client.these(ids), job_view.view())
     freed = sum(job.result["bytes"] for job in ended if job.state is State.SUCCEEDED)
     render.say(f"Deleted; {units.files(freed)} are free again.")
 

@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from catalog.intent import INTENTS
-from mlxq import ask, change, options, render, watch
-from mlxq.ask import View
-from mlxq.change import Change, Plan
+from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
-from mlxq.watch import title
+from mlxq.job_view import title
+from mlxq.jobs_client import View
+from mlxq.setup import edit
+from mlxq.setup.edit import Change, Plan
 from state import settings
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
@@ -71,7 +72,7 @@ def command(
     """
     place, consent = home(), Consent(yes=yes, no_input=no_input)
     settings.load(place)
-    wanted = change.parse(add, names, remove, alone)
+    wanted = edit.parse(add, names, remove, alone)
     asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
     if wanted and asked != question(None, None, no_pull=False, no_start=False):
         raise UsageProblem("--add, --remove and --model go with none of --intent, --budget-pct, --no-pull, --no-start.")
@@ -83,7 +84,7 @@ def command(
         chain = _set_up(place, asked, consent, intent)
     if chain is None:
         return
-    ask.follow(place, ask.chain(chain), Commented(watch.view(as_json=as_json)), timeout_s=timeout_s)
+    jobs_client.follow(place, jobs_client.chain(chain), Commented(job_view.view(as_json=as_json)), timeout_s=timeout_s)
     if as_json:
         render.line(status.look(place).document())
     else:
@@ -121,16 +122,16 @@ def _set_up(place: Home, asked: dict[str, Any], consent: Consent, intent: str | 
     if not consent.given:
         with unchanged():
             asked = _guided(place, asked, intent)
-    with ask.writing(place) as db:
+    with jobs_client.writing(place) as db:
         return begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
 
 
 def _guided(place: Home, asked: dict[str, Any], intent: str | None) -> dict[str, Any]:
     """Ask a person for all that is open; give the arguments of the task score."""
-    from mlxq import guide, survey
+    from mlxq.setup import inspection, wizard
 
     render.say("Looking at this machine.")
-    return guide.settle(survey.look(place), asked, intent=intent)
+    return wizard.settle(inspection.look(place), asked, intent=intent)
 
 
 @contextmanager
@@ -141,13 +142,13 @@ def unchanged() -> Generator[None]:
     except (click.Abort, KeyboardInterrupt):
         render.say("\nStopped. Nothing was changed.")
         render.next_step("mlxq setup")
-        raise click.exceptions.Exit(ask.INTERRUPTED) from None
+        raise click.exceptions.Exit(jobs_client.INTERRUPTED) from None
 
 
 def _under_way(place: Home) -> int | None:
     """Give the chain of the set-up that is under way."""
     try:
-        with ask.reading(place) as db:
+        with jobs_client.reading(place) as db:
             return db.value(RUNNING_SETUP)
     except NotSetUp:
         return None
@@ -159,33 +160,34 @@ def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_
     if as_json and dry_run:
         render.data(made.document())
         return None
-    change.show(made, err=as_json)
+    edit.show(made, err=as_json)
     if dry_run:
         return None
     with unchanged():
         consent.to("Make this change")
-    with ask.writing(place) as db:
-        ids = change.begin(db, made, wanted)
+    with jobs_client.writing(place) as db:
+        ids = edit.begin(db, made, wanted)
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 
 def _planned(place: Home, wanted: Change) -> Plan:
     """Work a change out, and write nothing. Raises as change.plan does."""
     try:
-        with ask.reading(place) as db:
-            return change.plan(db, place, wanted)
+        with jobs_client.reading(place) as db:
+            return edit.plan(db, place, wanted)
     except NotSetUp:
-        return change.plan(None, place, wanted)
+        return edit.plan(None, place, wanted)
 
 
 def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
     """Show what the same command would do without --dry-run. Raises DoesNotFit."""
-    from mlxq import outlook, survey
+    from mlxq.setup import inspection
+    from mlxq.setup import preview as outlook
 
     running = _under_way(place)
     if running is not None:
         render.say(f"A setup is under way (job {running}); without --dry-run that one is followed.")
-    found = survey.look(place)
+    found = inspection.look(place)
     if as_json:
         render.data(outlook.document(found, asked))
     else:
@@ -242,5 +244,5 @@ def begin(db: Database, batch: list[New]) -> int:
         if running is not None:
             render.say(f"Another setup began meanwhile (job {running}); following that one, with its choice of models.")
             return running
-        ids = ask.put(db, batch)
+        ids = jobs_client.put(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))

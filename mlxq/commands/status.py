@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from catalog import units
-from mlxq import ask, options, render, report
-from mlxq.report import Report
-from state import wake
+from mlxq import jobs_client, options, render, status_report
+from mlxq.status_report import Report
+from state import wakeup
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, home
 
@@ -43,7 +43,7 @@ def command(*, simulate: str | None, go_on: bool, as_json: bool) -> None:
 
 def live(place: Home, show: Callable[[Report], None], look_after: Callable[[], None] = lambda: None) -> None:
     """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `look_after` before each."""
-    with wake.watcher(place) as bell:
+    with wakeup.watcher(place) as bell:
         while True:
             look_after()
             click.clear()
@@ -65,20 +65,20 @@ def show(found: Report) -> None:
 def _simulate(file: Path, *, as_json: bool) -> None:
     """Show another machine and what would serve there. Raises UsageProblem for a file that records none."""
     from catalog.score import budget
-    from mlxq import advised
-    from tasks import advice
-    from tasks.world.hardware import parse_fixture
+    from mlxq.setup import recommendation
+    from tasks import recommend
+    from tasks.system.hardware import parse_fixture
 
     try:
         machine = parse_fixture(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UsageProblem(f"{file}: {problem}", hint="mlxq status --help") from problem
-    chosen = advice.recommend(machine, advice.known(home()), "balanced", budget(machine))
+    chosen = recommend.recommend(machine, recommend.known(home()), "balanced", budget(machine))
     if as_json:
-        render.data(advised.document(machine, chosen))
+        render.data(recommendation.document(machine, chosen))
         return
     click.echo(f"{machine_line(machine.as_row())}\n" + (f"{machine.note}\n" if machine.note else ""))
-    advised.show(chosen, explain=False)
+    recommendation.show(chosen, explain=False)
 
 
 def overview() -> None:
@@ -114,8 +114,8 @@ def welcome(place: Home) -> None:
 
 def look(place: Home) -> Report:
     """Give the report. Raises NotSetUp when there is nothing to tell of."""
-    with ask.reading(place) as db:
-        found = report.now(db)
+    with jobs_client.reading(place) as db:
+        found = status_report.now(db)
     if not found.tiers and not found.services:
         raise NotSetUp(f"There is no stack in {place.root} yet.", hint=_begin(found))
     return found
@@ -173,7 +173,7 @@ def _services(found: Report) -> None:
 
 
 def _row(each: dict[str, Any]) -> list[Any]:
-    memory = units.memory(each["memory_mb"] * report.MIB) if each["memory_mb"] else None
+    memory = units.memory(each["memory_mb"] * status_report.MIB) if each["memory_mb"] else None
     up = render.span(each["uptime_s"])
     model = f"{each['model']} {each['quant']}" if each["model"] else None
     odd = each["phase"] not in {"ready", "stopped", each["state"]}

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from catalog import units
-from mlxq import ask, render, watch
-from mlxq.web import live, picture
-from mlxq.web.live import Engine
-from mlxq.web.picture import Card, Picture
-from mlxq.web.words import Shape, Told
-from state import secrets, service, wake
+from mlxq import job_view, jobs_client, render
+from mlxq.web import engine_status, snapshot
+from mlxq.web.engine_status import Engine
+from mlxq.web.labels import Shape, Told
+from mlxq.web.snapshot import Card, Picture
+from state import secrets, service, wakeup
 from state.db import Database
 from state.paths import home
 from state.sample import MINUTE_S, Sample
@@ -53,16 +53,16 @@ def command(*, once: bool) -> None:
     """
     place = home()
     key = secrets.read(place.secrets).get(secrets.TIER, "")
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         if once or not sys.stdout.isatty():
             _print(_look(db, key))
             return
-        with wake.watcher(place, "-top") as bell, suppress(KeyboardInterrupt):
+        with wakeup.watcher(place, "-top") as bell, suppress(KeyboardInterrupt):
             _follow(db, key, bell)
 
 
 def _look(db: Database, key: str) -> Picture:
-    return picture.look(db, live.ask(service.listing(db), key))
+    return snapshot.look(db, engine_status.ask(service.listing(db), key))
 
 
 def _print(seen: Picture) -> None:
@@ -72,7 +72,7 @@ def _print(seen: Picture) -> None:
     console.print(draw(seen, console.width))
 
 
-def _follow(db: Database, key: str, bell: wake.Listener) -> None:
+def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
     from rich.live import Live
 
     with Live(screen=True, auto_refresh=False) as screen:
@@ -116,7 +116,7 @@ def _memory(seen: Picture, width: int) -> Text:
     memory = seen.memory
     if not memory.total:
         return Text(f"worker {seen.worker}", style="bright_black")
-    text = Text(f"{watch.bar(memory.used / memory.total, width)} ")
+    text = Text(f"{job_view.bar(memory.used / memory.total, width)} ")
     text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
     text.append(f", swap {units.memory(memory.swap)}   worker {seen.worker}", style="bright_black")
     return text
@@ -178,7 +178,8 @@ def _requests(seen: Picture) -> list[Text]:
     return [
         Text(
             f"{tier:<10} {request.doing:<10} {request.prompt_tokens:>8,} + {request.completion_tokens:<6,}"
-            f" {watch.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s  {render.span(request.elapsed_s)}"
+            f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
+            f"  {render.span(request.elapsed_s)}"
         )
         for tier, request in seen.requests
     ]
@@ -189,10 +190,10 @@ def _jobs(seen: Picture) -> list[Text]:
 
     lines: list[Text] = []
     for job in [*seen.attention, *(job for chain in seen.chains for job in chain if job.live)][:MOST_JOBS]:
-        done, total = watch.amounts(job)
-        far = f"  {watch.bar(done / total, 12)} {done / total:.0%}" if total else ""
+        done, total = job_view.amounts(job)
+        far = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
         style = "red" if job.error_code else ""
-        line = f"{watch.MARKS[job.state]} {job.id:>4} {watch.title(job)}{far}  {watch.note(job)}"
+        line = f"{job_view.MARKS[job.state]} {job.id:>4} {job_view.title(job)}{far}  {job_view.note(job)}"
         lines.append(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
     return lines
 

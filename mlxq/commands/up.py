@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, dry, options, watch
+from mlxq import dry_run as dry
+from mlxq import job_view, jobs_client, options
 from mlxq.commands import status
 from state import stack
 from state.errors import NotSetUp
@@ -22,21 +23,21 @@ def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None
 
     What is up and right is left alone.
     """
-    from tasks import roster  # it brings the catalog along
+    from tasks import stack_jobs  # it brings the catalog along
 
     place = home()
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         tiers = [each.name for each in stack.tiers(db)]
         if not tiers:
             raise NotSetUp("There is no stack to bring up.", hint="mlxq setup")
         names = [options.named(db, tier)] if tier else tiers
         if dry_run:
-            dry.starts(db, place, names if tier else [*names, *roster.around(place)])
+            dry.starts(db, place, names if tier else [*names, *stack_jobs.around(place)])
             return
-    with ask.writing(place) as db:
-        whole = [*roster.retirements(roster.leaving(db)), *starts([*names, *roster.around(place)])]
-        ids = ask.put(db, [start(names[0])] if tier else whole)
-    ask.follow(place, ask.these(ids), watch.view(), timeout_s=timeout_s)
+    with jobs_client.writing(place) as db:
+        whole = [*stack_jobs.retirements(stack_jobs.leaving(db)), *starts([*names, *stack_jobs.around(place)])]
+        ids = jobs_client.put(db, [start(names[0])] if tier else whole)
+    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(place)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, installed, options, watch
-from mlxq.installed import Installed
+from mlxq import job_view, jobs_client, local_models, options
+from mlxq.local_models import Installed
 from state.errors import NotFound
 from state.job import Job
 from state.paths import home
-from tasks import advice, kinds
+from tasks import kinds, recommend
 
 
 @click.command()
@@ -19,15 +19,17 @@ from tasks import advice, kinds
 def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:
     """Hash the weights of MODEL, or all, again; what is damaged is fetched anew."""
     place = home()
-    known = advice.known(place)
-    with ask.reading(place) as db:
-        there = installed.listing(place, db, known)
-    found = [one for one in (installed.choose(model, there, known) if model else there) if one.source]
+    known = recommend.known(place)
+    with jobs_client.reading(place) as db:
+        there = local_models.listing(place, db, known)
+    found = [one for one in (local_models.choose(model, there, known) if model else there) if one.source]
     if not found:
         raise NotFound(_nothing(model, there), hint="mlxq pull MODEL")
-    with ask.writing(place) as db:
-        ids = ask.put(db, [kinds.new("check", {"folder": str(one.folder)}, label=one.folder.name) for one in found])
-    ended = ask.follow(place, ask.with_chains(ids), watch.view(as_json=as_json), timeout_s=timeout_s)
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.put(
+            db, [kinds.new("check", {"folder": str(one.folder)}, label=one.folder.name) for one in found]
+        )
+    ended = jobs_client.follow(place, jobs_client.with_chains(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:
         _tell(found, [job for job in ended if job.id in ids])
 

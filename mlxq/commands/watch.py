@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from mlxq import ask, background, render, story
+from mlxq import jobs_client, render, service_events, worker_process
 from mlxq.commands import status
-from mlxq.report import Report
+from mlxq.status_report import Report
 from state import settings, worker
 from state.paths import Home, home
 
@@ -33,7 +33,7 @@ def command(interval: int | None, max_restarts: int | None, restart_delay: int |
     for name, value in chosen.items():
         if value is not None:
             settings.write(place, name, value)
-    keeper = ask.Keeper(place)
+    keeper = jobs_client.Keeper(place)
     keeper.look()
     if daemon:
         if keeper.started is None:
@@ -49,14 +49,14 @@ def command(interval: int | None, max_restarts: int | None, restart_delay: int |
 def _show(place: Home, found: Report) -> None:
     status.show(found)
     click.echo()
-    with ask.reading(place) as db:
-        for each in story.tell(db, None, limit=LATEST):
-            click.echo(f"{render.clock(each.at)}  {each.service:<9} {story.spoken(each)}")
+    with jobs_client.reading(place) as db:
+        for each in service_events.tell(db, None, limit=LATEST):
+            click.echo(f"{render.clock(each.at)}  {each.service:<9} {service_events.spoken(each)}")
 
 
-def _leave(place: Home, keeper: ask.Keeper) -> None:
+def _leave(place: Home, keeper: jobs_client.Keeper) -> None:
     """End the worker that this command started; the services go on."""
-    with ask.reading(place) as db:
+    with jobs_client.reading(place) as db:
         now = worker.current(db)
-    if keeper.started and now and background.stop(place, now.owner):
+    if keeper.started and now and worker_process.stop(place, now.owner):
         render.say("The worker ended; the services go on, and nobody watches over them.")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from mlxq import ask, options, render, story
+from mlxq import jobs_client, options, render, service_events
 from state import service
 from state.db import Database
 from state.paths import home
@@ -23,8 +23,8 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
 
     Each end comes with its cause, the signal or exit code, the last lines of the log, and when the next try is.
     """
-    with ask.reading(home()) as db:
-        chapters = story.tell(db, name, limit=limit)
+    with jobs_client.reading(home()) as db:
+        chapters = service_events.tell(db, name, limit=limit)
         now = [one for one in service.listing(db) if name in (None, one.name)]
         if as_json:
             render.data({"events": [asdict(each) for each in chapters]})
@@ -34,14 +34,14 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
             _stand(db, one)
 
 
-def _print(chapters: list[story.Chapter]) -> None:
+def _print(chapters: list[service_events.Chapter]) -> None:
     if not chapters:
         render.say("Nothing has happened yet.")
     names = max((len(each.service) for each in chapters), default=0)
-    words = max((len(story.word(each.what)) for each in chapters), default=0)
+    words = max((len(service_events.word(each.what)) for each in chapters), default=0)
     for each in chapters:
-        before = f"{render.clock(each.at)}  {each.service:<{names}}  {story.word(each.what):<{words}}  "
-        render.prose(story.spoken(each), before)
+        before = f"{render.clock(each.at)}  {each.service:<{names}}  {service_events.word(each.what):<{words}}  "
+        render.prose(service_events.spoken(each), before)
         for line in each.last_lines:
             click.echo(f"{'':<21}| {line}")
 

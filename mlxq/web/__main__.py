@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 
 from mlxq.web.app import Page, build
-from mlxq.web.door import Door
+from mlxq.web.auth import Door
 from state import secrets
 from state.paths import home
 

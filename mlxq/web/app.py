@@ -15,11 +15,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from mlxq.web import detail
-from mlxq.web.door import COOKIE_S, Door
-from mlxq.web.guard import Guard
-from mlxq.web.paint import STATIC, Painter
-from mlxq.web.stage import Stage
+from mlxq.web import job_detail
+from mlxq.web.auth import COOKIE_S, Door
+from mlxq.web.broadcaster import Stage
+from mlxq.web.html import STATIC, Painter
+from mlxq.web.security_headers import Guard
 from state import job, ledger, service
 from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
@@ -119,7 +119,7 @@ class Page:
         """Show one job in full."""
         try:
             with closing(read_database(self.home)) as db:
-                found = detail.look(db, request.path_params["job"])
+                found = job_detail.look(db, request.path_params["job"])
         except NotFound as problem:
             return PlainTextResponse(problem.message, status_code=MISSING)
         return HTMLResponse(self.painter.part("job", found=found))

@@ -13,8 +13,8 @@ from state import sample, service, stack
 from state.db import Database
 from state.sample import MACHINE
 from state.service import Doing, Observed, Step
-from tasks import pulse
-from tasks.pulse import Pulse
+from tasks import worker_status
+from tasks.worker_status import Pulse
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Values = Iterable[tuple[tuple[str, ...], float | None]]
@@ -59,7 +59,7 @@ class Rows(Collector):
 def _jobs(db: Database) -> Generator[Metric]:
     counted = [((row[0], row[1]), row[2]) for row in db.rows(JOBS)]
     took = db.rows(DURATIONS)
-    alive = pulse.feel(db) is Pulse.ALIVE
+    alive = worker_status.feel(db) is Pulse.ALIVE
     yield _gauge("mlxq_worker_up", "Whether the worker lives and beats.", [((), alive)])
     yield _gauge("mlxq_jobs", "Jobs in the ledger.", counted, "kind", "state")
     yield _gauge(

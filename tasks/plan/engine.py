@@ -37,7 +37,7 @@ def argv(tier: Tier, python: str) -> list[str]:
     It holds no secret: the launcher takes the key from the environment. `tier.weights` must be set.
     """
     return [
-        *(python, "-P", "-m", "tasks.launch.engine", "serve", tier.weights),
+        *(python, "-P", "-m", "tasks.engines.launcher", "serve", tier.weights),
         *("--host", "127.0.0.1", "--port", str(tier.port), "--served-model-name", tier.name),
         *("--continuous-batching", "--offline", "--enable-metrics"),
         *_limits(tier),

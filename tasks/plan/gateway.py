@@ -93,7 +93,7 @@ def configuration(
         "router_settings": _routing(groups, tiers, cloud=bool(cloud_model)),
         "general_settings": {
             "disable_spend_logs": True,
-            "custom_auth": "tasks.launch.hook_auth.user_api_key_auth",
+            "custom_auth": "tasks.gateway.litellm_auth.user_api_key_auth",
         },
     }
 
@@ -144,7 +144,7 @@ def environment(
 
 def argv(python: str, config_path: str, port: int, *, host: str = LOOPBACK) -> list[str]:
     """Give the gateway's command line; it holds no secret."""
-    return [python, "-P", "-m", "tasks.launch.gateway", config_path, str(port), "--host", host]
+    return [python, "-P", "-m", "tasks.gateway", config_path, str(port), "--host", host]
 
 
 def successors(tier: Tier, tiers: Iterable[Tier]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from support import page as support
 from support import scene
 
 from mlxq.web.__main__ import BEHIND
-from state import event, job, ledger, service, wake
+from state import event, job, ledger, service, wakeup
 from state.db import Database
 from state.job import Claim, State
 from state.paths import Home
@@ -203,7 +203,7 @@ def test_the_page_stands_back_for_gateway_and_engines(served: support.Running):
 
 def test_nothing_runs_while_nobody_looks(served: support.Running, rows: Database, chromium: Browser):
     """The last viewer who leaves takes the watching along: no socket, no query."""
-    sockets = wake.folder(served.home)
+    sockets = wakeup.folder(served.home)
     context = chromium.new_context()
     page = context.new_page()
     page.goto(served.link)

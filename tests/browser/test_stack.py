@@ -18,13 +18,14 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from support.ports import free_port
 
-from mlxq.web.door import link
+from mlxq.web.auth import link
 from state import event, ledger, secrets, service, settings, stack
 from state.db import Database, open_database
 from state.paths import Home
 from state.stack import Tier
 from tasks import kinds
-from tasks.world import builtin, probe
+from tasks.supervision import probe
+from tasks.weights import builtin
 
 pytestmark = pytest.mark.slow
 START_MS = 180_000

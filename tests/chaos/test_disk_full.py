@@ -19,8 +19,9 @@ from state import secrets, settings
 from state.errors import DiskFull
 from state.paths import Home
 from state.service import Doing
-from tasks.world import probe, process, rotate
-from tasks.world.process import Identity
+from tasks.supervision import probe
+from tasks.system import log_rotation, process
+from tasks.system.process import Identity
 
 MB = 2**20
 WRITER = """
@@ -80,7 +81,7 @@ def full(place: Path) -> bool:
 
 def numbers(log: Path) -> list[int]:
     """Give the numbers of the lines in the archives and the log, in order."""
-    text = b"".join(gzip.decompress(archive.read_bytes()) for archive in reversed(rotate.archives(log)))
+    text = b"".join(gzip.decompress(archive.read_bytes()) for archive in reversed(log_rotation.archives(log)))
     return [int(line[:12]) for line in (text + log.read_bytes()).splitlines()]
 
 
@@ -92,13 +93,13 @@ def test_a_log_that_fills_its_disk_is_rotated_when_there_is_room(logs: Path, wri
     before = log.read_bytes()
     for _ in range(2):
         with pytest.raises(DiskFull, match=r"There is no room to rotate .*/fast\.log\."):
-            rotate.rotate(log, 3, lambda: rotate.held([identity(writer)]))
+            log_rotation.rotate(log, 3, lambda: log_rotation.held([identity(writer)]))
     assert sorted(path.name for path in logs.iterdir()) == ["fast.log", "spare"]
     assert log.read_bytes()[: len(before)] == before
     assert not process.frozen(identity(writer))
 
     spare.unlink()
-    assert rotate.rotate(log, 3, lambda: rotate.held([identity(writer)])) >= len(before)
+    assert log_rotation.rotate(log, 3, lambda: log_rotation.held([identity(writer)])) >= len(before)
     until(lambda: log.stat().st_size, 60)
     writer.send_signal(signal.SIGTERM)
     told, _ = writer.communicate(timeout=60)
@@ -124,10 +125,10 @@ def test_an_engine_serves_on_a_full_disk_and_the_person_is_told(
     assert "There is no room to rotate" in capsys.readouterr().err
     key = secrets.read(mlxq.home.secrets)[secrets.TIER]
     assert probe.one_token(before.port, key, "fast", 60) > 0
-    assert rotate.archives(log) == []
+    assert log_rotation.archives(log) == []
     assert (mlxq.one().doing, mlxq.one().identity) == (Doing.READY, before.identity)
 
     (logs / "filler").unlink()
     assert cli.run(["logs", "fast", "--rotate"]) == 0
-    assert gzip.decompress(rotate.archives(log)[0].read_bytes()).startswith(said)
+    assert gzip.decompress(log_rotation.archives(log)[0].read_bytes()).startswith(said)
     assert mlxq.one().identity == before.identity

@@ -23,8 +23,8 @@ from state.db import open_database
 from state.errors import DiskFull
 from state.job import Claim, New, State
 from state.paths import Home
-from tasks import pulse
-from tasks.pulse import Pulse
+from tasks import worker_status
+from tasks.worker_status import Pulse
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_stopping_worker_gives_its_jobs_back_in_time(crew: Crew) -> None:
         found = crew.job(job)
         assert (found.state, found.failures, found.rescues) == (State.QUEUED, 0, 0)
         assert crew.events(job)[-1] == "released"
-    assert pulse.feel(crew.db) is Pulse.NONE
+    assert worker_status.feel(crew.db) is Pulse.NONE
 
 
 def test_a_thread_that_cannot_be_stopped_costs_its_worker_and_no_other_job(crew: Crew) -> None:
@@ -136,15 +136,15 @@ def test_a_stopped_worker_is_hung_keeps_its_jobs_and_its_lock(crew: Crew, monkey
     assert second.wait(30) != 0
     assert re.search(rf"busy: A worker of .* already runs \(pid {worker.pid}\)", crew.log())
     assert crew.job(job).state is State.RUNNING
-    monkeypatch.setattr(pulse, "HUNG_S", 0.5)
-    crew.until(lambda: pulse.feel(crew.db) is Pulse.HUNG)
+    monkeypatch.setattr(worker_status, "HUNG_S", 0.5)
+    crew.until(lambda: worker_status.feel(crew.db) is Pulse.HUNG)
 
     worker.send_signal(signal.SIGCONT)
     assert crew.until_ended(job) == [State.SUCCEEDED]
     assert crew.job(job).attempt == 1
     worker.kill()
     worker.wait()
-    assert pulse.feel(crew.db) is Pulse.DEAD
+    assert worker_status.feel(crew.db) is Pulse.DEAD
 
 
 def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
@@ -195,7 +195,7 @@ def test_a_wall_clock_that_jumps_an_hour_delays_and_loses_nothing(crew: Crew, tm
 
     assert crew.until_ended(running, retried, snoozed, asked_after, limit_s=20) == [State.SUCCEEDED] * 4
     assert crew.job(running).attempt == 1
-    assert pulse.feel(crew.db) is Pulse.ALIVE
+    assert worker_status.feel(crew.db) is Pulse.ALIVE
 
 
 @pytest.fixture

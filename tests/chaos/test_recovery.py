@@ -13,9 +13,9 @@ from support import recovery
 from support.mlxq_home import DYING, LIMIT_S, Mlxq
 from support.ports import free_port
 
-from state import restraint, settings
+from state import safe_mode, settings
 from state.service import ROUTED, Doing
-from tasks.world import process
+from tasks.system import process
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_st
     after = mlxq.await_next(before)
 
     assert after.fingerprint != before.fingerprint
-    assert restraint.of(mlxq.db, "fast").level == 2
+    assert safe_mode.of(mlxq.db, "fast").level == 2
     assert mlxq.one("longctx").doing == Doing.STOPPED
     assert "unclean_boot" in mlxq.events()
 
@@ -109,7 +109,7 @@ def test_an_engine_that_is_frozen_while_it_loads_is_started_anew(mlxq: Mlxq):
 
 def test_an_engine_whose_requests_all_fail_is_put_aside_also_when_the_worker_dies_meanwhile(mlxq: Mlxq):
     """No process is left that no row tells of."""
-    mlxq.work_with_fakes("--broken", prelude=DYING, DIES_AT="tasks.upkeep:give_up")
+    mlxq.work_with_fakes("--broken", prelude=DYING, DIES_AT="tasks.supervision.lifecycle:give_up")
     mlxq.put("start", service="fast")
     assert mlxq.worker
     assert mlxq.worker.wait(LIMIT_S) == -9

@@ -12,7 +12,7 @@ import pytest
 from support.mlxq_home import Mlxq
 from support.soak import Soak
 
-from tasks.world import process
+from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

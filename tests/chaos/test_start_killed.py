@@ -11,20 +11,20 @@ import pytest
 from support.mlxq_home import LIMIT_S, Mlxq, until
 
 from state.service import Doing, Service
-from tasks.world import ports, process
+from tasks.system import ports, process
 
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
 STARTING = {
-    "the intent is written": "tasks.upkeep:_free_port",
-    "the process is started": "tasks.upkeep:_record",
-    "it loads": "tasks.upkeep:ready",
-    "it is ready": "tasks.watch:follow",
+    "the intent is written": "tasks.supervision.lifecycle:_free_port",
+    "the process is started": "tasks.supervision.lifecycle:_record",
+    "it loads": "tasks.supervision.lifecycle:ready",
+    "it is ready": "tasks.supervision.watchdog:follow",
 }
 ENDING = {
-    "the old one drains": "tasks.world.process:wait",
-    "the old one is gone": "tasks.tier:_await_turn",
+    "the old one drains": "tasks.system.process:wait",
+    "the old one is gone": "tasks.supervision.services:_await_turn",
 }
 
 

@@ -15,7 +15,7 @@ from support.mlxq_home import DYING, LIMIT_S, Mlxq
 
 from state import service
 from state.service import Doing
-from tasks.world import ports, process
+from tasks.system import ports, process
 
 pytestmark = pytest.mark.slow
 
@@ -211,7 +211,7 @@ def test_an_engine_out_of_the_route_is_started_anew_when_the_worker_dies_before_
     mlxq.work_with_fakes()
     one = mlxq.up()
     mlxq.kill_worker()
-    mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.watch:new")
+    mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.supervision.watchdog:new")
     assert mlxq.worker
     assert mlxq.worker.wait(LIMIT_S) == -signal.SIGKILL
     assert (mlxq.one().doing, mlxq.one().identity) == (Doing.DRAINING, one.identity)

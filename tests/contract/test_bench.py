@@ -13,12 +13,12 @@ from support import tiny_model
 from support.here import Run, runner
 
 from state import bench as rows
-from state import host, ledger, weights
+from state import facts, ledger, weights
 from state.db import Database
 from state.job import State
 from state.paths import Home
 from tasks import bench, kinds, runtime
-from tasks.world import hardware
+from tasks.system import hardware
 
 QUICK = {"prompt_tokens": 64, "gen_tokens": 24, "runs": 2}
 
@@ -31,7 +31,7 @@ def model(home: Home) -> Path:
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Put a benchmark in, run it here as the worker would, and give its row as it is then."""
-    host.remember(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
+    facts.remember(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
 
     ours = runner(db, home, {"bench": bench.bench}, monkeypatch)
     return lambda target, **args: ours("bench", target=target, **args)
@@ -45,7 +45,7 @@ def engines(home: Home) -> list[int]:
     found: list[int] = []
     for each in psutil.process_iter():
         try:
-            if each.environ().get("MLXQ_HOME") == str(home.root) and "tasks.launch.engine" in each.cmdline():
+            if each.environ().get("MLXQ_HOME") == str(home.root) and "tasks.engines.launcher" in each.cmdline():
                 found.append(each.pid)
         except psutil.Error:
             continue
@@ -149,7 +149,7 @@ def test_a_benchmark_gives_way_to_a_job_that_begins_meanwhile(run: Run, model: P
 
 
 def test_what_has_no_room_is_refused_before_an_engine_starts(run: Run, model: Path, home: Home, db: Database) -> None:
-    host.remember(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
+    facts.remember(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
 
     ended = run(str(model), **QUICK)
 

@@ -17,8 +17,10 @@ from support.ports import free_port
 
 from state.stack import Tier
 from tasks.plan import engine as plan
-from tasks.world import builtin, probe, process, system
-from tasks.world.process import How, Spawned
+from tasks.supervision import probe
+from tasks.system import memory, process
+from tasks.system.process import How, Spawned
+from tasks.weights import builtin
 
 pytestmark = pytest.mark.slow
 
@@ -106,7 +108,7 @@ def test_it_asks_for_the_key(engine: Engine):
 
 def test_it_is_small_and_quick(engine: Engine):
     """The figures: at most 350 MB resident, after about 4 s; without torch."""
-    resident = system.resident(engine.identity)
+    resident = memory.resident(engine.identity)
     maps = Path(f"/proc/{engine.identity.pid}/maps")
     print(f"start {engine.started_s:.1f} s, resident {resident / 2**20:.0f} MiB")
 

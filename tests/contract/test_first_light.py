@@ -18,7 +18,7 @@ import pytest
 from state import worker as workers
 from state.db import read_database
 from state.paths import Home
-from tasks.world import process
+from tasks.system import process
 
 NAMES = ["standard", "fast", "longctx", "gateway", "page"]
 QUESTION = "What is the capital of France?"

@@ -150,8 +150,8 @@ def watch(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] != "127.0.0.1":
         print("CONNECTED", args[1], flush=True, file=sys.stderr)
 sys.addaudithook(watch)
-sys.argv = sys.argv[sys.argv.index("tasks.launch.gateway"):]
-runpy.run_module("tasks.launch.gateway", run_name="__main__", alter_sys=True)
+sys.argv = sys.argv[sys.argv.index("tasks.gateway"):]
+runpy.run_module("tasks.gateway", run_name="__main__", alter_sys=True)
 """
 
 

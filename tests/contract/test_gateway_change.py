@@ -15,19 +15,24 @@ from support.load import Load
 from support.mlxq_home import Mlxq, until
 from support.ports import free_port
 
-from mlxq import service as units
+from mlxq import autostart as units
 from state import event, keys, secrets, service, settings, stack, usage
 from state.db import Database
 from state.paths import Home
 from state.service import Doing, Step
-from tasks import attempt, configure, proof, runtime, tier, upkeep, verify, watch
-from tasks.world import passing, ports, process
+from tasks import configure, executor, runtime, smoke_test
+from tasks.supervision import candidate, lifecycle, services, socket_handover, watchdog
+from tasks.system import ports, process
 
 if TYPE_CHECKING:
     from conftest import Upstream
 
-TASKS: dict[str, Callable[..., Any]] = {"configure": configure.configure, "start": tier.start, "stop": tier.stop}
-TASKS |= {"restart": tier.restart, "verify": verify.verify}
+TASKS: dict[str, Callable[..., Any]] = {
+    "configure": configure.configure,
+    "start": services.start,
+    "stop": services.stop,
+}
+TASKS |= {"restart": services.restart, "verify": smoke_test.verify}
 pytestmark = pytest.mark.slow
 
 
@@ -35,10 +40,10 @@ pytestmark = pytest.mark.slow
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Put one job in, run it here as the worker does, and give its row."""
     ours = runner(db, home, TASKS, monkeypatch)
-    monkeypatch.setattr(runtime, "runtime", attempt.runtime)
+    monkeypatch.setattr(runtime, "runtime", executor.runtime)
     aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
     aside.home = Home(tmp_path / "aside").make()
-    monkeypatch.setattr(watch, "runtime", aside)
+    monkeypatch.setattr(watchdog, "runtime", aside)
 
     return ours
 
@@ -87,7 +92,7 @@ def test_a_change_of_tiers_is_proven_then_applied(
     assert run("configure").state == "succeeded"
 
     assert len(every_upstream["standard"].seen()) == asked + 1
-    assert process.find_orphans(str(home.root), proof.NAME) == {}
+    assert process.find_orphans(str(home.root), candidate.NAME) == {}
     assert service.get(db, "gateway").identity == serving.identity
     assert answers(home, "fast") == 404
     run("start", service="gateway")
@@ -107,7 +112,7 @@ def test_a_change_that_does_not_work_changes_nothing(
     assert failed.error
     assert "The running gateway was left as it is." in failed.error
     assert home.gateway_config.read_text() == before
-    assert process.find_orphans(str(home.root), proof.NAME) == {}
+    assert process.find_orphans(str(home.root), candidate.NAME) == {}
     assert answers(home, "standard") == 200
 
 
@@ -125,7 +130,7 @@ def test_another_model_at_the_same_tier_leaves_the_gateway_alone(
 
 def settled(home: Home, db: Database) -> service.Service:
     """Wait until every gateway that was replaced has ended, and give the row of the one that is left."""
-    until(lambda: not upkeep.leaving(service.get(db, "gateway")))
+    until(lambda: not lifecycle.leaving(service.get(db, "gateway")))
     one = service.get(db, "gateway")
     assert [process.encode(left) for left in process.find_orphans(str(home.root), "gateway")] == [one.identity]
     assert (one.doing, one.successor) == (Doing.READY, None)
@@ -212,7 +217,7 @@ def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database,
 
 
 def test_a_gateway_that_was_killed_is_started_anew(home: Home, db: Database, run: Run, serving: service.Service):
-    found = upkeep.running(serving)
+    found = lifecycle.running(serving)
     assert found
     process.stop(found, 0)
 
@@ -226,7 +231,9 @@ MOMENTS: dict[str, Callable[[Mlxq, service.Service], object]] = {
     "foreseen": lambda mlxq, _: mlxq.one("gateway").successor,
     "on trial": lambda mlxq, _: mlxq.engines("gateway") > 1,
     "being proven": lambda mlxq, _: mlxq.db.value("SELECT phase FROM jobs WHERE state = 'running'") == "proving",
-    "taken over": lambda mlxq, before: (there := passing.holder(mlxq.home)) and there.identity != before.identity,
+    "taken over": lambda mlxq, before: (
+        (there := socket_handover.holder(mlxq.home)) and there.identity != before.identity
+    ),
     "replaced": lambda mlxq, before: mlxq.one("gateway").identity != before.identity,
 }
 
@@ -256,7 +263,7 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
             after = settled(home, mlxq.db)
 
         assert load.failures == []
-        assert after.fingerprint == upkeep.blueprint(mlxq.db, home, "gateway").fingerprint
+        assert after.fingerprint == lifecycle.blueprint(mlxq.db, home, "gateway").fingerprint
         assert after.fingerprint != before.fingerprint
         assert "died" not in mlxq.events("gateway")
         assert after.generation - before.generation <= (1 if moment in {"taken over", "replaced"} else 2)

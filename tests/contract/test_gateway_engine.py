@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tasks.plan import engine as engine_plan
-from tasks.world import builtin
+from tasks.weights import builtin
 
 if TYPE_CHECKING:
     from conftest import Gateway, Upstream

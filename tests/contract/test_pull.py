@@ -15,10 +15,11 @@ from hub.client import COMMIT, Hub, running
 from hub.model import make
 
 from state.errors import Busy, Damaged, DoesNotFit, Gated, MlxqError, NotFound, Offline
-from tasks.world import disk, download, inventory, manifest, staging, verify
-from tasks.world.child import Cancelled, Later
-from tasks.world.hub import hub_reachable
-from tasks.world.source import Request
+from tasks.system.child import Cancelled, Later
+from tasks.weights import client as download
+from tasks.weights import disk, headers, integrity, manifest, staging
+from tasks.weights.hub import hub_reachable
+from tasks.weights.source import Request
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_a_pull_brings_what_a_loader_reads_and_no_code_of_strangers(hub: Hub, mo
     assert {"config.json", "tokenizer.json", "LICENSE", "mlxq.json"} < names
     assert not {"modeling.py", "README.md"} & names
     assert [folder.name] == [path.name for path in models.iterdir() if not path.name.startswith(".")]
-    assert inventory.inventory(folder).model_type == "llama"
+    assert headers.inventory(folder).model_type == "llama"
 
 
 def test_python_files_come_when_they_are_asked_for(models: Path):
@@ -213,7 +214,7 @@ def test_a_host_in_trouble_still_gives_the_right_bytes(mode: str, hub: Hub, mode
 def test_wrong_bytes_of_the_right_length_are_never_installed(models: Path):
     with pytest.raises(Damaged, match=r"sent wrong bytes .* twice"):
         pull(models, "wrong/tiny-4bit")
-    assert [found for found in inventory.scan(models) if found.state == "valid"] == []
+    assert [found for found in headers.scan(models) if found.state == "valid"] == []
     assert list(models.glob("*.partial/*.safetensors")) == []
 
 
@@ -237,8 +238,8 @@ def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
     """In this process, so that the disk's free space can be made to shrink."""
     from huggingface_hub import constants
 
-    from tasks.world import transfer
-    from tasks.world.hub import Hub as Client
+    from tasks.weights import downloader
+    from tasks.weights.hub import Hub as Client
 
     monkeypatch.setattr(constants, "ENDPOINT", os.environ["HF_ENDPOINT"])  # read once a process, maybe by another test
     client = Client()
@@ -246,7 +247,9 @@ def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
     models.mkdir()
     floor = disk.shutil.disk_usage(models).free + (1 << 40)
     with pytest.raises(Later, match="disk is almost full"):
-        transfer.Transfer(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(plan.files, lambda _: None)
+        downloader.Transfer(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(
+            plan.files, lambda _: None
+        )
 
 
 # -- kill, cancel, go on --------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ def cancel_at(models: Path, repo: str, share: float) -> float:
 def test_a_cancelled_pull_ends_within_a_second_and_goes_on_where_it_was(hub: Hub, models: Path):
     hub.set(rate=20 << 20)
     assert cancel_at(models, "slow/big-4bit", 0.4) < 1
-    kept = max(found.size for found in inventory.scan(models))
+    kept = max(found.size for found in headers.scan(models))
     hub.set(rate=20 << 20)
     heard: list[dict[str, Any]] = []
     folder = pull(models, "slow/big-4bit", on_progress=heard.append)
@@ -302,8 +305,8 @@ def test_a_damaged_file_is_found_and_only_that_one_fetched_again(hub: Hub, model
     content[-1] ^= 1
     shard.write_bytes(content)
     assert [shard.name] == download.verify(folder)
-    verify.quarantine(folder, [shard.name])
-    assert [found.state for found in inventory.scan(models)] == ["partial"]
+    integrity.quarantine(folder, [shard.name])
+    assert [found.state for found in headers.scan(models)] == ["partial"]
     hub.set()
     assert folder == pull(models, "ok/tiny-4bit")
     assert {shard.name} == {line["path"].rpartition("/")[2] for line in hub.heard("resolve", "cdn")}

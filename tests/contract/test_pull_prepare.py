@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from state.errors import MlxqError, UsageProblem
-from tasks.world import convert, digest, download, inventory, manifest, prepare
-from tasks.world.source import Request
+from tasks.weights import checksum, client, convert, headers, manifest, prepare
+from tasks.weights.source import Request
 
 SHAPES = {
     "self_attn.q_proj": (64, 64),
@@ -61,14 +61,14 @@ def kinds(folder: Path) -> set[str]:
 def test_a_repo_is_converted_and_fitted_to_this_machine_with_its_own_hashes_kept(llama: Path, tmp_path: Path):
     """The 4-bit weights have bf16 scales as mlx-lm writes them, and float32 ones after the CPU's recipe."""
     request = Request(f"file:{llama}#int4", str(tmp_path / "models"), log=str(tmp_path / "convert.log"))
-    folder = download.fetch(request).folder
+    folder = client.fetch(request).folder
     assert folder.name.endswith("-int4")
-    assert inventory.inventory(folder).quantization == "4-bit g64"
+    assert headers.inventory(folder).quantization == "4-bit g64"
     made = manifest.read(folder)
     assert made
     assert made.convert == "int4"
-    assert digest.of_file(llama / "model.safetensors", "sha256") in {file.digest for file in made.pristine}
-    assert download.verify(folder) == []
+    assert checksum.of_file(llama / "model.safetensors", "sha256") in {file.digest for file in made.pristine}
+    assert client.verify(folder) == []
     recipe = "f32-scales" if prepare.backend() == "cpu" else None
     assert recipe == made.recipe
     assert ({"uint32", "float32"} if recipe else {"uint32", "bfloat16"}) == kinds(folder)
@@ -107,4 +107,4 @@ def test_a_conversion_that_fails_says_the_last_line_of_its_log(llama: Path, tmp_
 
 def test_an_unknown_quant_is_told_before_anything_is_fetched(tmp_path: Path):
     with pytest.raises(UsageProblem, match="int3"):
-        download.fetch(Request("hub:a/x#int3", str(tmp_path)))
+        client.fetch(Request("hub:a/x#int3", str(tmp_path)))

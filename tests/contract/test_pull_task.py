@@ -14,8 +14,8 @@ from state.db import Database
 from state.job import State
 from state.paths import Home
 from state.stack import Tier
-from tasks import attempt, kinds, pull
-from tasks.world import inventory, staging
+from tasks import executor, kinds, pull
+from tasks.weights import headers, staging
 
 SOURCE = "hub:ok/tiny-4bit"
 TASKS = {"pull": pull.pull, "check": pull.check, "remove": pull.remove}
@@ -53,7 +53,7 @@ def test_a_pull_tells_the_tier_where_its_weights_are(run: Run, db: Database, tie
     row = weights.at(db, folder)
     assert row
     assert row == weights.newest(db, SOURCE) == weights.listing(db)[0]
-    found = inventory.inventory(Path(folder))
+    found = headers.inventory(Path(folder))
     assert (found.parameters, found.size, found.kv_bytes_per_token) == (
         row.parameters,
         row.size,
@@ -123,7 +123,7 @@ def perform(db: Database, kind: str) -> job.Job:
     """Run the job of this kind that waits, and give its row as it is then."""
     held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
     assert held
-    attempt.perform(kinds.KINDS[kind], TASKS[kind], held)
+    executor.perform(kinds.KINDS[kind], TASKS[kind], held)
     return job.get(db, held.id)
 
 

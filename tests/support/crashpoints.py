@@ -24,11 +24,11 @@ from state import ledger
 from state.db import SCHEMA_VERSION, Database, open_database
 from state.job import Claim, New
 from state.paths import Home
-from tasks.attempt import Context, perform
+from tasks.executor import Context, perform
 from tasks.kinds import Kind
-from tasks.pulse import lives
 from tasks.runtime import runtime
-from tasks.world import process
+from tasks.system import process
+from tasks.worker_status import lives
 
 KINDS = {"a", "b", "c", "d", "extra"}
 TABLES = ("jobs", "job_deps", "events", "worker", "tiers", "services", "facts")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from state import event, ledger, wake
+from state import event, ledger, wakeup
 from state.db import open_database
 from state.job import ENDED, Job, New, State, get
 from state.paths import Home
@@ -73,7 +73,7 @@ class Crew:
     def until(self, holds: Callable[[], Any], limit_s: float = 60.0) -> None:
         """Wait until it holds; look again at each wake-up."""
         end = time.monotonic() + limit_s
-        with wake.watcher(self.home, f"-{id(holds)}") as bell:
+        with wakeup.watcher(self.home, f"-{id(holds)}") as bell:
             while not holds():
                 if time.monotonic() > end:
                     raise AssertionError(f"not within {limit_s} s; the worker's log ends:\n{self.log()[-3000:]}")

@@ -14,29 +14,29 @@ import pexpect
 from hub.model import make
 from support import scene
 
-from state import host, keys, ledger, stack, usage
+from state import facts, keys, ledger, stack, usage
 from state.db import Database
 from state.usage import Usage
 from tasks import kinds
-from tasks.world import hardware
+from tasks.system import hardware
 
 NOW = 1_700_000_000.0
 """When the home was last written to, in unix seconds; the commands look a minute later."""
 MACHINE = Path(__file__).parents[1] / "fixtures" / "machines" / "m4-max-128.txt"
 PID = 4242
 FINDINGS = """
-from mlxq import checkup, examine
-examine.examine = lambda place: [
-    checkup.good("Machine", "Python 3.13.1"),
-    checkup.odd("Machine", "4.2 GB of disk are free", "mlxq prune"),
-    checkup.Finding("Worker", checkup.Grade.BAD, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
+from mlxq.doctor import checks, rules
+checks.examine = lambda place: [
+    rules.good("Machine", "Python 3.13.1"),
+    rules.odd("Machine", "4.2 GB of disk are free", "mlxq prune"),
+    rules.Finding("Worker", rules.Grade.BAD, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
 ]
 """
 PROGRAM = f"""
 import shutil, sys, time
 time.time = lambda: {NOW + 60}
 from pathlib import Path
-from tasks.world import hardware
+from tasks.system import hardware
 recorded = Path({str(MACHINE)!r}).read_text()
 hardware.detect = lambda: hardware.parse_fixture(recorded)
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 10**11, 9 * 10**11)
@@ -68,7 +68,7 @@ def furnish(db: Database) -> None:
         scene.die(db, "fast")
     scene.beat(db)
     recorded = hardware.parse_fixture(MACHINE.read_text())
-    host.remember(db, "machine", recorded.as_row())
+    facts.remember(db, "machine", recorded.as_row())
     scene.succeed(db, "rotate")
     scene.fail(db)
     scene.pull(db)

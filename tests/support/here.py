@@ -11,7 +11,7 @@ from state import job, ledger
 from state.db import Database
 from state.job import Job
 from state.paths import Home
-from tasks import attempt, kinds, runtime
+from tasks import executor, kinds, runtime
 
 Run = Callable[..., Job]
 Tasks = Mapping[str, Callable[..., Any]]
@@ -21,14 +21,14 @@ def runner(db: Database, home: Home, tasks: Tasks, monkeypatch: pytest.MonkeyPat
     """Give what puts one job in, runs it by `tasks`, and gives its row as it is then."""
     ours = runtime.Runtime()
     ours.home, ours.owner, ours._local.database = home, "the worker", db
-    monkeypatch.setattr(attempt, "runtime", ours)
+    monkeypatch.setattr(executor, "runtime", ours)
 
     def one(kind: str, /, **args: Any) -> Job:
         number = ledger.submit(db, kinds.new(kind, args))[0]
         held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
         assert held
         assert number == held.id
-        attempt.perform(kinds.KINDS[kind], tasks[kind], held)
+        executor.perform(kinds.KINDS[kind], tasks[kind], held)
         return job.get(db, number)
 
     return one

@@ -25,7 +25,7 @@ from state.job import New
 from state.paths import home
 from tasks import kinds, queue
 from tasks.kinds import Kind
-from tasks.world import child
+from tasks.system import child
 
 TABLE = cast("dict[str, Kind]", kinds.KINDS)
 for kind in (
@@ -126,12 +126,12 @@ WAYS = {
 }
 
 if __name__ == "__main__":
-    import tasks.keeper
+    import tasks.heartbeat
     import tasks.worker
 
     for name in ("act", "dig", "brief"):
         queue.job(name)(act)
-    tasks.keeper.OVERRUN_S = float(os.environ.get("OVERRUN_S", tasks.keeper.OVERRUN_S))
+    tasks.heartbeat.OVERRUN_S = float(os.environ.get("OVERRUN_S", tasks.heartbeat.OVERRUN_S))
     tasks.worker.STOP_GRACE_S = float(os.environ.get("STOP_GRACE_S", tasks.worker.STOP_GRACE_S))
     for lane, count in zip(("ops", "heavy"), os.environ.get("THREADS", "4 3").split(), strict=True):
         tasks.worker.THREADS[lane] = int(count)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from state import errors
 from state.errors import MlxqError
-from tasks.plan import failure
+from tasks.plan import exit_causes
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
@@ -39,10 +39,13 @@ def messages() -> list[Message]:
     """Give every message, in the order of the files."""
     files = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
     found = [message for path in files for message in _in_file(path)]
-    causes = [failure.Cause(rule.code, rule.sentence.format(HOLE), rule.hint, rule.permanent) for rule in failure.TABLE]
-    causes += [failure.explain(code, "", HOLE) for code in (None, 99)]
+    causes = [
+        exit_causes.Cause(rule.code, rule.sentence.format(HOLE), rule.hint, rule.permanent)
+        for rule in exit_causes.TABLE
+    ]
+    causes += [exit_causes.explain(code, "", HOLE) for code in (None, 99)]
     return found + [
-        Message(cause.sentence.replace("99", HOLE), "tasks/plan/failure.py", cause.hint.replace("{service}", HOLE))
+        Message(cause.sentence.replace("99", HOLE), "tasks/plan/exit_causes.py", cause.hint.replace("{service}", HOLE))
         for cause in causes
     ]
 

@@ -20,8 +20,8 @@ from state.paths import Home
 from state.service import Doing, Service
 from state.stack import Tier
 from tasks.kinds import new
-from tasks.world import process
-from tasks.world.process import Identity
+from tasks.system import process
+from tasks.system.process import Identity
 
 FAKE = """
 import os, shlex

@@ -15,11 +15,11 @@ import httpx
 from playwright.sync_api import Page
 from support.ports import free_port
 
-from mlxq.web.door import link
+from mlxq.web.auth import link
 from state import secrets
 from state.paths import Home
 
-HURRIED = "from mlxq.web import __main__ as program, stage; stage.GAP_S = 0.005; program.main()"
+HURRIED = "from mlxq.web import __main__ as program, broadcaster; broadcaster.GAP_S = 0.005; program.main()"
 COUNT = """() => { window.seen = 0; new MutationObserver(() => window.seen++)
     .observe(document.querySelector('#jobs'), {subtree: true, attributes: true, attributeFilter: ['value']}) }"""
 """Counts in window.seen how often a bar moves."""

@@ -17,26 +17,26 @@ from support.mlxq_home import LIMIT_S, Mlxq, until
 from state import secrets, service, settings
 from state.errors import EngineFailed
 from state.service import Doing, Service
-from tasks import watch
 from tasks.plan import gateway, health
-from tasks.world import ports, probe, process, system
+from tasks.supervision import probe, watchdog
+from tasks.system import memory, ports, process
 
 QUESTION = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 THIEF = """
 import http.server, os, socket, threading
-from tasks import upkeep
-marked = upkeep.headline
+from tasks.supervision import lifecycle
+marked = lifecycle.headline
 def steal(*known):
     address = ("127.0.0.1", int(os.environ["PORT"]))
     if os.environ["MANNER"] == "silent":
-        upkeep.thief = socket.create_server(address)
+        lifecycle.thief = socket.create_server(address)
     else:
-        upkeep.thief = http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler)
-        threading.Thread(target=upkeep.thief.serve_forever, daemon=True).start()
+        lifecycle.thief = http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler)
+        threading.Thread(target=lifecycle.thief.serve_forever, daemon=True).start()
     marked(*known)
-upkeep.headline = steal
+lifecycle.headline = steal
 """
 """A worker that takes the port away itself, at the one moment at which nobody looks."""
 
@@ -109,7 +109,7 @@ def wedge(mlxq: Mlxq, name: str = "fast") -> Back:
 
 def patience() -> float:
     """Give by what mlxq stretches its limits now, as a crowded machine makes healthy engines slow."""
-    return health.patience(health.TEXT, system.crowding()).stalled_s / health.TEXT.stalled_s
+    return health.patience(health.TEXT, memory.crowding()).stalled_s / health.TEXT.stalled_s
 
 
 def _ask_engine(mlxq: Mlxq, one: Service) -> None:
@@ -207,7 +207,7 @@ def forge_reused_pid(mlxq: Mlxq) -> bool:
 
 def let_it_look() -> None:
     """Give the watchdog time for two looks: that it leaves something alone cannot be awaited."""
-    time.sleep(2.5 * watch.TICK_S)
+    time.sleep(2.5 * watchdog.TICK_S)
 
 
 def idle(mlxq: Mlxq, seconds: float) -> tuple[float, float]:

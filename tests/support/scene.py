@@ -7,9 +7,9 @@ import os
 import random
 import time
 
-from state import bench, cloud, host, ledger, sample, service, stack, usage, worker
+from state import bench, cloud_spend, facts, ledger, sample, service, stack, usage, worker
 from state.bench import Bench
-from state.cloud import Spent
+from state.cloud_spend import Spent
 from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
@@ -18,7 +18,7 @@ from state.service import Step
 from state.stack import Tier
 from state.usage import Usage
 from tasks import kinds
-from tasks.world import process
+from tasks.system import process
 
 GIB = 2**30
 MACHINE = {"chip": "M4 Max", "memory_bytes": 64 * GIB, "usable_bytes": 48 * GIB, "os": "macOS 26.2"}
@@ -33,8 +33,8 @@ SIZE = 5_400_000_000
 def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     """Write a machine and three wanted tiers, none of them up."""
     at = ports or {}
-    host.remember(db, "machine", MACHINE)
-    host.remember(db, "stack", {"budget_bytes": 43 * GIB})
+    facts.remember(db, "machine", MACHINE)
+    facts.remember(db, "stack", {"budget_bytes": 43 * GIB})
     tiers = [
         Tier(
             name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
@@ -123,7 +123,7 @@ def a_week(db: Database) -> None:
                 for name, share in (("standard", 2), ("fast", 5), ("longctx", 1))
             ],
         )  # fmt: skip
-    cloud.write(cloud.place(db.home), Spent(cloud.today(), usd=0.0312, requests=3))
+    cloud_spend.write(cloud_spend.place(db.home), Spent(cloud_spend.today(), usd=0.0312, requests=3))
 
 
 BENCH = Bench(

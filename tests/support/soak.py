@@ -36,7 +36,8 @@ from state.db import open_database
 from state.errors import EngineFailed
 from state.service import Doing
 from tasks.plan import gateway
-from tasks.world import probe, process
+from tasks.supervision import probe
+from tasks.system import process
 
 TIERS = ("standard", "fast", "longctx")
 LIMIT_S = 120.0

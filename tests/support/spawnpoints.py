@@ -29,17 +29,24 @@ from state import ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
 from state.service import Doing
-from tasks import tier, upkeep, watch
-from tasks.attempt import perform
+from tasks.executor import perform
 from tasks.kinds import KINDS, new
 from tasks.plan import engine
-from tasks.pulse import lives
 from tasks.runtime import runtime
-from tasks.world import ports, probe, process
+from tasks.supervision import lifecycle, probe, services, watchdog
+from tasks.system import ports, process
+from tasks.worker_status import lives
 
 FAKE = Path(__file__).with_name("fake_engine.py")
-TASKS = {"start": tier.start, "restart": tier.restart, "stop": tier.stop}
-STARTING = (upkeep.spawn, upkeep.adopt_orphan, upkeep._record, upkeep.headline, process.spawn, process._first_word)
+TASKS = {"start": services.start, "restart": services.restart, "stop": services.stop}
+STARTING = (
+    lifecycle.spawn,
+    lifecycle.adopt_orphan,
+    lifecycle._record,
+    lifecycle.headline,
+    process.spawn,
+    process._first_word,
+)
 """The functions in which every line is a step: the SQL alone does not tell a process from no process."""
 LIVE = "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
 CODES: set[CodeType] = {function.__code__ for function in STARTING}
@@ -82,14 +89,14 @@ def work(db: Database) -> None:
 
 def first_worker(home: Home, number: int) -> None:
     """Start the tier, and die at the `number`-th step."""
-    db, bomb, real = become_worker(home), Bomb(number), tier._await_ready
+    db, bomb, real = become_worker(home), Bomb(number), services._await_ready
 
     def await_open_port(*args: Any) -> bool:
         """Let the wait begin when it will end at once: a loop would make the number of steps a matter of luck."""
         until(lambda: probe.listening(service.get(db, "fast").port))
         return real(*args)
 
-    tier._await_ready = await_open_port
+    services._await_ready = await_open_port
     db.connection.set_trace_callback(bomb.step)
     sys.settrace(bomb.trace)
     work(db)
@@ -103,8 +110,8 @@ def next_worker(home: Home) -> None:
     while (one := service.find(db, "fast")) is None or one.doing != Doing.READY or db.value(LIVE):
         assert time.monotonic() < until_s, one
         work(db)
-        watch.watch._next_look = 0.0
-        watch.watch.look()
+        watchdog.watch._next_look = 0.0
+        watchdog.watch.look()
 
 
 def prepared(template: Path, home: Home) -> int:

@@ -22,12 +22,12 @@ MACHINES = Path(__file__).parents[1] / "fixtures" / "machines"
 PROGRAM = f"""
 import shutil, sys
 from pathlib import Path
-from mlxq import background, cli
-from tasks.world import hardware
+from mlxq import cli, worker_process
+from tasks.system import hardware
 recorded, free = Path({str(MACHINES)!r}, sys.argv[1] + ".txt").read_text(), int(sys.argv[2])
 hardware.detect = lambda: hardware.parse_fixture(recorded)
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(2 * free, free, free)
-background.ensure = lambda home: None
+worker_process.ensure = lambda home: None
 sys.exit(cli.run(sys.argv[3:]))
 """
 

@@ -1,0 +1,1 @@
+"""Doctor: checks, the rules that judge them, and fixes."""

@@ -1,0 +1,54 @@
+"""What `mlxq doctor --fix` mends: only what loses nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mlxq.doctor import checks
+from state import lock
+from state.db import open_database
+from state.errors import Busy
+from state.paths import Home
+
+
+def modes(home: Home) -> str:
+    """Close the home to other users."""
+    places = [home.root, home.logs, home.run, *(home.root / name for name in checks.PRIVATE)]
+    for path in (path for path in places if path.exists() and checks.mode(path) & 0o077):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return f"Closed {home.root} to other users."
+
+
+def sockets(home: Home) -> str:
+    """Remove the sockets at which nobody listens."""
+    gone = checks.stale_sockets(home)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return f"Removed {len(gone)} {'socket' if len(gone) == 1 else 'sockets'} that nobody listened at."
+
+
+def database(home: Home) -> str:
+    """Move a damaged state.db aside with what belongs to it, and start a new one. Raises Busy while a worker has it."""
+    if lock.held(home.worker_lock):
+        pid = home.worker_lock.read_text().strip()
+        raise Busy(
+            f"A worker (pid {pid}) still has {home.database} open.",
+            done="Nothing was moved.",
+            hint=f"kill {pid}   (then mlxq doctor --fix again)",
+        )
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = home.root / f"state.db.damaged-{stamp}"
+    for ending in ("", "-wal", "-shm"):
+        file = Path(f"{home.database}{ending}")
+        if file.exists():
+            file.replace(f"{aside}{ending}")
+    open_database(home).close()
+    return f"Moved {home.database.name} to {aside} and started a new one."
+
+
+MENDS: Mapping[str, Callable[[Home], str]] = {"modes": modes, "sockets": sockets, "database": database}
+"""Every mend by the name that findings bear; each says what it did."""
+ASKED = frozenset({"database"})
+"""Mends for which a person is asked first."""

@@ -1,0 +1,231 @@
+"""The command line's one door to the worker: put jobs in, follow their rows, give their end back as an error.
+
+A command watches rows, never the worker itself. So Ctrl-C stops the watching and not the job, and a worker that dies
+meanwhile is replaced by another that goes on where it was.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import click
+
+from mlxq import render, worker_process
+from state import ledger, wakeup, worker
+from state.db import Database, open_database, read_database
+from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
+from state.job import Job, New, State, get, of_chain
+from state.paths import Home
+
+GUARD_S = 1.0
+"""The rows are read this often even when no wake-up came, and the worker is looked after."""
+SECOND_THOUGHTS_S = 2.0
+"""How long after Ctrl-C another one cancels the jobs."""
+MOST_STARTS = 3
+INTERRUPTED = 130
+
+Jobs = Callable[[Database], Sequence[Job]]
+"""Reads the jobs that are followed; a chain grows while it runs."""
+
+
+class View(Protocol):
+    """Shows jobs while they are followed."""
+
+    def show(self, jobs: Sequence[Job]) -> None:
+        """Show what is new."""
+        ...
+
+    def tell(self, text: str) -> None:
+        """Say something beside the jobs."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+@contextmanager
+def writing(home: Home) -> Generator[Database]:
+    """Open state.db for one change."""
+    db = open_database(home)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+@contextmanager
+def changing(home: Home) -> Generator[Database]:
+    """Open state.db for one change of what must be there already. Raises NotSetUp, and makes no home."""
+    read_database(home).close()
+    with writing(home) as db:
+        yield db
+
+
+@contextmanager
+def reading(home: Home) -> Generator[Database]:
+    """Open state.db to look. Raises NotSetUp when there is none."""
+    db = read_database(home)
+    try:
+        yield db
+    finally:
+        db.close()
+
+
+def chain(number: int) -> Jobs:
+    """Follow a whole chain, with what its jobs put in."""
+    return lambda db: of_chain(db, number)
+
+
+def these(ids: Sequence[int]) -> Jobs:
+    """Follow these jobs and no others."""
+    return lambda db: [get(db, job) for job in ids]
+
+
+def with_chains(ids: Sequence[int]) -> Jobs:
+    """Follow these jobs and what they put in."""
+    return lambda db: [
+        job for number in dict.fromkeys(get(db, job).chain for job in ids) for job in of_chain(db, number)
+    ]
+
+
+def put(db: Database, batch: Sequence[New]) -> list[int]:
+    """Put jobs in, say which of them were under way already, and give their ids."""
+    made = ledger.submit_all(db, batch)
+    for label, (job, fresh) in made.items():
+        if not fresh:
+            render.say(f"Job {job} ({label}) is already at it.")
+    return [job for job, _ in made.values()]
+
+
+def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None) -> list[Job]:
+    """Show jobs until all have ended well, and give them as they ended.
+
+    Keeps a worker alive meanwhile. Ctrl-C leaves the jobs alone, says how to watch them again and exits 130.
+    Raises TimedOut after `timeout_s` seconds, and the error of the first job that failed.
+    """
+    try:
+        ended = _until_ended(home, jobs, view, timeout_s)
+    except KeyboardInterrupt:
+        view.close()
+        _second_thoughts(home, jobs)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    finally:
+        view.close()
+    _raise_first(ended)
+    return ended
+
+
+def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) -> list[Job]:
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    keeper, woken = Keeper(home, view.tell), False
+    with wakeup.watcher(home) as bell, reading(home) as db:
+        while True:
+            now = list(jobs(db))
+            view.show(now)
+            live = [job for job in now if job.live]
+            if not live:
+                return now
+            if not woken:
+                keeper.look()
+            left = GUARD_S if until is None else until - time.monotonic()
+            if left <= 0:
+                raise TimedOut(
+                    f"Not done after {render.span(timeout_s)}; job {live[0].id} goes on.",
+                    hint=f"mlxq jobs watch {live[0].id}",
+                )
+            woken = bell.wait(min(GUARD_S, left))
+
+
+class Keeper:
+    """Keeps a worker alive while a command waits for jobs."""
+
+    def __init__(self, home: Home, tell: Callable[[str], None] = render.say) -> None:
+        self.home = home
+        self.tell = tell
+        self.starts = 0
+        self.started: subprocess.Popen[bytes] | None = None
+
+    def look(self) -> None:
+        """Start a worker when none lives. Raises WorkerLost when each one ends at once."""
+        if self.starts == MOST_STARTS and self.started and self.started.poll() is not None:
+            raise WorkerLost(
+                f"The worker ended {MOST_STARTS} times, last with exit code {self.started.returncode}.",
+                done="The jobs are kept.",
+                hint=f"tail {self.home.log('worker')}",
+            )
+        if self.starts < MOST_STARTS and (started := worker_process.ensure(self.home)):
+            again = " again" if self.starts else ""
+            self.starts += 1
+            self.started = started
+            self.tell(f"Started the worker{again} (pid {started.pid}, log {self.home.log('worker')}).")
+
+
+def ensure_worker(home: Home) -> None:
+    """Make sure that a worker takes what was put in, without waiting for it."""
+    Keeper(home).look()
+
+
+def _second_thoughts(home: Home, jobs: Jobs) -> None:
+    """Say that the jobs go on; cancel them when Ctrl-C comes again at once."""
+    with reading(home) as db:
+        live = [job.id for job in jobs(db) if job.live]
+    if not live:
+        return
+    try:
+        render.say(
+            f"\nStopped watching; job {live[0]} goes on. Ctrl-C again within {SECOND_THOUGHTS_S:g} s cancels it.\n"
+            f"Watch it again: mlxq jobs watch {live[0]}"
+        )
+        time.sleep(SECOND_THOUGHTS_S)
+    except KeyboardInterrupt:
+        cancel(home, live)
+        render.say(f"Cancelled job {live[0]} and what follows from it.")
+
+
+def cancel(home: Home, ids: Sequence[int]) -> None:
+    """Ask jobs to stop; those that have ended meanwhile are passed over."""
+    with writing(home) as db:
+        for job in ids:
+            try:
+                ledger.cancel(db, job)
+            except Busy:
+                continue
+
+
+def _raise_first(ended: Sequence[Job]) -> None:
+    """Raise the error of the first job that did not succeed; those it took along come after it."""
+    bad = sorted((job for job in ended if job.state is not State.SUCCEEDED), key=_taken_along)
+    if bad:
+        raise _error(bad[0])
+
+
+def _taken_along(job: Job) -> bool:
+    """Tell whether a job ended because of another."""
+    return job.error_code == Upstream.code
+
+
+def _error(job: Job) -> MlxqError:
+    """Give the error of a job that did not succeed, as it was raised in the worker."""
+    if job.state is State.CANCELLED and not _taken_along(job):
+        return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
+    return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
+
+
+def stop_idle_worker(home: Home) -> bool:
+    """End a worker that a command started, unless jobs that a person asked for are left; the watchdog's come again.
+
+    Tells whether one ended.
+    """
+    with reading(home) as db:
+        live = db.value(
+            "SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running') AND source <> 'watchdog'"
+        )
+        there = worker.current(db)
+    if live:
+        render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
+    return not live and there is not None and worker_process.stop(home, there.owner)

@@ -1,0 +1,134 @@
+"""The weights on this machine, as commands name and list them. Folders and their headers are the truth."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.load import resolve
+from catalog.model import Model
+from catalog.problems import UnknownModel
+from state import settings, stack, weights
+from state.db import Database
+from state.errors import NotFound
+from state.paths import Home
+from state.weights import Weights
+from tasks.weights import headers, manifest
+from tasks.weights.headers import Found
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One folder of weights."""
+
+    folder: Path
+    model: str
+    """Catalog id, else the repo or the folder's name."""
+    quant: str
+    source: str
+    """Empty for weights that a person put there."""
+    revision: str
+    state: str
+    """loadable (an engine served them), valid, partial or damaged."""
+    size: int
+    """Bytes on the disk."""
+    used_by: tuple[str, ...]
+    """The tiers that serve them."""
+    problem: str | None
+    pulled: float
+    """When they came, in unix seconds."""
+    verified: float | None
+    """When every byte was hashed last; None for what nothing can be compared with."""
+
+    def row(self) -> dict[str, Any]:
+        """Give it as it is printed for programs."""
+        return {
+            "folder": str(self.folder),
+            "model": self.model,
+            "quant": self.quant,
+            "source": self.source or None,
+            "revision": self.revision or None,
+            "state": self.state,
+            "size_bytes": self.size,
+            "used_by": list(self.used_by),
+            "problem": self.problem,
+            "verified_at": self.verified,
+        }
+
+
+def listing(home: Home, db: Database | None, known: Mapping[str, Model]) -> list[Installed]:
+    """Give everything in the models folder; without a state database nothing is in use."""
+    found = headers.scan(settings.load(home).models(home))
+    tiers = stack.tiers(db) if db else []
+    rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
+    users = {str(each.folder): tuple(t.name for t in tiers if t.weights == str(each.folder)) for each in found}
+    return [_installed(each, users[str(each.folder)], rows.get(str(each.folder)), known) for each in found]
+
+
+def _installed(found: Found, users: tuple[str, ...], row: Weights | None, known: Mapping[str, Model]) -> Installed:
+    made = manifest.read(found.folder)
+    source = made.asked if made else ""
+    model, quant = _named(source, found, known)
+    return Installed(
+        folder=found.folder,
+        model=model,
+        quant=quant,
+        source=source,
+        revision=made.revision if made else "",
+        state="loadable" if row and row.loaded_at and found.state == "valid" else found.state,
+        size=found.size,
+        used_by=users,
+        problem=found.problem,
+        pulled=found.folder.stat().st_mtime,
+        verified=row.verified_at if row else None,
+    )
+
+
+def _named(source: str, found: Found, known: Mapping[str, Model]) -> tuple[str, str]:
+    """Give the model's name and its quant: the catalog's where it knows the source."""
+    by_source = {quant.source: (model.id, quant.name) for model in known.values() for quant in model.quants.values()}
+    if source in by_source:
+        return by_source[source]
+    repo, _, converted = source.partition("#")
+    name = repo.removeprefix("hub:") if repo.startswith("hub:") else found.folder.name.partition("@")[0]
+    return name, converted or _measured_quant(found)
+
+
+def _measured_quant(found: Found) -> str:
+    if found.weights is None:
+        return ""
+    return found.weights.quantization or f"{found.weights.bits:.0f}-bit"
+
+
+def choose(
+    name: str, there: Sequence[Installed], known: Mapping[str, Model], quant: str | None = None
+) -> list[Installed]:
+    """Give what a person means by a name: folder, catalog id, alias, repo or source. Raises NotFound."""
+    model = _catalog_id(name, known)
+    wanted = model or name.removeprefix("hub:").rstrip("/")
+    found = [one for one in there if wanted in _names(one) and quant in {None, one.quant}]
+    if found:
+        return found
+    text = f"No weights of {name}{f' in {quant}' if quant else ''} are here."
+    raise NotFound(text + _nearest(wanted, there), hint=f"mlxq pull {model}" if model else "mlxq models")
+
+
+def _nearest(wanted: str, there: Sequence[Installed]) -> str:
+    every = sorted({each for one in there for each in _names(one)})
+    near = difflib.get_close_matches(wanted, every, n=1)
+    return f" The nearest are {near[0]}." if near else ""
+
+
+def _catalog_id(name: str, known: Mapping[str, Model]) -> str | None:
+    try:
+        return resolve(name, known).model.id
+    except UnknownModel:
+        return None
+
+
+def _names(one: Installed) -> set[str]:
+    repo = one.source.removeprefix("hub:").partition("#")[0]
+    return {one.model, one.folder.name, str(one.folder), one.source, repo} - {""}

@@ -1,0 +1,84 @@
+"""What a person means by a MODEL to fetch: a catalog id, an alias, a repo, a folder. Decides, touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from catalog.load import Match, resolve
+from catalog.model import Model
+from catalog.problems import UnknownModel
+from state.errors import UsageProblem
+from tasks import recommend
+from tasks.weights import source as sources
+
+FOLDERS = ("/", "./", "../", "~", "file:")
+"""What the name of a folder begins with."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place of weights."""
+
+    source: str
+    """As the pull job takes it."""
+    model: Model | None = None
+    """Its entry in the catalog, when it has one."""
+    quant: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the person should know."""
+
+    @property
+    def name(self) -> str:
+        """What to call it from now on."""
+        return self.model.id if self.model else self.source.removeprefix("hub:")
+
+
+def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> Target:
+    """Read a MODEL and its --quant; `preferred` is the quant where nothing is wanted.
+
+    Raises NotFound with the nearest names, UsageProblem for a quant that does not exist.
+    """
+    if not name.strip():
+        raise UsageProblem("There is no model.", hint="mlxq models --catalog")
+    if name.startswith(FOLDERS):
+        return _elsewhere(f"file:{sources.folder(name.removeprefix('file:'))}", quant)
+    match = _match(name, known)
+    return _in_catalog(name, match, quant, preferred) if match else _elsewhere(name, quant)
+
+
+def _match(name: str, known: Mapping[str, Model]) -> Match | None:
+    """Find a model of the catalog; None for a place that is in none. Raises NotFound for what is neither."""
+    try:
+        return resolve(name, known)
+    except UnknownModel:
+        return None if "/" in name or name.startswith("pypi:") else recommend.find(name, known)
+
+
+def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> Target:
+    """Give the place of a model that the catalog knows. Raises UsageProblem for a quant that does not exist."""
+    model, notes = match.model, (match.note,) if match.note else ()
+    if match.quant and quant not in {None, match.quant}:
+        raise UsageProblem(f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {model.id} --quant {quant}")
+    if quant and "/" in name and not match.quant and _must_be_made(model, quant):
+        return Target(f"hub:{model.repo}#{quant}", model, quant, (*notes, _converts(model.repo, quant)))
+    chosen = match.quant or recommend.quant_of(model, quant, preferred)
+    return Target(model.quants[chosen].source, model, chosen, notes)
+
+
+def _must_be_made(model: Model, quant: str) -> bool:
+    return quant in recommend.CONVERTED and quant not in model.quants
+
+
+def _elsewhere(text: str, quant: str | None) -> Target:
+    """Read a place that is in no catalog; a quant for it is made here. Raises UsageProblem."""
+    asked = sources.parse(text)
+    if quant is None:
+        return Target(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
+    if asked.kind == "pypi" or quant not in recommend.CONVERTED:
+        raise UsageProblem(f"{asked} cannot be converted to {quant}.", hint="int4, int8 and bf16 can be made.")
+    return Target(f"{asked}#{quant}", None, quant, (_converts(asked.name, quant),))
+
+
+def _converts(name: str, quant: str) -> str:
+    return f"{name} will be converted to {quant} here, by mlx-lm."

@@ -1,0 +1,1 @@
+"""Setup: inspect the machine, propose a stack, let a person change it."""

@@ -1,0 +1,130 @@
+"""From a picture to HTML. Every value is escaped; no style and no script stands in the text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from catalog import units
+from mlxq import job_view, render
+from mlxq.web import chart
+from mlxq.web.labels import Shape
+from mlxq.web.snapshot import Picture
+from state.job import Job, State
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+SECTIONS = ("head", "tiers", "now", "jobs", "why", "use", "bench")
+"""What changes, each under the id of its element; the rest of the page stands still."""
+JOB_SHAPES: Mapping[State, Shape] = {
+    State.BLOCKED: Shape.RING,
+    State.QUEUED: Shape.RING,
+    State.RUNNING: Shape.HALF,
+    State.SUCCEEDED: Shape.FULL,
+    State.FAILED: Shape.CROSS,
+    State.CANCELLED: Shape.RING,
+}
+
+
+class Painter:
+    """Holds the templates, compiled once."""
+
+    def __init__(self) -> None:
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+            auto_reload=False,
+        )
+        self._templates.filters.update(
+            size=units.memory, span=span, number=number, count=count, title=job_view.title, note=job_view.note
+        )
+        tools: dict[str, Any] = {
+            "mark": mark,
+            "moment": moment,
+            "hour": chart.hour,
+            "draw": chart.draw,
+            "shape_of": JOB_SHAPES.__getitem__,
+            "share": share,
+            "static": self.static,
+        }
+        self._templates.globals.update(tools)
+
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()}
+
+    def static(self, name: str) -> str:
+        """Give the address of a file, which changes with its content."""
+        return f"/static/{name}?{self._digests[name]}"
+
+    def sections(self, seen: Picture) -> Mapping[str, str]:
+        """Paint every section."""
+        return {name: self.part(name, seen=seen) for name in SECTIONS}
+
+    def part(self, name: str, **values: Any) -> str:
+        """Paint one template."""
+        return self._templates.get_template(f"{name}.html").render(**values)
+
+
+def mark(shape: Shape) -> Markup:
+    """Draw the mark of a state; the word beside it says the same to those who cannot see it."""
+    return Markup('<svg class="mark {0}" aria-hidden="true"><use href="#{0}"/></svg>').format(str(shape))
+
+
+def moment(at: float | None, told: str = "clock") -> Markup:
+    """Write a time; the browser keeps it true.
+
+    `told`: clock (14:03:20), ago (3m ago), since (3m12s, growing) or until (12s, shrinking).
+    """
+    if at is None:
+        return Markup("")
+    written = time.strftime("%H:%M:%S", time.localtime(at))
+    full = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at))
+    return Markup('<time datetime="{}" data-{}="{:.0f}">{}</time>').format(full, told, at, written)
+
+
+NONE = "–"  # noqa: RUF001 (a dash is what stands for no figure)
+
+
+def span(seconds: float | None) -> str:
+    """Write a length of time; a dash for none."""
+    return NONE if seconds is None else render.span(seconds)
+
+
+def number(value: float | None) -> str:
+    """Write a figure with as many digits as help: 7.2, 41, 1,250; a dash for none."""
+    if value is None:
+        return NONE
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 (a second digit is enough from there)
+
+
+def count(tokens: int) -> str:
+    """Write how many tokens: 950, 41.2k, 3.7M."""
+    for unit, size in (("M", 1_000_000), ("k", 1000)):
+        if tokens >= size:
+            return f"{tokens / size:.1f}{unit}"
+    return str(tokens)
+
+
+def share(job: Job) -> tuple[float, str] | None:
+    """Give how far a running job is, 0 to 1, with the amounts in words; None when it does not say."""
+    done, total = job_view.amounts(job)
+    if not total:
+        return None
+    return min(1.0, done / total), f"{job_view.amount(job, done)} of {job_view.amount(job, total)}"
+
+
+def event(name: str, text: str) -> str:
+    """Write one server-sent event; JSON keeps line ends out of its way."""
+    return f"event: {name}\ndata: {json.dumps(text)}\n\n"

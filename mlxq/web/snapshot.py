@@ -1,0 +1,222 @@
+"""Everything the page and `mlxq top` show, read from the rows at one moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq import status_report
+from mlxq.web import labels
+from mlxq.web.engine_status import Engine, Engines
+from mlxq.web.labels import Entry, Told
+from state import bench, event, facts, job, ports, safe_mode, sample, service, stack, usage
+from state.bench import Bench
+from state.db import Database
+from state.job import Job
+from state.safe_mode import Restraint
+from state.sample import Sample
+from state.service import Service
+from state.stack import Tier
+from tasks import worker_status
+from tasks.plan.request_stats import Request
+from tasks.worker_status import Pulse
+
+HOUR_S = 3600
+USAGE_S = 6 * 86_400
+"""Today, and the six days before."""
+ATTENTION_S = 7 * 86_400
+"""A failure that nobody cared about for a week is history."""
+MOST_ATTENTION = 8
+MOST_RECORD = 12
+MOST_STORY = 60
+
+FAILED = """
+SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
+AND kind <> 'remove'
+AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
+                AND later.args = jobs.args)
+ORDER BY finished_at DESC LIMIT :limit
+"""
+"""Jobs that failed by themselves and were not put in again since. `mlxq rm` alone removes: it told who asked."""
+ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
+
+
+@dataclass(frozen=True)
+class Card:
+    """One tier, or another service."""
+
+    service: Service
+    told: Told
+    tier: Tier | None
+    now: Engine | None
+    hour: Sequence[Sample]
+    last: Sample | None
+    """The newest sample in which a request ran."""
+    held: Restraint | None
+    """What it is held back by; None for one that has all that the stack wants of it."""
+
+    @property
+    def decode_tps(self) -> float | None:
+        """Tokens/s now, all requests together; else of one request when one last ran."""
+        running = [each.decode_tps for each in self.now.requests if each.decode_tps] if self.now else []
+        return sum(running) if running else self.last.decode_tps if self.last else None
+
+    @property
+    def fallbacks(self) -> int:
+        """Answers within the hour that came from another tier than was asked; the gateway knows of them."""
+        return sum(each.fallbacks for each in self.hour) if self.service.kind == "gateway" else 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes now; 0 when it is down."""
+        return self.service.memory_bytes or 0 if self.service.doing in service.ALIVE else 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The machine's memory, in bytes."""
+
+    total: int
+    used: int
+    budget: int
+    """What the stack was chosen for."""
+    wired: int | None
+    swap: int
+
+    def share(self, count: float) -> float:
+        """Give a share of all memory in per cent."""
+        return round(min(100.0, 100.0 * count / self.total), 2) if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one model's speed went over time on this machine, the oldest first; one request alone."""
+
+    benches: Sequence[Bench]
+
+    @property
+    def last(self) -> Bench:
+        """The newest."""
+        return self.benches[-1]
+
+    @property
+    def change(self) -> float | None:
+        """Per cent that the newest is faster than the one before; None for the first."""
+        before = self.benches[-2].decode_tps if len(self.benches) > 1 else 0.0
+        return 100.0 * (self.last.decode_tps / before - 1) if before else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is so now."""
+
+    at: float
+    told: Told
+    worker: Pulse
+    endpoint: str
+    machine: dict[str, Any]
+    memory: Memory
+    cards: Sequence[Card]
+    """The engines, in the order of the stack."""
+    others: Sequence[Card]
+    """The gateway and the page."""
+    requests: Sequence[tuple[str, Request]]
+    """Each with its tier."""
+    fallbacks: int
+    """Answers within the hour that came from another tier than was asked."""
+    chains: Sequence[Sequence[Job]]
+    attention: Sequence[Job]
+    record: Sequence[Job]
+    story: Sequence[Entry]
+    courses: Sequence[Course]
+    usage: Sequence[dict[str, Any]]
+    """What was asked of each tier in the last seven days, as `usage.totals` gives it."""
+    cloud: dict[str, Any]
+    """As `mlxq status --json` tells it."""
+
+
+def look(db: Database, engines: Engines) -> Picture:
+    """Read the rows, in one snapshot."""
+    db.connection.execute("BEGIN")
+    try:
+        return _look(db, engines)
+    finally:
+        db.connection.execute("COMMIT")
+
+
+def _look(db: Database, engines: Engines) -> Picture:
+    now, worker, tiers = db.now(), worker_status.feel(db), stack.tiers(db)
+    cards = _cards(db, tiers, engines)
+    machine = facts.recall(db, "machine")
+    return Picture(
+        at=now,
+        told=labels.of_all([card.service for card in cards], worker, chosen=bool(tiers)),
+        worker=worker,
+        endpoint=ports.endpoint(ports.listing(db)),
+        machine=machine,
+        memory=_memory(db, machine, cards),
+        cards=[card for card in cards if card.service.kind == "engine"],
+        others=[card for card in cards if card.service.kind != "engine"],
+        requests=_requests(cards),
+        fallbacks=sum(card.fallbacks for card in cards),
+        chains=_chains(db),
+        attention=_jobs(db, FAILED, {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}),
+        record=_jobs(db, ENDED, {"limit": MOST_RECORD}),
+        story=labels.story(event.of_service(db, None, limit=MOST_STORY)),
+        courses=_courses(db, str(machine.get("chip", ""))),
+        usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
+        cloud=status_report.cloud_today(db.home),
+    )
+
+
+def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Card]:
+    """Give a card of each service, the tiers first and in the order of the stack."""
+    tiers = {tier.name: tier for tier in stacked}
+    places = {name: place for place, name in enumerate(tiers)}
+    held = {name: each for name, each in safe_mode.listing(db).items() if each.level}
+    return [
+        _card(db, one, tiers.get(one.name), engines.get(one.name), held.get(one.name))
+        for one in sorted(service.listing(db), key=lambda one: places.get(one.name, len(places)))
+    ]
+
+
+def _requests(cards: Sequence[Card]) -> list[tuple[str, Request]]:
+    return [(card.service.name, each) for card in cards if card.now for each in card.now.requests]
+
+
+def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
+    return [job.get(db, row["id"]) for row in db.rows(query, values)]
+
+
+def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: Restraint | None) -> Card:
+    hour = sample.history(db, one.name, db.now() - HOUR_S)
+    ran = [each for each in hour if each.ttft_s is not None]
+    return Card(one, labels.of_service(one), tier, engine, hour, ran[-1] if ran else None, held)
+
+
+def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Memory:
+    """Give the machine's memory; before the first sample only what the services take is known."""
+    last = sample.latest(db, sample.MACHINE)
+    used, wired, swap = (last.memory_bytes or 0, last.wired_bytes, last.swap_bytes or 0) if last else (0, None, 0)
+    total = int(machine.get("memory_bytes", 0))
+    budget = facts.recall(db, "stack").get("budget_bytes") or machine.get("usable_bytes") or total
+    return Memory(total, max(used, sum(card.memory_bytes for card in cards)), int(budget), wired, swap)
+
+
+def _courses(db: Database, chip: str) -> list[Course]:
+    return [
+        Course(
+            [each for each in bench.history(db, new.model, chip) if each.quant == new.quant and each.concurrency == 1]
+        )
+        for new in bench.latest(db, chip)
+    ]
+
+
+def _chains(db: Database) -> list[list[Job]]:
+    """Give the chains in which something is still to be done, newest first."""
+    rows = db.rows(
+        "SELECT DISTINCT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY chain DESC"
+    )
+    return [job.of_chain(db, row["chain"]) for row in rows]

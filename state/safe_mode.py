@@ -1,0 +1,74 @@
+"""How far a tier is held back below what the stack wants of it, and why; until a person starts it anew."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from state import event, facts
+from state.db import Database
+
+FACT = "restraint"
+TOGETHER_S = 3600.0
+"""Two ends for want of memory within this time count as one trouble."""
+
+TOLD = "It ran out of memory twice, and runs with a smaller cache and fewer requests at once."
+
+Why = Literal["out_of_memory", "unclean_boot"]
+
+
+@dataclass(frozen=True)
+class Restraint:
+    """What holds for one tier."""
+
+    level: int = 0
+    """0: nothing is held back. tasks/plan/safe_mode.py says what each level means."""
+    why: Why = "out_of_memory"
+    told: str = ""
+    """The sentence for people."""
+    at: float = 0.0
+    """Unix seconds of the last trouble."""
+
+    @property
+    def hint(self) -> str:
+        """The command that ends it, or the trouble behind it."""
+        return "mlxq up" if self.why == "unclean_boot" else "mlxq config set memory-budget-pct 30"
+
+
+def listing(db: Database) -> dict[str, Restraint]:
+    """Give the tiers that had trouble, by name."""
+    return {name: Restraint(**values) for name, values in facts.recall(db, FACT).items()}
+
+
+def of(db: Database, name: str) -> Restraint:
+    """Give what holds for one tier."""
+    return listing(db).get(name, Restraint())
+
+
+def hold_back(db: Database, name: str, restraint: Restraint) -> None:
+    """Hold a tier back from its next start on, and write the event."""
+    with db.transaction():
+        _keep(db, listing(db) | {name: replace(restraint, at=db.now())})
+        event.record(db, "reduced", service=name, cause=restraint.told)
+
+
+def ran_short(db: Database, name: str, most: int) -> None:
+    """Count an end for want of memory: the first one is let pass, each further one within an hour costs a level."""
+    before = of(db, name)
+    if before.at > 0 and db.now() - before.at < TOGETHER_S:
+        hold_back(db, name, Restraint(min(most, before.level + 1), "out_of_memory", TOLD))
+    else:
+        with db.transaction():
+            _keep(db, listing(db) | {name: replace(before, at=db.now())})
+
+
+def lift(db: Database, name: str) -> None:
+    """Hold a tier back no longer: a person starts it, or changed what it is."""
+    with db.transaction():
+        found = listing(db)
+        if found.pop(name, None):
+            _keep(db, found)
+
+
+def _keep(db: Database, found: dict[str, Restraint]) -> None:
+    facts.remember(db, FACT, {name: asdict(each) for name, each in found.items()})

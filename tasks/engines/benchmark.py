@@ -1,0 +1,179 @@
+"""The child that measures: it starts an engine of its own unless one serves, and asks it.
+
+The engine stays in this process's group, which the parent ends whatever happens: none is left behind.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from state.bench import Round
+from state.errors import EngineFailed
+from tasks.plan import bench, exit_causes
+from tasks.plan.bench import Answer
+from tasks.supervision import probe
+from tasks.system import timed_completion
+from tasks.system.child_protocol import Report, answer
+
+READY_LOOK_S = 0.2
+SAMPLE_S = 0.25
+STOP_S = 10.0
+TRIES = 3
+"""So often a round is asked again when its answers ended at once."""
+TOKEN_S = 300.0
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Measure and give {"rounds", "peak_bytes", "tools"}; `request` is made by tasks/bench.py."""
+    if request["argv"] is None:
+        return _measured(request, request["pid"], report)
+    report({"phase": "starting an engine"})
+    with _engine(request) as pid:
+        return _measured(request, pid, report)
+
+
+@contextmanager
+def _engine(request: dict[str, Any]) -> Generator[int]:
+    """Give the pid of an engine that answers, and end it afterwards. Raises EngineFailed."""
+    with Path(request["log"]).open("wb") as log:
+        engine = subprocess.Popen(
+            request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        _until_ready(request, engine)
+        yield engine.pid
+    finally:
+        engine.terminate()
+        try:
+            engine.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            engine.kill()
+            engine.wait()
+
+
+def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> None:
+    """Wait for the first token. Raises EngineFailed with the cause when the engine ends or takes too long."""
+    until = time.monotonic() + request["start_limit_s"]
+    while not probe.listening(request["port"]):
+        if (code := engine.poll()) is not None:
+            words = Path(request["log"]).read_text(encoding="utf-8", errors="replace")
+            cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", memory_short=False)
+            raise EngineFailed(cause.sentence, hint=f"tail {request['log']}")
+        if time.monotonic() > until:
+            raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
+        time.sleep(READY_LOOK_S)
+    probe.one_token(request["port"], request["key"], request["name"], TOKEN_S)
+
+
+def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, Any]:
+    with _peak(pid, request["port"], request["key"]) as peak:
+        report({"phase": "warming up"})
+        _ask(request, 1)
+        rounds = [_round(request, number, report) for number in request["concurrency"]]
+        report({"phase": "calling a tool"})
+        tools = _tools(request) if request["tools"] else None
+    return {"rounds": [asdict(each) for each in rounds], "peak_bytes": peak["bytes"], "tools": tools}
+
+
+def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
+    """Run one number of requests side by side as often as asked. Raises EngineFailed when no answer is of use."""
+    answers: list[Answer] = []
+    walls: list[float] = []
+    for number in range(request["runs"] * TRIES):
+        if len(walls) == request["runs"]:
+            break
+        report({"phase": f"{concurrency} at once, run {len(walls) + 1} of {request['runs']}", "number": number})
+        began = time.perf_counter()
+        found = bench.usable(_ask(request, concurrency))
+        if len(found) == concurrency:
+            answers += found
+            walls.append(time.perf_counter() - began)
+    if not walls:
+        raise EngineFailed(f"The model ends its answers before {bench.FEWEST_TOKENS} tokens; there is nothing to time.")
+    return bench.summarize(concurrency, answers, walls)
+
+
+def _ask(request: dict[str, Any], concurrency: int) -> list[Answer]:
+    """Send requests side by side, each with a prompt of its own."""
+
+    def one(_: int) -> Answer:
+        text = bench.prompt(request["prompt_tokens"], uuid.uuid4().hex)
+        return timed_completion.timed(request["port"], request["key"], request["name"], text, request["gen_tokens"])
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        return list(pool.map(one, range(concurrency)))
+
+
+def _tools(request: dict[str, Any]) -> bool:
+    """Tell whether the engine reads a tool call out of what the model writes."""
+    wanted = {
+        "model": request["name"],
+        "messages": [{"role": "user", "content": "What is the weather in Paris? Use the tool."}],
+        "tools": [TOOL],
+        "max_tokens": bench.TOOL_TOKENS,
+        "temperature": 0,
+    }
+    said = probe.ask(request["port"], "/v1/chat/completions", request["key"], TOKEN_S, wanted)
+    return said.status == 200 and _called(said.body)  # noqa: PLR2004 (HTTP's OK)
+
+
+def _called(body: dict[str, Any]) -> bool:
+    calls: Sequence[dict[str, Any]] = body["choices"][0]["message"].get("tool_calls") or []
+    return any(
+        call["function"]["name"] == "get_weather" and "paris" in call["function"]["arguments"].lower() for call in calls
+    )
+
+
+@contextmanager
+def _peak(pid: int, port: int, key: str) -> Generator[dict[str, int]]:
+    """Watch the engine's memory meanwhile: resident bytes, or what Metal holds where that is more."""
+    peak, done = {"bytes": 0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SAMPLE_S):
+            peak["bytes"] = max(peak["bytes"], _resident(pid), _metal(port, key))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def _resident(pid: int) -> int:
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def _metal(port: int, key: str) -> int:
+    try:
+        return probe.status(port, key).metal_bytes or 0
+    except EngineFailed:
+        return 0
+
+
+if __name__ == "__main__":
+    answer(work)

@@ -1,0 +1,99 @@
+"""The program of an engine process: vllm-mlx 0.6.0, with what its flags cannot say.
+
+Run as `python -P -m tasks.engines.launcher serve FOLDER --port … `; the key comes by MLXQ_TIER_KEY.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import uvicorn
+
+DRAIN_S = 4
+"""Seconds a running answer has left after SIGTERM; the engine alone waits without limit. Its own end takes up to
+three more on a busy machine, and mlxq kills at 10."""
+
+
+def main() -> None:
+    """Serve one model until SIGTERM; what it saves, prompts among it, only its user can read."""
+    os.umask(0o077)
+    keep_out("torch", "torchvision")
+    log_briefly()
+    bound_the_drain()
+    sys.argv += key_arguments(os.environ.pop("MLXQ_TIER_KEY", ""))
+    sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
+    move_prefix_cache(os.environ.get("MLXQ_PREFIX_CACHE"))
+    from vllm_mlx.cli import main as serve
+
+    serve()
+
+
+def keep_out(*modules: str) -> None:
+    """Make imports of `modules` fail: transformers takes torch when it is there, for 750 MB and 10 s."""
+    for module in modules:
+        sys.modules[module] = None  # pyright: ignore[reportArgumentType] - None is how an import is refused
+
+
+def log_briefly() -> None:
+    """Date every line, and drop the engine's INFO: it holds what users wrote, ten lines a request."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    for name in ("vllm_mlx", "httpx", "mlx_vlm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def bound_the_drain() -> None:
+    """Give uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+    import uvicorn
+
+    def run(app: Any, **wanted: Any) -> None:
+        settled = uvicorn.Config(app, **wanted, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False)
+        server = uvicorn.Server(settled)
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
+        server.run()
+        if not server.started:
+            sys.exit(1)
+
+    uvicorn.run = run
+
+
+def drain(server: uvicorn.Server) -> None:
+    """Take no more requests, and end with code 0 after the last answer, however long that takes."""
+    server.config.timeout_graceful_shutdown = None
+    server.should_exit = True
+
+
+def key_arguments(key: str) -> list[str]:
+    """Hand over the key inside the process: the command line that others can read stays without it."""
+    return ["--api-key", key] if key else []
+
+
+def memory_arguments(memory_bytes: int) -> list[str]:
+    """Turn the tier's bytes into the share of Metal's working set that the engine's flag takes.
+
+    Other back ends have no such limit in vllm-mlx 0.6.0.
+    """
+    import mlx.core as mx
+
+    whole = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    if not whole or not memory_bytes:
+        return []
+    return ["--gpu-memory-utilization", f"{min(0.95, max(0.02, memory_bytes / int(whole))):.3f}"]
+
+
+def move_prefix_cache(folder: str | None) -> None:
+    """Keep the prompts that the engine saves at its end under mlxq's home, where they can be purged."""
+    from vllm_mlx import server
+
+    place = server._get_cache_dir  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
+    if folder:
+        server._get_cache_dir = lambda: str(Path(folder) / Path(place()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""One attempt at a job: what its task is given, and what its end leads to.
+
+A task is `task(context, **arguments)` and ends in one of these ways, and no other:
+
+    returns                the job succeeded; what it returned is kept as JSON
+    raises MlxqError       it failed; tried again when the error's class says so and attempts are left
+    raises Later           run me again in so many seconds; no failure is counted
+    raises Cancelled       from context.check() or a child: a person asked it to stop
+    raises Released        from context.check(): the worker stops, the job goes back to the queue
+    raises Fenced          the claim was lost; nothing more may be written
+    raises anything else   a fault in mlxq: it failed, and the log has the traceback
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from state import ledger
+from state.db import Database
+from state.errors import DeadlinePassed, Internal, MlxqError
+from state.job import Claim, Fenced, New, cancel_asked
+from tasks.kinds import Kind, backoff
+from tasks.runtime import InHand, Released, log, runtime
+from tasks.system.child import Cancelled, Later
+
+PROGRESS_S = 0.4
+"""Progress is written at most this often."""
+
+Task = Callable[..., Any]
+Outcome = Callable[[Database], None]
+"""The write that says how a job ended."""
+
+
+class Context:
+    """What a task is given beside its arguments."""
+
+    def __init__(self, kind: Kind, mine: InHand) -> None:
+        self.held = mine.held
+        self.kind = kind
+        self.db = runtime.database()
+        self.home = runtime.home
+        self.fan_out: list[New] = []
+        self._mine = mine
+        self._reported = 0.0
+        self._phase: str | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until this attempt's time limit."""
+        return max(0.0, -self._mine.overdue_s)
+
+    def check(self) -> None:
+        """Stop here when the job shall end. Raises Cancelled, Released, DeadlinePassed, Fenced."""
+        if cancel_asked(self.db, self.held):
+            raise Cancelled
+        if runtime.stopping.is_set():
+            raise Released
+        if not self.remaining_s:
+            raise DeadlinePassed(
+                f"Job {self.held.id} ({self.kind.name}) ran over its limit of {self.kind.limit_s:g} s."
+            )
+
+    def cancelled(self) -> bool:
+        """Tell a child process's keeper whether it shall stop."""
+        try:
+            self.check()
+        except (Cancelled, Released, DeadlinePassed, Fenced):
+            return True
+        return False
+
+    def wait(self, seconds: float) -> None:
+        """Sleep in a task, waking at once when the job shall end. Raises as check does."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.check()
+            runtime.stopping.wait(min(left, 0.25))
+        self.check()
+
+    def report(self, phase: str, **progress: Any) -> None:
+        """Tell how far the job is, e.g. `"fetch", done=10, total=20, unit="bytes"`. Raises as check does."""
+        now = time.monotonic()
+        if phase == self._phase and now - self._reported < PROGRESS_S:
+            return
+        self._phase, self._reported = phase, now
+        ledger.report(self.db, self.held, phase, progress)
+        self.check()
+
+    def then(self, job: New) -> None:
+        """Put another job of this chain in when this one succeeds, in the same transaction."""
+        self.fan_out.append(job)
+
+
+def perform(kind: Kind, task: Task, held: Claim) -> None:
+    """Run one claimed job and write how it ended."""
+    bound = structlog.contextvars.bound_contextvars(job=held.id, kind=kind.name, attempt=held.attempt)
+    with bound, runtime.having(held, kind.limit_s) as mine:
+        log.info("job_started", args=held.args)
+        try:
+            _write(held, _outcome(Context(kind, mine), task))
+        except Released:
+            log.warning("job_left_to_rescue")
+        except Fenced:
+            log.warning("job_fenced")
+
+
+def _write(held: Claim, outcome: Outcome) -> None:
+    """Write how a job ended; one that cannot be kept (a result that is no JSON, a fan-out of nonsense) is a failure."""
+    try:
+        runtime.persist(outcome)
+    except (sqlite3.Error, TypeError, ValueError) as problem:
+        log.exception("outcome_refused")
+        internal = _fault(held, problem)
+        runtime.persist(lambda db: ledger.fail(db, held, internal))
+
+
+def _outcome(context: Context, task: Task) -> Outcome:
+    """Run the task; give the write that says how it ended."""
+    held = context.held
+    try:
+        result = task(context, **held.args)
+    except Later as later:
+        return _snoozing(held, later)
+    except (Cancelled, Released) as stopped:
+        return _ending(context, stopped)
+    except MlxqError as problem:
+        return _failing(context, problem)
+    except Fenced:
+        raise
+    except (Exception, SystemExit) as problem:
+        log.exception("job_crashed")
+        return _failing(context, _fault(held, problem))
+    log.info("job_succeeded")
+    return lambda db: ledger.succeed(db, held, result, context.fan_out)
+
+
+def _snoozing(held: Claim, later: Later) -> Outcome:
+    log.info("job_snoozed", wait_s=later.after_s, why=later.reason)
+    return lambda db: ledger.snooze(db, held, later.after_s, later.reason)
+
+
+def _ending(context: Context, stopped: Exception) -> Outcome:
+    """Choose how a stopped job ends: a child says Cancelled alike for a person's wish, a stop and a time limit."""
+    held = context.held
+    try:
+        context.check()
+    except Released:
+        log.info("job_released")
+        return lambda db: ledger.release(db, held)
+    except DeadlinePassed as late:
+        return _failed(held, late)
+    except Cancelled as asked:
+        stopped = asked
+    log.info("job_cancelled", by=type(stopped).__name__)
+    return lambda db: ledger.end_cancelled(db, held)
+
+
+def _failing(context: Context, problem: MlxqError) -> Outcome:
+    """Choose what an error leads to: the end that was asked for meanwhile, another try, or failure."""
+    try:
+        context.check()
+    except (Cancelled, Released, DeadlinePassed) as stopped:
+        return _ending(context, stopped)
+    return _failed(context.held, problem)
+
+
+def _failed(held: Claim, problem: MlxqError) -> Outcome:
+    log.error("job_failed", code=problem.code, error=problem.message, retry=problem.retry)
+    if problem.retry and held.failures + 1 < held.max_attempts:
+        wait_s = backoff(held.failures + 1)
+        return lambda db: ledger.retry_later(db, held, problem, wait_s)
+    return lambda db: ledger.fail(db, held, problem)
+
+
+def _fault(held: Claim, problem: BaseException) -> Internal:
+    return Internal(f"{type(problem).__name__} in task {held.kind}: {problem}", hint="mlxq logs worker")

@@ -1,0 +1,1 @@
+"""The gateway process: what apps connect to, and the way to the engines behind it."""

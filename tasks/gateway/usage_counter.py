@@ -1,0 +1,89 @@
+"""Counts what passed, and writes the sums to state.db from a thread: no request ever waits for the database."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from state import usage
+from state.db import open_database
+from state.errors import MlxqError
+from state.paths import Home
+from state.usage import Usage
+from tasks.gateway.request_context import Call
+
+EVERY_S = 2.0
+_FAILED = 400
+
+log = logging.getLogger("mlxq.usage")
+
+
+class Counter:
+    """Sums that wait for their next writing. What a kill takes is at most the last two seconds."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._lock = threading.Lock()
+        self._sums: dict[tuple[str, str, str], Usage] = {}
+        self._over = threading.Event()
+
+    def add(self, call: Call) -> None:
+        """Count one finished request."""
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        with self._lock:
+            row = self._sums.setdefault((day, call.key, call.tier), Usage(day, call.key, call.tier))
+            row.requests += 1
+            row.failed += call.status >= _FAILED or not call.status
+            row.fallbacks += len(set(call.tried)) > 1 and call.status < _FAILED
+            row.prompt_tokens += call.prompt_tokens
+            row.completion_tokens += call.completion_tokens
+            row.seconds += time.monotonic() - call.began
+            row.first_byte_seconds += call.first_byte_s or 0.0
+            row.waited_seconds += call.waited_s
+
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Write every two seconds, and at the end."""
+        thread = threading.Thread(target=self._run, name="usage", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self.write()
+        self.write()
+
+    def write(self) -> None:
+        """Write what waits; what could not be written waits on."""
+        with self._lock:
+            rows, self._sums = list(self._sums.values()), {}
+        if not rows:
+            return
+        try:
+            db = open_database(self._home)
+            try:
+                usage.add(db, rows)
+            finally:
+                db.close()
+        except (sqlite3.Error, MlxqError) as problem:
+            log.warning("%d usage sums could not be written yet: %s", len(rows), problem)
+            self._keep(rows)
+
+    def _keep(self, rows: list[Usage]) -> None:
+        with self._lock:
+            for row in rows:
+                newer = self._sums.get((row.day, row.key, row.tier))
+                self._sums[row.day, row.key, row.tier] = row if newer is None else _sum(row, newer)
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    added = {name: getattr(one, name) + getattr(other, name) for name in usage.SUMS}
+    return Usage(one.day, one.key, one.tier, **added)

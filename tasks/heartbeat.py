@@ -1,0 +1,89 @@
+"""The worker's keeper: beside the lanes it beats, rescues what the dead left, and notices what is stuck."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from importlib.metadata import version
+
+from state import ledger
+from state.db import Database, open_database
+from state.errors import DeadlinePassed, MlxqError, StateDamaged, StateUnavailable
+from state.job import Claim, Fenced
+from state.worker import beat
+from tasks.runtime import log, runtime
+from tasks.system import sd_notify
+from tasks.system.ballast import lay_ballast
+from tasks.worker_status import lives
+
+BEAT_S = 5.0
+"""How often the worker's row says that it is alive; a hung worker stops saying so."""
+OVERRUN_S = 30.0
+"""How long past its limit a job may go before its thread counts as stuck."""
+
+
+class Keeper:
+    """Looks after one worker and its jobs."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.problem: MlxqError | None = None
+        """Why the worker has to end, when it has to."""
+        self._pulse = open_database(runtime.home, checkpoints=True)
+        self._pulse.connection.execute("PRAGMA synchronous=NORMAL")  # a beat lost at power loss is no loss
+        self._stop = stop
+        self._strays: set[tuple[int, int]] = set()
+
+    def keep(self) -> None:
+        """Look at once, which is what rescues after a crash, and every BEAT_S until the worker stops."""
+        while not runtime.stopping.is_set():
+            try:
+                self.look()
+            except StateUnavailable as problem:
+                log.error("not_kept", error=problem.message)  # noqa: TRY400 (a known state)
+            except StateDamaged as problem:
+                self._end_worker(problem)
+            sd_notify.notify(sd_notify.ALIVE)
+            runtime.stopping.wait(BEAT_S)
+
+    def look(self) -> None:
+        """Look once."""
+        db = runtime.database()
+        if rescued := ledger.rescue(db, self._lost(ledger.running(db))):
+            log.warning("jobs_rescued", jobs=rescued)
+        self._end_overdue(db)
+        beat(self._pulse, runtime.owner, os.getpid(), version("mlxq"), time.monotonic())
+        lay_ballast(runtime.home)
+
+    def _lost(self, claims: list[Claim]) -> list[Claim]:
+        """Choose the claims whose worker is dead, and our own that no thread has had at two looks in a row."""
+        mine = {(held.id, held.attempt) for held in claims if held.owner == runtime.owner}
+        strays = mine - runtime.in_hand.keys()
+        again, self._strays = strays & self._strays, strays
+        return [
+            held
+            for held in claims
+            if (held.id, held.attempt) in again or not (held.owner == runtime.owner or lives(held.owner))
+        ]
+
+    def _end_overdue(self, db: Database) -> None:
+        """Fail what ran far over its limit, and end the worker: a thread cannot be ended alone."""
+        for job in list(runtime.in_hand.values()):
+            if job.overdue_s > OVERRUN_S and self.problem is None:
+                problem = DeadlinePassed(f"Job {job.held.id} ({job.held.kind}) did not stop at its time limit.")
+                with suppress(Fenced):
+                    ledger.fail(db, job.held, problem)
+                self._end_worker(problem)
+
+    def _end_worker(self, problem: MlxqError) -> None:
+        log.error("worker_must_end", error=problem.message)
+        self.problem = problem
+        self._stop.set()
+
+    def hand_back(self) -> None:
+        """Release what the lanes did not give back in time; its threads are fenced from here on."""
+        for job in list(runtime.in_hand.values()):
+            with suppress(Fenced, StateUnavailable):  # else the next worker rescues it
+                ledger.release(runtime.database(), job.held)
+                log.warning("job_taken_from_its_thread", job=job.held.id)

@@ -1,0 +1,54 @@
+"""What it means to hold a tier back: a smaller cache, fewer requests at once, and one tier after another. Pure.
+
+macOS can panic under an engine, and an engine that is started again at each boot would take the machine down for good.
+So after a boot that nobody asked for, tiers start small and one by one, the suspect last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from state.safe_mode import Restraint
+from state.service import Doing, Service
+from state.stack import Tier
+
+MOST = 2
+"""The highest level; a tier under which the machine goes down again after that is left down."""
+SETTLE_S = 30.0
+"""Seconds that a tier must have served before the next one starts."""
+
+
+def reduced(tier: Tier, level: int) -> Tier:
+    """Give the tier at a level: 1 has a quarter of the cache and half the requests at once, 2 no cache and one."""
+    if level == 0:
+        return tier
+    if level == 1:
+        return replace(tier, cache_bytes=tier.cache_bytes // 4, concurrency=max(1, tier.concurrency // 2))
+    return replace(tier, cache_bytes=0, concurrency=1)
+
+
+def suspect(ran: Sequence[Service]) -> Service:
+    """Choose who most likely took the machine down: what was loading, else what held the most memory."""
+    return max(ran, key=lambda one: (one.doing == Doing.LOADING, one.memory_bytes or 0, one.started_at or 0.0))
+
+
+def may_start(name: str, services: Sequence[Service], held: Mapping[str, Restraint], now: float) -> bool:
+    """Tell whether a tier may start, `now` in unix seconds; after an unclean boot each waits for those before it.
+
+    Those with the lower level come first, and a tier that cannot come up holds up nobody.
+    """
+    order = sorted((each.level, other) for other, each in held.items() if each.why == "unclean_boot")
+    names = [other for _, other in order]
+    if name not in names:
+        return True
+    before = [one for one in services if one.wanted == "up" and one.name in names[: names.index(name)]]
+    return all(_settled(one, now) for one in before)
+
+
+def _settled(one: Service, now: float) -> bool:
+    if one.doing in {Doing.FAILED, Doing.FLAPPING}:
+        return True
+    if one.doing != Doing.READY or one.ready_at is None:
+        return False
+    return not 0 <= now - one.ready_at < SETTLE_S  # ready in the future: the clock was set back since

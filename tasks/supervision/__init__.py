@@ -1,0 +1,1 @@
+"""Services: started, watched, restarted and replaced."""

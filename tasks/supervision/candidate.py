@@ -1,0 +1,153 @@
+"""Try a gateway on a port of its own, while the running gateway goes on answering."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from state import secrets, service
+from state.errors import GatewayFailed
+from state.paths import Home
+from state.stack import Tier
+from tasks import smoke_test
+from tasks.plan import exit_causes, gateway
+from tasks.queue import Context
+from tasks.supervision import lifecycle, probe
+from tasks.system import ports, process
+from tasks.system.process import Spawned
+
+NAME = "gateway-proof"
+"""The log of one that is only tried out, and its mark in the environment: nobody takes it for the gateway."""
+LOOK_S = 0.1
+LATER = "The running gateway was left as it is."
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A gateway that is being proven."""
+
+    name: str
+    """Of its log."""
+    spawned: Spawned
+    port: int
+
+
+def try_out(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
+    """Start a gateway with `config`, prove it, and end it; give how many tiers answered. Raises GatewayFailed."""
+    with _started(context, config) as trial:
+        return prove(context, trial, tiers, context.check)
+
+
+@contextmanager
+def _started(context: Context, config: Path) -> Generator[Trial]:
+    """Run a gateway for a while; also end one that a killed worker left behind."""
+    home, log, port = context.home, context.home.log(NAME), ports.spare()
+    for left in process.find_orphans(str(home.root), NAME):
+        process.stop(left, lifecycle.HUNG_GRACE_S)
+    plan = lifecycle.gateway_plan(context.db, home, config)
+    log.unlink(missing_ok=True)
+    environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
+    spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
+    try:
+        yield Trial(NAME, spawned, port)
+    finally:
+        process.stop(spawned.engine, lifecycle.HUNG_GRACE_S)
+
+
+def prove(context: Context, trial: Trial, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
+    """Wait until the gateway is ready, and get an answer from each tier that is up; give how many answered.
+
+    `check` is asked all the while, and may raise: that ends it at once. Raises GatewayFailed when the gateway does not
+    start, or such a tier does not answer.
+    """
+    _await_ready(context, trial, check)
+    answered = 0
+    for tier in tiers:
+        check()
+        context.report("proving", done=answered, total=len(tiers), unit="tiers")
+        answered += _answers(context, trial, tier, check)
+    return answered
+
+
+def _await_ready(context: Context, trial: Trial, check: Callable[[], None]) -> None:
+    until = time.monotonic() + lifecycle.GATEWAY_START_S
+    while not _ready(trial):
+        context.report("starting a gateway on a second port")
+        check()
+        if process.wait(trial.spawned.engine, LOOK_S):
+            raise GatewayFailed(
+                f"A gateway with the new configuration does not start: {last_cause(context.home, trial)}",
+                done=LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+        if time.monotonic() > until:
+            raise GatewayFailed(
+                f"A gateway with the new configuration was not ready within {lifecycle.GATEWAY_START_S:.0f} s.",
+                done=LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+
+
+def last_cause(home: Home, trial: Trial) -> str:
+    """Say why a gateway on trial ended; the shim keeps the exit code a moment after the end."""
+    process.wait(trial.spawned.shim, LOOK_S)
+    code = process.exit_status(home.run, trial.name, trial.spawned.engine)
+    return exit_causes.explain(code, lifecycle.last_words(home.log(trial.name)), gateway.SERVICE).sentence
+
+
+def _ready(trial: Trial) -> bool:
+    try:
+        return probe.gateway_ready(trial.port) and _has_port(trial)
+    except probe.Silent:  # it has just opened the port, on a busy machine
+        return False
+
+
+def _has_port(trial: Trial) -> bool:
+    """Tell whether it is the trial that listens: whoever took the spare port before must be told no key."""
+    holder = ports.holder(trial.port)
+    return holder is not None and holder.identity in process.members(trial.spawned.engine)
+
+
+def _answers(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> bool:
+    """Tell whether the tier answers; False for one that is not up, or went down while it was asked."""
+    if not _up(context, tier):
+        return False
+    try:
+        _ask(context, trial, tier, check)
+    except GatewayFailed as problem:
+        if not _up(context, tier):
+            return False
+        raise GatewayFailed(
+            f"With the new configuration: {problem.message}", done=LATER, hint=problem.hint
+        ) from problem
+    return True
+
+
+def _ask(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> None:
+    """Get one answer. It may take minutes, and `check` may end the wait for it at once. Raises GatewayFailed."""
+    if not _has_port(trial):
+        raise GatewayFailed("The gateway on trial has gone.", hint=f"mlxq logs {trial.name}")
+    key = secrets.read(context.home.secrets)[secrets.MASTER]
+    pool = ThreadPoolExecutor(1)
+    try:
+        answer = pool.submit(smoke_test.ask, trial.port, key, tier)
+        while not wait([answer], LOOK_S).done:
+            check()
+        answer.result()
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _up(context: Context, tier: Tier) -> bool:
+    found = service.find(context.db, tier.name)
+    return found is not None and found.doing in service.ROUTED
+
+
+def needed(context: Context) -> bool:
+    """Tell whether a gateway is running whose callers a faulty configuration would let down."""
+    found = service.find(context.db, gateway.SERVICE)
+    return found is not None and lifecycle.running(found) is not None

@@ -1,0 +1,106 @@
+"""Replace the gateway while it serves: a successor is proven on a second port, takes over, and then the first leaves.
+
+A worker may be killed at any moment, as what is under way can always be told from what is there:
+
+    foreseen    the row says that a start is coming, and of what; the process may not be there yet
+    on trial    it bears the marks of that start and serves nobody: whoever comes next ends it
+    taken over  the gateways' own unix socket leads to it: whoever comes next writes that down
+    replaced    the row names it; the one before is in `leaving`, and ends by itself, or by the watchdog
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from state import service as rows
+from state import stack
+from state.errors import GatewayFailed
+from state.paths import Home
+from state.service import Doing, Service
+from tasks.plan import gateway
+from tasks.queue import Context
+from tasks.supervision import candidate, lifecycle, socket_handover, watchdog
+from tasks.supervision.candidate import Trial
+from tasks.supervision.lifecycle import Blueprint
+from tasks.system import ports, process
+from tasks.system.process import Spawned
+
+TAKE_OVER_S = 30.0
+"""Taking over is a matter of milliseconds; the rest is for a machine that is very busy."""
+LOOK_S = 0.05
+
+
+class Unwanted(Exception):
+    """Nobody wants a successor any more, or nobody is left to succeed."""
+
+
+def possible(home: Home, one: Service) -> bool:
+    """Tell whether a service can be replaced without a gap: it is a gateway that serves and hands its sockets over."""
+    if one.name != gateway.SERVICE or one.doing not in rows.ROUTED:
+        return False
+    there = socket_handover.holder(home)
+    return there is not None and there.identity == one.identity
+
+
+def replace(context: Context, one: Service, plan: Blueprint) -> None:
+    """Have a gateway made by `plan` take the place of the one that serves.
+
+    Does nothing when none is wanted any more, or the one that serves ends meanwhile: a start takes less time then than
+    to prove one. Raises GatewayFailed when it does not prove fit: the running one was left as it is.
+    """
+    db, home, port = context.db, context.home, ports.spare()
+    generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint, plan.port)
+    lifecycle.headline(home.log(one.name), f"{one.name}, start {generation}")
+    environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
+    try:
+        spawned = process.spawn(plan.argv, environment, home.log(one.name), home.run, one.name)
+        trial = Trial(one.name, spawned, port)
+        candidate.prove(context, trial, stack.tiers(db), lambda: _check(context, one))
+        process.send(spawned.engine, signal.SIGUSR1)
+        _await_take_over(home, trial)
+        watchdog.follow(one.name, spawned.engine)
+    except Unwanted:
+        return
+    except GatewayFailed:
+        if lifecycle.running(one):
+            raise
+    finally:
+        lifecycle.settle(db, home, rows.get(db, one.name))
+
+
+def _check(context: Context, one: Service) -> None:
+    """Stop here when the job shall end, a person has put the gateway down, or the one that serves is gone.
+
+    One that the watchdog found frozen is ended: nobody would be served until the proof is over.
+    """
+    context.check()
+    now, found = rows.get(context.db, one.name), lifecycle.running(one)
+    if now.wanted == "down" or found is None:
+        raise Unwanted
+    if now.doing == Doing.DEGRADED and process.frozen(found):
+        lifecycle.take_down(context.db, context.home, now, lifecycle.HUNG_GRACE_S)
+        raise Unwanted
+
+
+def _await_take_over(home: Home, trial: Trial) -> None:
+    """Wait until the successor serves. From here on the job is not stopped half-way. Raises GatewayFailed."""
+    until = time.monotonic() + TAKE_OVER_S
+    while not _serves(home, trial.spawned):
+        if process.wait(trial.spawned.engine, LOOK_S):
+            raise GatewayFailed(
+                f"A gateway with the new configuration ended as it took over: {candidate.last_cause(home, trial)}",
+                done=candidate.LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+        if time.monotonic() > until:
+            raise GatewayFailed(
+                f"A gateway with the new configuration did not take over within {TAKE_OVER_S:.0f} s.",
+                done=candidate.LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+
+
+def _serves(home: Home, spawned: Spawned) -> bool:
+    there = socket_handover.holder(home)
+    return there is not None and there.identity == process.encode(spawned.engine)

@@ -1,0 +1,288 @@
+"""Bring services up, put them down, start them anew. Each job ensures an outcome, so asking twice is harmless."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+from state import safe_mode, settings, stack
+from state import service as rows
+from state.errors import EngineFailed, MlxqError, PortTaken
+from state.job import get as read_job
+from state.service import Doing, Service, Step
+from tasks.plan import gateway, health, page
+from tasks.plan import restart as policy
+from tasks.plan.safe_mode import may_start
+from tasks.queue import Context, job
+from tasks.supervision import handover, lifecycle, probe, watchdog
+from tasks.supervision.lifecycle import Blueprint
+from tasks.system import memory, process, prompt_cache
+from tasks.system.child import Cancelled
+from tasks.system.process import Identity
+
+LOOK_S = 0.1
+BROKEN_ANSWERS = 3
+"""Failed first requests after which a service that answers counts as broken."""
+DRAIN_S = gateway.ANSWER_SECONDS
+"""How long a drain waits: the gateway lets no answer take longer."""
+AGAIN_S = 300.0
+"""When a start that took too long is tried again."""
+
+
+@job("start")
+def start(context: Context, service: str) -> dict[str, Any]:
+    """Make sure a service is wanted and serves. Gives {"service", "state", "pid"}."""
+    _row(context, service)
+    rows.want(context.db, service, "up")
+    _lift(context, service)
+    return bring_up(context, service)
+
+
+@job("restart")
+def restart(context: Context, service: str, why: str = "asked", *, purge: bool = False) -> dict[str, Any]:
+    """Make sure a wanted service serves; end its process first unless `why` is "gone".
+
+    `why`: "asked" by a person, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
+    wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
+    """
+    if why == "asked":
+        _lift(context, service)
+    if purge and rows.get(context.db, service).kind == "engine":
+        _end_and_purge(context, service)
+    return bring_up(context, service, replace=why != "gone", hung=why == "hung")
+
+
+def _replaced(context: Context, one: Service) -> bool:
+    """Tell whether an attempt before this one, cut short, has started the new process already."""
+    asked_at = read_job(context.db, context.held.id).created_at
+    return context.held.attempt > 1 and (one.started_at or 0.0) >= asked_at
+
+
+def _end_and_purge(context: Context, name: str) -> None:
+    """End an engine, which writes its old prompts to disk then, and delete them."""
+    with lifecycle.hold(name, context.check):
+        lifecycle.take_down(context.db, context.home, rows.get(context.db, name))
+        prompt_cache.cap(prompt_cache.folder(context.home, name), 0)
+
+
+@job("stop")
+def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:
+    """Make sure a service is not wanted and its process is gone. Gives what `start` gives.
+
+    `unwanted`: the watchdog asks, as it saw that nobody wants the service; that is no wish of its own. Whoever wants
+    the service before its turn comes keeps it.
+    """
+    if not unwanted:
+        _unwant(context, service)
+    with lifecycle.hold(service, context.check):
+        one = rows.get(context.db, service)
+        if one.wanted == "down":
+            lifecycle.take_down(context.db, context.home, one)
+    return _outcome(context, service)
+
+
+def _unwant(context: Context, name: str) -> None:
+    """Write down that a service is not wanted. Raises NotFound."""
+    if rows.find(context.db, name) is None:
+        _row(context, name)
+    rows.want(context.db, name, "down")
+
+
+@job("drain")
+def drain(context: Context, service: str) -> dict[str, Any]:
+    """Make sure a service is not wanted, and its process gone once its last request has ended.
+
+    The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
+    this job is cancelled, what is left is stopped as `stop` does. Gives what `start` gives.
+    """
+    rows.want(context.db, service, "down")
+    with lifecycle.hold(service, context.check):
+        if found := lifecycle.drain(context.db, rows.get(context.db, service)):
+            with suppress(Cancelled):
+                _await_last_answer(context, found)
+        lifecycle.take_down(context.db, context.home, rows.get(context.db, service))
+    return _outcome(context, service)
+
+
+def _await_last_answer(context: Context, found: Identity) -> None:
+    """Wait until a drained engine ends, `DRAIN_S` at most. Raises Cancelled."""
+    began = time.monotonic()
+    while time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
+        context.report("draining", done=int(time.monotonic() - began), unit="s")
+
+
+def _lift(context: Context, name: str) -> None:
+    """Give a tier all that the stack wants of it again, as a person asked; a job that was rescued does not ask anew."""
+    if context.held.attempt == 1:
+        safe_mode.lift(context.db, name)
+
+
+def _row(context: Context, name: str) -> None:
+    """Make sure the service has a row. Raises NotFound."""
+    if name == gateway.SERVICE:
+        rows.ensure(context.db, name, "gateway", settings.load(context.home)["litellm-port"])
+    elif name == page.SERVICE:
+        rows.ensure(context.db, name, "page", settings.load(context.home)["page-port"])
+    else:
+        rows.ensure(context.db, name, "engine", stack.tier(context.db, name).port)
+
+
+def _outcome(context: Context, name: str) -> dict[str, Any]:
+    one = rows.get(context.db, name)
+    return {"service": name, "state": one.doing, "pid": one.pid}
+
+
+def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
+    """Try until the service serves, is not wanted any more, or another try is no use. Raises MlxqError."""
+    with lifecycle.hold(name, context.check):
+        while rows.get(context.db, name).wanted == "up":
+            plan = _plan(context, name)
+            one = lifecycle.settle(context.db, context.home, rows.get(context.db, name))
+            again = replace and not _replaced(context, one)
+            if lifecycle.running(one) and (again or _outdated(one, plan)):
+                _replace(context, one, plan, hung=hung)
+            replace = False
+            _await_turn(context, name)
+            if _try(context, name, plan):
+                return _outcome(context, name)
+            _pause(context, name)
+        lifecycle.take_down(context.db, context.home, rows.get(context.db, name))
+    return _outcome(context, name)
+
+
+def _outdated(one: Service, plan: Blueprint) -> bool:
+    """Tell whether a running process is not what is wanted now, or takes no new requests any more."""
+    return one.fingerprint != plan.fingerprint or one.doing == Doing.DRAINING
+
+
+def _replace(context: Context, one: Service, plan: Blueprint, *, hung: bool) -> None:
+    """Have a successor take the process's place where that can be done; end it where not.
+
+    Raises GatewayFailed, PortTaken; the process was left as it is.
+    """
+    if hung:
+        lifecycle.take_down(context.db, context.home, one, lifecycle.HUNG_GRACE_S)
+        return
+    lifecycle.may_move(one, plan)
+    if handover.possible(context.home, one):
+        handover.replace(context, one, plan)
+    else:
+        lifecycle.take_down(context.db, context.home, one)
+
+
+def _await_turn(context: Context, name: str) -> None:
+    """Wait, after an unclean boot, until the tiers before this one have served for a while."""
+    while rows.get(context.db, name).wanted == "up":
+        held = safe_mode.listing(context.db)
+        if lifecycle.running(rows.get(context.db, name)) or may_start(
+            name, rows.listing(context.db), held, context.db.now()
+        ):
+            return
+        context.report("waits for its turn")
+        context.wait(1.0)
+
+
+def _plan(context: Context, name: str) -> Blueprint:
+    """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
+    try:
+        return lifecycle.blueprint(context.db, context.home, name)
+    except MlxqError as problem:
+        if not lifecycle.running(rows.get(context.db, name)):
+            lifecycle.give_up(context.db, name, problem)
+        raise
+
+
+def _try(context: Context, name: str, plan: Blueprint) -> bool:
+    """Start the service unless it runs, and wait for it; False when it ended or is not wanted any more."""
+    one = rows.get(context.db, name)
+    if not lifecycle.running(one):
+        context.report("starting")
+        try:
+            one = lifecycle.spawn(context.db, context.home, name, plan)
+        except MlxqError as problem:
+            lifecycle.give_up(context.db, name, problem)
+            raise
+    try:
+        return one.doing in rows.ROUTED or _await_ready(context, one, plan)
+    except EngineFailed as problem:
+        _put_aside(context, one, problem, again_s=AGAIN_S)
+        raise
+    except PortTaken as problem:
+        _put_aside(context, one, problem, again_s=None)
+        raise
+
+
+def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
+    """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed, PortTaken."""
+    found = lifecycle.identity(one)
+    assert found is not None, "a service that was spawned has an identity"
+    began = thawed_at = time.monotonic()
+    failed = 0
+    while not process.wait(found, LOOK_S):
+        spent_s = time.monotonic() - began
+        context.report("loading", done=int(spent_s), unit="s")
+        if rows.get(context.db, one.name).wanted == "down":
+            return False
+        try:
+            if lifecycle.ready(context.home, one):
+                lifecycle.welcome(context.db, one)
+                watchdog.follow(one.name, found)
+                return True
+        except (probe.Refused, probe.Silent):
+            failed = 0
+        except EngineFailed as problem:
+            failed += 1
+            if failed >= BROKEN_ANSWERS:
+                raise _broken(one, found, problem) from problem
+        if spent_s > plan.start_limit_s:
+            raise EngineFailed(
+                f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
+            )
+        thawed_at = _end_frozen(found, thawed_at)
+    lifecycle.bury(context.db, context.home, one.name, found)
+    return False
+
+
+def _broken(one: Service, found: Identity, problem: EngineFailed) -> MlxqError:
+    """Give the error for a port that answers, and answers wrongly."""
+    if lifecycle.robbed(one, found):
+        return lifecycle.port_taken(one)
+    return EngineFailed(f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}")
+
+
+def _end_frozen(found: Identity, thawed_at: float) -> float:
+    """End a process that somebody stopped while it loads; give when it last was not frozen, in monotonic seconds."""
+    now = time.monotonic()
+    if not process.frozen(found):
+        return now
+    if now - thawed_at > health.patience(health.TEXT, memory.crowding()).frozen_s:
+        process.send(found, signal.SIGKILL)
+    return thawed_at
+
+
+def _put_aside(context: Context, one: Service, problem: MlxqError, *, again_s: float | None) -> None:
+    """End a service that runs and does not serve; it is tried again in `again_s` seconds, if at all.
+
+    It is ended before its row is: a worker that dies in between leaves a stop to finish, and no process forgotten.
+    """
+    rows.step(context.db, one.name, Step.ENDING, fence=one.generation)
+    if found := lifecycle.identity(one):
+        process.stop(found, lifecycle.GRACE_S)
+    lifecycle.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
+
+
+def _pause(context: Context, name: str) -> None:
+    """Wait for the next try. Raises MlxqError when there is none worth waiting for."""
+    while True:
+        one = rows.get(context.db, name)
+        if one.wanted == "down":
+            return
+        if one.doing in {Doing.FAILED, Doing.FLAPPING}:
+            raise lifecycle.as_error(one)
+        left_s = policy.left_s(one.next_try_at, context.db.now())
+        if left_s <= 0:
+            return
+        context.report("backoff", done=0, total=round(left_s, 1), unit="s")
+        context.wait(min(left_s, 0.5))

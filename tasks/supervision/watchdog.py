@@ -1,0 +1,314 @@
+"""The watchdog: what is wanted against what is, every two seconds and at every death.
+
+It decides and puts jobs in; the jobs act. A death is told by the exits thread within milliseconds; the tick would
+find it too, two seconds later.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from state import event, job, ledger, secrets, service, settings, stack
+from state.db import Database
+from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
+from state.service import ROUTED, SERVING, Doing, Service, Step
+from tasks.kinds import new
+from tasks.plan import gateway, health, leak, page, restart
+from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
+from tasks.plan.leak import Advice, Trend
+from tasks.plan.reconcile import Care, care, escalate, mends
+from tasks.queue import tick
+from tasks.runtime import log, runtime
+from tasks.supervision import lifecycle, probe
+from tasks.supervision.exit_watcher import Exits
+from tasks.system import log_rotation, memory, process
+from tasks.system.process import Identity
+from tasks.system.sleep_inhibitor import Awake
+
+TICK_S = 2.0
+PROBE_S = 1.5
+CANARY_S = 10.0
+NOTE_S = 30.0
+"""How often what was seen is written down while all is well."""
+LEAVE_S = gateway.LEAVE_SECONDS + lifecycle.GRACE_S
+"""How long one that was replaced may take to end by itself."""
+
+
+@dataclass
+class Charge:
+    """What is remembered of one running process between looks."""
+
+    identity: Identity
+    track: Track
+    noted_at: float = 0.0
+    canary: threading.Thread | None = None
+    answer: bool | None = None
+    """How the last canary went, until it is counted."""
+    trend: Trend = field(default_factory=Trend)
+
+
+class Watch:
+    """All that the watchdog remembers; it lives as long as the worker."""
+
+    def __init__(self) -> None:
+        self._busy = threading.Lock()
+        self._charges: dict[str, Charge] = {}
+        self._checked: set[str] = set()
+        self._leaving: dict[Identity, float] = {}
+        """Since when each was seen to leave, in monotonic seconds."""
+        self._wakes = memory.Wakes()
+        self._exits: Exits | None = None
+        self._starting = threading.Lock()
+        self._next_look = 0.0
+        self._begun = False
+        self._escalated = False
+        self._awake = Awake(memory.stay_awake_argv(os.getpid()))
+
+    def follow(self, name: str, identity: Identity) -> None:
+        """Be told at once when this process ends."""
+        with self._starting:
+            if self._exits is None:
+                self._exits = Exits(self._died)
+                self._exits.start()
+        self._exits.watch(name, identity)
+
+    def look(self) -> None:
+        """Look at every service once; a look that overlaps another, or comes before its time, is left out."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + settings.load(runtime.home)["watch-interval"] - TICK_S / 2
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            db = runtime.database()
+            lifecycle.kills.look()
+            if self._wakes.look(memory.asleep_s(), time.monotonic()):
+                self._charges.clear()
+            services = service.listing(db)
+            self._let_go(services)
+            self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
+            self._escalate(db, services)
+            self.see_off(services)
+            compared = self._next_to_compare(db, services)
+            for one in services:
+                self._tend(db, one, compare=one.name == compared)
+        finally:
+            self._busy.release()
+
+    def _escalate(self, db: Database, services: list[Service]) -> None:
+        """When every tier flaps, start anew what they share, the gateway; once, until one is up again."""
+        if not escalate(services):
+            self._escalated = False
+        elif not self._escalated:
+            self._escalated = True
+            event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier flaps.")
+            self._restart(db, gateway.SERVICE, "escalated")
+
+    def _let_go(self, services: list[Service]) -> None:
+        """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""
+        if not self._begun:
+            self._begun = True
+            for found in filter(None, map(lifecycle.running, services)):
+                log_rotation.let_go(process.members(found))
+
+    def see_off(self, services: list[Service]) -> None:
+        """End what was replaced and has not ended in the time that its last answer may take."""
+        now = time.monotonic()
+        there = [found for one in services for found in lifecycle.leaving(one)]
+        self._leaving = {found: self._leaving.get(found, now) for found in there}
+        for found, since in self._leaving.items():
+            if now - since > LEAVE_S:
+                log.warning("did_not_leave", pid=found.pid)
+                process.send(found, signal.SIGKILL)
+
+    def _died(self, name: str, identity: Identity) -> None:
+        """Take note of an end, and have the service started again when it is due at once."""
+        db = runtime.database()
+        with suppress(NotFound, StateUnavailable):  # what cannot be written now is found by the next look
+            why = lifecycle.bury(db, runtime.home, name, identity)
+            if why is None:
+                return
+            one = service.get(db, name)
+            log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, doing=one.doing)
+            if one.doing == Doing.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
+                self._restart(db, name, "gone")
+
+    def _tend(self, db: Database, one: Service, *, compare: bool) -> None:
+        """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
+        found = lifecycle.running(one)
+        fingerprint = _wanted_fingerprint(db, one) if compare else None
+        held = lifecycle.held(one.name)
+        need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint, held=held)
+        if need == Care.SETTLE and (dead := lifecycle.identity(one)):
+            self._died(one.name, dead)
+        elif need == Care.START:
+            self._restart(db, one.name, "gone")
+        elif need == Care.REPLACE:
+            self._restart(db, one.name, "changed")
+        elif need == Care.STOP:
+            ledger.submit(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
+        elif need == Care.JUDGE and found:
+            self._judge(db, one, found)
+
+    def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
+        """Choose who is compared with what would be started now, once in the worker's life.
+
+        One at a look, while all serve and none is about to be replaced: what an upgrade changed for every tier is
+        replaced one after another, and the others answer. Later changes come through jobs, which compare.
+        """
+        up = [one for one in services if one.wanted == "up"]
+        left = [one.name for one in up if one.name not in self._checked]
+        if not left or any(one.doing != Doing.READY for one in up) or _restarting(db):
+            return None
+        self._checked.add(left[0])
+        return left[0]
+
+    def _restart(self, db: Database, name: str, why: str) -> None:
+        """Have a job do it, unless one is at it already; a person may have switched mending off."""
+        one = service.get(db, name)
+        if settings.load(runtime.home)["auto-health-check"] or not mends(one, why, this_boot=lifecycle.this_boot(one)):
+            ledger.submit(db, new("restart", {"service": name, "why": why}), source="watchdog")
+
+    def _judge(self, db: Database, one: Service, found: Identity) -> None:
+        """Look at a running service, and have it replaced when it hangs."""
+        charge = self._charge(one.name, found)
+        limits = health.patience(_limits(db, one), memory.crowding())
+        now = time.monotonic()
+        status = _ask(one)
+        answer, charge.answer = charge.answer, None
+        frozen = status is None and process.frozen(found)
+        charge.track = health.follow(charge.track, Sample(now, status, answer, frozen))
+        verdict = health.verdict(charge.track, now, limits, woke_at=self._wakes.woke_at)
+        if status and one.kind == "engine" and health.canary_due(charge.track, status, now, limits):
+            _send_canary(charge, one)
+        self._act(db, one, charge, verdict, status)
+
+    def _charge(self, name: str, found: Identity) -> Charge:
+        """Give what is remembered of the process; a new one is followed from now on."""
+        charge = self._charges.get(name)
+        if charge is None or charge.identity != found:
+            charge = self._charges[name] = Charge(found, health.begin(time.monotonic()))
+            self.follow(name, found)
+        return charge
+
+    def _act(self, db: Database, one: Service, charge: Charge, verdict: Verdict, status: EngineStatus | None) -> None:
+        """Write down what the verdict changes, and have a hung service replaced."""
+        if verdict in {Verdict.SILENT, Verdict.STALLED, Verdict.BROKEN}:
+            step = Step.STALLED if verdict == Verdict.STALLED else Step.DEGRADED
+            if service.step(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
+                log.warning("service_hangs", service=one.name, verdict=verdict)
+            del self._charges[one.name]
+            self._restart(db, one.name, "hung")
+        elif verdict == Verdict.HEALTHY and one.doing != Doing.READY:
+            service.step(db, one.name, Step.READIED, fence=one.generation)
+        elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
+            charge.noted_at = time.monotonic()
+            used = memory.resident(charge.identity)
+            service.update(db, one.name, memory_bytes=used)
+            if one.kind == "engine" and status:
+                self._mind_memory(db, one, charge, status, used)
+
+    def _mind_memory(self, db: Database, one: Service, charge: Charge, status: EngineStatus, used: int) -> None:
+        """Have an engine whose memory only grows drop its cache, and be replaced when that did not help."""
+        charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
+        with suppress(NotFound):
+            budget = stack.tier(db, one.name).memory_bytes
+            spare = not (status.num_running or status.num_waiting) and _others_serve(db, one)
+            short = memory.memory().pressure != memory.Pressure.NORMAL
+            advice = leak.advise(charge.trend, budget, short=short, spare=spare)
+            told = f"Its memory grows by {leak.rise(charge.trend) * 60 / 2**20:.0f} MB a minute."
+            if advice == Advice.PURGE:
+                charge.trend = Trend(purged_at=time.monotonic())
+                event.record(db, "cache_purged", service=one.name, cause=told)
+                threading.Thread(target=_purge, args=(one,), name=f"purge-{one.name}", daemon=True).start()
+            elif advice == Advice.RECYCLE and service.step(
+                db, one.name, Step.DRAINED, fence=one.generation, cause=told
+            ):
+                self._restart(db, one.name, "leaks")
+
+
+def _restarting(db: Database) -> bool:
+    return any(one.live for one in job.listing(db, kind="restart", limit=1))
+
+
+def _wanted_fingerprint(db: Database, one: Service) -> str | None:
+    """Give the fingerprint of what would be started now; None where nothing could be."""
+    with suppress(MlxqError):
+        return lifecycle.blueprint(db, runtime.home, one.name).fingerprint
+    return None
+
+
+HUNG = {
+    Verdict.SILENT: "It takes connections and says nothing.",
+    Verdict.STALLED: "It has requests and makes no tokens.",
+    Verdict.BROKEN: "It answers, and every request fails.",
+}
+
+IDLE = health.read_status(None)
+"""What a gateway that answers counts as: there, with nothing to do."""
+
+
+def _ask(one: Service) -> EngineStatus | None:
+    """Ask a service how it is; None when it does not say."""
+    try:
+        if one.kind == "gateway":
+            return IDLE if probe.gateway_ready(one.port, PROBE_S) else None
+        if one.kind == "page":
+            return IDLE if probe.answers(one.port, page.HEALTH, PROBE_S) else None
+        return probe.status(one.port, _key(), PROBE_S)
+    except (EngineFailed, GatewayFailed):
+        return None
+
+
+def _key() -> str:
+    return secrets.read(runtime.home.secrets).get(secrets.TIER, "")
+
+
+def _others_serve(db: Database, one: Service) -> bool:
+    """Tell whether requests for a tier would be answered while it is away."""
+    return any(it.kind == "engine" and it.name != one.name and it.doing in ROUTED for it in service.listing(db))
+
+
+def _purge(one: Service) -> None:
+    with suppress(EngineFailed):
+        probe.purge(one.port, _key())
+
+
+def _limits(db: Database, one: Service) -> Limits:
+    with suppress(NotFound):
+        if one.kind == "engine" and stack.tier(db, one.name).vision:
+            return health.VISION
+    return health.TEXT
+
+
+def _send_canary(charge: Charge, one: Service) -> None:
+    """Ask for one token beside the tick, which must not wait for it."""
+    if charge.canary and charge.canary.is_alive():
+        return
+
+    def sing() -> None:
+        try:
+            probe.one_token(one.port, _key(), one.name, CANARY_S * min(health.MOST_CROWDED, memory.crowding()))
+        except EngineFailed:
+            charge.answer = False
+        else:
+            charge.answer = True
+
+    charge.canary = threading.Thread(target=sing, name=f"canary-{one.name}", daemon=True)
+    charge.canary.start()
+
+
+watch = Watch()
+follow = watch.follow
+
+
+@tick("reconcile", TICK_S)
+def reconcile() -> None:
+    """Look at every service."""
+    watch.look()

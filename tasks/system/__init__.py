@@ -1,0 +1,1 @@
+"""This machine: processes, ports, memory, hardware, logs and sleep."""

@@ -1,0 +1,152 @@
+"""Run long work in a child process, so that cancel and time limits really stop it.
+
+The request goes in on stdin as one JSON line; progress, the result or the error come back on stdout as JSON
+lines (tasks/system/child_protocol.py is the child's half). stdin stays open as long as this process lives: its end
+tells the child that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from state.errors import DeadlinePassed, Internal, rebuild
+
+GRACE_S = 5.0
+"""Between SIGTERM and SIGKILL."""
+LOOK_S = 0.25
+"""How often `cancelled` is asked."""
+_TAIL_BYTES = 2000
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Cancelled(Exception):
+    """The caller's `cancelled` said so; the child and all it started are gone."""
+
+
+class Later(Exception):
+    """The work can go on in `after_s` seconds and nothing is lost by waiting elsewhere: snooze the job."""
+
+    def __init__(self, reason: str, after_s: float) -> None:
+        self.reason = reason
+        self.after_s = after_s
+        super().__init__(reason)
+
+
+def run_child(
+    module: str,
+    request: Mapping[str, Any],
+    *,
+    on_progress: Progress = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+    timeout_s: float | None = None,
+) -> dict[str, Any]:
+    """Run `python -m module` on `request` and give its result.
+
+    Raises what the child raised of the MlxqError family or Later; Cancelled; DeadlinePassed after
+    `timeout_s` seconds; Internal when the child dies without a word. The child runs in its own process
+    group, which is gone when this returns or raises.
+    """
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with tempfile.TemporaryFile() as log, _started(module, request, log) as process:
+        for message in _messages(process, cancelled, deadline, module):
+            if "progress" in message:
+                on_progress(message["progress"])
+            else:
+                return _outcome(message)
+        raise _death(module, process.wait(), log)
+
+
+@contextmanager
+def _started(module: str, request: Mapping[str, Any], log: IO[bytes]) -> Generator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        start_new_session=True,
+    )
+    try:
+        _send(process, request)
+        yield process
+    finally:
+        _end(process)
+
+
+def _send(process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> None:
+    assert process.stdin
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+    except BrokenPipeError:  # it died at once; how is read from its exit and its log
+        return
+
+
+def _messages(
+    process: subprocess.Popen[bytes], cancelled: Callable[[], bool], deadline: float | None, module: str
+) -> Generator[dict[str, Any]]:
+    """Yield the child's lines until it closes stdout. Raises Cancelled, DeadlinePassed."""
+    assert process.stdout
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if cancelled():
+                raise Cancelled
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlinePassed(f"{module} ran over its time limit.", done="It was stopped.")
+            if not selector.select(LOOK_S):
+                continue
+            data = os.read(process.stdout.fileno(), 65536)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            yield from map(json.loads, lines)
+
+
+def _outcome(message: dict[str, Any]) -> dict[str, Any]:
+    if "result" in message:
+        return message["result"]
+    if "later" in message:
+        raise Later(message["later"]["reason"], message["later"]["after_s"])
+    error = rebuild(message["error"]["code"], message["error"]["message"], message["error"]["hint"])
+    error.done = message["error"]["done"]
+    raise error
+
+
+def _death(module: str, code: int, log: IO[bytes]) -> Internal:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+    said = log.read().decode(errors="replace").strip().splitlines()
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return Internal(f"{module} {how}: {said[-1] if said else 'it said nothing'}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Stop whatever is left of the child's group: SIGTERM, after GRACE_S SIGKILL."""
+    if process.poll() is None:
+        _signal(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    _signal(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe:
+            pipe.close()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # gone; macOS says EPERM of a group of zombies
+        return

@@ -1,0 +1,93 @@
+"""Is a port free, and if not, who has it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from tasks.system.process import Identity, identify
+
+ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - bound for a moment, never listened on
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who listens on a port. pid 0 and no identity: another user's program, which cannot be named."""
+
+    pid: int
+    name: str
+    identity: Identity | None
+
+
+def free(port: int) -> bool:
+    """Tell whether a server can bind the port now.
+
+    Binds as uvicorn does, with SO_REUSEADDR, so that connections in TIME_WAIT do not count. A listener on
+    all addresses counts too: macOS would let us bind beside it.
+    """
+    return all(_bindable(family, address, port) for family, address in ADDRESSES)
+
+
+def spare() -> int:
+    """Give a port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as trial:
+        return trial.getsockname()[1]
+
+
+def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
+    """Try one address; a machine without IPv6 has nobody listening there."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            trial.bind((address, port))
+    except OSError as problem:
+        return problem.errno not in {errno.EADDRINUSE, errno.EACCES}
+    return True
+
+
+def holder(port: int) -> Holder | None:
+    """Give who listens on the port, or None. It is only ever named; nothing here signals it."""
+    pid = _listener(port)
+    if pid is None:
+        return None
+    return Holder(pid, _name(pid), identify(pid) if pid else None)
+
+
+def _listener(port: int) -> int | None:
+    """Give the listener's pid, 0 when it belongs to another user, None when there is none."""
+    if sys.platform == "darwin":
+        return _lsof(port)
+    import psutil
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+            return connection.pid or 0
+    return None
+
+
+def _lsof(port: int) -> int | None:
+    """Ask lsof, as psutil may list only our own processes on macOS."""
+    command = ["/usr/sbin/lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    return parse_lsof(answer.stdout) if answer.stdout else (None if free(port) else 0)
+
+
+def parse_lsof(text: str) -> int | None:
+    """Read the first pid of `lsof -Fp`, whose lines are p<pid> and f<descriptor>."""
+    return next((int(line[1:]) for line in text.splitlines() if line.startswith("p")), None)
+
+
+def _name(pid: int) -> str:
+    """Give the program's name as a person would type it."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, ValueError):
+        if pid:
+            return psutil.Process(pid).name()
+    return "another user's program"

@@ -1,0 +1,1 @@
+"""Weights: found, downloaded, checked, converted and deleted."""

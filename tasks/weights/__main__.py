@@ -1,0 +1,31 @@
+"""The child that brings weights: plan, fetch, verify, or make the built-in model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from state.errors import Internal
+from tasks.system.child_protocol import Report, answer
+from tasks.weights import builtin, install, integrity
+from tasks.weights.source import Request
+
+
+def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Do what the request names in `do`."""
+    match request.pop("do"):
+        case "plan":
+            return install.plan(request["source"])
+        case "fetch":
+            return install.fetch(Request(**request), report)
+        case "verify":
+            return {"damaged": integrity.damaged(Path(request["folder"]), report)}
+        case "builtin":
+            builtin.make(Path(request["models"]), report)
+            return {}
+        case unknown:
+            raise Internal(f"The fetcher knows no {unknown!r}.")
+
+
+if __name__ == "__main__":
+    answer(work)

@@ -1,0 +1,109 @@
+"""Is what the catalog says true: its files, its parsers, and its repos on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalog import load, units
+from catalog.model import Model, Quant
+from catalog.problems import BadModelFile
+from catalog.schema import parse
+from state.errors import EngineFailed, Gated, MlxqError, NotFound
+from tasks.system.child import Later
+from tasks.weights.hub import Hub, connect
+
+if TYPE_CHECKING:
+    import httpx
+
+SIDE_BY_SIDE = 8
+SIZE_TOLERANCE = 0.05
+"""Share by which a repo may differ: tokenizer and configuration are counted there, and not in the catalog."""
+PARSERS_WAIT_S = 60.0
+_ASK = (
+    "import json; from vllm_mlx.reasoning import list_parsers; from vllm_mlx.tool_parsers import ToolParserManager; "
+    "print(json.dumps([ToolParserManager.list_registered(), list_parsers()]))"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know about a model."""
+
+    model: str
+    problem: str
+    wrong: bool = True
+    """False for what is worth a word and no mistake."""
+
+
+def files(overlay: Path) -> tuple[dict[str, Model], list[Finding]]:
+    """Read every file, the shipped ones and the person's, and go on after one that is wrong."""
+    models: dict[str, Model] = {}
+    findings: list[Finding] = []
+    for path in (*sorted(load.SHIPPED.glob("*.y*ml")), *sorted(overlay.glob("*.y*ml"))):
+        try:
+            row = parse(path.read_text(encoding="utf-8"), str(path))
+        except (BadModelFile, OSError, UnicodeDecodeError) as problem:
+            findings.append(Finding(path.stem, str(problem)))
+            continue
+        if row["id"] == path.stem:
+            models[path.stem] = load.model(row)
+        else:
+            findings.append(Finding(path.stem, f"{path}: the file is named otherwise than its id {row['id']!r}"))
+    return models, findings
+
+
+def parsers(models: Mapping[str, Model]) -> list[Finding]:
+    """Hold the parsers against the installed vllm-mlx, in a child: it is heavy. Raises EngineFailed without one."""
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _ASK],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=plain,
+        timeout=PARSERS_WAIT_S,
+    )
+    if done.returncode:
+        raise EngineFailed(f"vllm-mlx does not tell its parsers: {done.stderr.strip()[-200:]}", hint="mlxq doctor")
+    tools, reasoning = json.loads(done.stdout.splitlines()[-1])
+    findings: list[Finding] = []
+    for model in models.values():
+        for name, there, what in ((model.tool_parser, tools, "tool"), (model.reasoning_parser, reasoning, "reasoning")):
+            if name is not None and name not in there:
+                findings.append(Finding(model.id, f"vllm-mlx has no {what} parser {name!r}; it has {', '.join(there)}"))
+    return findings
+
+
+def repos(models: Mapping[str, Model]) -> list[Finding]:
+    """Ask the Hub for every repo: whether it is there, open, and of the size the catalog says."""
+    every = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
+    with connect() as client, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        asked = [pool.submit(_repo, client, model, quant) for model, quant in every]
+        return [finding for each in asked if (finding := each.result())]
+
+
+def _repo(client: httpx.Client, model: Model, quant: Quant) -> Finding | None:
+    try:
+        planned = Hub(client).plan(quant.repo, "main")
+    except NotFound:
+        return Finding(model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three")
+    except Gated:
+        return Finding(model.id, f"{quant.repo} is gated; a conversion should be open", wrong=False)
+    except (MlxqError, Later) as problem:
+        return Finding(model.id, f"{quant.repo} could not be checked: {problem}", wrong=False)
+    return _size(model, quant, sum(file.size for file in planned.files if file.name.endswith(".safetensors")))
+
+
+def _size(model: Model, quant: Quant, there: int) -> Finding | None:
+    """Say when the weights on the Hub are of another size."""
+    if abs(there - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
+        return None
+    return Finding(model.id, f"{quant.repo} holds {units.files(there)}; the catalog says {units.files(quant.bytes)}")

@@ -1,0 +1,88 @@
+"""Weights on this machine, as tasks use them: ask the Hub, fetch, hash again. The work runs in child processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.system.child import Progress, run_child
+from tasks.weights import manifest, source
+from tasks.weights.hub import Plan
+from tasks.weights.manifest import File, Manifest
+from tasks.weights.source import Request, Source
+
+_CHILD = "tasks.weights"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A folder of whole, readable weights."""
+
+    folder: Path
+    revision: str
+    notes: tuple[str, ...]
+    """What the person should know, such as a token that was refused."""
+
+
+def _nothing(_: dict[str, Any]) -> None:
+    return None
+
+
+def _never() -> bool:
+    return False
+
+
+def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Plan:
+    """Ask the Hub what a pull of `hub:org/name[@revision]` would fetch: files, bytes, gate, licence, commit.
+
+    Raises NotFound, Gated, Offline, Damaged, UsageProblem, Later, Cancelled.
+    """
+    found = run_child(_CHILD, {"do": "plan", "source": source}, cancelled=cancelled)
+    files = tuple(File(**file) for file in found.pop("files"))
+    notes = tuple(found.pop("notes"))
+    return Plan(**found, files=files, notes=notes)
+
+
+def here(text: str, models: Path) -> Path | None:
+    """Give the folder of a source that was fetched before, the newest one, without asking anybody.
+
+    Only for what does not change where it lies: a file on this machine is looked at again.
+    """
+    asked = source.parse(text)
+    if asked.kind == "file" or not models.is_dir():
+        return None
+    folders = [folder for folder in models.iterdir() if not folder.name.startswith(".")]
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
+        if _is_of(asked, manifest.read(folder)):
+            return folder
+    return None
+
+
+def fetch(request: Request, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
+    """Bring weights here, or give them at once when they are there. A killed or cancelled fetch goes on where it was.
+
+    `on_progress` gets {"phase"} and, while fetching, {"bytes", "total", "rate", "resumed": bytes that were here when it
+    began, "file", "files": name, bytes and size of each that is on its way} in bytes and bytes/s.
+    Raises NotFound, Gated, Offline, Damaged, DoesNotFit, UsageProblem, Busy (another process makes the same folder),
+    Later (the host asked for a pause, or the disk is full: snooze), Cancelled.
+    """
+    done = run_child(_CHILD, {"do": "fetch", **asdict(request)}, on_progress=on_progress, cancelled=cancelled)
+    return Fetched(Path(done["folder"]), done["revision"], tuple(done["notes"]))
+
+
+def verify(folder: Path, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> list[str]:
+    """Hash every file of a folder again and give the names of those that are not as they were fetched.
+
+    Raises NotFound for a folder without a manifest, Cancelled.
+    """
+    request = {"do": "verify", "folder": str(folder)}
+    return run_child(_CHILD, request, on_progress=on_progress, cancelled=cancelled)["damaged"]
+
+
+def _is_of(asked: Source, made: Manifest | None) -> bool:
+    """Tell whether a folder holds what is asked for."""
+    if made is None or (made.source, made.convert) != (str(asked), asked.convert):
+        return False
+    return asked.kind == "pypi" or asked.revision in {source.DEFAULT, made.revision}

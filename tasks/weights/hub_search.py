@@ -1,0 +1,97 @@
+"""What the Hub has for MLX, a page at a time. httpx is heavy; only a command that asks for this loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+
+from state.errors import Offline
+from tasks.weights.hub import CONNECT_S, unreachable, web_page
+
+ANSWER_S = 20.0
+FIELDS = ("downloads", "likes", "lastModified", "gated")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One repo."""
+
+    name: str
+    downloads: int
+    """In the last 30 days."""
+    likes: int
+    updated: str
+    """The date of the last change."""
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some repos, and whether there are more."""
+
+    repos: tuple[Repo, ...]
+    more: bool
+
+
+def page(number: int, size: int, *, search: str | None, author: str | None, tag: str | None) -> Page:
+    """Give one page of the Hub's MLX models, the most downloaded first.
+
+    The Hub pages by cursors, so page N takes N requests. Raises Offline.
+    """
+    import httpx
+    from huggingface_hub import constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise Offline("HF_HUB_OFFLINE is set, so the Hub is not asked.", hint="mlxq models --catalog")
+    endpoint, token = constants.ENDPOINT.rstrip("/"), get_token()
+    headers = {"user-agent": "mlxq"} | ({"authorization": f"Bearer {token}"} if token else {})
+    wanted = {"filter": ["mlx", *([tag] if tag else [])], "sort": "downloads", "limit": size, "expand[]": list(FIELDS)}
+    query = wanted | {name: value for name, value in (("search", search), ("author", author)) if value}
+    url = httpx.URL(f"{endpoint}/api/models", params=query)
+    try:
+        with httpx.Client(timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), headers=headers) as client:
+            answer = _good(client.get(url), endpoint)
+            for _ in range(number - 1):
+                following = answer.links.get("next", {}).get("url")
+                if following is None:
+                    return Page((), more=False)
+                answer = _good(client.get(_same_host(url.join(following), url)), endpoint)
+    except httpx.TransportError as problem:
+        raise unreachable(endpoint, problem) from problem
+    return Page(tuple(map(_repo, _rows(answer, endpoint))), more="next" in answer.links)
+
+
+def _same_host(following: Any, first: Any) -> Any:
+    """Keep to the endpoint: a link to elsewhere must not get the token."""
+    return first.copy_with(raw_path=following.raw_path)
+
+
+def _good(answer: Any, endpoint: str) -> Any:
+    if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        raise Offline(f"{endpoint} asks for a pause.", hint="Try again in a minute.")
+    if not answer.is_success:
+        raise Offline(f"{endpoint} answered {answer.status_code} when asked for models.", hint="Check HF_ENDPOINT.")
+    return answer
+
+
+def _rows(answer: Any, endpoint: str) -> list[Mapping[str, Any]]:
+    try:
+        found = answer.json()
+    except ValueError as problem:
+        raise web_page(endpoint) from problem
+    if not isinstance(found, list):
+        raise web_page(endpoint)
+    return [cast("Mapping[str, Any]", row) for row in cast("list[Any]", found) if isinstance(row, dict)]
+
+
+def _repo(row: Mapping[str, Any]) -> Repo:
+    """Read one row; what a mirror leaves out counts as nothing."""
+    return Repo(
+        name=str(row.get("id", "")),
+        downloads=int(row.get("downloads") or 0),
+        likes=int(row.get("likes") or 0),
+        updated=str(row.get("lastModified") or "")[:10],
+        gated=bool(row.get("gated")),
+    )

@@ -1,0 +1,143 @@
+"""Make one folder of weights from its source, whole or not at all. Runs in a child process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from state.errors import UsageProblem
+from tasks.weights import checksum, convert, disk, headers, hf_cache, local, manifest, prepare, source, staging
+from tasks.weights.hub import Hub, Plan
+from tasks.weights.manifest import File, Manifest
+from tasks.weights.source import Request, Source
+from tasks.weights.staging import Staging
+
+if TYPE_CHECKING:
+    from tasks.system.child_protocol import Report
+
+_SOURCE = "source"
+_MADE = "made"
+
+
+def plan(text: str) -> dict[str, Any]:
+    """Give the Plan of a Hub source as JSON."""
+    asked = source.parse(text)
+    if asked.kind != "hub":
+        raise UsageProblem(f"{text} does not lie on the Hub.")
+    return asdict(Hub().plan(asked.name, asked.revision))
+
+
+def fetch(request: Request, report: Report) -> dict[str, Any]:
+    """Make the folder and give {"folder", "revision", "notes"}. Raises what the pieces raise."""
+    asked = source.parse(request.source)
+    if asked.convert:
+        convert.check(asked.convert)
+    report({"phase": "asking", "file": asked.name})
+    if asked.kind == "file":
+        return _from_disk(request, asked, report)
+    hub = Hub()
+    return _from_hub(request, asked, hub, hub.plan(asked.name, asked.revision, code=request.code), report)
+
+
+def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: Report) -> dict[str, Any]:
+    from tasks.weights.downloader import Transfer
+
+    target = _target(request, asked, planned.revision)
+    if _is_done(request, target):
+        return _told(target, planned.revision, planned.notes)
+    with staging.hold(target) as held:
+        into = held.folder / _SOURCE if asked.convert else held.folder
+        into.mkdir(exist_ok=True)
+        extra = convert.result_bytes(asked.convert, planned.size) if asked.convert else 0
+        report({"phase": "adopting"})
+        hf_cache.adopt(planned.repo, planned.files, into)
+        disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
+        transfer = Transfer(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
+        small, large = _by_kind(planned.files)
+        transfer.fetch(small, _unheard)
+        headers.check_config(planned.repo, headers.read_json(into / "config.json"))
+        transfer.fetch([*small, *large], report)
+        _finish(
+            request, asked, held, Manifest(str(asked), planned.revision, planned.files, licence=planned.licence), report
+        )
+    return _told(target, planned.revision, planned.notes)
+
+
+def _from_disk(request: Request, asked: Source, report: Report) -> dict[str, Any]:
+    place = Path(asked.name)
+    revision = local.revision(place)
+    local.check(place)
+    target = _target(request, asked, revision)
+    if _is_done(request, target):
+        return _told(target, revision)
+    with staging.hold(target) as held:
+        into = held.folder / _SOURCE if asked.convert else held.folder
+        into.mkdir(exist_ok=True)
+        disk.reserve(held.folder, local.size(place), floor_bytes=request.floor_bytes)
+        report({"phase": "copying", "total": local.size(place)})
+        local.copy(place, into, code=request.code)
+        headers.inventory(into)
+        _finish(request, asked, held, Manifest(str(asked), revision, _hashed(into, report)), report)
+    return _told(target, revision)
+
+
+def _target(request: Request, asked: Source, revision: str) -> Path:
+    return Path(request.models) / source.folder_name(asked, revision)
+
+
+def _is_done(request: Request, target: Path) -> bool:
+    return manifest.read(target) is not None and not request.force
+
+
+def _told(target: Path, revision: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    return {"folder": str(target), "revision": revision, "notes": list(notes)}
+
+
+def _unheard(_: dict[str, Any]) -> None:
+    """Small files tell no progress: their total would be taken for that of the pull."""
+
+
+def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
+    """Split into the files that say what the model is, and the weights."""
+    large = [file for file in files if file.name.endswith(".safetensors")]
+    return [file for file in files if file not in large], large
+
+
+def _finish(request: Request, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
+    """Convert when asked, fit the weights to this machine, look at them and give the folder its name."""
+    files, pristine = came.files, ()
+    if asked.convert:
+        report({"phase": "converting"})
+        _convert(held.folder, asked.convert, Path(request.log) if request.log else held.folder / ".convert.log")
+        files, pristine = _hashed(held.folder, report), came.files
+    report({"phase": "preparing"})
+    recipe = prepare.choose(prepare.backend(), held.folder)
+    changed = set(prepare.apply(recipe, held.folder))
+    if changed:
+        pristine = pristine or tuple(file for file in files if file.name in changed)
+        files = tuple(_file(held.folder / file.name) if file.name in changed else file for file in files)
+    report({"phase": "checking"})
+    headers.inventory(held.folder)
+    done = recipe if changed else None
+    held.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, asked.convert))
+
+
+def _convert(folder: Path, quant: str, log: Path) -> None:
+    """Put what mlx-lm makes of the source in its place."""
+    convert.convert(folder / _SOURCE, folder / _MADE, quant, log)
+    for path in (folder / _MADE).iterdir():
+        path.replace(folder / path.name)
+    shutil.rmtree(folder / _SOURCE)
+
+
+def _hashed(folder: Path, report: Report) -> tuple[File, ...]:
+    """Name and hash every plain file of a folder."""
+    report({"phase": "checking"})
+    return tuple(_file(path) for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+
+
+def _file(path: Path) -> File:
+    return File(path.name, path.stat().st_size, "sha256", checksum.of_file(path, "sha256"))

@@ -1,0 +1,55 @@
+"""Hash weights again, and take damaged ones out of use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from state.errors import NotFound
+from tasks.weights import checksum, manifest, staging
+
+if TYPE_CHECKING:
+    from tasks.system.child_protocol import Report
+
+
+def damaged(folder: Path, report: Report) -> list[str]:
+    """Give the files that are missing or not what the manifest says. Runs in a child; reads every byte.
+
+    Raises NotFound for a folder without a manifest: nothing says what should be in it.
+    """
+    made = manifest.read(folder)
+    if made is None:
+        raise NotFound(f"{folder} has no {manifest.NAME}, so there is nothing to compare with.", hint="mlxq models")
+    wrong: list[str] = []
+    read = 0
+
+    def count(size: int) -> None:
+        nonlocal read
+        read += size
+        report({"phase": "checking", "bytes": read, "total": made.size})
+
+    for file in made.files:
+        path = folder / file.name
+        there = path.is_file() and path.stat().st_size == file.size
+        if not there or checksum.of_file(path, file.algorithm, count) != file.digest:
+            wrong.append(file.name)
+    return wrong
+
+
+def quarantine(folder: Path, names: list[str]) -> None:
+    """Take a damaged folder out of use and keep what is right of it for the next fetch. Raises Busy.
+
+    It becomes a staging folder without the damaged files. Files that a recipe or a conversion made go too: the
+    fetch must make them from the pristine ones again.
+    """
+    made = manifest.read(folder)
+    with staging.hold(folder) as held:
+        shutil.rmtree(held.folder)
+        folder.rename(held.folder)
+        if made:
+            names = [*names, *(file.name for file in made.pristine), manifest.NAME]
+        if made and made.convert:
+            names = [path.name for path in held.folder.iterdir() if path.is_file()]
+        for name in names:
+            (held.folder / name).unlink(missing_ok=True)

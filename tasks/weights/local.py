@@ -1,0 +1,86 @@
+"""Weights that a person has as a folder or an archive on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+from state.errors import Damaged, NotFound
+from tasks.weights import repo_files
+
+
+def revision(place: Path) -> str:
+    """Name what lies there by names, sizes and times of change, so that a changed folder is another revision."""
+    if not place.exists():
+        raise NotFound(f"There is no {place}.", hint="mlxq pull file:/the/folder/or/archive")
+    members = sorted(place.iterdir()) if place.is_dir() else [place]
+    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in members if path.is_file()]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def check(place: Path) -> None:
+    """Raise NotFound for a folder that holds no model; what an archive holds is seen when it is opened."""
+    if place.is_dir():
+        repo_files.check_loadable(str(place), [path.name for path in place.iterdir() if path.is_file()])
+
+
+def size(place: Path) -> int:
+    """Give the bytes it will take, as far as is known before it is opened."""
+    if place.is_dir():
+        return sum(path.stat().st_size for path in place.iterdir() if path.is_file())
+    if zipfile.is_zipfile(place):
+        with zipfile.ZipFile(place) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    return place.stat().st_size
+
+
+def copy(place: Path, folder: Path, *, code: bool = False) -> None:
+    """Bring the files a loader reads into `folder`. Raises Damaged for an archive that would write elsewhere."""
+    if place.is_dir():
+        for name in repo_files.choose([path.name for path in place.iterdir() if path.is_file()], code=code):
+            shutil.copyfile(place / name, folder / name)
+    elif zipfile.is_zipfile(place):
+        _unzip(place, folder, code=code)
+    elif tarfile.is_tarfile(place):
+        _untar(place, folder, code=code)
+    else:
+        raise NotFound(f"{place} is neither a folder nor a zip or tar archive.", hint="mlxq pull file:/a/folder")
+
+
+def _unzip(place: Path, folder: Path, *, code: bool) -> None:
+    with zipfile.ZipFile(place) as archive:
+        names = [member.filename for member in archive.infolist() if not member.is_dir()]
+        for name, inside in _top(names, code=code).items():
+            with archive.open(inside) as source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _untar(place: Path, folder: Path, *, code: bool) -> None:
+    with tarfile.open(place) as archive:
+        members = {member.name: member for member in archive.getmembers() if member.isfile()}
+        _refuse_links(place, archive)
+        for name, inside in _top(list(members), code=code).items():
+            source = archive.extractfile(members[inside])
+            assert source
+            with source, (folder / name).open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _refuse_links(place: Path, archive: tarfile.TarFile) -> None:
+    odd = [member.name for member in archive.getmembers() if not (member.isfile() or member.isdir())]
+    if odd:
+        raise Damaged(f"{place} holds {odd[0]!r}, which is no plain file.", done="Nothing was installed.")
+
+
+def _top(names: list[str], *, code: bool) -> dict[str, str]:
+    """Map each wanted file's name to its place in an archive that may hold one folder around everything."""
+    for name in names:
+        repo_files.safe(name.removeprefix("./"))
+    plain = {name.removeprefix("./"): name for name in names}
+    tops = {name.partition("/")[0] for name in plain}
+    around = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in plain) else ""
+    inside = {name.removeprefix(around): place for name, place in plain.items()}
+    return {name: inside[name] for name in repo_files.choose(inside, code=code)}

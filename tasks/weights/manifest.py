@@ -1,0 +1,75 @@
+"""mlxq.json: what a folder of weights holds, where it came from and what was done to it.
+
+A folder has one only when every file in it was right, so a folder with a manifest is installed and one
+without is not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from state.files import replace_private
+from tasks.weights.checksum import Algorithm
+
+NAME = "mlxq.json"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """One file as it must be."""
+
+    name: str
+    size: int
+    """Bytes."""
+    algorithm: Algorithm
+    digest: str
+    """Hex."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What lies in the folder."""
+
+    source: str
+    """`hub:org/name`, `pypi:name==version` or `file:/path`."""
+    revision: str
+    """The commit, version or hash the source had."""
+    files: tuple[File, ...]
+    """As they are on the disk now."""
+    recipe: str | None = None
+    """How they were prepared for this machine; None when they are as they came."""
+    pristine: tuple[File, ...] = ()
+    """What the recipe changed, as it came."""
+    licence: str | None = None
+    convert: str | None = None
+    """The quant mlx_lm made of the source; None when the source holds MLX weights."""
+
+    @property
+    def asked(self) -> str:
+        """The source as a person would ask for it again."""
+        return self.source + (f"#{self.convert}" if self.convert else "")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Put the manifest into the folder in one step."""
+    replace_private(folder / NAME, json.dumps({"version": _VERSION, **asdict(manifest)}, indent=2))
+
+
+def read(folder: Path) -> Manifest | None:
+    """Give the folder's manifest, or None when there is none that can be read."""
+    try:
+        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        files = tuple(File(**file) for file in found.pop("files"))
+        pristine = tuple(File(**file) for file in found.pop("pristine"))
+        found.pop("version")
+        return Manifest(**found, files=files, pristine=pristine)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

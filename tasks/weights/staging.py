@@ -1,0 +1,97 @@
+"""Where weights grow before they are whole: `<name>.partial` beside the folder they become.
+
+A lock that dies with its holder lets one process at a time write a folder. Nothing in a staging folder is
+lost by SIGKILL, and the folder gets its name only by a rename when all of it is right.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from state import lock
+from state.errors import Busy
+from tasks.weights import manifest
+from tasks.weights.manifest import Manifest
+
+SUFFIX = ".partial"
+LOCKS = ".locks"
+
+
+@dataclass(frozen=True)
+class Staging:
+    """One folder of weights in the making, held by this process."""
+
+    target: Path
+    """What it is called when it is whole."""
+
+    @property
+    def folder(self) -> Path:
+        """What it is called until then."""
+        return self.target.with_name(self.target.name + SUFFIX)
+
+    def finish(self, made: Manifest) -> None:
+        """Drop what the manifest does not name, write it and give the folder its name."""
+        keep = {file.name for file in made.files}
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                _remove(path)
+        manifest.write(self.folder, made)
+        old = self.folder.with_name(f".{self.target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.target.exists():
+            self.target.rename(old)
+        self.folder.rename(self.target)
+        _sync_folder(self.target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def hold(target: Path) -> Generator[Staging]:
+    """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does."""
+    locks = target.parent / LOCKS
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / target.name).open("a") as file:
+        if not lock.take(file):
+            raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs")
+        staging = Staging(target)
+        staging.folder.mkdir(exist_ok=True)
+        yield staging
+
+
+def held(target: Path) -> bool:
+    """Tell whether some process makes `target` right now."""
+    return lock.held(target.parent / LOCKS / target.name)
+
+
+def remove(folder: Path) -> int:
+    """Delete a folder of weights, whole or in the making, and give its bytes. Raises Busy while a fetch writes it."""
+    with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as held:
+        size = used(folder)
+        shutil.rmtree(folder)
+        shutil.rmtree(held.folder, ignore_errors=True)
+    return size
+
+
+def used(folder: Path) -> int:
+    """Give the bytes a folder takes on the disk; a sparse file counts for what it holds."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

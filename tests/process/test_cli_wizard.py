@@ -1,0 +1,284 @@
+"""The guided set-up as a person meets it, on a real terminal of 80 columns."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+from support import scene, typist
+from support.typist import ends, interrupt, typing
+
+from mlxq.commands import setup
+from state import facts, stack
+from state.db import Database, open_database
+from state.job import listing
+from state.paths import Home
+from tasks import kinds
+from tasks.system import hardware
+
+INTENT = "Enter for 1, or a number: "
+GO = "Enter to go on, c to change a model, w for why, q to leave all as it is: "
+TIER = r"Which tier: 1 standard, 2 fast, 3 longctx \(Enter to go back\): "
+MODEL = "A number, or a model's name; Enter keeps [^:]*: "
+KEEP = "Enter to keep these and bring them up, c to choose anew, q to leave all as it is: "
+TO_EACH_QUESTION: dict[str, list[tuple[str, str]]] = {
+    "intent": [],
+    "go": [(INTENT, "")],
+    "tier": [(INTENT, "2"), (GO, "c")],
+    "model": [(INTENT, ""), (GO, "c"), (TIER, "1")],
+    "again": [(INTENT, ""), (GO, "c"), (TIER, "2"), (MODEL, "")],
+}
+LAST = {"intent": INTENT, "go": GO, "tier": TIER, "model": MODEL, "again": GO}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    with typist.a_hub() as address:
+        yield address
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    return tmp_path / "fresh"
+
+
+@pytest.fixture
+def now(home: Home) -> Iterator[Database]:
+    """Give the ledger with the real clock."""
+    opened = open_database(home)
+    yield opened
+    opened.close()
+
+
+def answer(screen: pexpect.spawn[str], steps: list[tuple[str, str]]) -> None:
+    for question, said in steps:
+        screen.expect(question)
+        screen.sendline(said)
+
+
+def asked(db: Database) -> dict[str, Any]:
+    """Give what the task score was asked."""
+    return next(job.args for job in listing(db) if job.kind == "score")
+
+
+def shown(text: str) -> dict[str, str]:
+    """Read the last table: "model quant" by tier."""
+    rows = re.findall(r"^(standard|fast|longctx) +(\S+) +(\S+) +\d+[KM] ", text, re.MULTILINE)
+    return {tier: f"{model} {quant}" for tier, model, quant in rows[-3:]}
+
+
+def test_what_a_person_accepts_is_what_the_worker_is_asked_for(home: Home, now: Database, hub: str) -> None:
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    answer(screen, [(INTENT, "")])
+    screen.expect(GO)
+    table = shown(screen.before or "")
+    screen.sendline("")
+    code, _ = ends(screen)
+
+    assert code == 5
+    assert asked(now) == {"intent": "balanced", "pull": True, "start": True, "choice": table}
+    assert set(table) == {"standard", "fast", "longctx"}
+
+
+def test_a_changed_model_goes_through_the_chain_and_the_others_stay(home: Home, now: Database, hub: str) -> None:
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    answer(screen, [(INTENT, "")])
+    screen.expect(GO)
+    before = shown(screen.before or "")
+    screen.sendline("c")
+    answer(screen, [(TIER, "standard")])
+    screen.expect(MODEL)
+    offered = re.search(r"^2 +(\S+) +(\S+) ", screen.before or "", re.MULTILINE)
+    assert offered
+    screen.sendline("2")
+    screen.expect(GO)
+    assert shown(screen.before or "") == before | {"standard": " ".join(offered.groups())}
+    answer_named = [("", "c"), (TIER, "2"), (MODEL, "no-such-model"), (MODEL, "qwen3.5-2b int8")]
+    answer(screen, answer_named)
+    answer(screen, [(GO, "")])
+    ends(screen)
+
+    assert asked(now)["choice"] == before | {"standard": " ".join(offered.groups()), "fast": "qwen3.5-2b int8"}
+
+
+def test_a_model_serves_one_tier_and_must_fit_beside_the_others(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup", machine="m4-16")
+    answer(screen, [(INTENT, "")])
+    screen.expect(GO)
+    fast = shown(screen.before or "")["fast"].split()[0]
+    screen.sendline("c")
+    answer(screen, [(TIER, "1"), (MODEL, fast), (f"{fast} serves fast already.", "qwen3.5-27b int8")])
+    screen.expect(r"These models need \S+ GB together; the budget is \S+ GB: \S+ [GM]B too little\.")
+
+    assert interrupt(screen)[0] == 130
+
+
+@pytest.mark.parametrize("question", TO_EACH_QUESTION)
+def test_ctrl_c_at_every_question_changes_nothing_and_says_so(fresh: Path, hub: str, question: str) -> None:
+    screen = typing(fresh, hub, "setup")
+    answer(screen, TO_EACH_QUESTION[question])
+    screen.expect(LAST[question])
+    code, last = interrupt(screen)
+
+    assert code == 130
+    assert "Nothing was changed." in last
+    assert "Next: mlxq setup" in last
+    assert not fresh.exists()
+
+
+def test_ctrl_c_while_it_looks_at_the_machine_changes_nothing(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup")
+    screen.expect("Looking at this machine.")
+    code, last = interrupt(screen)
+
+    assert (code, "Nothing was changed." in last, fresh.exists()) == (130, True, False)
+
+
+def test_a_refusal_changes_nothing(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup")
+    answer(screen, [(INTENT, ""), (GO, "q")])
+    code, last = ends(screen)
+
+    assert (code, "Nothing was changed." in last, fresh.exists()) == (130, True, False)
+
+
+def test_a_wrong_key_is_answered_with_the_right_ones(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup")
+    answer(screen, [(INTENT, "7"), ("'7' is none of: Enter, 1, 2", "agent-fleet"), (GO, "w")])
+    screen.expect("Intent agent-fleet, budget")
+    screen.sendeof()
+
+    assert ends(screen)[0] == 130
+
+
+def test_a_set_up_that_is_under_way_is_followed_without_a_question(home: Home, now: Database, hub: str) -> None:
+    setup.begin(now, [kinds.new("detect"), kinds.new("score", needs=["detect"])])
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    code, last = ends(screen)
+
+    assert code == 5
+    assert "A setup is already under way (job 1); following that one." in last
+    assert [job.kind for job in listing(now)] == ["score", "detect"]
+
+
+def test_a_stack_that_is_here_stays_by_default(home: Home, now: Database, hub: str) -> None:
+    scene.set_up(now)
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    answer(screen, [(KEEP, "")])
+    ends(screen)
+
+    assert asked(now)["keep"]
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}}, "The settings ask for another budget"),
+        ({"builtin": True}, "The built-in model stood in here while no Hub was in reach."),
+    ],
+)
+def test_a_stack_that_answers_another_question_is_not_the_default(
+    home: Home, now: Database, hub: str, told: dict[str, Any], why: str
+) -> None:
+    scene.set_up(now)
+    facts.remember(now, "stack", told)
+    screen = typing(home.root, hub, "setup")
+    screen.expect(why)
+    screen.expect(INTENT)
+
+    assert interrupt(screen)[0] == 130
+
+
+def test_without_a_hub_the_stack_that_is_here_is_the_only_one(home: Home, now: Database) -> None:
+    scene.set_up(now)
+    screen = typing(home.root, "http://127.0.0.1:9", "setup", "--intent", "agent-fleet", "--timeout", "0")
+    answer(screen, [("Enter to bring these up, q to leave all as it is: ", "")])
+    ends(screen)
+
+    assert asked(now)["keep"]
+
+
+def test_without_a_hub_a_fresh_home_is_offered_the_built_in_model(fresh: Path) -> None:
+    """There is one choice, so nobody is asked what the models are for."""
+    screen = typing(fresh, "http://127.0.0.1:9", "setup")
+    screen.expect("No Hub is in reach: every tier serves the built-in model.")
+    answer(screen, [("Enter to go on, w for why, q to leave all as it is: ", "q")])
+
+    assert ends(screen)[0] == 130
+
+
+def test_a_new_choice_tells_what_becomes_of_the_stack_that_is_here(home: Home, now: Database, hub: str) -> None:
+    scene.set_up(now)
+    screen = typing(home.root, hub, "setup")
+    answer(screen, [(KEEP, "c"), (INTENT, ""), (GO, "q")])
+    screen.expect("Nothing was changed.")
+    ends(screen)
+    told = stack.tiers(now)
+
+    assert [tier.model for tier in told] == [model for _, model, *_ in scene.TIERS]
+    assert listing(now) == []
+
+
+def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: str) -> None:
+    scene.set_up(now)
+    screen = typing(home.root, hub, "setup")
+    answer(screen, [(KEEP, "c"), (INTENT, "")])
+    screen.expect("Against what is here now:(.*)" + GO)
+    assert screen.match
+    lines = [line for line in screen.match.group(1).splitlines() if line.strip()]
+    interrupt(screen)
+
+    assert [line.split()[0] for line in lines] == ["standard", "fast", "longctx"]
+    assert all(re.search(r" (stays|goes|becomes \S+ \S+)$", line) for line in lines)
+
+
+def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(
+    home: Home, now: Database, hub: str, tmp_path: Path
+) -> None:
+    scene.set_up(now)
+    recorded = hardware.parse_fixture((typist.MACHINES / "m4-max-128.txt").read_text())
+    facts.remember(now, "machine", recorded.as_row())
+    told = tmp_path / "told.json"
+    words = typist.argv("m4-max-128", "setup", "--remove", "fast", "--json")
+    screen = pexpect.spawn(
+        "/bin/sh", ["-c", f"{shlex.join(words)} > {told}"], env=typist.environment(home.root, hub), encoding="utf-8"
+    )
+    answer(screen, [(r"-  fast  +qwen3\.5-4b(.|\s)+Make this change \[Y/n\]: ", "n")])
+    code, last = ends(screen)
+
+    assert (code, "Nothing was changed." in last, told.read_text()) == (130, True, "")
+
+
+def test_a_download_that_the_disk_cannot_hold_cannot_be_accepted(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup", free_bytes=20 * 10**9)
+    answer(screen, [(INTENT, ""), ("has only 18 GB free for it", ""), ("C to change a model, w for why", "q")])
+
+    assert ends(screen)[0] == 130
+
+
+@pytest.mark.parametrize("machine", ["m1-pro-16", "m4-pro-64", "m2-ultra-192"])
+def test_no_line_is_wider_than_80_columns(machine: str, fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup", machine=machine, columns=200)
+    answer(screen, [(INTENT, ""), (GO, "c"), (TIER, "1")])
+    screen.expect(MODEL)
+    drawn = (screen.before or "").splitlines()
+    interrupt(screen)
+
+    assert [line for line in drawn if len(line) > 80] == []
+
+
+def test_a_dumb_terminal_gets_plain_words_only(fresh: Path, hub: str) -> None:
+    screen = typing(fresh, hub, "setup", TERM="dumb", NO_COLOR="")
+    screen.expect(INTENT)
+    drawn = screen.before or ""
+    answer(screen, [("", "")])
+    screen.expect(GO)
+    drawn += screen.before or ""
+    _, last = interrupt(screen)
+
+    assert "\x1b" not in drawn + last

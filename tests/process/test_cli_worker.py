@@ -1,0 +1,279 @@
+"""A command that needs the worker: one is started, never two, and a dead one is replaced. All processes are real."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlxq import jobs_client
+from state import ledger, secrets, service, wakeup, worker
+from state.db import Database, open_database
+from state.job import State, get
+from state.paths import Home
+from tasks import kinds
+from tasks.system import process
+
+PROGRAM = [sys.executable, "-P", "-m", "mlxq"]
+PATIENCE_S = 60.0
+LATER = replace(kinds.new("detect"), wait_s=3600.0)
+"""A job that stays queued as long as a test lasts."""
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_left(home: Home) -> Iterator[None]:
+    yield
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if each.environ().get("MLXQ_HOME") == str(home.root) and "worker" in each.cmdline():
+                each.kill()
+
+
+@pytest.fixture
+def db(home: Home) -> Iterator[Database]:
+    """Give the ledger with the real clock, which the worker has too."""
+    opened = open_database(home)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `mlxq` with arguments; whatever still runs at the end is killed."""
+    began: list[subprocess.Popen[str]] = []
+
+    def begin(*argv: str) -> subprocess.Popen[str]:
+        began.append(
+            subprocess.Popen(
+                [*PROGRAM, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return began[-1]
+
+    yield begin
+    for each in began:
+        each.kill()
+        each.communicate()
+
+
+def line_with(program: subprocess.Popen[str], words: str) -> str:
+    """Read stderr up to the line with these words; the test's time limit ends a wait in vain."""
+    assert program.stderr
+    return next(line for line in program.stderr if words in line)
+
+
+def pid_in(line: str) -> int:
+    found = re.search(r"pid (\d+)", line)
+    assert found
+    return int(found[1])
+
+
+def log_of(home: Home, event: str, count: int) -> int:
+    """Wait until the worker's log tells an event so often, and give how often it does."""
+    until = time.monotonic() + PATIENCE_S
+    told = 0
+    while told < count and time.monotonic() < until:
+        with contextlib.suppress(FileNotFoundError):
+            told = home.log("worker").read_text().count(event)
+    return told
+
+
+def test_commands_side_by_side_start_one_worker(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+
+    programs = [start("jobs", "watch", "1", "--timeout", "2") for _ in range(5)]
+    said = [program.communicate()[1] for program in programs]
+
+    assert [program.returncode for program in programs] == [5] * 5
+    assert sum(each.count("Started the worker") for each in said) == 1
+    assert log_of(home, "worker_started", 1) == 1
+
+
+def test_a_worker_that_a_person_runs_is_used(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    own = start("worker")
+    line_with(own, "worker_started")
+    ledger.submit(db, LATER)
+
+    watching = start("jobs", "watch", "1", "--timeout", "0.5")
+
+    assert "Started the worker" not in watching.communicate()[1]
+    assert watching.returncode == 5
+
+
+def test_a_second_worker_says_that_there_is_one(home: Home, start: Callable[..., subprocess.Popen[str]]) -> None:
+    line_with(start("worker"), "worker_started")
+
+    second = start("worker")
+
+    assert "already runs" in second.communicate()[1]
+    assert second.returncode == 1
+
+
+def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_the_job(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    job, _ = ledger.submit(db, LATER)
+    watching = start("jobs", "watch", str(job))
+    first = pid_in(line_with(watching, "Started the worker"))
+    log_of(home, "worker_started", 1)
+
+    os.kill(first, signal.SIGKILL)
+    second = pid_in(line_with(watching, "Started the worker again"))
+    watching.send_signal(signal.SIGINT)
+
+    assert second != first
+    assert f"job {job} goes on" in line_with(watching, "Stopped watching")
+    assert watching.wait(PATIENCE_S) == 130
+    assert get(db, job).state is State.QUEUED
+
+
+def test_a_second_ctrl_c_cancels(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
+    job, _ = ledger.submit(db, LATER)
+    watching = start("jobs", "watch", str(job))
+    line_with(watching, "Started the worker")
+
+    watching.send_signal(signal.SIGINT)
+    line_with(watching, "Stopped watching")
+    watching.send_signal(signal.SIGINT)
+
+    assert watching.wait(PATIENCE_S) == 130
+    assert get(db, job).state is State.CANCELLED
+
+
+def test_a_worker_that_cannot_start_is_given_up_with_its_log(
+    home: Home,
+    db: Database,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ledger.submit(db, LATER)
+    (tmp_path / "huey.py").write_text("raise SystemExit(1)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    watching = start("jobs", "watch", "1")
+    said = watching.communicate(timeout=PATIENCE_S)[1]
+
+    assert watching.returncode == 1
+    assert "The worker ended 3 times, last with exit code 1. The jobs are kept." in said
+    assert str(home.log("worker")) in said
+
+
+def test_the_worker_s_log_is_private(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
+    ledger.submit(db, LATER)
+
+    start("jobs", "watch", "1", "--timeout", "0.2").communicate()
+
+    modes = {path.name: path.stat().st_mode & 0o077 for path in Path(home.root).rglob("*") if not path.is_symlink()}
+    assert dict.fromkeys(modes, 0) == modes
+
+
+def test_down_ends_the_worker_of_a_home_without_a_stack(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+    pid = pid_in(line_with(start("jobs", "watch", "1"), "Started the worker"))
+    log_of(home, "worker_started", 1)
+    ledger.cancel(db, 1)
+
+    down = start("down")
+
+    assert "There is no stack; the worker has ended." in down.communicate()[1]
+    assert down.returncode == 0
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert "There is no stack to put down." in start("down").communicate()[1]
+
+
+QUICKLY = """
+from state.paths import home
+from tasks import worker
+worker.HEALTH_S, worker.SETTLE_S = 0.1, 1.0
+worker.run(home())
+"""
+
+
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced", "unlocked"])
+def test_a_worker_ends_with_its_home(home: Home, db: Database, fate: str) -> None:
+    """Its services end too when it was deleted; elsewhere it may come back, or another one have adopted them."""
+    service.ensure(db, "fast", "engine", 9001)
+    secrets.ensure(home.secrets)
+    marks = {"MLXQ_HOME": str(home.root), "MLXQ_SERVICE": "fast"}
+    serving = subprocess.Popen(["sleep", "600"], env=os.environ | marks, process_group=0)
+    threading.Thread(target=serving.wait, daemon=True).start()  # as init would, so that its death can be seen
+    own = subprocess.Popen([sys.executable, "-P", "-c", QUICKLY], stderr=subprocess.PIPE, text=True)
+    line_with(own, "worker_started")
+
+    if fate == "deleted":
+        shutil.rmtree(home.root, ignore_errors=True)  # the worker may be writing into it
+    elif fate == "unlocked":
+        home.worker_lock.unlink()
+    else:
+        home.root.rename(home.root.with_name("moved"))
+    if fate == "replaced":
+        home.make()
+        home.worker_lock.touch()
+
+    assert own.wait(PATIENCE_S) == 0
+    assert (serving.poll() is None) is (fate != "deleted")
+    serving.kill()
+    serving.wait()
+
+
+def test_down_ends_the_worker_that_a_command_started(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    ledger.submit(db, LATER)
+    line_with(start("jobs", "watch", "1"), "Started the worker")
+    with wakeup.watcher(home) as bell:
+        while (found := worker.current(db)) is None:
+            bell.wait(0.2)
+
+    ledger.cancel(db, 1)
+    jobs_client.stop_idle_worker(home)
+
+    assert not process.alive(process.decode(found.owner))
+
+
+JOB = [
+    *("schema_version", "job"),
+    *("id", "kind", "args", "lane", "priority", "ukey", "chain", "source", "state", "attempt", "failures"),
+    *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
+    *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
+]
+STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
+
+
+CHOSEN = ["budget_named", "kept", "tiers", "sizes"]
+
+
+def test_setup_as_json_is_a_line_at_each_change_and_status_at_the_end(
+    home: Home, db: Database, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    out, err = start("setup", "--yes", "--no-pull", "--json").communicate(timeout=PATIENCE_S)
+
+    *lines, last = [json.loads(line) for line in out.splitlines()]
+    assert [[*line, *line["job"]] for line in lines] == [JOB] * len(lines), err
+    assert list(last) == STATUS
+    ended = {line["job"]["kind"]: line["job"]["state"] for line in lines}
+    assert ended == {"detect": "succeeded", "score": "succeeded", "configure": "succeeded"}
+    chosen = next(line["job"]["result"] for line in lines if line["job"]["kind"] == "score" and line["job"]["result"])
+    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "explain", *CHOSEN]

@@ -1,0 +1,88 @@
+"""An engine that is drained: told once, left alone until its last answer, and down without a fault."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from state import event, service
+from state.db import Database
+from state.paths import Home
+from state.service import Doing, Service, Step
+from tasks.supervision import lifecycle
+from tasks.system import process
+
+ENGINE = """
+import signal, sys, threading
+told = threading.Event()
+signal.signal(signal.SIGUSR2, lambda *_: told.set())
+print("up", file=sys.stderr, flush=True)
+while not told.wait(0.01): pass
+sys.exit({code})
+"""
+"""Ends as soon as it is told to drain; vllm-mlx itself does so with code 0 after its last answer."""
+
+
+@pytest.fixture
+def serve(home: Home, db: Database) -> Iterator[Callable[[int], Service]]:
+    """Give what starts a process that serves as tier fast, and ends with a code when it is told to drain."""
+
+    def start(code: int) -> Service:
+        argv = [sys.executable, "-c", ENGINE.format(code=code)]
+        service.ensure(db, "fast", "engine", 1)
+        service.want(db, "fast", "up")
+        service.intend(db, "fast", argv, "f", 1)
+        spawned = process.spawn(argv, {}, home.log("fast"), home.run, "fast")
+        while "up" not in home.log("fast").read_text():
+            assert process.alive(spawned.engine)
+        marks = {"identity": process.encode(spawned.engine), "shim": process.encode(spawned.shim)}
+        service.step(db, "fast", Step.SPAWNED, **marks)
+        service.step(db, "fast", Step.READIED)
+        return service.get(db, "fast")
+
+    yield start
+    if found := lifecycle.running(service.get(db, "fast")):
+        process.stop(found, 1)
+
+
+def test_an_engine_that_ends_when_drained_is_stopped_and_not_dead(serve: Callable[[int], Service], db: Database):
+    serving = serve(0)
+    service.want(db, "fast", "down")
+    found = lifecycle.drain(db, serving)
+    assert found is not None
+    assert service.get(db, "fast").doing is Doing.DRAINING
+    assert process.wait(found, 10)
+
+    assert lifecycle.bury(db, db.home, "fast", found) is None
+    lifecycle.take_down(db, db.home, service.get(db, "fast"))
+    one = service.get(db, "fast")
+    assert (one.doing, one.restarts, one.exits, one.identity) == (Doing.STOPPED, 0, [], None)
+    assert [each.name for each in event.of_service(db, "fast")][-3:] == ["wanted_down", "drained", "stopped"]
+
+
+def test_an_engine_that_dies_while_it_drains_is_dead(serve: Callable[[int], Service], db: Database):
+    found = lifecycle.drain(db, serve(9))
+    assert found is not None
+    assert process.wait(found, 10)
+
+    assert lifecycle.bury(db, db.home, "fast", found) is not None
+    assert service.get(db, "fast").exit_code == 9
+
+
+def test_a_drain_that_is_asked_again_goes_on(serve: Callable[[int], Service], db: Database):
+    """The worker may die between the step and the signal; the next one asks anew."""
+    serving = serve(0)
+    service.step(db, "fast", Step.DRAINED)
+    found = lifecycle.drain(db, serving)
+    assert found is not None
+    assert process.wait(found, 10)
+
+
+def test_only_an_engine_that_serves_is_drained(db: Database):
+    service.ensure(db, "fast", "engine", 1)
+    service.ensure(db, "gateway", "gateway", 2)
+    for name in ("fast", "gateway"):
+        assert lifecycle.drain(db, service.get(db, name)) is None
+        assert service.get(db, name).doing is Doing.STOPPED

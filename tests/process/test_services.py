@@ -1,0 +1,173 @@
+"""The jobs that start and stop a tier. Small real processes stand in for its engines."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.here import Run, runner
+from support.ports import free_port
+
+from state import ledger, service, stack
+from state.db import Database
+from state.job import State
+from state.paths import Home
+from state.service import Doing, Service, Step
+from state.stack import Tier
+from tasks import runtime
+from tasks.kinds import new
+from tasks.plan import engine
+from tasks.supervision import lifecycle, services, watchdog
+from tasks.system import ports, process, prompt_cache
+
+FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
+FAST = Tier("fast", "m", "int4", "file:/m", 0, 2048, 2**30, cache_bytes=0, concurrency=1)
+TASKS = {"start": services.start, "restart": services.restart, "stop": services.stop, "drain": services.drain}
+
+
+def fake(made: Tier, python: str) -> list[str]:
+    """Give the command line of an engine that goes on when it is told to drain, as one with an answer to make does."""
+    command = [python, "-I", "-S", str(FAKE), "--port", str(made.port), "--name", made.name]
+    return ["/bin/sh", "-c", 'trap "" USR2; exec "$@"', "sh", *command]
+
+
+@pytest.fixture
+def run(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
+    """Put one job in, run it here as the worker does, and give its row."""
+    monkeypatch.setattr(engine, "argv", fake)
+    aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
+    aside.home = Home(tmp_path / "aside").make()
+    monkeypatch.setattr(watchdog, "runtime", aside)
+    yield runner(db, home, TASKS, monkeypatch)
+    for left in process.find_orphans(str(home.root), "fast"):
+        process.stop(left, 0)
+
+
+def shall_listen(db: Database, port: int) -> None:
+    stack.replace(db, [replace(FAST, port=port, weights=str(db.home.root))])
+
+
+@pytest.fixture
+def serving(db: Database, run: Run) -> Service:
+    """Give the row of the tier fast, which serves."""
+    shall_listen(db, free_port())
+    assert run("start", service="fast").state is State.SUCCEEDED
+    return service.get(db, "fast")
+
+
+@pytest.mark.parametrize("kind", ["start", "restart"])
+def test_a_service_moves_to_a_new_port_with_its_next_start(
+    home: Home, db: Database, run: Run, serving: Service, kind: str
+) -> None:
+    moved = free_port()
+    shall_listen(db, moved)
+
+    assert run(kind, service="fast").state is State.SUCCEEDED
+
+    one = service.get(db, "fast")
+    assert (one.port, one.generation) == (moved, serving.generation + 1)
+    assert lifecycle.ready(home, one)
+    assert ports.free(serving.port)
+
+
+def test_a_service_whose_new_port_is_taken_goes_on_where_it_is(
+    home: Home, db: Database, run: Run, serving: Service
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        shall_listen(db, stranger.getsockname()[1])
+        failed = run("restart", service="fast")
+
+    assert failed.error_code == "port_taken"
+    assert failed.error
+    assert f"(pid {os.getpid()})" in failed.error
+    assert failed.error.endswith(f"fast goes on at port {serving.port}.")
+    one = service.get(db, "fast")
+    assert (one.identity, one.port, one.doing) == (serving.identity, serving.port, Doing.READY)
+    assert lifecycle.ready(home, one)
+
+
+def test_a_service_that_is_wanted_again_is_not_stopped_for_an_old_look(
+    db: Database, run: Run, serving: Service
+) -> None:
+    """The watchdog saw that nobody wanted it; a person's `up` was quicker than the watchdog's job."""
+    assert run("stop", service="fast", unwanted=True).state is State.SUCCEEDED
+
+    one = service.get(db, "fast")
+    assert (one.wanted, one.doing, one.identity) == ("up", Doing.READY, serving.identity)
+
+
+def test_the_watchdog_has_stopped_what_nobody_wants(db: Database, run: Run, serving: Service) -> None:
+    service.want(db, "fast", "down")
+    watchdog.Watch()._tend(db, service.get(db, "fast"), compare=False)
+    asked = db.row("SELECT kind, args FROM jobs WHERE source = 'watchdog'")
+    assert asked
+    assert tuple(asked) == ("stop", '{"service": "fast", "unwanted": true}')
+    db.run("DELETE FROM jobs WHERE source = 'watchdog'")
+
+    run("stop", service="fast", unwanted=True)
+
+    assert service.get(db, "fast").doing is Doing.STOPPED
+    assert ports.free(serving.port)
+
+
+def test_the_last_wish_counts_also_while_a_stop_waits_for_its_turn(
+    db: Database, run: Run, serving: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person puts it down and up again before the first job gets to it."""
+    real = service.want
+
+    def change_of_mind(*asked: object) -> None:
+        real(*asked)  # type: ignore[arg-type]
+        real(db, "fast", "up")
+
+    monkeypatch.setattr(service, "want", change_of_mind)
+    run("stop", service="fast")
+
+    assert service.get(db, "fast").identity == serving.identity
+
+
+def test_an_engine_that_was_drained_for_a_new_start_gets_one(db: Database, run: Run, serving: Service) -> None:
+    """The worker died before it had put that start in."""
+    service.step(db, "fast", Step.DRAINED)
+
+    assert run("start", service="fast").state is State.SUCCEEDED
+
+    one = service.get(db, "fast")
+    assert (one.doing, one.generation, one.restarts) == (Doing.READY, serving.generation + 1, 0)
+
+
+def test_a_purge_is_done_beside_a_restart_that_is_under_way(
+    home: Home, db: Database, run: Run, serving: Service
+) -> None:
+    """Attached to the plain restart, it would be lost."""
+    old = prompt_cache.folder(home, "fast") / "entry" / "tokens.bin"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"x" * 4096)
+    plain, _ = ledger.submit(db, new("restart", {"service": "fast"}))
+    ledger.claim(db, "ops", {"restart"}, "another worker")
+
+    purging = run("restart", service="fast", purge=True)
+
+    assert (purging.id != plain, purging.state) == (True, State.SUCCEEDED)
+    assert not old.exists()
+    assert service.get(db, "fast").generation == serving.generation + 1
+
+
+def test_a_drain_that_is_cancelled_stops_what_is_left(
+    db: Database, run: Run, serving: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lifecycle.drain
+
+    def drain_and_be_cancelled(db: Database, one: Service) -> process.Identity | None:
+        ledger.cancel(db, db.value("SELECT id FROM jobs WHERE kind = 'drain'"))
+        return real(db, one)
+
+    monkeypatch.setattr(lifecycle, "drain", drain_and_be_cancelled)
+
+    assert run("drain", service="fast").state is State.SUCCEEDED
+    assert service.get(db, "fast").doing is Doing.STOPPED
+    assert ports.free(serving.port)

@@ -1,0 +1,350 @@
+"""`mlxq models`, `mlxq catalog check` and `mlxq status --simulate`: what they list, and how they refuse."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import click
+import pytest
+from support import tiny_model
+
+from catalog.load import entries
+from catalog.machine import Machine
+from mlxq import cli, options
+from mlxq.commands import rm
+from state import facts as host
+from state import stack, weights
+from state.db import Database
+from state.paths import Home
+from state.stack import Tier
+
+GIB = 2**30
+MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 64 * GIB, 48 * GIB, 273, "table", 17, gpu_cores=20)
+MACHINES = Path(__file__).parents[2] / "fixtures" / "machines"
+
+
+@pytest.fixture
+def known(db: Database) -> Database:
+    """Give a home that knows its machine."""
+    host.remember(db, "machine", MACHINE.as_row())
+    return db
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["--explain"], 2, "--explain needs --recommend"),
+        (["--intent", "balanced"], 2, "--intent needs --recommend"),
+        (["--catalog", "--show-all"], 2, "--show-all needs --recommend"),
+        (["--budget", "30gb"], 2, "--budget needs --catalog or --recommend"),
+        (["--available", "--family", "phi"], 2, "--family needs --catalog or --recommend"),
+        (["--search", "qwen"], 2, "--search needs --available"),
+        (["--catalog", "--recommend"], 2, "--catalog and --recommend are two lists"),
+        (["--catalog", "--budget", "0gb"], 2, "a size is a number above 0 with a unit"),
+        (["--catalog", "--budget", "30"], 2, "such as 30gb or 24gib"),
+        (["--catalog", "--family", "gemma9"], 2, "No model has the family 'gemma9'; there is"),
+        (["--catalog", "--tag", "singing"], 2, "No model has the tag 'singing'; there is"),
+        (["--catalog", "--family", "gemma3", "--tool-calling"], 2, "No model agrees with all of that"),
+        (["--recommend", "--budget", "1gb"], 4, "The smallest stack needs"),
+    ],
+)
+def test_what_makes_no_sense_is_said(
+    known: Database, argv: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["models", *argv]) == code
+
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("30gb", 30 * GIB), ("24GiB", 24 * GIB), ("512m", GIB // 2), ("1.5 TB", 1536 * GIB)],
+)
+def test_a_size_of_memory_is_read_as_it_is_shown(text: str, size: int) -> None:
+    assert options.Memory().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("argv", [["--catalog"], ["--recommend"], ["--recommend", "--show-all"]])
+def test_every_table_fits_eighty_columns(
+    home: Home, known: Database, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["models", *argv]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_the_catalog_lists_every_model_once(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", "--catalog", "--json"]) == 0
+
+    assert sorted(entries()) == sorted(model["id"] for model in said(capsys)["models"])
+
+
+def test_the_catalog_says_what_has_no_room_here(
+    home: Home, known: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.run(["models", "--catalog"])
+
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "no room" in rows["qwen3.5-397b-a17b"]
+    assert "no room" not in rows["qwen3-8b"]
+
+
+def test_a_person_s_own_model_is_listed(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.catalog.mkdir()
+    text = json.dumps(
+        {
+            "id": "mine", "family": "Mine", "total_params_b": 1, "layers": 2, "hidden_size": 64, "context": 4096,
+            "attention": {"full": 2, "kv_heads": 2, "head_dim": 32},
+            "quants": {"int4": {"source": "hub:me/mine", "bytes": 10**9}},
+        }
+    )  # fmt: skip
+    (home.catalog / "mine.yaml").write_text(text)
+
+    cli.run(["models", "--catalog", "--family", "mine", "--json"])
+
+    assert [model["id"] for model in said(capsys)["models"]] == ["mine"]
+
+
+def test_a_wrong_model_file_is_told_with_line_and_field(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.catalog.mkdir()
+    (home.catalog / "mine.yaml").write_text("id: mine\ntotal_params_b: -4\n")
+
+    assert cli.run(["models", "--catalog"]) == 2
+
+    assert "mine.yaml:2: total_params_b: -4 is not allowed; allowed: a number above 0" in capsys.readouterr().err
+
+
+def test_a_recommendation_stays_within_the_budget_and_explains_itself(
+    home: Home, known: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.run(["models", "--recommend", "--budget", "30gb", "--intent", "agent-fleet", "--json"])
+
+    told = said(capsys)
+    assert told["total_bytes"] <= told["budget_bytes"] == 30 * GIB
+    assert [tier["tier"] for tier in told["tiers"]] == ["standard", "fast", "longctx"]
+    assert told["total_bytes"] == sum(tier["memory_bytes"]["total"] for tier in told["tiers"])
+    assert "With 45 GB" in told["explain"]
+
+
+def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model.make(home.models / "by-hand")
+    stack.replace(db, [Tier("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
+    (home.models / "other@abc.partial").mkdir()
+
+    assert cli.run(["models", "--json"]) == 0
+
+    hand, partial = said(capsys)["models"]
+    assert (hand["model"], hand["state"], hand["used_by"], hand["source"]) == ("by-hand", "valid", ["fast"], None)
+    assert hand["size_bytes"] > 100_000
+    assert partial["state"] == "partial"
+
+
+def test_weights_that_are_served_are_refused_before_anybody_is_asked(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model.make(home.models / "by-hand")
+    stack.replace(db, [Tier("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
+
+    assert cli.run(["rm", "by-hand"]) == 1
+
+    assert capsys.readouterr().err == "Error: by-hand is served by fast.\nNext: mlxq rm by-hand --force\n"
+    assert db.value("SELECT count(*) FROM jobs") == 0
+
+
+def test_weights_are_told_with_when_they_were_verified(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model.make(home.models / "by-hand")
+    facts = dict.fromkeys(("parameters", "bits", "context", "kv_bytes_per_token", "size", "vision"), 0)
+    weights.record(
+        db,
+        str(folder),
+        "file:/m",
+        {"revision": "1", "model_type": "llama", "quantization": None, "recipe": None, **facts},
+    )
+
+    assert cli.run(["models", "--json"]) == 0
+    assert [each["verified_at"] for each in said(capsys)["models"]] == [db.now()]
+    assert cli.run(["models"]) == 0
+    assert " ago " in capsys.readouterr().out
+
+
+def test_without_weights_the_next_command_is_named(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models"]) == 0
+
+    assert "mlxq models --recommend" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted(MACHINES.glob("*.txt")), ids=lambda file: file.stem)
+def test_every_recorded_machine_is_simulated(home: Home, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["status", "--simulate", str(file), "--json"]) == 0
+
+    told = said(capsys)
+    assert told["hardware"]["memory_bytes"] > GIB
+    assert told["total_bytes"] <= told["budget_bytes"]
+
+
+def test_a_file_that_records_no_machine_is_refused(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "novel.txt").write_text("It was a dark and stormy night.")
+
+    assert cli.run(["status", "--simulate", str(tmp_path / "novel.txt")]) == 2
+
+    assert "no recording of a machine" in capsys.readouterr().err
+
+
+class Listing(http.server.BaseHTTPRequestHandler):
+    """The Hub's list of models: 45 repos, paged by a Link header as the real one pages."""
+
+    asked: list[dict[str, list[str]]]
+    endpoint: str
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        type(self).asked.append(query)
+        first, size = int(query.get("cursor", ["0"])[0]), int(query["limit"][0])
+        rows = [{"id": f"org/m{n}", "downloads": 100 - n, "gated": n == 1} for n in range(45)][first : first + size]
+        self.send_response(200)
+        if first + size < 45:
+            following = f"http://evil.example/api/models?limit={size}&cursor={first + size}"
+            self.send_header("Link", f'<{following}>; rel="next"')
+        self.end_headers()
+        self.wfile.write(json.dumps(rows).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub() -> Iterator[type[Listing]]:
+    Listing.asked = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listing)
+    Listing.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield Listing
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run(home: Home, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run mlxq in a process of its own: huggingface_hub reads its settings when it is imported."""
+    command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-P", "-m", "mlxq"]
+    return subprocess.run([*command, *argv], capture_output=True, text=True, check=False)
+
+
+def test_the_hub_s_list_is_paged_and_filtered(home: Home, hub: type[Listing]) -> None:
+    done = run(
+        home, "models", "--available", "--page", "2", "--search", "qwen", "--author", "org", "--tag", "vision",
+        "--json", HF_ENDPOINT=hub.endpoint,
+    )  # fmt: skip
+
+    told = json.loads(done.stdout)
+    assert [repo["name"] for repo in told["models"]] == [f"org/m{n}" for n in range(20, 40)]
+    assert told["more"] is True
+    assert (hub.asked[0]["search"], hub.asked[0]["author"]) == (["qwen"], ["org"])
+    assert hub.asked[0]["filter"] == ["mlx", "vision"]
+
+
+def test_past_the_last_page_there_is_nothing(home: Home, hub: type[Listing]) -> None:
+    done = run(home, "models", "--available", "--page", "4", HF_ENDPOINT=hub.endpoint)
+
+    assert done.returncode == 0
+    assert "no such repo" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "does not answer"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
+)
+def test_without_the_hub_the_list_says_so(home: Home, environment: dict[str, str], words: str) -> None:
+    done = run(home, "models", "--available", **environment)
+
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_the_catalog_as_shipped_passes_its_check(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["catalog", "check", "--offline", "--json"]) == 0
+
+    told = said(capsys)
+    assert (told["models"], told["findings"], told["hub_asked"]) == (len(entries()), [], False)
+
+
+def test_the_check_names_every_wrong_file_and_parser(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    home.catalog.mkdir()
+    (home.catalog / "torn.yaml").write_text("id: [torn\n")
+    (home.catalog / "vague.yaml").write_text("id: vague\nlayers: some\n")
+
+    assert cli.run(["catalog", "check", "--offline"]) == 1
+
+    out, err = capsys.readouterr()
+    assert "torn.yaml:2" in out
+    assert "vague.yaml:2: layers: 'some' is not allowed" in out
+    assert "2 things are wrong" in err
+
+
+def test_the_models_complete_in_a_shell() -> None:
+    argument = options.ModelName()
+
+    found = argument.shell_complete(None, None, "qwen3-8")  # pyright: ignore[reportArgumentType] (neither is read)
+
+    assert [item.value for item in found] == ["qwen3-8b"]
+
+
+def test_a_recommendation_without_a_hub_says_what_set_up_would_do(
+    known: Database, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert cli.run(["models", "--recommend"]) == 0
+
+    said = capsys.readouterr().err
+    assert "No Hub is in reach to fetch these from." in said
+    assert "the built-in model (smollm2-135m)" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        (["--family", "gemma3"], "mlxq models --catalog --family gemma3"),
+        (["--tag", "two words"], "mlxq models --catalog --tag 'two words'"),
+        (["--budget", "1.5gb"], "mlxq models --catalog --budget 1536mb"),
+        (["--explain"], "mlxq models --recommend --explain"),
+    ],
+)
+def test_the_hint_is_a_command_that_can_be_run(asked: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", *asked]) == 2
+    assert f"Next: {hint}\n" in capsys.readouterr().err
+
+
+def test_what_is_deleted_or_timed_is_completed_from_the_weights_that_are_here(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert completed("") == []
+    tiny_model.make(home.models / "mine")
+    monkeypatch.setenv("MLXQ_HOME", str(home.root))
+    assert completed("") == ["mine"]
+    assert completed("x") == []
+
+
+def completed(begun: str) -> list[str]:
+    """Give what Tab offers to `mlxq rm`."""
+    with click.Context(rm.command) as ctx:
+        return [each.value for each in options.InstalledName().shell_complete(ctx, rm.command.params[0], begun)]

@@ -1,0 +1,310 @@
+"""Changes of the stack by hand: `mlxq setup --add`, `--remove`, `--model`, and the tasks behind them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.here import Run, runner
+
+from catalog.load import entries
+from catalog.machine import Machine
+from mlxq import cli
+from mlxq.setup import edit
+from mlxq.setup.edit import Change
+from state import facts, job, service, stack
+from state.db import Database
+from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
+from state.job import State
+from state.paths import Home
+from state.stack import Tier
+from tasks import assign, kinds, score, stack_jobs
+from tasks.plan.placement import place
+
+GB = 10**9
+SMALL = entries()["smollm2-135m"]
+QUANT = next(iter(SMALL.quants))
+STANDARD = Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", 8000, 32768, 8 * GB, 1, 1)
+FAST = replace(STANDARD, name="fast", port=8001, memory_bytes=GB)
+MACHINE = Machine("test", "cpu", "Linux", 64 * GB, 48 * GB, 100.0, "measured", 1.0)
+
+
+@pytest.fixture
+def settled(db: Database) -> Database:
+    """Give the ledger of a machine with two tiers, whose engines have rows."""
+    facts.remember(db, "machine", MACHINE.as_row())
+    stack.replace(db, [STANDARD, FAST])
+    for tier in (STANDARD, FAST):
+        service.ensure(db, tier.name, "engine", tier.port)
+        service.want(db, tier.name, "up")
+    return db
+
+
+def test_a_tier_gets_the_most_context_that_fits_and_the_first_free_port() -> None:
+    made = place("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=20 * GB)
+
+    assert (made.port, made.context, made.source) == (8002, SMALL.context, SMALL.quants[QUANT].source)
+    assert made.memory_bytes + STANDARD.memory_bytes + FAST.memory_bytes <= 20 * GB
+    again = place("tiny", SMALL, QUANT, [STANDARD], base_port=8000, budget_bytes=20 * GB)
+    assert again.port == 8001
+
+
+def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum() -> None:
+    whole = place("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=20 * GB)
+    less = place("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=whole.memory_bytes - 1)
+
+    assert less.context == whole.context // 2
+    with pytest.raises(DoesNotFit, match=r"needs \S+ [GM]B, and 0 B of the budget of 8\.4 GB is left"):
+        place("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=9 * GB)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Fast", "a b", "-a", "gateway", "default", "cloud", "configure", "fast", "x" * 40]
+)
+def test_a_name_that_cannot_be_a_tier_is_refused(name: str) -> None:
+    with pytest.raises(UsageProblem):
+        place(name, SMALL, QUANT, [FAST], base_port=8000, budget_bytes=20 * GB)
+
+
+def test_ten_tiers_are_the_most() -> None:
+    many = [replace(FAST, name=f"t{number}", port=8000 + number, memory_bytes=1) for number in range(10)]
+    with pytest.raises(UsageProblem, match="10 are the most"):
+        place("tiny", SMALL, QUANT, many, base_port=8000, budget_bytes=20 * GB)
+
+
+def labelled(batch: list[kinds.New]) -> dict[str, list[str]]:
+    return {new.label or new.kind: [*map(str, new.needs), *(f"~{one}" for one in new.softly)] for new in batch}
+
+
+def test_the_gateway_hears_of_a_new_tier_when_its_engine_serves() -> None:
+    assert labelled(stack_jobs.arrival("tiny", ["old"])) == {
+        "old": [],
+        "tiny": ["~old"],
+        "configure": ["tiny"],
+        "gateway": ["configure"],
+    }
+
+
+def test_the_gateway_hears_that_a_tier_leaves_before_its_engine_goes() -> None:
+    serving = labelled(stack_jobs.farewell(["fast"], serving=True))
+    assert serving == {"configure": [], "gateway": ["configure"], "fast": ["~gateway"]}
+    assert labelled(stack_jobs.farewell(["fast"], serving=False)) == {"configure": [], "fast": []}
+
+
+def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Database, home: Home) -> None:
+    wanted = Change(add=(("smollm2-135m", "one"), ("smollm2-135m", "two")), remove=("fast",))
+
+    made = edit.plan(settled, home, wanted)
+
+    assert [tier.name for tier in (*made.kept, *made.gone, *made.new)] == ["standard", "fast", "one", "two"]
+    pull = f"pull {made.new[0].source}"
+    assert labelled(edit.jobs(made, wanted, serving=True)) == {
+        "detect": [],
+        "configure": [],
+        "gateway": ["configure"],
+        "fast": ["~gateway"],
+        pull: [],
+        "assign one": ["detect", pull],
+        "assign two": ["assign one", pull],
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        (Change(remove=("nobody",)), NotFound),
+        (Change(remove=("standard", "fast")), UsageProblem),
+        (Change(add=(("no-such-model-at-all", "x"),)), MlxqError),
+        (Change(add=(("hub:own/model", "x"),)), UsageProblem),
+        (Change(add=(("smollm2-135m", "fast"),)), UsageProblem),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_changes(
+    settled: Database, home: Home, wanted: Change, problem: type[MlxqError]
+) -> None:
+    with pytest.raises(problem):
+        edit.plan(settled, home, wanted)
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
+
+
+def test_without_a_stack_there_is_nothing_to_change(db: Database, home: Home) -> None:
+    with pytest.raises(NotSetUp):
+        edit.plan(db, home, Change(remove=("fast",)))
+
+
+def test_a_removed_tier_serves_until_its_job_takes_it_down(settled: Database, home: Home) -> None:
+    wanted = Change(remove=("fast",))
+
+    edit.begin(settled, edit.plan(settled, home, wanted), wanted)
+
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
+    assert (service.get(settled, "fast").wanted, service.get(settled, "standard").wanted) == ("up", "up")
+
+
+TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign, "score": score.score}
+
+
+@pytest.fixture
+def run(settled: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Put one job in, run it as the worker does, and give its row as it is then."""
+    return runner(settled, home, TASKS, monkeypatch)
+
+
+def test_a_tier_that_left_the_stack_is_forgotten(run: Run, settled: Database) -> None:
+    stack.replace(settled, [STANDARD])
+
+    assert run("retire", service="fast").result == {"service": "fast", "gone": True}
+
+    assert service.find(settled, "fast") is None
+
+
+def test_a_tier_that_is_back_in_the_stack_stays(run: Run, settled: Database) -> None:
+    assert run("retire", service="fast").result == {"service": "fast", "gone": False}
+    assert service.get(settled, "fast").wanted == "up"
+
+
+CHOICE = {"standard": "qwen3.5-9b int8", "fast": "smollm2-135m " + QUANT, "longctx": "gemma-4-e4b int4"}
+
+
+@pytest.mark.parametrize("hub", [True, False])
+def test_the_models_that_a_person_chose_are_the_stack(run: Run, settled: Database, hub: bool) -> None:
+    facts.remember(settled, "hub", {"reachable": hub})
+
+    first, again = (run("score", choice=CHOICE, pull=False, start=False) for _ in range(2))
+
+    assert (first.state, again.state) == (State.SUCCEEDED, State.SUCCEEDED), first.error
+    assert {tier.name: f"{tier.model} {tier.quant}" for tier in stack.tiers(settled)} == CHOICE
+    assert (first.result["kept"], again.result["kept"]) == (False, True)
+
+
+def test_a_choice_stays_when_setup_runs_again_without_one(run: Run, settled: Database) -> None:
+    facts.remember(settled, "hub", {"reachable": True})
+    run("score", choice=CHOICE, pull=False, start=False)
+
+    assert run("score", pull=False, start=False).result["tiers"] == CHOICE
+
+
+def test_a_choice_that_does_not_fit_changes_nothing(run: Run, settled: Database) -> None:
+    ended = run("score", choice=CHOICE | {"longctx": "qwen3.5-122b-a10b int4"}, pull=False, start=False)
+
+    assert (ended.state, ended.error_code) == (State.FAILED, "does_not_fit")
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
+
+
+def test_keep_holds_whatever_is_there(run: Run, settled: Database) -> None:
+    facts.remember(settled, "hub", {"reachable": True})
+
+    kept = run("score", keep=True, pull=False, start=False)
+
+    assert kept.result["tiers"] == {"standard": "qwen3.5-9b int4", "fast": "qwen3.5-9b int4"}
+
+
+def test_a_model_is_given_a_tier_once(run: Run, settled: Database) -> None:
+    asked = {"model": "smollm2-135m", "quant": QUANT, "tier": "tiny"}
+
+    first, second = run("assign", **asked), run("assign", **asked)
+
+    assert (first.state, second.state) == (State.SUCCEEDED, State.SUCCEEDED), first.error
+    assert first.result["port"] == 8002
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast", "tiny"]
+
+
+def test_a_model_alone_takes_the_place_of_the_stack(run: Run, settled: Database) -> None:
+    ended = run("assign", model="smollm2-135m", quant=QUANT, tier="standard", alone=True)
+
+    assert ended.state is State.SUCCEEDED, ended.error
+    assert [(tier.name, tier.model) for tier in stack.tiers(settled)] == [("standard", "smollm2-135m")]
+    assert "retire" in {one.kind for one in job.of_chain(settled, ended.id)}
+
+
+def test_an_assignment_that_does_not_fit_changes_nothing(run: Run, settled: Database) -> None:
+    stack.replace(settled, [replace(STANDARD, memory_bytes=60 * GB)])
+
+    ended = run("assign", model="smollm2-135m", quant=QUANT, tier="tiny")
+
+    assert (ended.state, ended.error_code) == (State.FAILED, "does_not_fit")
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--add", "smollm2-135m"],
+        ["--as", "tiny"],
+        ["--add", "a", "--add", "b", "--as", "x"],
+        ["--model", "smollm2-135m", "--remove", "fast"],
+        ["--remove", "fast", "--intent", "balanced"],
+        ["--remove", "fast", "--no-pull"],
+        ["--add", "smollm2-135m", "--as", "Not A Name"],
+        ["--add", "smollm2-135m", "--as", "tiny"],
+        ["--remove", "fast", "--no-input"],
+        ["--model", "smollm2-135m"],
+        ["--no-input"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_and_a_question_that_nobody_can_answer_exit_2(
+    settled: Database, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stack.tiers(settled)
+
+    assert cli.run(["setup", *argv]) == 2
+
+    assert "Error" in capsys.readouterr().err
+    assert stack.tiers(settled) == before
+    assert job.listing(settled) == []
+
+
+def test_a_dry_run_shows_the_change_and_makes_none(settled: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["setup", "--dry-run", "--add", "smollm2-135m", "--as", "tiny", "--remove", "fast"]
+    assert cli.run([*argv, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert cli.run(argv) == 0
+    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+
+    assert [[tier["tier"] for tier in told[name]] for name in ("kept", "gone", "new")] == [
+        ["standard"],
+        ["fast"],
+        ["tiny"],
+    ]
+    assert ["+", "tiny"] in shown
+    assert ["-", "fast"] in shown
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
+    assert job.listing(settled) == []
+
+
+def test_a_stack_made_by_hand_stays_until_another_is_asked_for(settled: Database, home: Home) -> None:
+    facts.remember(settled, "stack", {"asked": {"intent": "balanced"}, "builtin": True, "budget_bytes": GB})
+    wanted = Change(remove=("fast",))
+    edit.begin(settled, edit.plan(settled, home, wanted), wanted)
+
+    assert facts.recall(settled, "stack") == {"budget_bytes": GB, "builtin": False}
+
+
+def test_a_tier_that_came_while_a_person_was_asked_stays(settled: Database, home: Home) -> None:
+    wanted = Change(remove=("fast",))
+    made = edit.plan(settled, home, wanted)
+    late = replace(STANDARD, name="late", port=8005)
+    stack.replace(settled, [STANDARD, FAST, late])
+    edit.begin(settled, made, wanted)
+
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "late"]
+
+
+def test_a_dry_run_in_a_fresh_home_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "fresh"))
+
+    assert cli.run(["setup", "--dry-run", "--model", "smollm2-135m"]) == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_the_folder_of_a_stranger_is_told_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["setup", "--dry-run", "--model", "~nobody-of-that-name/model"]) == 2
+    assert "There is no folder ~nobody-of-that-name/model." in capsys.readouterr().err

@@ -1,0 +1,138 @@
+import dataclasses
+
+import pytest
+
+from state.service import Doing, Service, Wanted
+from tasks.plan.reconcile import Care, care, escalate, mends
+
+NOW = 1000.0
+READY = Service(
+    name="fast",
+    kind="engine",
+    wanted="up",
+    doing=Doing.READY,
+    observed="healthy",  # type: ignore[arg-type]
+    generation=3,
+    argv=[],
+    fingerprint="f1",
+    port=8001,
+    identity="boot/812/77",
+    shim=None,
+    started_at=NOW,
+    ready_at=NOW,
+    exits=[],
+    restarts=0,
+    next_try_at=None,
+    exit_code=None,
+    cause_code=None,
+    cause=None,
+    hint=None,
+    memory_bytes=None,
+    updated_at=NOW,
+)
+
+
+def seen(
+    doing: str, wanted: Wanted = "up", *, alive: bool = True, next_try_at: float | None = None, held: bool = False
+) -> Care:
+    one = dataclasses.replace(READY, doing=Doing(doing), wanted=wanted, next_try_at=next_try_at)
+    return care(one, alive=alive, now=NOW, fingerprint="f1", held=held)
+
+
+@pytest.mark.parametrize(
+    ("doing", "need"),
+    [
+        ("stopped", "start"),
+        ("starting", "start"),
+        ("loading", "start"),
+        ("ready", "judge"),
+        ("stalled", "judge"),
+        ("degraded", "judge"),
+        ("draining", "replace"),
+        ("stopping", "start"),
+        ("backoff", "start"),
+        ("flapping", "start"),
+        ("failed", "leave"),
+    ],
+)
+def test_what_a_wanted_service_needs(doing: str, need: str):
+    """A start is asked for in loading too, and a drained one is replaced: the worker may have died in between."""
+    assert seen(doing) == need
+
+
+@pytest.mark.parametrize("doing", ["stopped", "starting", "loading", "stopping", "backoff", "flapping"])
+def test_what_a_job_is_starting_needs_no_other(doing: str):
+    assert seen(doing, held=True) == Care.LEAVE
+
+
+@pytest.mark.parametrize("doing", Doing)
+def test_an_unwanted_service_is_stopped_whatever_it_does(doing: Doing):
+    assert seen(doing, "down") == (Care.LEAVE if doing == Doing.STOPPED else Care.STOP)
+
+
+def test_a_replacement_that_was_cut_short_is_finished():
+    one = dataclasses.replace(READY, successor={"argv": [], "fingerprint": "f2"})
+
+    assert care(one, alive=True, now=NOW, fingerprint="f1", held=False) == Care.REPLACE
+    assert care(dataclasses.replace(one, wanted="down"), alive=True, now=NOW, fingerprint="f1", held=False) == Care.STOP
+
+
+@pytest.mark.parametrize("doing", ["starting", "loading", "ready", "stalled", "degraded", "draining"])
+def test_a_death_nobody_saw_is_settled_first(doing: str):
+    assert seen(doing, alive=False) == Care.SETTLE
+
+
+def test_a_stop_that_was_cut_short_is_finished():
+    """The worker died after it told the process to end; the end itself was asked for and counts for nothing."""
+    assert seen("stopping", "down", alive=False) == Care.STOP
+    assert seen("stopping", "up", alive=False) == Care.START
+
+
+@pytest.mark.parametrize("doing", ["backoff", "flapping"])
+def test_the_next_try_waits_for_its_time(doing: str):
+    assert seen(doing, alive=False, next_try_at=NOW + 1) == Care.LEAVE
+    assert seen(doing, alive=False, next_try_at=NOW) == Care.START
+
+
+def test_a_clock_set_back_keeps_nothing_down():
+    assert seen("backoff", alive=False, next_try_at=NOW + 3600) == Care.START
+
+
+@pytest.mark.parametrize(
+    ("doing", "why", "this_boot", "mending"),
+    [
+        ("backoff", "gone", True, True),
+        ("flapping", "gone", True, True),
+        ("backoff", "gone", False, False),
+        ("loading", "gone", True, False),
+        ("stopped", "gone", True, False),
+        ("degraded", "hung", True, True),
+        ("ready", "escalated", True, True),
+        ("ready", "changed", True, False),
+        ("draining", "leaks", True, False),
+    ],
+)
+def test_only_what_died_or_hangs_is_mended(doing: str, why: str, this_boot: bool, mending: bool):
+    """The rest is bringing up what is wanted, which auto-health-check does not switch off."""
+    assert mends(dataclasses.replace(READY, doing=Doing(doing)), why, this_boot=this_boot) == mending
+
+
+def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():
+    assert care(READY, alive=True, now=NOW, fingerprint="f2", held=False) == Care.REPLACE
+    assert care(READY, alive=True, now=NOW, fingerprint=None, held=False) == Care.JUDGE
+
+
+def flapping(*doing: str, gateway: str = "ready") -> bool:
+    engines = [dataclasses.replace(READY, name=f"t{n}", doing=Doing(each)) for n, each in enumerate(doing)]
+    down = dataclasses.replace(READY, name="spare", doing=Doing.STOPPED, wanted="down")
+    gate = dataclasses.replace(READY, name="gateway", kind="gateway", doing=Doing(gateway))
+    return escalate([*engines, down, gate])
+
+
+def test_only_when_every_tier_flaps_the_trouble_is_above_them():
+    assert flapping("flapping", "flapping")
+    assert not flapping("flapping", "ready")
+    assert not flapping("flapping", "failed")
+    assert not flapping("flapping")
+    assert not flapping("flapping", "flapping", gateway="loading")
+    assert not flapping()

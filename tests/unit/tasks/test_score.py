@@ -1,0 +1,129 @@
+"""The fan-out of `score`: what waits for what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from catalog.load import entries
+from catalog.machine import Machine
+from state import ledger, service, settings
+from state.db import Database
+from state.errors import DoesNotFit
+from state.job import of_chain
+from state.paths import Home
+from state.stack import Tier
+from tasks import kinds, recommend, score, stack_jobs
+
+STANDARD = Tier("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
+FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
+LONG = replace(STANDARD, name="longctx", port=8002)
+
+
+def needs(batch: list[score.New]) -> dict[str, list[str]]:
+    return {new.label or new.kind: list(map(str, new.needs)) for new in batch}
+
+
+def test_an_engine_waits_for_its_own_weights_alone() -> None:
+    assert needs(score.plan([STANDARD, FAST, LONG], pull=True, start=True)) == {
+        "pull hub:x/a": [],
+        "pull hub:x/b": [],
+        "configure": [],
+        "gateway": ["configure"],
+        "standard": ["configure", "pull hub:x/a"],
+        "fast": ["configure", "pull hub:x/b"],
+        "longctx": ["configure", "pull hub:x/a"],
+        "verify": ["gateway", "standard", "fast", "longctx"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("pull", "start", "labels"),
+    [
+        (True, False, ["pull hub:x/a", "configure"]),
+        (False, True, ["configure", "gateway", "standard", "verify"]),
+        (False, False, ["configure"]),
+    ],
+)
+def test_what_was_not_asked_for_is_not_put_in(pull: bool, start: bool, labels: list[str]) -> None:
+    assert list(needs(score.plan([STANDARD], pull=pull, start=start))) == labels
+
+
+def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> None:
+    made = ledger.submit_all(db, score.plan([STANDARD, FAST], pull=True, start=True))
+
+    chain = of_chain(db, made["pull hub:x/b"][0])
+    assert [job.kind for job in chain if job.state == "queued"] == ["pull", "pull", "configure"]
+    assert len(chain) == len(made)
+
+
+def test_the_page_comes_up_beside_the_gateway_and_nothing_waits_for_it() -> None:
+    batch = needs(score.plan([STANDARD], pull=False, start=True, around=["gateway", "page"]))
+    assert batch["page"] == ["configure"]
+    assert batch["verify"] == ["gateway", "standard"]
+
+
+def test_a_page_that_was_switched_off_leaves_the_stack(home: Home, db: Database) -> None:
+    service.ensure(db, "page", "page", 4001)
+    assert (stack_jobs.around(home), stack_jobs.leaving(db)) == (["gateway", "page"], [])
+    settings.write(home, "page-port", 0)
+    assert (stack_jobs.around(home), stack_jobs.leaving(db)) == (["gateway"], ["page"])
+
+
+def test_a_second_setup_attaches_to_the_first(db: Database) -> None:
+    first = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
+    second = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
+
+    assert {label: pair[0] for label, pair in first.items()} == {label: pair[0] for label, pair in second.items()}
+    assert not any(new for _, new in second.values())
+
+
+def test_every_kind_of_the_fan_out_is_a_kind() -> None:
+    assert {new.kind for new in score.plan([STANDARD], pull=True, start=True)} <= set(kinds.KINDS)
+
+
+def test_a_budget_too_small_says_what_would_do() -> None:
+    tiny = Machine("test", "cpu", "Linux", 2 * 10**9, 10**9, 20.0, "measured", 0.1)
+
+    with pytest.raises(DoesNotFit, match="needs"):
+        recommend.choose(tiny, entries(), {"intent": "balanced", "budget_pct": 40, "quant": None}, hub=True)
+
+
+ASKED = {"intent": "balanced", "budget_pct": "auto", "quant": None}
+
+
+def test_what_is_not_asked_is_as_it_was_asked_before(home: Home) -> None:
+    """`setup -y` after `setup --intent agent-fleet --budget-pct 60` asks for the same again."""
+    told = {"asked": ASKED | {"intent": "agent-fleet", "budget_pct": 60}, "budget_named": True}
+
+    assert recommend.question(None, None, told, settings.load(home)) == told["asked"]
+    assert recommend.question("balanced", 50, told, settings.load(home)) == ASKED | {"budget_pct": 50}
+    assert recommend.question(None, None, {}, settings.load(home)) == ASKED
+
+
+def test_a_stack_that_only_stood_in_may_be_chosen_by_its_name() -> None:
+    """What a person agreed to without a Hub comes, also when the Hub is back a moment later."""
+    machine = Machine("test", "cpu", "Linux", 16 * 10**9, 12 * 10**9, 20.0, "measured", 0.1)
+    choice = dict.fromkeys(("standard", "fast", "longctx"), "smollm2-135m int4")
+
+    assert recommend.choose(machine, entries(), ASKED | {"choice": choice}, hub=True).intent == "built-in"
+
+
+@pytest.mark.parametrize(
+    ("asked", "choice", "hub", "kept"),
+    [
+        (ASKED, None, True, True),
+        (ASKED | {"intent": "agent-fleet"}, None, True, False),
+        (ASKED | {"intent": "agent-fleet"}, None, False, True),
+        (ASKED, {"standard": "a int4", "fast": "b int4"}, True, True),
+        (ASKED, {"standard": "a int8", "fast": "b int4"}, True, False),
+        (ASKED, {"standard": "a int8", "fast": "b int4"}, False, False),
+    ],
+)
+def test_a_stack_stays_while_it_answers_the_question(
+    asked: dict[str, object], choice: dict[str, str] | None, hub: bool, kept: bool
+) -> None:
+    now = [STANDARD, FAST]
+
+    assert recommend.answers(now, {"asked": ASKED}, asked, choice, hub=hub) == kept

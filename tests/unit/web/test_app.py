@@ -1,0 +1,196 @@
+"""Whom the page answers, and whom not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import click
+import pytest
+from starlette.testclient import TestClient
+from support import scene
+
+from mlxq.cli import mlxq
+from mlxq.web.app import Page, build
+from mlxq.web.auth import Door, link
+from state import job, sample, service
+from state.db import Database
+from state.job import State
+from state.paths import Home
+
+KEY = "sk-mlxq-the-key-of-these-tests"
+STRANGERS = ("evil.example", "127.0.0.1.evil.example:4001", "evil.example:4001", "", "[::1]", "0.0.0.0")
+NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel", "/jobs/99/retry")
+NAME = re.compile(r"mlxq_\w+")
+READS = ("/", "/events", "/jobs/1", "/metrics")
+ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
+ACTIONS += ("/services/fast/drain",)
+
+
+@pytest.fixture
+def stranger(home: Home, rows: Database) -> TestClient:
+    return TestClient(build(Page(home, Door(KEY))), base_url="http://127.0.0.1:4001")
+
+
+@pytest.fixture
+def person(stranger: TestClient) -> TestClient:
+    """Give a client with the cookie, and the token of its page as a header."""
+    assert stranger.get(f"/enter?link={link(KEY, time.time())}").status_code == 200
+    token = stranger.get("/").text.partition('name="mlxq-token" content="')[2].partition('"')[0]
+    stranger.headers["x-mlxq-token"] = token
+    return stranger
+
+
+@pytest.mark.parametrize("path", READS)
+def test_nothing_is_read_without_the_cookie(stranger: TestClient, path: str):
+    answer = stranger.get(path)
+    assert answer.status_code == 401
+    assert "fast" not in answer.text
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+def test_nothing_is_done_without_the_cookie(stranger: TestClient, rows: Database, path: str):
+    assert stranger.post(path).status_code == 401
+    assert rows.value("SELECT count(*) FROM jobs") == 0
+
+
+@pytest.mark.parametrize("path", ACTIONS)
+def test_nothing_is_done_without_the_token(person: TestClient, rows: Database, path: str):
+    """A page of another origin has the browser send the cookie along; it cannot read the token."""
+    del person.headers["x-mlxq-token"]
+    assert person.post(path).status_code == 403
+    assert rows.value("SELECT count(*) FROM jobs") == 0
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "none"])
+def test_nothing_is_done_for_another_page_even_with_the_token(person: TestClient, rows: Database, site: str):
+    """Another port of this machine is the same site, and not the same origin."""
+    assert person.post("/services/fast/stop", headers={"sec-fetch-site": site}).status_code == 403
+    assert rows.value("SELECT count(*) FROM jobs") == 0
+
+
+@pytest.mark.parametrize("host", STRANGERS)
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/static/page.js"])
+def test_a_foreign_host_name_is_refused(person: TestClient, host: str, path: str):
+    """A stranger's DNS name that points to this machine would else make our answers theirs."""
+    assert person.get(path, headers={"host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:9000"])
+def test_our_own_names_are_answered_through_a_tunnel_too(person: TestClient, host: str):
+    assert person.get("/health", headers={"host": host}).status_code == 200
+
+
+def test_a_link_opens_once(stranger: TestClient):
+    way = f"/enter?link={link(KEY, time.time())}"
+    first = stranger.get(way)
+    assert "HttpOnly; Max-Age=2592000; Path=/; SameSite=strict" in first.headers["set-cookie"]
+    assert stranger.get(way).status_code == 401
+
+
+def test_a_service_job_is_put_in_once(person: TestClient, rows: Database):
+    assert person.post("/services/fast/restart").json() == {"said": "Job 1: restart fast"}
+    assert person.post("/services/fast/restart").json() == {"said": "Job 1 is already at it."}
+    assert rows.value("SELECT count(*) FROM jobs") == 1
+
+
+def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
+    """The row says that it is not wanted, so that the watchdog stops it even when the drain had not begun."""
+    assert person.post("/services/fast/drain").json() == {"said": "Job 1: drain fast"}
+    assert person.post("/services/fast/drain").json() == {"said": "Job 1 is already at it."}
+    assert person.post("/services/fast/stop").json() == {"said": "Job 1: told to wait no longer."}
+    assert job.get(rows, 1).state is State.CANCELLED
+    assert service.get(rows, "fast").wanted == "down"
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+def test_what_is_not_there_is_a_sentence(person: TestClient, path: str):
+    answer = person.post(path)
+    assert answer.status_code == 404
+    assert answer.json()["said"].startswith("There is no")
+
+
+def test_a_job_that_ended_cannot_be_cancelled(person: TestClient, rows: Database):
+    number = scene.succeed(rows, "verify")
+    assert person.post(f"/jobs/{number}/cancel").status_code == 409
+
+
+def test_an_action_by_get_is_no_action(person: TestClient, rows: Database):
+    assert person.get("/services/fast/stop").status_code == 405
+
+
+def test_every_answer_carries_the_policy(person: TestClient):
+    for path in ("/", "/health", "/static/page.js", "/nowhere"):
+        headers = person.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_names_no_other_host_and_no_inline_code(person: TestClient):
+    """It works offline, and under its own policy."""
+    text = person.get("/").text
+    assert "style=" not in text
+    assert "onclick" not in text
+    assert text.count("<script") == text.count('<script src="/static/')
+    addresses = {part.split('"')[0] for part in text.split("http")[1:]}
+    assert all(address.startswith("://127.0.0.1:") for address in addresses)
+
+
+def test_first_load_is_below_100_kb(person: TestClient):
+    size = len(person.get("/").content)
+    size += sum(len(person.get(f"/static/{name}").content) for name in ("page.css", "page.js", "mark.svg"))
+    assert size <= 100_000
+
+
+def test_a_scraper_needs_the_pages_key(stranger: TestClient, rows: Database):
+    scene.an_hour(rows)
+    scene.die(rows, "fast")
+    assert stranger.get("/metrics", headers={"authorization": "Bearer nonsense"}).status_code == 401
+    text = stranger.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+    assert 'mlxq_service_up{service="fast"} 0.0' in text
+    assert 'mlxq_service_up{service="standard"} 1.0' in text
+    assert 'mlxq_service_deaths_total{cause="It was killed by SIGKILL.",service="fast"} 1.0' in text
+    made = next(each for each in sample.totals(rows) if each.service == "fast").completion_tokens
+    assert f'mlxq_completion_tokens_total{{service="fast"}} {float(made)}' in text
+
+
+def test_promtool_finds_nothing_to_blame(person: TestClient, rows: Database):
+    if shutil.which("promtool") is None:
+        pytest.skip("Debian's prometheus is not installed")
+    scene.an_hour(rows)
+    scene.die(rows, "fast")
+    scene.succeed(rows, "verify")
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"], input=person.get("/metrics").content, capture_output=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, b"")
+
+
+def test_before_setup_the_page_says_what_to_do(tmp_path: Path):
+    place = Home(tmp_path / "empty").make()
+    client = TestClient(build(Page(place, Door(KEY))), base_url="http://127.0.0.1:4001")
+    client.get(f"/enter?link={link(KEY, time.time())}")
+    assert "mlxq setup" in client.get("/").text
+
+
+def test_the_grafana_board_asks_only_for_figures_there_are(person: TestClient, rows: Database):
+    scene.an_hour(rows)
+    scene.die(rows, "fast")
+    scene.succeed(rows, "verify")
+    there = set(re.findall(r"^(mlxq_\w+)", person.get("/metrics").text, re.MULTILINE))
+    board = json.loads((Path(__file__).parents[3] / "docs" / "grafana.json").read_text())
+    asked = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
+    assert asked - there == set()
+
+
+def test_every_command_the_page_names_exists(person: TestClient, rows: Database):
+    """Snippets and hints go stale when a command is renamed."""
+    scene.die(rows, "fast")
+    scene.fail(rows)
+    named = {line.split()[1] for line in re.findall(r"mlxq [a-z][a-z-]+", person.get("/").text)}
+    assert {"connect", "logs", "setup"} <= named
+    assert named - set(mlxq.list_commands(click.Context(mlxq))) == set()
