@@ -1,284 +1,335 @@
-"""The gateway beside LiteLLM's defaults and a direct call, in one run: `uv run python benchmarks/gateway.py`.
+"""The gateway beside LiteLLM's own command, a bare relay, its peers and a direct call, in one run.
 
-Three stand-ins answer at once with ten words, so what is measured is the way and not the engine. LiteLLM's defaults:
-its own command line, the same tiers and fallbacks, no bytecode (as uv and most containers install it). Two rows are
-not measured for them: a hung tier would take the 6000 s of their time limit, and a killed one seconds a request.
-The column `litellm, bytecode` is the fastest that LiteLLM itself can be here: beside it stands what the hook costs.
+`uv run python benchmarks/gateway.py`. Scripted engines answer at once, or at a given pace, so what is measured is the
+way and not the engine; gateways.py says how each way is started. Everything is on loopback, every wait has a limit,
+and an alarm ends the run after `--limit` seconds. Read ratios of one run; seconds of a busy machine mean little.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import json
 import os
+import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-import psutil
-import yaml
+from gateways import NAMES, WAYS, NotHereError, Setup, Way, engines
+from harness import table
+from support.scripted import ScriptedEngine, script
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+Engines = Mapping[str, ScriptedEngine]
+FIRST_WORD = re.compile(rb'"content": ?"[^"]')
+OFFERED = 5_000
+"""Chunks a second: 48 streams, sixteen a tier."""
+STREAMS = 48
+FREE_LIMIT_S = 10.0
+NONE = "-"
+PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
+MOMENTS: Mapping[str, Mapping[str, object]] = {
+    "waiting": {"wait_s": 120},
+    "prefill": {"prefill_s": 120, "beat_s": 1},
+    "generating": {"pause_s": 1, "tokens": 120},
+}
 
-from support.ports import free_port
 
-from state.stack import Tier
-from tasks.plan import gateway as plan
+@dataclass(frozen=True)
+class Size:
+    """How much is asked."""
 
-UPSTREAM = Path(__file__).parents[1] / "tests" / "support" / "upstream.py"
-KEYS = {"LITELLM_MASTER_KEY": "sk-mlxq-benchmark", "MLXQ_TIER_KEY": "sk-tier"}
-NAMES = ("standard", "longctx", "fast")
-HEADERS = {"Authorization": f"Bearer {KEYS['LITELLM_MASTER_KEY']}"}
+    requests: int
+    seconds: float
 
 
-def ready(url: str, process: subprocess.Popen[bytes]) -> float:
-    """Wait until `url` answers; give the seconds."""
+def body(text: str, *, stream: bool = False, model: str = "standard") -> dict[str, object]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], "stream": stream, "max_tokens": 4096}
+
+
+def session(limit: int = 0, seconds: float = 30) -> aiohttp.ClientSession:
+    """Return a client whose connections stay open, at most `limit` of them (0: no limit)."""
+    timeout = aiohttp.ClientTimeout(total=seconds)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=limit), timeout=timeout)
+
+
+async def ask(client: aiohttp.ClientSession, way: Way, text: str = "hello", *, stream: bool = False) -> list[float]:
+    """Ask once; return status, seconds to the first word, seconds in all."""
+    began, first = time.perf_counter(), 0.0
+    try:
+        given = body(text, stream=stream)
+        async with client.post(f"{way.url}/v1/chat/completions", json=given, headers=way.headers) as answer:
+            async for piece in answer.content.iter_any():
+                if not first and FIRST_WORD.search(piece):
+                    first = time.perf_counter() - began
+            return [answer.status, first, time.perf_counter() - began]
+    except (aiohttp.ClientError, TimeoutError):
+        return [0, first, time.perf_counter() - began]
+
+
+async def ready(way: Way) -> float:
+    """Return the seconds from the open port to the first right answer. Raises NotHereError."""
     began = time.monotonic()
-    while process.poll() is None and time.monotonic() - began < 180:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
-            answer.read()
-            return time.monotonic() - began
-        time.sleep(0.02)
-    raise SystemExit(f"{url} never answered")
+    async with session() as client:
+        while time.monotonic() - began < 60:
+            if (await ask(client, way))[0] == 200:
+                return time.monotonic() - began
+            await asyncio.sleep(0.02)
+    raise NotHereError("it did not answer in 60 s")
 
 
-class Engines:
-    """The stand-ins, each at a port of its own."""
-
-    def __init__(self) -> None:
-        self.ports = {name: free_port() for name in NAMES}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, *names: str) -> None:
-        for name in names or NAMES:
-            self.processes[name] = subprocess.Popen([sys.executable, UPSTREAM, str(self.ports[name]), name])
-        for name in names or NAMES:
-            ready(f"http://127.0.0.1:{self.ports[name]}/v1/models", self.processes[name])
-
-    def send(self, name: str, number: signal.Signals) -> None:
-        self.processes[name].send_signal(number)
-        if number == signal.SIGKILL:
-            self.processes[name].wait()
-
-    def tiers(self) -> list[Tier]:
-        given: dict[str, Any] = {"model": "m", "quant": "int4", "source": "file:/nowhere"}
-        sizes: dict[str, Any] = {"context": 32_768, "memory_bytes": 1, "cache_bytes": 1, "concurrency": 8}
-        return [Tier(name=name, port=port, **given, **sizes) for name, port in self.ports.items()]
+async def latency(way: Way, straight: Way, size: Size) -> dict[str, str]:
+    """Ask the way and the engine in turns; tell what the way adds at the median."""
+    rows: dict[str, str] = {}
+    async with session(1) as ours, session(1) as theirs:
+        for name, stream, at in (("answer", False, 2), ("first token", True, 1)):
+            taken: list[float] = []
+            bare: list[float] = []
+            for _ in range(size.requests):
+                bare.append((await ask(theirs, straight, stream=stream))[at])
+                status, *seconds = await ask(ours, way, stream=stream)
+                taken += [seconds[at - 1]] if status == 200 else []
+            added = statistics.median(taken) - statistics.median(bare) if taken else None
+            row = f"added latency to the {name} p50, ms"
+            rows[row] = "not served" if added is None else f"{added * 1000:.2f}"
+    return rows
 
 
-@contextlib.contextmanager
-def mlxq(home: Path, engines: Engines) -> Iterator[tuple[str, float]]:
-    """Run the gateway as mlxq does; give its address and the seconds to readiness."""
-    config, port = home / "litellm.yaml", free_port()
-    config.write_text(yaml.safe_dump(plan.configuration(engines.tiers())))
-    environment = plan.environment(KEYS, base=os.environ, home=str(home), backend="cpu", generation=1)
-    with run(plan.argv(sys.executable, str(config), port), environment, home, port) as took:
-        yield f"http://127.0.0.1:{port}", took
+async def rate(way: Way, size: Size) -> dict[str, str]:
+    """Tell the requests a second of sixteen clients, and the CPU that each costs."""
+    done, end, before = 0, time.perf_counter() + size.seconds, way.cpu_s()
 
-
-@contextlib.contextmanager
-def litellm(home: Path, engines: Engines, *, bytecode: bool = False) -> Iterator[tuple[str, float]]:
-    """Run LiteLLM's own command line with its defaults."""
-    config, port = home / "litellm.yaml", free_port()
-    models = [
-        {
-            "model_name": name,
-            "litellm_params": {
-                "model": f"openai/{name}",
-                "api_base": f"http://127.0.0.1:{tier}/v1",
-                "api_key": KEYS["MLXQ_TIER_KEY"],
-            },
-        }
-        for name, tier in engines.ports.items()
-    ]
-    chains = [{name: [other for other in NAMES if other != name]} for name in NAMES]
-    config.write_text(yaml.safe_dump({"model_list": models, "router_settings": {"fallbacks": chains}}))
-    bare = {"PYTHONDONTWRITEBYTECODE": "" if bytecode else "1"}
-    if not bytecode:
-        bare["PYTHONPYCACHEPREFIX"] = str(home / "none")
-    argv = [str(Path(sys.executable).with_name("litellm")), "--config", str(config), "--port", str(port)]
-    with run([*argv, "--host", "127.0.0.1"], {**os.environ, **KEYS, **bare}, home, port) as took:
-        yield f"http://127.0.0.1:{port}", took
-
-
-@contextlib.contextmanager
-def run(argv: list[str], environment: dict[str, str], home: Path, port: int) -> Iterator[float]:
-    with (home / "log").open("ab") as log:
-        process = subprocess.Popen(argv, env=environment, cwd=home, stdout=log, stderr=log)
-        try:
-            yield ready(f"http://127.0.0.1:{port}/health/liveliness", process)
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-async def ask(session: aiohttp.ClientSession, url: str, *, stream: bool = False) -> tuple[int, float, float, str]:
-    """Ask once; give status, seconds to the first words, seconds in all, and who answered."""
-    body = {"model": "standard", "messages": [{"role": "user", "content": "hello"}], "stream": stream}
-    began = time.perf_counter()
-    first = 0.0
-    async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
-        async for line in answer.content:
-            first = first or (time.perf_counter() - began if b'"content"' in line else 0.0)
-        who = answer.headers.get("x-litellm-model-api-base", answer.headers.get("x-mlxq-tier", ""))
-    return answer.status, first, time.perf_counter() - began, who
-
-
-@contextlib.asynccontextmanager
-async def clients(limit: int = 16) -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(
-        headers=HEADERS, connector=aiohttp.TCPConnector(limit=limit), timeout=timeout
-    ) as session:
-        yield session
-
-
-async def times(url: str, number: int, *, stream: bool = False) -> list[float]:
-    """Give the seconds of one request at a time: in all, or to the first words of a stream."""
-    async with clients(1) as session:
-        asked = [await ask(session, url, stream=stream) for _ in range(number)]
-    return [one[1] if stream else one[2] for one in asked]
-
-
-async def typical(url: str, number: int, *, stream: bool = False) -> float:
-    """Give the median of `times`."""
-    return statistics.median(await times(url, number, stream=stream))
-
-
-async def throughput(url: str, seconds: float) -> tuple[float, float]:
-    """Give the requests per second of sixteen clients, and the gateway's CPU seconds a request.
-
-    The second figure holds on a busy machine too.
-    """
-    done, end = 0, time.perf_counter() + seconds
-    gateway = next(
-        one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == urlsplit(url).port
-    )
-    process = psutil.Process(gateway.pid)
-    before = sum(process.cpu_times()[:2])
-
-    async def client(session: aiohttp.ClientSession) -> None:
+    async def one(client: aiohttp.ClientSession) -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await ask(session, url)
-            done += 1
+            status, *_ = await ask(client, way)
+            done += status == 200
 
-    async with clients() as session:
-        await asyncio.gather(*(client(session) for _ in range(16)))
-    return done / seconds, (sum(process.cpu_times()[:2]) - before) / done
+    async with session(16) as client:
+        await asyncio.gather(*(one(client) for _ in range(16)))
+    spent = (way.cpu_s() - before) * 1000 / max(done, 1)
+    return {"requests/s, 16 clients": f"{done / size.seconds:.0f}", "CPU a request, ms": _cpu(way, spent)}
 
 
-async def killed_in_turn(url: str, engines: Engines, number: int) -> tuple[int, int]:
-    """Kill and restart each tier while `number` requests pass; give those that failed, and how many tiers died."""
-    failed = asked = deaths = 0
-    due = [number * (2 * at + 1) // (2 * len(NAMES)) for at in range(len(NAMES))]
+def _cpu(way: Way, milliseconds: float) -> str:
+    return f"{milliseconds:.3f}" if way.process else NONE
 
-    async def client(session: aiohttp.ClientSession) -> None:
-        nonlocal failed, asked, deaths
-        while asked < number:
+
+async def chunks(way: Way, size: Size) -> dict[str, str]:
+    """Tell how many of the chunks that the engines offer arrive, and the CPU that each costs.
+
+    Counted between the first second, when all streams have begun, and the end.
+    """
+    lasting = size.seconds + 4
+    pace = OFFERED / STREAMS
+    text = script(tokens=int(pace * lasting), pause_s=1 / pace)
+    counted = 0
+
+    async def stream(client: aiohttp.ClientSession, model: str) -> None:
+        nonlocal counted
+        given = body(text, stream=True, model=model)
+        async with client.post(f"{way.url}/v1/chat/completions", json=given, headers=way.headers) as answer:
+            last = b""
+            async for piece in answer.content.iter_any():
+                counted += (last + piece).count(b"\n\n")
+                last = piece[-1:]
+
+    async with session(seconds=lasting + 30) as client:
+        streams = [asyncio.create_task(stream(client, way.models[at % len(way.models)])) for at in range(STREAMS)]
+        await asyncio.sleep(1.5)
+        before, spent, began = counted, way.cpu_s(), time.perf_counter()
+        await asyncio.sleep(size.seconds)
+        number, spent, took = counted - before, way.cpu_s() - spent, time.perf_counter() - began
+        for task in streams:
+            task.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+    served = "not served" if number < OFFERED / 100 else ""
+    return {
+        "CPU a streamed chunk, ms": served or _cpu(way, spent * 1000 / max(number, 1)),
+        f"chunks/s of {OFFERED:,} offered": served or f"{number / took:,.0f}",
+    }
+
+
+async def dead(way: Way, given: Engines, size: Size) -> dict[str, str]:
+    """Tell how much longer answers take once their tier is killed."""
+    row = "dead tier → next answers: added, ms (median, worst)"
+    if not way.cascades:
+        return {row: NONE}
+    async with session(1) as client:
+        alive = statistics.median([(await ask(client, way))[2] for _ in range(40)][20:])
+        given["standard"].kill()
+        answers: list[list[float]] = []
+        end = time.monotonic() + 20
+        while len(answers) < max(20, size.requests // 5) and time.monotonic() < end:
+            answers.append(await ask(client, way))
+        given["standard"].start()
+    taken = [(seconds - alive) * 1000 for status, _, seconds in answers if status == 200]
+    failed = len(answers) - len(taken)
+    said = f"{statistics.median(taken):.1f}, {max(taken):.1f}" if taken else "no answer"
+    return {row: said + (f" ({failed} of {len(answers)} failed)" if failed else "")}
+
+
+async def killed_in_turn(way: Way, given: Engines, size: Size) -> dict[str, str]:
+    """Tell how many requests failed while each tier was killed and started again, one after the other."""
+    row = "failed while each tier is killed in turn"
+    if not way.cascades:
+        return {row: NONE}
+    number, asked, failed = size.requests * 10 // 3, 0, 0
+    end = time.monotonic() + 60
+
+    def kill() -> None:
+        for name in NAMES:
+            given[name].kill()
+            given[name].start()
+
+    async def one(client: aiohttp.ClientSession) -> None:
+        nonlocal asked, failed
+        while (asked < number or not killing.done()) and time.monotonic() < end:
             asked += 1
-            if deaths < len(NAMES) and asked >= due[deaths]:
-                name, deaths = NAMES[deaths], deaths + 1
-                engines.send(name, signal.SIGKILL)
-                await asyncio.to_thread(engines.start, name)
-            status, *_ = await ask(session, url)
+            status, *_ = await ask(client, way)
             failed += status != 200
 
-    async with clients(8) as session:
-        await asyncio.gather(*(client(session) for _ in range(8)))
-    return failed, deaths
+    killing = asyncio.create_task(asyncio.to_thread(kill))
+    async with session(8) as client:
+        await asyncio.gather(*(one(client) for _ in range(8)))
+    await killing
+    return {row: f"{failed} of {asked}"}
 
 
-async def back_again(url: str, engines: Engines, mark: str) -> float:
-    """Give the seconds from a killed tier's readiness to its first answer."""
-    async with clients(1) as session:
-        engines.send("standard", signal.SIGKILL)
-        for _ in range(4):
-            await ask(session, url)
-        engines.start("standard")
-        began = time.monotonic()
-        while mark not in (await ask(session, url))[3] and time.monotonic() - began < 60:
-            pass
-        return time.monotonic() - began
+def routed(path: str, text: str, *, stream: bool) -> dict[str, object]:
+    given = body(text, stream=stream)
+    if path.endswith("responses"):
+        return {"model": given["model"], "input": text, "stream": stream}
+    return given
 
 
-async def hung(url: str, engines: Engines) -> float:
-    """Give the seconds to an answer of a stream whose tier hangs."""
-    engines.send("standard", signal.SIGSTOP)
-    try:
-        async with clients(1) as session:
-            return (await ask(session, url, stream=True))[2]
-    finally:
-        engines.send("standard", signal.SIGCONT)
+async def freed(way: Way, given: Engines, phase: str) -> list[float]:
+    """Close six requests in one phase; return the seconds after which the engines had dropped each, or the limit.
+
+    Empty where the way serves none of them.
+    """
+    text = script(**MOMENTS[phase])
+    async with session() as client:
+        orders = [(path, stream) for path in PATHS.values() for stream in (False, True)]
+        posts = [
+            asyncio.create_task(
+                client.post(f"{way.url}{path}", json=routed(path, text, stream=stream), headers=way.headers)
+            )
+            for path, stream in orders
+        ]
+        for _ in range(300):
+            if at_work(given, phase) == len(orders):
+                break
+            await asyncio.sleep(0.05)
+        number = min(at_work(given), len(orders))
+        for task in posts:
+            task.cancel()
+        for answer in await asyncio.gather(*posts, return_exceptions=True):
+            if isinstance(answer, aiohttp.ClientResponse):
+                answer.close()
+    began, taken = time.monotonic(), []
+    while len(taken) < number and time.monotonic() - began < FREE_LIMIT_S:
+        await asyncio.sleep(0.02)
+        taken += [time.monotonic() - began] * (number - len(taken) - at_work(given))
+    return taken + [FREE_LIMIT_S] * (number - len(taken))
 
 
-async def measure(url: str, engines: Engines, *, quick: bool, ours: bool) -> dict[str, str]:
-    direct = f"http://127.0.0.1:{engines.ports['standard']}"
-    number = 50 if quick else 300
-    await typical(url, 10)
-    plain, straight = await typical(url, number), await typical(direct, number)
-    told, heard = await typical(url, number, stream=True), await typical(direct, number, stream=True)
-    rate, cpu = await throughput(url, 3 if quick else 10)
-    mark = "standard" if ours else str(engines.ports["standard"])
-    engines.send("standard", signal.SIGKILL)
-    dead = [(one - plain) * 1000 for one in await times(url, 20 if ours else 3)]
-    engines.start("standard")
-    again = await back_again(url, engines, mark)
-    made = {
-        "added latency p50, ms": f"{(plain - straight) * 1000:.1f}",
-        "added time to first words p50, ms": f"{(told - heard) * 1000:.1f}",
-        "requests/s, 16 clients": f"{rate:.0f}",
-        "CPU a request, ms": f"{cpu * 1000:.1f}",
-        "dead tier: added, ms (median, worst)": f"{statistics.median(dead):.0f}, {max(dead):.0f}",
-        "tier used again after its restart, s": f"{again:.1f}",
-    }
-    if not ours:
-        return {**made, "hung tier, stream, s": "not measured", "failed while each tier is killed": "not measured"}
-    stream = await hung(url, engines)
-    failed, deaths = await killed_in_turn(url, engines, 100 if quick else 1000)
-    return {
-        **made,
-        "hung tier, stream, s": f"{stream:.1f}",
-        "failed while each tier is killed": f"{failed} of {100 if quick else 1000}, {deaths} kills",
-    }
+def settle(given: Engines) -> None:
+    """End what a way has not let go, so that it burdens no later figure."""
+    for engine in given.values():
+        if engine.busy():
+            engine.kill()
+            engine.start()
 
 
-WAYS = {"litellm": litellm, "litellm, bytecode": partial(litellm, bytecode=True), "mlxq": mlxq}
+def at_work(given: Engines, phase: str = "") -> int:
+    counts = [engine.active() for engine in given.values()]
+    return sum(count[phase] if phase else sum(count.values()) for count in counts)
+
+
+async def slots(way: Way, given: Engines) -> dict[str, str]:
+    """Tell how soon the engines are free of requests whose clients left: six routes, three phases."""
+    taken: list[float] = []
+    for phase in MOMENTS:
+        taken += await freed(way, given, phase)
+        settle(given)
+    late = sum(one >= FREE_LIMIT_S for one in taken)
+    soon = [one for one in taken if one < FREE_LIMIT_S]
+    worst = f"{max(soon):.2f}" if soon else NONE
+    lost = f"; {late} not in {FREE_LIMIT_S:.0f} s" if late else ""
+    return {"slot free after the client closed, s (worst)": f"{worst} ({len(soon)} of 18{lost})"}
+
+
+async def measure(way: Way, given: Engines, size: Size, memory: str) -> dict[str, str]:
+    straight = Way(given["standard"].url)
+    steps: list[Callable[[], Awaitable[dict[str, str]]]] = [
+        lambda: rate(way, size),
+        lambda: latency(way, straight, size),
+        lambda: chunks(way, size),
+        lambda: slots(way, given),
+        lambda: dead(way, given, size),
+        lambda: killed_in_turn(way, given, size),
+    ]
+    figures = {"memory idle, MB": memory}
+    for step in steps:
+        figures |= await step()
+        settle(given)
+    return figures
+
+
+def column(name: str, given: Engines, size: Size, peers: Path) -> dict[str, str]:
+    """Start one way and measure it. Raises NotHereError."""
+    for engine in given.values():
+        engine.start()
+        engine.forget()
+    with tempfile.TemporaryDirectory() as home, WAYS[name](Setup(given, Path(home), peers)) as way:
+        answered = asyncio.run(ready(way))
+        time.sleep(1)  # idle is idle
+        memory = f"{way.memory_mb():.0f}" if way.process else NONE
+        opened = f"{way.opened_s:.1f}, {way.opened_s + answered:.1f}" if way.process else NONE
+        return {"port open, first answer, s": opened} | asyncio.run(measure(way, given, size, memory))
+
+
+def show(columns: Mapping[str, Mapping[str, str]]) -> None:
+    rows = list(dict.fromkeys(row for figures in columns.values() for row in figures))
+    table(["", *columns], [[row, *(figures.get(row, NONE) for figures in columns.values())] for row in rows])
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer requests")
+    parser.add_argument("--only", action="append", choices=tuple(WAYS), help="measure this way alone; may be repeated")
+    parser.add_argument("--limit", type=int, default=1200, help="seconds after which the run ends itself")
+    parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "mlxq-benchmark-peers")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer requests")
-    parser.add_argument("--only", choices=tuple(WAYS))
-    wanted = parser.parse_args()
-    load = os.getloadavg()[0]
-    engines = Engines()
-    engines.start()
-    columns: dict[str, dict[str, str]] = {}
+    wanted = arguments()
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"ended after {wanted.limit} s"))
+    signal.alarm(wanted.limit)
+    load, size = os.getloadavg()[0], Size(60, 3) if wanted.quick else Size(300, 8)
+    given, columns = engines(), dict[str, dict[str, str]]()
     try:
-        for name, start in WAYS.items():
-            if wanted.only in (None, name):
-                with tempfile.TemporaryDirectory() as home, start(Path(home), engines) as (url, took):
-                    figures = asyncio.run(measure(url, engines, quick=wanted.quick, ours=name == "mlxq"))
-                    columns[name] = {"ready after start, s": f"{took:.1f}", **figures}
+        for name in wanted.only or WAYS:
+            try:
+                columns[name] = column(name, given, size, wanted.peers)
+            except NotHereError as problem:
+                print(f"{name} is left out: {problem}")
     finally:
-        for process in engines.processes.values():
-            process.kill()
+        for engine in given.values():
+            engine.kill()
     print(f"{'quick, ' if wanted.quick else ''}load {load:.1f} on {os.cpu_count()} processors before it began")
-    print(f"{'':42}" + "".join(f"{name:>22}" for name in columns))
-    for row in next(iter(columns.values())):
-        print(f"{row:42}" + "".join(f"{column[row]:>22}" for column in columns.values()))
+    show(columns)
+    if wanted.json:
+        wanted.json.write_text(json.dumps(columns, indent=2))
 
 
 if __name__ == "__main__":
