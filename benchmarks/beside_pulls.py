@@ -46,7 +46,7 @@ def _measured(mlxq: Mlxq, folder: Path) -> tuple[list[float], list[float]]:
 
 def _started(mlxq: Mlxq) -> float:
     done = mlxq.ended(mlxq.put("restart", service="fast"))
-    assert done.state == job.State.SUCCEEDED, done.error
+    assert done.state == job.JobState.SUCCEEDED, done.error
     assert done.started_at
     return done.started_at - done.created_at
 
@@ -54,5 +54,5 @@ def _started(mlxq: Mlxq) -> float:
 def _cancelled(mlxq: Mlxq, pull: int) -> float:
     begun = time.monotonic()
     ledger.cancel(mlxq.db, pull)
-    assert mlxq.ended(pull).state == job.State.CANCELLED
+    assert mlxq.ended(pull).state == job.JobState.CANCELLED
     return time.monotonic() - begun

@@ -26,7 +26,7 @@ from harness import NOTHING, Case, first_line_s, in_turns, table, verdict
 from state import facts, service, stack, worker
 from state.db import open_database
 from state.paths import Home
-from state.service import Step
+from state.service import ServiceEvent
 from state.stack import Tier
 from tasks.system import process
 
@@ -91,13 +91,13 @@ def stack_that_is_up(home: Home) -> Generator[Home]:
     idle = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
     db = open_database(home)
     stack.replace(db, TIERS)
-    facts.remember(db, "machine", MACHINE)
+    facts.put(db, "machine", MACHINE)
     for name, port in [*((tier.name, tier.port) for tier in TIERS), ("gateway", BASE_PORT)]:
         service.ensure(db, name, "gateway" if name == "gateway" else "engine", port)
-        service.want(db, name, "up")
-        service.intend(db, name, ["engine"], "print", port)
-        service.step(db, name, Step.SPAWNED, identity=mark(idle.pid), started_at=time.time())
-        service.step(db, name, Step.READIED)
+        service.set_desired(db, name, "up")
+        service.request_start(db, name, ["engine"], "print", port)
+        service.apply(db, name, ServiceEvent.SPAWNED, identity=mark(idle.pid), started_at=time.time())
+        service.apply(db, name, ServiceEvent.BECAME_READY)
     worker.beat(db, mark(os.getpid()), os.getpid(), "benchmark", time.monotonic() + 86400)
     db.close()
     yield home

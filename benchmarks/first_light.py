@@ -61,13 +61,13 @@ def set_up(home: Home, env: dict[str, str]) -> dict[str, str]:
 
 def first_token_at(db: Database) -> float:
     """Give when the first engine made its first token, in unix seconds."""
-    return min(one.at for one in event.of_service(db, None) if one.name == "readied" and one.service != "gateway")
+    return min(one.at for one in event.of_service(db, None) if one.name == "became_ready" and one.service != "gateway")
 
 
 def start_s(db: Database, service: str) -> float:
     """Give the seconds from spawn to first token, or first answer."""
     at = {one.name: one.at for one in event.of_service(db, service)}
-    return at["readied"] - at["spawned"]
+    return at["became_ready"] - at["spawned"]
 
 
 def command_line(env: dict[str, str]) -> dict[str, str]:

@@ -32,7 +32,7 @@ import plain_huey
 from support.crew import Crew, Toll, storm
 
 from state import ledger
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 
 SECONDS = 0.05
@@ -223,7 +223,7 @@ def idle_and_latency(folder: Path, options: argparse.Namespace) -> list[list[str
 
 
 def steering(crew: Crew, rounds: int) -> list[list[str]]:
-    """Cancel children that work, and ask for something small while the heavy lane is full."""
+    """Cancel children that work, and ask for something small while the heavy queue is full."""
     cancels: list[float] = []
     for _ in range(5):
         job = crew.act("run_child", kind="dig")
@@ -241,7 +241,7 @@ def steering(crew: Crew, rounds: int) -> list[list[str]]:
     crew.until_ended(*digs)
     return [
         ["cancel of a running child process, slowest of 5", "≤ 1 s", f"{max(cancels):.2f} s", NONE],
-        ["start beside a full heavy lane, slowest", "≤ 100 ms", ms(beside[-1]), ""],
+        ["start beside a full heavy queue, slowest", "≤ 100 ms", ms(beside[-1]), ""],
     ]
 
 
@@ -281,7 +281,7 @@ def parallel(folder: Path) -> list[str]:
     crew = Crew(Home(folder / "parallel").make())
     askers = [subprocess.Popen([sys.executable, "-c", ASKER, str(crew.home.root)]) for _ in range(10)]
     codes = [asker.wait() for asker in askers]
-    made = crew.count(*State)
+    made = crew.count(*JobState)
     crew.close()
     return ["100 parallel submissions of one ukey", "1 row", f"{made} row" if not any(codes) else "failed", NONE]
 

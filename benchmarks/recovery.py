@@ -25,7 +25,7 @@ from support.mlxq_home import Mlxq, make_tiny
 
 from state import service
 from state.paths import Home
-from state.service import Doing
+from state.service import State
 
 Row = tuple[str, str, str, bool]
 """What was done, the peer's figure, mlxq's, and whether that is what it must be."""
@@ -94,7 +94,7 @@ class Bench:
             mlxq.work_with_fakes("--exit-after", "0.05", "--exit-code", "9")
             one = recovery.start_dying(mlxq)
             left = (one.next_try_at or 0) - mlxq.db.now()
-        told = f"{one.doing} after {len(one.exits)} ends, next try in {left:.0f} s"
+        told = f"{one.state} after {len(one.exits)} ends, next try in {left:.0f} s"
         return [("engine that dies at once", 'every 10 s, "succeeded"', told, len(one.exits) == 6 and left > 200)]
 
     def reused(self) -> list[Row]:
@@ -114,7 +114,7 @@ class Bench:
             load, at = recovery.kill_under_load(mlxq)
             gate = recovery.hurt(mlxq, signal.SIGKILL, "gateway")
             cpu, memory = recovery.idle(mlxq, 60)
-            there = [one for one in service.listing(mlxq.db) if one.doing == Doing.READY]
+            there = [one for one in service.listing(mlxq.db) if one.state == State.READY]
         flying, later = load.lost(at)
         lost = f"{later} of {len(load.answers)}, beside {flying} in flight"
         again = f"{gate.ready_s:.1f} s = its own start + {gate.extra_s:.2f} s"

@@ -113,11 +113,11 @@ def _size(quant: Quant | None) -> str:
 
 
 def kinds() -> str:
-    """Give every kind of job, with its lane and limits."""
+    """Give every kind of job, with its queue and limits."""
     return table(
-        ["Kind", "What it does", "Lane", "Tries", "Time limit"],
+        ["Kind", "What it does", "Queue", "Tries", "Time limit"],
         [
-            [f"`{kind.name}`", kind.meaning, kind.lane, str(kind.max_attempts), f"{kind.limit_s:,.0f} s"]
+            [f"`{kind.name}`", kind.meaning, kind.queue, str(kind.max_attempts), f"{kind.limit_s:,.0f} s"]
             for kind in KINDS.values()
         ],
     )

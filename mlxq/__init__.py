@@ -7,14 +7,14 @@ from importlib.machinery import PathFinder
 
 __version__ = "0.1.0"
 """As in pyproject.toml, which a test holds; to read it from the installation takes longer than to start Python."""
-NEIGHBOURS = ("tasks", "catalog", "state")
+SIBLINGS = ("tasks", "catalog", "state")
 """The other packages of this distribution. Their names are everyday words, which a person's own files may bear."""
 
 
-def strangers() -> list[str]:
+def shadowed_packages() -> list[str]:
     """Give the files that Python would import in place of mlxq's own packages; empty when all is well."""
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs 8 ms here)
-    found = ((name, PathFinder.find_spec(name)) for name in NEIGHBOURS)
+    found = ((name, PathFinder.find_spec(name)) for name in SIBLINGS)
     return [
         str(spec.origin if spec else name)
         for name, spec in found

@@ -6,12 +6,12 @@ import io
 import os
 import sys
 
-from mlxq import strangers
+from mlxq import shadowed_packages
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    if found := strangers():
+    if found := shadowed_packages():
         sys.exit(
             f"mlxq: {found[0]} stands in the way of a package of mlxq with the same name.\n"
             "Next: go to another folder and run the program `mlxq` there"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from state.errors import MlxqError, NotSetUp, UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 from state.settings import write_private
 
 LABEL = "dev.mlxq.worker"
@@ -132,7 +132,7 @@ def place(*, system: bool) -> Unit:
     Under sudo the person is the one who called it, not root: the worker, its home and its files stay theirs.
     """
     base = _person(os.environ) if system else dict(os.environ)
-    chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else home()
+    chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else get_home()
     if system and not chosen.root.is_dir():
         raise NotSetUp(f"There is no mlxq in {chosen.root}.", hint="mlxq setup   (without sudo)")
     return Unit(program(), chosen, environment(base, chosen), system, base["USER"] if system else "")

@@ -18,7 +18,7 @@ import click
 
 from mlxq import render
 from state.errors import DiskFull, Internal, MlxqError, UsageProblem
-from state.paths import home
+from state.paths import get_home
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Start": {
@@ -173,7 +173,7 @@ def _reader_left() -> int:
 def _explain(problem: Exception) -> MlxqError:
     """Turn what the machine refused into a sentence; anything else is a fault in mlxq."""
     if isinstance(problem, OSError) and problem.filename:
-        return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {home().root}")
+        return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {get_home().root}")
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
         return DiskFull("There is no room for what was to be written.", hint="df -h")
     name = type(problem).__name__
@@ -187,7 +187,7 @@ def _explain(problem: Exception) -> MlxqError:
 
 def _keep_traceback() -> str | None:
     """Append the traceback to logs/mlxq.log; None where that cannot be written."""
-    path = home().log("mlxq")
+    path = get_home().log("mlxq")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError:

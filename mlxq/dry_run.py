@@ -13,7 +13,7 @@ from state.db import Database
 from state.paths import Home
 
 if TYPE_CHECKING:
-    from tasks.supervision.lifecycle import Blueprint
+    from tasks.supervision.lifecycle import LaunchSpec
 
 SECRET = ("_KEY", "_TOKEN")
 """Ends of the names of variables whose values are never shown."""
@@ -25,7 +25,7 @@ def starts(db: Database, home: Home, names: Sequence[str]) -> None:
 
     for name in names:
         click.echo(f"# start {name}")
-        click.echo(command(lifecycle.blueprint(db, home, name)))
+        click.echo(command(lifecycle.launch_spec(db, home, name)))
 
 
 def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
@@ -44,7 +44,7 @@ def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
             click.echo(f"kill -TERM {one.pid}   # and its group; KILL after {lifecycle.GRACE_S:g} s")
 
 
-def command(plan: Blueprint) -> str:
+def command(plan: LaunchSpec) -> str:
     """Give a start as one line for a shell."""
     from tasks.plan.engine import KEPT
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from catalog import units
 from mlxq import render
 from mlxq.jobs_client import View
-from state.job import Job, State
+from state.job import Job, JobState
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -23,13 +23,13 @@ STEPS = 10
 """Without a terminal, a job that counts is told of so often between its start and its end."""
 WINDOW_S = 10.0
 """Rates are measured over the last seconds; an ETA is told only after as many."""
-MARKS: Mapping[State, str] = {
-    State.BLOCKED: "·",
-    State.QUEUED: "·",
-    State.RUNNING: "▸",
-    State.SUCCEEDED: "✓",
-    State.FAILED: "✗",
-    State.CANCELLED: "-",
+MARKS: Mapping[JobState, str] = {
+    JobState.BLOCKED: "·",
+    JobState.QUEUED: "·",
+    JobState.RUNNING: "▸",
+    JobState.SUCCEEDED: "✓",
+    JobState.FAILED: "✗",
+    JobState.CANCELLED: "-",
 }
 NAME_WIDTH = 36
 """A longer name pushes its own line alone to the right."""
@@ -64,10 +64,10 @@ def short(source: str) -> str:
 def note(job: Job) -> str:
     """Say in a few words how a job is."""
     if not job.live:
-        return job.error or (_took(job) if job.state is State.SUCCEEDED else str(job.state))
-    if job.state is State.BLOCKED:
+        return job.error or (_took(job) if job.state is JobState.SUCCEEDED else str(job.state))
+    if job.state is JobState.BLOCKED:
         return "waits for job " + ", ".join(map(str, job.needs))
-    if job.state is State.QUEUED and job.error:
+    if job.state is JobState.QUEUED and job.error:
         return f"again in {render.span(max(0.0, job.run_at - time.time()))}: {job.error}"
     return "stopping, as asked" if job.cancel_at else job.phase or str(job.state)
 
@@ -113,13 +113,13 @@ class PlainView:
         """Print the jobs that made a step."""
         for job in jobs:
             mark = _mark(job)
-            quiet = job.state in (State.BLOCKED, State.QUEUED) and not job.error
+            quiet = job.state in (JobState.BLOCKED, JobState.QUEUED) and not job.error
             before = self._told.get(job.id)
             if not quiet and before != mark:
                 self._told[job.id] = mark
                 same_phase = before is not None and before[:-1] == mark[:-1]
                 told = counted(job, "" if same_phase else resumed(job))
-                alone = len(jobs) == 1 and job.state is State.FAILED  # then the command ends with its error
+                alone = len(jobs) == 1 and job.state is JobState.FAILED  # then the command ends with its error
                 render.say(f"{MARKS[job.state]} {title(job)}: {job.state if alone else told}")
 
     def tell(self, text: str) -> None:
@@ -156,7 +156,7 @@ def overall(jobs: Sequence[Job]) -> tuple[float, float]:
     (0, 0) where there are not two of them, and where the size of one is not known yet. What score chose says the sizes
     of pulls that have not begun.
     """
-    pulls = [job for job in jobs if job.kind == "pull" and job.state not in (State.FAILED, State.CANCELLED)]
+    pulls = [job for job in jobs if job.kind == "pull" and job.state not in (JobState.FAILED, JobState.CANCELLED)]
     sizes = _sizes(jobs)
     totals = [float(job.progress.get("total") or sizes.get(job.args["source"], 0)) for job in pulls]
     if len(pulls) < 2 or not all(totals):  # noqa: PLR2004 (one pull is its own total)
@@ -166,20 +166,20 @@ def overall(jobs: Sequence[Job]) -> tuple[float, float]:
 
 def _here(pull: Job, total: float) -> float:
     """Give the bytes of a pull that are here."""
-    return total if pull.state is State.SUCCEEDED else float(pull.progress.get("done") or 0)
+    return total if pull.state is JobState.SUCCEEDED else float(pull.progress.get("done") or 0)
 
 
 def _sizes(jobs: Sequence[Job]) -> dict[str, int]:
     """Give the bytes of each source that the choice of models told."""
     for job in jobs:
-        if job.kind == "score" and job.state is State.SUCCEEDED:
+        if job.kind == "score" and job.state is JobState.SUCCEEDED:
             return job.result["sizes"]
     return {}
 
 
 def amounts(job: Job) -> tuple[float, float]:
     """Give what a running job has done, and of how much; (0, 0) when it does not say."""
-    if job.state is not State.RUNNING:
+    if job.state is not JobState.RUNNING:
         return 0.0, 0.0
     return float(job.progress.get("done") or 0), float(job.progress.get("total") or 0)
 
@@ -275,7 +275,7 @@ class LiveView:
         return [_text(("All pulls  ", "bold"), (f"{bar(done / total)} {figures}", ""))]
 
     def _line(self, job: Job, name: str, *, wide: bool) -> RenderableType:
-        style = "red" if job.state is State.FAILED else "bright_black"
+        style = "red" if job.state is JobState.FAILED else "bright_black"
         said = self._note(job, wide=wide)
         return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLOURS[job.state]), (said, style))
 
@@ -299,14 +299,14 @@ class LiveView:
 
     def _elapsed(self, job: Job) -> str:
         """Give how long a running job without figures has been at it."""
-        if job.state is not State.RUNNING or not job.started_at:
+        if job.state is not JobState.RUNNING or not job.started_at:
             return ""
         return f"  {int(time.time() - job.started_at)}s"
 
 
 def _files(job: Job, indent: int) -> list[RenderableType]:
     """Draw a line for each large file that a pull is fetching."""
-    if job.state is not State.RUNNING:
+    if job.state is not JobState.RUNNING:
         return []
     files: Sequence[tuple[str, int, int]] = job.progress.get("files") or ()
     return [

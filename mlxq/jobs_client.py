@@ -18,7 +18,7 @@ from mlxq import render, worker_process
 from state import ledger, wakeup, worker
 from state.db import Database, open_database, read_database
 from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
-from state.job import Job, New, State, get, of_chain
+from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home
 
 GUARD_S = 1.0
@@ -93,9 +93,9 @@ def with_chains(ids: Sequence[int]) -> Jobs:
     ]
 
 
-def put(db: Database, batch: Sequence[New]) -> list[int]:
+def enqueue(db: Database, batch: Sequence[NewJob]) -> list[int]:
     """Put jobs in, say which of them were under way already, and give their ids."""
-    made = ledger.submit_all(db, batch)
+    made = ledger.enqueue_all(db, batch)
     for label, (job, fresh) in made.items():
         if not fresh:
             render.say(f"Job {job} ({label}) is already at it.")
@@ -122,7 +122,7 @@ def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None
 
 def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) -> list[Job]:
     until = None if timeout_s is None else time.monotonic() + timeout_s
-    keeper, woken = Keeper(home, view.tell), False
+    keeper, woken = WorkerStarter(home, view.tell), False
     with wakeup.watcher(home) as bell, reading(home) as db:
         while True:
             now = list(jobs(db))
@@ -131,7 +131,7 @@ def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) ->
             if not live:
                 return now
             if not woken:
-                keeper.look()
+                keeper.ensure()
             left = GUARD_S if until is None else until - time.monotonic()
             if left <= 0:
                 raise TimedOut(
@@ -141,7 +141,7 @@ def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) ->
             woken = bell.wait(min(GUARD_S, left))
 
 
-class Keeper:
+class WorkerStarter:
     """Keeps a worker alive while a command waits for jobs."""
 
     def __init__(self, home: Home, tell: Callable[[str], None] = render.say) -> None:
@@ -150,7 +150,7 @@ class Keeper:
         self.starts = 0
         self.started: subprocess.Popen[bytes] | None = None
 
-    def look(self) -> None:
+    def ensure(self) -> None:
         """Start a worker when none lives. Raises WorkerLost when each one ends at once."""
         if self.starts == MOST_STARTS and self.started and self.started.poll() is not None:
             raise WorkerLost(
@@ -167,7 +167,7 @@ class Keeper:
 
 def ensure_worker(home: Home) -> None:
     """Make sure that a worker takes what was put in, without waiting for it."""
-    Keeper(home).look()
+    WorkerStarter(home).ensure()
 
 
 def _second_thoughts(home: Home, jobs: Jobs) -> None:
@@ -199,7 +199,7 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
 
 def _raise_first(ended: Sequence[Job]) -> None:
     """Raise the error of the first job that did not succeed; those it took along come after it."""
-    bad = sorted((job for job in ended if job.state is not State.SUCCEEDED), key=_taken_along)
+    bad = sorted((job for job in ended if job.state is not JobState.SUCCEEDED), key=_taken_along)
     if bad:
         raise _error(bad[0])
 
@@ -211,7 +211,7 @@ def _taken_along(job: Job) -> bool:
 
 def _error(job: Job) -> MlxqError:
     """Give the error of a job that did not succeed, as it was raised in the worker."""
-    if job.state is State.CANCELLED and not _taken_along(job):
+    if job.state is JobState.CANCELLED and not _taken_along(job):
         return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
     return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 

@@ -17,7 +17,7 @@ from state.errors import NotFound
 from state.paths import Home
 from state.weights import Weights
 from tasks.weights import headers, manifest
-from tasks.weights.headers import Found
+from tasks.weights.headers import ScannedFolder
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def listing(home: Home, db: Database | None, known: Mapping[str, Model]) -> list
     return [_installed(each, users[str(each.folder)], rows.get(str(each.folder)), known) for each in found]
 
 
-def _installed(found: Found, users: tuple[str, ...], row: Weights | None, known: Mapping[str, Model]) -> Installed:
+def _installed(
+    found: ScannedFolder, users: tuple[str, ...], row: Weights | None, known: Mapping[str, Model]
+) -> Installed:
     made = manifest.read(found.folder)
     source = made.asked if made else ""
     model, quant = _named(source, found, known)
@@ -87,7 +89,7 @@ def _installed(found: Found, users: tuple[str, ...], row: Weights | None, known:
     )
 
 
-def _named(source: str, found: Found, known: Mapping[str, Model]) -> tuple[str, str]:
+def _named(source: str, found: ScannedFolder, known: Mapping[str, Model]) -> tuple[str, str]:
     """Give the model's name and its quant: the catalog's where it knows the source."""
     by_source = {quant.source: (model.id, quant.name) for model in known.values() for quant in model.quants.values()}
     if source in by_source:
@@ -97,7 +99,7 @@ def _named(source: str, found: Found, known: Mapping[str, Model]) -> tuple[str, 
     return name, converted or _measured_quant(found)
 
 
-def _measured_quant(found: Found) -> str:
+def _measured_quant(found: ScannedFolder) -> str:
     if found.weights is None:
         return ""
     return found.weights.quantization or f"{found.weights.bits:.0f}-bit"

@@ -17,7 +17,7 @@ FOLDERS = ("/", "./", "../", "~", "file:")
 
 
 @dataclass(frozen=True)
-class Target:
+class ModelRef:
     """One place of weights."""
 
     source: str
@@ -34,7 +34,7 @@ class Target:
         return self.model.id if self.model else self.source.removeprefix("hub:")
 
 
-def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> Target:
+def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> ModelRef:
     """Read a MODEL and its --quant; `preferred` is the quant where nothing is wanted.
 
     Raises NotFound with the nearest names, UsageProblem for a quant that does not exist.
@@ -55,29 +55,29 @@ def _match(name: str, known: Mapping[str, Model]) -> Match | None:
         return None if "/" in name or name.startswith("pypi:") else recommend.find(name, known)
 
 
-def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> Target:
+def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> ModelRef:
     """Give the place of a model that the catalog knows. Raises UsageProblem for a quant that does not exist."""
     model, notes = match.model, (match.note,) if match.note else ()
     if match.quant and quant not in {None, match.quant}:
         raise UsageProblem(f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {model.id} --quant {quant}")
     if quant and "/" in name and not match.quant and _must_be_made(model, quant):
-        return Target(f"hub:{model.repo}#{quant}", model, quant, (*notes, _converts(model.repo, quant)))
+        return ModelRef(f"hub:{model.repo}#{quant}", model, quant, (*notes, _converts(model.repo, quant)))
     chosen = match.quant or recommend.quant_of(model, quant, preferred)
-    return Target(model.quants[chosen].source, model, chosen, notes)
+    return ModelRef(model.quants[chosen].source, model, chosen, notes)
 
 
 def _must_be_made(model: Model, quant: str) -> bool:
     return quant in recommend.CONVERTED and quant not in model.quants
 
 
-def _elsewhere(text: str, quant: str | None) -> Target:
+def _elsewhere(text: str, quant: str | None) -> ModelRef:
     """Read a place that is in no catalog; a quant for it is made here. Raises UsageProblem."""
     asked = sources.parse(text)
     if quant is None:
-        return Target(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
+        return ModelRef(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
     if asked.kind == "pypi" or quant not in recommend.CONVERTED:
         raise UsageProblem(f"{asked} cannot be converted to {quant}.", hint="int4, int8 and bf16 can be made.")
-    return Target(f"{asked}#{quant}", None, quant, (_converts(asked.name, quant),))
+    return ModelRef(f"{asked}#{quant}", None, quant, (_converts(asked.name, quant),))
 
 
 def _converts(name: str, quant: str) -> str:

@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from state import stack
 from state.db import Database, read_database
 from state.errors import MlxqError
-from state.paths import home
+from state.paths import get_home
 from state.ports import BESIDE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -41,7 +41,7 @@ class JobId(click.ParamType[int]):
         return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
 
 
-class Memory(click.ParamType[int]):
+class MemorySize(click.ParamType[int]):
     """A size of memory in bytes, as people write it: 30gb, 512mb, 24gib."""
 
     name = "size"
@@ -75,7 +75,7 @@ class InstalledName(ModelName):
         from mlxq import local_models
         from tasks import recommend
 
-        place = home()
+        place = get_home()
         try:
             there = local_models.listing(place, None, recommend.known(place))
         except MlxqError:
@@ -157,7 +157,7 @@ def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str
 def _look(read: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
     """Read for a completion: where nothing can be read, there is nothing to complete."""
     try:
-        db = read_database(home())
+        db = read_database(get_home())
         try:
             return read(db)
         finally:

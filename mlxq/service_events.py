@@ -12,48 +12,48 @@ from mlxq import render
 from state import event, service, stack
 from state.db import Database
 from state.errors import MlxqError, NotFound, NotRunning
-from state.event import Happening
+from state.event import Event
 from state.files import tail
 from state.ports import BESIDE
-from state.service import Step
+from state.service import ServiceEvent
 from tasks.plan import gateway, page
 
-ENDS = frozenset({Step.DIED, Step.FLAPPED, Step.GAVE_UP})
+ENDS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
 """Steps that a person wants the last lines of the log for."""
 LINES = 3
 READ_BYTES = 2**20
 """So much of a log is searched from its end, however long it is."""
 WORDS: Mapping[str, str] = {
-    Step.INTENDED: "starting",
-    Step.SPAWNED: "loading",
-    Step.ADOPTED: "adopted",
-    Step.READIED: "ready",
-    Step.REPLACED: "replaced",
-    Step.STALLED: "stalled",
-    Step.DEGRADED: "degraded",
-    Step.DRAINED: "draining",
-    Step.ENDING: "stopping",
-    Step.STOPPED: "stopped",
-    Step.DIED: "died",
-    Step.FLAPPED: "flapping",
-    Step.GAVE_UP: "failed",
-    "unclean_boot": "cut off",
+    ServiceEvent.STARTING: "starting",
+    ServiceEvent.SPAWNED: "loading",
+    ServiceEvent.ADOPTED: "adopted",
+    ServiceEvent.BECAME_READY: "ready",
+    ServiceEvent.REPLACED: "replaced",
+    ServiceEvent.STALLED: "stalled",
+    ServiceEvent.DEGRADED: "degraded",
+    ServiceEvent.DRAIN_STARTED: "draining",
+    ServiceEvent.STOPPING: "stopping",
+    ServiceEvent.STOPPED: "stopped",
+    ServiceEvent.EXITED: "exited",
+    ServiceEvent.CRASH_LOOPED: "crash loop",
+    ServiceEvent.FAILED: "failed",
+    "unclean_boot": "unclean shutdown",
     "escalated": "escalated",
-    "cache_purged": "purged",
-    "reduced": "reduced",
-    "foreseen": "foreseen",
-    "wanted_up": "wanted up",
-    "wanted_down": "wanted down",
+    "cache_purged": "prompt cache cleared",
+    "safe_mode": "safe mode",
+    "handover_started": "handover started",
+    "start_requested": "start requested",
+    "stop_requested": "stop requested",
 }
 """What people read in place of an event's name; programs get the name."""
-MEANINGS: Mapping[str, str] = {step.value: step.meaning for step in Step} | {
-    "wanted_up": "a person wants it up",
-    "wanted_down": "a person wants it down",
-    "unclean_boot": "the machine went down while it ran",
-    "escalated": "every tier flaps, so the gateway is started anew",
-    "cache_purged": "it was told to drop its cache of old prompts",
-    "foreseen": "a process that shall take its place is started beside it",
-    "reduced": "it is held back from its next start on",
+MEANINGS: Mapping[str, str] = {step.value: step.meaning for step in ServiceEvent} | {
+    "start_requested": "requested by user",
+    "stop_requested": "requested by user",
+    "unclean_boot": "the machine went down while it was running",
+    "escalated": "every tier is in a crash loop, so the gateway is restarted",
+    "cache_purged": "was told to clear its prompt cache",
+    "handover_started": "a replacement process is being tested",
+    "safe_mode": "starts with a smaller cache from now on",
 }
 
 READY = "it serves"
@@ -61,7 +61,7 @@ READY = "it serves"
 
 
 @dataclass(frozen=True)
-class Chapter:
+class EventView:
     """One thing that happened to a service."""
 
     at: float
@@ -75,11 +75,11 @@ class Chapter:
     last_lines: list[str]
 
 
-def tell(db: Database, name: str | None, *, limit: int) -> list[Chapter]:
+def events(db: Database, name: str | None, *, limit: int) -> list[EventView]:
     """Give the newest chapters of one service, or of all, oldest first. Raises NotFound, NotRunning."""
     if name and service.find(db, name) is None:
         raise _unheard_of(db, name)
-    return [_chapter(db, each) for each in event.of_service(db, name, limit=limit)]
+    return [_event_view(db, each) for each in event.of_service(db, name, limit=limit)]
 
 
 def _unheard_of(db: Database, name: str) -> MlxqError:
@@ -90,10 +90,10 @@ def _unheard_of(db: Database, name: str) -> MlxqError:
     return NotFound(f"There is no service {name}.", hint="mlxq status")
 
 
-def _chapter(db: Database, each: Happening) -> Chapter:
+def _event_view(db: Database, each: Event) -> EventView:
     name = each.service or ""
     ended = each.name in ENDS and each.attempt is not None
-    return Chapter(
+    return EventView(
         at=each.at,
         service=name,
         what=each.name,
@@ -109,14 +109,14 @@ def word(name: str) -> str:
     return WORDS.get(name, name.replace("_", " "))
 
 
-def text(each: Happening) -> str:
+def text(each: Event) -> str:
     """Say what happened, and how it came."""
     return READY if _serves(each) else sentence(each.name, each.data)
 
 
-def _serves(each: Happening) -> bool:
+def _serves(each: Event) -> bool:
     """Tell whether this is a service without a model that became ready."""
-    return each.name == Step.READIED.value and each.service in {gateway.SERVICE, page.SERVICE}
+    return each.name == ServiceEvent.BECAME_READY.value and each.service in {gateway.SERVICE, page.SERVICE}
 
 
 def sentence(name: str, data: Mapping[str, Any]) -> str:
@@ -131,15 +131,15 @@ def sentence(name: str, data: Mapping[str, Any]) -> str:
 
 def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
     """Give the last lines that one start of a service wrote, from the last 1 MiB of its log; [] when they are gone."""
-    from tasks.supervision.lifecycle import HEADLINE
+    from tasks.supervision.lifecycle import START_MARKER
 
     written = tail(log, READ_BYTES)
-    found = re.search(rf"^{HEADLINE}.*, start {start}\n((?:(?!{HEADLINE}).*\n?)*)", written, re.MULTILINE)
+    found = re.search(rf"^{START_MARKER}.*, start {start}\n((?:(?!{START_MARKER}).*\n?)*)", written, re.MULTILINE)
     lines = [line for line in found[1].splitlines() if line.strip()] if found else []
     return lines[-count:]
 
 
-def spoken(chapter: Chapter) -> str:
+def format_event(chapter: EventView) -> str:
     """Give a chapter's text as a person reads it, with the time of the next try."""
     if chapter.next_try_at is None:
         return chapter.text

@@ -25,7 +25,7 @@ GATEWAY = "gateway"
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerReport:
     """The worker as it is."""
 
     state: str
@@ -34,12 +34,12 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Report:
+class StatusReport:
     """Everything `mlxq status` tells."""
 
     machine: dict[str, Any]
     endpoint: str
-    worker: Worker
+    worker: WorkerReport
     services: list[dict[str, Any]]
     """With exactly the keys that `status --json` prints."""
     troubles: list[tuple[str, str, str | None]]
@@ -62,13 +62,13 @@ class Report:
         }
 
 
-def now(db: Database) -> Report:
+def collect(db: Database) -> StatusReport:
     """Look, and give what is true."""
     seen, tiers = worker(db), stack.tiers(db)
     rows, at = {row.name: row for row in service.listing(db)}, ports.listing(db)
     live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
-    return Report(
-        machine=facts.recall(db, "machine"),
+    return StatusReport(
+        machine=facts.get(db, "machine"),
         endpoint=ports.endpoint(at),
         worker=seen,
         services=_services(rows, tiers, at, watched=seen.state == "running"),
@@ -91,7 +91,7 @@ def _services(
 def _troubles(db: Database, rows: Iterable[Service]) -> list[tuple[str, str, str | None]]:
     """Give name, cause and next command of what is down, and of what is held back."""
     down = [(row.name, row.cause, row.hint) for row in rows if row.cause]
-    held = [(name, held.told, held.hint) for name, held in safe_mode.listing(db).items() if held.level]
+    held = [(name, held.sentence, held.hint) for name, held in safe_mode.listing(db).items() if held.level]
     return [*down, *held]
 
 
@@ -107,14 +107,14 @@ def cloud_today(home: Home) -> dict[str, Any]:
     }
 
 
-def worker(db: Database) -> Worker:
+def worker(db: Database) -> WorkerReport:
     """Tell how the worker is, by its identity and its beat."""
     from tasks import worker_status
 
-    felt, last = worker_status.feel(db), current(db)
-    if last is None or felt in (worker_status.Pulse.NONE, worker_status.Pulse.DEAD):
-        return Worker("stopped", None)
-    return Worker("hung" if felt is worker_status.Pulse.HUNG else "running", last.pid)
+    felt, last = worker_status.read(db), current(db)
+    if last is None or felt in (worker_status.WorkerState.NONE, worker_status.WorkerState.DEAD):
+        return WorkerReport("stopped", None)
+    return WorkerReport("hung" if felt is worker_status.WorkerState.HUNG else "running", last.pid)
 
 
 def _service(name: str, row: Service | None, tier: Tier | None, port: int | None, *, watched: bool) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _service(name: str, row: Service | None, tier: Tier | None, port: int | None
         "memory_mb": None,
     }
     if row:
-        told |= {"kind": row.kind, "phase": str(row.doing), "restarts": row.restarts}
+        told |= {"kind": row.kind, "phase": str(row.state), "restarts": row.restarts}
     if row and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
         told |= _process(row)
     return told
@@ -154,7 +154,7 @@ def check(row: Service) -> Observed:
     from tasks.system import process
 
     if row.identity is None or not process.alive(process.decode(row.identity)):
-        return Observed.CRASHED if row.wanted == "up" else Observed.STOPPED
+        return Observed.CRASHED if row.desired == "up" else Observed.STOPPED
     return Observed.HEALTHY if _answers(row) else Observed.DOWN
 
 

@@ -24,7 +24,7 @@ from state.paths import Home
 
 BUSY_TIMEOUT_S = 15.0
 """Under saturation one writer can wait over 5 s: SQLite's busy handler is not fair."""
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """The number of migrations; kept equal to them by a test."""
 
 Row = sqlite3.Row
@@ -96,7 +96,7 @@ class Database:
             self.inside = False
         self._tell()
 
-    def rouse(self) -> None:
+    def wake(self) -> None:
         """After this transaction's commit, wake the worker and whoever watches."""
         self._rouse = self._announce = True
 
@@ -107,7 +107,7 @@ class Database:
     def _tell(self) -> None:
         rouse, announce, self._rouse, self._announce = self._rouse, self._announce, False, False
         if rouse:
-            wakeup.rouse(self.home)
+            wakeup.wake(self.home)
         if announce:
             wakeup.announce(self.home)
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Self
 
 
-class Told(StrEnum):
+class DocumentedEnum(StrEnum):
     """A member is written `WORD = "word", "what it means"` and is the word; `meaning` is the sentence."""
 
     meaning: str

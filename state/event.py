@@ -10,7 +10,7 @@ from state.db import Database, Row
 
 
 @dataclass(frozen=True)
-class Happening:
+class Event:
     """One thing that happened."""
 
     id: int
@@ -37,22 +37,22 @@ def record(
     return db.insert("events", values | {"data": json.dumps(data) if data else None})
 
 
-def of_job(db: Database, job: int) -> list[Happening]:
+def of_job(db: Database, job: int) -> list[Event]:
     """Give a job's events, oldest first."""
-    return [_happening(row) for row in db.rows("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))]
+    return [_event(row) for row in db.rows("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))]
 
 
-def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Happening]:
+def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Event]:
     """Give the newest events of one service, or of all, oldest first."""
     rows = db.rows(
         "SELECT * FROM events WHERE service IS NOT NULL AND (:service IS NULL OR service = :service)"
         " ORDER BY id DESC LIMIT :limit",
         {"service": service, "limit": limit},
     )
-    return [_happening(row) for row in reversed(rows)]
+    return [_event(row) for row in reversed(rows)]
 
 
-def _happening(row: Row) -> Happening:
+def _event(row: Row) -> Event:
     values = dict(row)
     values["data"] = json.loads(values["data"] or "{}")
-    return Happening(**values)
+    return Event(**values)

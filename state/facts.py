@@ -9,7 +9,7 @@ from typing import Any
 from state.db import Database
 
 
-def remember(db: Database, name: str, value: Mapping[str, Any]) -> None:
+def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
     """Keep a JSON-able fact in place of an older one."""
     with db.transaction():
         db.run(
@@ -20,6 +20,6 @@ def remember(db: Database, name: str, value: Mapping[str, Any]) -> None:
         db.announce()
 
 
-def recall(db: Database, name: str) -> dict[str, Any]:
+def get(db: Database, name: str) -> dict[str, Any]:
     """Give the fact of that name; empty when there is none."""
     return json.loads(db.value("SELECT value FROM facts WHERE name = ?", (name,)) or "{}")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from state.db import Database, Row
-from state.documented_enum import Told
+from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
 Source = Literal["person", "chain", "watchdog"]
 
 
-class State(Told):
+class JobState(DocumentedEnum):
     """Where a job stands; `meaning` is the sentence for people."""
 
     BLOCKED = "blocked", "waits for the jobs it needs"
@@ -25,11 +25,11 @@ class State(Told):
     CANCELLED = "cancelled", "stopped on request, or because a job it needs did not succeed"
 
 
-LIVE = frozenset({State.BLOCKED, State.QUEUED, State.RUNNING})
-ENDED = frozenset(State) - LIVE
+LIVE = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RUNNING})
+ENDED = frozenset(JobState) - LIVE
 
 
-class Step(Told):
+class JobEvent(DocumentedEnum):
     """What can happen to a job; `meaning` is the sentence for people."""
 
     UNBLOCKED = "unblocked", "every job it needs has ended well"
@@ -45,44 +45,44 @@ class Step(Told):
     REVIVED = "revived", "a person asked for another try, of it or of a job it needs"
 
 
-STEPS: Mapping[Step, tuple[frozenset[State], State]] = {
-    Step.UNBLOCKED: (frozenset({State.BLOCKED}), State.QUEUED),
-    Step.CLAIMED: (frozenset({State.QUEUED}), State.RUNNING),
-    Step.SUCCEEDED: (frozenset({State.RUNNING}), State.SUCCEEDED),
-    Step.RETRIED: (frozenset({State.RUNNING}), State.QUEUED),
-    Step.SNOOZED: (frozenset({State.RUNNING}), State.QUEUED),
-    Step.RELEASED: (frozenset({State.RUNNING}), State.QUEUED),
-    Step.RESCUED: (frozenset({State.RUNNING}), State.QUEUED),
-    Step.FAILED: (frozenset({State.RUNNING}), State.FAILED),
-    Step.LOST: (frozenset({State.RUNNING}), State.FAILED),
-    Step.CANCELLED: (LIVE, State.CANCELLED),
-    Step.REVIVED: (frozenset({State.FAILED, State.CANCELLED}), State.BLOCKED),
+TRANSITIONS: Mapping[JobEvent, tuple[frozenset[JobState], JobState]] = {
+    JobEvent.UNBLOCKED: (frozenset({JobState.BLOCKED}), JobState.QUEUED),
+    JobEvent.CLAIMED: (frozenset({JobState.QUEUED}), JobState.RUNNING),
+    JobEvent.SUCCEEDED: (frozenset({JobState.RUNNING}), JobState.SUCCEEDED),
+    JobEvent.RETRIED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    JobEvent.SNOOZED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    JobEvent.RELEASED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    JobEvent.RESCUED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    JobEvent.FAILED: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    JobEvent.LOST: (frozenset({JobState.RUNNING}), JobState.FAILED),
+    JobEvent.CANCELLED: (LIVE, JobState.CANCELLED),
+    JobEvent.REVIVED: (frozenset({JobState.FAILED, JobState.CANCELLED}), JobState.BLOCKED),
 }
 """The whole machine: a step leads from these states to that one. docs/states.md is made from it."""
 
 
-def advance(now: State, step: Step) -> State:
+def transition(now: JobState, step: JobEvent) -> JobState:
     """Give the state after `step`. Raises ValueError when the step is not allowed from here."""
-    sources, target = STEPS[step]
+    sources, target = TRANSITIONS[step]
     if now not in sources:
         raise ValueError(f"a {now} job cannot be {step}")
     return target
 
 
 @dataclass(frozen=True)
-class New:
+class NewJob:
     """A job to be put in: a task's kind, its arguments, and what it needs first."""
 
     kind: str
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    lane: str = "ops"
+    queue: str = "ops"
     priority: int = 0
-    ukey: str | None = None
+    unique_key: str | None = None
     """At most one live job has it; asking again attaches to that one."""
     max_attempts: int = 1
     needs: Sequence[str | int] = ()
     """Labels within the same batch, or ids: all must succeed first."""
-    softly: Sequence[str | int] = ()
+    after: Sequence[str | int] = ()
     """Likewise, but these need only to have ended."""
     label: str = ""
     """What others of the batch call it; the kind when empty."""
@@ -109,12 +109,12 @@ class Job:
     id: int
     kind: str
     args: dict[str, Any]
-    lane: str
+    queue: str
     priority: int
-    ukey: str | None
+    unique_key: str | None
     chain: int
     source: str
-    state: State
+    state: JobState
     attempt: int
     failures: int
     max_attempts: int
@@ -195,7 +195,7 @@ def cancel_asked(db: Database, held: Claim) -> bool:
 def _job(db: Database, row: Row) -> Job:
     values = dict(row)
     values["args"] = json.loads(values["args"])
-    values["state"] = State(values["state"])
+    values["state"] = JobState(values["state"])
     values["progress"] = json.loads(values["progress"] or "{}")
     values["result"] = json.loads(values["result"]) if values["result"] else None
     needs = db.rows("SELECT needs FROM job_deps WHERE job = ? ORDER BY needs", (values["id"],))

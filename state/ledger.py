@@ -15,7 +15,19 @@ from typing import Any
 from state import event
 from state.db import Database, Row, atomic
 from state.errors import Busy, MlxqError, Upstream, WorkerLost
-from state.job import ENDED, STEPS, Claim, Fenced, New, Source, State, Step, cancel_asked, dependents, get
+from state.job import (
+    ENDED,
+    TRANSITIONS,
+    Claim,
+    Fenced,
+    JobEvent,
+    JobState,
+    NewJob,
+    Source,
+    cancel_asked,
+    dependents,
+    get,
+)
 
 MAX_RESCUES = 3
 """A job that kills its worker this often is given up, so that it cannot kill it for ever."""
@@ -23,8 +35,8 @@ HARMLESS_S = 600.0
 """Who ran this long before the worker died did not kill it: a pull of a day may outlive any number of power cuts."""
 CLOCK_SLACK_S = 1.0
 NO_ERROR: dict[str, Any] = dict.fromkeys(("error_code", "error", "hint"))
-FRESH: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
-WAITING = "state = 'queued' AND lane = :lane AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
+RUNNABLE: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
+WAITING = "state = 'queued' AND queue = :queue AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
 WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
@@ -34,15 +46,15 @@ WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
 # ---------------------------------------------------------------- putting jobs in
 
 
-def submit(db: Database, new: New, *, source: Source = "person") -> tuple[int, bool]:
-    """Put one job in; give its id, and whether it is new (False: a live one with its ukey was there)."""
-    made = submit_all(db, [new], source=source)
+def enqueue(db: Database, new: NewJob, *, source: Source = "person") -> tuple[int, bool]:
+    """Put one job in; give its id, and whether it is new (False: a live one with its unique_key was there)."""
+    made = enqueue_all(db, [new], source=source)
     return made[new.label or new.kind]
 
 
 @atomic
-def submit_all(
-    db: Database, batch: Sequence[New], *, source: Source = "person", chain: int | None = None
+def enqueue_all(
+    db: Database, batch: Sequence[NewJob], *, source: Source = "person", chain: int | None = None
 ) -> dict[str, tuple[int, bool]]:
     """Put a batch in, in one transaction; give each label's id, and whether it is new.
 
@@ -50,7 +62,7 @@ def submit_all(
     """
     made: dict[str, tuple[int, bool]] = {}
     for new in batch:
-        job = _live_with(db, new.ukey)
+        job = _live_with(db, new.unique_key)
         if job is not None:
             made[new.label or new.kind] = (job, False)
             _hurry(db, job, source)
@@ -58,7 +70,7 @@ def submit_all(
             job = _insert(db, new, source, chain, {label: pair[0] for label, pair in made.items()})
             made[new.label or new.kind] = (job, True)
             chain = chain or job
-    db.rouse()
+    db.wake()
     return made
 
 
@@ -68,27 +80,29 @@ def _hurry(db: Database, job: int, source: Source) -> None:
         db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
 
 
-def _live_with(db: Database, ukey: str | None) -> int | None:
-    if ukey is None:
+def _live_with(db: Database, unique_key: str | None) -> int | None:
+    if unique_key is None:
         return None
-    return db.value("SELECT id FROM jobs WHERE ukey = ? AND state IN ('blocked', 'queued', 'running')", (ukey,))
+    return db.value(
+        "SELECT id FROM jobs WHERE unique_key = ? AND state IN ('blocked', 'queued', 'running')", (unique_key,)
+    )
 
 
-def _insert(db: Database, new: New, source: Source, chain: int | None, known: Mapping[str, int]) -> int:
+def _insert(db: Database, new: NewJob, source: Source, chain: int | None, known: Mapping[str, int]) -> int:
     """Write the row, its needs and its first event."""
-    needs = [*((need, 0) for need in _ids(new.needs, known)), *((need, 1) for need in _ids(new.softly, known))]
+    needs = [*((need, 0) for need in _ids(new.needs, known)), *((need, 1) for need in _ids(new.after, known))]
     now = db.now()
     job = db.insert(
         "jobs",
         {
             "kind": new.kind,
             "args": json.dumps(dict(new.args)),
-            "lane": new.lane,
+            "queue": new.queue,
             "priority": new.priority,
-            "ukey": new.ukey,
+            "unique_key": new.unique_key,
             "chain": chain or 0,
             "source": source,
-            "state": State.BLOCKED if needs else State.QUEUED,
+            "state": JobState.BLOCKED if needs else JobState.QUEUED,
             "max_attempts": new.max_attempts,
             "run_at": now + new.wait_s,
             "wait_s": new.wait_s,
@@ -122,41 +136,41 @@ def _settle_new(db: Database, job: int) -> None:
 # ---------------------------------------------------------------- the worker's steps
 
 
-def claim(db: Database, lane: str, kinds: Collection[str], owner: str) -> Claim | None:
-    """Take the next job of this lane whose kind is known and whose time has come."""
-    if _due(db, lane, kinds) is None:
+def claim(db: Database, queue: str, kinds: Collection[str], owner: str) -> Claim | None:
+    """Take the next job of this queue whose kind is known and whose time has come."""
+    if _due(db, queue, kinds) is None:
         return None  # an idle look takes no write lock
-    return _claim(db, lane, kinds, owner)
+    return _claim(db, queue, kinds, owner)
 
 
 @atomic
-def _claim(db: Database, lane: str, kinds: Collection[str], owner: str) -> Claim | None:
-    job = _due(db, lane, kinds)
+def _claim(db: Database, queue: str, kinds: Collection[str], owner: str) -> Claim | None:
+    job = _due(db, queue, kinds)
     if job is None:
         return None
     now = db.now()
-    row = _step(db, job, Step.CLAIMED, started_at=now, owner=owner, beat_at=now, phase=None, progress=None)
+    row = _step(db, job, JobEvent.CLAIMED, started_at=now, owner=owner, beat_at=now, phase=None, progress=None)
     db.announce()
     return _held(row)
 
 
-def _due(db: Database, lane: str, kinds: Collection[str]) -> int | None:
+def _due(db: Database, queue: str, kinds: Collection[str]) -> int | None:
     """Give the job to take next. One whose wait would begin in the future is due too: the wall clock was set back."""
     return db.value(
         f"SELECT id FROM jobs WHERE {WAITING}"  # noqa: S608 (the text above)
         " AND (run_at <= :now OR run_at - wait_s > :now + :slack) ORDER BY priority DESC, id LIMIT 1",
-        _waiting(lane, kinds) | {"now": db.now(), "slack": CLOCK_SLACK_S},
+        _waiting(queue, kinds) | {"now": db.now(), "slack": CLOCK_SLACK_S},
     )
 
 
-def next_due(db: Database, lane: str, kinds: Collection[str]) -> float | None:
-    """Give the seconds until the next job of this lane and these kinds is due, or None when none waits."""
-    at = db.value(f"SELECT min(run_at) FROM jobs WHERE {WAITING}", _waiting(lane, kinds))  # noqa: S608 (the text above)
+def next_due(db: Database, queue: str, kinds: Collection[str]) -> float | None:
+    """Give the seconds until the next job of this queue and these kinds is due, or None when none waits."""
+    at = db.value(f"SELECT min(run_at) FROM jobs WHERE {WAITING}", _waiting(queue, kinds))  # noqa: S608 (the text above)
     return None if at is None else max(0.0, at - db.now())
 
 
-def _waiting(lane: str, kinds: Collection[str]) -> dict[str, Any]:
-    return {"lane": lane, "kinds": json.dumps(sorted(kinds))}
+def _waiting(queue: str, kinds: Collection[str]) -> dict[str, Any]:
+    return {"queue": queue, "kinds": json.dumps(sorted(kinds))}
 
 
 def _held(row: Row) -> Claim:
@@ -172,19 +186,19 @@ def _held(row: Row) -> Claim:
 
 
 @atomic
-def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[New] = ()) -> None:
+def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[NewJob] = ()) -> None:
     """End a job well: keep its result, put in the jobs it asks for, unblock what waited. Raises Fenced."""
     columns = NO_ERROR | {"result": json.dumps(result), "finished_at": db.now(), "owner": None}
-    row = _step(db, held.id, Step.SUCCEEDED, held, **columns)
+    row = _step(db, held.id, JobEvent.SUCCEEDED, held, **columns)
     if fan_out:
-        submit_all(db, fan_out, source="chain", chain=row["chain"])
+        enqueue_all(db, fan_out, source="chain", chain=row["chain"])
     _after(db, held.id)
 
 
 @atomic
 def fail(db: Database, held: Claim, problem: MlxqError) -> None:
     """End a job badly, and cancel what needed it. Raises Fenced."""
-    _step(db, held.id, Step.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
+    _step(db, held.id, JobEvent.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
     _after(db, held.id)
 
 
@@ -192,34 +206,34 @@ def fail(db: Database, held: Claim, problem: MlxqError) -> None:
 def retry_later(db: Database, held: Claim, problem: MlxqError, wait_s: float) -> None:
     """Put a failed job back for another try in `wait_s` seconds. Raises Fenced."""
     columns = _wait(db, wait_s) | _error(problem) | {"failures": held.failures + 1}
-    _put_back(db, held, Step.RETRIED, **columns)
+    _put_back(db, held, JobEvent.RETRIED, **columns)
 
 
 @atomic
 def snooze(db: Database, held: Claim, wait_s: float, why: str) -> None:
     """Put a job back for later; no failure is counted. Raises Fenced."""
-    _put_back(db, held, Step.SNOOZED, phase=why, **_wait(db, wait_s))
+    _put_back(db, held, JobEvent.SNOOZED, phase=why, **_wait(db, wait_s))
 
 
 @atomic
 def release(db: Database, held: Claim) -> None:
     """Give a job back because the worker stops. Raises Fenced."""
-    _put_back(db, held, Step.RELEASED, **_wait(db, 0.0))
+    _put_back(db, held, JobEvent.RELEASED, **_wait(db, 0.0))
 
 
-def _put_back(db: Database, held: Claim, step: Step, **columns: Any) -> None:
+def _put_back(db: Database, held: Claim, step: JobEvent, **columns: Any) -> None:
     """Queue a running job again, or end it here when its cancel was asked for: nobody would look again."""
     if cancel_asked(db, held):
         end_cancelled(db, held)
     else:
         _step(db, held.id, step, held, owner=None, **columns)
-        db.rouse()
+        db.wake()
 
 
 @atomic
 def end_cancelled(db: Database, held: Claim) -> None:
     """Confirm that a running job stopped as a person asked. Raises Fenced."""
-    _step(db, held.id, Step.CANCELLED, held, owner=None, finished_at=db.now())
+    _step(db, held.id, JobEvent.CANCELLED, held, owner=None, finished_at=db.now())
     _after(db, held.id)
 
 
@@ -262,12 +276,12 @@ def _rescue(db: Database, held: Claim) -> None:
     rescues = _rescues(db, held.id)
     if rescues >= MAX_RESCUES:
         problem = WorkerLost(f"The worker died {rescues + 1} times while it ran job {held.id}.", hint="mlxq doctor")
-        _step(db, held.id, Step.LOST, held, owner=None, finished_at=db.now(), **_error(problem))
+        _step(db, held.id, JobEvent.LOST, held, owner=None, finished_at=db.now(), **_error(problem))
         _after(db, held.id)
     else:
         wait_s = 0.0 if rescues == 0 else 2.0**rescues
-        _step(db, held.id, Step.RESCUED, held, owner=None, rescues=rescues + 1, **_wait(db, wait_s))
-        db.rouse()
+        _step(db, held.id, JobEvent.RESCUED, held, owner=None, rescues=rescues + 1, **_wait(db, wait_s))
+        db.wake()
 
 
 def _rescues(db: Database, job: int) -> int:
@@ -281,7 +295,7 @@ def _rescues(db: Database, job: int) -> int:
 
 
 @atomic
-def cancel(db: Database, job: int) -> State:
+def cancel(db: Database, job: int) -> JobState:
     """Ask a job to stop: a waiting one is cancelled at once, a running one is told. Gives its state now.
 
     Raises NotFound, Busy when it has ended already.
@@ -289,14 +303,14 @@ def cancel(db: Database, job: int) -> State:
     now = get(db, job).state
     if now in ENDED:
         raise Busy(f"Job {job} has already {_ended_word(now)}.", hint=f"mlxq jobs show {job}")
-    if now is State.RUNNING:
+    if now is JobState.RUNNING:
         db.run("UPDATE jobs SET cancel_at = ? WHERE id = ?", (db.now(), job))
         event.record(db, "cancel_requested", job=job)
-        db.rouse()
+        db.wake()
         return now
-    _step(db, job, Step.CANCELLED, finished_at=db.now())
+    _step(db, job, JobEvent.CANCELLED, finished_at=db.now())
     _after(db, job)
-    return State.CANCELLED
+    return JobState.CANCELLED
 
 
 @atomic
@@ -307,17 +321,17 @@ def revive(db: Database, job: int) -> list[int]:
     revived first).
     """
     found = get(db, job)
-    if found.state not in (State.FAILED, State.CANCELLED):
+    if found.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Busy(f"Job {job} is {found.state}; only a failed or cancelled one can be tried again.")
     broken = db.value(BROKEN_NEED, (job,))
     if broken is not None:
         raise Upstream(f"Job {job} needs job {broken}, which did not succeed.", hint=f"mlxq jobs retry {broken}")
     _refuse_twin(db, job)
-    _step(db, job, Step.REVIVED, **FRESH)
+    _step(db, job, JobEvent.REVIVED, **RUNNABLE)
     revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
     for each in revived:
         _unblock(db, each)
-    db.rouse()
+    db.wake()
     return revived
 
 
@@ -330,12 +344,12 @@ def _revive_below(db: Database, job: int) -> bool:
     if code != Upstream.code or db.value(BROKEN_NEED, (job,)) is not None:
         return False
     _refuse_twin(db, job)
-    _step(db, job, Step.REVIVED, **FRESH)
+    _step(db, job, JobEvent.REVIVED, **RUNNABLE)
     return True
 
 
 def _refuse_twin(db: Database, job: int) -> None:
-    twin = _live_with(db, get(db, job).ukey)
+    twin = _live_with(db, get(db, job).unique_key)
     if twin is not None:
         raise Busy(f"The same as job {job} is already being done by job {twin}.", hint=f"mlxq jobs watch {twin}")
 
@@ -365,12 +379,12 @@ def prune(db: Database, *, older_than_s: float = 30 * 86400.0, keep: int = 2000)
 # ---------------------------------------------------------------- the machinery
 
 
-def _step(db: Database, job: int, step: Step, held: Claim | None = None, **columns: Any) -> Row:
+def _step(db: Database, job: int, step: JobEvent, held: Claim | None = None, **columns: Any) -> Row:
     """Make one step: the state, the given columns, the event. Raises Fenced when no row was hit."""
-    sources, target = STEPS[step]
+    sources, target = TRANSITIONS[step]
     columns["state"] = target
     sets = ", ".join(f"{name} = :{name}" for name in columns)
-    if step is Step.CLAIMED:
+    if step is JobEvent.CLAIMED:
         sets += ", attempt = attempt + 1"
     allowed = ", ".join(f"'{source}'" for source in sorted(sources))
     fence = " AND attempt = :held_attempt AND owner = :held_owner" if held else ""
@@ -387,11 +401,11 @@ def _step(db: Database, job: int, step: Step, held: Claim | None = None, **colum
 
 def _after(db: Database, job: int) -> None:
     """Do what follows from a job's end: free what waited for it, cancel what can no longer be."""
-    if get(db, job).state is not State.SUCCEEDED:
+    if get(db, job).state is not JobState.SUCCEEDED:
         _cancel_below(db, job)
     for dependent in dependents(db, job):
         _unblock(db, dependent)
-    db.rouse()
+    db.wake()
 
 
 def _unblock(db: Database, job: int) -> None:
@@ -403,16 +417,16 @@ def _unblock(db: Database, job: int) -> None:
     )
     blocked = db.value("SELECT state = 'blocked' FROM jobs WHERE id = ?", (job,))
     if blocked and not waiting:
-        _step(db, job, Step.UNBLOCKED, **_wait(db, 0.0))
+        _step(db, job, JobEvent.UNBLOCKED, **_wait(db, 0.0))
 
 
 def _cancel_below(db: Database, job: int) -> None:
     """Cancel every blocked job that needs this one, directly or through others; free what waited softly for those."""
     for descendant in _hard_below(db, job):
-        if db.value("SELECT state FROM jobs WHERE id = ?", (descendant,)) != State.BLOCKED:
+        if db.value("SELECT state FROM jobs WHERE id = ?", (descendant,)) != JobState.BLOCKED:
             continue
         problem = Upstream(f"Job {job} did not succeed.", hint=f"mlxq jobs retry {job}")
-        _step(db, descendant, Step.CANCELLED, finished_at=db.now(), **_error(problem))
+        _step(db, descendant, JobEvent.CANCELLED, finished_at=db.now(), **_error(problem))
         for dependent in dependents(db, descendant):
             _unblock(db, dependent)
 
@@ -438,5 +452,5 @@ def _error(problem: MlxqError) -> dict[str, Any]:
     return {"error_code": problem.code, "error": told, "hint": problem.hint}
 
 
-def _ended_word(now: State) -> str:
-    return "been cancelled" if now is State.CANCELLED else str(now)
+def _ended_word(now: JobState) -> str:
+    return "been cancelled" if now is JobState.CANCELLED else str(now)

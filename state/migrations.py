@@ -313,6 +313,46 @@ def m007_unread(db: Database) -> None:
     db.execute("ALTER TABLE services DROP COLUMN ok_at")
 
 
+RENAMED_COLUMNS = (
+    ("jobs", "lane", "queue"),
+    ("jobs", "ukey", "unique_key"),
+    ("services", "wanted", "desired"),
+    ("services", "doing", "state"),
+    ("services", "fingerprint", "spec_hash"),
+)
+RENAMED_KINDS = {"verify": "smoke_test", "check": "verify_weights", "remove": "remove_weights", "prune": "prune_jobs"}
+RENAMED_EVENTS = {
+    "intended": "starting",
+    "readied": "became_ready",
+    "drained": "drain_started",
+    "ending": "stopping",
+    "died": "exited",
+    "flapped": "crash_looped",
+    "gave_up": "failed",
+    "foreseen": "handover_started",
+    "wanted_up": "start_requested",
+    "wanted_down": "stop_requested",
+    "reduced": "safe_mode",
+}
+
+
+@schema()
+def m008_names(db: Database) -> None:
+    """Rename columns, job kinds and events to the names that Kubernetes, systemd and Huey use; every row is kept."""
+    for table, old, new in RENAMED_COLUMNS:
+        db.execute(f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}")
+    for old, new in RENAMED_KINDS.items():
+        db.execute(
+            "UPDATE jobs SET kind = :new, unique_key = :new || substr(unique_key, length(:old) + 1) WHERE kind = :old",
+            {"old": old, "new": new},
+        )
+    for old, new in RENAMED_EVENTS.items():
+        db.execute("UPDATE events SET name = ? WHERE name = ?", (new, old))
+    db.execute("UPDATE services SET state = 'crash_loop' WHERE state = 'flapping'")
+    db.execute("""UPDATE services SET successor = replace(successor, '"fingerprint":', '"spec_hash":')""")
+    db.execute("""UPDATE facts SET value = replace(value, '"told":', '"sentence":') WHERE name = 'restraint'""")
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -88,6 +88,6 @@ class Home:
         return self
 
 
-def home() -> Home:
+def get_home() -> Home:
     """Give the home that MLXQ_HOME names, or ~/.mlxq."""
     return Home(Path(os.environ.get("MLXQ_HOME") or "~/.mlxq").expanduser().absolute())

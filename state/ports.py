@@ -17,7 +17,7 @@ def listing(db: Database) -> dict[str, int]:
     coming = {name: found[setting] for name, setting in BESIDE.items()}
     coming |= {tier.name: tier.port for tier in stack.tiers(db)}
     rows = service.listing(db)
-    return coming | {row.name: row.port for row in rows if row.doing in service.ALIVE or row.name not in coming}
+    return coming | {row.name: row.port for row in rows if row.state in service.ALIVE or row.name not in coming}
 
 
 def endpoint(at: Mapping[str, int]) -> str:

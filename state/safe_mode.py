@@ -18,13 +18,13 @@ Why = Literal["out_of_memory", "unclean_boot"]
 
 
 @dataclass(frozen=True)
-class Restraint:
+class SafeMode:
     """What holds for one tier."""
 
     level: int = 0
     """0: nothing is held back. tasks/plan/safe_mode.py says what each level means."""
     why: Why = "out_of_memory"
-    told: str = ""
+    sentence: str = ""
     """The sentence for people."""
     at: float = 0.0
     """Unix seconds of the last trouble."""
@@ -35,34 +35,34 @@ class Restraint:
         return "mlxq up" if self.why == "unclean_boot" else "mlxq config set memory-budget-pct 30"
 
 
-def listing(db: Database) -> dict[str, Restraint]:
+def listing(db: Database) -> dict[str, SafeMode]:
     """Give the tiers that had trouble, by name."""
-    return {name: Restraint(**values) for name, values in facts.recall(db, FACT).items()}
+    return {name: SafeMode(**values) for name, values in facts.get(db, FACT).items()}
 
 
-def of(db: Database, name: str) -> Restraint:
+def of(db: Database, name: str) -> SafeMode:
     """Give what holds for one tier."""
-    return listing(db).get(name, Restraint())
+    return listing(db).get(name, SafeMode())
 
 
-def hold_back(db: Database, name: str, restraint: Restraint) -> None:
+def enter(db: Database, name: str, restraint: SafeMode) -> None:
     """Hold a tier back from its next start on, and write the event."""
     with db.transaction():
         _keep(db, listing(db) | {name: replace(restraint, at=db.now())})
-        event.record(db, "reduced", service=name, cause=restraint.told)
+        event.record(db, "safe_mode", service=name, cause=restraint.sentence)
 
 
-def ran_short(db: Database, name: str, most: int) -> None:
+def record_oom(db: Database, name: str, most: int) -> None:
     """Count an end for want of memory: the first one is let pass, each further one within an hour costs a level."""
     before = of(db, name)
     if before.at > 0 and db.now() - before.at < TOGETHER_S:
-        hold_back(db, name, Restraint(min(most, before.level + 1), "out_of_memory", TOLD))
+        enter(db, name, SafeMode(min(most, before.level + 1), "out_of_memory", TOLD))
     else:
         with db.transaction():
             _keep(db, listing(db) | {name: replace(before, at=db.now())})
 
 
-def lift(db: Database, name: str) -> None:
+def leave(db: Database, name: str) -> None:
     """Hold a tier back no longer: a person starts it, or changed what it is."""
     with db.transaction():
         found = listing(db)
@@ -70,5 +70,5 @@ def lift(db: Database, name: str) -> None:
             _keep(db, found)
 
 
-def _keep(db: Database, found: dict[str, Restraint]) -> None:
-    facts.remember(db, FACT, {name: asdict(each) for name, each in found.items()})
+def _keep(db: Database, found: dict[str, SafeMode]) -> None:
+    facts.put(db, FACT, {name: asdict(each) for name, each in found.items()})

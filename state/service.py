@@ -1,6 +1,6 @@
 """Services: the engine of each tier, and the gateway. What is wanted, what mlxq is doing about it, what is seen.
 
-These are three things. `wanted` is the person's word and survives a reboot; `doing` is a machine with one writer, the
+These are three things. `desired` is the person's word and survives a reboot; `state` is a machine with one writer, the
 worker; `observed` is what an outsider would say, in five words.
 """
 
@@ -14,75 +14,77 @@ from typing import Any, Literal
 
 from state import event
 from state.db import Database, Row
-from state.documented_enum import Told
+from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
-Wanted = Literal["up", "down"]
+Desired = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]
 
 
-class Doing(Told):
+class State(DocumentedEnum):
     """What mlxq is doing about a service; `meaning` is the sentence for people."""
 
-    STOPPED = "stopped", "no process, and none is wanted"
-    STARTING = "starting", "about to be started; the wish is written down, the process may not be yet"
-    LOADING = "loading", "the process lives and reads its weights"
-    READY = "ready", "serves requests"
-    STALLED = "stalled", "has requests and does not move"
-    DEGRADED = "degraded", "serves, but something is wrong"
-    DRAINING = "draining", "out of the route; running requests may end"
-    STOPPING = "stopping", "was told to end"
-    BACKOFF = "backoff", "ended; waits for its next try"
-    FLAPPING = "flapping", "ends again and again; out of the route, tried every five minutes"
-    FAILED = "failed", "will not be tried again until a person does something"
+    STOPPED = "stopped", "not running, and not requested to run"
+    STARTING = "starting", "about to start; the intent is recorded, the process may not exist yet"
+    LOADING = "loading", "the process is loading its weights"
+    READY = "ready", "serving requests"
+    STALLED = "stalled", "has requests and makes no progress"
+    DEGRADED = "degraded", "serving, but missing probes"
+    DRAINING = "draining", "removed from routing; running requests may finish"
+    STOPPING = "stopping", "was told to exit"
+    BACKOFF = "backoff", "exited; waiting for the next restart"
+    CRASH_LOOP = "crash_loop", "keeps exiting; removed from routing and retried every five minutes"
+    FAILED = "failed", "not retried until an operator acts"
 
 
-class Step(Told):
+class ServiceEvent(DocumentedEnum):
     """What can happen to a service; `meaning` is the sentence for people."""
 
-    INTENDED = "intended", "mlxq is about to start it"
-    SPAWNED = "spawned", "its process was started and named"
-    ADOPTED = "adopted", "a process that was running already was taken over"
-    READIED = "readied", "it made its first token, or one again"
-    REPLACED = "replaced", "another process, proven beside it, took its place without a gap"
-    STALLED = "stalled", "it has work and does not move"
-    DEGRADED = "degraded", "it misses probes"
-    DRAINED = "drained", "it gets no new requests"
-    ENDING = "ending", "mlxq tells it to end"
-    STOPPED = "stopped", "it ended because mlxq told it to"
-    DIED = "died", "it ended unasked; it is tried again"
-    FLAPPED = "flapped", "it ended unasked too often"
-    GAVE_UP = "gave_up", "another try would end the same way"
+    STARTING = "starting", "about to start the process"
+    SPAWNED = "spawned", "process started"
+    ADOPTED = "adopted", "a running process was adopted"
+    BECAME_READY = "became_ready", "produced a token"
+    REPLACED = "replaced", "replaced by a tested process; no connection was dropped"
+    STALLED = "stalled", "has requests and makes no progress"
+    DEGRADED = "degraded", "misses probes"
+    DRAIN_STARTED = "drain_started", "gets no new requests"
+    STOPPING = "stopping", "was told to exit"
+    STOPPED = "stopped", "exited because mlxq stopped it"
+    EXITED = "exited", "exited unexpectedly; will be restarted"
+    CRASH_LOOPED = "crash_looped", "exited unexpectedly too often"
+    FAILED = "failed", "another start would fail the same way"
 
 
-SERVING = frozenset({Doing.READY, Doing.STALLED, Doing.DEGRADED, Doing.DRAINING})
-ALIVE = SERVING | {Doing.STARTING, Doing.LOADING, Doing.STOPPING}
+SERVING = frozenset({State.READY, State.STALLED, State.DEGRADED, State.DRAINING})
+ALIVE = SERVING | {State.STARTING, State.LOADING, State.STOPPING}
 """Where a process exists or may exist."""
-DOWN = frozenset(Doing) - ALIVE
-ROUTED = frozenset({Doing.READY, Doing.DEGRADED})
+DOWN = frozenset(State) - ALIVE
+ROUTED = frozenset({State.READY, State.DEGRADED})
 """Where the gateway may send requests."""
 
-STEPS: Mapping[Step, tuple[frozenset[Doing], Doing]] = {
-    Step.INTENDED: (DOWN | {Doing.STARTING}, Doing.STARTING),
-    Step.SPAWNED: (frozenset({Doing.STARTING}), Doing.LOADING),
-    Step.ADOPTED: (frozenset(Doing), Doing.LOADING),
-    Step.READIED: (frozenset({Doing.LOADING, Doing.STALLED, Doing.DEGRADED}), Doing.READY),
-    Step.REPLACED: (frozenset(Doing), Doing.READY),
-    Step.STALLED: (frozenset({Doing.READY, Doing.DEGRADED}), Doing.STALLED),
-    Step.DEGRADED: (frozenset({Doing.READY, Doing.STALLED}), Doing.DEGRADED),
-    Step.DRAINED: (SERVING - {Doing.DRAINING}, Doing.DRAINING),
-    Step.ENDING: (ALIVE, Doing.STOPPING),
-    Step.STOPPED: (frozenset(Doing), Doing.STOPPED),
-    Step.DIED: (ALIVE, Doing.BACKOFF),
-    Step.FLAPPED: (ALIVE, Doing.FLAPPING),
-    Step.GAVE_UP: (frozenset(Doing) - {Doing.FAILED}, Doing.FAILED),
+TRANSITIONS: Mapping[ServiceEvent, tuple[frozenset[State], State]] = {
+    ServiceEvent.STARTING: (DOWN | {State.STARTING}, State.STARTING),
+    ServiceEvent.SPAWNED: (frozenset({State.STARTING}), State.LOADING),
+    ServiceEvent.ADOPTED: (frozenset(State), State.LOADING),
+    ServiceEvent.BECAME_READY: (frozenset({State.LOADING, State.STALLED, State.DEGRADED}), State.READY),
+    ServiceEvent.REPLACED: (frozenset(State), State.READY),
+    ServiceEvent.STALLED: (frozenset({State.READY, State.DEGRADED}), State.STALLED),
+    ServiceEvent.DEGRADED: (frozenset({State.READY, State.STALLED}), State.DEGRADED),
+    ServiceEvent.DRAIN_STARTED: (SERVING - {State.DRAINING}, State.DRAINING),
+    ServiceEvent.STOPPING: (ALIVE, State.STOPPING),
+    ServiceEvent.STOPPED: (frozenset(State), State.STOPPED),
+    ServiceEvent.EXITED: (ALIVE, State.BACKOFF),
+    ServiceEvent.CRASH_LOOPED: (ALIVE, State.CRASH_LOOP),
+    ServiceEvent.FAILED: (frozenset(State) - {State.FAILED}, State.FAILED),
 }
-"""The whole machine: a step leads from these to that one. docs/states.md is made from it."""
+"""The whole state machine: an event leads from these states to that one. docs/states.md is made from it."""
+REQUESTED: Mapping[Desired, str] = {"up": "start_requested", "down": "stop_requested"}
+"""The event that records a change of the desired state."""
 
 
-def advance(now: Doing, step: Step) -> Doing:
+def transition(now: State, step: ServiceEvent) -> State:
     """Give what mlxq is doing after `step`. Raises ValueError when the step is not allowed from here."""
-    sources, target = STEPS[step]
+    sources, target = TRANSITIONS[step]
     if now not in sources:
         raise ValueError(f"a {now} service cannot be {step}")
     return target
@@ -95,18 +97,18 @@ class Observed(StrEnum):
     DEGRADED = "degraded"  # it serves badly, or is about to stop
     DOWN = "down"  # it is wanted, and not there yet
     CRASHED = "crashed"  # it ended unasked
-    STOPPED = "stopped"  # it is not wanted
+    STOPPED = "stopped"  # it is not desired
 
 
-def observe(doing: Doing, wanted: Wanted) -> Observed:
+def observe(state: State, desired: Desired) -> Observed:
     """Say in one of five words how a service looks from outside."""
-    if doing == Doing.READY:
+    if state == State.READY:
         return Observed.HEALTHY
-    if doing in SERVING or doing == Doing.STOPPING:
+    if state in SERVING or state == State.STOPPING:
         return Observed.DEGRADED
-    if doing in {Doing.BACKOFF, Doing.FLAPPING, Doing.FAILED}:
+    if state in {State.BACKOFF, State.CRASH_LOOP, State.FAILED}:
         return Observed.CRASHED
-    return Observed.DOWN if wanted == "up" or doing != Doing.STOPPED else Observed.STOPPED
+    return Observed.DOWN if desired == "up" or state != State.STOPPED else Observed.STOPPED
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,13 @@ class Service:
 
     name: str
     kind: Kind
-    wanted: Wanted
-    doing: Doing
+    desired: Desired
+    state: State
     observed: Observed
     generation: int
     """Counts starts; a process of an earlier generation is not this one's."""
     argv: list[str]
-    fingerprint: str
+    spec_hash: str
     """What the process was started with; another one means it must be restarted."""
     port: int
     """Where the latest start listens; settings and stack say where the next one will."""
@@ -141,7 +143,7 @@ class Service:
     memory_bytes: int | None
     updated_at: float
     successor: dict[str, Any] | None = None
-    """argv, fingerprint and port of the latest generation's start, which shall take the running process's place."""
+    """argv, spec_hash and port of the latest generation's start, which shall take the running process's place."""
     leaving: list[str] = field(default_factory=list[str])
     """Identities of processes that were replaced; each ends by itself when its last answer is out."""
 
@@ -178,9 +180,9 @@ def get(db: Database, name: str) -> Service:
 
 
 def ensure(db: Database, name: str, kind: Kind, port: int) -> None:
-    """Make sure the service has a row; a new one is not wanted yet. A port is set anew by each start alone."""
+    """Make sure the service has a row; a new one is not desired yet. A port is set anew by each start alone."""
     db.run(
-        "INSERT INTO services (name, kind, wanted, port, updated_at) VALUES (?, ?, 'down', ?, ?)"
+        "INSERT INTO services (name, kind, desired, port, updated_at) VALUES (?, ?, 'down', ?, ?)"
         " ON CONFLICT (name) DO NOTHING",
         (name, kind, port, db.now()),
     )
@@ -189,25 +191,25 @@ def ensure(db: Database, name: str, kind: Kind, port: int) -> None:
 def remove(db: Database, name: str) -> bool:
     """Forget a service that is down; False when it is not."""
     return (
-        db.run(f"DELETE FROM services WHERE name = ? AND doing IN ({_marks(DOWN)})", (name, *sorted(DOWN))) > 0  # noqa: S608 (marks alone)
+        db.run(f"DELETE FROM services WHERE name = ? AND state IN ({_marks(DOWN)})", (name, *sorted(DOWN))) > 0  # noqa: S608 (marks alone)
     )
 
 
-def want(db: Database, name: str, wanted: Wanted) -> None:
+def set_desired(db: Database, name: str, desired: Desired) -> None:
     """Write down what the person wants; it outlives a reboot. A fresh wish gives a failed service its tries back."""
     with db.transaction():
         service = get(db, name)
-        cleared = ", exits = '[]', next_try_at = NULL" if wanted == "up" and service.doing in DOWN else ""
+        cleared = ", exits = '[]', next_try_at = NULL" if desired == "up" and service.state in DOWN else ""
         db.run(
-            f"UPDATE services SET wanted = ?, observed = ?, updated_at = ?{cleared} WHERE name = ?",  # noqa: S608 (our own text)
-            (wanted, observe(service.doing, wanted), db.now(), name),
+            f"UPDATE services SET desired = ?, observed = ?, updated_at = ?{cleared} WHERE name = ?",  # noqa: S608 (our own text)
+            (desired, observe(service.state, desired), db.now(), name),
         )
-        if wanted != service.wanted:
-            event.record(db, f"wanted_{wanted}", service=name)
+        if desired != service.desired:
+            event.record(db, REQUESTED[desired], service=name)
         db.announce()
 
 
-def step(db: Database, name: str, what: Step, *, fence: int | None = None, **columns: Any) -> bool:
+def apply(db: Database, name: str, what: ServiceEvent, *, fence: int | None = None, **columns: Any) -> bool:
     """Make one step and write its event; False when the table does not allow it from where the service is.
 
     `fence`: the generation the caller acts for; a service that was started again since is left alone.
@@ -215,10 +217,10 @@ def step(db: Database, name: str, what: Step, *, fence: int | None = None, **col
     """
     with db.transaction():
         service = get(db, name)
-        if service.doing not in STEPS[what][0] or fence not in {None, service.generation}:
+        if service.state not in TRANSITIONS[what][0] or fence not in {None, service.generation}:
             return False
-        doing = advance(service.doing, what)
-        changed = {"doing": doing, "observed": observe(doing, service.wanted)} | columns
+        state = transition(service.state, what)
+        changed = {"state": state, "observed": observe(state, service.desired)} | columns
         update(db, name, **changed)
         told = {key: columns[key] for key in ("cause", "exit_code", "next_try_at") if columns.get(key) is not None}
         event.record(db, what, service=name, attempt=columns.get("generation", service.generation), **told)
@@ -236,7 +238,7 @@ def update(db: Database, name: str, **columns: Any) -> None:
     )
 
 
-def intend(db: Database, name: str, argv: list[str], fingerprint: str, port: int) -> int | None:
+def request_start(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int | None:
     """Write down that the service is about to be started, and give the generation of this start.
 
     None when it is up or under way already. This comes before the spawn: a crash in between leaves a mark to
@@ -244,21 +246,21 @@ def intend(db: Database, name: str, argv: list[str], fingerprint: str, port: int
     """
     with db.transaction():
         generation = get(db, name).generation + 1
-        fresh: dict[str, Any] = {"generation": generation, "argv": argv, "fingerprint": fingerprint, "port": port}
+        fresh: dict[str, Any] = {"generation": generation, "argv": argv, "spec_hash": spec_hash, "port": port}
         fresh |= dict.fromkeys(OF_ONE_START)
-        return generation if step(db, name, Step.INTENDED, **fresh) else None
+        return generation if apply(db, name, ServiceEvent.STARTING, **fresh) else None
 
 
-def foresee(db: Database, name: str, argv: list[str], fingerprint: str, port: int) -> int:
+def begin_handover(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int:
     """Write down that a process is about to be started which shall take the running one's place; give its generation.
 
     As with `intend`, this comes before the spawn. The running process stays the recorded one.
     """
     with db.transaction():
         generation = get(db, name).generation + 1
-        planned = {"argv": argv, "fingerprint": fingerprint, "port": port}
+        planned = {"argv": argv, "spec_hash": spec_hash, "port": port}
         update(db, name, generation=generation, successor=planned)
-        event.record(db, "foreseen", service=name, attempt=generation)
+        event.record(db, "handover_started", service=name, attempt=generation)
     return generation
 
 
@@ -268,7 +270,7 @@ def _marks(values: frozenset[Any]) -> str:
 
 def _service(row: Row) -> Service:
     values = dict(row)
-    values["doing"] = Doing(values["doing"])
+    values["state"] = State(values["state"])
     values["observed"] = Observed(values["observed"])
     values["argv"] = json.loads(values["argv"])
     for key in ("exits", "leaving"):

@@ -69,7 +69,7 @@ def replace(db: Database, wanted: Sequence[Tier]) -> None:
         for position, each in enumerate(wanted):
             values = asdict(each) | {"position": position, "assigned_at": db.now(), "vision": int(each.vision)}
             db.insert("tiers", values)
-        db.rouse()
+        db.wake()
 
 
 def set_weights(db: Database, source: str, folder: str) -> None:

@@ -33,7 +33,7 @@ def folder(home: Home) -> Path:
     return Path("/tmp", f"mlxq-{os.getuid()}-{digest}")  # noqa: S108 (0700, and refused when it is not ours)
 
 
-def rouse(home: Home) -> None:
+def wake(home: Home) -> None:
     """Wake the worker, when there is one."""
     _send(folder(home) / home.wake.name)
 

@@ -8,7 +8,7 @@ from state import service as rows
 from state import settings, stack, weights
 from tasks import recommend, stack_jobs
 from tasks.plan.gateway import SERVICE as GATEWAY
-from tasks.plan.placement import place
+from tasks.plan.placement import assign_ports
 from tasks.queue import Context, job
 from tasks.supervision import lifecycle
 
@@ -26,7 +26,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
         before = [] if alone else now
         known = recommend.find(model, recommend.known(home)).model
         there = weights.newest(db, known.quants[quant].source)
-        made = place(
+        made = assign_ports(
             tier,
             known,
             quant,
@@ -36,8 +36,8 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
             weights=there.folder if there else "",
         )
         stack.replace(db, [*before, made])
-        stack_jobs.made_by_hand(db)
-    for following in stack_jobs.arrival(tier, stack_jobs.leaving(db)):
+        stack_jobs.mark_customized(db)
+    for following in stack_jobs.add_tier(tier, stack_jobs.leaving(db)):
         context.then(following)
     found = stack.tier(db, tier)
     return {"tier": tier, "model": found.model, "context": found.context, "port": found.port}
@@ -54,9 +54,9 @@ def retire(context: Context, service: str) -> dict[str, Any]:
     if service not in stack_jobs.leaving(context.db):
         return {"service": service, "gone": False}
     _await_last_answers(context)
-    rows.want(context.db, service, "down")
+    rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
-        lifecycle.take_down(context.db, context.home, rows.get(context.db, service))
+        lifecycle.stop(context.db, context.home, rows.get(context.db, service))
         return {"service": service, "gone": rows.remove(context.db, service)}
 
 

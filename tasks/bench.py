@@ -29,12 +29,12 @@ from tasks.system import memory as system
 from tasks.system import process
 from tasks.system.child import Later, run_child
 from tasks.weights import headers, manifest
-from tasks.weights.headers import Weights
+from tasks.weights.headers import ScannedWeights
 
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""
 AGAIN_S = 5.0
-IN_THE_WAY = ("pull", "check", "start", "restart", "bench")
+IN_THE_WAY = ("pull", "verify_weights", "start", "restart", "bench")
 """Kinds of jobs that take the machine's disk, memory or processors."""
 FAST, SLOW = (1024, 128), (128, 32)
 """Tokens of prompt and answer by default, on a GPU and on a CPU."""
@@ -133,14 +133,14 @@ def _wait_for_quiet(context: Context, began: float) -> None:
 
 def _machine(context: Context) -> Machine:
     """Give this machine; looked at now where nobody did before."""
-    row = facts.recall(context.db, "machine")
+    row = facts.get(context.db, "machine")
     if row:
         return from_row(row)
     from tasks.system import hardware
 
     context.report("looking at the machine")
     found = hardware.detect()
-    facts.remember(context.db, "machine", found.as_row())
+    facts.put(context.db, "machine", found.as_row())
     return found
 
 
@@ -149,7 +149,7 @@ def _subject(context: Context, target: str, known: Mapping[str, Model], shape: M
     if target not in tiers:
         return Subject(*_own(context, target, known, shape), pid=None)
     tier, row = tiers[target], service.find(context.db, target)
-    if row is None or row.doing not in service.ROUTED or not row.identity:
+    if row is None or row.state not in service.ROUTED or not row.identity:
         raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up --tier {target}")
     made = manifest.read(Path(tier.weights))
     return Subject(tier, made.revision if made else "", process.decode(row.identity).pid)
@@ -197,7 +197,7 @@ def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
     return next(((model, quant.name) for model, quant in pairs if quant.source == source), (None, ""))
 
 
-def _need(found: Weights, tokens: int) -> int:
+def _need(found: ScannedWeights, tokens: int) -> int:
     """Give the bytes an engine needs for weights that are in no catalog."""
     return int(found.size * 1.05) + found.kv_bytes_per_token * tokens + PROCESS_BYTES
 

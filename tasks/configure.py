@@ -34,7 +34,7 @@ def configure(context: Context) -> dict[str, Any]:
         draft = path.with_suffix(".new.yaml")
         settings.write_private(draft, text)
         if candidate.needed(context):
-            candidate.try_out(context, draft, tiers)
+            candidate.start_candidate(context, draft, tiers)
         draft.replace(path)
     return {"path": str(path), "changed": changed}
 

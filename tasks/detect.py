@@ -20,8 +20,8 @@ def detect(context: Context) -> dict[str, Any]:
     """
     context.report("looking at the machine")
     machine = hardware.detect().as_row()
-    facts.remember(context.db, "machine", machine)
+    facts.put(context.db, "machine", machine)
     context.report("asking for the Hub")
     reachable = hub.hub_reachable(HUB_WAIT_S)
-    facts.remember(context.db, "hub", {"reachable": reachable})
+    facts.put(context.db, "hub", {"reachable": reachable})
     return {"machine": machine, "hub": reachable}

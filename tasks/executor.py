@@ -23,9 +23,9 @@ import structlog
 from state import ledger
 from state.db import Database
 from state.errors import DeadlinePassed, Internal, MlxqError
-from state.job import Claim, Fenced, New, cancel_asked
+from state.job import Claim, Fenced, NewJob, cancel_asked
 from tasks.kinds import Kind, backoff
-from tasks.runtime import InHand, Released, log, runtime
+from tasks.runtime import Released, RunningJob, log, runtime
 from tasks.system.child import Cancelled, Later
 
 PROGRESS_S = 0.4
@@ -39,12 +39,12 @@ Outcome = Callable[[Database], None]
 class Context:
     """What a task is given beside its arguments."""
 
-    def __init__(self, kind: Kind, mine: InHand) -> None:
-        self.held = mine.held
+    def __init__(self, kind: Kind, mine: RunningJob) -> None:
+        self.held = mine.claim
         self.kind = kind
         self.db = runtime.database()
         self.home = runtime.home
-        self.fan_out: list[New] = []
+        self.fan_out: list[NewJob] = []
         self._mine = mine
         self._reported = 0.0
         self._phase: str | None = None
@@ -90,7 +90,7 @@ class Context:
         ledger.report(self.db, self.held, phase, progress)
         self.check()
 
-    def then(self, job: New) -> None:
+    def then(self, job: NewJob) -> None:
         """Put another job of this chain in when this one succeeds, in the same transaction."""
         self.fan_out.append(job)
 

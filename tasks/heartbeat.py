@@ -1,4 +1,4 @@
-"""The worker's keeper: beside the lanes it beats, rescues what the dead left, and notices what is stuck."""
+"""The worker's keeper: beside the queues it beats, rescues what the dead left, and notices what is stuck."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from state.worker import beat
 from tasks.runtime import log, runtime
 from tasks.system import sd_notify
 from tasks.system.ballast import lay_ballast
-from tasks.worker_status import lives
+from tasks.worker_status import is_alive
 
 BEAT_S = 5.0
 """How often the worker's row says that it is alive; a hung worker stops saying so."""
@@ -24,7 +24,7 @@ OVERRUN_S = 30.0
 """How long past its limit a job may go before its thread counts as stuck."""
 
 
-class Keeper:
+class Heartbeat:
     """Looks after one worker and its jobs."""
 
     def __init__(self, stop: threading.Event) -> None:
@@ -35,11 +35,11 @@ class Keeper:
         self._stop = stop
         self._strays: set[tuple[int, int]] = set()
 
-    def keep(self) -> None:
+    def run(self) -> None:
         """Look at once, which is what rescues after a crash, and every BEAT_S until the worker stops."""
         while not runtime.stopping.is_set():
             try:
-                self.look()
+                self.beat()
             except StateUnavailable as problem:
                 log.error("not_kept", error=problem.message)  # noqa: TRY400 (a known state)
             except StateDamaged as problem:
@@ -47,7 +47,7 @@ class Keeper:
             sd_notify.notify(sd_notify.ALIVE)
             runtime.stopping.wait(BEAT_S)
 
-    def look(self) -> None:
+    def beat(self) -> None:
         """Look once."""
         db = runtime.database()
         if rescued := ledger.rescue(db, self._lost(ledger.running(db))):
@@ -64,16 +64,16 @@ class Keeper:
         return [
             held
             for held in claims
-            if (held.id, held.attempt) in again or not (held.owner == runtime.owner or lives(held.owner))
+            if (held.id, held.attempt) in again or not (held.owner == runtime.owner or is_alive(held.owner))
         ]
 
     def _end_overdue(self, db: Database) -> None:
         """Fail what ran far over its limit, and end the worker: a thread cannot be ended alone."""
         for job in list(runtime.in_hand.values()):
             if job.overdue_s > OVERRUN_S and self.problem is None:
-                problem = DeadlinePassed(f"Job {job.held.id} ({job.held.kind}) did not stop at its time limit.")
+                problem = DeadlinePassed(f"Job {job.claim.id} ({job.claim.kind}) did not stop at its time limit.")
                 with suppress(Fenced):
-                    ledger.fail(db, job.held, problem)
+                    ledger.fail(db, job.claim, problem)
                 self._end_worker(problem)
 
     def _end_worker(self, problem: MlxqError) -> None:
@@ -82,8 +82,8 @@ class Keeper:
         self._stop.set()
 
     def hand_back(self) -> None:
-        """Release what the lanes did not give back in time; its threads are fenced from here on."""
+        """Release what the queues did not give back in time; its threads are fenced from here on."""
         for job in list(runtime.in_hand.values()):
             with suppress(Fenced, StateUnavailable):  # else the next worker rescues it
-                ledger.release(runtime.database(), job.held)
-                log.warning("job_taken_from_its_thread", job=job.held.id)
+                ledger.release(runtime.database(), job.claim)
+                log.warning("job_taken_from_its_thread", job=job.claim.id)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from state.job import New
+from state.job import NewJob
 
 LONGEST_BACKOFF_S = 300.0
 
@@ -22,14 +22,14 @@ class Kind:
 
     name: str
     meaning: str
-    lane: Literal["ops", "heavy"] = "ops"
+    queue: Literal["ops", "heavy"] = "ops"
     max_attempts: int = 1
     """How often a job is tried in all, when its error says that trying again can help."""
     limit_s: float = 120.0
     """How long one attempt may run."""
-    ukey: str | None = None
+    unique_key: str | None = None
     """Makes a live job unique, e.g. `pull:{source}`; a name in braces is an argument."""
-    apart: Sequence[str] = ()
+    key_args: Sequence[str] = ()
     """Arguments that ask for something else when they are set; they belong to the unique key then."""
     priority: int = 0
 
@@ -37,52 +37,58 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("detect", "look at this machine", max_attempts=2, limit_s=60, ukey="detect"),
-        Kind("score", "choose the models", limit_s=60, ukey="score"),
+        Kind("detect", "inspect this machine", max_attempts=2, limit_s=60, unique_key="detect"),
+        Kind("score", "choose the models", limit_s=60, unique_key="score"),
         Kind(
             "pull",
-            "bring a model's weights here",
+            "download a model",
             "heavy",
             max_attempts=8,
             limit_s=86400,
-            ukey="pull:{source}",
-            apart=("revision", "force", "code"),
+            unique_key="pull:{source}",
+            key_args=("revision", "force", "code"),
         ),
-        Kind("configure", "write the gateway's configuration", max_attempts=3, limit_s=300, ukey="configure"),
-        Kind("start", "bring a service up", max_attempts=3, limit_s=900, ukey="service:{service}", priority=10),
-        Kind("stop", "put a service down", max_attempts=2, ukey="service:{service}:stop", priority=10),
+        Kind("configure", "write the gateway's configuration", max_attempts=3, limit_s=300, unique_key="configure"),
+        Kind("start", "start a service", max_attempts=3, limit_s=900, unique_key="service:{service}", priority=10),
+        Kind("stop", "stop a service", max_attempts=2, unique_key="service:{service}:stop", priority=10),
         Kind(
             "drain",
-            "put a service down after its last request",
+            "stop a service after its last request",
             max_attempts=2,
             limit_s=900,
-            ukey="service:{service}:stop",
+            unique_key="service:{service}:stop",
             priority=10,
         ),
         Kind(
             "restart",
-            "start a service anew",
+            "restart a service",
             max_attempts=3,
             limit_s=900,
-            ukey="service:{service}",
-            apart=("purge",),
+            unique_key="service:{service}",
+            key_args=("purge",),
             priority=20,
         ),
-        Kind("assign", "give a model a tier", ukey="assign:{tier}"),
+        Kind("assign", "assign a model to a tier", unique_key="assign:{tier}"),
         Kind(
             "retire",
-            "take a service away for good",
+            "remove a service",
             max_attempts=2,
             limit_s=900,
-            ukey="retire:{service}",
+            unique_key="retire:{service}",
             priority=10,
         ),
-        Kind("verify", "ask each tier for an answer", max_attempts=2, limit_s=300, ukey="verify"),
-        Kind("check", "hash a model's files again", "heavy", limit_s=7200, ukey="check:{folder}"),
-        Kind("remove", "delete a model's files", ukey="remove:{folder}"),
-        Kind("bench", "measure a model's speed", "heavy", limit_s=3600, ukey="bench:{target}"),
-        Kind("rotate", "rotate the logs", limit_s=300, ukey="rotate"),
-        Kind("prune", "forget old jobs", ukey="prune"),
+        Kind("smoke_test", "ask each tier for an answer", max_attempts=2, limit_s=300, unique_key="smoke_test"),
+        Kind(
+            "verify_weights",
+            "check a model's files against their hashes",
+            "heavy",
+            limit_s=7200,
+            unique_key="verify_weights:{folder}",
+        ),
+        Kind("remove_weights", "delete a model's files", unique_key="remove_weights:{folder}"),
+        Kind("bench", "measure a model's speed", "heavy", limit_s=3600, unique_key="bench:{target}"),
+        Kind("rotate", "rotate the logs", limit_s=300, unique_key="rotate"),
+        Kind("prune_jobs", "delete old jobs", unique_key="prune_jobs"),
     )
 }
 
@@ -92,29 +98,31 @@ def new(
     args: Mapping[str, Any] | None = None,
     *,
     needs: Sequence[str | int] = (),
-    softly: Sequence[str | int] = (),
+    after: Sequence[str | int] = (),
     label: str = "",
-) -> New:
+) -> NewJob:
     """Describe a job of this kind to put in. Raises KeyError for a kind that is not in the table."""
     kind = KINDS[name]
     given = dict(args or {})
-    return New(
+    return NewJob(
         kind=name,
         args=given,
-        lane=kind.lane,
+        queue=kind.queue,
         priority=kind.priority,
-        ukey=_unique(kind, given),
+        unique_key=_unique(kind, given),
         max_attempts=kind.max_attempts,
         needs=needs,
-        softly=softly,
+        after=after,
         label=label,
     )
 
 
 def _unique(kind: Kind, args: Mapping[str, Any]) -> str | None:
-    if kind.ukey is None:
+    if kind.unique_key is None:
         return None
-    return " ".join([kind.ukey.format(**args), *(f"{name}={args[name]}" for name in kind.apart if args.get(name))])
+    return " ".join(
+        [kind.unique_key.format(**args), *(f"{name}={args[name]}" for name in kind.key_args if args.get(name))]
+    )
 
 
 def backoff(failures: int, chance: float | None = None) -> float:

@@ -73,4 +73,4 @@ def look() -> None:
     full = any(prompt_cache.size(folder) > limit for folder, limit in _caches(db, home).items())
     if full or too_big(home):
         with suppress(StateUnavailable):  # the disk is full; the next look comes in a minute
-            ledger.submit(db, new("rotate"), source="watchdog")
+            ledger.enqueue(db, new("rotate"), source="watchdog")

@@ -12,8 +12,8 @@ DAY_S = 86400.0
 LOOK_S = 3600.0
 
 
-@job("prune")
-def prune(context: Context) -> dict[str, int]:
+@job("prune_jobs")
+def prune_jobs(context: Context) -> dict[str, int]:
     """Forget ended jobs that are over 30 days old and beyond the newest 2,000; give how many."""
     return {"forgotten": ledger.prune(context.db)}
 
@@ -26,7 +26,7 @@ def prune_daily() -> None:
 
 def ask_daily(db: Database) -> bool:
     """Put a prune job in unless one was put in within the last day; tell whether it was."""
-    last = db.value("SELECT max(created_at) FROM jobs WHERE kind = 'prune' AND created_at <= ?", (db.now(),))
+    last = db.value("SELECT max(created_at) FROM jobs WHERE kind = 'prune_jobs' AND created_at <= ?", (db.now(),))
     if last is not None and db.now() - last < DAY_S:
         return False
-    return ledger.submit(db, new("prune"), source="watchdog")[1]
+    return ledger.enqueue(db, new("prune_jobs"), source="watchdog")[1]

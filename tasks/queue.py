@@ -25,7 +25,7 @@ from tasks.executor import Context, Task, perform
 from tasks.kinds import KINDS, new
 from tasks.runtime import AGAIN_S, Released, log, runtime
 
-__all__ = ["LANES", "Context", "Released", "job", "tick"]
+__all__ = ["QUEUES", "Context", "Released", "job", "tick"]
 
 for unused in ("redis", "psycopg"):
     sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; Huey copes, 18 MB saved)
@@ -39,17 +39,17 @@ from huey.storage import BlackHoleStorage  # noqa: E402
 NAMESPACE = "mlxq"
 """Stored task names are mlxq.<kind>: pinned, so that moving a module never loses a queued job."""
 GUARD_S = 5.0
-"""An idle lane looks at its queue this often even when no wake-up came."""
+"""An idle queue looks at its queue this often even when no wake-up came."""
 
 
 class LedgerStorage(BlackHoleStorage):
-    """Huey's storage over the ledger, for one lane; what Huey would keep elsewhere is not kept."""
+    """Huey's storage over the ledger, for one queue; what Huey would keep elsewhere is not kept."""
 
     blocking = True
 
     def __init__(self, name: str, **_: Any) -> None:
         super().__init__(name)
-        self.lane = name
+        self.queue = name
         self.kinds: set[str] = set()
         self.ticks: dict[str, tuple[float, bytes]] = {}
 
@@ -59,9 +59,9 @@ class LedgerStorage(BlackHoleStorage):
         name = message["name"].removeprefix(f"{NAMESPACE}.")
         if name in TICKS:
             self.ticks[name] = (time.monotonic(), data)
-            runtime.bell.ring()
+            runtime.bell.set()
         else:
-            ledger.submit(runtime.database(), new(name, message["kwargs"]), source="chain")
+            ledger.enqueue(runtime.database(), new(name, message["kwargs"]), source="chain")
 
     def dequeue(self) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says None alone)
         """Give the next tick or job, or None after a sleep in which nothing came."""
@@ -72,13 +72,13 @@ class LedgerStorage(BlackHoleStorage):
         return found
 
     def queue_size(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says 0 alone)
-        """Give the number of jobs that wait in this lane."""
+        """Give the number of jobs that wait in this queue."""
         return int(
-            runtime.database().value("SELECT count(*) FROM jobs WHERE state = 'queued' AND lane = ?", (self.lane,))
+            runtime.database().value("SELECT count(*) FROM jobs WHERE state = 'queued' AND queue = ?", (self.queue,))
         )
 
     def _tick(self) -> bytes | None:
-        """Give a tick that is still fresh; a stale one (a busy lane, a sleeping Mac) is dropped."""
+        """Give a tick that is still fresh; a stale one (a busy queue, a sleeping Mac) is dropped."""
         while self.ticks:
             with contextlib.suppress(KeyError):  # another thread was quicker
                 name, (at, data) = self.ticks.popitem()
@@ -90,7 +90,7 @@ class LedgerStorage(BlackHoleStorage):
         if runtime.stopping.is_set():
             return None
         try:
-            held = ledger.claim(runtime.database(), self.lane, self.kinds, runtime.owner)
+            held = ledger.claim(runtime.database(), self.queue, self.kinds, runtime.owner)
         except StateUnavailable as problem:  # the job is still there; the next look is AGAIN_S later
             log.error("not_claimed", error=problem.message, again_s=AGAIN_S)  # noqa: TRY400 (a known state)
             runtime.stopping.wait(AGAIN_S)
@@ -101,7 +101,7 @@ class LedgerStorage(BlackHoleStorage):
         return _encode(Message(identifier, f"{NAMESPACE}.{held.kind}", args=[], kwargs={"held": asdict(held)}))
 
     def _sleep_s(self) -> float:
-        due = ledger.next_due(runtime.database(), self.lane, self.kinds)
+        due = ledger.next_due(runtime.database(), self.queue, self.kinds)
         return GUARD_S if due is None else min(GUARD_S, due + 0.001)
 
 
@@ -121,7 +121,7 @@ class EverySecond(Scheduler):
     periodic_task_seconds = 1
 
 
-class LaneConsumer(Consumer):
+class QueueConsumer(Consumer):
     """Huey's consumer with the quick scheduler; signals are the worker's."""
 
     scheduler_class = EverySecond
@@ -130,7 +130,7 @@ class LaneConsumer(Consumer):
         """Take none: Huey stops at SIGTERM without waiting for what runs."""
 
 
-class Lane(Huey):
+class TaskQueue(Huey):
     """One set of worker threads with its own queue."""
 
     storage: LedgerStorage
@@ -138,12 +138,12 @@ class Lane(Huey):
     def __init__(self, name: str) -> None:
         super().__init__(name, results=False, serializer=JsonSerializer(), storage_class=LedgerStorage)
 
-    def create_consumer(self, **options: Any) -> LaneConsumer:
+    def create_consumer(self, **options: Any) -> QueueConsumer:
         """Give the consumer with the quick scheduler."""
-        return LaneConsumer(self, **options)
+        return QueueConsumer(self, **options)
 
 
-LANES: Mapping[str, Lane] = {"ops": Lane("ops"), "heavy": Lane("heavy")}
+QUEUES: Mapping[str, TaskQueue] = {"ops": TaskQueue("ops"), "heavy": TaskQueue("heavy")}
 TICKS: dict[str, float] = {}
 """Period in seconds of every tick."""
 
@@ -151,14 +151,14 @@ TICKS: dict[str, float] = {}
 def job(name: str) -> Callable[[Task], Task]:
     """Register a task under its pinned name; KINDS says how its jobs behave."""
     kind = KINDS[name]
-    lane = LANES[kind.lane]
+    queue = QUEUES[kind.queue]
 
     def register(function: Task) -> Task:
         def run(held: dict[str, Any]) -> None:
             perform(kind, function, Claim(**held))
 
-        lane.task(name=name, __module__=NAMESPACE)(run)
-        lane.storage.kinds.add(name)
+        queue.task(name=name, __module__=NAMESPACE)(run)
+        queue.storage.kinds.add(name)
         return function
 
     return register
@@ -167,7 +167,7 @@ def job(name: str) -> Callable[[Task], Task]:
 def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a periodic task of the watchdog, run every `every_s` seconds by the monotonic clock.
 
-    One that takes longer than its period is not run beside itself: a slow tick must not fill the lane.
+    One that takes longer than its period is not run beside itself: a slow tick must not fill the queue.
     """
     TICKS[name] = every_s
     due = {"at": time.monotonic()}
@@ -180,7 +180,7 @@ def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[
         return True
 
     def register(function: Callable[[], None]) -> Callable[[], None]:
-        LANES["ops"].periodic_task(is_due, name=name, __module__=NAMESPACE)(_alone(function))
+        QUEUES["ops"].periodic_task(is_due, name=name, __module__=NAMESPACE)(_alone(function))
         return function
 
     return register

@@ -1,9 +1,9 @@
-"""Imports every task module, which fills the lanes. Only the worker does this."""
+"""Imports every task module, which fills the queues. Only the worker does this."""
 
 from __future__ import annotations
 
 from tasks import assign, bench, configure, detect, logs, prune, pull, sample, score, smoke_test
-from tasks.queue import LANES
+from tasks.queue import QUEUES
 from tasks.supervision import services, watchdog
 
 TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, services, smoke_test, watchdog)
@@ -12,4 +12,4 @@ TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, ser
 
 def known_kinds() -> list[str]:
     """Give the kinds of job that this process can run."""
-    return sorted(LANES["ops"].storage.kinds | LANES["heavy"].storage.kinds)
+    return sorted(QUEUES["ops"].storage.kinds | QUEUES["heavy"].storage.kinds)

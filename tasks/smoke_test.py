@@ -16,8 +16,8 @@ WORDS = 4
 """Tokens asked for: enough to be an answer, quick on the slowest machine."""
 
 
-@job("verify")
-def verify(context: Context) -> dict[str, Any]:
+@job("smoke_test")
+def smoke_test(context: Context) -> dict[str, Any]:
     """Get one completion from each tier by way of the gateway, with fallbacks off.
 
     Gives {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.

@@ -9,58 +9,58 @@ from state import facts, settings, stack
 from state import service as rows
 from state.db import Database
 from state.errors import NotSetUp
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 from tasks import kinds, recommend
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.page import SERVICE as PAGE
 
 
-def made_by_hand(db: Database) -> None:
+def mark_customized(db: Database) -> None:
     """Forget what the stack was chosen for: a person changed it, and it stays until set-up is asked for another."""
-    told = facts.recall(db, "stack")
+    told = facts.get(db, "stack")
     kept = {name: value for name, value in told.items() if name not in {"asked", "explain"}}
-    facts.remember(db, "stack", kept | {"builtin": False})
+    facts.put(db, "stack", kept | {"builtin": False})
 
 
 def budget(db: Database, home: Home) -> int:
     """Give the bytes that all tiers together may use. Raises NotSetUp before detect has run."""
-    row = facts.recall(db, "machine")
+    row = facts.get(db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
     return recommend.budget(from_row(row), settings.load(home)["memory-budget-pct"])
 
 
-def around(home: Home) -> list[str]:
+def auxiliary_services(home: Home) -> list[str]:
     """Give the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
     return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]
 
 
 def leaving(db: Database) -> list[str]:
     """Give the services that do not belong to the stack any more."""
-    staying = {*around(db.home), *(tier.name for tier in stack.tiers(db))}
+    staying = {*auxiliary_services(db.home), *(tier.name for tier in stack.tiers(db))}
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
-def arrival(tier: str, gone: Sequence[str]) -> list[New]:
+def add_tier(tier: str, gone: Sequence[str]) -> list[NewJob]:
     """Give the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
     return [
-        *retirements(gone),
-        kinds.new("start", {"service": tier}, softly=gone, label=tier),
+        *retire(gone),
+        kinds.new("start", {"service": tier}, after=gone, label=tier),
         kinds.new("configure", needs=[tier]),
         kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
     ]
 
 
-def farewell(gone: Sequence[str], *, serving: bool) -> list[New]:
+def remove_tiers(gone: Sequence[str], *, serving: bool) -> list[NewJob]:
     """Give the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off.
 
     `serving`: whether a gateway is wanted; one that a person put down stays down.
     """
     told = [kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY)] if serving else []
-    return [kinds.new("configure"), *told, *retirements(gone, after=[new.label for new in told])]
+    return [kinds.new("configure"), *told, *retire(gone, after=[new.label for new in told])]
 
 
-def retirements(gone: Sequence[str], after: Sequence[str] = ()) -> list[New]:
+def retire(gone: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
     """Give the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
-    return [kinds.new("retire", {"service": name}, softly=after, label=name) for name in gone]
+    return [kinds.new("retire", {"service": name}, after=after, label=name) for name in gone]

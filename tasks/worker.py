@@ -1,4 +1,4 @@
-"""The worker: the one always-on process of a home. It holds the lock, runs the lanes, rescues, and beats."""
+"""The worker: the one always-on process of a home. It holds the lock, runs the queues, rescues, and beats."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from state import service, wakeup
 from state.errors import Busy, Internal, StateUnavailable
 from state.paths import Home
 from state.worker import sign_off
-from tasks.heartbeat import Keeper
-from tasks.queue import LANES
+from tasks.heartbeat import Heartbeat
+from tasks.queue import QUEUES
 from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
 from tasks.supervision import unclean_boot
@@ -51,8 +51,8 @@ def run(home: Home) -> None:
         runtime.home = home
         runtime.owner = _owner()
         stop = _stop_on_signals()
-        unclean_boot.look_back(runtime.database(), process.boot())
-        keeper = Keeper(stop)
+        unclean_boot.handle(runtime.database(), process.boot())
+        keeper = Heartbeat(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
         _work(home, keeper, stop, lock)
         with suppress(StateUnavailable):  # its row then tells of a dead worker
@@ -72,12 +72,12 @@ def _owner() -> str:
     return process.encode(me)
 
 
-def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> None:
-    """Run both lanes, the listener and the keeper until `stop` or the end of the home; then let jobs give work back."""
+def _work(home: Home, keeper: Heartbeat, stop: threading.Event, lock: IO[str]) -> None:
+    """Run both queues, the listener and the heartbeat until `stop` or the end of the home; then jobs release work."""
     with wakeup.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
         ears.start()
-        keeping = threading.Thread(target=keeper.keep, name="keeper", daemon=True)
+        keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
         keeping.start()
         consumers = _consumers()
         sd_notify.notify(sd_notify.READY)
@@ -89,7 +89,7 @@ def _work(home: Home, keeper: Keeper, stop: threading.Event, lock: IO[str]) -> N
                 break
         _wind_down(consumers)
         keeper.hand_back()
-        wakeup.rouse(home)
+        wakeup.wake(home)
         ears.join(1.0)
 
 
@@ -126,9 +126,9 @@ def _end_services(home: Home) -> None:
 
 
 def _consumers() -> list[Any]:
-    """Start a Huey consumer for each lane; the watchdog's ticks belong to ops."""
+    """Start a Huey consumer for each queue; the watchdog's ticks belong to ops."""
     consumers = [
-        LANES[name].create_consumer(
+        QUEUES[name].create_consumer(
             workers=count, periodic=name == "ops", scheduler_interval=1 if name == "ops" else 60
         )
         for name, count in THREADS.items()
@@ -141,7 +141,7 @@ def _consumers() -> list[Any]:
 def _wind_down(consumers: list[Any]) -> None:
     sd_notify.notify(sd_notify.STOPPING)
     runtime.stopping.set()
-    runtime.bell.ring()
+    runtime.bell.set()
     until = time.monotonic() + STOP_GRACE_S
     for consumer in consumers:
         consumer.stop_flag.set()
@@ -177,7 +177,7 @@ def _taken(lock: IO[str]) -> bool:
 def _listen(listener: wakeup.Listener) -> None:
     while not runtime.stopping.is_set():
         listener.wait(None)
-        runtime.bell.ring()
+        runtime.bell.set()
 
 
 def _stop_on_signals() -> threading.Event:

@@ -6,7 +6,7 @@ import time
 
 from state import worker
 from state.db import Database
-from state.documented_enum import Told
+from state.documented_enum import DocumentedEnum
 from state.worker import Worker
 from tasks.system import process
 
@@ -14,7 +14,7 @@ HUNG_S = 20.0
 """Four beats missed. A full disk and a locked database both end before that, or are told in its log."""
 
 
-class Pulse(Told):
+class WorkerState(DocumentedEnum):
     """How the worker is; `meaning` is the sentence for people."""
 
     NONE = "none", "no worker was started, or the last one ended in order"
@@ -23,22 +23,22 @@ class Pulse(Told):
     DEAD = "dead", "its process died; the next worker takes over what it did"
 
 
-def feel(db: Database) -> Pulse:
+def read(db: Database) -> WorkerState:
     """Tell how the worker of this home is."""
     now = worker.current(db)
-    return judge(now, alive=now is not None and lives(now.owner), clock=time.monotonic())
+    return classify(now, alive=now is not None and is_alive(now.owner), clock=time.monotonic())
 
 
-def judge(now: Worker | None, *, alive: bool, clock: float) -> Pulse:
+def classify(now: Worker | None, *, alive: bool, clock: float) -> WorkerState:
     """Tell a worker's state from its row, whether its very process is there, and the monotonic clock."""
     if now is None:
-        return Pulse.NONE
+        return WorkerState.NONE
     if not alive:
-        return Pulse.DEAD
-    return Pulse.HUNG if clock - now.beat_clock > HUNG_S else Pulse.ALIVE
+        return WorkerState.DEAD
+    return WorkerState.HUNG if clock - now.beat_clock > HUNG_S else WorkerState.ALIVE
 
 
-def lives(owner: str) -> bool:
+def is_alive(owner: str) -> bool:
     """Tell whether the process that `owner` (boot/pid/start) names is there; what names none is not."""
     try:
         return process.alive(process.decode(owner))

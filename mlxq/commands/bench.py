@@ -18,8 +18,8 @@ from state import facts, stack
 from state.bench import Bench
 from state.db import Database
 from state.errors import NotFound, UsageProblem
-from state.job import State
-from state.paths import Home, home
+from state.job import JobState
+from state.paths import Home, get_home
 from tasks import kinds, recommend
 from tasks.plan.bench import regressions
 
@@ -80,7 +80,7 @@ def command(
 
     TARGET is a tier that runs, or weights that are here. Prompts are new each time, so that no cache helps.
     """
-    place = home()
+    place = get_home()
     if (target is None) == (history is None):
         raise UsageProblem("Give a TARGET to time, or --history MODEL.", hint="mlxq bench --help")
     if history is not None:
@@ -89,9 +89,9 @@ def command(
     with jobs_client.reading(place) as db:
         what = _what(place, db, str(target), quant)
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
+        ids = jobs_client.enqueue(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
     (job,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
-    assert job.state is State.SUCCEEDED, "follow raises what failed"
+    assert job.state is JobState.SUCCEEDED, "follow raises what failed"
     if as_json:
         render.data(job.result)
         return
@@ -147,7 +147,7 @@ def _history(place: Home, name: str, *, as_json: bool) -> None:
     with jobs_client.reading(place) as db:
         tiers = {tier.name: tier.model for tier in stack.tiers(db)}
         model = tiers.get(name) or _known_as(place, db, name)
-        rows = kept.history(db, model, facts.recall(db, "machine").get("chip", ""))
+        rows = kept.history(db, model, facts.get(db, "machine").get("chip", ""))
     if not rows:
         raise NotFound(f"No benchmark of {model} was kept on this machine.", hint=f"mlxq bench {name} --save")
     slower = regressions(rows)

@@ -9,10 +9,10 @@ import click
 
 from mlxq import options, render
 from state.errors import MlxqError
-from state.paths import home
+from state.paths import get_home
 
 if TYPE_CHECKING:
-    from tasks.weights.catalog_check import Finding
+    from tasks.weights.catalog_check import CatalogFinding
 
 
 @click.group(no_args_is_help=True)
@@ -30,7 +30,7 @@ def check(*, offline: bool, as_json: bool) -> None:
     """
     from tasks.weights import catalog_check, hub
 
-    place = home()
+    place = get_home()
     if not as_json:
         render.say("Checking the files and the parsers.")
     models, findings = catalog_check.files(place.catalog)
@@ -44,7 +44,7 @@ def check(*, offline: bool, as_json: bool) -> None:
         raise MlxqError(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong with the catalog.")
 
 
-def _tell(count: int, findings: list[Finding], *, asked: bool, as_json: bool) -> None:
+def _tell(count: int, findings: list[CatalogFinding], *, asked: bool, as_json: bool) -> None:
     if as_json:
         render.data({"models": count, "hub_asked": asked, "findings": [asdict(each) for each in findings]})
         return

@@ -9,7 +9,7 @@ import click
 from mlxq import jobs_client, options
 from state import ports, stack
 from state.errors import NotSetUp, UsageProblem
-from state.paths import home
+from state.paths import get_home
 
 
 @click.command()
@@ -25,7 +25,7 @@ def command(prompt: tuple[str, ...], tier: str | None) -> None:
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
         raise UsageProblem("There is no question.", hint='mlxq chat "What is the capital of France?"')
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         tiers = stack.tiers(db)
         if not tiers:

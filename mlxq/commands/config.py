@@ -10,12 +10,12 @@ from click.shell_completion import CompletionItem
 
 from mlxq import options, render
 from state import keys, settings
-from state.paths import home
+from state.paths import get_home
 
 HOST = "gateway-host"
 
 
-class Name(click.ParamType[str]):
+class SettingName(click.ParamType[str]):
     """A setting's name; a wrong one is answered by state.settings, with the nearest."""
 
     name = "name"
@@ -37,7 +37,7 @@ def command() -> None:
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List all settings, their values and where those come from."""
-    values = list(settings.load(home()).values.values())
+    values = list(settings.load(get_home()).values.values())
     if as_json:
         render.data({"settings": [_row(each) for each in values]})
         return
@@ -48,15 +48,15 @@ def listing(*, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("name", type=Name())
+@click.argument("name", type=SettingName())
 def get(name: str) -> None:
     """Print the value of NAME."""
     setting = settings.find(name)
-    click.echo(_text(settings.load(home()).values[setting.name].shown))
+    click.echo(_text(settings.load(get_home()).values[setting.name].shown))
 
 
 @command.command(name="set", context_settings={"ignore_unknown_options": True})
-@click.argument("name", type=Name())
+@click.argument("name", type=SettingName())
 @click.argument("value")
 def put(name: str, value: str) -> None:
     """Set NAME to VALUE.
@@ -66,9 +66,9 @@ def put(name: str, value: str) -> None:
     setting = settings.find(name)
     given = sys.stdin.readline().strip() if value == "-" else value
     if setting.name == HOST:
-        keys.admit(keys.place(home()), settings.check(setting, given))
-    settings.write(home(), name, given)
-    now = settings.load(home()).values[name]
+        keys.admit(keys.place(get_home()), settings.check(setting, given))
+    settings.write(get_home(), name, given)
+    now = settings.load(get_home()).values[name]
     render.say(f"{name} = {_text(now.shown)}")
     if now.source == "environment":
         render.say(f"{setting.variable} in the environment overrides what was written.")
@@ -77,14 +77,14 @@ def put(name: str, value: str) -> None:
 
 
 @command.command()
-@click.argument("name", type=Name(), required=False)
+@click.argument("name", type=SettingName(), required=False)
 @click.option("--all", "everything", is_flag=True, help="Bring all settings back to their defaults.")
 def reset(name: str | None, *, everything: bool) -> None:
     """Bring NAME, or all settings, back to the default."""
     if (name is None) != everything:
         raise click.UsageError("Give the NAME of a setting, or --all.")
-    settings.reset(home(), name)
-    kept = f" The old file is {home().config}.bad." if everything else ""
+    settings.reset(get_home(), name)
+    kept = f" The old file is {get_home().config}.bad." if everything else ""
     render.say(f"{name or 'All settings'} back to the default.{kept}")
 
 

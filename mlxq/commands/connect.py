@@ -18,7 +18,7 @@ from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
 from state import keys, ports, stack
 from state.errors import NotSetUp, UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
 PLAIN = 0o644
@@ -37,7 +37,7 @@ def command() -> None:
 @command.command()
 def env() -> None:
     """Print exports for OpenAI clients: eval "$(mlxq connect env)"."""
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         url = ports.endpoint(ports.listing(db))
     click.echo(f"export OPENAI_BASE_URL={shlex.quote(url)}")
@@ -53,9 +53,9 @@ def _subcommand(client: Client) -> click.Command:
     def run(*, dry_run: bool, restore: bool, yes: bool) -> None:
         agreed = _refuse if dry_run else _agree if yes else _asked(client)
         if restore:
-            _restore(home(), client, agreed)
+            _restore(get_home(), client, agreed)
         else:
-            _connect(home(), client, agreed)
+            _connect(get_home(), client, agreed)
 
     help_text = f"Set up {client.title}."
     return click.command(name=client.name, help=help_text)(run)

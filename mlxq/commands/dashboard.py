@@ -12,8 +12,8 @@ from mlxq import job_view, jobs_client, options, render
 from mlxq.web import auth
 from state import secrets, service, settings, stack
 from state.errors import NotRunning, NotSetUp
-from state.paths import Home, home
-from state.service import Doing
+from state.paths import Home, get_home
+from state.service import State
 from tasks import kinds
 from tasks.plan import page
 
@@ -28,13 +28,13 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
 
     The link opens it once, within a minute; the browser stays signed in for a month.
     """
-    place = home()
+    place = get_home()
     port = settings.load(place)["page-port"]
     if not port:
         raise NotRunning("The page is switched off.", hint="mlxq config reset page-port")
     if not _runs(place, port):
         with jobs_client.writing(place) as db:
-            ids = jobs_client.put(db, [kinds.new("start", {"service": page.SERVICE})])
+            ids = jobs_client.enqueue(db, [kinds.new("start", {"service": page.SERVICE})])
         jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     link = f"http://127.0.0.1:{port}/enter?link={auth.link(secrets.ensure(place.secrets)[secrets.PAGE], time.time())}"
     if no_open or not webbrowser.open(link):
@@ -50,7 +50,7 @@ def _runs(place: Home, port: int) -> bool:
         if not stack.tiers(db):
             raise NotSetUp("There is no stack to show.", hint="mlxq setup")
         row = service.find(db, page.SERVICE)
-    return row is not None and row.doing == Doing.READY and row.port == port and _answers(port)
+    return row is not None and row.state == State.READY and row.port == port and _answers(port)
 
 
 def _answers(port: int) -> bool:

@@ -14,9 +14,9 @@ from mlxq import options, render
 from mlxq.doctor import bundle, checks, fixes
 from mlxq.doctor.rules import Finding, Grade
 from state.errors import UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 
-MARKS = {Grade.GOOD: ("✓", "green"), Grade.ODD: ("⚠", "yellow"), Grade.BAD: ("✗", "red")}
+MARKS = {Grade.OK: ("✓", "green"), Grade.WARN: ("⚠", "yellow"), Grade.FAIL: ("✗", "red")}
 
 
 @click.command()
@@ -30,13 +30,13 @@ def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> Non
     Exits 1 when something is broken (✗), 0 when all is well or merely odd (⚠). The archive of --bundle holds logs,
     jobs and settings, and neither keys nor prompts.
     """
-    place = home()
-    found = checks.examine(place)
-    done = _mend(place, found, yes=yes) if fix else []
+    place = get_home()
+    found = checks.run_checks(place)
+    done = _fix(place, found, yes=yes) if fix else []
     if done:
-        found = checks.examine(place)
+        found = checks.run_checks(place)
     if as_json:
-        render.data({"ok": _broken(found) == 0, "checks": [_row(one) for one in found], "mended": done})
+        render.data({"ok": _failed(found) == 0, "checks": [_row(one) for one in found], "mended": done})
     else:
         _show(found)
     if archive:
@@ -45,13 +45,13 @@ def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> Non
     _end(found)
 
 
-def _mend(place: Home, found: Sequence[Finding], *, yes: bool) -> list[str]:
+def _fix(place: Home, found: Sequence[Finding], *, yes: bool) -> list[str]:
     """Mend each thing once; give the sentences on what was done."""
     done: list[str] = []
-    for name in dict.fromkeys(one.mend for one in found if one.mend):
+    for name in dict.fromkeys(one.fix for one in found if one.fix):
         if name in fixes.ASKED and not yes:
             _ask(place)
-        done.append(fixes.MENDS[name](place))
+        done.append(fixes.FIXES[name](place))
         render.say(done[-1])
     return done
 
@@ -81,17 +81,17 @@ def _show(found: Sequence[Finding]) -> None:
 def _end(found: Sequence[Finding]) -> None:
     """Say the sum, name the next command, and exit 1 when something is broken."""
     count = Counter(one.grade for one in found)
-    render.say(f"\n{count[Grade.BAD]} broken, {count[Grade.ODD]} odd, {count[Grade.GOOD]} well.")
-    hints = [one.hint for grade in (Grade.BAD, Grade.ODD) for one in found if one.grade is grade and one.hint]
+    render.say(f"\n{count[Grade.FAIL]} broken, {count[Grade.WARN]} odd, {count[Grade.OK]} well.")
+    hints = [one.hint for grade in (Grade.FAIL, Grade.WARN) for one in found if one.grade is grade and one.hint]
     if hints:
-        render.next_step("mlxq doctor --fix" if any(one.mend for one in found) else hints[0])
-    if count[Grade.BAD]:
+        render.next_step("mlxq doctor --fix" if any(one.fix for one in found) else hints[0])
+    if count[Grade.FAIL]:
         raise click.exceptions.Exit(1)
 
 
-def _broken(found: Sequence[Finding]) -> int:
-    return sum(one.grade is Grade.BAD for one in found)
+def _failed(found: Sequence[Finding]) -> int:
+    return sum(one.grade is Grade.FAIL for one in found)
 
 
 def _row(one: Finding) -> dict[str, Any]:
-    return {"area": one.area, "grade": one.grade, "text": one.text, "hint": one.hint, "fixable": one.mend is not None}
+    return {"area": one.area, "grade": one.grade, "text": one.text, "hint": one.hint, "fixable": one.fix is not None}

@@ -11,13 +11,13 @@ from mlxq import job_view, jobs_client, options, render, status_report
 from state import ledger, service, stack
 from state.db import Database
 from state.errors import NotSetUp
-from state.job import New
-from state.paths import Home, home
+from state.job import NewJob
+from state.paths import Home, get_home
 from state.service import Observed, Service
 from tasks import kinds
 from tasks.plan.gateway import ANSWER_SECONDS
 
-DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND ukey = ? AND state IN ('blocked', 'queued', 'running')"
+DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND unique_key = ? AND state IN ('blocked', 'queued', 'running')"
 
 
 @click.command()
@@ -35,7 +35,7 @@ def command(tier: str | None, timeout_s: float | None, *, drain: bool, dry_run: 
     With --drain a tier refuses new requests and goes down after its last answer; the gateway goes last. `mlxq down`
     ends the waiting.
     """
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         rows = service.listing(db)
         if not rows and not stack.tiers(db):
@@ -62,19 +62,19 @@ def begin(db: Database, up: Sequence[Service], *, drain: bool) -> list[int]:
     """
     with db.transaction():
         for each in up:
-            service.want(db, each.name, "down")
+            service.set_desired(db, each.name, "down")
             if not drain:
                 _cut_short(db, each.name)
-        return jobs_client.put(db, ends(up, drain=drain))
+        return jobs_client.enqueue(db, ends(up, drain=drain))
 
 
 def _cut_short(db: Database, name: str) -> None:
     """Tell a drain of the service to wait no longer; one that has not begun is dropped."""
-    for row in db.rows(DRAINS, (kinds.new("drain", {"service": name}).ukey,)):
+    for row in db.rows(DRAINS, (kinds.new("drain", {"service": name}).unique_key,)):
         ledger.cancel(db, row["id"])
 
 
-def ends(up: Sequence[Service], *, drain: bool) -> list[New]:
+def ends(up: Sequence[Service], *, drain: bool) -> list[NewJob]:
     """Describe the jobs that end services; with `drain`, what brings the tiers their requests goes after them."""
     if not drain:
         return [_end("stop", each.name) for each in up]
@@ -83,8 +83,8 @@ def ends(up: Sequence[Service], *, drain: bool) -> list[New]:
     return [*drains, *(_end("stop", each.name, after) for each in up if each.kind != "engine")]
 
 
-def _end(kind: str, name: str, after: Sequence[str] = ()) -> New:
-    return kinds.new(kind, {"service": name}, softly=after, label=f"{kind} {name}")
+def _end(kind: str, name: str, after: Sequence[str] = ()) -> NewJob:
+    return kinds.new(kind, {"service": name}, after=after, label=f"{kind} {name}")
 
 
 def _without_a_stack(place: Home, *, dry_run: bool) -> None:
@@ -96,4 +96,4 @@ def _without_a_stack(place: Home, *, dry_run: bool) -> None:
 
 def is_down(row: Service) -> bool:
     """Tell whether a service is neither wanted nor there."""
-    return row.wanted == "down" and status_report.check(row) is Observed.STOPPED
+    return row.desired == "down" and status_report.check(row) is Observed.STOPPED

@@ -12,10 +12,10 @@ import click
 from mlxq import job_view, jobs_client, options, render
 from state import event, job, ledger
 from state.db import Database
-from state.event import Happening
+from state.event import Event
 from state.files import tail
-from state.job import Job, State
-from state.paths import Home, home
+from state.job import Job, JobState
+from state.paths import Home, get_home
 from tasks.kinds import KINDS
 
 LOG_TAIL_BYTES = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ LOG_KEYS = ("event", "level", "timestamp", "job", "kind", "attempt")
 
 
 @click.group(invoke_without_command=True)
-@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only those in this state.")
+@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only those in this state.")
 @click.option("--kind", type=click.Choice(sorted(KINDS)), metavar="KIND", help="Only those of this kind.")
 @click.option("--chain", type=options.JobId(), metavar="ID", help="Only those of this chain.")
 @click.option("--limit", type=click.IntRange(min=1), default=30, show_default=True, help="At most so many.")
@@ -39,7 +39,7 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    with jobs_client.reading(home()) as db:
+    with jobs_client.reading(get_home()) as db:
         found = job.listing(db, state=state, kind=kind, chain=chain, limit=limit)
     if as_json:
         render.data({"jobs": [job_view.row(each) for each in found]})
@@ -67,13 +67,13 @@ def _table(found: Sequence[Job]) -> None:
         right=(0, 5),
     )
     live = [each.id for each in found if each.live]
-    failed = [each.id for each in found if each.state is State.FAILED]
+    failed = [each.id for each in found if each.state is JobState.FAILED]
     render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {[*failed, found[0].id][0]}")
 
 
 def _took(found: Job) -> str:
     """Give how long its last attempt took, or takes until now."""
-    if not found.started_at or found.state in (State.BLOCKED, State.QUEUED):
+    if not found.started_at or found.state in (JobState.BLOCKED, JobState.QUEUED):
         return ""
     return render.span(max(0.0, (found.finished_at or time.time()) - found.started_at))
 
@@ -81,7 +81,7 @@ def _took(found: Job) -> str:
 def _note(found: Job) -> str:
     """Give what the other columns do not say."""
     told = job_view.counted(found)
-    return "" if found.state is State.SUCCEEDED or told == str(found.state) else told
+    return "" if found.state is JobState.SUCCEEDED or told == str(found.state) else told
 
 
 @command.command()
@@ -92,7 +92,7 @@ def show(job: int, *, as_json: bool) -> None:
 
     The last words of its worker are shown too.
     """
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         found, events, needed_by = _one(db, job)
     lines = _log_tail(place, job)
@@ -110,7 +110,7 @@ def show(job: int, *, as_json: bool) -> None:
         render.next_step(f"mlxq jobs watch {found.id}")
 
 
-def _one(db: Database, number: int) -> tuple[Job, list[Happening], list[int]]:
+def _one(db: Database, number: int) -> tuple[Job, list[Event], list[int]]:
     return job.get(db, number), event.of_job(db, number), job.dependents(db, number)
 
 
@@ -133,7 +133,7 @@ def _facts(found: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in told if value]
 
 
-def _said(happening: Happening) -> str:
+def _said(happening: Event) -> str:
     parts = [f"attempt {happening.attempt}"] if happening.attempt else []
     parts += [f"{name}: {value}" for name, value in happening.data.items()]
     return f"  ({', '.join(parts)})" if parts else ""
@@ -175,7 +175,7 @@ def follow(job: int | None, *, as_json: bool, timeout_s: float | None) -> None:
 
     Without ID: the newest live chain.
     """
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         chain = _chain_of(db, job)
     if chain is None:
@@ -195,11 +195,11 @@ def _chain_of(db: Database, number: int | None) -> int | None:
 @options.job()
 def cancel(job: int) -> None:
     """Stop a job; what needs it is cancelled too."""
-    place = home()
+    place = get_home()
     with jobs_client.changing(place) as db:
         state = ledger.cancel(db, job)
     jobs_client.ensure_worker(place)
-    told = "was told to stop" if state is State.RUNNING else "is cancelled"
+    told = "was told to stop" if state is JobState.RUNNING else "is cancelled"
     render.say(f"Job {job} {told}.")
     render.next_step(f"mlxq jobs show {job}")
 
@@ -211,7 +211,7 @@ def retry(job: int) -> None:
 
     What its end cancelled is tried again with it.
     """
-    place = home()
+    place = get_home()
     with jobs_client.changing(place) as db:
         first, *rest = ledger.revive(db, job)
     jobs_client.ensure_worker(place)
@@ -224,7 +224,7 @@ def retry(job: int) -> None:
 @click.option("--keep", type=click.IntRange(min=0), default=2000, show_default=True, help="Never forget the newest.")
 def prune(days: float, keep: int) -> None:
     """Forget jobs that ended long ago, with their events."""
-    place = home()
+    place = get_home()
     with jobs_client.changing(place) as db:
         gone = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)
     render.say(f"Forgot {gone} {'job' if gone == 1 else 'jobs'}.")

@@ -11,17 +11,17 @@ from click.shell_completion import CompletionItem
 from mlxq import jobs_client, options, render
 from state import keys, stack
 from state.keys import Key
-from state.paths import Home, home
+from state.paths import Home, get_home
 
 
-class Name(click.ParamType[str]):
+class KeyName(click.ParamType[str]):
     """The name of an app's key."""
 
     name = "name"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the file of keys."""
-        return [CompletionItem(each.name) for each in _all(home()) if each.name.startswith(incomplete)]
+        return [CompletionItem(each.name) for each in _all(get_home()) if each.name.startswith(incomplete)]
 
 
 @click.group(no_args_is_help=True)
@@ -42,7 +42,7 @@ def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
 
     It is not shown again: mlxq keeps its hash alone.
     """
-    place = home()
+    place = get_home()
     wanted = tuple(each.strip() for each in tiers.split(",") if each.strip())
     if wanted:
         with jobs_client.reading(place) as db:
@@ -56,7 +56,7 @@ def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List the apps' keys: what each may do, never the key."""
-    found = _all(home())
+    found = _all(get_home())
     if as_json:
         render.data({"keys": [_row(each) for each in found]})
     elif found:
@@ -74,13 +74,13 @@ def listing(*, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("name", type=Name())
+@click.argument("name", type=KeyName())
 def revoke(name: str) -> None:
     """Take the key NAME away.
 
     The gateway refuses it from the next request on.
     """
-    keys.revoke(keys.place(home()), name)
+    keys.revoke(keys.place(get_home()), name)
     render.say(f"The key {name} opens nothing any more.")
 
 

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from catalog import units
 from mlxq import job_view, jobs_client, render
 from state.errors import NotFound, NotSetUp, UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 from tasks import kinds
 
 CHUNK = 2**16
@@ -24,18 +24,18 @@ LOOK_S = 0.25
 """How often --follow looks for more."""
 
 
-class Log(click.ParamType[str]):
+class LogName(click.ParamType[str]):
     """The name of a log: a service, or the worker."""
 
     name = "name"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the logs there are."""
-        return [CompletionItem(name) for name in names(home()) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names(get_home()) if name.startswith(incomplete)]
 
 
 @click.command()
-@click.argument("name", type=Log(), required=False)
+@click.argument("name", type=LogName(), required=False)
 @click.option("-n", "--tail", "count", type=click.IntRange(min=0), default=50, show_default=True, help="So many lines.")
 @click.option("--all", "everything", is_flag=True, help="Begin with the rotated logs, the oldest first.")
 @click.option("--service", is_flag=True, help="The log of the worker, which watches over the services.")
@@ -46,7 +46,7 @@ def command(name: str | None, count: int, *, everything: bool, service: bool, ro
 
     Without NAME: list the logs there are.
     """
-    place = home()
+    place = get_home()
     if service and name not in {None, WORKER}:
         raise UsageProblem(f"--service is the log of the worker, and {name} another one.", hint=f"mlxq logs {name}")
     name = WORKER if service else name
@@ -64,7 +64,7 @@ def command(name: str | None, count: int, *, everything: bool, service: bool, ro
 
 def _rotate(place: Home, name: str | None) -> None:
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(db, [kinds.new("rotate", {"name": name})])
+        ids = jobs_client.enqueue(db, [kinds.new("rotate", {"name": name})])
     (done,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view())
     moved: dict[str, int] = done.result["rotated"]
     for log, size in moved.items():

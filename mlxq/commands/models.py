@@ -23,7 +23,7 @@ from mlxq.local_models import Installed
 from mlxq.setup import recommendation
 from state import facts, settings
 from state.errors import NotSetUp, UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 from tasks import recommend
 
 VIEWS = ("catalog", "recommend", "available")
@@ -49,7 +49,7 @@ MIB = 2**20
 @click.option("--catalog", is_flag=True, help="List the models mlxq knows.")
 @click.option("--recommend", is_flag=True, help="Choose three for this machine; changes nothing.")
 @click.option("--available", is_flag=True, help="List what the Hub has for MLX, live.")
-@click.option("--budget", type=options.Memory(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
+@click.option("--budget", type=options.MemorySize(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
 @click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
 @click.option("--explain", is_flag=True, help="Say why these, what was next, what more memory would change.")
 @click.option("--show-all", is_flag=True, help="List every model that fits, the best first.")
@@ -67,7 +67,7 @@ def command(*, as_json: bool, **asked: Any) -> None:
     Without an option: the weights on this machine.
     """
     view = _view(asked)
-    place = home()
+    place = get_home()
     known = recommend.known(place)
     if view == "catalog":
         _catalog(place, _selected(known, asked), as_json=as_json)
@@ -169,7 +169,7 @@ class Here:
 def _here(place: Home) -> Here:
     try:
         with jobs_client.reading(place) as db:
-            row = facts.recall(db, "machine")
+            row = facts.get(db, "machine")
             machine = from_row(row) if row else None
             return Here(machine, recommend.measured(db, machine) if machine else [])
     except NotSetUp:

@@ -9,7 +9,7 @@ import click
 from mlxq import jobs_client, local_models, render
 from mlxq.commands import rm
 from mlxq.local_models import Installed
-from state.paths import home
+from state.paths import get_home
 from tasks import recommend
 from tasks.weights import staging
 
@@ -20,7 +20,7 @@ from tasks.weights import staging
 @click.option("--yes", is_flag=True, help="Ask nothing.")
 def command(*, unused: bool, dry_run: bool, yes: bool) -> None:
     """Delete weights that are of no use: torn, damaged, or of an older revision."""
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         there = local_models.listing(place, db, recommend.known(place))
     found = leavings(there, unused=unused)

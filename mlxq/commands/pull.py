@@ -8,10 +8,10 @@ import click
 
 from catalog import units
 from mlxq import job_view, jobs_client, model_ref, options, render
-from mlxq.model_ref import Target
+from mlxq.model_ref import ModelRef
 from state import settings
-from state.job import Job, New, State
-from state.paths import home
+from state.job import Job, JobState, NewJob
+from state.paths import get_home
 from tasks import kinds, recommend
 
 
@@ -41,7 +41,7 @@ def command(
 
     Safe to break off and to run again: a fetch goes on where it was.
     """
-    place = home()
+    place = get_home()
     wanted = settings.load(place)
     found = model_ref.find(model, quant, recommend.known(place), wanted["default-quant"])
     for note in found.notes:
@@ -53,7 +53,7 @@ def command(
     if bench:
         batch.append(_bench(found))
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(db, batch)
+        ids = jobs_client.enqueue(db, batch)
     if detach:
         jobs_client.ensure_worker(place)
         _detached(ids, as_json=as_json)
@@ -63,11 +63,11 @@ def command(
         _tell(found, ended)
 
 
-def _bench(found: Target) -> New:
+def _bench(found: ModelRef) -> NewJob:
     return kinds.new("bench", {"target": found.source, "save": True}, needs=["pull"])
 
 
-def _announce(found: Target, models: Path, revision: str | None, *, force: bool) -> None:
+def _announce(found: ModelRef, models: Path, revision: str | None, *, force: bool) -> None:
     """Say size, licence and gate before anything is fetched. Raises NotFound, Gated, Offline, Damaged."""
     from tasks.system.child import Later
     from tasks.weights import client, source
@@ -90,7 +90,7 @@ def _announce(found: Target, models: Path, revision: str | None, *, force: bool)
         render.say("\n".join(planned.notes))
 
 
-def _say_known(found: Target) -> None:
+def _say_known(found: ModelRef) -> None:
     """Say of a model that lies elsewhere what the catalog knows."""
     if found.model and found.quant:
         size = units.files(found.model.quants[found.quant].bytes)
@@ -105,9 +105,9 @@ def _detached(ids: list[int], *, as_json: bool) -> None:
     render.next_step(f"mlxq jobs watch {ids[0]}")
 
 
-def _tell(found: Target, ended: list[Job]) -> None:
+def _tell(found: ModelRef, ended: list[Job]) -> None:
     """Say where the weights are and what may come next."""
-    result = next(job.result for job in ended if job.kind == "pull" and job.state is State.SUCCEEDED)
+    result = next(job.result for job in ended if job.kind == "pull" and job.state is JobState.SUCCEEDED)
     for note in result["notes"]:
         render.say(note)
     words = "Fetched" if result["fetched"] else "Already here"

@@ -12,8 +12,8 @@ from mlxq.commands import status
 from state import service, stack
 from state.db import Database
 from state.errors import NotRunning, NotSetUp
-from state.job import New
-from state.paths import home
+from state.job import NewJob
+from state.paths import get_home
 from tasks import kinds
 
 
@@ -28,7 +28,7 @@ def command(tier: str | None, timeout_s: float | None, *, purge: bool, dry_run: 
     One service after another, so that the others serve meanwhile; the first one that does not come back ends it.
     What is down stays down.
     """
-    place = home()
+    place = get_home()
     with jobs_client.reading(place) as db:
         names = wanted(db, tier)
         if dry_run:
@@ -36,7 +36,7 @@ def command(tier: str | None, timeout_s: float | None, *, purge: bool, dry_run: 
             dry.starts(db, place, names)
             return
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(db, restarts(names, purge=purge))
+        ids = jobs_client.enqueue(db, restarts(names, purge=purge))
     jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(place)
 
@@ -46,13 +46,13 @@ def wanted(db: Database, tier: str | None) -> list[str]:
     if not stack.tiers(db):
         raise NotSetUp("There is no stack to start anew.", hint="mlxq setup")
     name = options.named(db, tier) if tier else None
-    found = [one.name for one in service.listing(db) if one.wanted == "up" and name in (None, one.name)]
+    found = [one.name for one in service.listing(db) if one.desired == "up" and name in (None, one.name)]
     if not found:
         raise NotRunning(f"{name or 'The stack'} is down.", hint=f"mlxq up --tier {name}" if name else "mlxq up")
     return found
 
 
-def restarts(names: Sequence[str], *, purge: bool = False) -> list[New]:
+def restarts(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:
     """Describe the jobs: each waits for the one before."""
     labels = [f"restart {name}" for name in names]
     more = {"purge": True} if purge else {}

@@ -10,8 +10,8 @@ from catalog import units
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.local_models import Installed
 from state.errors import Busy, UsageProblem
-from state.job import State
-from state.paths import Home, home
+from state.job import JobState
+from state.paths import Home, get_home
 from tasks import kinds, recommend
 
 
@@ -22,7 +22,7 @@ from tasks import kinds, recommend
 @click.option("--yes", is_flag=True, help="Ask nothing.")
 def command(model: str, *, quant: str | None, force: bool, yes: bool) -> None:
     """Delete the weights of MODEL from this machine."""
-    place = home()
+    place = get_home()
     known = recommend.known(place)
     with jobs_client.reading(place) as db:
         found = local_models.choose(model, local_models.listing(place, db, known), known, quant)
@@ -46,14 +46,14 @@ def remove(place: Home, found: list[Installed], *, force: bool, yes: bool) -> No
             raise UsageProblem("This deletes files, and here is nobody to ask.", hint="Add --yes.")
         click.confirm("Delete", abort=True, err=True)
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(db, [_job(one, force=force) for one in found])
+        ids = jobs_client.enqueue(db, [_job(one, force=force) for one in found])
     ended = jobs_client.follow(place, jobs_client.these(ids), job_view.view())
-    freed = sum(job.result["bytes"] for job in ended if job.state is State.SUCCEEDED)
+    freed = sum(job.result["bytes"] for job in ended if job.state is JobState.SUCCEEDED)
     render.say(f"Deleted; {units.files(freed)} are free again.")
 
 
-def _job(one: Installed, *, force: bool) -> kinds.New:
-    return kinds.new("remove", {"folder": str(one.folder), "force": force}, label=one.folder.name)
+def _job(one: Installed, *, force: bool) -> kinds.NewJob:
+    return kinds.new("remove_weights", {"folder": str(one.folder), "force": force}, label=one.folder.name)
 
 
 def show(found: list[Installed]) -> None:

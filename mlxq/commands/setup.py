@@ -15,12 +15,12 @@ from mlxq.commands import status
 from mlxq.job_view import title
 from mlxq.jobs_client import View
 from mlxq.setup import edit
-from mlxq.setup.edit import Change, Plan
+from mlxq.setup.edit import EditPlan, StackChange
 from state import settings
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
-from state.job import Job, New, State
-from state.paths import Home, home
+from state.job import Job, JobState, NewJob
+from state.paths import Home, get_home
 from tasks import kinds
 
 RUNNING_SETUP = """
@@ -70,7 +70,7 @@ def command(
     neither pulled nor restarted. --add, --remove and --model change the stack that is there. With --json: a line of
     JSON at each change of a job, and at the end one line with what `status --json` prints.
     """
-    place, consent = home(), Consent(yes=yes, no_input=no_input)
+    place, consent = get_home(), Consent(yes=yes, no_input=no_input)
     settings.load(place)
     wanted = edit.parse(add, names, remove, alone)
     asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
@@ -86,7 +86,7 @@ def command(
         return
     jobs_client.follow(place, jobs_client.chain(chain), Commented(job_view.view(as_json=as_json)), timeout_s=timeout_s)
     if as_json:
-        render.line(status.look(place).document())
+        render.line(status.draw_once(place).document())
     else:
         status.welcome(place)
 
@@ -131,7 +131,7 @@ def _guided(place: Home, asked: dict[str, Any], intent: str | None) -> dict[str,
     from mlxq.setup import inspection, wizard
 
     render.say("Looking at this machine.")
-    return wizard.settle(inspection.look(place), asked, intent=intent)
+    return wizard.settle(inspection.inspect(place), asked, intent=intent)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def _under_way(place: Home) -> int | None:
         return None
 
 
-def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
+def _change(place: Home, wanted: StackChange, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
     """Show a change, ask, and begin it; give the chain, None when it was only shown."""
     made = _planned(place, wanted)
     if as_json and dry_run:
@@ -170,7 +170,7 @@ def _change(place: Home, wanted: Change, consent: Consent, *, dry_run: bool, as_
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 
-def _planned(place: Home, wanted: Change) -> Plan:
+def _planned(place: Home, wanted: StackChange) -> EditPlan:
     """Work a change out, and write nothing. Raises as change.plan does."""
     try:
         with jobs_client.reading(place) as db:
@@ -187,7 +187,7 @@ def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
     running = _under_way(place)
     if running is not None:
         render.say(f"A setup is under way (job {running}); without --dry-run that one is followed.")
-    found = inspection.look(place)
+    found = inspection.inspect(place)
     if as_json:
         render.data(outlook.document(found, asked))
     else:
@@ -222,10 +222,10 @@ class Commented:
 
 def remarks(jobs: Sequence[Job]) -> list[str]:
     """Give what is worth a sentence: which models were chosen, and that a tier answers before all is done."""
-    done = {title(job): job for job in jobs if job.state is State.SUCCEEDED}
+    done = {title(job): job for job in jobs if job.state is JobState.SUCCEEDED}
     score = done.get("score")
     said = [chosen(score.result)] if score and "choice" not in score.args else []
-    if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "verify" for job in jobs):
+    if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "smoke_test" for job in jobs):
         said.append('The tier fast can be used already: mlxq chat --tier fast "…"')
     return said
 
@@ -237,12 +237,12 @@ def chosen(result: Mapping[str, Any]) -> str:
     return f"{why} {'Kept' if result['kept'] else 'Chosen'}:{tiers}".lstrip()
 
 
-def begin(db: Database, batch: list[New]) -> int:
+def begin(db: Database, batch: list[NewJob]) -> int:
     """Put the chain in, unless one is under way: then that one is followed. Gives the chain's number."""
     with db.transaction():
         running = db.value(RUNNING_SETUP)
         if running is not None:
             render.say(f"Another setup began meanwhile (job {running}); following that one, with its choice of models.")
             return running
-        ids = jobs_client.put(db, batch)
+        ids = jobs_client.enqueue(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))

@@ -10,10 +10,10 @@ import click
 
 from catalog import units
 from mlxq import jobs_client, options, render, status_report
-from mlxq.status_report import Report
+from mlxq.status_report import StatusReport
 from state import wakeup
 from state.errors import NotSetUp, UsageProblem
-from state.paths import Home, home
+from state.paths import Home, get_home
 
 LOOK_S = 2.0
 """How often --watch looks when nothing says that something changed."""
@@ -30,32 +30,32 @@ LOOK_S = 2.0
 @options.as_json
 def command(*, simulate: str | None, go_on: bool, as_json: bool) -> None:
     """Show the machine, the tiers and the gateway."""
-    place = home()
+    place = get_home()
     if simulate:
         _simulate(Path(simulate), as_json=as_json)
     elif go_on:
         live(place, _document if as_json else show)
     elif as_json:
-        render.data(look(place).document())
+        render.data(draw_once(place).document())
     else:
-        show(look(place))
+        show(draw_once(place))
 
 
-def live(place: Home, show: Callable[[Report], None], look_after: Callable[[], None] = lambda: None) -> None:
+def live(place: Home, show: Callable[[StatusReport], None], look_after: Callable[[], None] = lambda: None) -> None:
     """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `look_after` before each."""
     with wakeup.watcher(place) as bell:
         while True:
             look_after()
             click.clear()
-            show(look(place))
+            show(draw_once(place))
             bell.wait(LOOK_S)
 
 
-def _document(found: Report) -> None:
+def _document(found: StatusReport) -> None:
     render.line(found.document())
 
 
-def show(found: Report) -> None:
+def show(found: StatusReport) -> None:
     """Show all of it to a person."""
     _machine(found)
     _services(found)
@@ -73,7 +73,7 @@ def _simulate(file: Path, *, as_json: bool) -> None:
         machine = parse_fixture(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UsageProblem(f"{file}: {problem}", hint="mlxq status --help") from problem
-    chosen = recommend.recommend(machine, recommend.known(home()), "balanced", budget(machine))
+    chosen = recommend.recommend(machine, recommend.known(get_home()), "balanced", budget(machine))
     if as_json:
         render.data(recommendation.document(machine, chosen))
         return
@@ -84,7 +84,7 @@ def _simulate(file: Path, *, as_json: bool) -> None:
 def overview() -> None:
     """Show what `mlxq` alone shows: the machine, the tiers, the next command."""
     try:
-        found = look(home())
+        found = draw_once(get_home())
     except NotSetUp:
         click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
         click.echo("It is not set up here yet.")
@@ -95,14 +95,14 @@ def overview() -> None:
 
 def brief(place: Home) -> None:
     """Show the services after a command changed them."""
-    found = look(place)
+    found = draw_once(place)
     _services(found)
     _next(found)
 
 
 def welcome(place: Home) -> None:
     """Show what setup came to: the services, the endpoint, where the key is, a line to paste, and the next command."""
-    found = look(place)
+    found = draw_once(place)
     click.echo()
     _services(found)
     click.echo(f"\nEndpoint  {found.endpoint}")
@@ -112,20 +112,20 @@ def welcome(place: Home) -> None:
     _next(found)
 
 
-def look(place: Home) -> Report:
+def draw_once(place: Home) -> StatusReport:
     """Give the report. Raises NotSetUp when there is nothing to tell of."""
     with jobs_client.reading(place) as db:
-        found = status_report.now(db)
+        found = status_report.collect(db)
     if not found.tiers and not found.services:
         raise NotSetUp(f"There is no stack in {place.root} yet.", hint=_begin(found))
     return found
 
 
-def _begin(found: Report) -> str:
+def _begin(found: StatusReport) -> str:
     return f"mlxq jobs watch {found.jobs[0]}" if found.jobs else "mlxq setup"
 
 
-def _machine(found: Report) -> None:
+def _machine(found: StatusReport) -> None:
     if found.machine:
         click.echo(machine_line(found.machine))
     click.echo(f"Endpoint  {found.endpoint}")
@@ -152,7 +152,7 @@ def _cloud_line(cloud: dict[str, Any]) -> str:
     return f"{state}; {count}, ${cloud['usd_today']:.2f} of ${cloud['cap_usd']:.2f}"
 
 
-def _worker_line(found: Report) -> str:
+def _worker_line(found: StatusReport) -> str:
     if found.worker.state == "running":
         return f"running (pid {found.worker.pid})"
     if found.worker.state == "hung":
@@ -162,7 +162,7 @@ def _worker_line(found: Report) -> str:
     return "stopped; the next command that needs it starts it"
 
 
-def _services(found: Report) -> None:
+def _services(found: StatusReport) -> None:
     render.table(
         ["SERVICE", "STATE", "PORT", "PID", "UP", "MEMORY", "RESTARTS", "MODEL"],
         [_row(each) for each in found.services],
@@ -181,7 +181,7 @@ def _row(each: dict[str, Any]) -> list[Any]:
     return [each["name"], state, each["port"], each["pid"], up, memory, each["restarts"], model]
 
 
-def _next(found: Report) -> None:
+def _next(found: StatusReport) -> None:
     """Name the one command that helps most now."""
     hints = [hint for _, _, hint in found.troubles if hint]
     states = {each["state"] for each in found.services}

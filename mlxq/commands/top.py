@@ -14,11 +14,11 @@ from catalog import units
 from mlxq import job_view, jobs_client, render
 from mlxq.web import engine_status, snapshot
 from mlxq.web.engine_status import Engine
-from mlxq.web.labels import Shape, Told
-from mlxq.web.snapshot import Card, Picture
+from mlxq.web.labels import Shape, StatusLabel
+from mlxq.web.snapshot import ServiceCard, Snapshot
 from state import secrets, service, wakeup
 from state.db import Database
-from state.paths import home
+from state.paths import get_home
 from state.sample import MINUTE_S, Sample
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def command(*, once: bool) -> None:
 
     Ctrl-C ends the view, and nothing else.
     """
-    place = home()
+    place = get_home()
     key = secrets.read(place.secrets).get(secrets.TIER, "")
     with jobs_client.reading(place) as db:
         if once or not sys.stdout.isatty():
@@ -61,11 +61,11 @@ def command(*, once: bool) -> None:
             _follow(db, key, bell)
 
 
-def _look(db: Database, key: str) -> Picture:
-    return snapshot.look(db, engine_status.ask(service.listing(db), key))
+def _look(db: Database, key: str) -> Snapshot:
+    return snapshot.take(db, engine_status.ask(service.listing(db), key))
 
 
-def _print(seen: Picture) -> None:
+def _print(seen: Snapshot) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -83,12 +83,12 @@ def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
             time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
 
 
-def draw(seen: Picture, columns: int) -> Group:
+def draw(seen: Snapshot, columns: int) -> Group:
     """Draw everything; the small charts only where `columns` leave room for them."""
     from rich.console import Group
     from rich.text import Text
 
-    head = _told(seen.told)
+    head = _told(seen.label)
     head.append(f"   {seen.endpoint}", style="bright_black")
     wide = columns >= WIDE
     tiers = _tiers([*seen.cards, *seen.others], seen.at, charts=wide)
@@ -99,7 +99,7 @@ def draw(seen: Picture, columns: int) -> Group:
     return Group(*parts)
 
 
-def _told(told: Told) -> Text:
+def _told(told: StatusLabel) -> Text:
     from rich.text import Text
 
     text = Text(f"{MARKS[told.shape]} {told.word}", style=COLOURS[told.shape], no_wrap=True, overflow="ellipsis")
@@ -110,7 +110,7 @@ def _told(told: Told) -> Text:
     return text
 
 
-def _memory(seen: Picture, width: int) -> Text:
+def _memory(seen: Snapshot, width: int) -> Text:
     from rich.text import Text
 
     memory = seen.memory
@@ -122,7 +122,7 @@ def _memory(seen: Picture, width: int) -> Text:
     return text
 
 
-def _tiers(cards: Sequence[Card], now: float, *, charts: bool) -> Table:
+def _tiers(cards: Sequence[ServiceCard], now: float, *, charts: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, expand=True)
@@ -137,13 +137,13 @@ def _tiers(cards: Sequence[Card], now: float, *, charts: bool) -> Table:
     return table
 
 
-def _row(card: Card, now: float) -> list[Text | str]:
+def _row(card: ServiceCard, now: float) -> list[Text | str]:
     """Give one service's cells, in the order of the columns; the chart is apart."""
     one = card.service
-    up = now - one.ready_at if one.ready_at and one.doing in service.SERVING else None
+    up = now - one.ready_at if one.ready_at and one.state in service.SERVING else None
     return [
         one.name,
-        _told(Told(card.told.shape, card.told.word, until=card.told.until)),
+        _told(StatusLabel(card.label.shape, card.label.word, until=card.label.until)),
         *_counts(card.now),
         f"{card.decode_tps:.1f}" if card.decode_tps else "-",
         render.span(card.last.ttft_s if card.last else None),
@@ -172,7 +172,7 @@ def _level(value: float | None, top: float) -> int:
     return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
 
 
-def _requests(seen: Picture) -> list[Text]:
+def _requests(seen: Snapshot) -> list[Text]:
     from rich.text import Text
 
     return [
@@ -185,7 +185,7 @@ def _requests(seen: Picture) -> list[Text]:
     ]
 
 
-def _jobs(seen: Picture) -> list[Text]:
+def _jobs(seen: Snapshot) -> list[Text]:
     from rich.text import Text
 
     lines: list[Text] = []
@@ -198,7 +198,7 @@ def _jobs(seen: Picture) -> list[Text]:
     return lines
 
 
-def _story(seen: Picture) -> list[Text]:
+def _story(seen: Snapshot) -> list[Text]:
     from rich.text import Text
 
     lines: list[Text] = []

@@ -10,7 +10,7 @@ import click
 
 from mlxq import jobs_client, options, render
 from state import usage
-from state.paths import home
+from state.paths import get_home
 
 
 @click.command()
@@ -23,7 +23,7 @@ def command(*, by: usage.By, days: int | None, as_json: bool) -> None:
     Days are UTC. No word of a prompt is kept, only these sums.
     """
     since = "" if days is None else time.strftime("%Y-%m-%d", time.gmtime(time.time() - (days - 1) * render.DAY_S))
-    with jobs_client.reading(home()) as db:
+    with jobs_client.reading(get_home()) as db:
         found = usage.totals(db, by, since)
     if as_json:
         render.data({"by": by, "since": since or None, "usage": found})

@@ -8,7 +8,7 @@ from mlxq import job_view, jobs_client, local_models, options
 from mlxq.local_models import Installed
 from state.errors import NotFound
 from state.job import Job
-from state.paths import home
+from state.paths import get_home
 from tasks import kinds, recommend
 
 
@@ -18,7 +18,7 @@ from tasks import kinds, recommend
 @options.as_json
 def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:
     """Hash the weights of MODEL, or all, again; what is damaged is fetched anew."""
-    place = home()
+    place = get_home()
     known = recommend.known(place)
     with jobs_client.reading(place) as db:
         there = local_models.listing(place, db, known)
@@ -26,8 +26,8 @@ def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> Non
     if not found:
         raise NotFound(_nothing(model, there), hint="mlxq pull MODEL")
     with jobs_client.writing(place) as db:
-        ids = jobs_client.put(
-            db, [kinds.new("check", {"folder": str(one.folder)}, label=one.folder.name) for one in found]
+        ids = jobs_client.enqueue(
+            db, [kinds.new("verify_weights", {"folder": str(one.folder)}, label=one.folder.name) for one in found]
         )
     ended = jobs_client.follow(place, jobs_client.with_chains(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:

@@ -10,7 +10,7 @@ import click
 from mlxq import jobs_client, options, render, service_events
 from state import service
 from state.db import Database
-from state.paths import home
+from state.paths import get_home
 from state.service import Service
 
 
@@ -23,8 +23,8 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
 
     Each end comes with its cause, the signal or exit code, the last lines of the log, and when the next try is.
     """
-    with jobs_client.reading(home()) as db:
-        chapters = service_events.tell(db, name, limit=limit)
+    with jobs_client.reading(get_home()) as db:
+        chapters = service_events.events(db, name, limit=limit)
         now = [one for one in service.listing(db) if name in (None, one.name)]
         if as_json:
             render.data({"events": [asdict(each) for each in chapters]})
@@ -34,14 +34,14 @@ def command(name: str | None, limit: int, *, as_json: bool) -> None:
             _stand(db, one)
 
 
-def _print(chapters: list[service_events.Chapter]) -> None:
+def _print(chapters: list[service_events.EventView]) -> None:
     if not chapters:
         render.say("Nothing has happened yet.")
     names = max((len(each.service) for each in chapters), default=0)
     words = max((len(service_events.word(each.what)) for each in chapters), default=0)
     for each in chapters:
         before = f"{render.clock(each.at)}  {each.service:<{names}}  {service_events.word(each.what):<{words}}  "
-        render.prose(service_events.spoken(each), before)
+        render.prose(service_events.format_event(each), before)
         for line in each.last_lines:
             click.echo(f"{'':<21}| {line}")
 
@@ -53,6 +53,6 @@ def _stand(db: Database, one: Service) -> None:
     until = one.next_try_at or 0.0
     wait = f" Next try in {render.span(until - db.now())}." if until > time.time() else ""
     click.echo()
-    render.prose(f"{one.cause}{wait}", f"{one.name} ({one.doing}): ")
+    render.prose(f"{one.cause}{wait}", f"{one.name} ({one.state}): ")
     if one.hint:
         render.next_step(one.hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from state.paths import home
+from state.paths import get_home
 
 
 @click.command()
@@ -16,4 +16,4 @@ def command() -> None:
     """
     from tasks import worker
 
-    worker.run(home())
+    worker.run(get_home())

@@ -70,7 +70,7 @@ def _rows(home: Home) -> Iterator[tuple[str, str]]:
     """Give the newest rows of the tables, and the report of `mlxq status`."""
     try:
         with closing(read_database(home)) as db:
-            yield "status.json", _json(status_report.now(db).document())
+            yield "status.json", _json(status_report.collect(db).document())
             for table, order in TABLES.items():
                 rows = db.rows(f"SELECT * FROM {table} ORDER BY {order} DESC LIMIT {ROWS}")  # noqa: S608 (our own names)
                 yield f"{table}.json", _json([dict(row) for row in rows])

@@ -34,44 +34,44 @@ HUB_S = 3.0
 LATE = "this could not be seen in time: the machine is busy, or something hangs"
 PACKAGES = ("vllm-mlx", "mlx", "litellm", "huey", "mlxq")
 PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "litellm.yaml")
-Look = Callable[[Home], Sequence[Finding | None]]
+Check = Callable[[Home], Sequence[Finding | None]]
 
 
-def examine(home: Home, *, limit_s: float = LIMIT_S) -> list[Finding]:
+def run_checks(home: Home, *, limit_s: float = LIMIT_S) -> list[Finding]:
     """Take every look side by side and give what was found, in the order of LOOKS."""
     until = time.monotonic() + limit_s
     told: dict[str, list[Finding]] = {}
 
-    def take(area: str, look: Look) -> None:
+    def take(area: str, look: Check) -> None:
         told[area] = _careful(area, look, home)
 
-    threads = [threading.Thread(target=take, args=each, daemon=True, name=f"look-{each[0]}") for each in LOOKS.items()]
+    threads = [threading.Thread(target=take, args=each, daemon=True, name=f"look-{each[0]}") for each in CHECKS.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [finding for area in LOOKS for finding in told.get(area, [rules.odd(area, LATE)])]
+    return [finding for area in CHECKS for finding in told.get(area, [rules.warning(area, LATE)])]
 
 
-def _careful(area: str, look: Look, home: Home) -> list[Finding]:
+def _careful(area: str, look: Check, home: Home) -> list[Finding]:
     """Take one look; what refuses to be looked at is a finding too."""
     try:
         return [finding for finding in look(home) if finding]
     except (NewerState, StateDamaged, StateUnavailable) as problem:
         return [_shut(area, problem)]
     except MlxqError as problem:
-        return [rules.bad(area, problem.message.rstrip("."), problem.hint)]
+        return [rules.error(area, problem.message.rstrip("."), problem.hint)]
     except subprocess.TimeoutExpired:
-        return [rules.odd(area, LATE)]
+        return [rules.warning(area, LATE)]
     except OSError as problem:
-        return [rules.odd(area, f"this could not be seen: {problem}")]
+        return [rules.warning(area, f"this could not be seen: {problem}")]
 
 
 def _shut(area: str, problem: MlxqError) -> Finding:
     """Tell of a state.db that nobody can read once, where it belongs; the doctor sends nobody to the doctor."""
     if area != "database":
-        return rules.odd(area, "not known: state.db cannot be read")
-    return rules.bad(area, problem.message.rstrip("."), None if problem.hint == "mlxq doctor" else problem.hint)
+        return rules.warning(area, "not known: state.db cannot be read")
+    return rules.error(area, problem.message.rstrip("."), None if problem.hint == "mlxq doctor" else problem.hint)
 
 
 def _python(_: Home) -> list[Finding]:
@@ -159,7 +159,7 @@ def _memory(home: Home) -> list[Finding | None]:
     found: list[Finding | None] = [rules.memory(now.total, now.available, now.pressure, now.swap_used)]
     if home.database.exists():
         with closing(read_database(home)) as db:
-            machine, tiers = facts.recall(db, "machine"), stack.tiers(db)
+            machine, tiers = facts.get(db, "machine"), stack.tiers(db)
         limit, usable = machine.get("wired_limit_bytes", 0), machine.get("usable_bytes", 0)
         found.append(rules.wired(now.total, limit, usable, sum(tier.memory_bytes for tier in tiers)))
     return found
@@ -178,11 +178,11 @@ def _printed(*command: str) -> str:
 
 def _home(home: Home) -> list[Finding]:
     if not home.root.exists():
-        return [rules.good("home", f"{home.root} is not there yet")]
+        return [rules.passed("home", f"{home.root} is not there yet")]
     places = [home.root, home.logs, home.run, *(home.root / name for name in PRIVATE)]
     found = rules.modes([(str(path), mode(path)) for path in places if path.exists()])
     for path in stale_sockets(home):
-        found.append(rules.odd("home", f"{path} is nobody's", "mlxq doctor --fix", mend="sockets"))
+        found.append(rules.warning("home", f"{path} is nobody's", "mlxq doctor --fix", mend="sockets"))
     settings.load(home)
     secrets.read(home.secrets)
     keys.read(keys.place(home))
@@ -217,20 +217,20 @@ def _database(home: Home) -> list[Finding]:
         with closing(read_database(home)) as db:
             said = db.value("PRAGMA quick_check(1)")
     except NotSetUp:
-        return [rules.good("database", "there is none yet; `mlxq setup` makes it")]
+        return [rules.passed("database", "there is none yet; `mlxq setup` makes it")]
     except StateDamaged as problem:
         said = problem.message
     if said == "ok":
-        return [rules.good("database", f"{home.database} is whole")]
-    return [rules.bad("database", f"{home.database} is damaged: {said}", "mlxq doctor --fix", mend="database")]
+        return [rules.passed("database", f"{home.database} is whole")]
+    return [rules.error("database", f"{home.database} is damaged: {said}", "mlxq doctor --fix", mend="database")]
 
 
 def _worker(home: Home) -> list[Finding]:
     if not home.database.exists():
         return []
     with closing(read_database(home)) as db:
-        felt, last = worker_status.feel(db), worker.current(db)
-        wanted = any(row.wanted == "up" for row in services.listing(db))
+        felt, last = worker_status.read(db), worker.current(db)
+        wanted = any(row.desired == "up" for row in services.listing(db))
     return [rules.worker(felt, last.pid if last else None, services=wanted)]
 
 
@@ -277,7 +277,7 @@ def _pids(identity: str) -> set[int]:
     return {one.pid for one in process.members(process.decode(identity))}
 
 
-LOOKS: Mapping[str, Look] = {
+CHECKS: Mapping[str, Check] = {
     "python": _python,
     "sqlite": _sqlite,
     "mlx": _mlx,

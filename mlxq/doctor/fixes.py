@@ -48,7 +48,7 @@ def database(home: Home) -> str:
     return f"Moved {home.database.name} to {aside} and started a new one."
 
 
-MENDS: Mapping[str, Callable[[Home], str]] = {"modes": modes, "sockets": sockets, "database": database}
+FIXES: Mapping[str, Callable[[Home], str]] = {"modes": modes, "sockets": sockets, "database": database}
 """Every mend by the name that findings bear; each says what it did."""
 ASKED = frozenset({"database"})
 """Mends for which a person is asked first."""

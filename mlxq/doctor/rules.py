@@ -33,9 +33,9 @@ CLOCK_S = 120.0
 class Grade(StrEnum):
     """How something is."""
 
-    GOOD = "ok"
-    ODD = "warn"
-    BAD = "fail"
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Finding:
     text: str
     hint: str | None = None
     """The command that mends it."""
-    mend: str | None = None
+    fix: str | None = None
     """What `--fix` does about it; None when it can do nothing."""
 
 
-def good(area: str, text: str) -> Finding:
+def passed(area: str, text: str) -> Finding:
     """Give a finding that is as it should be."""
-    return Finding(area, Grade.GOOD, text)
+    return Finding(area, Grade.OK, text)
 
 
-def odd(area: str, text: str, hint: str | None = None, mend: str | None = None) -> Finding:
+def warning(area: str, text: str, hint: str | None = None, mend: str | None = None) -> Finding:
     """Give a warning."""
-    return Finding(area, Grade.ODD, text, hint, mend)
+    return Finding(area, Grade.WARN, text, hint, mend)
 
 
-def bad(area: str, text: str, hint: str | None = None, mend: str | None = None) -> Finding:
+def error(area: str, text: str, hint: str | None = None, mend: str | None = None) -> Finding:
     """Give something that keeps mlxq from working."""
-    return Finding(area, Grade.BAD, text, hint, mend)
+    return Finding(area, Grade.FAIL, text, hint, mend)
 
 
 def python(version: Version, platform: str, machine: str) -> Finding:
@@ -71,56 +71,56 @@ def python(version: Version, platform: str, machine: str) -> Finding:
     text = f"Python {dotted(version)} for {machine}"
     if not OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
         wanted = f"{dotted(OLDEST_PYTHON)} to {dotted(NEWEST_PYTHON)}"
-        return bad("python", f"{text}; mlxq needs {wanted}", f"uv tool install --python {dotted(NEWEST_PYTHON)} mlxq")
+        return error("python", f"{text}; mlxq needs {wanted}", f"uv tool install --python {dotted(NEWEST_PYTHON)} mlxq")
     if platform == "darwin" and machine != "arm64":
-        return bad("python", f"{text}: it runs under Rosetta, where MLX does not work", "uv python install 3.13")
-    return good("python", text)
+        return error("python", f"{text}: it runs under Rosetta, where MLX does not work", "uv python install 3.13")
+    return passed("python", text)
 
 
 def sqlite(version: Version) -> Finding:
     """Judge the SQLite that Python was built with."""
     text = f"SQLite {dotted(version)}"
     if WAL_RESET_FROM <= version <= WAL_RESET_TO:
-        return odd(
+        return warning(
             "sqlite",
             f"{text} has the WAL-reset bug (fixed in 3.51.3); mlxq lets one connection alone checkpoint, "
             "which is what the bug needs two of",
         )
-    return good("sqlite", text)
+    return passed("sqlite", text)
 
 
 def back_end(platform: str, said: Mapping[str, object]) -> Finding:
     """Judge what MLX said of its default device; nothing when it could not be imported."""
     if not said:
-        return bad("mlx", "MLX cannot be imported", "uv tool install --reinstall mlxq")
+        return error("mlx", "MLX cannot be imported", "uv tool install --reinstall mlxq")
     device, name = str(said.get("device", "")), str(said.get("device_name", ""))
     text = f"MLX runs on the {device.upper()}" + (f" ({name})" if name else "")
     if platform == "darwin" and device != "gpu":
-        return bad("mlx", f"{text}: Metal is not there; in a virtual machine it never is", "mlxq status --json")
+        return error("mlx", f"{text}: Metal is not there; in a virtual machine it never is", "mlxq status --json")
     if platform != "darwin" and device == "cpu":
-        return good("mlx", f"{text}: slow, and what Linux without a card has")
-    return good("mlx", text)
+        return passed("mlx", f"{text}: slow, and what Linux without a card has")
+    return passed("mlx", text)
 
 
 def hub(endpoint: str, status: int | None, *, token: bool, offline: bool) -> Finding:
     """Judge an answer of the Hub to "who am I": its HTTP status, None when there was none."""
     if offline:
-        return odd("hub", "HF_HUB_OFFLINE is set: nothing is pulled from the Hub", "unset HF_HUB_OFFLINE")
+        return warning("hub", "HF_HUB_OFFLINE is set: nothing is pulled from the Hub", "unset HF_HUB_OFFLINE")
     if status is None:
-        return odd("hub", f"{endpoint} does not answer: what is here serves, nothing new is pulled")
+        return warning("hub", f"{endpoint} does not answer: what is here serves, nothing new is pulled")
     if status in {401, 403} and token:
-        return odd("hub", f"{endpoint} answers and refuses your token ({status})", "hf auth login")
-    return good("hub", f"{endpoint} answers" + (", your token is there" if token else "; no token, for open models"))
+        return warning("hub", f"{endpoint} answers and refuses your token ({status})", "hf auth login")
+    return passed("hub", f"{endpoint} answers" + (", your token is there" if token else "; no token, for open models"))
 
 
 def disk(folder: str, free_bytes: int) -> Finding:
     """Judge the room on a disk."""
     text = f"{units.files(free_bytes)} free for {folder}"
     if free_bytes < FULL_BYTES:
-        return bad("disk", f"{text}: the job database may stop", "mlxq models")
+        return error("disk", f"{text}: the job database may stop", "mlxq models")
     if free_bytes < ROOM_BYTES:
-        return odd("disk", f"{text}: too little for most models", "mlxq models")
-    return good("disk", text)
+        return warning("disk", f"{text}: too little for most models", "mlxq models")
+    return passed("disk", text)
 
 
 def memory(total_bytes: int, available_bytes: int, pressure: str, swap_bytes: int) -> Finding:
@@ -128,26 +128,26 @@ def memory(total_bytes: int, available_bytes: int, pressure: str, swap_bytes: in
     free, total, swapped = units.memory(available_bytes), units.memory(total_bytes), units.memory(swap_bytes)
     text = f"{free} of {total} memory free, {swapped} swapped"
     if pressure == "normal":
-        return good("memory", text)
-    return odd("memory", f"{text}: the machine is short of it ({pressure})", "mlxq status")
+        return passed("memory", text)
+    return warning("memory", f"{text}: the machine is short of it ({pressure})", "mlxq status")
 
 
 def wired(total_bytes: int, limit_bytes: int, usable_bytes: int, stack_bytes: int) -> Finding | None:
     """Judge macOS's limit on what the GPU may hold; None where there is nothing to say. Bytes; 0 is no limit."""
     share = limit_bytes / total_bytes if total_bytes else 0.0
     if share > WIRED_SHARE:
-        return odd(
+        return warning(
             "memory",
             f"iogpu.wired_limit_mb gives the GPU {share:.0%} of memory: macOS may freeze",
             f"sudo sysctl iogpu.wired_limit_mb={int(total_bytes * 0.8) >> 20}",
         )
     if usable_bytes and stack_bytes > usable_bytes:
-        return odd(
+        return warning(
             "memory",
             f"the stack needs {units.memory(stack_bytes)}, the GPU may hold {units.memory(usable_bytes)}",
             "mlxq setup",
         )
-    return good("memory", f"wired limit {units.memory(limit_bytes)}") if limit_bytes else None
+    return passed("memory", f"wired limit {units.memory(limit_bytes)}") if limit_bytes else None
 
 
 def parse_pmset(text: str) -> dict[str, int]:
@@ -164,45 +164,45 @@ def power(settings: Mapping[str, int], source: str) -> list[Finding]:
     found: list[Finding] = []
     if minutes := settings.get("sleep", 0):
         found.append(
-            odd("power", f"the Mac sleeps after {minutes} min, and serves nothing then", "sudo pmset -a sleep 0")
+            warning("power", f"the Mac sleeps after {minutes} min, and serves nothing then", "sudo pmset -a sleep 0")
         )
     if settings.get("autorestart") == 0:
-        found.append(odd("power", "the Mac stays off after a power cut", "sudo pmset -a autorestart 1"))
+        found.append(warning("power", "the Mac stays off after a power cut", "sudo pmset -a autorestart 1"))
     if settings.get("lowpowermode") == 1 or settings.get("powermode") == 1:
-        found.append(odd("power", "low power mode halves the speed", "sudo pmset -a lowpowermode 0"))
+        found.append(warning("power", "low power mode halves the speed", "sudo pmset -a lowpowermode 0"))
     if source == "battery":
-        found.append(odd("power", "runs on battery"))
-    return found or [good("power", "never sleeps by itself, comes back after a power cut")]
+        found.append(warning("power", "runs on battery"))
+    return found or [passed("power", "never sleeps by itself, comes back after a power cut")]
 
 
 def port(name: str, number: int, holder: str | None, *, ours: bool) -> Finding:
     """Judge a port: `holder` names who listens there, None for nobody."""
     if holder is None:
-        return good("ports", f"{number} is free for {name}")
+        return passed("ports", f"{number} is free for {name}")
     if ours:
-        return good("ports", f"{number} is held by {name}")
+        return passed("ports", f"{number} is held by {name}")
     setting = "litellm-port" if name == "gateway" else "page-port" if name == "page" else "tier-port-base"
-    return bad("ports", f"{number}, which {name} needs, is held by {holder}", f"mlxq config set {setting} PORT")
+    return error("ports", f"{number}, which {name} needs, is held by {holder}", f"mlxq config set {setting} PORT")
 
 
 def worker(pulse: str, pid: int | None, *, services: bool) -> Finding:
     """Judge the worker: `pulse` as tasks.worker_status says it, `services`: whether any service shall run."""
     if pulse == "alive":
-        return good("worker", f"the worker lives (pid {pid})")
+        return passed("worker", f"the worker lives (pid {pid})")
     if pulse == "hung":
-        return bad("worker", f"the worker (pid {pid}) lives and does nothing", f"kill -9 {pid} && mlxq up")
+        return error("worker", f"the worker (pid {pid}) lives and does nothing", f"kill -9 {pid} && mlxq up")
     if services:
-        return odd("worker", "no worker lives: nobody watches over the services", "mlxq up")
-    return good("worker", "no worker lives, and none is needed")
+        return warning("worker", "no worker lives: nobody watches over the services", "mlxq up")
+    return passed("worker", "no worker lives, and none is needed")
 
 
 def unit(*, installed: bool, loaded: bool, path: str, says: str) -> Finding:
     """Judge the unit of launchd or systemd."""
     if installed and not loaded:
-        return odd("service", f"{path} is there and not running ({says})", "mlxq install")
+        return warning("service", f"{path} is there and not running ({says})", "mlxq install")
     if installed:
-        return good("service", f"{path} keeps the worker alive")
-    return odd("service", "nothing starts the worker after a reboot", "mlxq install")
+        return passed("service", f"{path} keeps the worker alive")
+    return warning("service", "nothing starts the worker after a reboot", "mlxq install")
 
 
 def clock(skew_s: float | None) -> Finding | None:
@@ -210,20 +210,20 @@ def clock(skew_s: float | None) -> Finding | None:
     if skew_s is None:
         return None
     if abs(skew_s) <= CLOCK_S:
-        return good("clock", "the clock agrees with the Hub's")
+        return passed("clock", "the clock agrees with the Hub's")
     way = "fast" if skew_s > 0 else "slow"
-    return odd("clock", f"the clock is {abs(skew_s):.0f} s {way}: downloads and times of jobs suffer")
+    return warning("clock", f"the clock is {abs(skew_s):.0f} s {way}: downloads and times of jobs suffer")
 
 
 def packages(versions: Mapping[str, str]) -> list[Finding]:
     """Judge installed versions by name."""
     wrong = [
-        bad("packages", f"{name} {version} is {BAD_VERSIONS[name][version]}", "uv tool install --reinstall mlxq")
+        error("packages", f"{name} {version} is {BAD_VERSIONS[name][version]}", "uv tool install --reinstall mlxq")
         for name, version in versions.items()
         if version in BAD_VERSIONS.get(name, {})
     ]
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return wrong or [good("packages", told)]
+    return wrong or [passed("packages", told)]
 
 
 def start_files(files: Mapping[str, str]) -> list[Finding]:
@@ -232,9 +232,9 @@ def start_files(files: Mapping[str, str]) -> list[Finding]:
     for name, text in sorted(files.items()):
         runs = any(line.startswith(("import ", "import\t")) for line in text.splitlines())
         if name in BAD_PTH:
-            found.append(bad("packages", f"{name} is {BAD_PTH[name]}", "uv tool install --reinstall mlxq"))
+            found.append(error("packages", f"{name} is {BAD_PTH[name]}", "uv tool install --reinstall mlxq"))
         elif runs and not KNOWN_PTH.fullmatch(name):
-            found.append(odd("packages", f"{name} runs code at every start of Python, and is not known"))
+            found.append(warning("packages", f"{name} runs code at every start of Python, and is not known"))
     return found
 
 
@@ -242,9 +242,9 @@ def modes(seen: Sequence[tuple[str, int]]) -> list[Finding]:
     """Judge who may look into the home: (path, mode bits) of what is there."""
     open_ones = [(path, mode) for path, mode in seen if mode & 0o077]
     if not open_ones:
-        return [good("home", "only you can look into the home")]
+        return [passed("home", "only you can look into the home")]
     return [
-        bad("home", f"{path} is open to others (mode {mode:04o})", "mlxq doctor --fix", mend="modes")
+        error("home", f"{path} is open to others (mode {mode:04o})", "mlxq doctor --fix", mend="modes")
         for path, mode in open_ones
     ]
 

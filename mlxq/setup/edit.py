@@ -13,18 +13,18 @@ from mlxq.setup import recommendation
 from state import facts, service, settings, stack
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 from state.stack import Tier
 from tasks import kinds, recommend, stack_jobs
-from tasks.plan.placement import place
+from tasks.plan.placement import assign_ports
 
 ONLY = "standard"
 """The tier of a model that serves alone; the other names lead to it."""
 
 
 @dataclass(frozen=True)
-class Change:
+class StackChange:
     """What a person asked for."""
 
     add: tuple[tuple[str, str], ...] = ()
@@ -44,7 +44,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EditPlan:
     """What a change comes to."""
 
     kept: list[Tier]
@@ -56,16 +56,16 @@ class Plan:
         return {name: [_row(tier) for tier in getattr(self, name)] for name in ("kept", "gone", "new")}
 
 
-def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], alone: str | None) -> Change:
+def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], alone: str | None) -> StackChange:
     """Read --add, --as, --remove and --model. Raises UsageProblem where they do not go together."""
     if len(models) != len(tiers):
         raise UsageProblem("Each --add MODEL goes with one --as TIER.", hint="mlxq setup --add MODEL --as TIER")
     if alone is not None and (models or remove):
         raise UsageProblem("--model replaces the stack, so --add and --remove have no place beside it.")
-    return Change(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone)
+    return StackChange(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone)
 
 
-def plan(db: Database | None, home: Home, wanted: Change) -> Plan:
+def plan(db: Database | None, home: Home, wanted: StackChange) -> EditPlan:
     """Work a change out: names, memory, ports. `db` is None in a fresh home.
 
     Raises NotSetUp, NotFound, UsageProblem, DoesNotFit.
@@ -77,10 +77,10 @@ def plan(db: Database | None, home: Home, wanted: Change) -> Plan:
     kept = [tier for tier in now if tier not in gone]
     if not kept and not wanted.wished:
         raise UsageProblem("That would leave no tier at all.", done="Nothing was changed.", hint="mlxq down")
-    return Plan(kept, gone, _placed(db, home, kept, wanted.wished))
+    return EditPlan(kept, gone, _placed(db, home, kept, wanted.wished))
 
 
-def _gone(db: Database | None, now: list[Tier], wanted: Change) -> list[Tier]:
+def _gone(db: Database | None, now: list[Tier], wanted: StackChange) -> list[Tier]:
     """Give the tiers that leave. Raises NotFound."""
     if db is None or wanted.alone is not None:
         return now
@@ -93,13 +93,13 @@ def _placed(db: Database | None, home: Home, kept: Sequence[Tier], wished: Seque
     new: list[Tier] = []
     for name, tier in wished:
         one, quant = model(name, None, known, home)
-        new.append(place(tier, one, quant, [*kept, *new], base_port=port, budget_bytes=limit))
+        new.append(assign_ports(tier, one, quant, [*kept, *new], base_port=port, budget_bytes=limit))
     return new
 
 
 def _budget(db: Database | None, home: Home) -> int:
     """Give the budget; a machine that nobody looked at yet is looked at now."""
-    if db and facts.recall(db, "machine"):
+    if db and facts.get(db, "machine"):
         return stack_jobs.budget(db, home)
     from tasks.system import hardware
 
@@ -117,13 +117,13 @@ def model(name: str, quant: str | None, known: Mapping[str, Model], home: Home) 
     return found.model, found.quant
 
 
-def jobs(made: Plan, wanted: Change, *, serving: bool) -> list[New]:
+def jobs(made: EditPlan, wanted: StackChange, *, serving: bool) -> list[NewJob]:
     """Give the jobs of a change. A new tier's weights come first, one tier after the other.
 
     `serving`: whether the gateway is wanted now.
     """
     gone = [] if wanted.alone is not None else [tier.name for tier in made.gone]
-    batch = [kinds.new("detect"), *(stack_jobs.farewell(gone, serving=serving) if gone else [])]
+    batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(gone, serving=serving) if gone else [])]
     before = "detect"
     for tier in made.new:
         pull, label = f"pull {tier.source}", f"assign {tier.name}"
@@ -135,7 +135,7 @@ def jobs(made: Plan, wanted: Change, *, serving: bool) -> list[New]:
     return batch
 
 
-def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
+def begin(db: Database, made: EditPlan, wanted: StackChange) -> list[int]:
     """Write the wish down and put its jobs in, all in one step; give their ids.
 
     An engine whose tier leaves stays wanted until its job `retire`, so that it serves until the gateway knows.
@@ -146,12 +146,12 @@ def begin(db: Database, made: Plan, wanted: Change) -> list[int]:
         if made.gone and wanted.alone is None:
             gone = {tier.name for tier in made.gone}
             stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in gone])
-            stack_jobs.made_by_hand(db)
+            stack_jobs.mark_customized(db)
         row = service.find(db, stack_jobs.GATEWAY)
-        return jobs_client.put(db, jobs(made, wanted, serving=row is not None and row.wanted == "up"))
+        return jobs_client.enqueue(db, jobs(made, wanted, serving=row is not None and row.desired == "up"))
 
 
-def show(made: Plan, *, err: bool = False) -> None:
+def show(made: EditPlan, *, err: bool = False) -> None:
     """Print what would be; `err`: where stdout is for programs, to stderr."""
     marks = {"+": made.new, " ": made.kept, "-": made.gone}
     render.table(

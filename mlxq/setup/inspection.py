@@ -26,7 +26,7 @@ NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "told": {}}
 
 
 @dataclass(frozen=True)
-class Survey:
+class Inspection:
     """One look at everything a choice of models follows from."""
 
     home: Home
@@ -113,7 +113,7 @@ class Survey:
         return max(1, size - max(begun, default=0))
 
 
-def look(place: Home) -> Survey:
+def inspect(place: Home) -> Inspection:
     """Look at this machine and this home, and change nothing. Raises UsageProblem for a file that is wrong."""
     from tasks.system import hardware
     from tasks.weights import hub, staging
@@ -130,7 +130,7 @@ def look(place: Home) -> Survey:
     except NotSetUp:
         kept = NOTHING
         weights = local_models.listing(place, None, known)
-    return Survey(
+    return Inspection(
         home=place,
         machine=machine,
         known=known,
@@ -145,5 +145,5 @@ def look(place: Home) -> Survey:
 
 def _kept(db: Database, machine: Machine) -> Mapping[str, Any]:
     """Give what the state database holds: the benchmarks, the tiers, and what was said of them."""
-    told = facts.recall(db, "stack")
+    told = facts.get(db, "stack")
     return {"measured": advice.measured(db, machine), "tiers": stack.tiers(db), "told": told}

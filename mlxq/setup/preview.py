@@ -11,12 +11,12 @@ from catalog import units
 from catalog.pick import Pick, Recommendation
 from mlxq import render
 from mlxq.setup import recommendation
-from mlxq.setup.inspection import Survey
+from mlxq.setup.inspection import Inspection
 from state.stack import Tier
 from tasks import recommend
 
 
-def document(found: Survey, asked: Mapping[str, Any]) -> dict[str, Any]:
+def document(found: Inspection, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Give what `mlxq setup` would do now, as it is printed for programs. Sizes are bytes. Raises DoesNotFit.
 
     `asked`: the arguments of the task score. "kept" tells whether "tiers" are those of "now", which are here.
@@ -27,7 +27,7 @@ def document(found: Survey, asked: Mapping[str, Any]) -> dict[str, Any]:
     return told | now | {"download_bytes": _download(found, asked, chosen)}
 
 
-def show(found: Survey, asked: Mapping[str, Any]) -> None:
+def show(found: Inspection, asked: Mapping[str, Any]) -> None:
     """Print what `mlxq setup` would do now. Raises DoesNotFit."""
     chosen = _chosen(found, asked)
     if chosen:
@@ -40,7 +40,7 @@ def show(found: Survey, asked: Mapping[str, Any]) -> None:
         click.echo("\nNothing would be started.")
 
 
-def require_room(found: Survey, asked: Mapping[str, Any]) -> None:
+def require_room(found: Inspection, asked: Mapping[str, Any]) -> None:
     """Refuse, as the fetch itself would, what the disk cannot hold. Raises DoesNotFit."""
     from tasks.weights import disk
 
@@ -48,19 +48,19 @@ def require_room(found: Survey, asked: Mapping[str, Any]) -> None:
         disk.require(found.settings.models(found.home), fetch)
 
 
-def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation | None:
+def _chosen(found: Inspection, asked: Mapping[str, Any]) -> Recommendation | None:
     """Give the stack that would be made; None where the one that is here stays."""
     return None if found.stays(asked) else found.recommend(asked)
 
 
-def _download(found: Survey, asked: Mapping[str, Any], chosen: Recommendation | None) -> int:
+def _download(found: Inspection, asked: Mapping[str, Any], chosen: Recommendation | None) -> int:
     """Give the bytes that would be fetched."""
     if not asked["pull"]:
         return 0
     return found.to_fetch(chosen) if chosen else found.missing
 
 
-def _standing(found: Survey) -> dict[str, Any]:
+def _standing(found: Inspection) -> dict[str, Any]:
     """Give the stack that is here with the keys of a recommendation; null is what only a choice knows."""
     told = found.told
     return {
@@ -73,7 +73,7 @@ def _standing(found: Survey) -> dict[str, Any]:
     }
 
 
-def _show_choice(found: Survey, chosen: Recommendation) -> None:
+def _show_choice(found: Inspection, chosen: Recommendation) -> None:
     recommendation.table(chosen, fetches(found, chosen))
     click.echo("\n".join([*footer(found, chosen), *differences(found.tiers, chosen)]))
     if chosen.intent != "built-in":
@@ -81,7 +81,7 @@ def _show_choice(found: Survey, chosen: Recommendation) -> None:
         render.prose(chosen.explain)
 
 
-def _show_standing(found: Survey) -> None:
+def _show_standing(found: Inspection) -> None:
     click.echo("The stack that is here stays:\n")
     render.table(
         ["TIER", "MODEL", "QUANT", "CTX", "MEMORY"],
@@ -100,12 +100,12 @@ def _show_standing(found: Survey) -> None:
         click.echo("No Hub is in reach, so no other models can be fetched now.")
 
 
-def fetches(found: Survey, chosen: Recommendation) -> dict[str, int]:
+def fetches(found: Inspection, chosen: Recommendation) -> dict[str, int]:
     """Give the bytes that are still to come, by tier."""
     return {pick.tier: found.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
 
 
-def footer(found: Survey, chosen: Recommendation) -> list[str]:
+def footer(found: Inspection, chosen: Recommendation) -> list[str]:
     """Give the totals: memory against its budget, what is to be fetched against the disk."""
     lines = ["", recommendation.total(chosen)]
     if chosen.intent == "built-in":
@@ -113,7 +113,7 @@ def footer(found: Survey, chosen: Recommendation) -> list[str]:
     return [*lines, to_come(found, found.to_fetch(chosen))]
 
 
-def to_come(found: Survey, fetch: int) -> str:
+def to_come(found: Inspection, fetch: int) -> str:
     """Say what is still to come, against the room that there is for it; both in bytes."""
     if not fetch:
         return "All weights are here; nothing is to be fetched."

@@ -16,7 +16,7 @@ from catalog.pick import Recommendation
 from catalog.score import alternatives
 from mlxq import render
 from mlxq.setup import edit, preview, recommendation
-from mlxq.setup.inspection import Survey
+from mlxq.setup.inspection import Inspection
 from state.errors import DoesNotFit, NotFound, UsageProblem
 
 INTENTS: Mapping[str, str] = {
@@ -28,7 +28,7 @@ MOST_OFFERED = 9
 """So many alternatives have a key of one digit."""
 
 
-def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> dict[str, Any]:
+def settle(found: Inspection, asked: Mapping[str, Any], *, intent: str | None) -> dict[str, Any]:
     """Ask a person for all that is open; give the arguments of the task score.
 
     `asked`: what the options say; `intent` is None when no option said it. Raises Abort where the person leaves,
@@ -42,7 +42,7 @@ def settle(found: Survey, asked: Mapping[str, Any], *, intent: str | None) -> di
     return wanted | {"choice": words(_chosen(found, wanted))}
 
 
-def _may_stay(found: Survey, *, open_question: bool) -> bool:
+def _may_stay(found: Inspection, *, open_question: bool) -> bool:
     """Say whether the stack that is here can be what the person wants; without a Hub there is no other."""
     if not found.hub:
         return True
@@ -57,7 +57,7 @@ def words(chosen: Recommendation) -> dict[str, str]:
     return {pick.tier: f"{pick.model} {pick.quant}" for pick in chosen.picks}
 
 
-def _card(found: Survey) -> None:
+def _card(found: Inspection) -> None:
     machine = found.machine
     cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
     memory = f"{units.memory(machine.memory_bytes)}, {units.memory(found.budget)} of it for models"
@@ -73,7 +73,7 @@ def _card(found: Survey) -> None:
             render.prose(value, f"  {name:<8}", err=True)
 
 
-def _stays(found: Survey, *, start: bool) -> bool:
+def _stays(found: Inspection, *, start: bool) -> bool:
     """Show the stack that is here and what it still lacks, and ask whether it stays. Raises Abort."""
     render.say("\nHere already:")
     for tier in found.tiers:
@@ -99,7 +99,7 @@ def _intent() -> str:
     return _answer("Enter for 1, or a number", {"": next(iter(INTENTS)), **keys, **{name: name for name in INTENTS}})
 
 
-def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation:
+def _chosen(found: Inspection, asked: Mapping[str, Any]) -> Recommendation:
     """Show what fits best, and change it until the person is content. Raises Abort, DoesNotFit."""
     chosen = found.recommend(asked)
     _show(found, chosen)
@@ -117,7 +117,7 @@ def _chosen(found: Survey, asked: Mapping[str, Any]) -> Recommendation:
                 _show(found, chosen)
 
 
-def _ways(found: Survey, chosen: Recommendation, *, pull: bool) -> tuple[str, dict[str, str]]:
+def _ways(found: Inspection, chosen: Recommendation, *, pull: bool) -> tuple[str, dict[str, str]]:
     """Give what can be done with a stack that is shown: the question, and its answers."""
     ways = {"w": "why", "q": "leave"}
     text = "w for why, q to leave all as it is"
@@ -128,7 +128,7 @@ def _ways(found: Survey, chosen: Recommendation, *, pull: bool) -> tuple[str, di
     return f"Enter to go on, {text}", {"": "go", **ways}
 
 
-def _show(found: Survey, chosen: Recommendation) -> None:
+def _show(found: Inspection, chosen: Recommendation) -> None:
     """Print the stack with what it takes, and how it differs from the one that is here."""
     render.say()
     recommendation.table(chosen, preview.fetches(found, chosen), err=True)
@@ -137,7 +137,7 @@ def _show(found: Survey, chosen: Recommendation) -> None:
     render.say()
 
 
-def _changed(found: Survey, asked: Mapping[str, Any], chosen: Recommendation) -> Recommendation:
+def _changed(found: Inspection, asked: Mapping[str, Any], chosen: Recommendation) -> Recommendation:
     """Ask for a tier and another model for it; give the stack with it, or the same one. Raises Abort."""
     tiers = [pick.tier for pick in chosen.picks]
     listed = ", ".join(f"{number} {tier}" for number, tier in enumerate(tiers, start=1))
@@ -157,7 +157,7 @@ def _changed(found: Survey, asked: Mapping[str, Any], chosen: Recommendation) ->
     return chosen
 
 
-def _offer(found: Survey, offers: Sequence[Offer]) -> None:
+def _offer(found: Inspection, offers: Sequence[Offer]) -> None:
     """Print the alternatives, each with its key."""
     if not offers:
         render.say("\nNo other model that suits this tier fits beside the others; a name may still be given.")
@@ -180,7 +180,7 @@ def _typed(text: str) -> str:
     return click.prompt(text, default="", show_default=False, err=True).strip()
 
 
-def _named(found: Survey, said: str) -> str:
+def _named(found: Inspection, said: str) -> str:
     """Give "model quant" of what a person typed. Raises NotFound, UsageProblem."""
     name, _, quant = said.partition(" ")
     model, chosen = edit.model(name, quant.strip() or None, found.known, found.home)

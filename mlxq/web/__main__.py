@@ -9,10 +9,10 @@ from types import FrameType
 
 import uvicorn
 
-from mlxq.web.app import Page, build
-from mlxq.web.auth import Door
+from mlxq.web.app import WebApp, build
+from mlxq.web.auth import PageAuth
 from state import secrets
-from state.paths import home
+from state.paths import get_home
 
 STOP_S = 2
 """Seconds that answers in flight have after SIGTERM."""
@@ -23,7 +23,7 @@ BEHIND = 5
 class Server(uvicorn.Server):
     """Sleeps between requests, and ends the streams of events when it shall end."""
 
-    def __init__(self, config: uvicorn.Config, page: Page) -> None:
+    def __init__(self, config: uvicorn.Config, page: WebApp) -> None:
         super().__init__(config)
         self._page = page
         self._end = asyncio.Event()
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("port", type=int)
     port: int = parser.parse_args().port
     os.nice(BEHIND)
-    place = home().make()
-    page = Page(place, Door(secrets.ensure(place.secrets)[secrets.PAGE]))
+    place = get_home().make()
+    page = WebApp(place, PageAuth(secrets.ensure(place.secrets)[secrets.PAGE]))
     config = uvicorn.Config(
         build(page),
         host="127.0.0.1",

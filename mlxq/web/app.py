@@ -16,10 +16,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from mlxq.web import job_detail
-from mlxq.web.auth import COOKIE_S, Door
-from mlxq.web.broadcaster import Stage
-from mlxq.web.html import STATIC, Painter
-from mlxq.web.security_headers import Guard
+from mlxq.web.auth import COOKIE_S, PageAuth
+from mlxq.web.broadcaster import Broadcaster
+from mlxq.web.html import STATIC, HtmlRenderer
+from mlxq.web.security_headers import SecurityHeaders
 from state import job, ledger, service
 from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
@@ -34,14 +34,14 @@ FOREVER = "public, max-age=31536000, immutable"
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-class Page:
+class WebApp:
     """Everything one running page needs."""
 
-    def __init__(self, home: Home, door: Door) -> None:
+    def __init__(self, home: Home, door: PageAuth) -> None:
         self.home = home
         self.door = door
-        self.painter = Painter()
-        self.stage = Stage(home, self.painter)
+        self.painter = HtmlRenderer()
+        self.stage = Broadcaster(home, self.painter)
 
     def cookie_name(self, request: Request) -> str:
         """Give the cookie's name; two pages on one machine have two ports and share one jar."""
@@ -105,7 +105,7 @@ class Page:
     async def show(self, request: Request) -> Response:
         """Show the page."""
         try:
-            sections = self.stage.paint()
+            sections = self.stage.render()
         except NotSetUp:
             return HTMLResponse(self.painter.part("unset"))
         token = self.door.action_token(self.session(request) or "")
@@ -134,8 +134,10 @@ class Page:
             service.get(db, name)
             with db.transaction():
                 if verb in {"stop", "drain"}:
-                    service.want(db, name, "down")  # a job of the watchdog, which this may attach to, has no wish
-                number, fresh = ledger.submit(db, kinds.new(verb, {"service": name}))
+                    service.set_desired(
+                        db, name, "down"
+                    )  # a job of the watchdog, which this may attach to, has no wish
+                number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
             if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
                 ledger.cancel(db, number)  # the watchdog stops what is not wanted and not drained either
                 return f"Job {number}: told to wait no longer."
@@ -191,7 +193,7 @@ async def _well(_request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
-def build(page: Page) -> Starlette:
+def build(page: WebApp) -> Starlette:
     """Give the app."""
     act = page.for_action
     return Starlette(
@@ -207,5 +209,5 @@ def build(page: Page) -> Starlette:
             Route("/health", _well),
             Mount("/static", Static(directory=Path(STATIC))),
         ],
-        middleware=[Middleware(Guard)],
+        middleware=[Middleware(SecurityHeaders)],
     )

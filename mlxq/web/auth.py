@@ -42,7 +42,7 @@ def link(key: str, now: float) -> str:
     return _issue(key, LINK, now + LINK_S)
 
 
-class Door:
+class PageAuth:
     """Lets the person in, once a link, and anybody with their cookie."""
 
     def __init__(self, key: str, clock: Callable[[], float] = time.time) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 
 from mlxq.web import engine_status, snapshot
-from mlxq.web.html import Painter, event
+from mlxq.web.html import HtmlRenderer, event
 from state import secrets, service, wakeup
 from state.db import Database, read_database
 from state.paths import Home
@@ -28,10 +28,10 @@ BEAT_S = 20.0
 BEAT = b": beat\n\n"
 
 
-class Stage:
+class Broadcaster:
     """Paints while somebody looks, and tells each viewer what is new."""
 
-    def __init__(self, home: Home, painter: Painter) -> None:
+    def __init__(self, home: Home, painter: HtmlRenderer) -> None:
         self._home = home
         self._painter = painter
         self._viewers = 0
@@ -42,17 +42,17 @@ class Stage:
         """The last version's changes, as all who have seen the one before are sent them."""
         self._news = asyncio.Event()
         """Set, and replaced, at every change."""
-        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
         self._engines: engine_status.Engines = {}
         self._closed = asyncio.Event()
 
-    def paint(self) -> Mapping[str, str]:
+    def render(self) -> Mapping[str, str]:
         """Give every section as it is now. Raises NotSetUp when there is no database yet."""
         with contextlib.closing(read_database(self._home)) as db:
-            return self._paint(db)
+            return self._render(db)
 
-    def _paint(self, db: Database) -> Mapping[str, str]:
-        return self._painter.sections(snapshot.look(db, self._engines))
+    def _render(self, db: Database) -> Mapping[str, str]:
+        return self._painter.sections(snapshot.take(db, self._engines))
 
     async def watch(self) -> AsyncGenerator[bytes]:
         """Give all sections as events, then those that changed, for as long as a viewer stays; a beat now and then.
@@ -107,21 +107,21 @@ class Stage:
         """Paint whenever a commit was announced."""
         with contextlib.closing(read_database(self._home)) as db, wakeup.watcher(self._home, "-page") as bell:
             loop = asyncio.get_running_loop()
-            loop.add_reader(bell.socket, self._ring, bell)
+            loop.add_reader(bell.socket, self._rows_changed, bell)
             try:
                 while True:
-                    self._wake.clear()
-                    self._show(self._paint(db))
+                    self._changed.clear()
+                    self._show(self._render(db))
                     await asyncio.sleep(GAP_S)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(GUARD_S):
-                            await self._wake.wait()
+                            await self._changed.wait()
             finally:
                 loop.remove_reader(bell.socket)
 
-    def _ring(self, bell: wakeup.Listener) -> None:
+    def _rows_changed(self, bell: wakeup.Listener) -> None:
         bell.wait(0.001)
-        self._wake.set()
+        self._changed.set()
 
     def _show(self, painted: Mapping[str, str]) -> None:
         """Keep what changed, and tell the viewers."""
@@ -144,7 +144,7 @@ class Stage:
                 engines = await asyncio.to_thread(engine_status.ask, service.listing(db), key)
                 if engines != self._engines:
                     self._engines = engines
-                    self._wake.set()
+                    self._changed.set()
                 pause = BUSY_S if engine_status.busy(engines) else IDLE_S
                 await asyncio.sleep(max(0.1, pause - (time.monotonic() - began)))
 

@@ -9,7 +9,7 @@ from state.errors import EngineFailed
 from state.service import SERVING, Service
 from tasks.plan import health, request_stats
 from tasks.plan.health import EngineStatus
-from tasks.plan.request_stats import Request
+from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import probe
 
 PATIENCE_S = 0.5
@@ -20,7 +20,7 @@ class Engine:
     """One engine at this moment."""
 
     status: EngineStatus
-    requests: Sequence[Request]
+    requests: Sequence[EngineRequest]
 
 
 Engines = Mapping[str, Engine]
@@ -29,7 +29,7 @@ Engines = Mapping[str, Engine]
 
 def ask(services: Sequence[Service], key: str) -> Engines:
     """Ask every engine that serves; one that hangs costs 0.5 s."""
-    found = {one.name: _ask(one.port, key) for one in services if one.kind == "engine" and one.doing in SERVING}
+    found = {one.name: _ask(one.port, key) for one in services if one.kind == "engine" and one.state in SERVING}
     return {name: engine for name, engine in found.items() if engine}
 
 

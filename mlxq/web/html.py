@@ -17,24 +17,24 @@ from catalog import units
 from mlxq import job_view, render
 from mlxq.web import chart
 from mlxq.web.labels import Shape
-from mlxq.web.snapshot import Picture
-from state.job import Job, State
+from mlxq.web.snapshot import Snapshot
+from state.job import Job, JobState
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 SECTIONS = ("head", "tiers", "now", "jobs", "why", "use", "bench")
 """What changes, each under the id of its element; the rest of the page stands still."""
-JOB_SHAPES: Mapping[State, Shape] = {
-    State.BLOCKED: Shape.RING,
-    State.QUEUED: Shape.RING,
-    State.RUNNING: Shape.HALF,
-    State.SUCCEEDED: Shape.FULL,
-    State.FAILED: Shape.CROSS,
-    State.CANCELLED: Shape.RING,
+JOB_SHAPES: Mapping[JobState, Shape] = {
+    JobState.BLOCKED: Shape.RING,
+    JobState.QUEUED: Shape.RING,
+    JobState.RUNNING: Shape.HALF,
+    JobState.SUCCEEDED: Shape.FULL,
+    JobState.FAILED: Shape.CROSS,
+    JobState.CANCELLED: Shape.RING,
 }
 
 
-class Painter:
+class HtmlRenderer:
     """Holds the templates, compiled once."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Painter:
         """Give the address of a file, which changes with its content."""
         return f"/static/{name}?{self._digests[name]}"
 
-    def sections(self, seen: Picture) -> Mapping[str, str]:
+    def sections(self, seen: Snapshot) -> Mapping[str, str]:
         """Paint every section."""
         return {name: self.part(name, seen=seen) for name in SECTIONS}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from state import event, job
 from state.db import Database
-from state.event import Happening
+from state.event import Event
 from state.files import tail
 from state.job import Job
 
@@ -23,7 +23,7 @@ class Detail:
     """One job."""
 
     job: Job
-    events: Sequence[Happening]
+    events: Sequence[Event]
     log: Sequence[str]
     """Of the worker, about this job."""
     service_log: Sequence[str]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mlxq import service_events as telling
-from state.event import Happening
-from state.service import ROUTED, Doing, Service, Step
-from tasks.plan.restart import FLAPPING_EXITS
-from tasks.worker_status import Pulse
+from state.event import Event
+from state.service import ROUTED, Service, ServiceEvent, State
+from tasks.plan.restart import CRASH_LOOP_EXITS
+from tasks.worker_status import WorkerState
 
 
 class Shape(StrEnum):
@@ -24,7 +24,7 @@ class Shape(StrEnum):
 
 
 @dataclass(frozen=True)
-class Told:
+class StatusLabel:
     """How something is, for people."""
 
     shape: Shape
@@ -40,80 +40,80 @@ class Told:
 
 
 SHAPES = {
-    Doing.STOPPED: Shape.RING,
-    Doing.STARTING: Shape.HALF,
-    Doing.LOADING: Shape.HALF,
-    Doing.READY: Shape.FULL,
-    Doing.STALLED: Shape.WARN,
-    Doing.DEGRADED: Shape.WARN,
-    Doing.DRAINING: Shape.HALF,
-    Doing.STOPPING: Shape.HALF,
-    Doing.BACKOFF: Shape.CROSS,
-    Doing.FLAPPING: Shape.CROSS,
-    Doing.FAILED: Shape.CROSS,
+    State.STOPPED: Shape.RING,
+    State.STARTING: Shape.HALF,
+    State.LOADING: Shape.HALF,
+    State.READY: Shape.FULL,
+    State.STALLED: Shape.WARN,
+    State.DEGRADED: Shape.WARN,
+    State.DRAINING: Shape.HALF,
+    State.STOPPING: Shape.HALF,
+    State.BACKOFF: Shape.CROSS,
+    State.CRASH_LOOP: Shape.CROSS,
+    State.FAILED: Shape.CROSS,
 }
-WORDS = {Doing.BACKOFF: "backing off", Doing.STALLED: "stalled"}
-TRIED_AGAIN = frozenset({Doing.BACKOFF, Doing.FLAPPING})
-ENDED = TRIED_AGAIN | {Doing.FAILED}
+WORDS = {State.BACKOFF: "backing off", State.STALLED: "stalled"}
+TRIED_AGAIN = frozenset({State.BACKOFF, State.CRASH_LOOP})
+ENDED = TRIED_AGAIN | {State.FAILED}
 """Where it ended unasked, and the cause is all there is to tell."""
 
 
-def of_service(one: Service) -> Told:
+def of_service(one: Service) -> StatusLabel:
     """Say how a service is."""
-    if one.doing == Doing.STOPPED and one.wanted == "up":
-        return Told(Shape.HALF, "down", "wanted, and not started yet")
-    return Told(
-        SHAPES[one.doing],
-        WORDS.get(one.doing, str(one.doing)),
+    if one.state == State.STOPPED and one.desired == "up":
+        return StatusLabel(Shape.HALF, "down", "wanted, and not started yet")
+    return StatusLabel(
+        SHAPES[one.state],
+        WORDS.get(one.state, str(one.state)),
         _why(one),
         since=_since(one),
-        until=one.next_try_at if one.doing in TRIED_AGAIN else None,
-        hint=one.hint if one.doing in ENDED else None,
+        until=one.next_try_at if one.state in TRIED_AGAIN else None,
+        hint=one.hint if one.state in ENDED else None,
     )
 
 
 def _why(one: Service) -> str:
     """Say why a service is as it is, where that is not plain from the word."""
-    if one.doing in {Doing.READY, Doing.STOPPED}:
+    if one.state in {State.READY, State.STOPPED}:
         return ""
-    if one.doing not in ENDED:
-        return one.cause or one.doing.meaning
-    exits = f"(exit {len(one.exits)} of {FLAPPING_EXITS})" if one.doing == Doing.BACKOFF and one.exits else ""
+    if one.state not in ENDED:
+        return one.cause or one.state.meaning
+    exits = f"(exit {len(one.exits)} of {CRASH_LOOP_EXITS})" if one.state == State.BACKOFF and one.exits else ""
     return " ".join(filter(None, (one.cause, exits)))
 
 
 def _since(one: Service) -> float | None:
     """Say since when, where a person would ask."""
-    if one.doing == Doing.FAILED:
+    if one.state == State.FAILED:
         return one.updated_at
-    return one.started_at if one.doing in {Doing.STARTING, Doing.LOADING} else None
+    return one.started_at if one.state in {State.STARTING, State.LOADING} else None
 
 
-def of_all(services: Sequence[Service], worker: Pulse, *, chosen: bool) -> Told:
+def of_all(services: Sequence[Service], worker: WorkerState, *, chosen: bool) -> StatusLabel:
     """Say in one word how the whole is; `chosen`: whether there is a stack, which may never have been started."""
     engines = [one for one in services if one.kind == "engine"]
     gate = next((one for one in services if one.kind == "gateway"), None)
     if not engines and not chosen:
-        return Told(Shape.RING, "not set up", hint="mlxq setup")
-    if gate is None or not any(one.wanted == "up" for one in (gate, *engines)):
-        return Told(Shape.RING, "stopped", hint="mlxq up")
+        return StatusLabel(Shape.RING, "not set up", hint="mlxq setup")
+    if gate is None or not any(one.desired == "up" for one in (gate, *engines)):
+        return StatusLabel(Shape.RING, "stopped", hint="mlxq up")
     told = _serving(gate, engines)
-    if worker is Pulse.ALIVE:
+    if worker is WorkerState.ALIVE:
         return told
-    return Told(Shape.WARN, told.word, f"nobody watches over it: {worker.meaning}", hint="mlxq status")
+    return StatusLabel(Shape.WARN, told.word, f"nobody watches over it: {worker.meaning}", hint="mlxq status")
 
 
-def _serving(gate: Service, engines: Sequence[Service]) -> Told:
-    wanted = [gate, *(one for one in engines if one.wanted == "up")]
-    doing = {one.doing for one in wanted[1:]}
-    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in wanted if one.doing != Doing.READY)
+def _serving(gate: Service, engines: Sequence[Service]) -> StatusLabel:
+    wanted = [gate, *(one for one in engines if one.desired == "up")]
+    doing = {one.state for one in wanted[1:]}
+    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in wanted if one.state != State.READY)
     if not why:
-        return Told(Shape.FULL, "serving")
-    if gate.doing in ROUTED and doing & ROUTED:
-        return Told(Shape.WARN, "degraded", why)
-    if Doing.FAILED in doing | {gate.doing}:
-        return Told(Shape.CROSS, "down", why, hint="mlxq doctor")
-    return Told(Shape.HALF, "recovering", why)
+        return StatusLabel(Shape.FULL, "serving")
+    if gate.state in ROUTED and doing & ROUTED:
+        return StatusLabel(Shape.WARN, "degraded", why)
+    if State.FAILED in doing | {gate.state}:
+        return StatusLabel(Shape.CROSS, "down", why, hint="mlxq doctor")
+    return StatusLabel(Shape.HALF, "recovering", why)
 
 
 @dataclass(frozen=True)
@@ -129,34 +129,34 @@ class Entry:
 
 
 MARKS: Mapping[str, Shape] = {
-    Step.READIED: Shape.FULL,
-    Step.ADOPTED: Shape.HALF,
-    Step.REPLACED: Shape.FULL,
-    Step.STALLED: Shape.WARN,
-    Step.DEGRADED: Shape.WARN,
-    Step.DRAINED: Shape.HALF,
-    Step.STOPPED: Shape.RING,
-    Step.DIED: Shape.CROSS,
-    Step.FLAPPED: Shape.CROSS,
-    Step.GAVE_UP: Shape.CROSS,
+    ServiceEvent.BECAME_READY: Shape.FULL,
+    ServiceEvent.ADOPTED: Shape.HALF,
+    ServiceEvent.REPLACED: Shape.FULL,
+    ServiceEvent.STALLED: Shape.WARN,
+    ServiceEvent.DEGRADED: Shape.WARN,
+    ServiceEvent.DRAIN_STARTED: Shape.HALF,
+    ServiceEvent.STOPPED: Shape.RING,
+    ServiceEvent.EXITED: Shape.CROSS,
+    ServiceEvent.CRASH_LOOPED: Shape.CROSS,
+    ServiceEvent.FAILED: Shape.CROSS,
     "unclean_boot": Shape.CROSS,
     "escalated": Shape.WARN,
     "cache_purged": Shape.HALF,
-    "reduced": Shape.WARN,
-    "foreseen": Shape.HALF,
-    "wanted_up": Shape.HALF,
-    "wanted_down": Shape.RING,
+    "safe_mode": Shape.WARN,
+    "handover_started": Shape.HALF,
+    "start_requested": Shape.HALF,
+    "stop_requested": Shape.RING,
 }
 """The mark of each event that is told."""
-UNTOLD = frozenset({Step.INTENDED, Step.SPAWNED, Step.ENDING})
+UNTOLD = frozenset({ServiceEvent.STARTING, ServiceEvent.SPAWNED, ServiceEvent.STOPPING})
 """Steps on the way to another, which tells enough."""
 
 
-def story(happenings: Sequence[Happening]) -> list[Entry]:
+def timeline(happenings: Sequence[Event]) -> list[Entry]:
     """Tell what happened to the services, newest first."""
     return [_entry(each) for each in reversed(happenings) if each.name not in UNTOLD]
 
 
-def _entry(each: Happening) -> Entry:
+def _entry(each: Event) -> Entry:
     shape = MARKS.get(each.name, Shape.RING)
     return Entry(each.id, each.at, each.service or "", shape, telling.word(each.name), telling.text(each))

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 from state import sample, service, stack
 from state.db import Database
 from state.sample import MACHINE
-from state.service import Doing, Observed, Step
+from state.service import Observed, ServiceEvent, State
 from tasks import worker_status
-from tasks.worker_status import Pulse
+from tasks.worker_status import WorkerState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Values = Iterable[tuple[tuple[str, ...], float | None]]
@@ -24,7 +24,9 @@ JOBS = "SELECT kind, state, count(*) FROM jobs GROUP BY kind, state"
 DURATIONS = "SELECT kind, mean_s, longest_s FROM job_durations"
 DEATHS = f"""
 SELECT service, coalesce(json_extract(data, '$.cause'), 'unknown'), count(*) FROM events
-WHERE service IS NOT NULL AND name IN ('{Step.DIED}', '{Step.FLAPPED}', '{Step.GAVE_UP}') GROUP BY 1, 2
+WHERE service IS NOT NULL
+  AND name IN ('{ServiceEvent.EXITED}', '{ServiceEvent.CRASH_LOOPED}', '{ServiceEvent.FAILED}')
+GROUP BY 1, 2
 """  # noqa: S608 (our own words)
 COUNTERS = {
     "requests": "Requests that ended.",
@@ -59,7 +61,7 @@ class Rows(Collector):
 def _jobs(db: Database) -> Generator[Metric]:
     counted = [((row[0], row[1]), row[2]) for row in db.rows(JOBS)]
     took = db.rows(DURATIONS)
-    alive = worker_status.feel(db) is Pulse.ALIVE
+    alive = worker_status.read(db) is WorkerState.ALIVE
     yield _gauge("mlxq_worker_up", "Whether the worker lives and beats.", [((), alive)])
     yield _gauge("mlxq_jobs", "Jobs in the ledger.", counted, "kind", "state")
     yield _gauge(
@@ -72,9 +74,9 @@ def _jobs(db: Database) -> Generator[Metric]:
 
 def _services(db: Database) -> Generator[Metric]:
     rows = service.listing(db)
-    states = [((row.name, str(doing)), row.doing == doing) for row in rows for doing in Doing]
+    states = [((row.name, str(doing)), row.state == doing) for row in rows for doing in State]
     healthy = [((row.name,), row.observed == Observed.HEALTHY) for row in rows]
-    wanted = [((row.name,), row.wanted == "up") for row in rows]
+    wanted = [((row.name,), row.desired == "up") for row in rows]
     memory = [((row.name,), row.memory_bytes) for row in rows]
     started = [((row.name,), row.started_at) for row in rows]
     context = [((tier.name,), tier.context) for tier in stack.tiers(db)]

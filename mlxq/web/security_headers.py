@@ -21,7 +21,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class SecurityHeaders:
     """Refuses foreign Host names, and puts the headers on every answer."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -10,18 +10,18 @@ from typing import Any
 from mlxq import status_report
 from mlxq.web import labels
 from mlxq.web.engine_status import Engine, Engines
-from mlxq.web.labels import Entry, Told
+from mlxq.web.labels import Entry, StatusLabel
 from state import bench, event, facts, job, ports, safe_mode, sample, service, stack, usage
 from state.bench import Bench
 from state.db import Database
 from state.job import Job
-from state.safe_mode import Restraint
+from state.safe_mode import SafeMode
 from state.sample import Sample
 from state.service import Service
 from state.stack import Tier
 from tasks import worker_status
-from tasks.plan.request_stats import Request
-from tasks.worker_status import Pulse
+from tasks.plan.request_stats import EngineRequest
+from tasks.worker_status import WorkerState
 
 HOUR_S = 3600
 USAGE_S = 6 * 86_400
@@ -34,7 +34,7 @@ MOST_STORY = 60
 
 FAILED = """
 SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
-AND kind <> 'remove'
+AND kind <> 'remove_weights'
 AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
                 AND later.args = jobs.args)
 ORDER BY finished_at DESC LIMIT :limit
@@ -44,17 +44,17 @@ ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled')
 
 
 @dataclass(frozen=True)
-class Card:
+class ServiceCard:
     """One tier, or another service."""
 
     service: Service
-    told: Told
+    label: StatusLabel
     tier: Tier | None
     now: Engine | None
     hour: Sequence[Sample]
     last: Sample | None
     """The newest sample in which a request ran."""
-    held: Restraint | None
+    held: SafeMode | None
     """What it is held back by; None for one that has all that the stack wants of it."""
 
     @property
@@ -71,11 +71,11 @@ class Card:
     @property
     def memory_bytes(self) -> int:
         """What it takes now; 0 when it is down."""
-        return self.service.memory_bytes or 0 if self.service.doing in service.ALIVE else 0
+        return self.service.memory_bytes or 0 if self.service.state in service.ALIVE else 0
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """The machine's memory, in bytes."""
 
     total: int
@@ -91,7 +91,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Course:
+class SpeedTrend:
     """How one model's speed went over time on this machine, the oldest first; one request alone."""
 
     benches: Sequence[Bench]
@@ -109,20 +109,20 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """What is so now."""
 
     at: float
-    told: Told
-    worker: Pulse
+    label: StatusLabel
+    worker: WorkerState
     endpoint: str
     machine: dict[str, Any]
-    memory: Memory
-    cards: Sequence[Card]
+    memory: MemoryUse
+    cards: Sequence[ServiceCard]
     """The engines, in the order of the stack."""
-    others: Sequence[Card]
+    others: Sequence[ServiceCard]
     """The gateway and the page."""
-    requests: Sequence[tuple[str, Request]]
+    requests: Sequence[tuple[str, EngineRequest]]
     """Each with its tier."""
     fallbacks: int
     """Answers within the hour that came from another tier than was asked."""
@@ -130,29 +130,29 @@ class Picture:
     attention: Sequence[Job]
     record: Sequence[Job]
     story: Sequence[Entry]
-    courses: Sequence[Course]
+    trends: Sequence[SpeedTrend]
     usage: Sequence[dict[str, Any]]
     """What was asked of each tier in the last seven days, as `usage.totals` gives it."""
     cloud: dict[str, Any]
     """As `mlxq status --json` tells it."""
 
 
-def look(db: Database, engines: Engines) -> Picture:
+def take(db: Database, engines: Engines) -> Snapshot:
     """Read the rows, in one snapshot."""
     db.connection.execute("BEGIN")
     try:
-        return _look(db, engines)
+        return _take(db, engines)
     finally:
         db.connection.execute("COMMIT")
 
 
-def _look(db: Database, engines: Engines) -> Picture:
-    now, worker, tiers = db.now(), worker_status.feel(db), stack.tiers(db)
+def _take(db: Database, engines: Engines) -> Snapshot:
+    now, worker, tiers = db.now(), worker_status.read(db), stack.tiers(db)
     cards = _cards(db, tiers, engines)
-    machine = facts.recall(db, "machine")
-    return Picture(
+    machine = facts.get(db, "machine")
+    return Snapshot(
         at=now,
-        told=labels.of_all([card.service for card in cards], worker, chosen=bool(tiers)),
+        label=labels.of_all([card.service for card in cards], worker, chosen=bool(tiers)),
         worker=worker,
         endpoint=ports.endpoint(ports.listing(db)),
         machine=machine,
@@ -164,14 +164,14 @@ def _look(db: Database, engines: Engines) -> Picture:
         chains=_chains(db),
         attention=_jobs(db, FAILED, {"since": now - ATTENTION_S, "limit": MOST_ATTENTION}),
         record=_jobs(db, ENDED, {"limit": MOST_RECORD}),
-        story=labels.story(event.of_service(db, None, limit=MOST_STORY)),
-        courses=_courses(db, str(machine.get("chip", ""))),
+        story=labels.timeline(event.of_service(db, None, limit=MOST_STORY)),
+        trends=_trends(db, str(machine.get("chip", ""))),
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
         cloud=status_report.cloud_today(db.home),
     )
 
 
-def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Card]:
+def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[ServiceCard]:
     """Give a card of each service, the tiers first and in the order of the stack."""
     tiers = {tier.name: tier for tier in stacked}
     places = {name: place for place, name in enumerate(tiers)}
@@ -182,7 +182,7 @@ def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Card
     ]
 
 
-def _requests(cards: Sequence[Card]) -> list[tuple[str, Request]]:
+def _requests(cards: Sequence[ServiceCard]) -> list[tuple[str, EngineRequest]]:
     return [(card.service.name, each) for card in cards if card.now for each in card.now.requests]
 
 
@@ -190,24 +190,24 @@ def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
     return [job.get(db, row["id"]) for row in db.rows(query, values)]
 
 
-def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: Restraint | None) -> Card:
+def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: SafeMode | None) -> ServiceCard:
     hour = sample.history(db, one.name, db.now() - HOUR_S)
     ran = [each for each in hour if each.ttft_s is not None]
-    return Card(one, labels.of_service(one), tier, engine, hour, ran[-1] if ran else None, held)
+    return ServiceCard(one, labels.of_service(one), tier, engine, hour, ran[-1] if ran else None, held)
 
 
-def _memory(db: Database, machine: dict[str, Any], cards: Sequence[Card]) -> Memory:
+def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard]) -> MemoryUse:
     """Give the machine's memory; before the first sample only what the services take is known."""
     last = sample.latest(db, sample.MACHINE)
     used, wired, swap = (last.memory_bytes or 0, last.wired_bytes, last.swap_bytes or 0) if last else (0, None, 0)
     total = int(machine.get("memory_bytes", 0))
-    budget = facts.recall(db, "stack").get("budget_bytes") or machine.get("usable_bytes") or total
-    return Memory(total, max(used, sum(card.memory_bytes for card in cards)), int(budget), wired, swap)
+    budget = facts.get(db, "stack").get("budget_bytes") or machine.get("usable_bytes") or total
+    return MemoryUse(total, max(used, sum(card.memory_bytes for card in cards)), int(budget), wired, swap)
 
 
-def _courses(db: Database, chip: str) -> list[Course]:
+def _trends(db: Database, chip: str) -> list[SpeedTrend]:
     return [
-        Course(
+        SpeedTrend(
             [each for each in bench.history(db, new.model, chip) if each.quant == new.quant and each.concurrency == 1]
         )
         for new in bench.latest(db, chip)

@@ -21,7 +21,7 @@ import psutil
 from state.bench import Round
 from state.errors import EngineFailed
 from tasks.plan import bench, exit_causes
-from tasks.plan.bench import Answer
+from tasks.plan.bench import TimedAnswer
 from tasks.supervision import probe
 from tasks.system import timed_completion
 from tasks.system.child_protocol import Report, answer
@@ -96,7 +96,7 @@ def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, An
 
 def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
     """Run one number of requests side by side as often as asked. Raises EngineFailed when no answer is of use."""
-    answers: list[Answer] = []
+    answers: list[TimedAnswer] = []
     walls: list[float] = []
     for number in range(request["runs"] * TRIES):
         if len(walls) == request["runs"]:
@@ -112,10 +112,10 @@ def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
     return bench.summarize(concurrency, answers, walls)
 
 
-def _ask(request: dict[str, Any], concurrency: int) -> list[Answer]:
+def _ask(request: dict[str, Any], concurrency: int) -> list[TimedAnswer]:
     """Send requests side by side, each with a prompt of its own."""
 
-    def one(_: int) -> Answer:
+    def one(_: int) -> TimedAnswer:
         text = bench.prompt(request["prompt_tokens"], uuid.uuid4().hex)
         return timed_completion.timed(request["port"], request["key"], request["name"], text, request["gen_tokens"])
 

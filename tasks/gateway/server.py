@@ -106,14 +106,14 @@ class Server(uvicorn.Server):
         """Take the place of the gateway that serves, or end."""
         try:
             door = self._door()
-            with socket_handover.succession(self._home) as before:
+            with socket_handover.take_over(self._home) as before:
                 sockets = self._matched(before.sockets)
                 trial = self.servers.copy()
                 door.take_place(sockets)
                 self.proving = False
                 for one in sockets:
                     await self._listen(one)
-                stopped = await asyncio.to_thread(before.relieve)
+                stopped = await asyncio.to_thread(before.confirm)
         except (OSError, MlxqError) as problem:
             self.should_exit = True
             sys.stderr.write(f"{problem}\n")
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
         else:
             door.start()
 
-    def _door(self) -> socket_handover.Door:
+    def _door(self) -> socket_handover.HandoverServer:
         """Listen for a successor, who has this gateway leave."""
         loop = asyncio.get_running_loop()
 
@@ -163,7 +163,7 @@ class Server(uvicorn.Server):
             loop.call_soon_threadsafe(self._begin_leaving, stopped)
             stopped.wait()
 
-        return socket_handover.Door(self._home, self._generation, leave)
+        return socket_handover.HandoverServer(self._home, self._generation, leave)
 
     def _begin_leaving(self, stopped: threading.Event) -> None:
         """Accept no more connections."""

@@ -24,7 +24,7 @@ ASK = "\n\nWrite a very long story with as many of these words as you can. Do no
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """One request, as its caller saw it. Times are seconds."""
 
     ttft_s: float
@@ -51,12 +51,12 @@ def prompt(tokens: int, seed: str) -> str:
     return " ".join([seed, *(chance.choice(WORDS) for _ in range(max(1, tokens - 40)))]) + ASK
 
 
-def usable(answers: Sequence[Answer]) -> list[Answer]:
+def usable(answers: Sequence[TimedAnswer]) -> list[TimedAnswer]:
     """Give the answers that are long enough to measure."""
     return [answer for answer in answers if answer.tokens >= FEWEST_TOKENS and answer.streaming_s > 0]
 
 
-def summarize(concurrency: int, answers: Sequence[Answer], walls: Sequence[float]) -> Round:
+def summarize(concurrency: int, answers: Sequence[TimedAnswer], walls: Sequence[float]) -> Round:
     """Sum up what one round measured; `walls` are the seconds that each run took."""
     speeds = [answer.decode_tps for answer in answers]
     return Round(

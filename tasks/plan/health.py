@@ -127,7 +127,7 @@ def patience(limits: Limits, crowding: float) -> Limits:
 
 
 @dataclass(frozen=True)
-class Sample:
+class HealthSample:
     """What one look saw. Times are monotonic seconds."""
 
     at: float
@@ -163,7 +163,7 @@ def begin(now: float) -> Track:
     return Track(since=now, answered_at=now, moved_at=now, token_at=now)
 
 
-def follow(track: Track, sample: Sample) -> Track:
+def follow(track: Track, sample: HealthSample) -> Track:
     """Add one look. A canary that failed beside steps that grow was slow, not dead."""
     seen = sample.status
     if seen and 0 <= track.steps != seen.steps_executed and not sample.canary:
@@ -185,7 +185,7 @@ def follow(track: Track, sample: Sample) -> Track:
     )
 
 
-def _count_canary(track: Track, sample: Sample) -> Track:
+def _count_canary(track: Track, sample: HealthSample) -> Track:
     if sample.canary is None:
         return track
     if sample.canary:

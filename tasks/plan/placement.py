@@ -22,7 +22,7 @@ LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 """Tokens. Below, no chat fits; above, a cache eats what other tiers could use."""
 
 
-def place(
+def assign_ports(
     name: str, model: Model, quant: str, before: Sequence[Tier], *, base_port: int, budget_bytes: int, weights: str = ""
 ) -> Tier:
     """Give the tier `name` that serves `model` beside `before`, with the most context that fits the budget.

@@ -8,54 +8,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from state.service import ALIVE, Doing, Service
+from state.service import ALIVE, Service, State
 from tasks.plan import restart
 
 
-class Care(StrEnum):
+class Action(StrEnum):
     """What to do about a service."""
 
-    LEAVE = "leave"  # as it should be, or a person must act
-    SETTLE = "settle"  # it died unnoticed: write that down, plan the next try
+    NONE = "leave"  # as it should be, or a person must act
+    RECORD_EXIT = "settle"  # it died unnoticed: write that down, plan the next try
     START = "start"  # wanted, not there, and its time has come
     STOP = "stop"  # not wanted any more
     REPLACE = "replace"  # runs, but not what is wanted now
-    JUDGE = "judge"  # runs: see how it is
+    PROBE = "judge"  # runs: see how it is
 
 
-def care(service: Service, *, alive: bool, now: float, fingerprint: str | None, held: bool) -> Care:
+def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, held: bool) -> Action:
     """Decide. `alive`: whether the recorded process lives; `now`: unix seconds.
 
-    `fingerprint`: of what is wanted now; None when that cannot be told at the moment. `held`: whether a job is
+    `spec_hash`: of what is wanted now; None when that cannot be told at the moment. `held`: whether a job is
     starting or stopping it.
     """
-    if service.identity and not alive and service.doing in ALIVE - {Doing.STOPPING}:
-        return Care.SETTLE
-    if service.wanted == "down":
-        return Care.LEAVE if service.doing == Doing.STOPPED else Care.STOP
-    if service.successor or service.doing == Doing.DRAINING:
-        return Care.REPLACE  # a job is at it, and takes this as asked already; or its worker was killed
-    if service.doing == Doing.FAILED:
-        return Care.LEAVE
-    if service.doing in {Doing.READY, Doing.STALLED, Doing.DEGRADED}:
-        return Care.REPLACE if fingerprint not in {None, service.fingerprint} else Care.JUDGE
-    return Care.LEAVE if held or restart.left_s(service.next_try_at, now) else Care.START
+    if service.identity and not alive and service.state in ALIVE - {State.STOPPING}:
+        return Action.RECORD_EXIT
+    if service.desired == "down":
+        return Action.NONE if service.state == State.STOPPED else Action.STOP
+    if service.successor or service.state == State.DRAINING:
+        return Action.REPLACE  # a job is at it, and takes this as asked already; or its worker was killed
+    if service.state == State.FAILED:
+        return Action.NONE
+    if service.state in {State.READY, State.STALLED, State.DEGRADED}:
+        return Action.REPLACE if spec_hash not in {None, service.spec_hash} else Action.PROBE
+    return Action.NONE if held or restart.left_s(service.next_try_at, now) else Action.START
 
 
-def mends(service: Service, why: str, *, this_boot: bool) -> bool:
+def is_repair(service: Service, why: str, *, this_boot: bool) -> bool:
     """Tell whether a restart mends a death or a hang, which a person may have switched off.
 
     To bring up what is wanted, after a reboot or a start that was cut short, is no mending. `this_boot`: whether the
     machine has not been restarted since the service was last started.
     """
     if why == "gone":
-        return this_boot and service.doing in {Doing.BACKOFF, Doing.FLAPPING}
+        return this_boot and service.state in {State.BACKOFF, State.CRASH_LOOP}
     return why in {"hung", "escalated"}
 
 
 def escalate(services: Sequence[Service]) -> bool:
     """Tell whether the trouble is above any one tier: all that are wanted flap, behind a gateway that serves."""
-    wanted = [one for one in services if one.wanted == "up"]
-    engines = [one.doing for one in wanted if one.kind == "engine"]
-    serving = any((one.kind, one.doing) == ("gateway", Doing.READY) for one in wanted)
-    return serving and len(engines) > 1 and set(engines) == {Doing.FLAPPING}
+    wanted = [one for one in services if one.desired == "up"]
+    engines = [one.state for one in wanted if one.kind == "engine"]
+    serving = any((one.kind, one.state) == ("gateway", State.READY) for one in wanted)
+    return serving and len(engines) > 1 and set(engines) == {State.CRASH_LOOP}

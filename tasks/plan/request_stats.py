@@ -13,7 +13,7 @@ from tasks.plan.health import EngineStatus
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     """One request that an engine has."""
 
     id: str
@@ -47,7 +47,7 @@ class Request:
         return read / self.ttft_s if self.ttft_s and read > 0 else None
 
 
-def read_requests(body: Any) -> list[Request]:
+def read_requests(body: Any) -> list[EngineRequest]:
     """Read the requests in `/v1/status` of vllm-mlx 0.6.0; what is missing or odd counts as nothing."""
     said = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
     listed = said.get("requests")
@@ -55,12 +55,12 @@ def read_requests(body: Any) -> list[Request]:
     return [_request(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict)]
 
 
-def _request(entry: dict[str, Any]) -> Request:
+def _request(entry: dict[str, Any]) -> EngineRequest:
     def number(name: str) -> float:
         value = entry.get(name)
         return value if isinstance(value, int | float) else 0
 
-    return Request(
+    return EngineRequest(
         id=str(entry.get("request_id", "")),
         phase=str(entry.get("phase", "")),
         elapsed_s=number("elapsed_s"),
@@ -74,13 +74,13 @@ def _request(entry: dict[str, Any]) -> Request:
 
 
 @dataclass(frozen=True)
-class Look:
+class EngineSample:
     """What one look at a service saw."""
 
     serving: bool
     status: EngineStatus | None = None
     """None for the gateway, and when there was no answer."""
-    requests: Sequence[Request] = ()
+    requests: Sequence[EngineRequest] = ()
     memory_bytes: int | None = None
     failed: int = 0
     """Requests that failed since the counters began."""
@@ -88,7 +88,7 @@ class Look:
     """Likewise those that another tier answered."""
 
 
-def fold(service: str, at: int, before: Look | None, looks: Sequence[Look]) -> Sample:
+def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[EngineSample]) -> Sample:
     """Give the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
     chain = [*([before] if before else []), *looks]
     seen, now = _statuses(chain), _statuses(looks)
@@ -112,12 +112,12 @@ def fold(service: str, at: int, before: Look | None, looks: Sequence[Look]) -> S
     )
 
 
-def _requests(looks: Sequence[Look]) -> Collection[Request]:
+def _requests(looks: Sequence[EngineSample]) -> Collection[EngineRequest]:
     """Give each request as it was seen last."""
     return {request.id: request for look in looks for request in look.requests}.values()
 
 
-def _statuses(looks: Sequence[Look]) -> list[EngineStatus]:
+def _statuses(looks: Sequence[EngineSample]) -> list[EngineStatus]:
     return [look.status for look in looks if look.status]
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 LONGEST_S = 60.0
 FORGET_S = 600.0
-FLAPPING_EXITS = 5
+CRASH_LOOP_EXITS = 5
 FIRST_PAUSE_S = 1.0
 KEPT_EXITS = 200
 """Above the most that a person may allow."""
-FLAPPING_S = 300.0
+CRASH_LOOP_S = 300.0
 JITTER = 0.2
 """Each pause is stretched or shrunk by up to a fifth, so that tiers that died together do not load together."""
-LONGEST_PAUSE_S = FLAPPING_S * (1 + JITTER)
+LONGEST_PAUSE_S = CRASH_LOOP_S * (1 + JITTER)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Retry:
     """When to try again (unix seconds), and whether the service flaps."""
 
     at: float
-    flapping: bool
+    crash_loop: bool
 
 
 def remember(exits: Sequence[float], now: float, ready_s: float) -> list[float]:
@@ -37,7 +37,12 @@ def remember(exits: Sequence[float], now: float, ready_s: float) -> list[float]:
 
 
 def next_try(
-    exits: Sequence[float], now: float, rand: float, *, most: int = FLAPPING_EXITS, first_pause_s: float = FIRST_PAUSE_S
+    exits: Sequence[float],
+    now: float,
+    rand: float,
+    *,
+    most: int = CRASH_LOOP_EXITS,
+    first_pause_s: float = FIRST_PAUSE_S,
 ) -> Retry:
     """Say when to start again. `exits` ends with this one; `rand` lies in [0, 1).
 
@@ -45,8 +50,8 @@ def next_try(
     """
     stretch = 1 - JITTER + 2 * JITTER * rand
     if sum(now - at <= FORGET_S for at in exits) > most:
-        return Retry(now + FLAPPING_S * stretch, flapping=True)
-    return Retry(now + pause(len(exits), first_pause_s) * stretch, flapping=False)
+        return Retry(now + CRASH_LOOP_S * stretch, crash_loop=True)
+    return Retry(now + pause(len(exits), first_pause_s) * stretch, crash_loop=False)
 
 
 def pause(exits: int, first_pause_s: float = FIRST_PAUSE_S) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from state.safe_mode import Restraint
-from state.service import Doing, Service
+from state.safe_mode import SafeMode
+from state.service import Service, State
 from state.stack import Tier
 
 MOST = 2
@@ -30,10 +30,10 @@ def reduced(tier: Tier, level: int) -> Tier:
 
 def suspect(ran: Sequence[Service]) -> Service:
     """Choose who most likely took the machine down: what was loading, else what held the most memory."""
-    return max(ran, key=lambda one: (one.doing == Doing.LOADING, one.memory_bytes or 0, one.started_at or 0.0))
+    return max(ran, key=lambda one: (one.state == State.LOADING, one.memory_bytes or 0, one.started_at or 0.0))
 
 
-def may_start(name: str, services: Sequence[Service], held: Mapping[str, Restraint], now: float) -> bool:
+def may_start(name: str, services: Sequence[Service], held: Mapping[str, SafeMode], now: float) -> bool:
     """Tell whether a tier may start, `now` in unix seconds; after an unclean boot each waits for those before it.
 
     Those with the lower level come first, and a tier that cannot come up holds up nobody.
@@ -42,13 +42,13 @@ def may_start(name: str, services: Sequence[Service], held: Mapping[str, Restrai
     names = [other for _, other in order]
     if name not in names:
         return True
-    before = [one for one in services if one.wanted == "up" and one.name in names[: names.index(name)]]
+    before = [one for one in services if one.desired == "up" and one.name in names[: names.index(name)]]
     return all(_settled(one, now) for one in before)
 
 
 def _settled(one: Service, now: float) -> bool:
-    if one.doing in {Doing.FAILED, Doing.FLAPPING}:
+    if one.state in {State.FAILED, State.CRASH_LOOP}:
         return True
-    if one.doing != Doing.READY or one.ready_at is None:
+    if one.state != State.READY or one.ready_at is None:
         return False
     return not 0 <= now - one.ready_at < SETTLE_S  # ready in the future: the clock was set back since

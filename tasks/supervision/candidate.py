@@ -27,7 +27,7 @@ LATER = "The running gateway was left as it is."
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A gateway that is being proven."""
 
     name: str
@@ -36,14 +36,14 @@ class Trial:
     port: int
 
 
-def try_out(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
+def start_candidate(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
     """Start a gateway with `config`, prove it, and end it; give how many tiers answered. Raises GatewayFailed."""
     with _started(context, config) as trial:
-        return prove(context, trial, tiers, context.check)
+        return check(context, trial, tiers, context.check)
 
 
 @contextmanager
-def _started(context: Context, config: Path) -> Generator[Trial]:
+def _started(context: Context, config: Path) -> Generator[Candidate]:
     """Run a gateway for a while; also end one that a killed worker left behind."""
     home, log, port = context.home, context.home.log(NAME), ports.spare()
     for left in process.find_orphans(str(home.root), NAME):
@@ -53,12 +53,12 @@ def _started(context: Context, config: Path) -> Generator[Trial]:
     environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
     spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
     try:
-        yield Trial(NAME, spawned, port)
+        yield Candidate(NAME, spawned, port)
     finally:
         process.stop(spawned.engine, lifecycle.HUNG_GRACE_S)
 
 
-def prove(context: Context, trial: Trial, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
+def check(context: Context, trial: Candidate, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
     """Wait until the gateway is ready, and get an answer from each tier that is up; give how many answered.
 
     `check` is asked all the while, and may raise: that ends it at once. Raises GatewayFailed when the gateway does not
@@ -73,7 +73,7 @@ def prove(context: Context, trial: Trial, tiers: Sequence[Tier], check: Callable
     return answered
 
 
-def _await_ready(context: Context, trial: Trial, check: Callable[[], None]) -> None:
+def _await_ready(context: Context, trial: Candidate, check: Callable[[], None]) -> None:
     until = time.monotonic() + lifecycle.GATEWAY_START_S
     while not _ready(trial):
         context.report("starting a gateway on a second port")
@@ -92,27 +92,27 @@ def _await_ready(context: Context, trial: Trial, check: Callable[[], None]) -> N
             )
 
 
-def last_cause(home: Home, trial: Trial) -> str:
+def last_cause(home: Home, trial: Candidate) -> str:
     """Say why a gateway on trial ended; the shim keeps the exit code a moment after the end."""
     process.wait(trial.spawned.shim, LOOK_S)
     code = process.exit_status(home.run, trial.name, trial.spawned.engine)
-    return exit_causes.explain(code, lifecycle.last_words(home.log(trial.name)), gateway.SERVICE).sentence
+    return exit_causes.explain(code, lifecycle.log_tail(home.log(trial.name)), gateway.SERVICE).sentence
 
 
-def _ready(trial: Trial) -> bool:
+def _ready(trial: Candidate) -> bool:
     try:
         return probe.gateway_ready(trial.port) and _has_port(trial)
     except probe.Silent:  # it has just opened the port, on a busy machine
         return False
 
 
-def _has_port(trial: Trial) -> bool:
+def _has_port(trial: Candidate) -> bool:
     """Tell whether it is the trial that listens: whoever took the spare port before must be told no key."""
     holder = ports.holder(trial.port)
     return holder is not None and holder.identity in process.members(trial.spawned.engine)
 
 
-def _answers(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> bool:
+def _answers(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> bool:
     """Tell whether the tier answers; False for one that is not up, or went down while it was asked."""
     if not _up(context, tier):
         return False
@@ -127,7 +127,7 @@ def _answers(context: Context, trial: Trial, tier: Tier, check: Callable[[], Non
     return True
 
 
-def _ask(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) -> None:
+def _ask(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> None:
     """Get one answer. It may take minutes, and `check` may end the wait for it at once. Raises GatewayFailed."""
     if not _has_port(trial):
         raise GatewayFailed("The gateway on trial has gone.", hint=f"mlxq logs {trial.name}")
@@ -144,7 +144,7 @@ def _ask(context: Context, trial: Trial, tier: Tier, check: Callable[[], None]) 
 
 def _up(context: Context, tier: Tier) -> bool:
     found = service.find(context.db, tier.name)
-    return found is not None and found.doing in service.ROUTED
+    return found is not None and found.state in service.ROUTED
 
 
 def needed(context: Context) -> bool:

@@ -16,7 +16,7 @@ from typing import Protocol
 from tasks.system.process import Identity, alive, pin
 
 
-class Exits(threading.Thread):
+class ExitWatcher(threading.Thread):
     """Watches processes and calls `on_exit(name, identity)` once for each that ends.
 
     The call comes from this thread, must be short, and must not raise. A process that is dead already
@@ -29,28 +29,28 @@ class Exits(threading.Thread):
         self._watched: dict[str, Identity] = {}
         self._lock = threading.Lock()
         self._open = True
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self._woken, self._wake_fd = os.pipe()
+        os.set_blocking(self._wake_fd, False)
         os.set_blocking(self._woken, False)
 
     def watch(self, name: str, identity: Identity) -> None:
         """Watch a service's process, in place of the one watched under that name before."""
         with self._lock:
             self._watched[name] = identity
-        self._rouse()
+        self._interrupt()
 
     def forget(self, name: str) -> None:
         """Stop watching; a death that was noticed already may still be reported."""
         with self._lock:
             self._watched.pop(name, None)
-        self._rouse()
+        self._interrupt()
 
     def close(self) -> None:
         """End the thread and wait for it."""
         self._open = False
-        self._rouse()
+        self._interrupt()
         self.join()
-        os.close(self._wake)
+        os.close(self._wake_fd)
         os.close(self._woken)
 
     def run(self) -> None:
@@ -73,9 +73,9 @@ class Exits(threading.Thread):
             del self._watched[name]
         return True
 
-    def _rouse(self) -> None:
+    def _interrupt(self) -> None:
         try:
-            os.write(self._wake, b"!")
+            os.write(self._wake_fd, b"!")
         except BlockingIOError:
             return  # a full pipe wakes the thread as well
 

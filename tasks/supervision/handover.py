@@ -17,12 +17,12 @@ from state import service as rows
 from state import stack
 from state.errors import GatewayFailed
 from state.paths import Home
-from state.service import Doing, Service
+from state.service import Service, State
 from tasks.plan import gateway
 from tasks.queue import Context
 from tasks.supervision import candidate, lifecycle, socket_handover, watchdog
-from tasks.supervision.candidate import Trial
-from tasks.supervision.lifecycle import Blueprint
+from tasks.supervision.candidate import Candidate
+from tasks.supervision.lifecycle import LaunchSpec
 from tasks.system import ports, process
 from tasks.system.process import Spawned
 
@@ -31,42 +31,42 @@ TAKE_OVER_S = 30.0
 LOOK_S = 0.05
 
 
-class Unwanted(Exception):
+class HandoverAborted(Exception):
     """Nobody wants a successor any more, or nobody is left to succeed."""
 
 
 def possible(home: Home, one: Service) -> bool:
     """Tell whether a service can be replaced without a gap: it is a gateway that serves and hands its sockets over."""
-    if one.name != gateway.SERVICE or one.doing not in rows.ROUTED:
+    if one.name != gateway.SERVICE or one.state not in rows.ROUTED:
         return False
-    there = socket_handover.holder(home)
+    there = socket_handover.serving_process(home)
     return there is not None and there.identity == one.identity
 
 
-def replace(context: Context, one: Service, plan: Blueprint) -> None:
+def replace(context: Context, one: Service, plan: LaunchSpec) -> None:
     """Have a gateway made by `plan` take the place of the one that serves.
 
     Does nothing when none is wanted any more, or the one that serves ends meanwhile: a start takes less time then than
     to prove one. Raises GatewayFailed when it does not prove fit: the running one was left as it is.
     """
     db, home, port = context.db, context.home, ports.spare()
-    generation = rows.foresee(db, one.name, plan.argv, plan.fingerprint, plan.port)
-    lifecycle.headline(home.log(one.name), f"{one.name}, start {generation}")
+    generation = rows.begin_handover(db, one.name, plan.argv, plan.spec_hash, plan.port)
+    lifecycle.write_start_marker(home.log(one.name), f"{one.name}, start {generation}")
     environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
     try:
         spawned = process.spawn(plan.argv, environment, home.log(one.name), home.run, one.name)
-        trial = Trial(one.name, spawned, port)
-        candidate.prove(context, trial, stack.tiers(db), lambda: _check(context, one))
+        trial = Candidate(one.name, spawned, port)
+        candidate.check(context, trial, stack.tiers(db), lambda: _check(context, one))
         process.send(spawned.engine, signal.SIGUSR1)
         _await_take_over(home, trial)
         watchdog.follow(one.name, spawned.engine)
-    except Unwanted:
+    except HandoverAborted:
         return
     except GatewayFailed:
         if lifecycle.running(one):
             raise
     finally:
-        lifecycle.settle(db, home, rows.get(db, one.name))
+        lifecycle.reconcile_row(db, home, rows.get(db, one.name))
 
 
 def _check(context: Context, one: Service) -> None:
@@ -76,14 +76,14 @@ def _check(context: Context, one: Service) -> None:
     """
     context.check()
     now, found = rows.get(context.db, one.name), lifecycle.running(one)
-    if now.wanted == "down" or found is None:
-        raise Unwanted
-    if now.doing == Doing.DEGRADED and process.frozen(found):
-        lifecycle.take_down(context.db, context.home, now, lifecycle.HUNG_GRACE_S)
-        raise Unwanted
+    if now.desired == "down" or found is None:
+        raise HandoverAborted
+    if now.state == State.DEGRADED and process.frozen(found):
+        lifecycle.stop(context.db, context.home, now, lifecycle.HUNG_GRACE_S)
+        raise HandoverAborted
 
 
-def _await_take_over(home: Home, trial: Trial) -> None:
+def _await_take_over(home: Home, trial: Candidate) -> None:
     """Wait until the successor serves. From here on the job is not stopped half-way. Raises GatewayFailed."""
     until = time.monotonic() + TAKE_OVER_S
     while not _serves(home, trial.spawned):
@@ -102,5 +102,5 @@ def _await_take_over(home: Home, trial: Trial) -> None:
 
 
 def _serves(home: Home, spawned: Spawned) -> bool:
-    there = socket_handover.holder(home)
+    there = socket_handover.serving_process(home)
     return there is not None and there.identity == process.encode(spawned.engine)

@@ -26,7 +26,7 @@ from state import keys as app_keys
 from state.db import Database
 from state.errors import EngineFailed, MlxqError, NotFound, NotSetUp, PortTaken
 from state.paths import Home
-from state.service import Doing, Service, Step
+from state.service import Service, ServiceEvent, State
 from tasks.plan import engine, exit_causes, gateway, health, page, restart
 from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import MOST, reduced
@@ -38,7 +38,7 @@ GRACE_S = 10.0
 """Seconds between SIGTERM and SIGKILL; engine and gateway end their drains before."""
 HUNG_GRACE_S = 1.0
 """Likewise for one that hangs: it has nothing to drain."""
-LAST_WORDS = 16 * 1024
+LOG_TAIL_LINES = 16 * 1024
 """Bytes of the log that are searched for a cause."""
 TOKEN_S = 120.0
 """The first answer of a fresh engine may compile and page in its whole model."""
@@ -49,20 +49,20 @@ PAGE_START_S = 30.0
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class LaunchSpec:
     """All that starting a service takes."""
 
     argv: list[str]
     environment: Callable[[int], dict[str, str]]
     """generation -> the child's whole environment, keys included; never stored."""
-    fingerprint: str
+    spec_hash: str
     """Changes when a running process would no longer be what is wanted."""
     port: int
     """Where it will listen."""
     start_limit_s: float
 
 
-def blueprint(db: Database, home: Home, name: str) -> Blueprint:
+def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
     """Give how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
     if name == page.SERVICE:
         return _page(home)
@@ -70,7 +70,7 @@ def blueprint(db: Database, home: Home, name: str) -> Blueprint:
     return gateway_plan(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
 
-def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Blueprint:
+def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
     tier = reduced(stack.tier(db, name), safe_mode.of(db, name).level)
     if not tier.weights or not Path(tier.weights).is_dir():
         raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not here.", hint="mlxq setup")
@@ -87,11 +87,11 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Bluepr
         )
 
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
-    fingerprint = _fingerprint(argv, environment(0), "vllm-mlx")
-    return Blueprint(argv, environment, fingerprint, tier.port, health.start_limit_s(size))
+    spec_hash = _spec_hash(argv, environment(0), "vllm-mlx")
+    return LaunchSpec(argv, environment, spec_hash, tier.port, health.start_limit_s(size))
 
 
-def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
+def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
     """Give how a gateway is to be started with `config`.
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
@@ -114,11 +114,11 @@ def gateway_plan(db: Database, home: Home, config: Path) -> Blueprint:
             cloud_cap_usd=found["cloud-cap-usd"],
         )
 
-    fingerprint = _fingerprint([*argv, config.read_text()], environment(0), "litellm")
-    return Blueprint(argv, environment, fingerprint, port, GATEWAY_START_S)
+    spec_hash = _spec_hash([*argv, config.read_text()], environment(0), "litellm")
+    return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
 
 
-def _page(home: Home) -> Blueprint:
+def _page(home: Home) -> LaunchSpec:
     port: int = settings.load(home)["page-port"]
     if not port:
         raise NotSetUp("The page is switched off.", hint="mlxq config reset page-port")
@@ -127,10 +127,10 @@ def _page(home: Home) -> Blueprint:
     def environment(generation: int) -> dict[str, str]:
         return page.environment(base=os.environ, home=str(home.root), generation=generation)
 
-    return Blueprint(argv, environment, _fingerprint(argv, environment(0), "starlette"), port, PAGE_START_S)
+    return LaunchSpec(argv, environment, _spec_hash(argv, environment(0), "starlette"), port, PAGE_START_S)
 
 
-def _fingerprint(argv: list[str], environment: dict[str, str], package: str) -> str:
+def _spec_hash(argv: list[str], environment: dict[str, str], package: str) -> str:
     """Hash what a process is made of; what merely leaks in from the worker's environment does not count."""
     ours = {key: value for key, value in environment.items() if key not in engine.KEPT}
     text = json.dumps([argv, ours, version(package), version("mlxq")], sort_keys=True)
@@ -138,7 +138,7 @@ def _fingerprint(argv: list[str], environment: dict[str, str], package: str) -> 
 
 
 def _backend(db: Database) -> str:
-    machine: dict[str, str] = facts.recall(db, "machine") or {}
+    machine: dict[str, str] = facts.get(db, "machine") or {}
     return machine.get("backend") or ("metal" if sys.platform == "darwin" else "cpu")
 
 
@@ -180,32 +180,32 @@ def this_boot(one: Service) -> bool:
     return marked is None or process.decode(marked).boot == process.boot()
 
 
-def spawn(db: Database, home: Home, name: str, plan: Blueprint) -> Service:
+def spawn(db: Database, home: Home, name: str, plan: LaunchSpec) -> Service:
     """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
     if not adopt_orphan(db, home, service.get(db, name), plan):
-        generation = service.intend(db, name, plan.argv, plan.fingerprint, plan.port)
+        generation = service.request_start(db, name, plan.argv, plan.spec_hash, plan.port)
         assert generation is not None, "a service that is held and down can be started"
         _free_port(service.get(db, name))
-        headline(home.log(name), f"{name}, start {generation}")
+        write_start_marker(home.log(name), f"{name}, start {generation}")
         spawned = process.spawn(plan.argv, plan.environment(generation), home.log(name), home.run, name)
-        _record(db, name, Step.SPAWNED, spawned.engine, spawned.shim)
+        _record(db, name, ServiceEvent.SPAWNED, spawned.engine, spawned.shim)
     return service.get(db, name)
 
 
-def _record(db: Database, name: str, step: Step, found: Identity, shim: Identity | None) -> None:
+def _record(db: Database, name: str, step: ServiceEvent, found: Identity, shim: Identity | None) -> None:
     named = process.encode(shim) if shim else None
-    service.step(db, name, step, identity=process.encode(found), shim=named, started_at=db.now())
+    service.apply(db, name, step, identity=process.encode(found), shim=named, started_at=db.now())
 
 
-def adopt_orphan(db: Database, home: Home, one: Service, plan: Blueprint) -> bool:
+def adopt_orphan(db: Database, home: Home, one: Service, plan: LaunchSpec) -> bool:
     """Take over the process of a start that was never recorded; end every other one of this service."""
     for shim in process.find_shims(str(home.root), one.name):
         process.end_barren(shim)
     adopted = False
     for orphan, generation in _strays(home, one).items():
-        fits = one.doing == Doing.STARTING and generation == one.generation and one.fingerprint == plan.fingerprint
+        fits = one.state == State.STARTING and generation == one.generation and one.spec_hash == plan.spec_hash
         if fits and not adopted:
-            _record(db, one.name, Step.ADOPTED, orphan, process.shim(orphan))
+            _record(db, one.name, ServiceEvent.ADOPTED, orphan, process.shim(orphan))
             adopted = True
         else:
             process.stop(orphan, GRACE_S)
@@ -218,7 +218,7 @@ def _free_port(one: Service) -> None:
         raise port_taken(one)
 
 
-def may_move(one: Service, plan: Blueprint) -> None:
+def may_move(one: Service, plan: LaunchSpec) -> None:
     """Raise PortTaken when a running service shall listen elsewhere, and somebody has that port."""
     if plan.port != one.port and not ports.free(plan.port):
         problem = port_taken(replace(one, port=plan.port))
@@ -241,31 +241,31 @@ PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-po
 """The setting that says where each kind of service listens."""
 
 
-def robbed(one: Service, found: Identity) -> bool:
+def port_hijacked(one: Service, found: Identity) -> bool:
     """Tell whether somebody else listens on the port of a service that runs: it was quicker than the service."""
     holder = ports.holder(one.port)
     return holder is not None and holder.identity not in process.members(found)
 
 
-def headline(log: Path, text: str) -> None:
+def write_start_marker(log: Path, text: str) -> None:
     """Mark in the log where something begins: what was written before it is no cause of what comes after."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
     with process.appended(log) as descriptor:
-        os.write(descriptor, f"{HEADLINE}{at} {text}\n".encode())
+        os.write(descriptor, f"{START_MARKER}{at} {text}\n".encode())
 
 
-HEADLINE = "=== mlxq: "
+START_MARKER = "=== mlxq: "
 
 
-def last_words(log: Path) -> str:
+def log_tail(log: Path) -> str:
     """Give what the latest start wrote last, at most 16 KiB."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LAST_WORDS))
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_LINES))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return text.rpartition(HEADLINE)[2]
+    return text.rpartition(START_MARKER)[2]
 
 
 def ready(home: Home, one: Service) -> bool:
@@ -283,42 +283,50 @@ def ready(home: Home, one: Service) -> bool:
     return True
 
 
-def welcome(db: Database, one: Service) -> None:
+def mark_ready(db: Database, one: Service) -> None:
     """Write down that a service is ready, what it weighs, and that its weights load."""
     found = identity(one)
     weight = memory.resident(found) if found else None
     now = db.now()
-    service.step(db, one.name, Step.READIED, fence=one.generation, ready_at=now, memory_bytes=weight, next_try_at=None)
+    service.apply(
+        db,
+        one.name,
+        ServiceEvent.BECAME_READY,
+        fence=one.generation,
+        ready_at=now,
+        memory_bytes=weight,
+        next_try_at=None,
+    )
     if one.kind == "engine":
         with contextlib.suppress(NotFound):  # the stack was changed meanwhile
             weights.loaded(db, stack.tier(db, one.name).weights)
 
 
-def take_down(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
+def stop(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
     """End the service's process, whatever it does, and write down that it is down."""
-    service.step(db, one.name, Step.ENDING)
+    service.apply(db, one.name, ServiceEvent.STOPPING)
     found = identity(one)
     if found:
         process.stop(found, grace_s)
     for stray in _strays(home, one):
         process.stop(stray, grace_s)
-    _rest(db, one)
+    _mark_stopped(db, one)
 
 
-def _rest(db: Database, one: Service) -> None:
+def _mark_stopped(db: Database, one: Service) -> None:
     """Write down, once, that a service is down as it was told to be."""
     gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes", "successor"))
     with db.transaction():
-        if service.get(db, one.name).doing != Doing.STOPPED:
-            service.step(db, one.name, Step.STOPPED, fence=one.generation, **gone)
+        if service.get(db, one.name).state != State.STOPPED:
+            service.apply(db, one.name, ServiceEvent.STOPPED, fence=one.generation, **gone)
 
 
 def drain(db: Database, one: Service) -> Identity | None:
     """Have an engine take no more requests and end after its last answer; give its process, None when none serves."""
     if one.kind == "engine":
-        service.step(db, one.name, Step.DRAINED, fence=one.generation)
+        service.apply(db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation)
     one = service.get(db, one.name)
-    found = running(one) if one.doing == Doing.DRAINING else None
+    found = running(one) if one.state == State.DRAINING else None
     if found:
         process.send(found, signal.SIGUSR2)
     return found
@@ -329,7 +337,7 @@ def _strays(home: Home, one: Service) -> dict[Identity, int]:
 
     Those that were replaced and still answer are left out, unless the service is not wanted any more.
     """
-    spared = set(leaving(one)) if one.wanted == "up" else set[Identity]()
+    spared = set(leaving(one)) if one.desired == "up" else set[Identity]()
     found = process.find_orphans(str(home.root), one.name)
     return {stray: generation for stray, generation in found.items() if stray not in spared}
 
@@ -339,10 +347,10 @@ def leaving(one: Service) -> list[Identity]:
     return [found for found in map(process.decode, one.leaving) if process.alive(found)]
 
 
-def settle_succession(db: Database, home: Home, name: str) -> None:
+def settle_handover(db: Database, home: Home, name: str) -> None:
     """Make the row say who serves, if a process was started to take the place of another; end one that did not."""
     one = service.get(db, name)
-    if one.successor is None or _inherit(db, home, one):
+    if one.successor is None or _promote(db, home, one):
         return
     for barren in process.find_shims(str(home.root), name):
         process.end_barren(barren)
@@ -350,13 +358,13 @@ def settle_succession(db: Database, home: Home, name: str) -> None:
         if stray != identity(one):
             process.stop(stray, 0)
     service.update(db, name, successor=None)
-    headline(home.log(name), f"{name}, start {one.generation}, was given up")
+    write_start_marker(home.log(name), f"{name}, start {one.generation}, was given up")
 
 
-def _inherit(db: Database, home: Home, one: Service) -> bool:
+def _promote(db: Database, home: Home, one: Service) -> bool:
     """Write down, once, that the successor serves; False when it does not."""
     there = process.find_orphans(str(home.root), one.name)
-    holder = socket_handover.holder(home, SILENCE_S) if one.generation in there.values() else None
+    holder = socket_handover.serving_process(home, SILENCE_S) if one.generation in there.values() else None
     if one.successor is None or holder is None or holder.generation != one.generation:
         return False
     found = process.decode(holder.identity)
@@ -373,34 +381,34 @@ def _inherit(db: Database, home: Home, one: Service) -> bool:
     }
     with db.transaction():
         done = service.get(db, one.name).successor is None
-        return done or service.step(db, one.name, Step.REPLACED, fence=one.generation, **columns)
+        return done or service.apply(db, one.name, ServiceEvent.REPLACED, fence=one.generation, **columns)
 
 
-def settle(db: Database, home: Home, one: Service) -> Service:
+def reconcile_row(db: Database, home: Home, one: Service) -> Service:
     """Make a row that was left behind say what is: finish a stop that was cut short, bury what died unseen."""
     found = identity(one)
     if found and not process.alive(found):
-        bury(db, home, one.name, found)  # first, as the end of a successor takes the place of its exit code
-    settle_succession(db, home, one.name)
+        record_exit(db, home, one.name, found)  # first, as the end of a successor takes the place of its exit code
+    settle_handover(db, home, one.name)
     one = service.get(db, one.name)
-    if one.doing == Doing.STOPPING:
-        take_down(db, home, one)
+    if one.state == State.STOPPING:
+        stop(db, home, one)
     return service.get(db, one.name)
 
 
-def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
+def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     """Write down an end that nobody asked for and when the next try is; give its cause.
 
     None when it was asked for, or its successor serves, or it is not the recorded process, or somebody was quicker.
     """
     one = service.get(db, name)
-    if one.identity != process.encode(dead) or one.doing in service.DOWN | {Doing.STOPPING}:
+    if one.identity != process.encode(dead) or one.state in service.DOWN | {State.STOPPING}:
         return None
-    if one.successor and _inherit(db, home, one):
+    if one.successor and _promote(db, home, one):
         return None
     code = _exit_code(home, one, dead)
-    if one.doing == Doing.DRAINING and code == 0:
-        _rest(db, one)
+    if one.state == State.DRAINING and code == 0:
+        _mark_stopped(db, one)
         return None
     why = _cause(home, one, dead, code)
     step, next_try_at, exits = _sentence(db, home, one, why)
@@ -408,9 +416,9 @@ def bury(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
     then = {"identity": None, "next_try_at": next_try_at, "exits": exits, "restarts": one.restarts + 1}
     with db.transaction():  # a successor may have taken its place while the shim was waited for
         same = service.get(db, name).identity == one.identity
-        buried = same and service.step(db, name, step, fence=one.generation, **then, **told)
+        buried = same and service.apply(db, name, step, fence=one.generation, **then, **told)
     if buried and why.code == exit_causes.OOM and one.kind == "engine":
-        safe_mode.ran_short(db, name, MOST)
+        safe_mode.record_oom(db, name, MOST)
     return why if buried else None
 
 
@@ -421,7 +429,7 @@ def _exit_code(home: Home, one: Service, dead: Identity) -> int | None:
     return process.exit_status(home.run, one.name, dead)
 
 
-kills = memory.Kills()
+kills = memory.OomCounter()
 REBOOT = Cause("reboot", "The machine was restarted.", "mlxq status", permanent=False)
 
 
@@ -429,17 +437,17 @@ def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
     if dead.boot != process.boot():
         return REBOOT
     short = kills.lately() or memory.memory().pressure == memory.Pressure.CRITICAL
-    return exit_causes.explain(code, last_words(home.log(one.name)), one.name, memory_short=short)
+    return exit_causes.explain(code, log_tail(home.log(one.name)), one.name, memory_short=short)
 
 
-def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[Step, float | None, list[float]]:
+def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[ServiceEvent, float | None, list[float]]:
     """Give the step an end leads to, when the next try is, and the exits that count."""
     now = db.now()
     if why is REBOOT:
-        return Step.DIED, now, one.exits
+        return ServiceEvent.EXITED, now, one.exits
     exits = restart.remember(one.exits, now, now - one.ready_at if one.ready_at else 0.0)
     if why.permanent:
-        return Step.GAVE_UP, None, exits
+        return ServiceEvent.FAILED, None, exits
     chosen = settings.load(home)
     retry = restart.next_try(
         exits,
@@ -448,15 +456,15 @@ def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[Step,
         most=chosen["max-restarts"],
         first_pause_s=chosen["restart-delay"],
     )
-    return (Step.FLAPPED if retry.flapping else Step.DIED), retry.at, exits
+    return (ServiceEvent.CRASH_LOOPED if retry.crash_loop else ServiceEvent.EXITED), retry.at, exits
 
 
 def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | None = None) -> None:
     """Write down that a service cannot be started: until a person acts, or until `next_try_at`."""
-    service.step(
+    service.apply(
         db,
         name,
-        Step.GAVE_UP if next_try_at is None else Step.FLAPPED,
+        ServiceEvent.FAILED if next_try_at is None else ServiceEvent.CRASH_LOOPED,
         identity=None,
         next_try_at=next_try_at,
         cause_code=problem.code,
@@ -467,5 +475,5 @@ def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | No
 
 def as_error(one: Service) -> MlxqError:
     """Give the error that tells a person why the service is down."""
-    said = f"{one.name} is {one.doing}: {one.cause or 'nothing says why'}"
+    said = f"{one.name} is {one.state}: {one.cause or 'nothing says why'}"
     return errors.rebuild(one.cause_code or "failed", said, one.hint)

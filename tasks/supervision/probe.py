@@ -28,7 +28,7 @@ class Silent(EngineFailed):
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbeResponse:
     """An HTTP answer; `body` is the JSON in it, or None."""
 
     status: int
@@ -88,14 +88,16 @@ def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
         return False
 
 
-def _good(answer: Answer) -> Answer:
+def _good(answer: ProbeResponse) -> ProbeResponse:
     """Let a 200 pass. Raises EngineFailed for all else."""
     if answer.status != 200:  # noqa: PLR2004 - HTTP
         raise EngineFailed(f"It answered a request with HTTP {answer.status}.")
     return answer
 
 
-def ask(port: int, path: str, key: str, timeout_s: float, wanted: Any = None, *, method: str | None = None) -> Answer:
+def ask(
+    port: int, path: str, key: str, timeout_s: float, wanted: Any = None, *, method: str | None = None
+) -> ProbeResponse:
     """Send one request and read its answer, all within `timeout_s` seconds. Raises Refused, Silent.
 
     HTTP/1.0, so that the server closes the connection and sends no chunks.
@@ -142,13 +144,13 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _read(raw: bytes) -> Answer:
+def _read(raw: bytes) -> ProbeResponse:
     """Take an answer apart. Raises ValueError when it is none."""
     head, end, body = raw.partition(b"\r\n\r\n")
     if not end or not head.startswith(b"HTTP/1."):
         raise ValueError("no whole HTTP answer")
     code = int(head.split(None, 2)[1])
     try:
-        return Answer(code, json.loads(body))
+        return ProbeResponse(code, json.loads(body))
     except ValueError:
-        return Answer(code, None)
+        return ProbeResponse(code, None)

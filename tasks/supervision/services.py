@@ -11,13 +11,13 @@ from state import safe_mode, settings, stack
 from state import service as rows
 from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
-from state.service import Doing, Service, Step
+from state.service import Service, ServiceEvent, State
 from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.safe_mode import may_start
 from tasks.queue import Context, job
 from tasks.supervision import handover, lifecycle, probe, watchdog
-from tasks.supervision.lifecycle import Blueprint
+from tasks.supervision.lifecycle import LaunchSpec
 from tasks.system import memory, process, prompt_cache
 from tasks.system.child import Cancelled
 from tasks.system.process import Identity
@@ -35,7 +35,7 @@ AGAIN_S = 300.0
 def start(context: Context, service: str) -> dict[str, Any]:
     """Make sure a service is wanted and serves. Gives {"service", "state", "pid"}."""
     _row(context, service)
-    rows.want(context.db, service, "up")
+    rows.set_desired(context.db, service, "up")
     _lift(context, service)
     return bring_up(context, service)
 
@@ -63,7 +63,7 @@ def _replaced(context: Context, one: Service) -> bool:
 def _end_and_purge(context: Context, name: str) -> None:
     """End an engine, which writes its old prompts to disk then, and delete them."""
     with lifecycle.hold(name, context.check):
-        lifecycle.take_down(context.db, context.home, rows.get(context.db, name))
+        lifecycle.stop(context.db, context.home, rows.get(context.db, name))
         prompt_cache.cap(prompt_cache.folder(context.home, name), 0)
 
 
@@ -75,19 +75,19 @@ def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str,
     the service before its turn comes keeps it.
     """
     if not unwanted:
-        _unwant(context, service)
+        _clear_desired(context, service)
     with lifecycle.hold(service, context.check):
         one = rows.get(context.db, service)
-        if one.wanted == "down":
-            lifecycle.take_down(context.db, context.home, one)
+        if one.desired == "down":
+            lifecycle.stop(context.db, context.home, one)
     return _outcome(context, service)
 
 
-def _unwant(context: Context, name: str) -> None:
+def _clear_desired(context: Context, name: str) -> None:
     """Write down that a service is not wanted. Raises NotFound."""
     if rows.find(context.db, name) is None:
         _row(context, name)
-    rows.want(context.db, name, "down")
+    rows.set_desired(context.db, name, "down")
 
 
 @job("drain")
@@ -97,12 +97,12 @@ def drain(context: Context, service: str) -> dict[str, Any]:
     The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
     this job is cancelled, what is left is stopped as `stop` does. Gives what `start` gives.
     """
-    rows.want(context.db, service, "down")
+    rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
         if found := lifecycle.drain(context.db, rows.get(context.db, service)):
             with suppress(Cancelled):
                 _await_last_answer(context, found)
-        lifecycle.take_down(context.db, context.home, rows.get(context.db, service))
+        lifecycle.stop(context.db, context.home, rows.get(context.db, service))
     return _outcome(context, service)
 
 
@@ -116,7 +116,7 @@ def _await_last_answer(context: Context, found: Identity) -> None:
 def _lift(context: Context, name: str) -> None:
     """Give a tier all that the stack wants of it again, as a person asked; a job that was rescued does not ask anew."""
     if context.held.attempt == 1:
-        safe_mode.lift(context.db, name)
+        safe_mode.leave(context.db, name)
 
 
 def _row(context: Context, name: str) -> None:
@@ -131,15 +131,15 @@ def _row(context: Context, name: str) -> None:
 
 def _outcome(context: Context, name: str) -> dict[str, Any]:
     one = rows.get(context.db, name)
-    return {"service": name, "state": one.doing, "pid": one.pid}
+    return {"service": name, "state": one.state, "pid": one.pid}
 
 
 def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
     """Try until the service serves, is not wanted any more, or another try is no use. Raises MlxqError."""
     with lifecycle.hold(name, context.check):
-        while rows.get(context.db, name).wanted == "up":
+        while rows.get(context.db, name).desired == "up":
             plan = _plan(context, name)
-            one = lifecycle.settle(context.db, context.home, rows.get(context.db, name))
+            one = lifecycle.reconcile_row(context.db, context.home, rows.get(context.db, name))
             again = replace and not _replaced(context, one)
             if lifecycle.running(one) and (again or _outdated(one, plan)):
                 _replace(context, one, plan, hung=hung)
@@ -148,33 +148,33 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
             if _try(context, name, plan):
                 return _outcome(context, name)
             _pause(context, name)
-        lifecycle.take_down(context.db, context.home, rows.get(context.db, name))
+        lifecycle.stop(context.db, context.home, rows.get(context.db, name))
     return _outcome(context, name)
 
 
-def _outdated(one: Service, plan: Blueprint) -> bool:
+def _outdated(one: Service, plan: LaunchSpec) -> bool:
     """Tell whether a running process is not what is wanted now, or takes no new requests any more."""
-    return one.fingerprint != plan.fingerprint or one.doing == Doing.DRAINING
+    return one.spec_hash != plan.spec_hash or one.state == State.DRAINING
 
 
-def _replace(context: Context, one: Service, plan: Blueprint, *, hung: bool) -> None:
+def _replace(context: Context, one: Service, plan: LaunchSpec, *, hung: bool) -> None:
     """Have a successor take the process's place where that can be done; end it where not.
 
     Raises GatewayFailed, PortTaken; the process was left as it is.
     """
     if hung:
-        lifecycle.take_down(context.db, context.home, one, lifecycle.HUNG_GRACE_S)
+        lifecycle.stop(context.db, context.home, one, lifecycle.HUNG_GRACE_S)
         return
     lifecycle.may_move(one, plan)
     if handover.possible(context.home, one):
         handover.replace(context, one, plan)
     else:
-        lifecycle.take_down(context.db, context.home, one)
+        lifecycle.stop(context.db, context.home, one)
 
 
 def _await_turn(context: Context, name: str) -> None:
     """Wait, after an unclean boot, until the tiers before this one have served for a while."""
-    while rows.get(context.db, name).wanted == "up":
+    while rows.get(context.db, name).desired == "up":
         held = safe_mode.listing(context.db)
         if lifecycle.running(rows.get(context.db, name)) or may_start(
             name, rows.listing(context.db), held, context.db.now()
@@ -184,17 +184,17 @@ def _await_turn(context: Context, name: str) -> None:
         context.wait(1.0)
 
 
-def _plan(context: Context, name: str) -> Blueprint:
+def _plan(context: Context, name: str) -> LaunchSpec:
     """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
     try:
-        return lifecycle.blueprint(context.db, context.home, name)
+        return lifecycle.launch_spec(context.db, context.home, name)
     except MlxqError as problem:
         if not lifecycle.running(rows.get(context.db, name)):
             lifecycle.give_up(context.db, name, problem)
         raise
 
 
-def _try(context: Context, name: str, plan: Blueprint) -> bool:
+def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
     """Start the service unless it runs, and wait for it; False when it ended or is not wanted any more."""
     one = rows.get(context.db, name)
     if not lifecycle.running(one):
@@ -205,16 +205,16 @@ def _try(context: Context, name: str, plan: Blueprint) -> bool:
             lifecycle.give_up(context.db, name, problem)
             raise
     try:
-        return one.doing in rows.ROUTED or _await_ready(context, one, plan)
+        return one.state in rows.ROUTED or _await_ready(context, one, plan)
     except EngineFailed as problem:
-        _put_aside(context, one, problem, again_s=AGAIN_S)
+        _supersede(context, one, problem, again_s=AGAIN_S)
         raise
     except PortTaken as problem:
-        _put_aside(context, one, problem, again_s=None)
+        _supersede(context, one, problem, again_s=None)
         raise
 
 
-def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
+def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
     """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed, PortTaken."""
     found = lifecycle.identity(one)
     assert found is not None, "a service that was spawned has an identity"
@@ -223,11 +223,11 @@ def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
     while not process.wait(found, LOOK_S):
         spent_s = time.monotonic() - began
         context.report("loading", done=int(spent_s), unit="s")
-        if rows.get(context.db, one.name).wanted == "down":
+        if rows.get(context.db, one.name).desired == "down":
             return False
         try:
             if lifecycle.ready(context.home, one):
-                lifecycle.welcome(context.db, one)
+                lifecycle.mark_ready(context.db, one)
                 watchdog.follow(one.name, found)
                 return True
         except (probe.Refused, probe.Silent):
@@ -241,13 +241,13 @@ def _await_ready(context: Context, one: Service, plan: Blueprint) -> bool:
                 f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
             )
         thawed_at = _end_frozen(found, thawed_at)
-    lifecycle.bury(context.db, context.home, one.name, found)
+    lifecycle.record_exit(context.db, context.home, one.name, found)
     return False
 
 
 def _broken(one: Service, found: Identity, problem: EngineFailed) -> MlxqError:
     """Give the error for a port that answers, and answers wrongly."""
-    if lifecycle.robbed(one, found):
+    if lifecycle.port_hijacked(one, found):
         return lifecycle.port_taken(one)
     return EngineFailed(f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}")
 
@@ -262,12 +262,12 @@ def _end_frozen(found: Identity, thawed_at: float) -> float:
     return thawed_at
 
 
-def _put_aside(context: Context, one: Service, problem: MlxqError, *, again_s: float | None) -> None:
+def _supersede(context: Context, one: Service, problem: MlxqError, *, again_s: float | None) -> None:
     """End a service that runs and does not serve; it is tried again in `again_s` seconds, if at all.
 
     It is ended before its row is: a worker that dies in between leaves a stop to finish, and no process forgotten.
     """
-    rows.step(context.db, one.name, Step.ENDING, fence=one.generation)
+    rows.apply(context.db, one.name, ServiceEvent.STOPPING, fence=one.generation)
     if found := lifecycle.identity(one):
         process.stop(found, lifecycle.GRACE_S)
     lifecycle.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
@@ -277,9 +277,9 @@ def _pause(context: Context, name: str) -> None:
     """Wait for the next try. Raises MlxqError when there is none worth waiting for."""
     while True:
         one = rows.get(context.db, name)
-        if one.wanted == "down":
+        if one.desired == "down":
             return
-        if one.doing in {Doing.FAILED, Doing.FLAPPING}:
+        if one.state in {State.FAILED, State.CRASH_LOOP}:
             raise lifecycle.as_error(one)
         left_s = policy.left_s(one.next_try_at, context.db.now())
         if left_s <= 0:

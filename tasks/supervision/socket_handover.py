@@ -41,7 +41,7 @@ _LONGEST = 1024
 
 
 @dataclass(frozen=True)
-class Holder:
+class ServingProcess:
     """Who serves."""
 
     identity: str
@@ -50,13 +50,13 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Handover:
+class SocketHandover:
     """What a successor is given."""
 
     sockets: list[socket.socket]
     _line: socket.socket | None
 
-    def relieve(self) -> bool:
+    def confirm(self) -> bool:
         """Say that the successor serves, and tell whether the one before it has confirmed that it stopped.
 
         One that hangs does not; it stops once it goes on. There is no way back from here.
@@ -74,19 +74,19 @@ def place(home: Home) -> Path:
     return wakeup.folder(home) / "gateway.sock"
 
 
-def holder(home: Home, patience_s: float = PATIENCE_S) -> Holder | None:
+def serving_process(home: Home, patience_s: float = PATIENCE_S) -> ServingProcess | None:
     """Ask who serves; None when nobody is there, or says nothing within `patience_s` seconds."""
     try:
         with _connected(home) as line:
             line.settimeout(patience_s)
             line.sendall(_WHO)
-            return Holder(**json.loads(line.recv(_LONGEST)))
+            return ServingProcess(**json.loads(line.recv(_LONGEST)))
     except (OSError, ValueError, TypeError):
         return None
 
 
 @contextlib.contextmanager
-def succession(home: Home) -> Generator[Handover]:
+def take_over(home: Home) -> Generator[SocketHandover]:
     """Get the listening sockets of the gateway that serves; none when it is dead.
 
     It goes on as if nothing had been, unless it is relieved in the block. Raises OSError when it does not answer, or
@@ -95,10 +95,10 @@ def succession(home: Home) -> Generator[Handover]:
     try:
         line = _connected(home)
     except ConnectionRefusedError:
-        yield Handover([], None)
+        yield SocketHandover([], None)
         return
     with line:
-        yield Handover(_given(line), line)
+        yield SocketHandover(_given(line), line)
 
 
 def _given(line: socket.socket) -> list[socket.socket]:
@@ -123,7 +123,7 @@ def _connected(home: Home) -> socket.socket:
     return line
 
 
-class Door(threading.Thread):
+class HandoverServer(threading.Thread):
     """Answers at `place` as the gateway that serves, and gives its sockets away.
 
     It holds the connection until the successor serves or is gone, as macOS may lose descriptors whose sender closes
@@ -139,7 +139,7 @@ class Door(threading.Thread):
         wakeup.own(place(home).parent)
         me = process.identify(os.getpid())
         assert me is not None, "a process that runs can be identified"
-        self._me = Holder(process.encode(me), generation)
+        self._me = ServingProcess(process.encode(me), generation)
         self._place = place(home)
         self._home = home
         self._leave = leave
@@ -154,7 +154,7 @@ class Door(threading.Thread):
     def run(self) -> None:
         """Meet one peer after another, until one has taken over."""
         while not self._met():
-            self.be_found()
+            self.publish()
         self._listener.close()
 
     @property
@@ -175,10 +175,10 @@ class Door(threading.Thread):
         listener.settimeout(LOOK_S)
         return listener
 
-    def be_found(self) -> None:
+    def publish(self) -> None:
         """Listen anew where the socket's file is gone, or is that of a successor that died before it served."""
         with contextlib.suppress(OSError):
-            if self._is_in_place() or holder(self._home):
+            if self._is_in_place() or serving_process(self._home):
                 return
             fresh = self._listening()
             self._listener.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from state import event, safe_mode, service, worker
 from state.db import Database
 from state.errors import EngineFailed
-from state.safe_mode import Restraint
+from state.safe_mode import SafeMode
 from state.service import ALIVE, Service
 from tasks.plan import safe_mode as plan
 from tasks.runtime import log
@@ -19,7 +19,7 @@ from tasks.system import process
 LESS = "It runs with a smaller cache and fewer requests at once."
 
 
-def look_back(db: Database, boot: str) -> str | None:
+def handle(db: Database, boot: str) -> str | None:
     """Hold back the engines that ran when the machine went down; give the suspect. `boot`: the id of this boot.
 
     To be called before this worker writes its own row.
@@ -35,21 +35,19 @@ def look_back(db: Database, boot: str) -> str | None:
     told = f"The machine went down while {' and '.join(one.name for one in ran)} ran; {guess.name} is the suspect."
     event.record(db, "unclean_boot", service=guess.name, cause=told)
     for one in ran:
-        _hold_back(db, one, told, more=1 if one is guess else 0)
+        _enter_safe_mode(db, one, told, more=1 if one is guess else 0)
     return guess.name
 
 
 def _ran(one: Service, boot: str) -> bool:
     found = lifecycle.identity(one)
-    return found is not None and found.boot != boot and one.doing in ALIVE
+    return found is not None and found.boot != boot and one.state in ALIVE
 
 
-def _hold_back(db: Database, one: Service, told: str, more: int) -> None:
+def _enter_safe_mode(db: Database, one: Service, told: str, more: int) -> None:
     """Hold a tier back, the suspect one level further; one that was as far back as can be is left down."""
     before = safe_mode.of(db, one.name).level
-    safe_mode.hold_back(
-        db, one.name, Restraint(min(plan.MOST, max(1, before) + more), "unclean_boot", f"{told} {LESS}")
-    )
+    safe_mode.enter(db, one.name, SafeMode(min(plan.MOST, max(1, before) + more), "unclean_boot", f"{told} {LESS}"))
     if more and before >= plan.MOST:
         problem = EngineFailed(
             f"The machine went down again while {one.name} ran, held back as it was.",

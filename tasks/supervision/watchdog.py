@@ -16,19 +16,19 @@ from dataclasses import dataclass, field
 from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
-from state.service import ROUTED, SERVING, Doing, Service, Step
+from state.service import ROUTED, SERVING, Service, ServiceEvent, State
 from tasks.kinds import new
 from tasks.plan import gateway, health, leak, page, restart
-from tasks.plan.health import EngineStatus, Limits, Sample, Track, Verdict
+from tasks.plan.health import EngineStatus, HealthSample, Limits, Track, Verdict
 from tasks.plan.leak import Advice, Trend
-from tasks.plan.reconcile import Care, care, escalate, mends
+from tasks.plan.reconcile import Action, decide, escalate, is_repair
 from tasks.queue import tick
 from tasks.runtime import log, runtime
 from tasks.supervision import lifecycle, probe
-from tasks.supervision.exit_watcher import Exits
+from tasks.supervision.exit_watcher import ExitWatcher
 from tasks.system import log_rotation, memory, process
 from tasks.system.process import Identity
-from tasks.system.sleep_inhibitor import Awake
+from tasks.system.sleep_inhibitor import SleepInhibitor
 
 TICK_S = 2.0
 PROBE_S = 1.5
@@ -40,7 +40,7 @@ LEAVE_S = gateway.LEAVE_SECONDS + lifecycle.GRACE_S
 
 
 @dataclass
-class Charge:
+class Monitored:
     """What is remembered of one running process between looks."""
 
     identity: Identity
@@ -52,32 +52,32 @@ class Charge:
     trend: Trend = field(default_factory=Trend)
 
 
-class Watch:
+class Watchdog:
     """All that the watchdog remembers; it lives as long as the worker."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
-        self._charges: dict[str, Charge] = {}
+        self._charges: dict[str, Monitored] = {}
         self._checked: set[str] = set()
         self._leaving: dict[Identity, float] = {}
         """Since when each was seen to leave, in monotonic seconds."""
-        self._wakes = memory.Wakes()
-        self._exits: Exits | None = None
+        self._wakes = memory.SleepClock()
+        self._exits: ExitWatcher | None = None
         self._starting = threading.Lock()
         self._next_look = 0.0
         self._begun = False
         self._escalated = False
-        self._awake = Awake(memory.stay_awake_argv(os.getpid()))
+        self._awake = SleepInhibitor(memory.stay_awake_argv(os.getpid()))
 
     def follow(self, name: str, identity: Identity) -> None:
         """Be told at once when this process ends."""
         with self._starting:
             if self._exits is None:
-                self._exits = Exits(self._died)
+                self._exits = ExitWatcher(self._died)
                 self._exits.start()
         self._exits.watch(name, identity)
 
-    def look(self) -> None:
+    def tick(self) -> None:
         """Look at every service once; a look that overlaps another, or comes before its time, is left out."""
         now = time.monotonic()
         if now < self._next_look:
@@ -91,10 +91,10 @@ class Watch:
             if self._wakes.look(memory.asleep_s(), time.monotonic()):
                 self._charges.clear()
             services = service.listing(db)
-            self._let_go(services)
-            self._awake.hold(any(one.kind == "engine" and one.doing in SERVING for one in services))
+            self._resume_paused_writers(services)
+            self._awake.hold(any(one.kind == "engine" and one.state in SERVING for one in services))
             self._escalate(db, services)
-            self.see_off(services)
+            self.kill_overdue(services)
             compared = self._next_to_compare(db, services)
             for one in services:
                 self._tend(db, one, compare=one.name == compared)
@@ -110,14 +110,14 @@ class Watch:
             event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier flaps.")
             self._restart(db, gateway.SERVICE, "escalated")
 
-    def _let_go(self, services: list[Service]) -> None:
+    def _resume_paused_writers(self, services: list[Service]) -> None:
         """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""
         if not self._begun:
             self._begun = True
             for found in filter(None, map(lifecycle.running, services)):
                 log_rotation.let_go(process.members(found))
 
-    def see_off(self, services: list[Service]) -> None:
+    def kill_overdue(self, services: list[Service]) -> None:
         """End what was replaced and has not ended in the time that its last answer may take."""
         now = time.monotonic()
         there = [found for one in services for found in lifecycle.leaving(one)]
@@ -131,30 +131,30 @@ class Watch:
         """Take note of an end, and have the service started again when it is due at once."""
         db = runtime.database()
         with suppress(NotFound, StateUnavailable):  # what cannot be written now is found by the next look
-            why = lifecycle.bury(db, runtime.home, name, identity)
+            why = lifecycle.record_exit(db, runtime.home, name, identity)
             if why is None:
                 return
             one = service.get(db, name)
-            log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, doing=one.doing)
-            if one.doing == Doing.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
+            log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, state=one.state)
+            if one.state == State.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
                 self._restart(db, name, "gone")
 
     def _tend(self, db: Database, one: Service, *, compare: bool) -> None:
         """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
         found = lifecycle.running(one)
-        fingerprint = _wanted_fingerprint(db, one) if compare else None
+        spec_hash = _desired_spec_hash(db, one) if compare else None
         held = lifecycle.held(one.name)
-        need = care(one, alive=found is not None, now=db.now(), fingerprint=fingerprint, held=held)
-        if need == Care.SETTLE and (dead := lifecycle.identity(one)):
+        need = decide(one, alive=found is not None, now=db.now(), spec_hash=spec_hash, held=held)
+        if need == Action.RECORD_EXIT and (dead := lifecycle.identity(one)):
             self._died(one.name, dead)
-        elif need == Care.START:
+        elif need == Action.START:
             self._restart(db, one.name, "gone")
-        elif need == Care.REPLACE:
+        elif need == Action.REPLACE:
             self._restart(db, one.name, "changed")
-        elif need == Care.STOP:
-            ledger.submit(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
-        elif need == Care.JUDGE and found:
-            self._judge(db, one, found)
+        elif need == Action.STOP:
+            ledger.enqueue(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
+        elif need == Action.PROBE and found:
+            self._probe(db, one, found)
 
     def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
         """Choose who is compared with what would be started now, once in the worker's life.
@@ -162,9 +162,9 @@ class Watch:
         One at a look, while all serve and none is about to be replaced: what an upgrade changed for every tier is
         replaced one after another, and the others answer. Later changes come through jobs, which compare.
         """
-        up = [one for one in services if one.wanted == "up"]
+        up = [one for one in services if one.desired == "up"]
         left = [one.name for one in up if one.name not in self._checked]
-        if not left or any(one.doing != Doing.READY for one in up) or _restarting(db):
+        if not left or any(one.state != State.READY for one in up) or _restarting(db):
             return None
         self._checked.add(left[0])
         return left[0]
@@ -172,49 +172,53 @@ class Watch:
     def _restart(self, db: Database, name: str, why: str) -> None:
         """Have a job do it, unless one is at it already; a person may have switched mending off."""
         one = service.get(db, name)
-        if settings.load(runtime.home)["auto-health-check"] or not mends(one, why, this_boot=lifecycle.this_boot(one)):
-            ledger.submit(db, new("restart", {"service": name, "why": why}), source="watchdog")
+        if settings.load(runtime.home)["auto-health-check"] or not is_repair(
+            one, why, this_boot=lifecycle.this_boot(one)
+        ):
+            ledger.enqueue(db, new("restart", {"service": name, "why": why}), source="watchdog")
 
-    def _judge(self, db: Database, one: Service, found: Identity) -> None:
+    def _probe(self, db: Database, one: Service, found: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
-        charge = self._charge(one.name, found)
+        charge = self._monitored(one.name, found)
         limits = health.patience(_limits(db, one), memory.crowding())
         now = time.monotonic()
         status = _ask(one)
         answer, charge.answer = charge.answer, None
         frozen = status is None and process.frozen(found)
-        charge.track = health.follow(charge.track, Sample(now, status, answer, frozen))
+        charge.track = health.follow(charge.track, HealthSample(now, status, answer, frozen))
         verdict = health.verdict(charge.track, now, limits, woke_at=self._wakes.woke_at)
         if status and one.kind == "engine" and health.canary_due(charge.track, status, now, limits):
             _send_canary(charge, one)
         self._act(db, one, charge, verdict, status)
 
-    def _charge(self, name: str, found: Identity) -> Charge:
+    def _monitored(self, name: str, found: Identity) -> Monitored:
         """Give what is remembered of the process; a new one is followed from now on."""
         charge = self._charges.get(name)
         if charge is None or charge.identity != found:
-            charge = self._charges[name] = Charge(found, health.begin(time.monotonic()))
+            charge = self._charges[name] = Monitored(found, health.begin(time.monotonic()))
             self.follow(name, found)
         return charge
 
-    def _act(self, db: Database, one: Service, charge: Charge, verdict: Verdict, status: EngineStatus | None) -> None:
+    def _act(
+        self, db: Database, one: Service, charge: Monitored, verdict: Verdict, status: EngineStatus | None
+    ) -> None:
         """Write down what the verdict changes, and have a hung service replaced."""
         if verdict in {Verdict.SILENT, Verdict.STALLED, Verdict.BROKEN}:
-            step = Step.STALLED if verdict == Verdict.STALLED else Step.DEGRADED
-            if service.step(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
+            step = ServiceEvent.STALLED if verdict == Verdict.STALLED else ServiceEvent.DEGRADED
+            if service.apply(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
                 log.warning("service_hangs", service=one.name, verdict=verdict)
             del self._charges[one.name]
             self._restart(db, one.name, "hung")
-        elif verdict == Verdict.HEALTHY and one.doing != Doing.READY:
-            service.step(db, one.name, Step.READIED, fence=one.generation)
+        elif verdict == Verdict.HEALTHY and one.state != State.READY:
+            service.apply(db, one.name, ServiceEvent.BECAME_READY, fence=one.generation)
         elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
             charge.noted_at = time.monotonic()
             used = memory.resident(charge.identity)
             service.update(db, one.name, memory_bytes=used)
             if one.kind == "engine" and status:
-                self._mind_memory(db, one, charge, status, used)
+                self._check_memory(db, one, charge, status, used)
 
-    def _mind_memory(self, db: Database, one: Service, charge: Charge, status: EngineStatus, used: int) -> None:
+    def _check_memory(self, db: Database, one: Service, charge: Monitored, status: EngineStatus, used: int) -> None:
         """Have an engine whose memory only grows drop its cache, and be replaced when that did not help."""
         charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
         with suppress(NotFound):
@@ -227,8 +231,8 @@ class Watch:
                 charge.trend = Trend(purged_at=time.monotonic())
                 event.record(db, "cache_purged", service=one.name, cause=told)
                 threading.Thread(target=_purge, args=(one,), name=f"purge-{one.name}", daemon=True).start()
-            elif advice == Advice.RECYCLE and service.step(
-                db, one.name, Step.DRAINED, fence=one.generation, cause=told
+            elif advice == Advice.RECYCLE and service.apply(
+                db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation, cause=told
             ):
                 self._restart(db, one.name, "leaks")
 
@@ -237,10 +241,10 @@ def _restarting(db: Database) -> bool:
     return any(one.live for one in job.listing(db, kind="restart", limit=1))
 
 
-def _wanted_fingerprint(db: Database, one: Service) -> str | None:
-    """Give the fingerprint of what would be started now; None where nothing could be."""
+def _desired_spec_hash(db: Database, one: Service) -> str | None:
+    """Give the spec_hash of what would be started now; None where nothing could be."""
     with suppress(MlxqError):
-        return lifecycle.blueprint(db, runtime.home, one.name).fingerprint
+        return lifecycle.launch_spec(db, runtime.home, one.name).spec_hash
     return None
 
 
@@ -272,7 +276,7 @@ def _key() -> str:
 
 def _others_serve(db: Database, one: Service) -> bool:
     """Tell whether requests for a tier would be answered while it is away."""
-    return any(it.kind == "engine" and it.name != one.name and it.doing in ROUTED for it in service.listing(db))
+    return any(it.kind == "engine" and it.name != one.name and it.state in ROUTED for it in service.listing(db))
 
 
 def _purge(one: Service) -> None:
@@ -287,7 +291,7 @@ def _limits(db: Database, one: Service) -> Limits:
     return health.TEXT
 
 
-def _send_canary(charge: Charge, one: Service) -> None:
+def _send_canary(charge: Monitored, one: Service) -> None:
     """Ask for one token beside the tick, which must not wait for it."""
     if charge.canary and charge.canary.is_alive():
         return
@@ -304,11 +308,11 @@ def _send_canary(charge: Charge, one: Service) -> None:
     charge.canary.start()
 
 
-watch = Watch()
+watch = Watchdog()
 follow = watch.follow
 
 
 @tick("reconcile", TICK_S)
 def reconcile() -> None:
     """Look at every service."""
-    watch.look()
+    watch.tick()

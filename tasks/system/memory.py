@@ -27,7 +27,7 @@ class Pressure(StrEnum):
 
 
 @dataclass(frozen=True)
-class Memory:
+class SystemMemory:
     """The machine's memory, in bytes."""
 
     total: int
@@ -38,13 +38,13 @@ class Memory:
     pressure: Pressure
 
 
-def memory() -> Memory:
+def memory() -> SystemMemory:
     """Look at the machine's memory."""
     import psutil
 
     seen, swap = psutil.virtual_memory(), psutil.swap_memory()
     level = _macos_pressure() if sys.platform == "darwin" else by_share(seen.available, seen.total)
-    return Memory(seen.total, seen.available, getattr(seen, "wired", None), swap.used, level)
+    return SystemMemory(seen.total, seen.available, getattr(seen, "wired", None), swap.used, level)
 
 
 def by_share(available: int, total: int) -> Pressure:
@@ -95,7 +95,7 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-class Kills:
+class OomCounter:
     """Notices that the kernel killed something for memory a moment ago."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ def asleep_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
-class Wakes:
+class SleepClock:
     """Notices that the machine was asleep between two looks."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket
 
 
 @dataclass(frozen=True)
-class Holder:
+class PortHolder:
     """Who listens on a port. pid 0 and no identity: another user's program, which cannot be named."""
 
     pid: int
@@ -51,12 +51,12 @@ def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
     return True
 
 
-def holder(port: int) -> Holder | None:
+def holder(port: int) -> PortHolder | None:
     """Give who listens on the port, or None. It is only ever named; nothing here signals it."""
     pid = _listener(port)
     if pid is None:
         return None
-    return Holder(pid, _name(pid), identify(pid) if pid else None)
+    return PortHolder(pid, _name(pid), identify(pid) if pid else None)
 
 
 def _listener(port: int) -> int | None:

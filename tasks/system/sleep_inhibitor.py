@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 
-class Awake:
+class SleepInhibitor:
     """Runs a helper while the machine shall stay awake; none where there is no such helper."""
 
     def __init__(self, argv: Sequence[str] | None) -> None:

@@ -14,14 +14,14 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from state.errors import EngineFailed
-from tasks.plan.bench import Answer
+from tasks.plan.bench import TimedAnswer
 
 HOST = "127.0.0.1"
 SILENCE_S = 600.0
 """How long a prompt may take to read."""
 
 
-def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> Answer:
+def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> TimedAnswer:
     """Ask for one streamed answer of at most `tokens` tokens. Raises EngineFailed."""
     body = {
         "model": model,
@@ -42,7 +42,7 @@ def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> Answer:
         connection.close()
 
 
-def _read(answer: HTTPResponse, began: float) -> Answer:
+def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
     """Note when the first and the last token came, and what the engine counted."""
     if answer.status != 200:  # noqa: PLR2004 (HTTP's OK)
         said = answer.read(500).decode("utf-8", "replace")
@@ -58,7 +58,7 @@ def _read(answer: HTTPResponse, began: float) -> Answer:
             first = first or last
     if first is None or last is None:
         raise EngineFailed("The engine answered without a token.")
-    return Answer(
+    return TimedAnswer(
         first - began, last - first, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
     )
 

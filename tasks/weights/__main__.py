@@ -8,7 +8,7 @@ from typing import Any
 from state.errors import Internal
 from tasks.system.child_protocol import Report, answer
 from tasks.weights import builtin, install, integrity
-from tasks.weights.source import Request
+from tasks.weights.source import PullRequest
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
         case "plan":
             return install.plan(request["source"])
         case "fetch":
-            return install.fetch(Request(**request), report)
+            return install.fetch(PullRequest(**request), report)
         case "verify":
             return {"damaged": integrity.damaged(Path(request["folder"]), report)}
         case "builtin":

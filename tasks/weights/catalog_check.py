@@ -34,7 +34,7 @@ _ASK = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class CatalogFinding:
     """One thing to know about a model."""
 
     model: str
@@ -43,24 +43,24 @@ class Finding:
     """False for what is worth a word and no mistake."""
 
 
-def files(overlay: Path) -> tuple[dict[str, Model], list[Finding]]:
+def files(overlay: Path) -> tuple[dict[str, Model], list[CatalogFinding]]:
     """Read every file, the shipped ones and the person's, and go on after one that is wrong."""
     models: dict[str, Model] = {}
-    findings: list[Finding] = []
+    findings: list[CatalogFinding] = []
     for path in (*sorted(load.SHIPPED.glob("*.y*ml")), *sorted(overlay.glob("*.y*ml"))):
         try:
             row = parse(path.read_text(encoding="utf-8"), str(path))
         except (BadModelFile, OSError, UnicodeDecodeError) as problem:
-            findings.append(Finding(path.stem, str(problem)))
+            findings.append(CatalogFinding(path.stem, str(problem)))
             continue
         if row["id"] == path.stem:
             models[path.stem] = load.model(row)
         else:
-            findings.append(Finding(path.stem, f"{path}: the file is named otherwise than its id {row['id']!r}"))
+            findings.append(CatalogFinding(path.stem, f"{path}: the file is named otherwise than its id {row['id']!r}"))
     return models, findings
 
 
-def parsers(models: Mapping[str, Model]) -> list[Finding]:
+def parsers(models: Mapping[str, Model]) -> list[CatalogFinding]:
     """Hold the parsers against the installed vllm-mlx, in a child: it is heavy. Raises EngineFailed without one."""
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
@@ -74,15 +74,17 @@ def parsers(models: Mapping[str, Model]) -> list[Finding]:
     if done.returncode:
         raise EngineFailed(f"vllm-mlx does not tell its parsers: {done.stderr.strip()[-200:]}", hint="mlxq doctor")
     tools, reasoning = json.loads(done.stdout.splitlines()[-1])
-    findings: list[Finding] = []
+    findings: list[CatalogFinding] = []
     for model in models.values():
         for name, there, what in ((model.tool_parser, tools, "tool"), (model.reasoning_parser, reasoning, "reasoning")):
             if name is not None and name not in there:
-                findings.append(Finding(model.id, f"vllm-mlx has no {what} parser {name!r}; it has {', '.join(there)}"))
+                findings.append(
+                    CatalogFinding(model.id, f"vllm-mlx has no {what} parser {name!r}; it has {', '.join(there)}")
+                )
     return findings
 
 
-def repos(models: Mapping[str, Model]) -> list[Finding]:
+def repos(models: Mapping[str, Model]) -> list[CatalogFinding]:
     """Ask the Hub for every repo: whether it is there, open, and of the size the catalog says."""
     every = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
     with connect() as client, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
@@ -90,20 +92,24 @@ def repos(models: Mapping[str, Model]) -> list[Finding]:
         return [finding for each in asked if (finding := each.result())]
 
 
-def _repo(client: httpx.Client, model: Model, quant: Quant) -> Finding | None:
+def _repo(client: httpx.Client, model: Model, quant: Quant) -> CatalogFinding | None:
     try:
         planned = Hub(client).plan(quant.repo, "main")
     except NotFound:
-        return Finding(model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three")
+        return CatalogFinding(
+            model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three"
+        )
     except Gated:
-        return Finding(model.id, f"{quant.repo} is gated; a conversion should be open", wrong=False)
+        return CatalogFinding(model.id, f"{quant.repo} is gated; a conversion should be open", wrong=False)
     except (MlxqError, Later) as problem:
-        return Finding(model.id, f"{quant.repo} could not be checked: {problem}", wrong=False)
+        return CatalogFinding(model.id, f"{quant.repo} could not be checked: {problem}", wrong=False)
     return _size(model, quant, sum(file.size for file in planned.files if file.name.endswith(".safetensors")))
 
 
-def _size(model: Model, quant: Quant, there: int) -> Finding | None:
+def _size(model: Model, quant: Quant, there: int) -> CatalogFinding | None:
     """Say when the weights on the Hub are of another size."""
     if abs(there - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
         return None
-    return Finding(model.id, f"{quant.repo} holds {units.files(there)}; the catalog says {units.files(quant.bytes)}")
+    return CatalogFinding(
+        model.id, f"{quant.repo} holds {units.files(there)}; the catalog says {units.files(quant.bytes)}"
+    )

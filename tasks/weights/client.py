@@ -9,9 +9,9 @@ from typing import Any
 
 from tasks.system.child import Progress, run_child
 from tasks.weights import manifest, source
-from tasks.weights.hub import Plan
+from tasks.weights.hub import DownloadPlan
 from tasks.weights.manifest import File, Manifest
-from tasks.weights.source import Request, Source
+from tasks.weights.source import PullRequest, Source
 
 _CHILD = "tasks.weights"
 
@@ -34,7 +34,7 @@ def _never() -> bool:
     return False
 
 
-def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Plan:
+def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> DownloadPlan:
     """Ask the Hub what a pull of `hub:org/name[@revision]` would fetch: files, bytes, gate, licence, commit.
 
     Raises NotFound, Gated, Offline, Damaged, UsageProblem, Later, Cancelled.
@@ -42,7 +42,7 @@ def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Pla
     found = run_child(_CHILD, {"do": "plan", "source": source}, cancelled=cancelled)
     files = tuple(File(**file) for file in found.pop("files"))
     notes = tuple(found.pop("notes"))
-    return Plan(**found, files=files, notes=notes)
+    return DownloadPlan(**found, files=files, notes=notes)
 
 
 def here(text: str, models: Path) -> Path | None:
@@ -60,7 +60,7 @@ def here(text: str, models: Path) -> Path | None:
     return None
 
 
-def fetch(request: Request, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
+def fetch(request: PullRequest, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
     """Bring weights here, or give them at once when they are there. A killed or cancelled fetch goes on where it was.
 
     `on_progress` gets {"phase"} and, while fetching, {"bytes", "total", "rate", "resumed": bytes that were here when it

@@ -22,7 +22,7 @@ from state.errors import Damaged, Internal, MlxqError, Offline
 from tasks.system.child import Later
 from tasks.weights.hub import REDIRECTS, Hub, unreachable, web_page
 from tasks.weights.manifest import File
-from tasks.weights.partial_file import SEGMENT, Part, left
+from tasks.weights.partial_file import SEGMENT, PartialFile, left
 
 if TYPE_CHECKING:
     from tasks.system.child_protocol import Report
@@ -46,7 +46,7 @@ class _Stopped(Exception):
     """Another thread failed; this one ends too."""
 
 
-class Transfer:
+class Download:
     """One fetch of some files of a repo's revision."""
 
     def __init__(self, hub: Hub, repo: str, revision: str, folder: Path, *, floor_bytes: int) -> None:
@@ -64,7 +64,7 @@ class Transfer:
         self._left: dict[str, int] = {}
         self._received = 0
         self._resumed = 0
-        self._open: dict[str, Part] = {}
+        self._open: dict[str, PartialFile] = {}
         self._current = ""
 
     def fetch(self, files: Sequence[File], report: Report) -> None:
@@ -90,10 +90,10 @@ class Transfer:
             thread.start()
         return threads
 
-    def _segments(self, files: Iterable[File]) -> Generator[tuple[Part, int | None]]:
+    def _segments(self, files: Iterable[File]) -> Generator[tuple[PartialFile, int | None]]:
         """Yield what is left to fetch, opening each file when its turn comes; None for a file that has all bytes."""
         for file in files:
-            part = Part(self._folder, file)
+            part = PartialFile(self._folder, file)
             self._count(part.received)
             self._open[file.name] = part
             open_segments = [number for number in range(part.segments) if part.done(number) < part.length(number)]
@@ -101,7 +101,7 @@ class Transfer:
             for number in open_segments or [None]:
                 yield part, number
 
-    def _work(self, segments: Generator[tuple[Part, int | None]]) -> None:
+    def _work(self, segments: Generator[tuple[PartialFile, int | None]]) -> None:
         """Fetch segments until there are none, in one of the threads."""
         try:
             while not self._stop.is_set():
@@ -122,7 +122,7 @@ class Transfer:
             full = problem.errno in {errno.ENOSPC, errno.EDQUOT}
             self._fail(Later("the disk is full", _FULL_WAIT_S) if full else MlxqError(f"Cannot write: {problem}."))
 
-    def _segment(self, part: Part, number: int) -> None:
+    def _segment(self, part: PartialFile, number: int) -> None:
         """Fetch one segment, trying again as long as tries bring bytes."""
         fruitless = 0
         while (before := part.done(number)) < part.length(number):
@@ -137,7 +137,7 @@ class Transfer:
             if fruitless and self._stop.wait(0.25 * 2**fruitless):
                 raise _Stopped
 
-    def _stream(self, part: Part, number: int) -> None:
+    def _stream(self, part: PartialFile, number: int) -> None:
         """Ask once for the rest of a segment and write what comes."""
         start = number * SEGMENT + part.done(number)
         wanted = {"range": f"bytes={start}-{number * SEGMENT + part.length(number) - 1}"}
@@ -171,7 +171,7 @@ class Transfer:
             raise _Flaky(refusal.message)
         raise refusal
 
-    def _write(self, response: httpx.Response, part: Part, number: int, *, skip: int) -> None:
+    def _write(self, response: httpx.Response, part: PartialFile, number: int, *, skip: int) -> None:
         """Write the body into the segment; `skip`: bytes before it, from a host that knows no ranges."""
         for piece in response.iter_raw():
             if self._stop.is_set():
@@ -185,7 +185,7 @@ class Transfer:
             elif not skip:
                 return
 
-    def _finish(self, part: Part) -> None:
+    def _finish(self, part: PartialFile) -> None:
         """Name the file when its hash is right; else fetch it once more."""
         if not part.right():
             self._count(-part.received)
@@ -202,7 +202,7 @@ class Transfer:
         part.finish()
         del self._open[part.file.name]
 
-    def _is_last(self, part: Part) -> bool:
+    def _is_last(self, part: PartialFile) -> bool:
         with self._lock:
             self._left[part.file.name] -= 1
             return self._left[part.file.name] == 0

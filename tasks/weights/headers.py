@@ -29,7 +29,7 @@ Header = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Weights(Facts):
+class ScannedWeights(Facts):
     """One folder of weights that is whole and readable."""
 
     folder: str
@@ -40,7 +40,7 @@ class Weights(Facts):
 
 
 @dataclass(frozen=True)
-class Found:
+class ScannedFolder:
     """One entry of the models folder."""
 
     folder: Path
@@ -48,11 +48,11 @@ class Found:
     """`valid`, `partial` or `damaged`."""
     size: int
     """Bytes on the disk."""
-    weights: Weights | None = None
+    weights: ScannedWeights | None = None
     problem: str | None = None
 
 
-def inventory(folder: Path) -> Weights:
+def inventory(folder: Path) -> ScannedWeights:
     """Read one folder of weights.
 
     Raises NotFound when it holds no model MLX can load, Damaged when a file is cut short, missing or unreadable.
@@ -68,13 +68,13 @@ def inventory(folder: Path) -> Weights:
     return _with_origin(_weights(folder, config, headers))
 
 
-def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> Weights:
+def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> ScannedWeights:
     """Give what the config and the headers of the shards tell."""
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     parameters = _parameters(tensors, config.get("quantization") or {})
     size = sum((folder / name).stat().st_size for name in headers)
     text = _text(config)
-    return Weights(
+    return ScannedWeights(
         folder=str(folder),
         model_type=config["model_type"],
         parameters=parameters,
@@ -87,27 +87,27 @@ def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Head
     )
 
 
-def _with_origin(found: Weights) -> Weights:
+def _with_origin(found: ScannedWeights) -> ScannedWeights:
     """Add what the manifest tells, where there is one."""
     made = manifest.read(Path(found.folder))
     return replace(found, source=made.source, revision=made.revision, recipe=made.recipe) if made else found
 
 
-def scan(models: Path) -> list[Found]:
+def scan(models: Path) -> list[ScannedFolder]:
     """Look at every folder under `models`, also those a person put there; staging folders are `partial`."""
     if not models.is_dir():
         return []
     return [_found(path) for path in sorted(models.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
-def _found(folder: Path) -> Found:
+def _found(folder: Path) -> ScannedFolder:
     size = used(folder)
     if folder.name.endswith(SUFFIX):
-        return Found(folder, "partial", size)
+        return ScannedFolder(folder, "partial", size)
     try:
-        return Found(folder, "valid", size, inventory(folder))
+        return ScannedFolder(folder, "valid", size, inventory(folder))
     except (NotFound, Damaged) as problem:
-        return Found(folder, "damaged", size, problem=problem.message)
+        return ScannedFolder(folder, "damaged", size, problem=problem.message)
 
 
 def check_config(what: str, config: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ _UNNAMED_WAIT_S = 30.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What a pull would fetch, known before its first byte."""
 
     repo: str
@@ -66,7 +66,7 @@ class Hub:
         self.notes: list[str] = []
         self.client = client or connect()
 
-    def plan(self, repo: str, revision: str, *, code: bool = False) -> Plan:
+    def plan(self, repo: str, revision: str, *, code: bool = False) -> DownloadPlan:
         """Give what a pull of the repo would fetch. Raises NotFound, Gated, Offline, Damaged, Later."""
         info = self._info(repo, revision)
         files = _files(info["siblings"])
@@ -79,7 +79,7 @@ class Hub:
         whole = tuple(file for file in chosen if file is not None)
         if len(whole) < len(chosen):
             raise Damaged(f"{self.endpoint} gives no hashes for the files of {repo}.", done="Nothing was fetched.")
-        return Plan(repo, info["sha"], whole, bool(info.get("gated")), _licence(info), tuple(self.notes))
+        return DownloadPlan(repo, info["sha"], whole, bool(info.get("gated")), _licence(info), tuple(self.notes))
 
     def url(self, repo: str, revision: str, name: str) -> httpx.URL:
         """Give the address of one file."""

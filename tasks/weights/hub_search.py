@@ -28,14 +28,14 @@ class Repo:
 
 
 @dataclass(frozen=True)
-class Page:
+class ResultPage:
     """Some repos, and whether there are more."""
 
     repos: tuple[Repo, ...]
     more: bool
 
 
-def page(number: int, size: int, *, search: str | None, author: str | None, tag: str | None) -> Page:
+def page(number: int, size: int, *, search: str | None, author: str | None, tag: str | None) -> ResultPage:
     """Give one page of the Hub's MLX models, the most downloaded first.
 
     The Hub pages by cursors, so page N takes N requests. Raises Offline.
@@ -56,11 +56,11 @@ def page(number: int, size: int, *, search: str | None, author: str | None, tag:
             for _ in range(number - 1):
                 following = answer.links.get("next", {}).get("url")
                 if following is None:
-                    return Page((), more=False)
+                    return ResultPage((), more=False)
                 answer = _good(client.get(_same_host(url.join(following), url)), endpoint)
     except httpx.TransportError as problem:
         raise unreachable(endpoint, problem) from problem
-    return Page(tuple(map(_repo, _rows(answer, endpoint))), more="next" in answer.links)
+    return ResultPage(tuple(map(_repo, _rows(answer, endpoint))), more="next" in answer.links)
 
 
 def _same_host(following: Any, first: Any) -> Any:

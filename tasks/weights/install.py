@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from state.errors import UsageProblem
 from tasks.weights import checksum, convert, disk, headers, hf_cache, local, manifest, prepare, source, staging
-from tasks.weights.hub import Hub, Plan
+from tasks.weights.hub import DownloadPlan, Hub
 from tasks.weights.manifest import File, Manifest
-from tasks.weights.source import Request, Source
+from tasks.weights.source import PullRequest, Source
 from tasks.weights.staging import Staging
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def plan(text: str) -> dict[str, Any]:
     return asdict(Hub().plan(asked.name, asked.revision))
 
 
-def fetch(request: Request, report: Report) -> dict[str, Any]:
+def fetch(request: PullRequest, report: Report) -> dict[str, Any]:
     """Make the folder and give {"folder", "revision", "notes"}. Raises what the pieces raise."""
     asked = source.parse(request.source)
     if asked.convert:
@@ -42,8 +42,8 @@ def fetch(request: Request, report: Report) -> dict[str, Any]:
     return _from_hub(request, asked, hub, hub.plan(asked.name, asked.revision, code=request.code), report)
 
 
-def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: Report) -> dict[str, Any]:
-    from tasks.weights.downloader import Transfer
+def _from_hub(request: PullRequest, asked: Source, hub: Hub, planned: DownloadPlan, report: Report) -> dict[str, Any]:
+    from tasks.weights.downloader import Download
 
     target = _target(request, asked, planned.revision)
     if _is_done(request, target):
@@ -55,7 +55,7 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
         report({"phase": "adopting"})
         hf_cache.adopt(planned.repo, planned.files, into)
         disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
-        transfer = Transfer(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
+        transfer = Download(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
         small, large = _by_kind(planned.files)
         transfer.fetch(small, _unheard)
         headers.check_config(planned.repo, headers.read_json(into / "config.json"))
@@ -66,7 +66,7 @@ def _from_hub(request: Request, asked: Source, hub: Hub, planned: Plan, report: 
     return _told(target, planned.revision, planned.notes)
 
 
-def _from_disk(request: Request, asked: Source, report: Report) -> dict[str, Any]:
+def _from_disk(request: PullRequest, asked: Source, report: Report) -> dict[str, Any]:
     place = Path(asked.name)
     revision = local.revision(place)
     local.check(place)
@@ -84,11 +84,11 @@ def _from_disk(request: Request, asked: Source, report: Report) -> dict[str, Any
     return _told(target, revision)
 
 
-def _target(request: Request, asked: Source, revision: str) -> Path:
+def _target(request: PullRequest, asked: Source, revision: str) -> Path:
     return Path(request.models) / source.folder_name(asked, revision)
 
 
-def _is_done(request: Request, target: Path) -> bool:
+def _is_done(request: PullRequest, target: Path) -> bool:
     return manifest.read(target) is not None and not request.force
 
 
@@ -106,7 +106,7 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
     return [file for file in files if file not in large], large
 
 
-def _finish(request: Request, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
+def _finish(request: PullRequest, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
     """Convert when asked, fit the weights to this machine, look at them and give the folder its name."""
     files, pristine = came.files, ()
     if asked.convert:

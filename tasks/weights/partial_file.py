@@ -23,7 +23,7 @@ _MARK = b"mlxq" + _COUNT.pack(SEGMENT)
 _READ = 1 << 20
 
 
-class Part:
+class PartialFile:
     """The bytes of one file so far. Close it by `finish` or `close`."""
 
     def __init__(self, folder: Path, file: File) -> None:
@@ -136,7 +136,7 @@ def left(folder: Path, file: File) -> int:
     """Give the bytes of a file that a fetch which was broken off left behind."""
     if not (folder / (file.name + SUFFIX)).exists():
         return 0
-    part = Part(folder, file)
+    part = PartialFile(folder, file)
     try:
         return part.received
     finally:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 Recipe = Literal["f32-scales"]
-Backend = Literal["metal", "cuda", "cpu"]
+ConversionBackend = Literal["metal", "cuda", "cpu"]
 
 
-def backend() -> Backend:
+def backend() -> ConversionBackend:
     """Give the back end that MLX uses on this machine."""
     import mlx.core as mx
 
@@ -27,7 +27,7 @@ def backend() -> Backend:
     return "cuda" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
 
 
-def choose(found: Backend, folder: Path) -> Recipe | None:
+def choose(found: ConversionBackend, folder: Path) -> Recipe | None:
     """Give what to do with the weights in `folder` for the back end, or None for nothing."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return "f32-scales" if found == "cpu" and "quantization" in config else None

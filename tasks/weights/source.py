@@ -37,7 +37,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Request:
+class PullRequest:
     """What shall be made."""
 
     source: str

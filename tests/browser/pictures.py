@@ -92,13 +92,13 @@ def a_day(db: Database, back: Any, ports: dict[str, int]) -> None:
     back(3300)
     scene.succeed(db, "pull", source="hub:mlx-community/qwen3.5-27b")
     back(2800)
-    scene.succeed(db, "verify")
+    scene.succeed(db, "smoke_test")
     back(1900)
     scene.die(db, "standard", 0)
     scene.begin(db, "standard")
     back(1889)
     now = db.now()
-    service.step(db, "standard", service.Step.READIED, ready_at=now, memory_bytes=int(13.9 * scene.GIB))
+    service.apply(db, "standard", service.ServiceEvent.BECAME_READY, ready_at=now, memory_bytes=int(13.9 * scene.GIB))
     back(700)
     scene.fail(db, "longctx")
     back(12)
@@ -139,7 +139,7 @@ def main() -> None:
 def terminal(db: Database) -> None:
     """Draw what `mlxq top` shows, as an SVG that asks no other host for its letters."""
     console = Console(record=True, width=118, file=io.StringIO(), highlight=False)
-    console.print(top.draw(snapshot.look(db, engine_status.ask(service.listing(db), "")), console.width))
+    console.print(top.draw(snapshot.take(db, engine_status.ask(service.listing(db), "")), console.width))
     drawn = console.export_svg(title="mlxq top", unique_id="top")
     (IMAGES / "top.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
 

@@ -17,7 +17,7 @@ from support import scene
 from mlxq.web.__main__ import BEHIND
 from state import event, job, ledger, service, wakeup
 from state.db import Database
-from state.job import Claim, State
+from state.job import Claim, JobState
 from state.paths import Home
 
 
@@ -72,8 +72,8 @@ def test_cancel_cancels(view: Page, rows: Database):
     view.get_by_role("button", name=f"Cancel job {held.id + 1}").click()
     expect(view.locator("#said")).to_contain_text("cancelled")
     expect(view.locator(f"#jobs .chain li[data-key='{held.id + 1}']")).to_contain_text("cancelled")
-    assert job.get(rows, held.id + 1).state is State.CANCELLED
-    assert job.get(rows, held.id).state is State.RUNNING
+    assert job.get(rows, held.id + 1).state is JobState.CANCELLED
+    assert job.get(rows, held.id).state is JobState.RUNNING
 
 
 def test_a_failed_job_tells_its_error_its_log_and_can_be_retried(view: Page, rows: Database, served: support.Running):
@@ -91,7 +91,7 @@ def test_a_failed_job_tells_its_error_its_log_and_can_be_retried(view: Page, row
     expect(failed.locator("pre")).to_be_visible()
     view.get_by_role("button", name=f"Retry job {number}").click()
     expect(failed).to_contain_text("queued")
-    assert job.get(rows, number).state is State.QUEUED
+    assert job.get(rows, number).state is JobState.QUEUED
 
 
 def test_stop_asks_first_and_restart_does_not(view: Page, rows: Database):
@@ -126,7 +126,9 @@ def test_a_page_whose_process_is_gone_says_so_and_comes_back(view: Page, served:
 
 def test_what_others_wrote_is_text_and_never_markup(view: Page, rows: Database):
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    service.step(rows, "fast", service.Step.DIED, identity=None, cause=hostile, hint=hostile, exits=[rows.now()])
+    service.apply(
+        rows, "fast", service.ServiceEvent.EXITED, identity=None, cause=hostile, hint=hostile, exits=[rows.now()]
+    )
     card = view.locator("article[data-key=fast]")
     expect(card).to_contain_text(hostile)
     assert view.locator("#tiers img, #why img, #tiers script").count() == 0

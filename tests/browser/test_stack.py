@@ -50,10 +50,10 @@ def real(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         env=world | {"MLXQ_HOME": str(home.root)},
         stderr=home.log("worker").open("ab"),
     )
-    ledger.submit(db, kinds.new("start", {"service": "page"}))
+    ledger.enqueue(db, kinds.new("start", {"service": "page"}))
     yield db
     for name in ("fast", "page"):
-        ledger.submit(db, kinds.new("stop", {"service": name}))
+        ledger.enqueue(db, kinds.new("stop", {"service": name}))
     _until(lambda: all(one.pid is None for one in service.listing(db)))
     worker.terminate()
     worker.wait(30)
@@ -62,8 +62,8 @@ def real(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def view(chromium: Browser, real: Database) -> Iterator[Page]:
-    ledger.submit(real, kinds.new("start", {"service": "fast"}))
-    _until(lambda: (one := service.find(real, "page")) is not None and one.doing == "ready")
+    ledger.enqueue(real, kinds.new("start", {"service": "fast"}))
+    _until(lambda: (one := service.find(real, "page")) is not None and one.state == "ready")
     key = secrets.read(real.home.secrets)[secrets.PAGE]
     context = chromium.new_context()
     page = context.new_page()
@@ -118,7 +118,7 @@ def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, rea
 
 
 def _deaths(db: Database) -> int:
-    return sum(each.name == "died" for each in event.of_service(db, "fast"))
+    return sum(each.name == "exited" for each in event.of_service(db, "fast"))
 
 
 def _ask(home: Home, port: int, most: int = 120) -> httpx.Response:

@@ -18,7 +18,7 @@ from mlxq import cli
 from state import secrets, settings
 from state.errors import DiskFull
 from state.paths import Home
-from state.service import Doing
+from state.service import State
 from tasks.supervision import probe
 from tasks.system import log_rotation, process
 from tasks.system.process import Identity
@@ -126,7 +126,7 @@ def test_an_engine_serves_on_a_full_disk_and_the_person_is_told(
     key = secrets.read(mlxq.home.secrets)[secrets.TIER]
     assert probe.one_token(before.port, key, "fast", 60) > 0
     assert log_rotation.archives(log) == []
-    assert (mlxq.one().doing, mlxq.one().identity) == (Doing.READY, before.identity)
+    assert (mlxq.one().state, mlxq.one().identity) == (State.READY, before.identity)
 
     (logs / "filler").unlink()
     assert cli.run(["logs", "fast", "--rotate"]) == 0

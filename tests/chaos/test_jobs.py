@@ -21,10 +21,10 @@ from support.crew import Crew, start_worker, storm
 from state import ledger
 from state.db import open_database
 from state.errors import DiskFull
-from state.job import Claim, New, State
+from state.job import Claim, JobState, NewJob
 from state.paths import Home
 from tasks import worker_status
-from tasks.worker_status import Pulse
+from tasks.worker_status import WorkerState
 
 
 @pytest.fixture
@@ -53,15 +53,15 @@ def test_no_kill_loses_a_job(crew: Crew, number: signal.Signals, threads: int) -
 def test_a_chain_killed_three_times_ends_in_its_order(crew: Crew) -> None:
     """As setup: a first job puts in three side by side and one that needs them all; another waits for that."""
     first = crew.act("fan_out", children=3, seconds=0.3)
-    last = ledger.submit(crew.db, New("act", needs=[first]))[0]
+    last = ledger.enqueue(crew.db, NewJob("act", needs=[first]))[0]
     for goal in (0, 1, 3):
         worker = crew.start()
-        crew.until(lambda goal=goal: crew.count(State.SUCCEEDED) >= goal and crew.count(State.RUNNING))
+        crew.until(lambda goal=goal: crew.count(JobState.SUCCEEDED) >= goal and crew.count(JobState.RUNNING))
         worker.kill()
         worker.wait()
     crew.start()
     crew.until_ended(first, last)
-    crew.until(lambda: crew.count(State.SUCCEEDED) == 6)
+    crew.until(lambda: crew.count(JobState.SUCCEEDED) == 6)
 
     early = crew.db.value(
         "SELECT count(*) FROM job_deps AS d JOIN events AS begun ON begun.job = d.job AND begun.name = 'claimed'"
@@ -77,7 +77,7 @@ def test_a_job_that_kills_its_worker_is_given_up(crew: Crew) -> None:
         assert crew.start().wait(60) == -signal.SIGKILL
     crew.start()
 
-    assert crew.until_ended(killer, honest) == [State.FAILED, State.SUCCEEDED]
+    assert crew.until_ended(killer, honest) == [JobState.FAILED, JobState.SUCCEEDED]
     assert crew.job(killer).error_code == "worker_lost"
 
 
@@ -95,9 +95,9 @@ def test_a_stopping_worker_gives_its_jobs_back_in_time(crew: Crew) -> None:
     assert time.monotonic() - asked < 12
     for job in (waits, child, deaf):
         found = crew.job(job)
-        assert (found.state, found.failures, found.rescues) == (State.QUEUED, 0, 0)
+        assert (found.state, found.failures, found.rescues) == (JobState.QUEUED, 0, 0)
         assert crew.events(job)[-1] == "released"
-    assert worker_status.feel(crew.db) is Pulse.NONE
+    assert worker_status.read(crew.db) is WorkerState.NONE
 
 
 def test_a_thread_that_cannot_be_stopped_costs_its_worker_and_no_other_job(crew: Crew) -> None:
@@ -106,7 +106,7 @@ def test_a_thread_that_cannot_be_stopped_costs_its_worker_and_no_other_job(crew:
 
     assert worker.wait(30) != 0
     assert crew.job(stuck).error_code == "deadline"
-    assert crew.job(other).state is State.QUEUED
+    assert crew.job(other).state is JobState.QUEUED
     assert "deadline: " in crew.log()
 
 
@@ -118,7 +118,7 @@ def test_a_child_that_does_not_hear_is_killed_when_its_job_is_cancelled(crew: Cr
     asked = time.monotonic()
     ledger.cancel(crew.db, job)
 
-    assert crew.until_ended(job) == [State.CANCELLED]
+    assert crew.until_ended(job) == [JobState.CANCELLED]
     assert 4 < time.monotonic() - asked < 10
     assert not psutil.pid_exists(pid)
 
@@ -135,16 +135,16 @@ def test_a_stopped_worker_is_hung_keeps_its_jobs_and_its_lock(crew: Crew, monkey
     second = crew.start()
     assert second.wait(30) != 0
     assert re.search(rf"busy: A worker of .* already runs \(pid {worker.pid}\)", crew.log())
-    assert crew.job(job).state is State.RUNNING
+    assert crew.job(job).state is JobState.RUNNING
     monkeypatch.setattr(worker_status, "HUNG_S", 0.5)
-    crew.until(lambda: worker_status.feel(crew.db) is Pulse.HUNG)
+    crew.until(lambda: worker_status.read(crew.db) is WorkerState.HUNG)
 
     worker.send_signal(signal.SIGCONT)
-    assert crew.until_ended(job) == [State.SUCCEEDED]
+    assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert crew.job(job).attempt == 1
     worker.kill()
     worker.wait()
-    assert worker_status.feel(crew.db) is Pulse.DEAD
+    assert worker_status.read(crew.db) is WorkerState.DEAD
 
 
 def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
@@ -166,9 +166,9 @@ def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
 
 def test_a_hundred_askers_at_once_make_one_job(crew: Crew) -> None:
     script = (
-        "from state import ledger; from state.db import open_database; from state.job import New;"
-        "from state.paths import home; db = open_database(home());"
-        "[ledger.submit(db, New('act', ukey='one')) for _ in range(10)]"
+        "from state import ledger; from state.db import open_database; from state.job import NewJob;"
+        "from state.paths import get_home; db = open_database(get_home());"
+        "[ledger.submit(db, NewJob('act', unique_key='one')) for _ in range(10)]"
     )
     askers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(10)]
 
@@ -193,9 +193,9 @@ def test_a_wall_clock_that_jumps_an_hour_delays_and_loses_nothing(crew: Crew, tm
     clock.write_text(str(hours * 3600))
     asked_after = crew.act("ok")
 
-    assert crew.until_ended(running, retried, snoozed, asked_after, limit_s=20) == [State.SUCCEEDED] * 4
+    assert crew.until_ended(running, retried, snoozed, asked_after, limit_s=20) == [JobState.SUCCEEDED] * 4
     assert crew.job(running).attempt == 1
-    assert worker_status.feel(crew.db) is Pulse.ALIVE
+    assert worker_status.read(crew.db) is WorkerState.ALIVE
 
 
 @pytest.fixture
@@ -224,15 +224,15 @@ def test_a_disk_that_fills_and_empties_costs_time_and_no_job(cramped: Crew, smal
     disk.fill(filler)
     with pytest.raises(DiskFull):
         ask_until_full(crew)
-    asked = crew.count(*State)
+    asked = crew.count(*JobState)
     crew.until(lambda: time.monotonic() > crew.notes()[0].at + 4)
-    assert crew.job(held).state is State.RUNNING  # done for two seconds; its row cannot be written
+    assert crew.job(held).state is JobState.RUNNING  # done for two seconds; its row cannot be written
     filler.unlink()
 
-    crew.until(lambda: crew.count(State.QUEUED, State.RUNNING) == 0)
-    assert crew.job(held).state is State.SUCCEEDED
+    crew.until(lambda: crew.count(JobState.QUEUED, JobState.RUNNING) == 0)
+    assert crew.job(held).state is JobState.SUCCEEDED
     assert sum(note.job == held and note.word == "started" for note in crew.notes()) == 1
-    assert crew.count(*State) == asked
+    assert crew.count(*JobState) == asked
 
 
 def ask_until_full(crew: Crew) -> None:
@@ -253,19 +253,19 @@ def test_a_pickle_in_a_row_does_nothing_and_holds_nobody_up(crew: Crew, tmp_path
     crew.db.run("PRAGMA ignore_check_constraints=ON")
     crew.db.run("UPDATE jobs SET args = ? WHERE id = ?", (pickle.dumps(Evil(), 0).decode(), job))
     crew.db.run("PRAGMA ignore_check_constraints=OFF")
-    listed = ledger.submit(crew.db, New("act"))[0]
+    listed = ledger.enqueue(crew.db, NewJob("act"))[0]
     crew.db.run("UPDATE jobs SET args = '[1, 2]' WHERE id = ?", (listed,))
     after = crew.act("ok")
     crew.start()
 
-    assert crew.until_ended(listed, after) == [State.FAILED, State.SUCCEEDED]
+    assert crew.until_ended(listed, after) == [JobState.FAILED, JobState.SUCCEEDED]
     assert not (tmp_path / "evil").exists()
     assert crew.db.value("SELECT state FROM jobs WHERE id = ?", (job,)) == "queued"
     crew.db.run("DELETE FROM jobs WHERE id = ?", (job,))
 
 
 def test_a_kind_of_the_next_version_is_kept_and_does_not_keep_the_worker_busy(crew: Crew) -> None:
-    strange = ledger.submit(crew.db, New("teleport"))[0]
+    strange = ledger.enqueue(crew.db, NewJob("teleport"))[0]
     worker = crew.start()
     crew.until_ended(crew.act("ok"))
     process = psutil.Process(worker.pid)
@@ -275,7 +275,7 @@ def test_a_kind_of_the_next_version_is_kept_and_does_not_keep_the_worker_busy(cr
     after = process.cpu_times()
 
     assert after.user + after.system - before.user - before.system < 0.5
-    assert crew.job(strange).state is State.QUEUED
+    assert crew.job(strange).state is JobState.QUEUED
 
 
 def test_a_worker_refuses_a_damaged_database_in_one_line(home: Home) -> None:
@@ -311,5 +311,5 @@ def test_two_writers_at_odds_wait_for_each_other(crew: Crew, home: Home) -> None
         crew.until(lambda: time.monotonic() > until)
     other.close()
 
-    assert crew.until_ended(job) == [State.SUCCEEDED]
+    assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert crew.job(job).attempt == 1

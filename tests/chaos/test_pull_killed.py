@@ -18,11 +18,11 @@ from hub.model import make
 
 from state import job, ledger
 from state.db import Database, open_database
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 from tasks import kinds
 
-WORKER = "from state.paths import home; from tasks import worker; worker.run(home())"
+WORKER = "from state.paths import get_home; from tasks import worker; worker.run(get_home())"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def held(models: Path) -> int:
 def test_a_pull_survives_the_death_of_its_worker(hub: Hub, home: Home):
     """Not more than 1 MB of what was on the disk comes again; no child and no orphan stays."""
     db: Database = open_database(home)
-    number = ledger.submit(db, kinds.new("pull", {"source": "hub:slow/big-4bit"}))[0]
+    number = ledger.enqueue(db, kinds.new("pull", {"source": "hub:slow/big-4bit"}))[0]
     first = start()
     until(lambda: held(home.models) > 40_000_000)
     family = psutil.Process(first.pid).children(recursive=True)
@@ -73,7 +73,7 @@ def test_a_pull_survives_the_death_of_its_worker(hub: Hub, home: Home):
         second.send_signal(signal.SIGTERM)
         second.wait(30)
     found = job.get(db, number)
-    assert (found.state, found.rescues) == (State.SUCCEEDED, 1)
+    assert (found.state, found.rescues) == (JobState.SUCCEEDED, 1)
     folder = Path(found.result["folder"])
     model = sum(path.stat().st_size for path in folder.iterdir() if path.name != "mlxq.json")
     again = sum(line["sent"] for line in hub.heard("cdn", "resolve"))

@@ -14,7 +14,7 @@ from support.mlxq_home import DYING, LIMIT_S, Mlxq
 from support.ports import free_port
 
 from state import safe_mode, settings
-from state.service import ROUTED, Doing
+from state.service import ROUTED, State
 from tasks.system import process
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def test_an_engine_that_dies_at_once_is_not_tried_for_ever(mlxq: Mlxq):
     mlxq.work_with_fakes("--exit-after", "0.05", "--exit-code", "9")
     one = recovery.start_dying(mlxq)
 
-    assert one.doing not in ROUTED
+    assert one.state not in ROUTED
     assert len(one.exits) == 6
     assert one.next_try_at is not None
     assert 200 < one.next_try_at - mlxq.db.now() < 400
@@ -72,13 +72,13 @@ def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_st
     mlxq.work()
     after = mlxq.await_next(before)
 
-    assert after.fingerprint != before.fingerprint
+    assert after.spec_hash != before.spec_hash
     assert safe_mode.of(mlxq.db, "fast").level == 2
-    assert mlxq.one("longctx").doing == Doing.STOPPED
+    assert mlxq.one("longctx").state == State.STOPPED
     assert "unclean_boot" in mlxq.events()
 
     again = mlxq.up()
-    assert again.fingerprint == before.fingerprint
+    assert again.spec_hash == before.spec_hash
 
 
 def test_what_was_up_comes_up_after_a_boot_also_when_deaths_are_left_alone(mlxq: Mlxq):
@@ -91,7 +91,7 @@ def test_what_was_up_comes_up_after_a_boot_also_when_deaths_are_left_alone(mlxq:
     after = mlxq.await_next(before)
 
     process.send(mlxq.identity(), signal.SIGKILL)
-    mlxq.await_doing(Doing.BACKOFF)
+    mlxq.await_doing(State.BACKOFF)
     recovery.let_it_look()
     assert mlxq.one().generation == after.generation
     assert mlxq.engines() == 0
@@ -100,7 +100,7 @@ def test_what_was_up_comes_up_after_a_boot_also_when_deaths_are_left_alone(mlxq:
 def test_an_engine_that_is_frozen_while_it_loads_is_started_anew(mlxq: Mlxq):
     mlxq.work_with_fakes("--load", "2")
     mlxq.put("start", service="fast")
-    loading = mlxq.await_doing(Doing.LOADING)
+    loading = mlxq.await_doing(State.LOADING)
     process.send(mlxq.identity(), signal.SIGSTOP)
 
     assert mlxq.await_next(loading).generation == loading.generation + 1
@@ -124,14 +124,14 @@ def test_a_port_stolen_between_stop_and_start_is_told(mlxq: Mlxq, manner: str):
     done = mlxq.ended(mlxq.put("start", service="fast"))
 
     assert done.error_code == "port_taken", done.error
-    assert (mlxq.one().doing, mlxq.one().cause_code) == (Doing.FAILED, "port_taken")
+    assert (mlxq.one().state, mlxq.one().cause_code) == (State.FAILED, "port_taken")
     assert mlxq.engines() == 0
     assert mlxq.worker
     assert mlxq.worker.poll() is None  # the thief is in it
 
     mlxq.kill_worker()
     mlxq.work()
-    assert mlxq.up().doing == Doing.READY
+    assert mlxq.up().state == State.READY
 
 
 def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: Path, tmp_path: Path):
@@ -145,7 +145,7 @@ def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: 
     print(done.error)
 
     assert done.state == "failed"
-    assert mlxq.one().doing not in ROUTED
+    assert mlxq.one().state not in ROUTED
     assert mlxq.engines() == 0
 
 

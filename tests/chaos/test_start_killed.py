@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.mlxq_home import LIMIT_S, Mlxq, until
 
-from state.service import Doing, Service
+from state.service import Service, State
 from tasks.system import ports, process
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def await_killed(mlxq: Mlxq) -> None:
 
 def assert_one_engine(mlxq: Mlxq) -> Service:
     """Hold what is against what the row says."""
-    one = mlxq.await_doing(Doing.READY)
+    one = mlxq.await_doing(State.READY)
     holder = ports.holder(one.port)
     assert holder
     assert list(process.find_orphans(str(mlxq.home.root), "fast")) == [holder.identity]

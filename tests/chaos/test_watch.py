@@ -14,7 +14,7 @@ from support import recovery
 from support.mlxq_home import DYING, LIMIT_S, Mlxq
 
 from state import service
-from state.service import Doing
+from state.service import State
 from tasks.system import ports, process
 
 pytestmark = pytest.mark.slow
@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 def test_up_and_down_leave_nothing(mlxq: Mlxq):
     mlxq.work()
     one = mlxq.up()
-    assert (one.doing, one.observed, one.wanted) == ("ready", "healthy", "up")
+    assert (one.state, one.observed, one.desired) == ("ready", "healthy", "up")
 
     assert mlxq.ended(mlxq.put("stop", service="fast")).state == "succeeded"
 
-    assert (mlxq.one().doing, mlxq.one().observed) == ("stopped", "stopped")
+    assert (mlxq.one().state, mlxq.one().observed) == ("stopped", "stopped")
     assert mlxq.engines() == 0
     assert ports.free(one.port)
     assert mlxq.up().generation == one.generation + 1
@@ -51,7 +51,7 @@ def test_a_killed_engine_is_back_at_once(mlxq: Mlxq):
     print(f"kill to restart begun {back.begun_s:.3f} s, to ready {back.ready_s:.2f} s")
 
     assert recovery.begun_at_once(back)
-    died = mlxq.db.value("SELECT json_extract(data, '$.cause') FROM events WHERE name = 'died'")
+    died = mlxq.db.value("SELECT json_extract(data, '$.cause') FROM events WHERE name = 'exited'")
     assert died == "It was killed by SIGKILL."
     assert mlxq.engines() == 1
 
@@ -89,7 +89,7 @@ def test_an_engine_that_died_with_the_worker_comes_back(mlxq: Mlxq):
     process.send(mlxq.identity(), signal.SIGKILL)
     mlxq.work()
 
-    assert mlxq.await_next(one).doing == Doing.READY
+    assert mlxq.await_next(one).state == State.READY
 
 
 def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
@@ -97,9 +97,9 @@ def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
     mlxq.work()
     one = mlxq.up()
     mlxq.kill_worker()
-    mlxq.db.run("UPDATE services SET doing = 'starting', identity = NULL, shim = NULL, ready_at = NULL")
+    mlxq.db.run("UPDATE services SET state = 'starting', identity = NULL, shim = NULL, ready_at = NULL")
     mlxq.work()
-    after = mlxq.await_doing(Doing.READY)
+    after = mlxq.await_doing(State.READY)
 
     assert after.identity == one.identity
     assert "adopted" in mlxq.events()
@@ -112,10 +112,10 @@ def test_a_stop_that_was_cut_short_is_finished(mlxq: Mlxq, wanted: str):
     mlxq.work()
     mlxq.up()
     mlxq.kill_worker()
-    mlxq.db.run("UPDATE services SET doing = 'stopping', wanted = ?", (wanted,))
+    mlxq.db.run("UPDATE services SET state = 'stopping', desired = ?", (wanted,))
     mlxq.work()
 
-    mlxq.await_doing(Doing.READY if wanted == "up" else Doing.STOPPED)
+    mlxq.await_doing(State.READY if wanted == "up" else State.STOPPED)
     assert mlxq.engines() == (wanted == "up")
 
 
@@ -141,10 +141,10 @@ def test_a_reused_pid_is_never_signalled(mlxq: Mlxq):
     me = process.identify(os.getpid())
     assert me is not None
     forged = process.encode(process.Identity(me.pid, "1", me.boot))
-    mlxq.db.run("UPDATE services SET doing = 'ready', wanted = 'down', identity = ?", (forged,))
+    mlxq.db.run("UPDATE services SET state = 'ready', desired = 'down', identity = ?", (forged,))
     mlxq.work()
 
-    mlxq.await_doing(Doing.STOPPED)
+    mlxq.await_doing(State.STOPPED)
     assert process.alive(me)
 
 
@@ -157,7 +157,7 @@ def test_a_stranger_on_the_port_is_named_and_left_alone(mlxq: Mlxq):
 
         assert done.error_code == "port_taken"
         assert f"(pid {os.getpid()})" in done.error
-        assert mlxq.one().doing == Doing.FAILED
+        assert mlxq.one().state == State.FAILED
     assert mlxq.up().port == port
 
 
@@ -178,12 +178,12 @@ def test_a_start_can_be_taken_back(mlxq: Mlxq):
     """`down` while it loads: it does not wait for the load to end."""
     mlxq.work()
     starting = mlxq.put("start", service="fast")
-    mlxq.await_doing(Doing.LOADING)
+    mlxq.await_doing(State.LOADING)
     stopping = mlxq.put("stop", service="fast")
 
     assert mlxq.ended(stopping).state == "succeeded"
     assert mlxq.ended(starting).result["state"] == "stopped"
-    assert mlxq.one().doing == Doing.STOPPED
+    assert mlxq.one().state == State.STOPPED
     assert mlxq.engines() == 0
 
 
@@ -195,8 +195,8 @@ def test_what_was_put_down_stays_down(mlxq: Mlxq):
     mlxq.work()
     recovery.let_it_look()
 
-    assert mlxq.one().doing == Doing.STOPPED
-    assert service.observe(mlxq.one().doing, mlxq.one().wanted) == "stopped"
+    assert mlxq.one().state == State.STOPPED
+    assert service.observe(mlxq.one().state, mlxq.one().desired) == "stopped"
 
 
 RECYCLING = """
@@ -214,7 +214,7 @@ def test_an_engine_out_of_the_route_is_started_anew_when_the_worker_dies_before_
     mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.supervision.watchdog:new")
     assert mlxq.worker
     assert mlxq.worker.wait(LIMIT_S) == -signal.SIGKILL
-    assert (mlxq.one().doing, mlxq.one().identity) == (Doing.DRAINING, one.identity)
+    assert (mlxq.one().state, mlxq.one().identity) == (State.DRAINING, one.identity)
     mlxq.work_with_fakes()
 
     assert mlxq.await_next(one).restarts == 0

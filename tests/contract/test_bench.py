@@ -15,7 +15,7 @@ from support.here import Run, runner
 from state import bench as rows
 from state import facts, ledger, weights
 from state.db import Database
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 from tasks import bench, kinds, runtime
 from tasks.system import hardware
@@ -31,7 +31,7 @@ def model(home: Home) -> Path:
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Put a benchmark in, run it here as the worker would, and give its row as it is then."""
-    facts.remember(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
+    facts.put(db, "machine", {"memory_bytes": 2**34, **hardware.machine(RECORDED).as_row()})
 
     ours = runner(db, home, {"bench": bench.bench}, monkeypatch)
     return lambda target, **args: ours("bench", target=target, **args)
@@ -55,7 +55,7 @@ def engines(home: Home) -> list[int]:
 def test_a_model_is_measured_on_an_engine_of_its_own(run: Run, model: Path, home: Home, db: Database) -> None:
     ended = run(str(model), **QUICK, concurrency=[1, 2], save=True)
 
-    assert ended.state is State.SUCCEEDED, ended.error
+    assert ended.state is JobState.SUCCEEDED, ended.error
     one, two = ended.result["rounds"]
     assert (one["concurrency"], two["concurrency"]) == (1, 2)
     assert 0 < one["decode_low"] <= one["decode_tps"] <= one["decode_high"]
@@ -95,7 +95,7 @@ def test_whether_a_model_calls_tools_is_seen(run: Run, home: Home, says: list[st
 
     ended = run(str(folder), **QUICK | {"runs": 1})
 
-    assert ended.state is State.SUCCEEDED, ended.error
+    assert ended.state is JobState.SUCCEEDED, ended.error
     assert ended.result["tools"] is well
 
 
@@ -105,7 +105,7 @@ def test_an_engine_that_cannot_load_is_told_and_gone(run: Run, model: Path, home
 
     ended = run(str(model), **QUICK)
 
-    assert ended.state is State.FAILED
+    assert ended.state is JobState.FAILED
     assert ended.error_code == "engine_failed"
     assert engines(home) == []
 
@@ -123,7 +123,7 @@ def test_a_cancelled_benchmark_leaves_no_engine(run: Run, model: Path, home: Hom
     ended = run(str(model), **QUICK | {"runs": 20})
     thread.join()
 
-    assert ended.state is State.CANCELLED
+    assert ended.state is JobState.CANCELLED
     assert engines(home) == []
     assert weights.listing(db) == []
 
@@ -135,7 +135,7 @@ def test_a_benchmark_gives_way_to_a_job_that_begins_meanwhile(run: Run, model: P
         while not engines(home):
             time.sleep(0.05)
         other = runtime.open_database(home)
-        ledger.submit(other, kinds.new("pull", {"source": "hub:a/b"}))
+        ledger.enqueue(other, kinds.new("pull", {"source": "hub:a/b"}))
         ledger.claim(other, "heavy", {"pull"}, "the worker")
         other.close()
 
@@ -144,12 +144,12 @@ def test_a_benchmark_gives_way_to_a_job_that_begins_meanwhile(run: Run, model: P
     ended = run(str(model), **QUICK | {"runs": 20})
     thread.join()
 
-    assert (ended.state, ended.failures, ended.phase) == (State.QUEUED, 0, "job 2 (pull) is at work")
+    assert (ended.state, ended.failures, ended.phase) == (JobState.QUEUED, 0, "job 2 (pull) is at work")
     assert engines(home) == []
 
 
 def test_what_has_no_room_is_refused_before_an_engine_starts(run: Run, model: Path, home: Home, db: Database) -> None:
-    facts.remember(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
+    facts.put(db, "machine", hardware.machine(RECORDED).as_row() | {"usable_bytes": 1000})
 
     ended = run(str(model), **QUICK)
 

@@ -99,7 +99,7 @@ def test_what_a_tier_serves_is_not_removed_unless_told(mlxq: Type, home: Home, d
 
 
 def test_a_second_pull_attaches_to_the_first(mlxq: Type, db: Database) -> None:
-    first = ledger.submit(db, replace(kinds.new("pull", {"source": f"hub:{REPO}"}), wait_s=2.0))[0]
+    first = ledger.enqueue(db, replace(kinds.new("pull", {"source": f"hub:{REPO}"}), wait_s=2.0))[0]
 
     done = mlxq("pull", REPO)
 
@@ -134,7 +134,7 @@ def test_detached_the_job_goes_on(mlxq: Type, db: Database) -> None:
 
     (number,) = json.loads(done.stdout)["jobs"]
     assert mlxq("jobs", "watch", str(number)).returncode == 0
-    assert job.get(db, number).state is job.State.SUCCEEDED
+    assert job.get(db, number).state is job.JobState.SUCCEEDED
 
 
 def test_prune_takes_torn_weights_and_old_revisions_and_leaves_the_rest(mlxq: Type, home: Home) -> None:

@@ -19,7 +19,7 @@ from mlxq import autostart as units
 from state import event, keys, secrets, service, settings, stack, usage
 from state.db import Database
 from state.paths import Home
-from state.service import Doing, Step
+from state.service import ServiceEvent, State
 from tasks import configure, executor, runtime, smoke_test
 from tasks.supervision import candidate, lifecycle, services, socket_handover, watchdog
 from tasks.system import ports, process
@@ -32,7 +32,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "start": services.start,
     "stop": services.stop,
 }
-TASKS |= {"restart": services.restart, "verify": smoke_test.verify}
+TASKS |= {"restart": services.restart, "smoke_test": smoke_test.smoke_test}
 pytestmark = pytest.mark.slow
 
 
@@ -54,10 +54,10 @@ def is_up(db: Database, one: Upstream) -> None:
     found = process.identify(one.process.pid)
     assert found
     service.ensure(db, one.name, "engine", one.port)
-    service.intend(db, one.name, ["stand-in"], "print", one.port)
-    service.step(db, one.name, Step.SPAWNED, identity=process.encode(found), started_at=db.now())
-    service.step(db, one.name, Step.READIED, ready_at=db.now())
-    assert service.get(db, one.name).doing == Doing.READY
+    service.request_start(db, one.name, ["stand-in"], "print", one.port)
+    service.apply(db, one.name, ServiceEvent.SPAWNED, identity=process.encode(found), started_at=db.now())
+    service.apply(db, one.name, ServiceEvent.BECAME_READY, ready_at=db.now())
+    assert service.get(db, one.name).state == State.READY
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def settled(home: Home, db: Database) -> service.Service:
     until(lambda: not lifecycle.leaving(service.get(db, "gateway")))
     one = service.get(db, "gateway")
     assert [process.encode(left) for left in process.find_orphans(str(home.root), "gateway")] == [one.identity]
-    assert (one.doing, one.successor) == (Doing.READY, None)
+    assert (one.state, one.successor) == (State.READY, None)
     return one
 
 
@@ -194,7 +194,7 @@ def test_a_new_port_is_the_next_gateways_and_not_this_ones(
     home: Home, db: Database, run: Run, serving: service.Service
 ):
     settings.write(home, "litellm-port", free_port())
-    asked = run("verify")
+    asked = run("smoke_test")
     assert (asked.result or {})["endpoint"] == f"http://127.0.0.1:{serving.port}/v1"
 
     assert run("restart", service="gateway").state == "succeeded"
@@ -228,11 +228,11 @@ def test_a_gateway_that_was_killed_is_started_anew(home: Home, db: Database, run
 
 
 MOMENTS: dict[str, Callable[[Mlxq, service.Service], object]] = {
-    "foreseen": lambda mlxq, _: mlxq.one("gateway").successor,
+    "handover_started": lambda mlxq, _: mlxq.one("gateway").successor,
     "on trial": lambda mlxq, _: mlxq.engines("gateway") > 1,
     "being proven": lambda mlxq, _: mlxq.db.value("SELECT phase FROM jobs WHERE state = 'running'") == "proving",
     "taken over": lambda mlxq, before: (
-        (there := socket_handover.holder(mlxq.home)) and there.identity != before.identity
+        (there := socket_handover.serving_process(mlxq.home)) and there.identity != before.identity
     ),
     "replaced": lambda mlxq, before: mlxq.one("gateway").identity != before.identity,
 }
@@ -263,9 +263,9 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
             after = settled(home, mlxq.db)
 
         assert load.failures == []
-        assert after.fingerprint == lifecycle.blueprint(mlxq.db, home, "gateway").fingerprint
-        assert after.fingerprint != before.fingerprint
-        assert "died" not in mlxq.events("gateway")
+        assert after.spec_hash == lifecycle.launch_spec(mlxq.db, home, "gateway").spec_hash
+        assert after.spec_hash != before.spec_hash
+        assert "exited" not in mlxq.events("gateway")
         assert after.generation - before.generation <= (1 if moment in {"taken over", "replaced"} else 2)
     finally:
         mlxq.close()

@@ -19,7 +19,7 @@ from tasks.system.child import Cancelled, Later
 from tasks.weights import client as download
 from tasks.weights import disk, headers, integrity, manifest, staging
 from tasks.weights.hub import hub_reachable
-from tasks.weights.source import Request
+from tasks.weights.source import PullRequest
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def models(tmp_path: Path) -> Path:
 
 def pull(models: Path, repo: str, **more: Any) -> Path:
     options = {name: more.pop(name) for name in ("on_progress", "cancelled") if name in more}
-    return download.fetch(Request(f"hub:{repo}", str(models), **more), **options).folder
+    return download.fetch(PullRequest(f"hub:{repo}", str(models), **more), **options).folder
 
 
 def same(folder: Path, hub: Hub, name: str) -> bool:
@@ -126,7 +126,7 @@ def test_a_token_opens_a_gated_repo_and_never_reaches_the_file_host(
 
 def test_a_stale_token_does_not_close_a_public_repo(models: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_TOKEN", "hf_stale")
-    fetched = download.fetch(Request("hub:ok/tiny-4bit", str(models)))
+    fetched = download.fetch(PullRequest("hub:ok/tiny-4bit", str(models)))
     assert "refused your token" in fetched.notes[0]
 
 
@@ -247,7 +247,7 @@ def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
     models.mkdir()
     floor = disk.shutil.disk_usage(models).free + (1 << 40)
     with pytest.raises(Later, match="disk is almost full"):
-        downloader.Transfer(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(
+        downloader.Download(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(
             plan.files, lambda _: None
         )
 

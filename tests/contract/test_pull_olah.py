@@ -16,7 +16,7 @@ from hub.model import make
 from support.ports import free_port
 
 from tasks.weights import client, manifest
-from tasks.weights.source import Request
+from tasks.weights.source import PullRequest
 
 CONFIG = """
 [basic]
@@ -90,7 +90,7 @@ def test_a_mirror_by_other_people_is_pulled_from(
     model, endpoint = olah
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    folder = client.fetch(Request("hub:org/tiny", str(tmp_path / "models"))).folder
+    folder = client.fetch(PullRequest("hub:org/tiny", str(tmp_path / "models"))).folder
     made = manifest.read(folder)
     assert made
     assert all((folder / file.name).read_bytes() == (model / file.name).read_bytes() for file in made.files)

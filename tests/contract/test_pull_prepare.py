@@ -10,7 +10,7 @@ import pytest
 
 from state.errors import MlxqError, UsageProblem
 from tasks.weights import checksum, client, convert, headers, manifest, prepare
-from tasks.weights.source import Request
+from tasks.weights.source import PullRequest
 
 SHAPES = {
     "self_attn.q_proj": (64, 64),
@@ -60,7 +60,7 @@ def kinds(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_a_repo_is_converted_and_fitted_to_this_machine_with_its_own_hashes_kept(llama: Path, tmp_path: Path):
     """The 4-bit weights have bf16 scales as mlx-lm writes them, and float32 ones after the CPU's recipe."""
-    request = Request(f"file:{llama}#int4", str(tmp_path / "models"), log=str(tmp_path / "convert.log"))
+    request = PullRequest(f"file:{llama}#int4", str(tmp_path / "models"), log=str(tmp_path / "convert.log"))
     folder = client.fetch(request).folder
     assert folder.name.endswith("-int4")
     assert headers.inventory(folder).quantization == "4-bit g64"
@@ -107,4 +107,4 @@ def test_a_conversion_that_fails_says_the_last_line_of_its_log(llama: Path, tmp_
 
 def test_an_unknown_quant_is_told_before_anything_is_fetched(tmp_path: Path):
     with pytest.raises(UsageProblem, match="int3"):
-        client.fetch(Request("hub:a/x#int3", str(tmp_path)))
+        client.fetch(PullRequest("hub:a/x#int3", str(tmp_path)))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from state import ledger
 from state.db import Database
-from state.job import New
+from state.job import NewJob
 
 PAGE = Path(__file__).parents[2] / "docs" / "operate.md"
 
 
 def test_its_queries_answer(db: Database) -> None:
-    ledger.submit_all(db, [New("pull"), New("start", needs=["pull"])])
+    ledger.enqueue_all(db, [NewJob("pull"), NewJob("start", needs=["pull"])])
     queries = [
         query for block in re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL) for query in block.split(";")
     ]

@@ -20,5 +20,5 @@ def test_the_page_is_up_to_date() -> None:
 
 def test_every_state_and_step_is_told() -> None:
     text = PAGE.read_text()
-    for member in (*job.State, *job.Step, *service.Doing, *service.Step):
+    for member in (*job.JobState, *job.JobEvent, *service.State, *service.ServiceEvent):
         assert member.meaning in text

@@ -22,10 +22,10 @@ from state.job import Job
 from state.paths import Home
 from tasks.queue import Context
 from tasks.supervision import candidate
-from tasks.supervision.candidate import Trial
+from tasks.supervision.candidate import Candidate
 from tasks.system import process
 
-Spawn = Callable[[str, int], Trial]
+Spawn = Callable[[str, int], Candidate]
 SLEEPS = "import time; time.sleep(600)"
 ANSWERS_ONCE = """
 import http.server, os, sys
@@ -61,9 +61,9 @@ def spawn(home: Home) -> Iterator[Spawn]:
     """Give what starts a program as a gateway on trial at a port."""
     begun: list[process.Spawned] = []
 
-    def one(code: str, port: int) -> Trial:
+    def one(code: str, port: int) -> Candidate:
         begun.append(process.spawn([sys.executable, "-c", code], {}, home.log("gateway"), home.run, "gateway"))
-        return Trial("gateway", begun[-1], port)
+        return Candidate("gateway", begun[-1], port)
 
     yield one
     for each in begun:
@@ -71,12 +71,14 @@ def spawn(home: Home) -> Iterator[Spawn]:
 
 
 @pytest.fixture
-def prove(home: Home, db: Database, tiers: list[stack.Tier], monkeypatch: pytest.MonkeyPatch) -> Callable[[Trial], Job]:
+def prove(
+    home: Home, db: Database, tiers: list[stack.Tier], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Candidate], Job]:
     """Give what proves a trial within a job."""
 
-    def one(trial: Trial) -> Job:
+    def one(trial: Candidate) -> Job:
         def task(context: Context, **_: Any) -> int:
-            return candidate.prove(context, trial, tiers, context.check)
+            return candidate.check(context, trial, tiers, context.check)
 
         return runner(db, home, {"restart": task}, monkeypatch)("restart", service="gateway")
 
@@ -90,7 +92,7 @@ class Stranger(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Ears)
         self.keys: list[str] = []
         self.asked = 0
-        self.trial: Trial | None = None
+        self.trial: Candidate | None = None
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -108,7 +110,7 @@ class Ears(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_whoever_took_the_port_before_is_told_no_key(spawn: Spawn, prove: Callable[[Trial], Job]) -> None:
+def test_whoever_took_the_port_before_is_told_no_key(spawn: Spawn, prove: Callable[[Candidate], Job]) -> None:
     port = free_port()
     with Stranger(port) as stranger:
         stranger.trial = spawn(SLEEPS, port)
@@ -121,7 +123,7 @@ def test_whoever_took_the_port_before_is_told_no_key(spawn: Spawn, prove: Callab
 
 
 def test_one_that_goes_in_the_midst_of_its_proof_has_not_proven_fit(
-    spawn: Spawn, prove: Callable[[Trial], Job]
+    spawn: Spawn, prove: Callable[[Candidate], Job]
 ) -> None:
     port = free_port()
 

@@ -186,7 +186,7 @@ def test_a_stack_that_answers_another_question_is_not_the_default(
     home: Home, now: Database, hub: str, told: dict[str, Any], why: str
 ) -> None:
     scene.set_up(now)
-    facts.remember(now, "stack", told)
+    facts.put(now, "stack", told)
     screen = typing(home.root, hub, "setup")
     screen.expect(why)
     screen.expect(INTENT)
@@ -242,7 +242,7 @@ def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(
 ) -> None:
     scene.set_up(now)
     recorded = hardware.parse_fixture((typist.MACHINES / "m4-max-128.txt").read_text())
-    facts.remember(now, "machine", recorded.as_row())
+    facts.put(now, "machine", recorded.as_row())
     told = tmp_path / "told.json"
     words = typist.argv("m4-max-128", "setup", "--remove", "fast", "--json")
     screen = pexpect.spawn(

@@ -22,7 +22,7 @@ import pytest
 from mlxq import jobs_client
 from state import ledger, secrets, service, wakeup, worker
 from state.db import Database, open_database
-from state.job import State, get
+from state.job import JobState, get
 from state.paths import Home
 from tasks import kinds
 from tasks.system import process
@@ -94,7 +94,7 @@ def log_of(home: Home, event: str, count: int) -> int:
 def test_commands_side_by_side_start_one_worker(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
 
     programs = [start("jobs", "watch", "1", "--timeout", "2") for _ in range(5)]
     said = [program.communicate()[1] for program in programs]
@@ -109,7 +109,7 @@ def test_a_worker_that_a_person_runs_is_used(
 ) -> None:
     own = start("worker")
     line_with(own, "worker_started")
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
 
     watching = start("jobs", "watch", "1", "--timeout", "0.5")
 
@@ -129,7 +129,7 @@ def test_a_second_worker_says_that_there_is_one(home: Home, start: Callable[...,
 def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_the_job(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    job, _ = ledger.submit(db, LATER)
+    job, _ = ledger.enqueue(db, LATER)
     watching = start("jobs", "watch", str(job))
     first = pid_in(line_with(watching, "Started the worker"))
     log_of(home, "worker_started", 1)
@@ -141,11 +141,11 @@ def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_
     assert second != first
     assert f"job {job} goes on" in line_with(watching, "Stopped watching")
     assert watching.wait(PATIENCE_S) == 130
-    assert get(db, job).state is State.QUEUED
+    assert get(db, job).state is JobState.QUEUED
 
 
 def test_a_second_ctrl_c_cancels(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
-    job, _ = ledger.submit(db, LATER)
+    job, _ = ledger.enqueue(db, LATER)
     watching = start("jobs", "watch", str(job))
     line_with(watching, "Started the worker")
 
@@ -154,7 +154,7 @@ def test_a_second_ctrl_c_cancels(home: Home, db: Database, start: Callable[..., 
     watching.send_signal(signal.SIGINT)
 
     assert watching.wait(PATIENCE_S) == 130
-    assert get(db, job).state is State.CANCELLED
+    assert get(db, job).state is JobState.CANCELLED
 
 
 def test_a_worker_that_cannot_start_is_given_up_with_its_log(
@@ -164,7 +164,7 @@ def test_a_worker_that_cannot_start_is_given_up_with_its_log(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
     (tmp_path / "huey.py").write_text("raise SystemExit(1)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -177,7 +177,7 @@ def test_a_worker_that_cannot_start_is_given_up_with_its_log(
 
 
 def test_the_worker_s_log_is_private(home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]) -> None:
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
 
     start("jobs", "watch", "1", "--timeout", "0.2").communicate()
 
@@ -188,7 +188,7 @@ def test_the_worker_s_log_is_private(home: Home, db: Database, start: Callable[.
 def test_down_ends_the_worker_of_a_home_without_a_stack(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
     pid = pid_in(line_with(start("jobs", "watch", "1"), "Started the worker"))
     log_of(home, "worker_started", 1)
     ledger.cancel(db, 1)
@@ -202,10 +202,10 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
 
 
 QUICKLY = """
-from state.paths import home
+from state.paths import get_home
 from tasks import worker
 worker.HEALTH_S, worker.SETTLE_S = 0.1, 1.0
-worker.run(home())
+worker.run(get_home())
 """
 
 
@@ -239,7 +239,7 @@ def test_a_worker_ends_with_its_home(home: Home, db: Database, fate: str) -> Non
 def test_down_ends_the_worker_that_a_command_started(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    ledger.submit(db, LATER)
+    ledger.enqueue(db, LATER)
     line_with(start("jobs", "watch", "1"), "Started the worker")
     with wakeup.watcher(home) as bell:
         while (found := worker.current(db)) is None:
@@ -253,7 +253,7 @@ def test_down_ends_the_worker_that_a_command_started(
 
 JOB = [
     *("schema_version", "job"),
-    *("id", "kind", "args", "lane", "priority", "ukey", "chain", "source", "state", "attempt", "failures"),
+    *("id", "kind", "args", "queue", "priority", "unique_key", "chain", "source", "state", "attempt", "failures"),
     *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
     *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
 ]

@@ -10,7 +10,7 @@ import pytest
 from state import event, service
 from state.db import Database
 from state.paths import Home
-from state.service import Doing, Service, Step
+from state.service import Service, ServiceEvent, State
 from tasks.supervision import lifecycle
 from tasks.system import process
 
@@ -32,14 +32,14 @@ def serve(home: Home, db: Database) -> Iterator[Callable[[int], Service]]:
     def start(code: int) -> Service:
         argv = [sys.executable, "-c", ENGINE.format(code=code)]
         service.ensure(db, "fast", "engine", 1)
-        service.want(db, "fast", "up")
-        service.intend(db, "fast", argv, "f", 1)
+        service.set_desired(db, "fast", "up")
+        service.request_start(db, "fast", argv, "f", 1)
         spawned = process.spawn(argv, {}, home.log("fast"), home.run, "fast")
         while "up" not in home.log("fast").read_text():
             assert process.alive(spawned.engine)
         marks = {"identity": process.encode(spawned.engine), "shim": process.encode(spawned.shim)}
-        service.step(db, "fast", Step.SPAWNED, **marks)
-        service.step(db, "fast", Step.READIED)
+        service.apply(db, "fast", ServiceEvent.SPAWNED, **marks)
+        service.apply(db, "fast", ServiceEvent.BECAME_READY)
         return service.get(db, "fast")
 
     yield start
@@ -49,17 +49,17 @@ def serve(home: Home, db: Database) -> Iterator[Callable[[int], Service]]:
 
 def test_an_engine_that_ends_when_drained_is_stopped_and_not_dead(serve: Callable[[int], Service], db: Database):
     serving = serve(0)
-    service.want(db, "fast", "down")
+    service.set_desired(db, "fast", "down")
     found = lifecycle.drain(db, serving)
     assert found is not None
-    assert service.get(db, "fast").doing is Doing.DRAINING
+    assert service.get(db, "fast").state is State.DRAINING
     assert process.wait(found, 10)
 
-    assert lifecycle.bury(db, db.home, "fast", found) is None
-    lifecycle.take_down(db, db.home, service.get(db, "fast"))
+    assert lifecycle.record_exit(db, db.home, "fast", found) is None
+    lifecycle.stop(db, db.home, service.get(db, "fast"))
     one = service.get(db, "fast")
-    assert (one.doing, one.restarts, one.exits, one.identity) == (Doing.STOPPED, 0, [], None)
-    assert [each.name for each in event.of_service(db, "fast")][-3:] == ["wanted_down", "drained", "stopped"]
+    assert (one.state, one.restarts, one.exits, one.identity) == (State.STOPPED, 0, [], None)
+    assert [each.name for each in event.of_service(db, "fast")][-3:] == ["stop_requested", "drain_started", "stopped"]
 
 
 def test_an_engine_that_dies_while_it_drains_is_dead(serve: Callable[[int], Service], db: Database):
@@ -67,14 +67,14 @@ def test_an_engine_that_dies_while_it_drains_is_dead(serve: Callable[[int], Serv
     assert found is not None
     assert process.wait(found, 10)
 
-    assert lifecycle.bury(db, db.home, "fast", found) is not None
+    assert lifecycle.record_exit(db, db.home, "fast", found) is not None
     assert service.get(db, "fast").exit_code == 9
 
 
 def test_a_drain_that_is_asked_again_goes_on(serve: Callable[[int], Service], db: Database):
     """The worker may die between the step and the signal; the next one asks anew."""
     serving = serve(0)
-    service.step(db, "fast", Step.DRAINED)
+    service.apply(db, "fast", ServiceEvent.DRAIN_STARTED)
     found = lifecycle.drain(db, serving)
     assert found is not None
     assert process.wait(found, 10)
@@ -85,4 +85,4 @@ def test_only_an_engine_that_serves_is_drained(db: Database):
     service.ensure(db, "gateway", "gateway", 2)
     for name in ("fast", "gateway"):
         assert lifecycle.drain(db, service.get(db, name)) is None
-        assert service.get(db, name).doing is Doing.STOPPED
+        assert service.get(db, name).state is State.STOPPED

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.supervision.exit_watcher import Exits
+from tasks.supervision.exit_watcher import ExitWatcher
 from tasks.system import process
 from tasks.system.process import Identity
 
@@ -21,8 +21,8 @@ def told() -> Told:
 
 
 @pytest.fixture
-def exits(told: Told) -> Iterator[Exits]:
-    thread = Exits(lambda name, identity: told.put((name, identity)))
+def exits(told: Told) -> Iterator[ExitWatcher]:
+    thread = ExitWatcher(lambda name, identity: told.put((name, identity)))
     thread.start()
     yield thread
     thread.close()
@@ -51,7 +51,7 @@ def _identity(pid: int) -> Identity:
     return found
 
 
-def test_a_death_is_told_once_and_at_once(exits: Exits, told: Told, stranger: Identity):
+def test_a_death_is_told_once_and_at_once(exits: ExitWatcher, told: Told, stranger: Identity):
     exits.watch("fast", stranger)
     process.send(stranger, signal.SIGKILL)
 
@@ -60,7 +60,7 @@ def test_a_death_is_told_once_and_at_once(exits: Exits, told: Told, stranger: Id
         told.get(timeout=0.1)
 
 
-def test_the_dead_are_told_when_they_are_added(exits: Exits, told: Told, stranger: Identity):
+def test_the_dead_are_told_when_they_are_added(exits: ExitWatcher, told: Told, stranger: Identity):
     """The process may end between its start and the first look."""
     process.send(stranger, signal.SIGKILL)
     process.wait(stranger, 5)
@@ -69,14 +69,14 @@ def test_the_dead_are_told_when_they_are_added(exits: Exits, told: Told, strange
     assert told.get(timeout=5) == ("fast", stranger)
 
 
-def test_a_reused_pid_counts_as_dead(exits: Exits, told: Told, sleeper: Identity):
+def test_a_reused_pid_counts_as_dead(exits: ExitWatcher, told: Told, sleeper: Identity):
     earlier = Identity(sleeper.pid, "1", sleeper.boot)
     exits.watch("fast", earlier)
 
     assert told.get(timeout=5) == ("fast", earlier)
 
 
-def test_the_forgotten_are_not_told(exits: Exits, told: Told, sleeper: Identity, stranger: Identity):
+def test_the_forgotten_are_not_told(exits: ExitWatcher, told: Told, sleeper: Identity, stranger: Identity):
     exits.watch("fast", sleeper)
     exits.forget("fast")
     exits.watch("standard", stranger)
@@ -88,7 +88,7 @@ def test_the_forgotten_are_not_told(exits: Exits, told: Told, sleeper: Identity,
     assert told.empty()
 
 
-def test_a_new_process_takes_the_name(exits: Exits, told: Told, sleeper: Identity, stranger: Identity):
+def test_a_new_process_takes_the_name(exits: ExitWatcher, told: Told, sleeper: Identity, stranger: Identity):
     exits.watch("fast", sleeper)
     exits.watch("fast", stranger)
     process.send(sleeper, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_a_new_process_takes_the_name(exits: Exits, told: Told, sleeper: Identit
     assert told.get(timeout=5) == ("fast", stranger)
 
 
-def test_many_die_together(exits: Exits, told: Told):
+def test_many_die_together(exits: ExitWatcher, told: Told):
     children = [subprocess.Popen(SLEEPER) for _ in range(8)]
     for number, child in enumerate(children):
         exits.watch(f"tier-{number}", _identity(child.pid))
@@ -109,7 +109,7 @@ def test_many_die_together(exits: Exits, told: Told):
     assert {told.get(timeout=5)[0] for _ in children} == {f"tier-{number}" for number in range(8)}
 
 
-def test_waiting_costs_nothing(exits: Exits, sleeper: Identity):
+def test_waiting_costs_nothing(exits: ExitWatcher, sleeper: Identity):
     exits.watch("fast", sleeper)
     before = time.process_time()
     process.wait(sleeper, 1)

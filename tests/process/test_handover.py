@@ -15,14 +15,14 @@ from support.mlxq_home import TIER
 from state import event, ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
-from state.service import Doing, Step
+from state.service import ServiceEvent, State
 from tasks import kinds
 from tasks.plan.engine import marker
 from tasks.queue import Context
 from tasks.supervision import handover, lifecycle, services
 from tasks.supervision import watchdog as watch
-from tasks.supervision.lifecycle import Blueprint
-from tasks.supervision.watchdog import Watch
+from tasks.supervision.lifecycle import LaunchSpec
+from tasks.supervision.watchdog import Watchdog
 from tasks.system import process
 from tasks.system.process import Identity
 
@@ -30,9 +30,9 @@ UP = "print('up', flush=True); import time; time.sleep(600)"
 ON_TRIAL = ""
 SERVING = """
 import os
-from state.paths import home
+from state.paths import get_home
 from tasks.supervision import socket_handover
-door = socket_handover.Door(home(), int(os.environ["MLXQ_GENERATION"]), lambda: None)
+door = socket_handover.HandoverServer(get_home(), int(os.environ["MLXQ_GENERATION"]), lambda: None)
 door.take_place([])
 door.start()
 """
@@ -73,40 +73,40 @@ def start(home: Home) -> Iterator[Start]:
 def before(db: Database, start: Start) -> Identity:
     """Give the process of a gateway that is ready, the first start; a second one is foreseen."""
     service.ensure(db, "gateway", "gateway", 4000)
-    service.want(db, "gateway", "up")
-    service.intend(db, "gateway", ["gateway"], "old", 4000)
+    service.set_desired(db, "gateway", "up")
+    service.request_start(db, "gateway", ["gateway"], "old", 4000)
     found = start(ON_TRIAL, 1)
     shim = process.shim(found)
     assert shim
-    service.step(db, "gateway", Step.SPAWNED, identity=process.encode(found), shim=process.encode(shim))
-    service.step(db, "gateway", Step.READIED, ready_at=db.now())
-    assert service.foresee(db, "gateway", ["gateway", "changed"], "new", 4444) == 2
+    service.apply(db, "gateway", ServiceEvent.SPAWNED, identity=process.encode(found), shim=process.encode(shim))
+    service.apply(db, "gateway", ServiceEvent.BECAME_READY, ready_at=db.now())
+    assert service.begin_handover(db, "gateway", ["gateway", "changed"], "new", 4444) == 2
     return found
 
 
 def test_a_start_that_is_foreseen_changes_nothing_yet(db: Database, before: Identity) -> None:
     one = service.get(db, "gateway")
 
-    assert (one.doing, one.fingerprint, one.port, lifecycle.identity(one)) == (Doing.READY, "old", 4000, before)
+    assert (one.state, one.spec_hash, one.port, lifecycle.identity(one)) == (State.READY, "old", 4000, before)
 
 
 def test_a_successor_on_trial_is_ended(home: Home, db: Database, start: Start, before: Identity) -> None:
     trial = start(ON_TRIAL, 2)
 
-    settled = lifecycle.settle(db, home, service.get(db, "gateway"))
+    settled = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
 
     assert not process.alive(trial)
-    assert (settled.doing, settled.fingerprint, settled.successor) == (Doing.READY, "old", None)
+    assert (settled.state, settled.spec_hash, settled.successor) == (State.READY, "old", None)
     assert lifecycle.running(settled) == before
 
 
 def test_a_successor_that_serves_is_the_gateway(home: Home, db: Database, start: Start, before: Identity) -> None:
     successor = start(SERVING, 2)
 
-    settled = lifecycle.settle(db, home, service.get(db, "gateway"))
+    settled = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
 
     assert lifecycle.running(settled) == successor
-    assert (settled.doing, settled.fingerprint, settled.port) == (Doing.READY, "new", 4444)
+    assert (settled.state, settled.spec_hash, settled.port) == (State.READY, "new", 4444)
     assert settled.argv == ["gateway", "changed"]
     assert lifecycle.leaving(settled) == [before]
 
@@ -118,12 +118,12 @@ def test_the_end_of_the_one_that_was_replaced_is_no_death(
     successor = start(SERVING, 2)
     process.stop(before, 0)
 
-    assert lifecycle.bury(db, home, "gateway", before) is None
-    assert lifecycle.bury(db, home, "gateway", before) is None
+    assert lifecycle.record_exit(db, home, "gateway", before) is None
+    assert lifecycle.record_exit(db, home, "gateway", before) is None
 
     one = service.get(db, "gateway")
     assert (lifecycle.running(one), one.exits, one.restarts) == (successor, [], 0)
-    assert "died" not in [each.name for each in event.of_service(db, "gateway")]
+    assert "exited" not in [each.name for each in event.of_service(db, "gateway")]
 
 
 def test_the_end_of_one_whose_successor_does_not_serve_is_a_death(
@@ -132,20 +132,20 @@ def test_the_end_of_one_whose_successor_does_not_serve_is_a_death(
     start(ON_TRIAL, 2)
     process.stop(before, 0)
 
-    assert lifecycle.bury(db, home, "gateway", before)
-    assert service.get(db, "gateway").doing == Doing.BACKOFF
+    assert lifecycle.record_exit(db, home, "gateway", before)
+    assert service.get(db, "gateway").state == State.BACKOFF
 
 
 def test_one_that_was_replaced_may_end_in_its_own_time_until_none_is_wanted(
     home: Home, db: Database, start: Start, before: Identity
 ) -> None:
     start(SERVING, 2)
-    replaced = lifecycle.settle(db, home, service.get(db, "gateway"))
+    replaced = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
 
-    lifecycle.take_down(db, home, replaced, 1)
+    lifecycle.stop(db, home, replaced, 1)
     assert process.alive(before)
-    service.want(db, "gateway", "down")
-    lifecycle.take_down(db, home, service.get(db, "gateway"), 1)
+    service.set_desired(db, "gateway", "down")
+    lifecycle.stop(db, home, service.get(db, "gateway"), 1)
     assert not process.alive(before)
 
 
@@ -154,12 +154,12 @@ def test_one_that_does_not_leave_in_its_time_is_ended(
 ) -> None:
     monkeypatch.setattr(watch, "LEAVE_S", 0)
     successor = start(SERVING, 2)
-    replaced = lifecycle.settle(db, home, service.get(db, "gateway"))
-    watchdog = Watch()
+    replaced = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
+    watchdog = Watchdog()
 
-    watchdog.see_off([replaced])
+    watchdog.kill_overdue([replaced])
     assert process.alive(before)
-    watchdog.see_off([replaced])
+    watchdog.kill_overdue([replaced])
 
     assert process.wait(before, 30)
     assert process.alive(successor)
@@ -170,14 +170,14 @@ def test_a_successor_whose_worker_was_killed_keeps_its_cause(
 ) -> None:
     """The next worker finds the shim, which keeps the exit code, and the boot of a service that died."""
     successor = start(SERVING, 2)
-    assert lifecycle.settle(db, home, service.get(db, "gateway")).shim
+    assert lifecycle.reconcile_row(db, home, service.get(db, "gateway")).shim
 
     process.send(successor, signal.SIGKILL)
     assert process.wait(successor, 30)
-    lifecycle.bury(db, home, "gateway", successor)
+    lifecycle.record_exit(db, home, "gateway", successor)
 
     one = service.get(db, "gateway")
-    assert (one.doing, one.exit_code, one.cause_code) == (Doing.BACKOFF, 137, "killed")
+    assert (one.state, one.exit_code, one.cause_code) == (State.BACKOFF, 137, "killed")
     assert one.shim
     assert lifecycle.this_boot(one)
     assert not lifecycle.this_boot(dataclasses.replace(one, shim=f"before/{one.shim.partition('/')[2]}"))
@@ -187,9 +187,9 @@ def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
     home: Home, db: Database, start: Start, before: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.gateway_config.write_text("model_list: []")
-    plan = lifecycle.blueprint(db, home, "gateway")
-    service.update(db, "gateway", successor={"argv": plan.argv, "fingerprint": plan.fingerprint, "port": plan.port})
-    ledger.submit(db, kinds.new("restart", {"service": "gateway"}))
+    plan = lifecycle.launch_spec(db, home, "gateway")
+    service.update(db, "gateway", successor={"argv": plan.argv, "spec_hash": plan.spec_hash, "port": plan.port})
+    ledger.enqueue(db, kinds.new("restart", {"service": "gateway"}))
     cut_short = ledger.claim(db, "ops", {"restart"}, "the worker that was killed")
     assert cut_short
     ledger.rescue(db, [cut_short])
@@ -205,14 +205,14 @@ def freeze(home: Home, one: Identity) -> None:
     """Do as whoever stops a process, and as the watchdog does then."""
     process.send(one, signal.SIGSTOP)
     with contextlib.closing(open_database(home)) as watchdogs:
-        assert service.step(watchdogs, "gateway", Step.DEGRADED)
+        assert service.apply(watchdogs, "gateway", ServiceEvent.DEGRADED)
 
 
 def kill(_: Home, one: Identity) -> None:
     process.send(one, signal.SIGKILL)
 
 
-AFTER = {kill: (Doing.BACKOFF, "killed"), freeze: (Doing.STOPPED, None)}
+AFTER = {kill: (State.BACKOFF, "killed"), freeze: (State.STOPPED, None)}
 """What the row says of one that was harmed so."""
 
 
@@ -234,14 +234,14 @@ def test_one_that_dies_or_freezes_while_its_successor_is_proven_is_started_at_on
     def environment(generation: int) -> dict[str, str]:
         return marker(str(home.root), "gateway", generation)
 
-    plan = Blueprint([sys.executable, "-c", PROVING], environment, "newer", 4000, 1)
+    plan = LaunchSpec([sys.executable, "-c", PROVING], environment, "newer", 4000, 1)
 
     def replace(context: Context, **_: str) -> bool:
         handover.replace(context, service.get(context.db, "gateway"), plan)
         return not process.alive(before)
 
     def die() -> None:
-        while "asked" not in lifecycle.last_words(home.log("gateway")):
+        while "asked" not in lifecycle.log_tail(home.log("gateway")):
             assert not over.wait(0.01)
         harm(home, before)
 
@@ -254,6 +254,6 @@ def test_one_that_dies_or_freezes_while_its_successor_is_proven_is_started_at_on
 
     assert done.result is True, done.error
     one = service.get(db, "gateway")
-    assert (one.doing, one.cause_code) == AFTER[harm]
-    assert (one.wanted, one.successor) == ("up", None)
+    assert (one.state, one.cause_code) == AFTER[harm]
+    assert (one.desired, one.successor) == ("up", None)
     assert process.find_orphans(str(home.root), "gateway") == {}

@@ -14,20 +14,20 @@ import pytest
 from state import ledger
 from state.db import Database
 from state.errors import DeadlinePassed
-from state.job import Claim, Fenced, New, State, get
+from state.job import Claim, Fenced, JobState, NewJob, get
 from state.paths import Home
 from state.worker import Worker
 from tasks import worker_status
-from tasks.heartbeat import OVERRUN_S, Keeper
+from tasks.heartbeat import OVERRUN_S, Heartbeat
 from tasks.runtime import runtime
 from tasks.system import ballast, process
-from tasks.worker_status import HUNG_S, Pulse, judge
+from tasks.worker_status import HUNG_S, WorkerState, classify
 
 DEAD = "no-such-boot/1/1"
 
 
 @pytest.fixture
-def keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
+def keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heartbeat]:
     """Give the keeper of a worker that is this process."""
     me = process.identify(os.getpid())
     assert me
@@ -35,71 +35,71 @@ def keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     monkeypatch.setattr(runtime, "_local", threading.local())
     monkeypatch.setattr(runtime, "owner", process.encode(me))
     monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
-    yield Keeper(threading.Event())
+    yield Heartbeat(threading.Event())
     runtime.in_hand.clear()
 
 
 def running(db: Database, owner: str) -> Claim:
-    ledger.submit(db, New("a"))
+    ledger.enqueue(db, NewJob("a"))
     held = ledger.claim(db, "ops", {"a"}, owner)
     assert held
     return held
 
 
-def test_a_dead_owners_job_is_rescued_at_the_first_look(keeper: Keeper, db: Database) -> None:
+def test_a_dead_owners_job_is_rescued_at_the_first_look(keeper: Heartbeat, db: Database) -> None:
     held = running(db, DEAD)
-    keeper.look()
-    assert get(db, held.id).state is State.QUEUED
+    keeper.beat()
+    assert get(db, held.id).state is JobState.QUEUED
 
 
-def test_a_living_owners_job_is_left_alone_whoever_it_is(keeper: Keeper, db: Database) -> None:
+def test_a_living_owners_job_is_left_alone_whoever_it_is(keeper: Heartbeat, db: Database) -> None:
     """Deleting run/worker.lock lets a second worker start; it must not take what the first one does."""
     parent = process.identify(os.getppid())
     assert parent
     held = running(db, process.encode(parent))
-    keeper.look()
-    keeper.look()
-    assert get(db, held.id).state is State.RUNNING
+    keeper.beat()
+    keeper.beat()
+    assert get(db, held.id).state is JobState.RUNNING
 
 
-def test_a_claim_of_our_own_that_no_thread_has_is_rescued_at_the_second_look(keeper: Keeper, db: Database) -> None:
+def test_a_claim_of_our_own_that_no_thread_has_is_rescued_at_the_second_look(keeper: Heartbeat, db: Database) -> None:
     """At the first it may be on its way from the ledger to its thread."""
     held = running(db, runtime.owner)
-    keeper.look()
-    assert get(db, held.id).state is State.RUNNING
-    keeper.look()
-    assert get(db, held.id).state is State.QUEUED
+    keeper.beat()
+    assert get(db, held.id).state is JobState.RUNNING
+    keeper.beat()
+    assert get(db, held.id).state is JobState.QUEUED
 
 
-def test_a_job_in_hand_is_nobodys_stray(keeper: Keeper, db: Database) -> None:
+def test_a_job_in_hand_is_nobodys_stray(keeper: Heartbeat, db: Database) -> None:
     held = running(db, runtime.owner)
     with runtime.having(held, 60):
-        keeper.look()
-        keeper.look()
-    assert get(db, held.id).state is State.RUNNING
+        keeper.beat()
+        keeper.beat()
+    assert get(db, held.id).state is JobState.RUNNING
 
 
-def test_a_job_far_over_its_limit_fails_and_ends_the_worker(keeper: Keeper, db: Database) -> None:
+def test_a_job_far_over_its_limit_fails_and_ends_the_worker(keeper: Heartbeat, db: Database) -> None:
     """A thread cannot be killed, so its worker is."""
     held = running(db, runtime.owner)
     with runtime.having(held, -OVERRUN_S - 1):
-        keeper.look()
+        keeper.beat()
     assert (get(db, held.id).error_code, type(keeper.problem)) == ("deadline", DeadlinePassed)
 
 
-def test_what_the_lanes_did_not_give_back_is_taken_from_them(keeper: Keeper, db: Database) -> None:
+def test_what_the_lanes_did_not_give_back_is_taken_from_them(keeper: Heartbeat, db: Database) -> None:
     held = running(db, runtime.owner)
     with runtime.having(held, 60):
         keeper.hand_back()
-    assert (get(db, held.id).state, get(db, held.id).rescues) == (State.QUEUED, 0)
+    assert (get(db, held.id).state, get(db, held.id).rescues) == (JobState.QUEUED, 0)
     with pytest.raises(Fenced):
         ledger.succeed(db, held, None)
 
 
-def test_the_reserve_is_laid_again_when_there_is_room(keeper: Keeper, home: Home) -> None:
-    keeper.look()
+def test_the_reserve_is_laid_again_when_there_is_room(keeper: Heartbeat, home: Home) -> None:
+    keeper.beat()
     home.ballast.unlink()
-    keeper.look()
+    keeper.beat()
     assert home.ballast.stat().st_size == 4096
 
 
@@ -111,8 +111,8 @@ def test_a_home_that_cannot_be_reached_costs_no_more_than_the_reserve(tmp_path: 
 def test_a_worker_whose_keeper_died_ends_so_that_a_fresh_one_is_started(home: Home) -> None:
     """Else it would look hung for ever, hold the lock, and rescue nothing."""
     code = (
-        "from state.paths import home; from tasks import worker; from tasks.heartbeat import Keeper;"
-        "worker.HEALTH_S = 0.1; Keeper.look = lambda self: 1 / 0; worker.run(home())"
+        "from state.paths import get_home; from tasks import worker; from tasks.heartbeat import Heartbeat;"
+        "worker.HEALTH_S = 0.1; Heartbeat.beat = lambda self: 1 / 0; worker.run(get_home())"
     )
     env = os.environ | {"MLXQ_HOME": str(home.root)}
     ended = subprocess.run(
@@ -125,12 +125,12 @@ def test_a_worker_whose_keeper_died_ends_so_that_a_fresh_one_is_started(home: Ho
 
 def test_a_hung_worker_is_told_apart_from_a_dead_one() -> None:
     row = Worker("boot/1/1", 1, "0.1.0", 0.0, 0.0, beat_clock=100.0)
-    assert judge(None, alive=False, clock=0.0) is Pulse.NONE
-    assert judge(row, alive=False, clock=101.0) is Pulse.DEAD
-    assert judge(row, alive=True, clock=101.0) is Pulse.ALIVE
-    assert judge(row, alive=True, clock=101.0 + HUNG_S) is Pulse.HUNG
+    assert classify(None, alive=False, clock=0.0) is WorkerState.NONE
+    assert classify(row, alive=False, clock=101.0) is WorkerState.DEAD
+    assert classify(row, alive=True, clock=101.0) is WorkerState.ALIVE
+    assert classify(row, alive=True, clock=101.0 + HUNG_S) is WorkerState.HUNG
 
 
 def test_an_owner_that_names_no_process_is_dead() -> None:
-    assert not worker_status.lives("")
-    assert not worker_status.lives(DEAD)
+    assert not worker_status.is_alive("")
+    assert not worker_status.is_alive(DEAD)

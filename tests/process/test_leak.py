@@ -16,7 +16,7 @@ from support.ports import free_port
 from state import event, ledger, secrets, service, stack
 from state.db import Database
 from state.paths import Home
-from state.service import Doing, Step
+from state.service import ServiceEvent, State
 from state.stack import Tier
 from tasks.plan import leak
 from tasks.plan.health import read_status
@@ -24,7 +24,7 @@ from tasks.plan.leak import Advice, Trend
 from tasks.runtime import runtime
 from tasks.supervision import watchdog as watch
 from tasks.system import memory, process
-from tasks.system.sleep_inhibitor import Awake
+from tasks.system.sleep_inhibitor import SleepInhibitor
 
 GIB = 2**30
 
@@ -100,10 +100,10 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     stack.replace(db, [fast])
     for name in ("fast", "standard"):
         service.ensure(db, name, "engine", port if name == "fast" else port + 1)
-        service.want(db, name, "up")
-        service.intend(db, name, ["engine"], "f", service.get(db, name).port)
-        service.step(db, name, Step.SPAWNED, identity=process.encode(identity))
-        service.step(db, name, Step.READIED)
+        service.set_desired(db, name, "up")
+        service.request_start(db, name, ["engine"], "f", service.get(db, name).port)
+        service.apply(db, name, ServiceEvent.SPAWNED, identity=process.encode(identity))
+        service.apply(db, name, ServiceEvent.BECAME_READY)
     watch._ask(service.get(db, "fast"))
     while watch._ask(service.get(db, "fast")) is None:
         assert child.poll() is None
@@ -112,25 +112,25 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     child.wait()
 
 
-def mind(db: Database, charge: watch.Charge) -> None:
-    watch.Watch()._mind_memory(db, service.get(db, "fast"), charge, read_status({}), 2 * GIB)
+def mind(db: Database, charge: watch.Monitored) -> None:
+    watch.Watchdog()._check_memory(db, service.get(db, "fast"), charge, read_status({}), 2 * GIB)
 
 
 def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Database, engine: Path) -> None:
-    charge = watch.Charge(process.decode(service.get(db, "fast").identity or ""), watch.health.begin(0.0))
+    charge = watch.Monitored(process.decode(service.get(db, "fast").identity or ""), watch.health.begin(0.0))
     now = watch.time.monotonic()
     charge.trend = Trend(tuple((now - 900 + at, GIB + at * 10**6) for at in range(0, 900, 30)))
     mind(db, charge)
     while "purged" not in engine.read_text():
         pass
     assert event.of_service(db, "fast")[-1].name == "cache_purged"
-    assert service.get(db, "fast").doing == Doing.READY
+    assert service.get(db, "fast").state == State.READY
 
     charge.trend = Trend(tuple((now - 400 + at, GIB + at * 10**6) for at in range(0, 400, 30)), purged_at=now - 400)
     mind(db, charge)
 
     one = service.get(db, "fast")
-    assert one.doing == Doing.DRAINING
+    assert one.state == State.DRAINING
     assert (one.cause or "").startswith("Its memory grows by ")
     held = ledger.claim(db, "ops", {"restart"}, "a/1/1")
     assert held
@@ -139,11 +139,11 @@ def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Databa
 
 def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home, engine: Path) -> None:
     service.ensure(db, "gateway", "gateway", 4000)
-    service.want(db, "gateway", "up")
-    service.update(db, "gateway", doing=Doing.READY)
-    watchdog = watch.Watch()
+    service.set_desired(db, "gateway", "up")
+    service.update(db, "gateway", state=State.READY)
+    watchdog = watch.Watchdog()
     for name in ("fast", "standard"):
-        service.update(db, name, doing=Doing.FLAPPING)
+        service.update(db, name, state=State.CRASH_LOOP)
     watchdog._escalate(db, service.listing(db))
     held = ledger.claim(db, "ops", {"restart"}, "a/1/1")
     assert held
@@ -156,7 +156,7 @@ def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home
 
 def test_the_machine_is_kept_awake_exactly_while_that_is_needed() -> None:
     """`sleep` stands in for caffeinate, which only a Mac has."""
-    awake = Awake(["sleep", "60"])
+    awake = SleepInhibitor(["sleep", "60"])
     awake.hold(True)
     first = awake._helper
     awake.hold(True)
@@ -177,6 +177,6 @@ def test_the_machine_is_kept_awake_exactly_while_that_is_needed() -> None:
 def test_only_a_mac_has_the_helper_and_it_ends_with_the_worker() -> None:
     assert memory.stay_awake_argv(812, "darwin") == ["/usr/bin/caffeinate", "-i", "-w", "812"]
     assert memory.stay_awake_argv(812, "linux") is None
-    nobody = Awake(None)
+    nobody = SleepInhibitor(None)
     nobody.hold(True)
     assert nobody._helper is None

@@ -11,10 +11,10 @@ import pytest
 from support.crew import Crew
 
 from state import ledger
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 from tasks import worker_status
-from tasks.worker_status import Pulse
+from tasks.worker_status import WorkerState
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +31,14 @@ def crew(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iter
 def test_what_a_task_returns_is_the_result(crew: Crew) -> None:
     job = crew.act("ok")
 
-    assert crew.until_ended(job) == [State.SUCCEEDED]
+    assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert (crew.job(job).result, crew.events(job)) == ({"attempt": 1}, ["created", "claimed", "succeeded"])
 
 
 def test_an_error_that_trying_again_cannot_mend_fails_at_once(crew: Crew) -> None:
     job = crew.act("fail")
 
-    assert crew.until_ended(job) == [State.FAILED]
+    assert crew.until_ended(job) == [JobState.FAILED]
     found = crew.job(job)
     assert (found.error, found.attempt) == ("It cannot be. Nothing was changed.", 1)
 
@@ -46,14 +46,14 @@ def test_an_error_that_trying_again_cannot_mend_fails_at_once(crew: Crew) -> Non
 def test_an_error_that_may_pass_is_tried_again(crew: Crew) -> None:
     job = crew.act("fail", times=1)
 
-    assert crew.until_ended(job) == [State.SUCCEEDED]
+    assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert crew.events(job) == ["created", "claimed", "retried", "claimed", "succeeded"]
 
 
 def test_a_task_may_ask_to_be_run_later(crew: Crew) -> None:
     job = crew.act("snooze")
 
-    assert crew.until_ended(job) == [State.SUCCEEDED]
+    assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert (crew.events(job)[2], crew.job(job).failures) == ("snoozed", 0)
 
 
@@ -69,7 +69,7 @@ def test_a_task_may_ask_to_be_run_later(crew: Crew) -> None:
 def test_a_fault_in_a_task_fails_its_job_and_nothing_else(crew: Crew, do: str, says: str) -> None:
     job = crew.act(do)
 
-    assert crew.until_ended(job) == [State.FAILED]
+    assert crew.until_ended(job) == [JobState.FAILED]
     found = crew.job(job)
     assert (found.error_code, found.error) == ("internal", says)
 
@@ -77,7 +77,7 @@ def test_a_fault_in_a_task_fails_its_job_and_nothing_else(crew: Crew, do: str, s
 def test_a_time_limit_ends_a_task_that_looks(crew: Crew) -> None:
     job = crew.act("wait", kind="brief")
 
-    assert crew.until_ended(job) == [State.FAILED]
+    assert crew.until_ended(job) == [JobState.FAILED]
     assert crew.job(job).error_code == "deadline"
 
 
@@ -89,7 +89,7 @@ def test_cancel_ends_a_running_job_within_a_second(crew: Crew, do: str, word: st
     asked = time.monotonic()
     ledger.cancel(crew.db, job)
 
-    assert crew.until_ended(job) == [State.CANCELLED]
+    assert crew.until_ended(job) == [JobState.CANCELLED]
     assert time.monotonic() - asked < 2
 
 
@@ -108,18 +108,18 @@ def test_a_full_heavy_lane_delays_no_job_of_the_other(crew: Crew) -> None:
     for dig in digs[:3]:
         crew.until_running(dig)
 
-    assert crew.until_ended(crew.act("ok"), limit_s=5) == [State.SUCCEEDED]
+    assert crew.until_ended(crew.act("ok"), limit_s=5) == [JobState.SUCCEEDED]
     for dig in digs:
         ledger.cancel(crew.db, dig)
     crew.until_ended(*digs)
 
 
 def test_the_worker_has_a_pulse(crew: Crew) -> None:
-    crew.until(lambda: worker_status.feel(crew.db) is Pulse.ALIVE)
+    crew.until(lambda: worker_status.read(crew.db) is WorkerState.ALIVE)
 
 
 def test_a_tick_slower_than_its_period_is_not_run_beside_itself() -> None:
-    """Else four late ticks would fill the lane that restarts need."""
+    """Else four late ticks would fill the queue that restarts need."""
     from tasks.queue import _alone
 
     running, go_on, runs = threading.Event(), threading.Event(), []

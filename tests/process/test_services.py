@@ -14,9 +14,9 @@ from support.ports import free_port
 
 from state import ledger, service, stack
 from state.db import Database
-from state.job import State
+from state.job import JobState
 from state.paths import Home
-from state.service import Doing, Service, Step
+from state.service import Service, ServiceEvent, State
 from state.stack import Tier
 from tasks import runtime
 from tasks.kinds import new
@@ -55,7 +55,7 @@ def shall_listen(db: Database, port: int) -> None:
 def serving(db: Database, run: Run) -> Service:
     """Give the row of the tier fast, which serves."""
     shall_listen(db, free_port())
-    assert run("start", service="fast").state is State.SUCCEEDED
+    assert run("start", service="fast").state is JobState.SUCCEEDED
     return service.get(db, "fast")
 
 
@@ -66,7 +66,7 @@ def test_a_service_moves_to_a_new_port_with_its_next_start(
     moved = free_port()
     shall_listen(db, moved)
 
-    assert run(kind, service="fast").state is State.SUCCEEDED
+    assert run(kind, service="fast").state is JobState.SUCCEEDED
 
     one = service.get(db, "fast")
     assert (one.port, one.generation) == (moved, serving.generation + 1)
@@ -86,7 +86,7 @@ def test_a_service_whose_new_port_is_taken_goes_on_where_it_is(
     assert f"(pid {os.getpid()})" in failed.error
     assert failed.error.endswith(f"fast goes on at port {serving.port}.")
     one = service.get(db, "fast")
-    assert (one.identity, one.port, one.doing) == (serving.identity, serving.port, Doing.READY)
+    assert (one.identity, one.port, one.state) == (serving.identity, serving.port, State.READY)
     assert lifecycle.ready(home, one)
 
 
@@ -94,15 +94,15 @@ def test_a_service_that_is_wanted_again_is_not_stopped_for_an_old_look(
     db: Database, run: Run, serving: Service
 ) -> None:
     """The watchdog saw that nobody wanted it; a person's `up` was quicker than the watchdog's job."""
-    assert run("stop", service="fast", unwanted=True).state is State.SUCCEEDED
+    assert run("stop", service="fast", unwanted=True).state is JobState.SUCCEEDED
 
     one = service.get(db, "fast")
-    assert (one.wanted, one.doing, one.identity) == ("up", Doing.READY, serving.identity)
+    assert (one.desired, one.state, one.identity) == ("up", State.READY, serving.identity)
 
 
 def test_the_watchdog_has_stopped_what_nobody_wants(db: Database, run: Run, serving: Service) -> None:
-    service.want(db, "fast", "down")
-    watchdog.Watch()._tend(db, service.get(db, "fast"), compare=False)
+    service.set_desired(db, "fast", "down")
+    watchdog.Watchdog()._tend(db, service.get(db, "fast"), compare=False)
     asked = db.row("SELECT kind, args FROM jobs WHERE source = 'watchdog'")
     assert asked
     assert tuple(asked) == ("stop", '{"service": "fast", "unwanted": true}')
@@ -110,7 +110,7 @@ def test_the_watchdog_has_stopped_what_nobody_wants(db: Database, run: Run, serv
 
     run("stop", service="fast", unwanted=True)
 
-    assert service.get(db, "fast").doing is Doing.STOPPED
+    assert service.get(db, "fast").state is State.STOPPED
     assert ports.free(serving.port)
 
 
@@ -118,13 +118,13 @@ def test_the_last_wish_counts_also_while_a_stop_waits_for_its_turn(
     db: Database, run: Run, serving: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A person puts it down and up again before the first job gets to it."""
-    real = service.want
+    real = service.set_desired
 
     def change_of_mind(*asked: object) -> None:
         real(*asked)  # type: ignore[arg-type]
         real(db, "fast", "up")
 
-    monkeypatch.setattr(service, "want", change_of_mind)
+    monkeypatch.setattr(service, "set_desired", change_of_mind)
     run("stop", service="fast")
 
     assert service.get(db, "fast").identity == serving.identity
@@ -132,12 +132,12 @@ def test_the_last_wish_counts_also_while_a_stop_waits_for_its_turn(
 
 def test_an_engine_that_was_drained_for_a_new_start_gets_one(db: Database, run: Run, serving: Service) -> None:
     """The worker died before it had put that start in."""
-    service.step(db, "fast", Step.DRAINED)
+    service.apply(db, "fast", ServiceEvent.DRAIN_STARTED)
 
-    assert run("start", service="fast").state is State.SUCCEEDED
+    assert run("start", service="fast").state is JobState.SUCCEEDED
 
     one = service.get(db, "fast")
-    assert (one.doing, one.generation, one.restarts) == (Doing.READY, serving.generation + 1, 0)
+    assert (one.state, one.generation, one.restarts) == (State.READY, serving.generation + 1, 0)
 
 
 def test_a_purge_is_done_beside_a_restart_that_is_under_way(
@@ -147,12 +147,12 @@ def test_a_purge_is_done_beside_a_restart_that_is_under_way(
     old = prompt_cache.folder(home, "fast") / "entry" / "tokens.bin"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"x" * 4096)
-    plain, _ = ledger.submit(db, new("restart", {"service": "fast"}))
+    plain, _ = ledger.enqueue(db, new("restart", {"service": "fast"}))
     ledger.claim(db, "ops", {"restart"}, "another worker")
 
     purging = run("restart", service="fast", purge=True)
 
-    assert (purging.id != plain, purging.state) == (True, State.SUCCEEDED)
+    assert (purging.id != plain, purging.state) == (True, JobState.SUCCEEDED)
     assert not old.exists()
     assert service.get(db, "fast").generation == serving.generation + 1
 
@@ -168,6 +168,6 @@ def test_a_drain_that_is_cancelled_stops_what_is_left(
 
     monkeypatch.setattr(lifecycle, "drain", drain_and_be_cancelled)
 
-    assert run("drain", service="fast").state is State.SUCCEEDED
-    assert service.get(db, "fast").doing is Doing.STOPPED
+    assert run("drain", service="fast").state is JobState.SUCCEEDED
+    assert service.get(db, "fast").state is State.STOPPED
     assert ports.free(serving.port)

@@ -22,13 +22,13 @@ from typing import Any
 
 from state import ledger
 from state.db import SCHEMA_VERSION, Database, open_database
-from state.job import Claim, New
+from state.job import Claim, NewJob
 from state.paths import Home
 from tasks.executor import Context, perform
 from tasks.kinds import Kind
 from tasks.runtime import runtime
 from tasks.system import process
-from tasks.worker_status import lives
+from tasks.worker_status import is_alive
 
 KINDS = {"a", "b", "c", "d", "extra"}
 TABLES = ("jobs", "job_deps", "events", "worker", "tiers", "services", "facts")
@@ -66,7 +66,7 @@ def task(context: Context) -> str:
     with (context.home.root / "notes").open("a") as notes:
         notes.write(f"{context.held.kind}\n")
     if context.held.kind == "a":
-        context.then(New("extra", needs=[context.held.id], ukey="extra"))
+        context.then(NewJob("extra", needs=[context.held.id], unique_key="extra"))
     return context.held.kind
 
 
@@ -78,9 +78,9 @@ def work_diamond(home: Home, number: int) -> None:
     db = runtime.database()
     db.connection.set_trace_callback(bomb(number))
     if not db.value("SELECT count(*) FROM jobs"):
-        batch = [New("a"), New("b", needs=["a"]), New("c", needs=["a"]), New("d", needs=["b", "c"])]
-        ledger.submit_all(db, batch)
-    ledger.rescue(db, [held for held in ledger.running(db) if not lives(held.owner)])
+        batch = [NewJob("a"), NewJob("b", needs=["a"]), NewJob("c", needs=["a"]), NewJob("d", needs=["b", "c"])]
+        ledger.enqueue_all(db, batch)
+    ledger.rescue(db, [held for held in ledger.running(db) if not is_alive(held.owner)])
     while held := ledger.claim(db, "ops", KINDS, runtime.owner):
         perform(Kind(held.kind, "a test"), task, Claim(**vars(held)))
 

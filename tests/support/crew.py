@@ -14,7 +14,7 @@ from typing import Any
 
 from state import event, ledger, wakeup
 from state.db import open_database
-from state.job import ENDED, Job, New, State, get
+from state.job import ENDED, Job, JobState, NewJob, get
 from state.paths import Home
 
 SUPPORT = Path(__file__).parent
@@ -54,19 +54,19 @@ class Crew:
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker."""
         if not self.workers:  # the day's prune job would be counted among the test's own
-            ledger.cancel(self.db, ledger.submit(self.db, New("prune"))[0])
+            ledger.cancel(self.db, ledger.enqueue(self.db, NewJob("prune_jobs"))[0])
         self.workers.append(start_worker(self.home, **environment))
         return self.workers[-1]
 
     def act(self, do: str = "ok", kind: str = "act", **more: Any) -> int:
         """Put one job in."""
         lane = "heavy" if kind == "dig" else "ops"
-        return ledger.submit(self.db, New(kind, {"do": do} | more, lane=lane, max_attempts=3))[0]
+        return ledger.enqueue(self.db, NewJob(kind, {"do": do} | more, queue=lane, max_attempts=3))[0]
 
     def job(self, job: int) -> Job:
         return get(self.db, job)
 
-    def count(self, *states: State) -> int:
+    def count(self, *states: JobState) -> int:
         marks = ", ".join("?" for _ in states)
         return self.db.value(f"SELECT count(*) FROM jobs WHERE state IN ({marks})", states)
 
@@ -83,7 +83,7 @@ class Crew:
         """Wait until a task has started, not only been claimed."""
         self.until(lambda: any(note.job == job for note in self.notes()))
 
-    def until_ended(self, *jobs: int, limit_s: float = 60.0) -> list[State]:
+    def until_ended(self, *jobs: int, limit_s: float = 60.0) -> list[JobState]:
         """Wait for these jobs, or for all, and give how they ended."""
         wanted = jobs or tuple(row["id"] for row in self.db.rows("SELECT id FROM jobs"))
         self.until(lambda: all(self.job(job).state in ENDED for job in wanted), limit_s)
@@ -134,7 +134,7 @@ def storm(crew: Crew, number: signal.Signals, *, threads: int, jobs: int, kills:
     for round_ in range(1, kills + 1):
         goal = round_ * step
         began, worker = time.time(), crew.start(THREADS=f"{threads} 1")
-        crew.until(lambda goal=goal: crew.count(State.SUCCEEDED) >= goal and crew.count(State.RUNNING))
+        crew.until(lambda goal=goal: crew.count(JobState.SUCCEEDED) >= goal and crew.count(JobState.RUNNING))
         worker.send_signal(number)
         worker.wait(20)
         toll.rescue_s += _rescues(crew, began)
@@ -142,7 +142,7 @@ def storm(crew: Crew, number: signal.Signals, *, threads: int, jobs: int, kills:
     crew.start(THREADS=f"{threads} 1")
     crew.until_ended(*ids, limit_s=120)
     toll.rescue_s += _rescues(crew, began)
-    toll.lost = jobs - crew.count(State.SUCCEEDED)
+    toll.lost = jobs - crew.count(JobState.SUCCEEDED)
     begun = [note.job for note in crew.notes() if note.word == "started"]
     toll.repeats = len(begun) - len(set(begun))
     toll.after_success = crew.db.value(

@@ -26,10 +26,10 @@ MACHINE = Path(__file__).parents[1] / "fixtures" / "machines" / "m4-max-128.txt"
 PID = 4242
 FINDINGS = """
 from mlxq.doctor import checks, rules
-checks.examine = lambda place: [
-    rules.good("Machine", "Python 3.13.1"),
-    rules.odd("Machine", "4.2 GB of disk are free", "mlxq prune"),
-    rules.Finding("Worker", rules.Grade.BAD, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
+checks.run_checks = lambda place: [
+    rules.passed("Machine", "Python 3.13.1"),
+    rules.warning("Machine", "4.2 GB of disk are free", "mlxq prune"),
+    rules.Finding("Worker", rules.Grade.FAIL, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
 ]
 """
 PROGRAM = f"""
@@ -68,11 +68,11 @@ def furnish(db: Database) -> None:
         scene.die(db, "fast")
     scene.beat(db)
     recorded = hardware.parse_fixture(MACHINE.read_text())
-    facts.remember(db, "machine", recorded.as_row())
+    facts.put(db, "machine", recorded.as_row())
     scene.succeed(db, "rotate")
     scene.fail(db)
     scene.pull(db)
-    ledger.submit(db, kinds.new("bench", {"target": "standard"}))
+    ledger.enqueue(db, kinds.new("bench", {"target": "standard"}))
     models = db.home.root / "models"
     make(models / "mlx-community--tiny-4bit@0123456")
     stack.set_weights(db, "hub:mlx-community/qwen3.5-9b", str(models / "mlx-community--tiny-4bit@0123456"))

@@ -24,8 +24,8 @@ def runner(db: Database, home: Home, tasks: Tasks, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(executor, "runtime", ours)
 
     def one(kind: str, /, **args: Any) -> Job:
-        number = ledger.submit(db, kinds.new(kind, args))[0]
-        held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "the worker")
+        number = ledger.enqueue(db, kinds.new(kind, args))[0]
+        held = ledger.claim(db, kinds.KINDS[kind].queue, {kind}, "the worker")
         assert held
         assert number == held.id
         executor.perform(kinds.KINDS[kind], tasks[kind], held)

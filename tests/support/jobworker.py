@@ -21,8 +21,8 @@ if "CLOCK" in os.environ:  # a file with the seconds by which this worker's wall
     time.time = shifted
 
 from state.errors import Busy, MlxqError
-from state.job import New
-from state.paths import home
+from state.job import NewJob
+from state.paths import get_home
 from tasks import kinds, queue
 from tasks.kinds import Kind
 from tasks.system import child
@@ -84,7 +84,7 @@ def nonsense(context: queue.Context) -> Any:
 
 
 def loose(context: queue.Context) -> None:
-    context.then(New("act", needs=["nobody"]))
+    context.then(NewJob("act", needs=["nobody"]))
 
 
 def kill(context: queue.Context) -> None:
@@ -100,8 +100,8 @@ def fan_out(context: queue.Context, children: int = 3, seconds: float = 0.0) -> 
     time.sleep(seconds)
     labels = [f"child {number}" for number in range(children)]
     for label in labels:
-        context.then(New("act", {"do": "ok", "seconds": seconds}, label=label))
-    context.then(New("act", needs=labels, label="join"))
+        context.then(NewJob("act", {"do": "ok", "seconds": seconds}, label=label))
+    context.then(NewJob("act", needs=labels, label="join"))
 
 
 def stuck(context: queue.Context, seconds: float = 3600.0) -> None:
@@ -136,6 +136,6 @@ if __name__ == "__main__":
     for lane, count in zip(("ops", "heavy"), os.environ.get("THREADS", "4 3").split(), strict=True):
         tasks.worker.THREADS[lane] = int(count)
     try:
-        tasks.worker.run(home())
+        tasks.worker.run(get_home())
     except MlxqError as problem:
         sys.exit(f"{problem.code}: {problem.message}")

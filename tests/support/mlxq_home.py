@@ -17,7 +17,7 @@ from support.ports import free_port
 from state import job, ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
-from state.service import Doing, Service
+from state.service import Service, State
 from state.stack import Tier
 from tasks.kinds import new
 from tasks.system import process
@@ -43,7 +43,7 @@ setattr(importlib.import_module(module), name, lambda *_, **__: os.kill(os.getpi
 """
 LIMIT_S = 180.0
 """Waits end long before; an engine that starts in 4 s alone was seen to take 40 on a crowded machine."""
-WORKER = "from state.paths import home; from tasks import worker; worker.run(home())"
+WORKER = "from state.paths import get_home; from tasks import worker; worker.run(get_home())"
 TIER = Tier(
     name="fast",
     model="tiny",
@@ -106,7 +106,7 @@ class Mlxq:
         self.worker.wait()
 
     def put(self, kind: str, **args: Any) -> int:
-        return ledger.submit(self.db, new(kind, args))[0]
+        return ledger.enqueue(self.db, new(kind, args))[0]
 
     def ended(self, number: int, limit_s: float = LIMIT_S) -> job.Job:
         until(lambda: not job.get(self.db, number).live, limit_s)
@@ -128,8 +128,8 @@ class Mlxq:
         assert text, self.logs()
         return process.decode(text)
 
-    def await_doing(self, doing: Doing, name: str = "fast", limit_s: float = LIMIT_S) -> Service:
-        until(lambda: (one := service.find(self.db, name)) and one.doing == doing, limit_s)
+    def await_doing(self, doing: State, name: str = "fast", limit_s: float = LIMIT_S) -> Service:
+        until(lambda: (one := service.find(self.db, name)) and one.state == doing, limit_s)
         return self.one(name)
 
     def await_next(self, earlier: Service, limit_s: float = LIMIT_S) -> Service:
@@ -137,7 +137,7 @@ class Mlxq:
 
         def there() -> bool:
             one = self.one(earlier.name)
-            return one.doing == Doing.READY and one.generation > earlier.generation
+            return one.state == State.READY and one.generation > earlier.generation
 
         until(there, limit_s)
         return self.one(earlier.name)

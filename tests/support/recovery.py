@@ -16,7 +16,7 @@ from support.mlxq_home import LIMIT_S, Mlxq, until
 
 from state import secrets, service, settings
 from state.errors import EngineFailed
-from state.service import Doing, Service
+from state.service import Service, State
 from tasks.plan import gateway, health
 from tasks.supervision import probe, watchdog
 from tasks.system import memory, ports, process
@@ -95,7 +95,7 @@ def back(mlxq: Mlxq, earlier: Service, at: float) -> Back:
     after = mlxq.await_next(earlier)
     assert after.started_at
     assert after.ready_at
-    begun = mlxq.db.value("SELECT max(at) FROM events WHERE name = 'intended' AND service = ?", (earlier.name,))
+    begun = mlxq.db.value("SELECT max(at) FROM events WHERE name = 'starting' AND service = ?", (earlier.name,))
     return Back(begun - at, after.ready_at - at, after.ready_at - after.started_at)
 
 
@@ -192,7 +192,7 @@ def kill_worker_then_engine(mlxq: Mlxq) -> tuple[bool, Back]:
 def start_dying(mlxq: Mlxq) -> Service:
     """Ask for a service whose engine ends at once, again and again; give it as it is when mlxq has seen enough."""
     mlxq.put("start", service="fast")
-    return mlxq.await_doing(Doing.FLAPPING)
+    return mlxq.await_doing(State.CRASH_LOOP)
 
 
 def forge_reused_pid(mlxq: Mlxq) -> bool:
@@ -200,8 +200,8 @@ def forge_reused_pid(mlxq: Mlxq) -> bool:
     me = process.identify(os.getpid())
     assert me
     forged = process.encode(process.Identity(me.pid, "1", me.boot))
-    mlxq.db.run("UPDATE services SET doing = 'ready', wanted = 'down', identity = ? WHERE name = 'fast'", (forged,))
-    mlxq.await_doing(Doing.STOPPED)
+    mlxq.db.run("UPDATE services SET state = 'ready', desired = 'down', identity = ? WHERE name = 'fast'", (forged,))
+    mlxq.await_doing(State.STOPPED)
     return process.alive(me)
 
 

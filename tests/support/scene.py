@@ -14,7 +14,7 @@ from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
 from state.sample import MINUTE_S, Sample
-from state.service import Step
+from state.service import ServiceEvent
 from state.stack import Tier
 from state.usage import Usage
 from tasks import kinds
@@ -33,8 +33,8 @@ SIZE = 5_400_000_000
 def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     """Write a machine and three wanted tiers, none of them up."""
     at = ports or {}
-    facts.remember(db, "machine", MACHINE)
-    facts.remember(db, "stack", {"budget_bytes": 43 * GIB})
+    facts.put(db, "machine", MACHINE)
+    facts.put(db, "stack", {"budget_bytes": 43 * GIB})
     tiers = [
         Tier(
             name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
@@ -48,26 +48,27 @@ def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     service.ensure(db, "gateway", "gateway", at.get("gateway", 4000))
     service.ensure(db, "page", "page", at.get("page", 4001))
     for row in service.listing(db):
-        service.want(db, row.name, "up")
+        service.set_desired(db, row.name, "up")
 
 
 def begin(db: Database, name: str) -> None:
     """Make one service load."""
-    service.intend(db, name, ["engine", name], "f", service.get(db, name).port)
-    service.step(db, name, Step.SPAWNED, identity=f"boot/{os.getpid()}/1", started_at=db.now())
+    service.request_start(db, name, ["engine", name], "f", service.get(db, name).port)
+    service.apply(db, name, ServiceEvent.SPAWNED, identity=f"boot/{os.getpid()}/1", started_at=db.now())
 
 
 def ready(db: Database, name: str, memory: float = 1.0) -> None:
     """Make one service serve; `memory` in GiB."""
     begin(db, name)
     now = db.now()
-    service.step(db, name, Step.READIED, ready_at=now, memory_bytes=int(memory * GIB))
+    service.apply(db, name, ServiceEvent.BECAME_READY, ready_at=now, memory_bytes=int(memory * GIB))
 
 
 def die(db: Database, name: str, wait_s: float = 30.0) -> None:
     """Make one service end unasked, as the watchdog buries it."""
-    service.step(
-        db, name, Step.DIED, identity=None, exit_code=137, cause_code="killed", cause="It was killed by SIGKILL.",
+    service.apply(
+        db, name, ServiceEvent.EXITED, identity=None, exit_code=137,
+        cause_code="killed", cause="It was killed by SIGKILL.",
         hint=f"mlxq logs {name}", next_try_at=db.now() + wait_s, exits=[db.now()], memory_bytes=None,
         restarts=service.get(db, name).restarts + 1,
     )  # fmt: skip
@@ -151,7 +152,7 @@ def benchmarks(db: Database) -> None:
 
 def pull(db: Database, done: float = 0.43) -> Claim:
     """Put a chain in whose pull is under way, and give the claim on the pull."""
-    ledger.submit_all(
+    ledger.enqueue_all(
         db,
         [
             kinds.new("pull", {"source": "hub:mlx-community/qwen3.5-9b"}),
@@ -174,7 +175,7 @@ def bustle(db: Database, held: Claim, steps: range, pause_s: float) -> None:
     for step in steps:
         advance(db, held, step % 1000 / 1000)
         if step % 20 == 0:
-            succeed(db, "verify")
+            succeed(db, "smoke_test")
         elif step % 20 == 10:
             die(db, "fast")
         elif step % 20 == 11:
@@ -183,14 +184,14 @@ def bustle(db: Database, held: Claim, steps: range, pause_s: float) -> None:
 
 
 def _claim(db: Database, kind: str) -> Claim:
-    held = ledger.claim(db, kinds.KINDS[kind].lane, {kind}, "worker-of-the-scene")
+    held = ledger.claim(db, kinds.KINDS[kind].queue, {kind}, "worker-of-the-scene")
     assert held is not None
     return held
 
 
 def fail(db: Database, name: str = "fast") -> int:
     """Put a job in that fails for good, and give its id."""
-    number, _ = ledger.submit(db, kinds.new("restart", {"service": name}))
+    number, _ = ledger.enqueue(db, kinds.new("restart", {"service": name}))
     held = _claim(db, "restart")
     ledger.fail(db, held, EngineFailed(f"{name} is failed: The weights are cut short or damaged.", hint="mlxq setup"))
     return number
@@ -198,6 +199,6 @@ def fail(db: Database, name: str = "fast") -> int:
 
 def succeed(db: Database, kind: str, **args: str) -> int:
     """Put a job in that succeeds."""
-    number, _ = ledger.submit(db, kinds.new(kind, args))
+    number, _ = ledger.enqueue(db, kinds.new(kind, args))
     ledger.succeed(db, _claim(db, kind), {})
     return number

@@ -34,7 +34,7 @@ from support.ports import free_port
 from state import secrets, service, settings
 from state.db import open_database
 from state.errors import EngineFailed
-from state.service import Doing
+from state.service import State
 from tasks.plan import gateway
 from tasks.supervision import probe
 from tasks.system import process
@@ -215,7 +215,7 @@ class Soak:
 
     def _await_given_up(self, name: str) -> None:
         """Wait until mlxq says that only a person can help."""
-        self.mlxq.await_doing(Doing.FAILED, name, LIMIT_S)
+        self.mlxq.await_doing(State.FAILED, name, LIMIT_S)
 
     def _fill_log(self) -> None:
         with process.appended(self.mlxq.home.log(self.random.choice(TIERS))) as log:
@@ -241,8 +241,8 @@ class Soak:
         """Say what is not well; empty when all is."""
         for one in service.listing(self.mlxq.db):
             there = process.find_orphans(str(self.mlxq.home.root), one.name)
-            if one.doing != Doing.READY or list(map(process.encode, there)) != [one.identity]:
-                return f"{one.name} is {one.doing}, {len(there)} processes"
+            if one.state != State.READY or list(map(process.encode, there)) != [one.identity]:
+                return f"{one.name} is {one.state}, {len(there)} processes"
             with suppress(EngineFailed):
                 if one.kind == "gateway" or probe.one_token(one.port, self._key(secrets.TIER), one.name, 5.0):
                     continue
@@ -259,7 +259,7 @@ class Soak:
         while not self.stop.wait(0.05):
             for each in [away for away in self.away if away.until == float("inf")]:
                 one = service.get(db, each.name)
-                if one.doing == Doing.READY and one.identity != each.identity:
+                if one.state == State.READY and one.identity != each.identity:
                     rests_s = 0 if each.name == gateway.SERVICE else gateway.COOLDOWN_SECONDS
                     each.until = time.time() + rests_s
         db.close()

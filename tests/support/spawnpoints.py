@@ -28,14 +28,14 @@ from support.mlxq_home import TIER, until
 from state import ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
-from state.service import Doing
+from state.service import State
 from tasks.executor import perform
 from tasks.kinds import KINDS, new
 from tasks.plan import engine
 from tasks.runtime import runtime
 from tasks.supervision import lifecycle, probe, services, watchdog
 from tasks.system import ports, process
-from tasks.worker_status import lives
+from tasks.worker_status import is_alive
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 TASKS = {"start": services.start, "restart": services.restart, "stop": services.stop}
@@ -43,7 +43,7 @@ STARTING = (
     lifecycle.spawn,
     lifecycle.adopt_orphan,
     lifecycle._record,
-    lifecycle.headline,
+    lifecycle.write_start_marker,
     process.spawn,
     process._first_word,
 )
@@ -105,13 +105,13 @@ def first_worker(home: Home, number: int) -> None:
 def next_worker(home: Home) -> None:
     """Rescue, look and work as the worker does, until nothing is left to do."""
     db = become_worker(home)
-    ledger.rescue(db, [held for held in ledger.running(db) if not lives(held.owner)])
+    ledger.rescue(db, [held for held in ledger.running(db) if not is_alive(held.owner)])
     until_s = time.monotonic() + 60
-    while (one := service.find(db, "fast")) is None or one.doing != Doing.READY or db.value(LIVE):
+    while (one := service.find(db, "fast")) is None or one.state != State.READY or db.value(LIVE):
         assert time.monotonic() < until_s, one
         work(db)
         watchdog.watch._next_look = 0.0
-        watchdog.watch.look()
+        watchdog.watch.tick()
 
 
 def prepared(template: Path, home: Home) -> int:
@@ -121,7 +121,7 @@ def prepared(template: Path, home: Home) -> int:
     port = ports.spare()
     db = open_database(home)
     stack.replace(db, [stack.Tier(**vars(TIER) | {"port": port, "weights": str(home.root)})])
-    ledger.submit(db, new("start", {"service": "fast"}))
+    ledger.enqueue(db, new("start", {"service": "fast"}))
     db.close()
     return port
 
@@ -134,7 +134,7 @@ def seen(home: Home, port: int) -> dict[str, Any]:
     holder = ports.holder(port)
     assert one.identity
     found = {
-        "doing": one.doing,
+        "doing": one.state,
         "jobs": sorted({row["state"] for row in db.rows("SELECT state FROM jobs")}),
         "engines": len(there),
         "the recorded one": list(map(process.encode, there)) == [one.identity],

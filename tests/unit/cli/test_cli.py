@@ -19,19 +19,19 @@ from mlxq.commands import setup
 from state import ledger
 from state.db import Database
 from state.errors import EngineFailed, NotRunning
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 from tasks import kinds, score
 
 JOB_KEYS = """
-id kind args lane priority ukey chain source state attempt failures max_attempts rescues run_at wait_s owner beat_at
-cancel_at phase progress result error_code error hint created_at started_at finished_at needs
+id kind args queue priority unique_key chain source state attempt failures max_attempts rescues run_at wait_s owner
+beat_at cancel_at phase progress result error_code error hint created_at started_at finished_at needs
 """
 HEAVY = {"huey", "sqlite_utils", "httpx", "pandas", "numpy", "litellm", "rich", "yaml", "structlog", "huggingface_hub"}
 
 
-def put(db: Database, *batch: New) -> list[int]:
-    return [job for job, _ in ledger.submit_all(db, batch).values()]
+def put(db: Database, *batch: NewJob) -> list[int]:
+    return [job for job, _ in ledger.enqueue_all(db, batch).values()]
 
 
 def test_the_help_lists_every_command_as_it_describes_itself() -> None:
@@ -146,8 +146,8 @@ def test_what_a_person_reads_often_loads_nothing_heavy(home: Home, argv: list[st
 
 
 def test_a_job_s_failure_becomes_the_same_exit_code(home: Home, db: Database) -> None:
-    (job,) = put(db, kinds.new("verify"))
-    held = ledger.claim(db, "ops", {"verify"}, "a/1/1")
+    (job,) = put(db, kinds.new("smoke_test"))
+    held = ledger.claim(db, "ops", {"smoke_test"}, "a/1/1")
     assert held
     ledger.fail(db, held, NotRunning("Nobody is there.", hint="mlxq up"))
 
@@ -155,7 +155,7 @@ def test_a_job_s_failure_becomes_the_same_exit_code(home: Home, db: Database) ->
 
 
 def test_jobs_show_tells_all_there_is(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = put(db, kinds.new("start", {"service": "fast"}, label="s"), kinds.new("verify", needs=["s"]))
+    first, second = put(db, kinds.new("start", {"service": "fast"}, label="s"), kinds.new("smoke_test", needs=["s"]))
     held = ledger.claim(db, "ops", {"start"}, "a/1/1")
     assert held
     ledger.fail(db, held, EngineFailed("It did not load.", hint="mlxq logs fast"))

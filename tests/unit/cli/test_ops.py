@@ -16,9 +16,9 @@ from mlxq import cli, service_events
 from mlxq.commands import down, restart
 from state import job, ledger, secrets, service, settings, stack
 from state.db import Database, open_database
-from state.job import State
+from state.job import JobState
 from state.paths import Home
-from state.service import Step
+from state.service import ServiceEvent
 from state.stack import Tier
 from tasks import kinds
 from tasks.system import process
@@ -41,14 +41,14 @@ def db(home: Home, tmp_path: Path) -> Iterator[Database]:
 
 def died(db: Database, home: Home) -> None:
     """Let the tier start once and be killed, with words in its log."""
-    service.want(db, "fast", "up")
-    service.intend(db, "fast", ["engine"], "print", 9241)
+    service.set_desired(db, "fast", "up")
+    service.request_start(db, "fast", ["engine"], "print", 9241)
     home.log("fast").write_text(
         "=== mlxq: 2026-11-22 10:00:00 fast, start 1\nloading\n\nready\n"
         "=== mlxq: 2026-11-22 10:05:00 fast, start 2\nlater\n"
     )
     cause = {"exit_code": 139, "cause_code": "aborted", "cause": "It crashed.", "hint": "mlxq logs fast"}
-    service.step(db, "fast", Step.DIED, next_try_at=db.now() + 60, **cause)
+    service.apply(db, "fast", ServiceEvent.EXITED, next_try_at=db.now() + 60, **cause)
 
 
 def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +61,7 @@ def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys
     assert "MLXQ_TIER_KEY=***" in out
     assert not any(key in out for key in secrets.read(home.secrets).values())
     assert db.rows("SELECT id FROM jobs") == []
-    assert service.get(db, "fast").wanted == "down"
+    assert service.get(db, "fast").desired == "down"
 
 
 def test_what_a_dry_run_prints_can_be_run(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,29 +80,29 @@ def test_a_dry_run_of_down_names_the_process_it_would_end(
 ) -> None:
     me = process.identify(os.getpid())
     assert me
-    service.want(db, "fast", "up")
-    service.intend(db, "fast", ["engine"], "print", 9241)
-    service.step(db, "fast", Step.SPAWNED, identity=process.encode(me))
+    service.set_desired(db, "fast", "up")
+    service.request_start(db, "fast", ["engine"], "print", 9241)
+    service.apply(db, "fast", ServiceEvent.SPAWNED, identity=process.encode(me))
 
     assert cli.run(["down", "--dry-run"]) == 0
 
     assert capsys.readouterr().out.startswith(f"# stop fast\nkill -TERM {me.pid} ")
     assert cli.run(["down", "--drain", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith(f"# stop fast\nkill -USR2 {me.pid} ")
-    assert service.get(db, "fast").wanted == "up"
+    assert service.get(db, "fast").desired == "up"
 
 
 def test_restart_leaves_down_what_is_down(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["restart"]) == 3
 
-    service.want(db, "fast", "up")
+    service.set_desired(db, "fast", "up")
     assert restart.wanted(db, None) == ["fast"]
 
 
 def test_what_runs_beside_the_tiers_is_named_as_they_are(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.want(db, "gateway", "up")
+    service.set_desired(db, "gateway", "up")
 
     assert restart.wanted(db, "gateway") == ["gateway"]
     assert cli.run(["up", "--tier", "gateway", "--dry-run"]) == 0
@@ -119,16 +119,16 @@ def test_tiers_are_drained_before_what_brings_them_requests_goes_down(db: Databa
     jobs = [job.get(db, number) for number in ids]
     assert [(each.kind, each.args["service"]) for each in jobs] == [("drain", "fast"), ("stop", "gateway")]
     assert list(jobs[1].needs) == [ids[0]]
-    assert [each.wanted for each in service.listing(db)] == ["down", "down"]
+    assert [each.desired for each in service.listing(db)] == ["down", "down"]
 
 
 def test_a_wish_is_not_lost_to_a_job_of_the_watchdog_that_is_under_way(db: Database) -> None:
     """That one asks again whether anybody wants the service; so the person's word must be there."""
-    service.want(db, "fast", "up")
-    stale, _ = ledger.submit(db, kinds.new("stop", {"service": "fast", "unwanted": True}), source="watchdog")
+    service.set_desired(db, "fast", "up")
+    stale, _ = ledger.enqueue(db, kinds.new("stop", {"service": "fast", "unwanted": True}), source="watchdog")
 
     assert down.begin(db, [service.get(db, "fast")], drain=False) == [stale]
-    assert service.get(db, "fast").wanted == "down"
+    assert service.get(db, "fast").desired == "down"
 
 
 def test_a_plain_down_ends_the_waiting_of_a_drain(db: Database) -> None:
@@ -146,11 +146,11 @@ def test_a_plain_down_takes_the_place_of_a_drain_that_has_not_begun(db: Database
     (draining,) = down.begin(db, fast, drain=True)
 
     (stopping,) = down.begin(db, fast, drain=False)
-    assert (job.get(db, draining).state, job.get(db, stopping).kind) == (State.CANCELLED, "stop")
+    assert (job.get(db, draining).state, job.get(db, stopping).kind) == (JobState.CANCELLED, "stop")
 
 
 def test_services_start_anew_one_after_another(db: Database) -> None:
-    made = ledger.submit_all(db, restart.restarts(["a", "b", "c"]))
+    made = ledger.enqueue_all(db, restart.restarts(["a", "b", "c"]))
 
     ids = [job for job, _ in made.values()]
     needs = [(row["job"], row["needs"]) for row in db.rows("SELECT job, needs FROM job_deps ORDER BY job")]
@@ -190,9 +190,9 @@ def test_why_speaks_json_and_every_step_has_words(home: Home, db: Database, caps
     assert cli.run(["why", "--json"]) == 0
 
     told = json.loads(capsys.readouterr().out)["events"]
-    assert [each["what"] for each in told] == ["wanted_up", "intended", "died"]
+    assert [each["what"] for each in told] == ["start_requested", "starting", "exited"]
     assert told[-1]["last_lines"] == ["loading", "ready"]
-    assert set(Step) <= set(service_events.WORDS)
+    assert set(ServiceEvent) <= set(service_events.WORDS)
 
 
 def test_why_has_words_for_people_in_place_of_names(
@@ -204,9 +204,9 @@ def test_why_has_words_for_people_in_place_of_names(
 
     told = [line.split("  ")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("2")]
     assert [[cell.strip() for cell in each] for each in told] == [
-        ["fast", "wanted up"],
+        ["fast", "start requested"],
         ["fast", "starting"],
-        ["fast", "died"],
+        ["fast", "exited"],
     ]
 
 
@@ -223,7 +223,7 @@ def test_status_goes_on_at_each_change(home: Home, db: Database) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         first = json.loads(program.stdout.readline())
-        service.want(db, "fast", "up")
+        service.set_desired(db, "fast", "up")
         later = (json.loads(line) for line in program.stdout)
         changed = next(each for each in later if each["services"] != first["services"])
         program.terminate()

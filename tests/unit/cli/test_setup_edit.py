@@ -14,15 +14,15 @@ from catalog.load import entries
 from catalog.machine import Machine
 from mlxq import cli
 from mlxq.setup import edit
-from mlxq.setup.edit import Change
+from mlxq.setup.edit import StackChange
 from state import facts, job, service, stack
 from state.db import Database
 from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 from state.stack import Tier
 from tasks import assign, kinds, score, stack_jobs
-from tasks.plan.placement import place
+from tasks.plan.placement import assign_ports
 
 GB = 10**9
 SMALL = entries()["smollm2-135m"]
@@ -35,30 +35,30 @@ MACHINE = Machine("test", "cpu", "Linux", 64 * GB, 48 * GB, 100.0, "measured", 1
 @pytest.fixture
 def settled(db: Database) -> Database:
     """Give the ledger of a machine with two tiers, whose engines have rows."""
-    facts.remember(db, "machine", MACHINE.as_row())
+    facts.put(db, "machine", MACHINE.as_row())
     stack.replace(db, [STANDARD, FAST])
     for tier in (STANDARD, FAST):
         service.ensure(db, tier.name, "engine", tier.port)
-        service.want(db, tier.name, "up")
+        service.set_desired(db, tier.name, "up")
     return db
 
 
 def test_a_tier_gets_the_most_context_that_fits_and_the_first_free_port() -> None:
-    made = place("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=20 * GB)
+    made = assign_ports("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=20 * GB)
 
     assert (made.port, made.context, made.source) == (8002, SMALL.context, SMALL.quants[QUANT].source)
     assert made.memory_bytes + STANDARD.memory_bytes + FAST.memory_bytes <= 20 * GB
-    again = place("tiny", SMALL, QUANT, [STANDARD], base_port=8000, budget_bytes=20 * GB)
+    again = assign_ports("tiny", SMALL, QUANT, [STANDARD], base_port=8000, budget_bytes=20 * GB)
     assert again.port == 8001
 
 
 def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum() -> None:
-    whole = place("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=20 * GB)
-    less = place("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=whole.memory_bytes - 1)
+    whole = assign_ports("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=20 * GB)
+    less = assign_ports("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=whole.memory_bytes - 1)
 
     assert less.context == whole.context // 2
     with pytest.raises(DoesNotFit, match=r"needs \S+ [GM]B, and 0 B of the budget of 8\.4 GB is left"):
-        place("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=9 * GB)
+        assign_ports("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=9 * GB)
 
 
 @pytest.mark.parametrize(
@@ -66,21 +66,21 @@ def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum(
 )
 def test_a_name_that_cannot_be_a_tier_is_refused(name: str) -> None:
     with pytest.raises(UsageProblem):
-        place(name, SMALL, QUANT, [FAST], base_port=8000, budget_bytes=20 * GB)
+        assign_ports(name, SMALL, QUANT, [FAST], base_port=8000, budget_bytes=20 * GB)
 
 
 def test_ten_tiers_are_the_most() -> None:
     many = [replace(FAST, name=f"t{number}", port=8000 + number, memory_bytes=1) for number in range(10)]
     with pytest.raises(UsageProblem, match="10 are the most"):
-        place("tiny", SMALL, QUANT, many, base_port=8000, budget_bytes=20 * GB)
+        assign_ports("tiny", SMALL, QUANT, many, base_port=8000, budget_bytes=20 * GB)
 
 
-def labelled(batch: list[kinds.New]) -> dict[str, list[str]]:
-    return {new.label or new.kind: [*map(str, new.needs), *(f"~{one}" for one in new.softly)] for new in batch}
+def labelled(batch: list[kinds.NewJob]) -> dict[str, list[str]]:
+    return {new.label or new.kind: [*map(str, new.needs), *(f"~{one}" for one in new.after)] for new in batch}
 
 
 def test_the_gateway_hears_of_a_new_tier_when_its_engine_serves() -> None:
-    assert labelled(stack_jobs.arrival("tiny", ["old"])) == {
+    assert labelled(stack_jobs.add_tier("tiny", ["old"])) == {
         "old": [],
         "tiny": ["~old"],
         "configure": ["tiny"],
@@ -89,13 +89,13 @@ def test_the_gateway_hears_of_a_new_tier_when_its_engine_serves() -> None:
 
 
 def test_the_gateway_hears_that_a_tier_leaves_before_its_engine_goes() -> None:
-    serving = labelled(stack_jobs.farewell(["fast"], serving=True))
+    serving = labelled(stack_jobs.remove_tiers(["fast"], serving=True))
     assert serving == {"configure": [], "gateway": ["configure"], "fast": ["~gateway"]}
-    assert labelled(stack_jobs.farewell(["fast"], serving=False)) == {"configure": [], "fast": []}
+    assert labelled(stack_jobs.remove_tiers(["fast"], serving=False)) == {"configure": [], "fast": []}
 
 
 def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Database, home: Home) -> None:
-    wanted = Change(add=(("smollm2-135m", "one"), ("smollm2-135m", "two")), remove=("fast",))
+    wanted = StackChange(add=(("smollm2-135m", "one"), ("smollm2-135m", "two")), remove=("fast",))
 
     made = edit.plan(settled, home, wanted)
 
@@ -115,15 +115,15 @@ def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Data
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        (Change(remove=("nobody",)), NotFound),
-        (Change(remove=("standard", "fast")), UsageProblem),
-        (Change(add=(("no-such-model-at-all", "x"),)), MlxqError),
-        (Change(add=(("hub:own/model", "x"),)), UsageProblem),
-        (Change(add=(("smollm2-135m", "fast"),)), UsageProblem),
+        (StackChange(remove=("nobody",)), NotFound),
+        (StackChange(remove=("standard", "fast")), UsageProblem),
+        (StackChange(add=(("no-such-model-at-all", "x"),)), MlxqError),
+        (StackChange(add=(("hub:own/model", "x"),)), UsageProblem),
+        (StackChange(add=(("smollm2-135m", "fast"),)), UsageProblem),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(
-    settled: Database, home: Home, wanted: Change, problem: type[MlxqError]
+    settled: Database, home: Home, wanted: StackChange, problem: type[MlxqError]
 ) -> None:
     with pytest.raises(problem):
         edit.plan(settled, home, wanted)
@@ -132,16 +132,16 @@ def test_what_cannot_be_is_refused_before_anything_changes(
 
 def test_without_a_stack_there_is_nothing_to_change(db: Database, home: Home) -> None:
     with pytest.raises(NotSetUp):
-        edit.plan(db, home, Change(remove=("fast",)))
+        edit.plan(db, home, StackChange(remove=("fast",)))
 
 
 def test_a_removed_tier_serves_until_its_job_takes_it_down(settled: Database, home: Home) -> None:
-    wanted = Change(remove=("fast",))
+    wanted = StackChange(remove=("fast",))
 
     edit.begin(settled, edit.plan(settled, home, wanted), wanted)
 
     assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
-    assert (service.get(settled, "fast").wanted, service.get(settled, "standard").wanted) == ("up", "up")
+    assert (service.get(settled, "fast").desired, service.get(settled, "standard").desired) == ("up", "up")
 
 
 TASKS: dict[str, Any] = {"retire": assign.retire, "assign": assign.assign, "score": score.score}
@@ -163,7 +163,7 @@ def test_a_tier_that_left_the_stack_is_forgotten(run: Run, settled: Database) ->
 
 def test_a_tier_that_is_back_in_the_stack_stays(run: Run, settled: Database) -> None:
     assert run("retire", service="fast").result == {"service": "fast", "gone": False}
-    assert service.get(settled, "fast").wanted == "up"
+    assert service.get(settled, "fast").desired == "up"
 
 
 CHOICE = {"standard": "qwen3.5-9b int8", "fast": "smollm2-135m " + QUANT, "longctx": "gemma-4-e4b int4"}
@@ -171,17 +171,17 @@ CHOICE = {"standard": "qwen3.5-9b int8", "fast": "smollm2-135m " + QUANT, "longc
 
 @pytest.mark.parametrize("hub", [True, False])
 def test_the_models_that_a_person_chose_are_the_stack(run: Run, settled: Database, hub: bool) -> None:
-    facts.remember(settled, "hub", {"reachable": hub})
+    facts.put(settled, "hub", {"reachable": hub})
 
     first, again = (run("score", choice=CHOICE, pull=False, start=False) for _ in range(2))
 
-    assert (first.state, again.state) == (State.SUCCEEDED, State.SUCCEEDED), first.error
+    assert (first.state, again.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED), first.error
     assert {tier.name: f"{tier.model} {tier.quant}" for tier in stack.tiers(settled)} == CHOICE
     assert (first.result["kept"], again.result["kept"]) == (False, True)
 
 
 def test_a_choice_stays_when_setup_runs_again_without_one(run: Run, settled: Database) -> None:
-    facts.remember(settled, "hub", {"reachable": True})
+    facts.put(settled, "hub", {"reachable": True})
     run("score", choice=CHOICE, pull=False, start=False)
 
     assert run("score", pull=False, start=False).result["tiers"] == CHOICE
@@ -190,12 +190,12 @@ def test_a_choice_stays_when_setup_runs_again_without_one(run: Run, settled: Dat
 def test_a_choice_that_does_not_fit_changes_nothing(run: Run, settled: Database) -> None:
     ended = run("score", choice=CHOICE | {"longctx": "qwen3.5-122b-a10b int4"}, pull=False, start=False)
 
-    assert (ended.state, ended.error_code) == (State.FAILED, "does_not_fit")
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "does_not_fit")
     assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
 
 
 def test_keep_holds_whatever_is_there(run: Run, settled: Database) -> None:
-    facts.remember(settled, "hub", {"reachable": True})
+    facts.put(settled, "hub", {"reachable": True})
 
     kept = run("score", keep=True, pull=False, start=False)
 
@@ -207,7 +207,7 @@ def test_a_model_is_given_a_tier_once(run: Run, settled: Database) -> None:
 
     first, second = run("assign", **asked), run("assign", **asked)
 
-    assert (first.state, second.state) == (State.SUCCEEDED, State.SUCCEEDED), first.error
+    assert (first.state, second.state) == (JobState.SUCCEEDED, JobState.SUCCEEDED), first.error
     assert first.result["port"] == 8002
     assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast", "tiny"]
 
@@ -215,7 +215,7 @@ def test_a_model_is_given_a_tier_once(run: Run, settled: Database) -> None:
 def test_a_model_alone_takes_the_place_of_the_stack(run: Run, settled: Database) -> None:
     ended = run("assign", model="smollm2-135m", quant=QUANT, tier="standard", alone=True)
 
-    assert ended.state is State.SUCCEEDED, ended.error
+    assert ended.state is JobState.SUCCEEDED, ended.error
     assert [(tier.name, tier.model) for tier in stack.tiers(settled)] == [("standard", "smollm2-135m")]
     assert "retire" in {one.kind for one in job.of_chain(settled, ended.id)}
 
@@ -225,7 +225,7 @@ def test_an_assignment_that_does_not_fit_changes_nothing(run: Run, settled: Data
 
     ended = run("assign", model="smollm2-135m", quant=QUANT, tier="tiny")
 
-    assert (ended.state, ended.error_code) == (State.FAILED, "does_not_fit")
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "does_not_fit")
     assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
 
 
@@ -278,15 +278,15 @@ def test_a_dry_run_shows_the_change_and_makes_none(settled: Database, capsys: py
 
 
 def test_a_stack_made_by_hand_stays_until_another_is_asked_for(settled: Database, home: Home) -> None:
-    facts.remember(settled, "stack", {"asked": {"intent": "balanced"}, "builtin": True, "budget_bytes": GB})
-    wanted = Change(remove=("fast",))
+    facts.put(settled, "stack", {"asked": {"intent": "balanced"}, "builtin": True, "budget_bytes": GB})
+    wanted = StackChange(remove=("fast",))
     edit.begin(settled, edit.plan(settled, home, wanted), wanted)
 
-    assert facts.recall(settled, "stack") == {"budget_bytes": GB, "builtin": False}
+    assert facts.get(settled, "stack") == {"budget_bytes": GB, "builtin": False}
 
 
 def test_a_tier_that_came_while_a_person_was_asked_stays(settled: Database, home: Home) -> None:
-    wanted = Change(remove=("fast",))
+    wanted = StackChange(remove=("fast",))
     made = edit.plan(settled, home, wanted)
     late = replace(STANDARD, name="late", port=8005)
     stack.replace(settled, [STANDARD, FAST, late])

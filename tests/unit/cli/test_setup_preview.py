@@ -12,7 +12,7 @@ from support.here import Run, runner
 from catalog.load import entries
 from catalog.machine import Machine
 from mlxq.setup import inspection, preview
-from mlxq.setup.inspection import Survey
+from mlxq.setup.inspection import Inspection
 from state import facts, settings, stack
 from state.db import Database
 from state.errors import DoesNotFit
@@ -34,9 +34,9 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
     return runner(db, home, {"score": score.score}, monkeypatch)
 
 
-def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Survey:
+def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Inspection:
     """Give what set-up would find in a home with two tiers."""
-    return Survey(
+    return Inspection(
         home=home, machine=MACHINE, known=entries(), measured=(), hub=hub, here=frozenset(), begun={},
         free_bytes=10**12, tiers=[STANDARD, FAST], told=told, settings=settings.load(home),
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_what_a_dry_run_tells_is_what_set_up_then_does(
 ) -> None:
     stack.replace(db, [STANDARD, FAST])
     for name, fact in {"machine": MACHINE.as_row(), "hub": {"reachable": hub}, "stack": told}.items():
-        facts.remember(db, name, fact)
+        facts.put(db, name, fact)
 
     foretold = preview.document(a_look(home, told, hub=hub), ALL | args)
     done = run("score", **ALL, **args).result
@@ -129,7 +129,7 @@ def test_of_a_fetch_that_was_broken_off_only_the_rest_is_to_come(home: Home, mon
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 2**20)
 
-    found = inspection.look(home)
+    found = inspection.inspect(home)
 
     assert found.fetch_of("qwen3.5-9b", "int4") == wanted.bytes - staging.used(folder) < wanted.bytes
     assert found.fetch_of("qwen3.5-9b", "int8") == entries()["qwen3.5-9b"].quants["int8"].bytes

@@ -19,7 +19,7 @@ from mlxq.commands import status
 from state import service, settings, stack, worker
 from state.db import Database
 from state.paths import Home
-from state.service import Observed, Step
+from state.service import Observed, ServiceEvent
 from state.stack import Tier
 from tasks.system import process
 
@@ -50,14 +50,14 @@ def server() -> Iterator[Server]:
     program.communicate()
 
 
-def runs(db: Database, identity: process.Identity, *, port: int = 9001, wanted: service.Wanted = "up") -> None:
+def runs(db: Database, identity: process.Identity, *, port: int = 9001, desired: service.Desired = "up") -> None:
     """Write down that the tier fast runs as this process, and was seen ready."""
     stack.replace(db, [FAST])
     service.ensure(db, "fast", "engine", port)
-    service.want(db, "fast", wanted)
-    service.intend(db, "fast", ["engine"], "print", port)
-    service.step(db, "fast", Step.SPAWNED, identity=process.encode(identity), started_at=db.now() - 100)
-    service.step(db, "fast", Step.READIED)
+    service.set_desired(db, "fast", desired)
+    service.request_start(db, "fast", ["engine"], "print", port)
+    service.apply(db, "fast", ServiceEvent.SPAWNED, identity=process.encode(identity), started_at=db.now() - 100)
+    service.apply(db, "fast", ServiceEvent.BECAME_READY)
 
 
 def beats(db: Database, ago_s: float) -> None:
@@ -68,7 +68,7 @@ def beats(db: Database, ago_s: float) -> None:
 
 
 def fast(db: Database) -> dict[str, object]:
-    return next(each for each in status_report.now(db).services if each["name"] == "fast")
+    return next(each for each in status_report.collect(db).services if each["name"] == "fast")
 
 
 def gone() -> process.Identity:
@@ -93,10 +93,10 @@ def test_a_stack_that_nobody_watches_over_wants_a_worker_next(
     state: str, next_step: str, db: Database, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs(db, server.identity, port=server.port)
-    seen = status_report.now(db)
+    seen = status_report.collect(db)
     well = [each for each in seen.services if each["state"] == "healthy"]
 
-    status.show(replace(seen, services=well, troubles=[], worker=status_report.Worker(state, None)))
+    status.show(replace(seen, services=well, troubles=[], worker=status_report.WorkerReport(state, None)))
 
     assert capsys.readouterr().err.startswith(next_step)
 
@@ -109,9 +109,9 @@ def test_without_a_worker_a_process_that_does_not_answer_is_down(db: Database, s
 
 @pytest.mark.parametrize(("wanted", "state"), [("up", "crashed"), ("down", "stopped")])
 def test_without_a_worker_a_dead_process_is_not_called_running(
-    db: Database, wanted: service.Wanted, state: str
+    db: Database, wanted: service.Desired, state: str
 ) -> None:
-    runs(db, gone(), wanted=wanted)
+    runs(db, gone(), desired=wanted)
 
     assert fast(db)["state"] == state
     assert fast(db)["pid"] is None
@@ -121,7 +121,7 @@ def test_while_the_worker_beats_its_rows_are_the_truth(db: Database) -> None:
     runs(db, gone())
     beats(db, ago_s=1)
 
-    assert status_report.now(db).worker == status_report.Worker("running", os.getpid())
+    assert status_report.collect(db).worker == status_report.WorkerReport("running", os.getpid())
     assert fast(db)["state"] == Observed.HEALTHY
 
 
@@ -129,14 +129,14 @@ def test_a_worker_that_lives_and_does_not_beat_is_hung_and_not_believed(db: Data
     runs(db, gone())
     beats(db, ago_s=60)
 
-    assert status_report.now(db).worker.state == "hung"
+    assert status_report.collect(db).worker.state == "hung"
     assert fast(db)["state"] == "crashed"
 
 
 def test_the_gateway_and_every_tier_are_listed_before_they_first_run(db: Database) -> None:
     stack.replace(db, [FAST])
 
-    assert [(each["name"], each["state"]) for each in status_report.now(db).services] == [
+    assert [(each["name"], each["state"]) for each in status_report.collect(db).services] == [
         ("fast", "stopped"),
         ("gateway", "stopped"),
     ]
@@ -159,8 +159,12 @@ def test_the_json_has_the_documented_shape(
 
 def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     runs(db, gone())
-    service.step(
-        db, "fast", Step.GAVE_UP, cause="Port 9001 is taken by nginx.", hint="mlxq config set tier-port-base 9600"
+    service.apply(
+        db,
+        "fast",
+        ServiceEvent.FAILED,
+        cause="Port 9001 is taken by nginx.",
+        hint="mlxq config set tier-port-base 9600",
     )
 
     assert cli.run(["status"]) == 0
@@ -171,7 +175,7 @@ def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytes
 
 
 def test_down_leaves_alone_what_is_down(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    runs(db, gone(), wanted="down")
+    runs(db, gone(), desired="down")
 
     assert cli.run(["down", "--tier", "fast"]) == 0
 
@@ -184,15 +188,15 @@ def test_a_port_is_shown_where_its_service_listens_and_the_new_one_once_it_is_do
 ) -> None:
     stack.replace(db, [FAST])
     service.ensure(db, "gateway", "gateway", 4000)
-    service.intend(db, "gateway", ["gateway"], "print", 4000)
-    service.step(db, "gateway", Step.SPAWNED, identity=process.encode(server.identity))
+    service.request_start(db, "gateway", ["gateway"], "print", 4000)
+    service.apply(db, "gateway", ServiceEvent.SPAWNED, identity=process.encode(server.identity))
     settings.write(home, "litellm-port", 4444)
 
-    told = status_report.now(db)
+    told = status_report.collect(db)
     assert told.endpoint == "http://127.0.0.1:4000/v1"
     assert {each["name"]: each["port"] for each in told.services} == {"fast": 9001, "gateway": 4000}
 
-    service.step(db, "gateway", Step.STOPPED)
-    told = status_report.now(db)
+    service.apply(db, "gateway", ServiceEvent.STOPPED)
+    told = status_report.collect(db)
     assert told.endpoint == "http://127.0.0.1:4444/v1"
     assert {each["name"]: each["port"] for each in told.services} == {"fast": 9001, "gateway": 4444}

@@ -18,17 +18,17 @@ from mlxq.commands import setup
 from state import ledger
 from state.db import Database
 from state.errors import EngineFailed
-from state.job import Claim, Job, State, of_chain
+from state.job import Claim, Job, JobState, of_chain
 from tasks import kinds
 
 
 def chain(db: Database) -> list[Job]:
-    ledger.submit_all(
+    ledger.enqueue_all(
         db,
         [
             kinds.new("pull", {"source": "hub:org/name"}),
             kinds.new("configure", needs=["pull"]),
-            kinds.new("verify", needs=["configure"]),
+            kinds.new("smoke_test", needs=["configure"]),
         ],
     )
     return of_chain(db, 1)
@@ -74,7 +74,7 @@ def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.C
         "▸ pull name: fetching, 50% of 10 B",
         "✗ pull name: No.",
         "- configure: Job 1 did not succeed.",
-        "- verify: Job 1 did not succeed.",
+        "- smoke_test: Job 1 did not succeed.",
     ]
 
 
@@ -130,11 +130,11 @@ def jobs(*done: str, live: Sequence[str] = ()) -> list[Job]:
     blank = Job(**dict.fromkeys(Job.__dataclass_fields__, None) | {"args": {}})  # pyright: ignore[reportArgumentType] (only what remarks reads)
     ended = [
         replace(
-            blank, kind=name.split()[0], args={"service": name.partition(" ")[2]}, state=State.SUCCEEDED, result=None
+            blank, kind=name.split()[0], args={"service": name.partition(" ")[2]}, state=JobState.SUCCEEDED, result=None
         )
         for name in done
     ]
-    return ended + [replace(blank, kind=name, state=State.RUNNING) for name in live]
+    return ended + [replace(blank, kind=name, state=JobState.RUNNING) for name in live]
 
 
 def test_setup_says_that_a_tier_answers_while_others_are_pulled() -> None:
@@ -157,9 +157,9 @@ import sys
 from mlxq import job_view
 from state.db import read_database
 from state.job import of_chain
-from state.paths import home
+from state.paths import get_home
 view = job_view.view()
-view.show(of_chain(read_database(home()), 1))
+view.show(of_chain(read_database(get_home()), 1))
 view.close()
 print(type(view).__name__)
 """
@@ -234,7 +234,7 @@ def test_a_line_comes_when_something_changed_and_not_for_a_byte_more(
 
 
 def test_the_total_of_all_pulls_is_known_before_each_has_begun(db: Database) -> None:
-    ledger.submit(db, kinds.new("score"))
+    ledger.enqueue(db, kinds.new("score"))
     batch = [kinds.new("pull", {"source": f"hub:x/{name}"}, label=name) for name in "ab"]
     ledger.succeed(db, claim(db, "ops"), {"sizes": {"hub:x/a": 300, "hub:x/b": 100}}, batch)
     assert job_view.overall(of_chain(db, 1)) == (0, 400)

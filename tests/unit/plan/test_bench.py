@@ -25,7 +25,7 @@ from state.stack import Tier
 from tasks import bench as task
 from tasks import kinds
 from tasks.plan import bench
-from tasks.plan.bench import Answer
+from tasks.plan.bench import TimedAnswer
 from tasks.system import timed_completion
 from tasks.system.child import Later
 
@@ -44,13 +44,13 @@ def test_no_two_prompts_begin_alike() -> None:
 
 
 def test_speeds_leave_the_first_token_to_the_prompt() -> None:
-    answer = Answer(ttft_s=2.0, streaming_s=1.0, prompt_tokens=1000, tokens=51)
+    answer = TimedAnswer(ttft_s=2.0, streaming_s=1.0, prompt_tokens=1000, tokens=51)
 
     assert (answer.prompt_tps, answer.decode_tps) == (500.0, 50.0)
 
 
 def test_a_round_gives_medians_and_the_spread() -> None:
-    answers = [Answer(1.0, seconds, 1000, 11) for seconds in (0.1, 0.2, 0.5)]
+    answers = [TimedAnswer(1.0, seconds, 1000, 11) for seconds in (0.1, 0.2, 0.5)]
 
     found = bench.summarize(1, answers, [1.1, 1.2, 1.5])
 
@@ -59,8 +59,8 @@ def test_a_round_gives_medians_and_the_spread() -> None:
 
 
 def test_answers_that_ended_at_once_are_not_measured() -> None:
-    assert bench.usable([Answer(1, 0.0, 10, 1), Answer(1, 1.0, 10, 7), Answer(1, 1.0, 10, 8)]) == [
-        Answer(1, 1.0, 10, 8)
+    assert bench.usable([TimedAnswer(1, 0.0, 10, 1), TimedAnswer(1, 1.0, 10, 7), TimedAnswer(1, 1.0, 10, 8)]) == [
+        TimedAnswer(1, 1.0, 10, 8)
     ]
 
 
@@ -182,7 +182,7 @@ def test_what_cannot_be_measured_is_said(
 
 
 def test_the_history_of_a_tier_is_that_of_its_model(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    facts.remember(db, "machine", {"chip": "M4 Pro"})
+    facts.put(db, "machine", {"chip": "M4 Pro"})
     stack.replace(db, [Tier("fast", "qwen3-8b", "int4", "hub:x/y", 9141, 512, 1, 1, 1)])
     rows.save(db, ONE)
 
@@ -197,7 +197,7 @@ def test_the_history_of_weights_put_there_by_hand_is_found_by_their_name(
 ) -> None:
     folder = home.models / "mine"
     folder.mkdir(parents=True)
-    facts.remember(db, "machine", {"chip": "M4 Pro"})
+    facts.put(db, "machine", {"chip": "M4 Pro"})
     rows.save(db, replace(ONE, model=f"file:{folder}"))
 
     assert cli.run(["bench", "--history", "mine"]) == 0
@@ -213,8 +213,8 @@ class Asking:
 
 
 def test_a_benchmark_waits_for_jobs_that_it_would_measure_too(home: Home, db: Database) -> None:
-    pull = ledger.submit(db, kinds.new("pull", {"source": "hub:a/b"}))[0]
-    mine = ledger.submit(db, kinds.new("bench", {"target": "fast"}))[0]
+    pull = ledger.enqueue(db, kinds.new("pull", {"source": "hub:a/b"}))[0]
+    mine = ledger.enqueue(db, kinds.new("bench", {"target": "fast"}))[0]
     for kind in ("pull", "bench"):
         held = ledger.claim(db, "heavy", {kind}, "a/1/1")
     assert held
@@ -226,7 +226,7 @@ def test_a_benchmark_waits_for_jobs_that_it_would_measure_too(home: Home, db: Da
 
 def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) -> None:
     for target in ("fast", "standard"):
-        ledger.submit(db, kinds.new("bench", {"target": target}))
+        ledger.enqueue(db, kinds.new("bench", {"target": target}))
     older, younger = (ledger.claim(db, "heavy", {"bench"}, "a/1/1") for _ in range(2))
     assert older
     assert younger
@@ -241,10 +241,10 @@ def test_a_job_that_came_and_went_meanwhile_was_measured_too(
     home: Home, db: Database, clock: Clock, ran_s: tuple[float, float], disturbed: bool
 ) -> None:
     began = clock.now
-    ledger.submit(db, kinds.new("bench", {"target": "fast"}))
+    ledger.enqueue(db, kinds.new("bench", {"target": "fast"}))
     mine = ledger.claim(db, "heavy", {"bench"}, "a/1/1")
     clock.now = began + ran_s[0]
-    ledger.submit(db, kinds.new("restart", {"service": "standard"}))
+    ledger.enqueue(db, kinds.new("restart", {"service": "standard"}))
     other = ledger.claim(db, "ops", {"restart"}, "a/1/1")
     clock.now = began + ran_s[1]
     assert other

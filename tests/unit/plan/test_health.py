@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.plan import health
-from tasks.plan.health import TEXT, VISION, EngineStatus, Sample, Track, Verdict, verdict
+from tasks.plan.health import TEXT, VISION, EngineStatus, HealthSample, Track, Verdict, verdict
 
 IDLE = health.read_status({"status": "running", "steps_executed": 7, "total_completion_tokens": 3})
 BUSY = replace(IDLE, num_running=1)
@@ -13,7 +13,7 @@ T0 = 1000.0
 def after(*looks: tuple[float, EngineStatus | None, bool | None]) -> Track:
     track = health.begin(T0)
     for at, status, canary in looks:
-        track = health.follow(track, Sample(T0 + at, status, canary))
+        track = health.follow(track, HealthSample(T0 + at, status, canary))
     return track
 
 
@@ -88,10 +88,10 @@ def test_silence():
 
 def test_a_stopped_process_is_given_less_time():
     """SIGSTOP: there is no doubt that it says nothing."""
-    track = health.follow(after((2, IDLE, None)), Sample(T0 + 7, None, frozen=True))
+    track = health.follow(after((2, IDLE, None)), HealthSample(T0 + 7, None, frozen=True))
 
     assert verdict(track, T0 + 7) == Verdict.SILENT
-    assert verdict(health.follow(track, Sample(T0 + 8, IDLE)), T0 + 8) == Verdict.HEALTHY
+    assert verdict(health.follow(track, HealthSample(T0 + 8, IDLE)), T0 + 8) == Verdict.HEALTHY
 
 
 def test_three_failed_canaries_in_a_row_are_a_broken_engine():
@@ -159,9 +159,9 @@ def test_an_engine_that_cannot_load_its_weights_again_is_broken():
 
 
 def test_a_canary_that_fails_beside_growing_steps_is_no_miss():
-    track = health.follow(health.begin(T0), Sample(T0 + 1, BUSY))
+    track = health.follow(health.begin(T0), HealthSample(T0 + 1, BUSY))
     for second in (2, 4, 6):
-        track = health.follow(track, Sample(T0 + second, replace(BUSY, steps_executed=second), canary=False))
+        track = health.follow(track, HealthSample(T0 + second, replace(BUSY, steps_executed=second), canary=False))
 
     assert track.misses == 0
-    assert health.follow(track, Sample(T0 + 8, replace(BUSY, steps_executed=6), canary=False)).misses == 1
+    assert health.follow(track, HealthSample(T0 + 8, replace(BUSY, steps_executed=6), canary=False)).misses == 1

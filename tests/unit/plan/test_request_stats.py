@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.plan import health, request_stats
-from tasks.plan.request_stats import Look
+from tasks.plan.request_stats import EngineSample
 
 REQUEST = {
     "request_id": "r1", "status": "running", "phase": "generation", "elapsed_s": 3.5, "prompt_tokens": 900,
@@ -14,9 +14,9 @@ REQUEST = {
 }  # fmt: skip
 
 
-def look(*, requests: list[dict[str, Any]] | None = None, failed: int = 0, **counters: int) -> Look:
+def look(*, requests: list[dict[str, Any]] | None = None, failed: int = 0, **counters: int) -> EngineSample:
     body = {"status": "running", "requests": requests or [], **counters}
-    return Look(True, health.read_status(body), request_stats.read_requests(body), 2**30, failed=failed)
+    return EngineSample(True, health.read_status(body), request_stats.read_requests(body), 2**30, failed=failed)
 
 
 def test_a_running_request_is_read():
@@ -45,7 +45,7 @@ def test_a_minute_is_what_the_counters_grew_by():
 
 def test_a_restart_within_the_minute_loses_no_count():
     """Its counters begin anew at zero, which is no negative growth."""
-    looks = [look(total_completion_tokens=500), Look(serving=False), look(total_completion_tokens=40)]
+    looks = [look(total_completion_tokens=500), EngineSample(serving=False), look(total_completion_tokens=40)]
     minute = request_stats.fold("fast", 0, look(total_completion_tokens=400), looks)
     assert minute.completion_tokens == 140
     assert minute.up == 2 / 3

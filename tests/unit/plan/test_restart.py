@@ -11,7 +11,7 @@ def pauses(count: int) -> list[float]:
 
 
 def test_the_first_try_comes_at_once():
-    assert restart.next_try([NOW], NOW, 0.5) == restart.Retry(NOW, flapping=False)
+    assert restart.next_try([NOW], NOW, 0.5) == restart.Retry(NOW, crash_loop=False)
 
 
 def test_pauses_double_up_to_a_minute():
@@ -21,14 +21,14 @@ def test_pauses_double_up_to_a_minute():
 def test_more_than_five_exits_in_ten_minutes_flap():
     five = [NOW - 400, NOW - 300, NOW - 200, NOW - 100, NOW]
 
-    assert not restart.next_try(five, NOW, 0.5).flapping
-    assert restart.next_try([NOW - 500, *five], NOW, 0.5) == restart.Retry(NOW + 300, flapping=True)
-    assert not restart.next_try([NOW - 700, *five], NOW, 0.5).flapping
+    assert not restart.next_try(five, NOW, 0.5).crash_loop
+    assert restart.next_try([NOW - 500, *five], NOW, 0.5) == restart.Retry(NOW + 300, crash_loop=True)
+    assert not restart.next_try([NOW - 700, *five], NOW, 0.5).crash_loop
 
 
 def test_a_person_sets_how_many_and_how_long():
-    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, most=1).flapping
-    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, first_pause_s=5) == restart.Retry(NOW + 5, flapping=False)
+    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, most=1).crash_loop
+    assert restart.next_try([NOW - 1, NOW], NOW, 0.5, first_pause_s=5) == restart.Retry(NOW + 5, crash_loop=False)
 
 
 def test_ten_good_minutes_clear_the_past():
@@ -50,7 +50,7 @@ def test_a_try_always_comes_and_never_late(gaps: list[float], rand: float):
         now += gap
         exits = restart.remember(exits, now, ready_s=0)
         retry = restart.next_try(exits, now, rand)
-        assert now <= retry.at <= now + restart.FLAPPING_S * (1 + restart.JITTER)
+        assert now <= retry.at <= now + restart.CRASH_LOOP_S * (1 + restart.JITTER)
         assert len(exits) <= restart.KEPT_EXITS
 
 

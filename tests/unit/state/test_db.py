@@ -17,7 +17,7 @@ from support.disk import mounted
 from state import ledger
 from state.db import SCHEMA_VERSION, Database, atomic, open_database, read_database
 from state.errors import DiskFull, NewerState, NotSetUp, StateDamaged, StateUnavailable
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 
 
@@ -62,7 +62,7 @@ def test_reading_before_setup_says_so(tmp_path: Path) -> None:
 def test_only_its_owner_can_read_any_file(tmp_path: Path) -> None:
     home = Home(tmp_path / "home").make()
     db = open_database(home)
-    ledger.submit(db, New("a"))
+    ledger.enqueue(db, NewJob("a"))
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.root.rglob("*")}
 
@@ -87,7 +87,7 @@ def test_damage_inside_the_file_is_told_when_it_is_met(home: Home) -> None:
         file.write(b"\xff" * 4096 * 20)
 
     with pytest.raises(StateDamaged):
-        ledger.submit(open_database(home), New("a"))
+        ledger.enqueue(open_database(home), NewJob("a"))
 
 
 def test_a_full_disk_costs_the_reserve_and_leaves_nothing_half_written(db: Database) -> None:
@@ -95,15 +95,15 @@ def test_a_full_disk_costs_the_reserve_and_leaves_nothing_half_written(db: Datab
     pages = db.value("PRAGMA page_count")
     db.run(f"PRAGMA max_page_count={pages}")
     db.home.ballast.write_bytes(b"x")
-    big = New("a", {"words": "x" * 20_000})
+    big = NewJob("a", {"words": "x" * 20_000})
 
     with pytest.raises(DiskFull):
-        ledger.submit(db, big)
+        ledger.enqueue(db, big)
 
     assert not db.home.ballast.exists()
     assert db.value("SELECT count(*) FROM jobs") == 0
     db.run(f"PRAGMA max_page_count={pages + 1000}")
-    assert ledger.submit(db, big)[1] is True
+    assert ledger.enqueue(db, big)[1] is True
 
 
 def test_a_write_is_tried_again_when_the_reserve_made_room(db: Database) -> None:
@@ -114,7 +114,7 @@ def test_a_write_is_tried_again_when_the_reserve_made_room(db: Database) -> None
     @atomic
     def write(db: Database) -> int:
         tries.append(db.run(f"PRAGMA max_page_count={pages + 1000 * len(tries)}"))
-        return ledger.submit(db, New("a", {"words": "x" * 20_000}))[0]
+        return ledger.enqueue(db, NewJob("a", {"words": "x" * 20_000}))[0]
 
     assert write(db) == 1
     assert len(tries) == 2
@@ -125,9 +125,9 @@ def test_a_lock_held_for_too_long_is_told(home: Home, monkeypatch: pytest.Monkey
     one, other = open_database(home), open_database(home)
 
     with one.transaction(), pytest.raises(StateUnavailable, match="held"):
-        ledger.submit(other, New("a"))
+        ledger.enqueue(other, NewJob("a"))
 
-    assert ledger.submit(other, New("a"))[1] is True
+    assert ledger.enqueue(other, NewJob("a"))[1] is True
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_disk_that_is_mounted_to_be_read_alone_is_told(db: Database, home: Hom
 
 
 def test_the_views_read_well_without_mlxq(db: Database) -> None:
-    ledger.submit(db, New("pull", {"source": "x"}))
+    ledger.enqueue(db, NewJob("pull", {"source": "x"}))
     held = ledger.claim(db, "ops", {"pull"}, "boot/1/1")
     assert held
     live = db.row("SELECT * FROM live_jobs")

@@ -13,21 +13,21 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from state import event, ledger
 from state.db import Database, open_database
 from state.errors import Busy, EngineFailed, MlxqError, NotFound, Upstream
-from state.job import ENDED, LIVE, STEPS, Fenced, Job, New, State, Step, advance, cancel_asked, get
+from state.job import ENDED, LIVE, TRANSITIONS, Fenced, Job, JobEvent, JobState, NewJob, cancel_asked, get, transition
 
 KINDS = {"a", "b", "c", "d"}
 ME = "boot/1/1"
 
 
-def put(db: Database, *batch: New) -> dict[str, int]:
-    return {label: made[0] for label, made in ledger.submit_all(db, batch).items()}
+def put(db: Database, *batch: NewJob) -> dict[str, int]:
+    return {label: made[0] for label, made in ledger.enqueue_all(db, batch).items()}
 
 
-def take(db: Database, lane: str = "ops", owner: str = ME) -> Any:
-    return ledger.claim(db, lane, KINDS, owner)
+def take(db: Database, queue: str = "ops", owner: str = ME) -> Any:
+    return ledger.claim(db, queue, KINDS, owner)
 
 
-def state(db: Database, job: int) -> State:
+def state(db: Database, job: int) -> JobState:
     return get(db, job).state
 
 
@@ -36,11 +36,11 @@ def names(db: Database, job: int) -> list[str]:
 
 
 def diamond(db: Database) -> dict[str, int]:
-    return put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"]), New("d", needs=["b", "c"]))
+    return put(db, NewJob("a"), NewJob("b", needs=["a"]), NewJob("c", needs=["a"]), NewJob("d", needs=["b", "c"]))
 
 
 def test_a_job_is_claimed_once_and_ends_with_its_result(db: Database) -> None:
-    job = put(db, New("a", {"x": 1}))["a"]
+    job = put(db, NewJob("a", {"x": 1}))["a"]
 
     held = take(db)
 
@@ -52,12 +52,12 @@ def test_a_job_is_claimed_once_and_ends_with_its_result(db: Database) -> None:
 
 
 def test_lanes_priorities_and_kinds_decide_who_is_next(db: Database) -> None:
-    ids = put(db, New("a"), New("b", priority=5), New("c", lane="heavy"), New("unknown"))
+    ids = put(db, NewJob("a"), NewJob("b", priority=5), NewJob("c", queue="heavy"), NewJob("unknown"))
 
     assert [take(db).id, take(db).id] == [ids["b"], ids["a"]]
     assert take(db) is None
     assert take(db, "heavy").id == ids["c"]
-    assert state(db, ids["unknown"]) is State.QUEUED
+    assert state(db, ids["unknown"]) is JobState.QUEUED
 
 
 def test_a_diamond_runs_in_its_order(db: Database) -> None:
@@ -73,12 +73,12 @@ def test_a_diamond_runs_in_its_order(db: Database) -> None:
 
 
 def test_a_failure_cancels_what_needed_it_and_frees_what_hoped_for_it(db: Database) -> None:
-    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["b"]), New("d", softly=["b"]))
+    ids = put(db, NewJob("a"), NewJob("b", needs=["a"]), NewJob("c", needs=["b"]), NewJob("d", after=["b"]))
 
     ledger.fail(db, take(db), MlxqError("no"))
 
     assert [state(db, ids[label]) for label in "abcd"] == [
-        State.FAILED, State.CANCELLED, State.CANCELLED, State.QUEUED,
+        JobState.FAILED, JobState.CANCELLED, JobState.CANCELLED, JobState.QUEUED,
     ]  # fmt: skip
     assert get(db, ids["c"]).error_code == Upstream.code
 
@@ -89,7 +89,7 @@ def test_retry_brings_back_what_the_failure_cancelled(db: Database) -> None:
 
     assert ledger.revive(db, ids["a"]) == [ids[label] for label in "abcd"]
 
-    assert [state(db, ids[label]) for label in "abcd"] == [State.QUEUED, *[State.BLOCKED] * 3]
+    assert [state(db, ids[label]) for label in "abcd"] == [JobState.QUEUED, *[JobState.BLOCKED] * 3]
     assert get(db, ids["a"]).error is None
 
 
@@ -108,7 +108,7 @@ def test_retry_leaves_blocked_by_another_failure_alone(db: Database) -> None:
 
 
 def test_a_job_that_is_tried_again_has_all_its_tries_and_no_old_wish_to_stop(db: Database, clock: Any) -> None:
-    job = put(db, New("a", max_attempts=3))["a"]
+    job = put(db, NewJob("a", max_attempts=3))["a"]
     ledger.retry_later(db, take(db), EngineFailed("no"), 0)
     take(db)
     ledger.rescue(db, ledger.running(db))
@@ -120,28 +120,28 @@ def test_a_job_that_is_tried_again_has_all_its_tries_and_no_old_wish_to_stop(db:
     ledger.release(db, take(db))
 
     now = get(db, job)
-    assert (now.state, now.cancel_at, now.failures, now.rescues) == (State.QUEUED, None, 0, 0)
+    assert (now.state, now.cancel_at, now.failures, now.rescues) == (JobState.QUEUED, None, 0, 0)
 
 
 def test_retry_leaves_alone_what_a_person_cancelled(db: Database) -> None:
-    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"]))
+    ids = put(db, NewJob("a"), NewJob("b", needs=["a"]), NewJob("c", needs=["a"]))
     ledger.cancel(db, ids["b"])
     ledger.fail(db, take(db), MlxqError("no"))
 
     assert ledger.revive(db, ids["a"]) == [ids["a"], ids["c"]]
-    assert state(db, ids["b"]) is State.CANCELLED
+    assert state(db, ids["b"]) is JobState.CANCELLED
 
 
 def test_retry_brings_back_no_job_that_is_being_done_by_another(db: Database) -> None:
     """All or nothing: the job itself stays as it was too."""
-    ids = put(db, New("a"), New("b", ukey="k", needs=["a"]))
+    ids = put(db, NewJob("a"), NewJob("b", unique_key="k", needs=["a"]))
     ledger.fail(db, take(db), MlxqError("no"))
-    twin = ledger.submit(db, New("b", ukey="k"))[0]
+    twin = ledger.enqueue(db, NewJob("b", unique_key="k"))[0]
 
     with pytest.raises(Busy, match=str(twin)):
         ledger.revive(db, ids["a"])
 
-    assert [state(db, job) for job in ids.values()] == [State.FAILED, State.CANCELLED]
+    assert [state(db, job) for job in ids.values()] == [JobState.FAILED, JobState.CANCELLED]
 
 
 def test_retry_names_the_job_that_must_come_first(db: Database) -> None:
@@ -155,48 +155,48 @@ def test_retry_names_the_job_that_must_come_first(db: Database) -> None:
 
 
 def test_one_ukey_has_one_live_job(db: Database) -> None:
-    first, is_new = ledger.submit(db, New("a", ukey="k"))
-    again = ledger.submit(db, New("a", ukey="k"))
+    first, is_new = ledger.enqueue(db, NewJob("a", unique_key="k"))
+    again = ledger.enqueue(db, NewJob("a", unique_key="k"))
 
     assert (is_new, again) == (True, (first, False))
     ledger.succeed(db, take(db), None)
-    assert ledger.submit(db, New("a", ukey="k"))[1] is True
+    assert ledger.enqueue(db, NewJob("a", unique_key="k"))[1] is True
 
 
 def test_a_batch_attaches_to_a_live_job_and_waits_for_it(db: Database) -> None:
-    pull = ledger.submit(db, New("a", ukey="pull"))[0]
+    pull = ledger.enqueue(db, NewJob("a", unique_key="pull"))[0]
 
-    made = put(db, New("a", ukey="pull"), New("b", needs=["a"]))
+    made = put(db, NewJob("a", unique_key="pull"), NewJob("b", needs=["a"]))
 
     assert made["a"] == pull
-    assert state(db, made["b"]) is State.BLOCKED
+    assert state(db, made["b"]) is JobState.BLOCKED
     ledger.succeed(db, take(db), None)
-    assert state(db, made["b"]) is State.QUEUED
+    assert state(db, made["b"]) is JobState.QUEUED
 
 
 def test_a_job_born_after_its_need_ended_is_settled_at_once(db: Database) -> None:
-    good, bad = put(db, New("a"))["a"], put(db, New("b"))["b"]
+    good, bad = put(db, NewJob("a"))["a"], put(db, NewJob("b"))["b"]
     ledger.succeed(db, take(db), None)
     ledger.fail(db, take(db), MlxqError("no"))
 
-    assert state(db, put(db, New("c", needs=[good]))["c"]) is State.QUEUED
-    assert state(db, put(db, New("c", needs=[bad]))["c"]) is State.CANCELLED
-    assert state(db, put(db, New("c", softly=[bad]))["c"]) is State.QUEUED
+    assert state(db, put(db, NewJob("c", needs=[good]))["c"]) is JobState.QUEUED
+    assert state(db, put(db, NewJob("c", needs=[bad]))["c"]) is JobState.CANCELLED
+    assert state(db, put(db, NewJob("c", after=[bad]))["c"]) is JobState.QUEUED
 
 
 def test_a_soft_need_that_is_blocked_itself_is_waited_for(db: Database) -> None:
-    ids = put(db, New("a"), New("b", needs=["a"]), New("c", needs=["a"], softly=["b"]))
+    ids = put(db, NewJob("a"), NewJob("b", needs=["a"]), NewJob("c", needs=["a"], after=["b"]))
 
     ledger.succeed(db, take(db), None)
-    assert (state(db, ids["b"]), state(db, ids["c"])) == (State.QUEUED, State.BLOCKED)
-    ids |= put(db, New("d", softly=[ids["c"]]))
+    assert (state(db, ids["b"]), state(db, ids["c"])) == (JobState.QUEUED, JobState.BLOCKED)
+    ids |= put(db, NewJob("d", after=[ids["c"]]))
 
-    assert state(db, ids["d"]) is State.BLOCKED
+    assert state(db, ids["d"]) is JobState.BLOCKED
 
 
 def test_fan_out_belongs_to_the_success_that_asked_for_it(db: Database) -> None:
-    root = put(db, New("a"), New("d", needs=["a"]))
-    ledger.succeed(db, take(db), None, [New("b"), New("c", needs=["b"])])
+    root = put(db, NewJob("a"), NewJob("d", needs=["a"]))
+    ledger.succeed(db, take(db), None, [NewJob("b"), NewJob("c", needs=["b"])])
 
     chain = db.rows("SELECT kind, state FROM jobs WHERE chain = ? ORDER BY id", (root["a"],))
 
@@ -206,7 +206,7 @@ def test_fan_out_belongs_to_the_success_that_asked_for_it(db: Database) -> None:
 
 
 def test_a_retry_waits_its_time(db: Database, clock: Any) -> None:
-    job = put(db, New("a", max_attempts=2))["a"]
+    job = put(db, NewJob("a", max_attempts=2))["a"]
     ledger.retry_later(db, take(db), EngineFailed("no"), 10)
 
     assert take(db) is None
@@ -215,7 +215,7 @@ def test_a_retry_waits_its_time(db: Database, clock: Any) -> None:
 
 
 def test_a_wait_says_why_and_a_new_attempt_begins_without_old_progress(db: Database, clock: Any) -> None:
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
     held = take(db)
     ledger.report(db, held, "fetch", {"done": 7})
     ledger.snooze(db, held, 10, "the host asks for a pause")
@@ -228,7 +228,7 @@ def test_a_wait_says_why_and_a_new_attempt_begins_without_old_progress(db: Datab
 
 
 def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) -> None:
-    put(db, New("a"))
+    put(db, NewJob("a"))
     ledger.snooze(db, take(db), 10, "later")
 
     clock.now -= 3600
@@ -251,7 +251,7 @@ def test_a_clock_set_back_does_not_postpone_a_retry(db: Database, clock: Any) ->
 @pytest.mark.parametrize("heir_is", ["boot/1/1", "boot/2/2"])
 def test_a_zombie_can_write_nothing(db: Database, write: Any, heir_is: str) -> None:
     """Neither a dead worker's, nor a thread's whose job another thread of its own worker has taken again."""
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
     zombie = take(db, owner="boot/1/1")
     ledger.rescue(db, ledger.running(db))
     heir = take(db, owner=heir_is)
@@ -259,11 +259,11 @@ def test_a_zombie_can_write_nothing(db: Database, write: Any, heir_is: str) -> N
     with pytest.raises(Fenced):
         write(db, zombie)
 
-    assert (state(db, job), heir.attempt) == (State.RUNNING, 2)
+    assert (state(db, job), heir.attempt) == (JobState.RUNNING, 2)
 
 
 def test_rescue_gives_up_a_job_that_kills_its_worker(db: Database, clock: Any) -> None:
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
     take(db)
 
     for _ in range(ledger.MAX_RESCUES):
@@ -272,12 +272,12 @@ def test_rescue_gives_up_a_job_that_kills_its_worker(db: Database, clock: Any) -
         assert take(db) is not None
     ledger.rescue(db, ledger.running(db))
 
-    assert (state(db, job), get(db, job).error_code) == (State.FAILED, "worker_lost")
+    assert (state(db, job), get(db, job).error_code) == (JobState.FAILED, "worker_lost")
 
 
 def test_from_its_second_rescue_in_a_row_on_a_job_waits(db: Database, clock: Any) -> None:
     """Four deaths within seconds would be no fair trial."""
-    put(db, New("a"))
+    put(db, NewJob("a"))
     waits: list[float] = []
 
     for _ in range(ledger.MAX_RESCUES):
@@ -291,7 +291,7 @@ def test_from_its_second_rescue_in_a_row_on_a_job_waits(db: Database, clock: Any
 
 def test_a_job_that_ran_for_long_is_not_blamed_for_the_end_of_its_worker(db: Database, clock: Any) -> None:
     """A pull of a day outlives any number of power cuts."""
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
 
     for _ in range(2 * ledger.MAX_RESCUES):
         held = take(db)
@@ -300,17 +300,17 @@ def test_a_job_that_ran_for_long_is_not_blamed_for_the_end_of_its_worker(db: Dat
         ledger.rescue(db, [held])
         clock.now += 60
 
-    assert (state(db, job), get(db, job).rescues) == (State.QUEUED, 1)
+    assert (state(db, job), get(db, job).rescues) == (JobState.QUEUED, 1)
 
 
 def test_rescue_passes_over_a_job_that_ended_meanwhile(db: Database) -> None:
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
     held = take(db)
     seen = ledger.running(db)
     ledger.succeed(db, held, None)
 
     assert ledger.rescue(db, seen) == []
-    assert state(db, job) is State.SUCCEEDED
+    assert state(db, job) is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize(
@@ -322,27 +322,27 @@ def test_rescue_passes_over_a_job_that_ended_meanwhile(db: Database) -> None:
     ],
 )
 def test_what_goes_back_to_the_queue_after_its_cancel_was_asked_for_ends_there(db: Database, put_back: Any) -> None:
-    ids = put(db, New("a", max_attempts=3), New("b", needs=["a"]))
+    ids = put(db, NewJob("a", max_attempts=3), NewJob("b", needs=["a"]))
     held = take(db)
     ledger.cancel(db, ids["a"])
 
     put_back(db, held)
 
-    assert [state(db, job) for job in ids.values()] == [State.CANCELLED, State.CANCELLED]
+    assert [state(db, job) for job in ids.values()] == [JobState.CANCELLED, JobState.CANCELLED]
 
 
 def test_a_person_who_asks_again_ends_the_wait_for_the_next_try(db: Database) -> None:
-    job = ledger.submit(db, New("a", ukey="k", max_attempts=2))[0]
+    job = ledger.enqueue(db, NewJob("a", unique_key="k", max_attempts=2))[0]
     ledger.retry_later(db, take(db), EngineFailed("no"), 300)
 
-    assert ledger.submit(db, New("a", ukey="k"), source="watchdog") == (job, False)
+    assert ledger.enqueue(db, NewJob("a", unique_key="k"), source="watchdog") == (job, False)
     assert take(db) is None
-    assert ledger.submit(db, New("a", ukey="k")) == (job, False)
+    assert ledger.enqueue(db, NewJob("a", unique_key="k")) == (job, False)
     assert take(db).id == job
 
 
 def test_an_error_is_forgotten_by_success_and_kept_in_the_events(db: Database) -> None:
-    job = put(db, New("a", max_attempts=2))["a"]
+    job = put(db, NewJob("a", max_attempts=2))["a"]
     ledger.retry_later(db, take(db), EngineFailed("It would not.", done="It was stopped."), 0)
     assert get(db, job).error == "It would not. It was stopped."
 
@@ -353,8 +353,8 @@ def test_an_error_is_forgotten_by_success_and_kept_in_the_events(db: Database) -
 
 
 def test_a_row_of_unknown_kind_neither_runs_nor_keeps_the_lane_awake(db: Database) -> None:
-    """Its time has come and it never runs: a lane that slept until its time would never sleep."""
-    put(db, New("of the next version"))
+    """Its time has come and it never runs: a queue that slept until its time would never sleep."""
+    put(db, NewJob("of the next version"))
 
     assert take(db) is None
     assert ledger.next_due(db, "ops", KINDS) is None
@@ -362,7 +362,7 @@ def test_a_row_of_unknown_kind_neither_runs_nor_keeps_the_lane_awake(db: Databas
 
 def test_a_row_whose_arguments_are_no_json_holds_nobody_up(db: Database) -> None:
     """Only a damaged file has one: the schema refuses it."""
-    ids = put(db, New("a"), New("b"))
+    ids = put(db, NewJob("a"), NewJob("b"))
     db.run("PRAGMA ignore_check_constraints=ON")
     db.run("UPDATE jobs SET args = '}' WHERE id = ?", (ids["a"],))
 
@@ -371,14 +371,14 @@ def test_a_row_whose_arguments_are_no_json_holds_nobody_up(db: Database) -> None
 
 
 def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) -> None:
-    ids = put(db, New("a"), New("b", needs=["a"]))
+    ids = put(db, NewJob("a"), NewJob("b", needs=["a"]))
     held = take(db)
 
-    assert ledger.cancel(db, ids["a"]) is State.RUNNING
+    assert ledger.cancel(db, ids["a"]) is JobState.RUNNING
     assert cancel_asked(db, held)
     ledger.end_cancelled(db, held)
 
-    assert [state(db, job) for job in ids.values()] == [State.CANCELLED, State.CANCELLED]
+    assert [state(db, job) for job in ids.values()] == [JobState.CANCELLED, JobState.CANCELLED]
     with pytest.raises(Busy):
         ledger.cancel(db, ids["a"])
     with pytest.raises(NotFound):
@@ -386,22 +386,22 @@ def test_cancel_stops_the_waiting_at_once_and_tells_the_running(db: Database) ->
 
 
 def test_a_cancelled_job_whose_worker_died_is_not_run_again(db: Database) -> None:
-    job = put(db, New("a"))["a"]
+    job = put(db, NewJob("a"))["a"]
     take(db)
     ledger.cancel(db, job)
 
     ledger.rescue(db, ledger.running(db))
 
-    assert state(db, job) is State.CANCELLED
+    assert state(db, job) is JobState.CANCELLED
 
 
 def test_prune_keeps_the_young_the_newest_and_the_chains_that_live(db: Database, clock: Any) -> None:
-    old = put(db, New("a"))["a"]
+    old = put(db, NewJob("a"))["a"]
     ledger.succeed(db, take(db), None)
-    chain = put(db, New("a"), New("b", needs=["a"]))
+    chain = put(db, NewJob("a"), NewJob("b", needs=["a"]))
     ledger.succeed(db, take(db), None)
     clock.now += 31 * 86400
-    young = put(db, New("c"))["c"]
+    young = put(db, NewJob("c"))["c"]
 
     assert ledger.prune(db, keep=100) == 0
     assert ledger.prune(db, keep=1) == 1
@@ -422,20 +422,20 @@ def test_prune_forgets_old_events_of_services_beyond_the_newest(db: Database, cl
 
 def test_a_failed_transaction_leaves_nothing(db: Database) -> None:
     with pytest.raises(sqlite3.IntegrityError):
-        put(db, New("a"), New("b", needs=[12345]))
+        put(db, NewJob("a"), NewJob("b", needs=[12345]))
 
     assert db.value("SELECT count(*) FROM jobs") == 0
     assert db.connection.in_transaction is False
 
 
 def test_every_step_of_the_table_is_what_advance_allows() -> None:
-    for step, (sources, target) in STEPS.items():
-        for now in State:
+    for step, (sources, target) in TRANSITIONS.items():
+        for now in JobState:
             if now in sources:
-                assert advance(now, step) is target
+                assert transition(now, step) is target
             else:
                 with pytest.raises(ValueError, match=step):
-                    advance(now, step)
+                    transition(now, step)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -451,14 +451,16 @@ class LedgerMachine(RuleBasedStateMachine):
             self.db.run(f"DELETE FROM {table}")
         self.held: list[Any] = []
         self.revived: set[int] = set()
-        self.ended: dict[int, State] = {}
+        self.ended: dict[int, JobState] = {}
 
     @rule(
         target=jobs, hard=st.lists(jobs, max_size=2), soft=st.lists(jobs, max_size=2), key=st.sampled_from([None, "k"])
     )
     def put_in(self, hard: list[int], soft: list[int], key: str | None) -> int:
         needs = sorted(set(hard))
-        return ledger.submit(self.db, New("a", needs=needs, softly=sorted(set(soft) - set(needs)), ukey=key))[0]
+        return ledger.enqueue(self.db, NewJob("a", needs=needs, after=sorted(set(soft) - set(needs)), unique_key=key))[
+            0
+        ]
 
     @rule()
     def claim(self) -> None:
@@ -480,12 +482,12 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _fenced(self, held: Any) -> bool:
         row: Job = get(self.db, held.id)
-        return row.state is not State.RUNNING or row.attempt != held.attempt
+        return row.state is not JobState.RUNNING or row.attempt != held.attempt
 
     def _write(self, held: Any, how: str) -> None:
         match how:
             case "succeed":
-                ledger.succeed(self.db, held, None, [New("a", needs=[held.id])])
+                ledger.succeed(self.db, held, None, [NewJob("a", needs=[held.id])])
             case "fail":
                 ledger.fail(self.db, held, MlxqError("no"))
             case "retry":
@@ -527,13 +529,16 @@ class LedgerMachine(RuleBasedStateMachine):
             if before and row["id"] not in self.revived:
                 assert row["state"] == before
             if row["state"] in ENDED:
-                self.ended[row["id"]] = State(row["state"])
+                self.ended[row["id"]] = JobState(row["state"])
                 self.revived.discard(row["id"])
 
     @invariant()
     def a_ukey_has_at_most_one_live_job(self) -> None:
         assert (
-            self.db.value("SELECT count(*) FROM jobs WHERE ukey = 'k' AND state IN ('blocked','queued','running')") or 0
+            self.db.value(
+                "SELECT count(*) FROM jobs WHERE unique_key = 'k' AND state IN ('blocked','queued','running')"
+            )
+            or 0
         ) <= 1
 
     @invariant()
@@ -580,6 +585,6 @@ def test_any_order_of_steps_keeps_the_promises(home: Any, clock: Any) -> None:
 
 
 def test_live_and_ended_part_the_states() -> None:
-    assert set(State) == LIVE | ENDED
+    assert set(JobState) == LIVE | ENDED
     assert not LIVE & ENDED
-    assert all(step.meaning for step in Step)
+    assert all(step.meaning for step in JobEvent)

@@ -8,7 +8,7 @@ from state import event, service
 from state.db import Database, open_database
 from state.errors import NotFound
 from state.paths import Home
-from state.service import DOWN, STEPS, Doing, Observed, Step
+from state.service import DOWN, TRANSITIONS, Observed, ServiceEvent, State
 
 IDENTITY = "boot/812/77"
 
@@ -22,39 +22,39 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 
 def bring_up(db: Database) -> int:
-    service.want(db, "fast", "up")
-    generation = service.intend(db, "fast", ["python"], "f1", 8001)
+    service.set_desired(db, "fast", "up")
+    generation = service.request_start(db, "fast", ["python"], "f1", 8001)
     assert generation is not None
-    assert service.step(db, "fast", Step.SPAWNED, fence=generation, identity=IDENTITY)
-    assert service.step(db, "fast", Step.READIED, fence=generation)
+    assert service.apply(db, "fast", ServiceEvent.SPAWNED, fence=generation, identity=IDENTITY)
+    assert service.apply(db, "fast", ServiceEvent.BECAME_READY, fence=generation)
     return generation
 
 
-@pytest.mark.parametrize(("doing", "what"), itertools.product(Doing, Step))
-def test_only_the_tables_steps_are_taken(db: Database, doing: Doing, what: Step):
-    db.run("UPDATE services SET doing = ?", (doing,))
-    sources, target = STEPS[what]
+@pytest.mark.parametrize(("doing", "what"), itertools.product(State, ServiceEvent))
+def test_only_the_tables_steps_are_taken(db: Database, doing: State, what: ServiceEvent):
+    db.run("UPDATE services SET state = ?", (doing,))
+    sources, target = TRANSITIONS[what]
 
-    took = service.step(db, "fast", what)
+    took = service.apply(db, "fast", what)
 
     assert took == (doing in sources)
-    assert service.get(db, "fast").doing == (target if took else doing)
+    assert service.get(db, "fast").state == (target if took else doing)
     if not took:
         with pytest.raises(ValueError, match=f"a {doing} service cannot be {what}"):
-            service.advance(doing, what)
+            service.transition(doing, what)
 
 
 def test_every_state_can_be_reached_and_left():
-    reached = {Doing.STOPPED}
-    for _ in Doing:
-        reached |= {target for sources, target in STEPS.values() if sources & reached}
+    reached = {State.STOPPED}
+    for _ in State:
+        reached |= {target for sources, target in TRANSITIONS.values() if sources & reached}
 
-    assert reached == set(Doing)
-    assert set().union(*(sources for sources, _ in STEPS.values())) == set(Doing)
+    assert reached == set(State)
+    assert set().union(*(sources for sources, _ in TRANSITIONS.values())) == set(State)
 
 
 def test_every_word_has_its_sentence():
-    assert all(member.meaning for member in [*Doing, *Step])
+    assert all(member.meaning for member in [*State, *ServiceEvent])
 
 
 @pytest.mark.parametrize(
@@ -68,18 +68,18 @@ def test_every_word_has_its_sentence():
         ("stopped", "up", "down"),
         ("stopped", "down", "stopped"),
         ("backoff", "up", "crashed"),
-        ("flapping", "up", "crashed"),
+        ("crash_loop", "up", "crashed"),
         ("failed", "up", "crashed"),
     ],
 )
-def test_five_words_for_outsiders(doing: str, wanted: service.Wanted, seen: str):
-    assert service.observe(Doing(doing), wanted) == Observed(seen)
+def test_five_words_for_outsiders(doing: str, wanted: service.Desired, seen: str):
+    assert service.observe(State(doing), wanted) == Observed(seen)
 
 
 def test_a_new_service_is_stopped_and_not_wanted(db: Database):
     one = service.get(db, "fast")
 
-    assert (one.wanted, one.doing, one.observed, one.generation) == ("down", "stopped", "stopped", 0)
+    assert (one.desired, one.state, one.observed, one.generation) == ("down", "stopped", "stopped", 0)
 
 
 def test_the_way_up(db: Database):
@@ -87,56 +87,61 @@ def test_the_way_up(db: Database):
     one = service.get(db, "fast")
 
     assert (generation, one.generation) == (1, 1)
-    assert (one.doing, one.observed, one.pid) == (Doing.READY, Observed.HEALTHY, 812)
-    assert [it.name for it in event.of_service(db, "fast")] == ["wanted_up", "intended", "spawned", "readied"]
+    assert (one.state, one.observed, one.pid) == (State.READY, Observed.HEALTHY, 812)
+    assert [it.name for it in event.of_service(db, "fast")] == [
+        "start_requested",
+        "starting",
+        "spawned",
+        "became_ready",
+    ]
 
 
 def test_a_service_that_is_up_is_not_started_twice(db: Database):
     bring_up(db)
 
-    assert service.intend(db, "fast", ["python"], "f1", 8001) is None
+    assert service.request_start(db, "fast", ["python"], "f1", 8001) is None
 
 
 def test_a_start_that_was_never_finished_may_begin_again(db: Database):
     """The worker died between intent and spawn."""
-    assert service.intend(db, "fast", ["python"], "f1", 8001) == 1
-    assert service.intend(db, "fast", ["python"], "f1", 8001) == 2
+    assert service.request_start(db, "fast", ["python"], "f1", 8001) == 1
+    assert service.request_start(db, "fast", ["python"], "f1", 8001) == 2
 
 
 def test_an_old_generation_changes_nothing(db: Database):
     """A late callback about a process that was replaced long ago."""
     bring_up(db)
 
-    assert not service.step(db, "fast", Step.DIED, fence=0)
-    assert service.get(db, "fast").doing == Doing.READY
+    assert not service.apply(db, "fast", ServiceEvent.EXITED, fence=0)
+    assert service.get(db, "fast").state == State.READY
 
 
 def test_a_new_start_forgets_the_last_ones_end(db: Database):
     bring_up(db)
-    service.step(db, "fast", Step.DIED, exit_code=137, cause="It was killed.", exits=[5.0], restarts=1)
+    service.apply(db, "fast", ServiceEvent.EXITED, exit_code=137, cause="It was killed.", exits=[5.0], restarts=1)
     assert service.get(db, "fast").exits == [5.0]
 
-    service.intend(db, "fast", ["python"], "f2", 8001)
+    service.request_start(db, "fast", ["python"], "f2", 8001)
     one = service.get(db, "fast")
 
-    assert (one.identity, one.exit_code, one.cause, one.fingerprint) == (None, None, None, "f2")
+    assert (one.identity, one.exit_code, one.cause, one.spec_hash) == (None, None, None, "f2")
     assert (one.exits, one.restarts) == ([5.0], 1)
 
 
 def test_a_persons_wish_gives_a_failed_service_its_tries_back(db: Database):
     bring_up(db)
-    service.step(db, "fast", Step.GAVE_UP, exits=[1.0, 2.0], next_try_at=9.0)
-    service.want(db, "fast", "up")
+    service.apply(db, "fast", ServiceEvent.FAILED, exits=[1.0, 2.0], next_try_at=9.0)
+    service.set_desired(db, "fast", "up")
 
     assert service.get(db, "fast").exits == []
     assert service.get(db, "fast").next_try_at is None
 
 
 def test_the_wish_outlives_the_connection(db: Database, tmp_path: Path):
-    service.want(db, "fast", "up")
+    service.set_desired(db, "fast", "up")
     again = open_database(Home(tmp_path))
 
-    assert service.get(again, "fast").wanted == "up"
+    assert service.get(again, "fast").desired == "up"
     again.close()
 
 
@@ -144,7 +149,7 @@ def test_only_a_service_that_is_down_is_forgotten(db: Database):
     bring_up(db)
     assert not service.remove(db, "fast")
 
-    service.step(db, "fast", Step.STOPPED)
+    service.apply(db, "fast", ServiceEvent.STOPPED)
     assert service.remove(db, "fast")
     with pytest.raises(NotFound):
         service.get(db, "fast")
@@ -156,13 +161,13 @@ def test_a_port_belongs_to_a_start(db: Database):
     service.ensure(db, "fast", "engine", 9001)
     assert service.get(db, "fast").port == 8001
 
-    service.foresee(db, "fast", ["python"], "f2", 9001)
+    service.begin_handover(db, "fast", ["python"], "f2", 9001)
     assert service.get(db, "fast").port == 8001
 
-    service.step(db, "fast", Step.STOPPED)
-    service.intend(db, "fast", ["python"], "f2", 9001)
+    service.apply(db, "fast", ServiceEvent.STOPPED)
+    service.request_start(db, "fast", ["python"], "f2", 9001)
     assert service.get(db, "fast").port == 9001
 
 
 def test_down_means_no_process():
-    assert frozenset({"stopped", "backoff", "flapping", "failed"}) == DOWN
+    assert frozenset({"stopped", "backoff", "crash_loop", "failed"}) == DOWN

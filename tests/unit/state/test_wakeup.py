@@ -13,7 +13,7 @@ import pytest
 from state import ledger, wakeup
 from state.db import open_database
 from state.errors import MlxqError
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 
 
@@ -30,7 +30,7 @@ def test_every_watcher_hears_an_announcement_and_the_worker_a_rousing(near: Home
     with wakeup.worker_listener(near) as worker, wakeup.watcher(near, "-1") as one, wakeup.watcher(near, "-2") as two:
         wakeup.announce(near)
         assert (one.wait(0), two.wait(0), worker.wait(0)) == (True, True, False)
-        wakeup.rouse(near)
+        wakeup.wake(near)
         assert (one.wait(0), worker.wait(0)) == (False, True)
 
 
@@ -38,7 +38,7 @@ def test_a_job_that_is_put_in_wakes_the_worker_at_its_commit_and_no_sooner(near:
     db = open_database(near)
     with wakeup.worker_listener(near) as worker:
         with db.transaction():
-            ledger.submit(db, New("pull"))
+            ledger.enqueue(db, NewJob("pull"))
             assert not worker.wait(0)
         assert worker.wait(0)
     db.close()
@@ -47,7 +47,7 @@ def test_a_job_that_is_put_in_wakes_the_worker_at_its_commit_and_no_sooner(near:
 def test_many_wake_ups_are_one(near: Home) -> None:
     with wakeup.worker_listener(near) as worker:
         for _ in range(5):
-            wakeup.rouse(near)
+            wakeup.wake(near)
         assert (worker.wait(0), worker.wait(0)) == (True, False)
 
 
@@ -69,7 +69,7 @@ def test_a_watcher_that_does_not_look_keeps_its_socket_and_blocks_nobody(near: H
 
 
 def test_with_nobody_there_a_wake_up_is_nothing(tmp_path: Path) -> None:
-    wakeup.rouse(Home(tmp_path))
+    wakeup.wake(Home(tmp_path))
     wakeup.announce(Home(tmp_path))
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from tasks.system import memory, process
-from tasks.system.memory import Pressure, Wakes
+from tasks.system.memory import Pressure, SleepClock
 
 
 def test_memory_adds_up():
@@ -35,7 +35,7 @@ def test_oom_kills_are_counted():
 
 
 def test_a_sleep_between_two_looks_is_noticed():
-    wakes = Wakes()
+    wakes = SleepClock()
     slept = memory.asleep_s()
 
     assert not wakes.look(slept + 0.5, now=10.0)

@@ -57,7 +57,7 @@ def test_the_holder_is_named():
         identity = process.identify(other.pid)
         other.communicate(b"\n")
 
-    assert holder == ports.Holder(other.pid, holder.name, identity)
+    assert holder == ports.PortHolder(other.pid, holder.name, identity)
     assert "python" in holder.name
 
 

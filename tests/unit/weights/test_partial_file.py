@@ -9,7 +9,7 @@ import pytest
 
 from tasks.weights import partial_file
 from tasks.weights.manifest import File
-from tasks.weights.partial_file import Part
+from tasks.weights.partial_file import PartialFile
 
 CONTENT = bytes(range(256)) * 10
 
@@ -25,13 +25,13 @@ def file() -> File:
     return File("model.safetensors", len(CONTENT), "sha256", hashlib.sha256(CONTENT).hexdigest())
 
 
-def fill(made: Part, segment: int, upto: int | None = None) -> None:
+def fill(made: PartialFile, segment: int, upto: int | None = None) -> None:
     start = segment * 1000
     made.write(segment, CONTENT[start + made.done(segment) : start + (upto or made.length(segment))])
 
 
 def test_segments_filled_in_any_order_make_the_file(tmp_path: Path, file: File):
-    made = Part(tmp_path, file)
+    made = PartialFile(tmp_path, file)
     for segment in (2, 0, 1):
         fill(made, segment)
         made.hash_on()
@@ -43,11 +43,11 @@ def test_segments_filled_in_any_order_make_the_file(tmp_path: Path, file: File):
 
 
 def test_a_fetch_goes_on_at_the_byte_where_another_was_killed(tmp_path: Path, file: File):
-    first = Part(tmp_path, file)
+    first = PartialFile(tmp_path, file)
     fill(first, 0)
     fill(first, 1, 300)
     # No close: a killed process closes nothing.
-    second = Part(tmp_path, file)
+    second = PartialFile(tmp_path, file)
     assert [second.done(segment) for segment in range(second.segments)] == [1000, 300, 0]
     fill(second, 1)
     fill(second, 2)
@@ -55,7 +55,7 @@ def test_a_fetch_goes_on_at_the_byte_where_another_was_killed(tmp_path: Path, fi
 
 
 def test_wrong_bytes_are_not_right_and_a_restart_forgets_them(tmp_path: Path, file: File):
-    made = Part(tmp_path, file)
+    made = PartialFile(tmp_path, file)
     for segment in range(3):
         made.write(segment, bytes(made.length(segment)))
     assert not made.right()
@@ -69,11 +69,11 @@ def test_wrong_bytes_are_not_right_and_a_restart_forgets_them(tmp_path: Path, fi
 @pytest.mark.parametrize("content", [b"", b"half of another tool's download", bytes(len(CONTENT) + 36)])
 def test_a_part_file_of_another_making_starts_anew(content: bytes, tmp_path: Path, file: File):
     (tmp_path / (file.name + partial_file.SUFFIX)).write_bytes(content)
-    assert Part(tmp_path, file).received == 0
+    assert PartialFile(tmp_path, file).received == 0
 
 
 def test_an_empty_file_is_whole_at_once(tmp_path: Path):
-    made = Part(tmp_path, File("empty.txt", 0, "git-sha1", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"))
+    made = PartialFile(tmp_path, File("empty.txt", 0, "git-sha1", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"))
     assert made.whole
     assert made.right()
     made.finish()
@@ -81,5 +81,5 @@ def test_an_empty_file_is_whole_at_once(tmp_path: Path):
 
 
 def test_a_discarded_part_leaves_nothing(tmp_path: Path, file: File):
-    Part(tmp_path, file).discard()
+    PartialFile(tmp_path, file).discard()
     assert [path.name for path in tmp_path.iterdir()] == []
