@@ -33,7 +33,7 @@ class Home:
     @property
     def gateway_config(self) -> Path:
         """What LiteLLM reads; generated, never edited."""
-        return self.root / "litellm.yaml"
+        return self.root / "gateway.yaml"
 
     @property
     def secrets(self) -> Path:

@@ -143,6 +143,17 @@ def _address(given: Any) -> str:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,200}")
+
+
+def _origins(given: Any) -> list[str]:
+    words = cast("list[Any]", given) if isinstance(given, list) else str(given).split(",")
+    origins = [str(word).strip().rstrip("/") for word in words if str(word).strip()]
+    if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("origins such as http://localhost:3000,https://app.example, or * for all")
+    return origins
+
+
 def _aliases(given: Any) -> dict[str, str]:
     pairs = cast("dict[Any, Any]", given) if isinstance(given, dict) else _pairs(str(given))
     found = {str(name).strip(): str(tier).strip() for name, tier in pairs.items()}
@@ -177,6 +188,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("gateway-host", "127.0.0.1",
             "The address on which other machines may reach the gateway, besides 127.0.0.1; needs a key for apps.",
             _address, applies="mlxq up"),
+    Setting("allowed-origins", [],
+            "Web pages whose scripts may read the gateway's answers, such as http://localhost:3000; empty = none.",
+            _origins, applies="mlxq up"),
     Setting("aliases", {}, "Names that clients send, and the tier that answers them; added to the built-in ones.",
             _aliases, applies="mlxq up"),
     Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off,

@@ -16,7 +16,7 @@ from tasks.supervision import candidate
 
 @job("configure")
 def configure(context: Context) -> dict[str, Any]:
-    """Make the keys that are missing and write litellm.yaml for the stack; the same stack gives the same bytes.
+    """Make the keys that are missing and write gateway.yaml for the stack; the same stack gives the same bytes.
 
     While a gateway runs, a change is proven beside it first; one that fails there changes nothing.
     Gives {"path", "changed"}. Raises NotSetUp without a stack, GatewayFailed.
@@ -40,7 +40,12 @@ def configure(context: Context) -> dict[str, Any]:
 
 
 def wanted(home: Home, tiers: Sequence[Tier]) -> dict[str, Any]:
-    """Give what LiteLLM is told of these tiers by the settings as they are. Raises UsageProblem."""
+    """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem."""
     found = settings.load(home)
     cloud_model: str | None = found["openrouter-model"] if found["openrouter-key"] else None
-    return gateway.configuration(tiers, cloud_model=cloud_model, aliases=gateway.aliases(found["aliases"], tiers))
+    return gateway.configuration(
+        tiers,
+        cloud_model=cloud_model,
+        aliases=gateway.aliases(found["aliases"], tiers),
+        allowed_origins=found["allowed-origins"],
+    )

@@ -57,12 +57,12 @@ def ask(port: int, key: str, tier: Tier) -> None:
         ) from problem
     finally:
         connection.close()
-    who = answer.getheader("x-litellm-model-id", "")
+    who = answer.getheader("x-mlxq-tier", "")
     if answer.status != http.client.OK:
         raise GatewayFailed(
             f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(text)}", hint=f"mlxq logs {tier.name}"
         )
-    if not who.startswith(f"{tier.name}@"):
+    if who != tier.name:
         raise GatewayFailed(
             f"Tier {tier.name} gave no answer; {who or 'something unnamed'} answered instead.",
             hint=f"mlxq logs {tier.name}",

@@ -95,6 +95,8 @@ def _row(value: settings.Value) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(cast("list[str]", value))
     if isinstance(value, dict):
         return ",".join(f"{name}={tier}" for name, tier in cast("dict[str, str]", value).items())
     return "" if value is None else str(value)

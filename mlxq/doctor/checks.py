@@ -33,7 +33,7 @@ LIMIT_S = 4.5
 HUB_S = 3.0
 LATE = "this could not be seen in time: the machine is busy, or something hangs"
 PACKAGES = ("vllm-mlx", "mlx", "litellm", "huey", "mlxq")
-PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "litellm.yaml")
+PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "gateway.yaml")
 Check = Callable[[Home], Sequence[Finding | None]]
 
 

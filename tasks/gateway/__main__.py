@@ -1,6 +1,6 @@
-"""The program of the gateway process: LiteLLM's proxy 1.106.2, with what its command line cannot say.
+"""The program of the gateway process.
 
-Run as `python -P -m tasks.gateway CONFIG PORT`; keys come by the environment.
+Run as `python -P -m tasks.gateway CONFIG PORT`; keys come by the environment, and are taken out of it at once.
 """
 
 from __future__ import annotations
@@ -9,72 +9,73 @@ import argparse
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import httpx
+import uvicorn
 import yaml
 
+from state import cloud_spend, keys
 from state.paths import Home
-from tasks.gateway import gc_between_steps
+from state.secrets import CLOUD, MASTER, TIER
+from tasks.gateway import gc_between_steps, routes
+from tasks.gateway.api_keys import KeyRing
+from tasks.gateway.application import Application
+from tasks.gateway.cloud import Cloud
+from tasks.gateway.cloud_budget import CloudBudget
+from tasks.gateway.connections import Connection
+from tasks.gateway.cooldown import Cooldown
+from tasks.gateway.egress import Wall
+from tasks.gateway.engine_client import EngineClient
+from tasks.gateway.poison_requests import PoisonGuard
+from tasks.gateway.relay import Relay
 from tasks.gateway.request_context import Call
-from tasks.gateway.routes import Names
+from tasks.gateway.routes import Routes
+from tasks.gateway.server import Server
+from tasks.gateway.usage_counter import Counter
 from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from tasks.gateway.engine_transport import Wire
-
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
+FILES = 10_240
+"""Open files wanted: launchd gives 256, and a client and its engine take one each."""
 
 
 def main() -> None:
-    """Serve until SIGTERM. The port opens only when LiteLLM is ready."""
+    """Serve until SIGTERM."""
     wanted = _arguments()
-    os.environ["CONFIG_FILE_PATH"] = wanted.config
-    os.environ["GRACEFUL_SHUTDOWN_TIMEOUT"] = str(DRAIN_S)
-    sys.stdout = sys.stderr  # LiteLLM prints; a service's one log is stderr
-    log_briefly()
-    keep_out("prisma", "litellm.integrations.otel.logger")
+    sys.stdout = sys.stderr  # a service's one log is stderr
+    _log_briefly()
     faulthandler.enable()
     gc_between_steps.leave_alone()
-    serve(wanted)
+    _raise_file_limit()
+    secrets = {name: os.environ.pop(name) for name in (MASTER, TIER, CLOUD) if name in os.environ}
+    serve(wanted, secrets)
 
 
-def serve(wanted: argparse.Namespace) -> None:
-    """Put the hook around LiteLLM and under it, and run it."""
-    import uvicorn
-    from litellm.proxy.hooks import PROXY_HOOKS
-
-    PROXY_HOOKS.clear()  # LiteLLM's own limits and budgets: the door does the limits, and they take a tenth of its time
-    from litellm.proxy.proxy_server import app
-
-    from tasks.gateway import routes
-    from tasks.gateway.litellm_auth import ring
-    from tasks.gateway.middleware import Door
-    from tasks.gateway.priority import Queue
-    from tasks.gateway.server import Server
-    from tasks.gateway.usage_counter import Counter
-
+def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
+    """Put the parts together and run them. Exits with 1 where it cannot serve."""
     home = Home(Path(os.environ["MLXQ_HOME"]))
-    names = routes.names(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ)
+    table = routes.read(yaml.safe_load(Path(wanted.config).read_text(encoding="utf-8")), os.environ["MLXQ_BACKEND"])
+    cloud = _cloud(table, home, secrets)
     counter = Counter(home)
-    fit(app, _wire(home, names))
+
+    def start() -> tuple[EngineClient, Relay]:
+        client = EngineClient(secrets[TIER])
+        return client, Relay(table, client, PoisonGuard(), Cooldown(), cloud)
 
     def count(call: Call) -> None:
         if not server.proving:
             counter.add(call)
 
-    door = Door(app, names, ring(), Queue(), count)
-    settled = uvicorn.Config(door, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S)
+    application = Application(table, KeyRing(keys.place(home), secrets[MASTER]), start, count)
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
+    _wall(table, wanted.host, has_cloud=cloud is not None).stand()
     try:
-        server = Server(settled, home, generation, _addresses(wanted), int(trial) if trial else None)
+        server = Server(_config(application), home, generation, _addresses(wanted), int(trial) if trial else None)
     except OSError as problem:
         sys.exit(str(problem))
     with counter.writing():
@@ -85,37 +86,37 @@ def serve(wanted: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def _config(application: Application) -> uvicorn.Config:
+    """Return uvicorn's settings. asyncio's own loop: uvloop connects past the wall."""
+    return uvicorn.Config(
+        application,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def _cloud(table: Routes, home: Home, secrets: dict[str, str]) -> Cloud | None:
+    if not table.cloud_model or CLOUD not in secrets:
+        return None
+    budget = CloudBudget(cloud_spend.place(home), float(os.environ["MLXQ_CLOUD_CAP_USD"]))
+    return Cloud(table.cloud_model, os.environ["MLXQ_CLOUD_URL"], secrets[CLOUD], budget)
+
+
+def _wall(table: Routes, host: str, *, has_cloud: bool) -> Wall:
+    engines = [(LOOPBACK, route.port) for route in table.tiers.values()]
+    return Wall(engines, os.environ["MLXQ_CLOUD_URL"] if has_cloud else None, [host])
+
+
 def _addresses(wanted: argparse.Namespace) -> list[tuple[str, int]]:
-    """Give where to listen: always on loopback too, where mlxq itself asks."""
+    """Return where to listen: always on loopback too, where mlxq itself asks."""
     return [(host, wanted.port) for host in dict.fromkeys([LOOPBACK, wanted.host])]
-
-
-def fit(app: FastAPI, wire: Wire) -> None:
-    """Have LiteLLM ask engines through the wire and keys of the door's ring, and leave out what nobody reads."""
-    import litellm
-    from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
-
-    from tasks.gateway import litellm_accounting, litellm_auth, litellm_client
-
-    litellm.aclient_session = httpx.AsyncClient(transport=wire)
-    litellm_client.install(wire)
-    litellm_accounting.spare()
-    app.dependency_overrides[user_api_key_auth] = litellm_auth.caller
-
-
-def _wire(home: Home, names: Names) -> Wire:
-    """Give LiteLLM's way to the engines."""
-    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
-
-    from state import cloud_spend
-    from tasks.gateway.cloud_budget import Purse
-    from tasks.gateway.engine_transport import Wire
-    from tasks.gateway.poison_requests import Guard
-
-    purse = Purse(cloud_spend.place(home), float(os.environ["MLXQ_CLOUD_CAP_USD"]))
-    inner = AsyncHTTPHandler.create_async_transport() or httpx.AsyncHTTPTransport()
-    native = os.environ["MLXQ_BACKEND"] == "metal"
-    return Wire(inner, names, Guard(), purse, native_schema=native)
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,23 +127,22 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def log_briefly() -> None:
-    """Date every line, and drop LiteLLM's own: a refused request is a traceback there, with what users wrote."""
+def _log_briefly() -> None:
+    """Date every line, and drop LiteLLM's own: it logs a refused request as a traceback, with what users wrote."""
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: not record.name.startswith("LiteLLM"))
     logging.basicConfig(
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[handler]
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=os.environ.get(plan.LOG_LEVEL, "WARNING"),
+        handlers=[handler],
     )
 
 
-def keep_out(*modules: str) -> None:
-    """Make imports of `modules` fail at once.
-
-    LiteLLM tries to import both on every request and fails, as what they need is not installed; searching for
-    them takes a third of its time.
-    """
-    for module in modules:
-        sys.modules[module] = None  # pyright: ignore[reportArgumentType] - None is how an import is refused
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

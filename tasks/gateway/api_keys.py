@@ -15,7 +15,7 @@ from state.keys import Key
 MASTER_NAME = "mlxq"
 
 
-class Ring:
+class KeyRing:
     """The keys that are valid now. A changed file is read again at the next request."""
 
     def __init__(self, path: Path, master: str) -> None:
@@ -26,7 +26,7 @@ class Ring:
         self._times: dict[str, deque[float]] = {}
 
     def find(self, secret: str | None) -> Key | None:
-        """Give what a key may do, or None for one that is wrong or revoked."""
+        """Return what a key may do, or None for one that is wrong or revoked."""
         if not secret:
             return None
         digest = keys.digest(secret)
@@ -35,12 +35,8 @@ class Ring:
         self._refresh()
         return self._keys.get(digest)
 
-    def is_master(self, key: Key) -> bool:
-        """Tell whether it is mlxq's own key, which alone may use other than the clients' routes."""
-        return key is self._master
-
-    def hurried(self, key: Key) -> float | None:
-        """Count one request of the key; give the seconds to wait when that was more than its limit a minute."""
+    def rate_limited(self, key: Key) -> float | None:
+        """Count one request of the key; return the seconds to wait when that was more than its limit a minute."""
         if key.rpm is None:
             return None
         now, times = time.monotonic(), self._times.setdefault(key.digest, deque())
@@ -67,7 +63,7 @@ class Ring:
 
 
 def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Give the key in a request's headers: OpenAI's style, or Anthropic's."""
+    """Return the key in a request's headers: OpenAI's style, or Anthropic's."""
     found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
     scheme, _, token = found.get(b"authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():

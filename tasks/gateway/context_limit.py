@@ -1,39 +1,59 @@
-"""Whether a prompt fits a tier, told before the tier is asked: vllm-mlx 0.6.0 itself takes any length.
-
-LiteLLM's own check (enable_pre_call_checks) counts every prompt, however short, in another thread, and opens the
-pictures that a prompt links to. It took a quarter of the gateway's time.
-"""
+"""Whether a prompt fits a tier, for engines that take any length: counted by the engine's own tokenizer."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.request_context import Call
+from tasks.gateway.routes import Route
 
-_PICTURE = b'"image'
+IMAGE_TOKENS = 1000
+"""What a picture counts for; its bytes are not read."""
+MESSAGE_TOKENS = 8
+"""What a chat template puts around one message."""
+_PICTURES = frozenset({"image", "image_url", "input_image"})
 
 
-async def excess(call: Call, content: bytes, body: Mapping[str, Any], context: int) -> int | None:
-    """Give how many tokens a prompt has when `context` tokens are too few for it, else None.
+async def excess(call: Call, content: bytes, body: Mapping[str, Any], route: Route, client: EngineClient) -> int | None:
+    """Return how many tokens a prompt has when the tier's context is too small for it, else None.
 
-    A token is at least one byte, so what has fewer bytes need not be counted; but a picture's link is shorter than
-    the picture. What is counted for one tier is known to the next.
+    A token is at least one byte, so what has fewer bytes need not be counted; but a picture's bytes say nothing.
+    The count of one tier is kept for the next.
     """
-    if len(content) <= context and _PICTURE not in content:
+    if len(content) <= route.context and b'"image' not in content:
         return None
     if call.length is None:
-        call.length = await asyncio.to_thread(_count, body)
-    return call.length if call.length > context else None
+        text, extra = words(body)
+        if len(text) + extra <= route.context:
+            return None
+        counted = await client.count_tokens(route, text)
+        if counted is None:
+            return None  # an engine that cannot count answers nothing either
+        call.length = counted + extra
+    return call.length if call.length > route.context else None
 
 
-def _count(body: Mapping[str, Any]) -> int:
-    """Count with LiteLLM's tokenizer, which is not the model's: near enough, and the same for every tier."""
-    import litellm
+def words(body: Mapping[str, Any]) -> tuple[str, int]:
+    """Return all the text of a request, and the tokens to add for what is no text.
 
-    messages = body.get("messages") or [{"role": "user", "content": body.get("prompt")}]
-    try:
-        return litellm.token_counter(messages=messages, tools=body.get("tools"), use_default_image_token_count=True)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return 0  # of a shape that only the engine can judge
+    Not by recursion: a body may be nested deeper than Python's stack.
+    """
+    texts: list[str] = []
+    extra = 0
+    waiting: list[Any] = [body.get(name) for name in ("messages", "input", "prompt", "system", "instructions", "tools")]
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                texts.append(text)
+            case [*parts]:
+                waiting += parts
+            case {"type": str() as kind} if kind in _PICTURES:
+                extra += IMAGE_TOKENS
+            case {**part}:
+                extra += MESSAGE_TOKENS if "role" in part else 0
+                waiting += part.values()
+            case _:
+                pass
+    return "\n".join(reversed(texts)), extra

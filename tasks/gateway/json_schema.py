@@ -1,62 +1,110 @@
-"""json_schema where there is no Metal: vllm-mlx 0.6.0 would fail, and take every other answer of its batch along.
+"""JSON answers where the engine does not hold an answer to a schema: the prompt asks for it, and the answer is checked.
 
-There the engine is asked for json_object, the schema goes into the prompt, and the answer is checked.
+A schema is a client's, so checking it is bounded: no regular expressions of its own, and so many steps. `pattern` and
+`patternProperties` reach the model and are not checked.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
-import jsonschema
 import orjson
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
-from referencing import Registry
-from referencing.exceptions import Unresolvable
 
-_ORDER = "Answer with one JSON value and nothing else. It must match this JSON schema: "
-
-
-def wanted(body: dict[str, Any]) -> dict[str, Any] | None:
-    """Give the schema that a request asks its answer to match, if it does."""
-    form = body.get("response_format")
-    if not isinstance(form, dict) or form.get("type") != "json_schema":  # pyright: ignore[reportUnknownMemberType] - a client's JSON
-        return None
-    named: Any = form.get("json_schema")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - a client's JSON
-    return (named.get("schema") or {}) if isinstance(named, dict) else {}  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+ORDER = "Answer with one JSON value and nothing else. It must match this JSON schema: "
+LARGEST = 64 * 1024
+STEPS = 200_000
+_FENCED = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_BY_NAME = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
+"""Keywords whose keys are names and no keywords."""
 
 
-def faulty(schema: dict[str, Any]) -> str | None:
-    """Tell what is wrong with a schema itself."""
+class _TooMuch(Exception):
+    """A schema takes more steps than it may."""
+
+
+def faulty(schema: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a schema itself, None when nothing is."""
+    import jsonschema
+    from jsonschema.validators import validator_for
+
+    if len(orjson.dumps(schema)) > LARGEST:
+        return f"it has more than {LARGEST} bytes"
     try:
-        validator_for(schema).check_schema(schema)
+        validator_for(dict(schema)).check_schema(dict(schema))
     except jsonschema.SchemaError as problem:
-        return problem.message
+        return problem.message[:200]
+    except RecursionError:
+        return "it is nested too deeply"
     return None
 
 
-def ask(body: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Give the request that asks for the same without constrained decoding by schema."""
-    order = _ORDER + orjson.dumps(schema).decode()
-    messages = list(body.get("messages") or [])
-    if messages and messages[0].get("role") == "system" and isinstance(messages[0].get("content"), str):
-        messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{order}"}
-    else:
-        messages.insert(0, {"role": "system", "content": order})
-    return {**body, "messages": messages, "response_format": {"type": "json_object"}}
+def order(schema: Mapping[str, Any]) -> str:
+    """Return the sentence that asks for it."""
+    return ORDER + orjson.dumps(schema).decode()
 
 
-def mismatch(text: str, schema: dict[str, Any]) -> str | None:
-    """Tell where an answer departs from the schema; None when it matches."""
+def bare(text: str) -> str:
+    """Return an answer without the fence of code that models like to put around JSON."""
+    fenced = _FENCED.match(text)
+    return fenced.group(1) if fenced else text.strip()
+
+
+def mismatch(text: str, schema: Mapping[str, Any]) -> str | None:
+    """Return where an answer departs from the schema; None when it matches."""
+    import jsonschema
+    from referencing.exceptions import Unresolvable
+
     try:
-        answer: Any = orjson.loads(text)
-        # An empty registry: the default one would fetch remote references.
-        checker: Validator = validator_for(schema)(schema, registry=Registry())  # pyright: ignore[reportUnknownVariableType] - jsonschema's generics
-        checker.validate(answer)
+        _checker(_without_patterns(schema)).validate(orjson.loads(text))
     except orjson.JSONDecodeError as problem:
         return f"no JSON: {problem}"
     except jsonschema.ValidationError as problem:
         return f"{problem.json_path}: {problem.message[:200]}"
     except Unresolvable as problem:
         return f"the schema refers to {problem.ref}, which is not in it"
+    except (RecursionError, _TooMuch):
+        return "the schema takes too many steps to check"
     return None
+
+
+def _checker(schema: Mapping[str, Any]) -> Any:
+    """Return a validator that stops after STEPS steps. An empty registry: the default one fetches remote references."""
+    from jsonschema import validators
+    from referencing import Registry
+
+    known = cast("Any", validators).validator_for(dict(schema))
+    extend = cast("Any", validators).extend
+    left = STEPS
+
+    def counted(check: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any] | None]:
+        def step(*arguments: Any) -> Iterator[Any] | None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _TooMuch
+            return check(*arguments)
+
+        return step
+
+    bounded: Any = extend(known, {name: counted(check) for name, check in known.VALIDATORS.items()})
+    return bounded(schema, registry=cast("Any", Registry)())
+
+
+def _without_patterns(node: Any, *, names: bool = False) -> Any:
+    """Return a schema without its regular expressions. It was parsed by pydantic, so it is not deep."""
+    if isinstance(node, list):
+        return [_without_patterns(inner) for inner in cast("list[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    inside = cast("dict[str, Any]", node)
+    left_out: set[str] = set()
+    if not names:
+        left_out = {"pattern", "patternProperties"}
+        left_out |= {"additionalProperties", "unevaluatedProperties"} if "patternProperties" in inside else set()
+    return {
+        name: _without_patterns(inner, names=name in _BY_NAME and not names)
+        for name, inner in inside.items()
+        if name not in left_out
+    }

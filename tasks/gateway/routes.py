@@ -1,67 +1,88 @@
-"""Which names a caller may ask for, and the tier behind each; read from LiteLLM's own configuration."""
+"""Which names a caller may ask for, the tier behind each, and who may stand in for it; read from gateway.yaml."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
-from urllib.parse import urlsplit
+
+from tasks.gateway.abilities import ENGINES, VLLM_MLX, Abilities
+from tasks.plan.gateway import CLOUD, LOOPBACK, order
+
+BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
-class Names:
-    """The model names of a configuration."""
+class Route:
+    """One tier as the gateway sees it."""
 
-    tiers: Mapping[str, str]
-    """Name or pattern -> tier."""
-    places: Mapping[tuple[str, int | None], str]
-    """Host and port -> tier."""
-    contexts: Mapping[str, int]
-    """Tier -> its context in tokens; a host elsewhere knows its own."""
-    embeds: bool
-    """Whether a model makes embeddings."""
+    name: str
+    port: int
+    context: int
+    """Tokens of prompt and answer together."""
+    vision: bool
+    can: Abilities
 
     @property
+    def url(self) -> str:
+        """Its engine's address, without a path."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Routes:
+    """All tiers, and the names that lead to them."""
+
+    tiers: Mapping[str, Route]
+    names: Mapping[str, str]
+    """Name or pattern -> tier."""
+    cloud_model: str | None
+    allowed_origins: frozenset[str]
+
+    @cached_property
     def largest(self) -> int:
-        """The largest tier's context in tokens."""
-        return max(self.contexts.values(), default=0)
+        """The largest context, in tokens."""
+        return max(route.context for route in self.tiers.values())
+
+    @cached_property
+    def exact_names(self) -> list[str]:
+        """The names without the patterns, in order."""
+        return sorted(name for name in self.names if "*" not in name)
 
     def tier(self, asked: str) -> str | None:
-        """Give the tier behind a name, or None. Of two patterns the longer one counts, as LiteLLM has it.
+        """Return the tier behind a name, or None. Of two patterns the longer one counts."""
+        if asked in self.names:
+            return self.names[asked]
+        fitting = [name for name in self.names if "*" in name and fnmatch.fnmatchcase(asked, name)]
+        return self.names[max(fitting, key=len)] if fitting else None
 
-        Raises TypeError for what is no name.
-        """
-        if not isinstance(asked, str):  # pyright: ignore[reportUnnecessaryIsInstance] - a client's JSON
-            raise TypeError
-        if asked in self.tiers:
-            return self.tiers[asked]
-        fitting = [name for name in self.tiers if "*" in name and fnmatch.fnmatchcase(asked, name)]
-        return self.tiers[max(fitting, key=len)] if fitting else None
+    def chain(self, tier: str) -> list[str]:
+        """Return who may answer for `tier`, in order: itself, larger contexts, smaller ones, the cloud."""
+        return self._chains[tier]
+
+    @cached_property
+    def _chains(self) -> dict[str, list[str]]:
+        contexts = {name: route.context for name, route in self.tiers.items()}
+        last = [CLOUD] if self.cloud_model else []
+        return {name: [name, *order(name, contexts), *last] for name in self.tiers}
 
 
-def names(configuration: Mapping[str, Any], environment: Mapping[str, str]) -> Names:
-    """Read the names out of litellm.yaml's content; an api_base may stand in the environment."""
-    models: list[dict[str, Any]] = configuration["model_list"]
-    return Names(
-        tiers={model["model_name"]: _tier(model) for model in models},
-        places={_place(model["litellm_params"]["api_base"], environment): _tier(model) for model in models},
-        contexts={
-            _tier(model): int(model["model_info"]["max_input_tokens"])
-            for model in models
-            if "max_input_tokens" in model["model_info"]
-        },
-        embeds=any(model["model_info"].get("mode") == "embedding" for model in models),
+def read(configuration: Mapping[str, Any], backend: str) -> Routes:
+    """Return the routes of gateway.yaml's content. `backend`: metal, cpu or cuda. Raises KeyError, TypeError."""
+    tiers: Mapping[str, Mapping[str, Any]] = configuration["tiers"]
+    origins: Sequence[str] = configuration.get("allowed_origins") or ()
+    return Routes(
+        tiers={name: _route(name, tier, backend) for name, tier in tiers.items()},
+        names={**{name: name for name in tiers}, **configuration["names"]},
+        cloud_model=configuration.get("cloud_model"),
+        allowed_origins=frozenset(origins),
     )
 
 
-def _tier(model: Mapping[str, Any]) -> str:
-    return str(model["model_info"]["id"]).partition("@")[0]
-
-
-def _place(base: str, environment: Mapping[str, str]) -> tuple[str, int | None]:
-    """Give host and port as httpx sees them: a scheme's own port is None."""
-    if base.startswith("os.environ/"):
-        base = environment[base.removeprefix("os.environ/")]
-    url = urlsplit(base)
-    return url.hostname or "", url.port
+def _route(name: str, tier: Mapping[str, Any], backend: str) -> Route:
+    can = ENGINES.get(tier.get("engine", ""), VLLM_MLX)
+    if backend == "metal":
+        can = replace(can, json_schema=True)  # both engines constrain the decoding there
+    return Route(name, int(tier["port"]), int(tier["context"]), bool(tier.get("vision")), can)

@@ -50,7 +50,7 @@ def _bound_beside(address: Address) -> socket.socket:
 
 
 def _bound(address: Address, *options: int) -> socket.socket:
-    place = socket.socket()
+    place = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     for option in (socket.SO_REUSEADDR, *options):
         place.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
@@ -85,7 +85,7 @@ class Server(uvicorn.Server):
         self.run(self._first)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, once LiteLLM is ready (uvicorn's own step)."""
+        """Begin to listen, once the application is ready (uvicorn's own step)."""
         await super().startup(sockets)
         self._collecting = asyncio.create_task(gc_between_steps.collect())
         if self.proving:
@@ -111,8 +111,8 @@ class Server(uvicorn.Server):
                 trial = self.servers.copy()
                 door.take_place(sockets)
                 self.proving = False
-                for one in sockets:
-                    await self._listen(one)
+                for listener in sockets:
+                    await self._listen(listener)
                 stopped = await asyncio.to_thread(before.confirm)
         except (OSError, MlxqError) as problem:
             self.should_exit = True

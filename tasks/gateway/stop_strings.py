@@ -1,4 +1,4 @@
-"""Stop strings, which vllm-mlx 0.6.0 accepts and ignores: found in a text that arrives in pieces."""
+"""Stop strings, found in a text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ class Scanner:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
+        self._firsts = {stop[0] for stop in self._stops}
         self._held = ""
         self.hit: str | None = None
 
     def feed(self, piece: str) -> str:
-        """Take the next piece and give what is safe to show. After a hit nothing more is."""
+        """Take the next piece and return what is safe to show. After a hit nothing more is."""
         if self.hit is not None:
             return ""
         text = self._held + piece
-        places = [(text.find(stop), stop) for stop in self._stops if stop in text]
-        if places:
-            at, self.hit = min(places)
+        if not self._firsts.intersection(text):
+            self._held = ""
+            return text
+        hits = [(text.find(stop), stop) for stop in self._stops if stop in text]
+        if hits:
+            at, self.hit = min(hits)
             self._held = ""
             return text[:at]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
@@ -31,12 +35,12 @@ class Scanner:
         return text[: len(text) - keep]
 
     def rest(self) -> str:
-        """Give what was held back, when the text ended without a hit."""
+        """Return what was held back, when the text ended without a hit."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Give the length of the longest end of `text` that is a start of `stop`."""
+    """Return the length of the longest end of `text` that is a start of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -113,7 +113,7 @@ class Gateway:
 
     def start(self) -> float:
         """Start it and give the seconds until it was ready."""
-        config = self.home / "litellm.yaml"
+        config = self.home / "gateway.yaml"
         config.write_text(yaml.safe_dump(plan.configuration(self.tiers, cloud_model=self.cloud_model)))
         argv = plan.argv(sys.executable, str(config), self.port, host=self.host)
         env = plan.environment(
@@ -188,7 +188,7 @@ def proxy(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPath
 def upstreams(proxy: Gateway, every_upstream: dict[str, Upstream]) -> Iterator[dict[str, Upstream]]:
     """Three healthy stand-ins that the proxy uses; whatever a test does to them is undone."""
     for name in every_upstream:
-        until(lambda name=name: proxy.ask("say ready", name).headers.get("x-litellm-model-id") == f"{name}@local", 20)
+        until(lambda name=name: proxy.ask("say ready", name).headers.get("x-mlxq-tier") == name, 20)
     yield every_upstream
     for one in every_upstream.values():
         one.send(signal.SIGCONT)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def answered_by(response: httpx.Response) -> str:
     assert response.status_code == 200, response.text
-    return response.headers["x-litellm-model-id"].partition("@")[0]
+    return response.headers["x-mlxq-tier"]
 
 
 def user(text: str) -> Any:
@@ -60,7 +60,7 @@ def test_a_dead_tier_is_answered_by_the_next(proxy: Gateway, upstreams: dict[str
     response = proxy.ask("say hello there", model, stream=stream)
     assert answered_by(response) == "standard"
     assert "there" in response.text
-    assert time.monotonic() - began < 2, "LiteLLM's own back-off would take 4 s"
+    assert time.monotonic() - began < 2, "a tier that fails is left at once"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -72,7 +72,7 @@ def test_a_tier_that_cannot_now_is_answered_by_the_next(
     for _ in range(3):
         began = time.monotonic()
         assert answered_by(proxy.ask("say hello there", "fast", stream=stream)) == "standard"
-        assert time.monotonic() - began < 2, "LiteLLM's own back-off would take 4 s"
+        assert time.monotonic() - began < 2, "a tier that fails is left at once"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -128,11 +128,6 @@ def test_fields_that_openai_does_not_know_reach_the_engine(client: openai.OpenAI
     client.chat.completions.create(model="standard", messages=user("say a"), extra_body=more)
     seen = upstreams["standard"].seen()[-1]
     assert {name: seen.get(name) for name in more} == more
-
-
-def test_what_is_replaced_in_litellm_is_as_known(proxy: Gateway):
-    """A part of another version stays, which costs time; then the log names it."""
-    assert "keeps it" not in proxy.log.read_text()
 
 
 def test_no_key_is_on_the_command_line(proxy: Gateway):

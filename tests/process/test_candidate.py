@@ -36,7 +36,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.server.socket.close()
         self.send_response(200)
-        self.send_header("x-litellm-model-id", "fast@local")
+        self.send_header("x-mlxq-tier", "fast")
         self.end_headers()
         self.wfile.flush()
         os._exit(0)

@@ -186,7 +186,7 @@ def test_a_successor_whose_worker_was_killed_keeps_its_cause(
 def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
     home: Home, db: Database, start: Start, before: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home.gateway_config.write_text("model_list: []")
+    home.gateway_config.write_text("tiers: {}")
     plan = lifecycle.launch_spec(db, home, "gateway")
     service.update(db, "gateway", successor={"argv": plan.argv, "spec_hash": plan.spec_hash, "port": plan.port})
     ledger.enqueue(db, kinds.new("restart", {"service": "gateway"}))

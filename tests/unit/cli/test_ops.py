@@ -31,7 +31,7 @@ def db(home: Home, tmp_path: Path) -> Iterator[Database]:
     """Give a ledger with one tier whose weights are a folder, and the gateway's configuration."""
     opened = open_database(home)
     secrets.ensure(home.secrets)
-    home.gateway_config.write_text("model_list: []\n")
+    home.gateway_config.write_text("tiers: {}\n")
     stack.replace(opened, [replace(FAST, weights=str(tmp_path))])
     for name, port in (("fast", 9241), ("gateway", 9242)):
         service.ensure(opened, name, "gateway" if name == "gateway" else "engine", port)

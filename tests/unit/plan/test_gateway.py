@@ -6,9 +6,10 @@ import yaml
 
 from state.errors import UsageProblem
 from state.stack import Tier
+from tasks.gateway.routes import read
 from tasks.plan import gateway
 
-SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "litellm.yaml"
+SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "gateway.yaml"
 
 
 def tier(name: str, port: int, context: int) -> Tier:
@@ -31,16 +32,7 @@ LONGCTX = tier("longctx", 8002, 131_072)
 TIERS = [STANDARD, FAST, LONGCTX]
 
 
-def chains(made: dict[str, object], key: str = "fallbacks") -> dict[str, list[str]]:
-    routing = made["router_settings"]
-    assert isinstance(routing, dict)
-    return {name: names for chain in routing[key] for name, names in chain.items()}
-
-
-def names(made: dict[str, object]) -> list[str]:
-    models = made["model_list"]
-    assert isinstance(models, list)
-    return [model["model_name"] for model in models]
+CONTEXTS = {tier.name: tier.context for tier in TIERS}
 
 
 def test_configuration_is_exactly_this():
@@ -50,23 +42,9 @@ def test_configuration_is_exactly_this():
 
 
 def test_an_overflow_never_falls_to_a_smaller_window_first():
-    assert chains(gateway.configuration(TIERS))["fast"] == ["standard", "longctx"]
-    assert chains(gateway.configuration(TIERS))["standard"] == ["longctx", "fast"]
-    assert chains(gateway.configuration(TIERS), "context_window_fallbacks") == {
-        "standard": ["longctx"],
-        "fast": ["standard", "longctx"],
-        "default": ["longctx"],
-        "gpt-4o": ["longctx"],
-        "gpt-4o-mini": ["standard", "longctx"],
-        "claude-*": ["longctx"],
-        "claude-*haiku*": ["standard", "longctx"],
-    }
-
-
-def test_every_name_a_client_may_send_has_its_own_fallbacks():
-    """LiteLLM's aliases inherit none, and a pattern is looked up as `*`."""
-    made = gateway.configuration(TIERS)
-    assert set(chains(made)) == {*names(made), "*"}
+    assert gateway.order("fast", CONTEXTS) == ["standard", "longctx"]
+    assert gateway.order("standard", CONTEXTS) == ["longctx", "fast"]
+    assert gateway.order("longctx", CONTEXTS) == ["standard", "fast"]
 
 
 def test_nothing_points_out_of_the_machine_without_a_cloud_model():
@@ -76,21 +54,34 @@ def test_nothing_points_out_of_the_machine_without_a_cloud_model():
 
 
 def test_the_cloud_comes_last_everywhere():
-    made = gateway.configuration(TIERS, cloud_model="qwen/qwen3.5-9b")
-    for key in ("fallbacks", "context_window_fallbacks"):
-        for chain in chains(made, key).values():
-            assert chain.index("cloud") == len(chain) - 1
+    routes = read(gateway.configuration(TIERS, cloud_model="qwen/qwen3.5-9b"), "cpu")
+    for tier in CONTEXTS:
+        assert routes.chain(tier)[0] == tier
+        assert routes.chain(tier)[-1] == "cloud"
+        assert sorted(routes.chain(tier)) == ["cloud", "fast", "longctx", "standard"]
 
 
 def test_an_alias_of_an_absent_tier_goes_to_the_first():
-    made = gateway.configuration([LONGCTX])
-    targets = {m["model_name"]: m["litellm_params"]["model"] for m in made["model_list"]}
-    assert targets["gpt-4o-mini"] == "openai/longctx"
+    assert gateway.configuration([LONGCTX])["names"]["gpt-4o-mini"] == "longctx"
 
 
 def test_a_tier_named_like_an_alias_keeps_its_name():
     made = gateway.configuration([tier("default", 8000, 4096), FAST])
-    assert names(made).count("default") == 1
+    assert "default" not in made["names"]
+    assert read(made, "cpu").tier("default") == "default"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("claude-opus-9", "standard"), ("claude-3-haiku-x", "fast"), ("gpt-4o", "standard"), ("gpt-9", None), ("*", None)],
+)
+def test_the_longer_of_two_patterns_counts(asked: str, found: str | None):
+    assert read(gateway.configuration(TIERS), "cpu").tier(asked) == found
+
+
+def test_origins_are_there_only_when_they_are_set():
+    assert "allowed_origins" not in gateway.configuration(TIERS)
+    assert gateway.configuration(TIERS, allowed_origins=["http://a"])["allowed_origins"] == ["http://a"]
 
 
 def test_a_persons_own_names_lie_over_ours():
@@ -111,10 +102,8 @@ def test_a_name_that_leads_nowhere_or_is_taken_is_refused(own: dict[str, str], s
         gateway.aliases(own, TIERS)
 
 
-def test_a_lone_tier_has_no_empty_fallbacks():
-    made = gateway.configuration([STANDARD], aliases={})
-    assert chains(made) == {"*": ["standard"]}
-    assert chains(made, "context_window_fallbacks") == {}
+def test_a_lone_tier_is_its_own_chain():
+    assert read(gateway.configuration([STANDARD], aliases={}), "cpu").chain("standard") == ["standard"]
 
 
 def test_no_tier_is_refused():
@@ -123,9 +112,9 @@ def test_no_tier_is_refused():
 
 
 def test_argv_is_exactly_this():
-    assert gateway.argv("/venv/bin/python", "/home/me/.mlxq/litellm.yaml", 4000) == [
+    assert gateway.argv("/venv/bin/python", "/home/me/.mlxq/gateway.yaml", 4000) == [
         *("/venv/bin/python", "-P", "-m", "tasks.gateway"),
-        *("/home/me/.mlxq/litellm.yaml", "4000", "--host", "127.0.0.1"),
+        *("/home/me/.mlxq/gateway.yaml", "4000", "--host", "127.0.0.1"),
     ]
 
 

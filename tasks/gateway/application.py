@@ -1,0 +1,212 @@
+"""The gateway's ASGI application: keys, routes, bodies, rates; what it has checked goes on to the relay."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from state.keys import Key
+from tasks.gateway import body, checks, models
+from tasks.gateway.api_keys import KeyRing, secret_of
+from tasks.gateway.body import Gone
+from tasks.gateway.connections import KNOWN
+from tasks.gateway.cors import Cors
+from tasks.gateway.dialects import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Dialect
+from tasks.gateway.engine_client import EngineClient
+from tasks.gateway.errors import Refusal
+from tasks.gateway.priority import Queue
+from tasks.gateway.relay import Errand, Relay
+from tasks.gateway.reply import Reply
+from tasks.gateway.request_context import Call
+from tasks.gateway.routes import BYTES_PER_TOKEN, Routes
+from tasks.gateway.schemas import Fields
+
+log = logging.getLogger("mlxq.gateway")
+
+OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
+"""What a supervisor may ask without a key."""
+MODELS = ("/v1/models", "/models")
+LEFT = 499
+"""The status of a request whose client left; nothing is sent."""
+
+
+class Application:
+    """Answers requests."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        ring: KeyRing,
+        start: Callable[[], tuple[EngineClient, Relay]],
+        count: Callable[[Call], None],
+    ) -> None:
+        """Take what the answers need. `start` makes what belongs to the event loop, at the first request."""
+        self._routes = routes
+        self._ring = ring
+        self._start = start
+        self._count = count
+        self._queue = Queue()
+        self._cors = Cors(routes.allowed_origins)
+        self._limit = max(body.LARGEST_BYTES, BYTES_PER_TOKEN * routes.largest)
+        self._started: tuple[EngineClient, Relay] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        call = Call(scope["path"])
+        dialect = BY_PATH.get(call.path) or (MESSAGES if call.path.startswith("/v1/messages") else CHAT)
+        reply = Reply(send, call, dialect, self._cors.headers(scope))
+        if scope["method"] == "OPTIONS" and self._cors.is_preflight(scope):
+            reply.add("content-length", "0")
+            await reply.whole(b"", 204)
+        elif call.path in OPEN and scope["method"] in {"GET", "HEAD"}:
+            await reply.whole(b'{"status":"healthy"}')
+        else:
+            await self._serve(scope, receive, call, reply)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """Start and end with the server."""
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        if self._started is not None:
+            await self._started[0].close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, call: Call, reply: Reply) -> None:
+        secret = secret_of(scope["headers"])
+        key = self._ring.find(secret)
+        if key is None:
+            await reply.refuse(_unknown_key(secret))
+            return
+        scope[KNOWN] = True
+        call.key = key.name
+        if refusal := _closed(scope):
+            await reply.refuse(refusal)
+        elif call.path in BY_PATH:
+            await self._post(scope, receive, call, key, reply)
+        else:
+            await self._show_models(scope, call, key, reply)
+
+    async def _show_models(self, scope: Scope, call: Call, key: Key, reply: Reply) -> None:
+        name = next((call.path.removeprefix(path) for path in MODELS if call.path.startswith(path)), "").strip("/")
+        anthropic = any(header == b"anthropic-version" for header, _ in scope["headers"])
+        shown = models.listing(self._routes, key, name, anthropic=anthropic)
+        if shown is None:
+            await reply.refuse(self._no_model(name))
+        else:
+            await reply.whole(orjson.dumps(shown))
+
+    async def _post(self, scope: Scope, receive: Receive, call: Call, key: Key, reply: Reply) -> None:
+        try:
+            content = await body.read(receive, scope["headers"], self._limit)
+        except Gone:
+            return
+        errand = content if isinstance(content, Refusal) else self._errand(call, content, key)
+        if isinstance(errand, Refusal):
+            await reply.refuse(errand)
+            self._count(call)
+            return
+        await self._relay(errand, key, receive, reply)
+
+    def _errand(self, call: Call, content: bytes, key: Key) -> Errand | Refusal:
+        """Return what is to be done for a body, or what is wrong with it."""
+        call.body = content
+        dialect = BY_PATH[call.path]
+        request = checks.read(dialect.schema, content)
+        if isinstance(request, Refusal):
+            return request
+        _log_dropped(request, content)
+        call.asked = cast("Any", request).model
+        tier = self._routes.tier(call.asked)
+        if tier is None:
+            return self._no_model(call.asked)
+        if key.tiers and tier not in key.tiers:
+            return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
+        return self._hurried(key) or self._undone(dialect) or _errand(call, dialect, request, tier)
+
+    def _undone(self, dialect: Dialect) -> Refusal | None:
+        if any(dialect.name in route.can.dialects for route in self._routes.tiers.values()) or dialect is MESSAGES:
+            return None
+        kind = "embedding" if dialect is EMBEDDINGS else "reranking"
+        return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
+
+    def _no_model(self, name: str) -> Refusal:
+        known = ", ".join(self._routes.exact_names)
+        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {known}.", "model_not_found", "model")
+
+    def _hurried(self, key: Key) -> Refusal | None:
+        wait = self._ring.rate_limited(key)
+        if wait is None:
+            return None
+        message = f"Rate limit exceeded: key {key.name} allows {key.rpm} requests per minute."
+        return Refusal(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait) + 1)})
+
+    async def _relay(self, errand: Errand, key: Key, receive: Receive, reply: Reply) -> None:
+        """Have a request answered; it ends at once when its client leaves."""
+        call, task = errand.call, asyncio.current_task()
+        assert task is not None
+        leaving = asyncio.create_task(_watch(receive, call, task))
+        try:
+            async with self._queue.turn(background=key.background) as waited:
+                call.waited_s = waited
+                await self._parts()[1].serve(errand, reply)
+        except asyncio.CancelledError:
+            if not call.gone:
+                raise
+            task.uncancel()
+            call.status = LEFT
+        finally:
+            leaving.cancel()
+            self._count(call)
+
+    def _parts(self) -> tuple[EngineClient, Relay]:
+        if self._started is None:
+            self._started = self._start()
+        return self._started
+
+
+async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
+    """Cancel a request's task when its client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    call.gone = True
+    task.cancel()
+
+
+def _errand(call: Call, dialect: Dialect, request: Fields, tier: str) -> Errand:
+    streams = bool(getattr(request, "stream", None)) and dialect.streams
+    alone = bool(getattr(request, "disable_fallbacks", False)) or dialect is COUNT_TOKENS
+    return Errand(call, dialect, request, tier, alone, streams)
+
+
+def _closed(scope: Scope) -> Refusal | None:
+    """Return why a route does not answer: it is none, or none for this method."""
+    path, method = scope["path"], scope["method"]
+    reads = any(path == known or path.startswith(f"{known}/") for known in MODELS)
+    if not reads and path not in BY_PATH:
+        return Refusal(404, f"There is nothing at {method} {path[:100]}.", "unknown_route")
+    allowed = {"GET", "HEAD"} if reads else {"POST"}
+    if method in allowed:
+        return None
+    message = f"{path[:100]} does not take {method}, only {' and '.join(sorted(allowed))}."
+    return Refusal(405, message, "method_not_allowed", headers={"allow": ", ".join(sorted(allowed))})
+
+
+def _unknown_key(given: str | None) -> Refusal:
+    message = "The key is not valid, or was revoked." if given else "A key is needed: Authorization: Bearer KEY."
+    return Refusal(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def _log_dropped(request: Fields, content: bytes) -> None:
+    """Count, by name, the fields that no schema knows; only where somebody reads it."""
+    if log.isEnabledFor(logging.DEBUG):
+        named = {field.alias or name for name, field in type(request).model_fields.items()}
+        dropped = sorted(name[:60] for name in cast("dict[str, Any]", orjson.loads(content)) if name not in named)
+        log.debug("%d unknown fields were dropped: %s", len(dropped), ", ".join(dropped[:20]))

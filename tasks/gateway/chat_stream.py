@@ -1,0 +1,155 @@
+"""A chat's stream, chunk by chunk: for what an engine does not do by itself, and for other dialects made from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, cast
+
+from tasks.gateway import sse
+from tasks.gateway.dialects import CHAT, parsed
+from tasks.gateway.engine_client import EngineDown
+from tasks.gateway.stop_strings import Scanner
+
+Chunk = dict[str, Any]
+Count = Callable[[int], Awaitable[Mapping[str, int] | None]]
+"""Tokens of an answer so far -> its usage."""
+
+BROKE_OFF = "broke off its answer"
+
+
+async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
+    """Yield the chunks of a chat. Raises EngineDown where it ends without a finish reason: that reads as complete."""
+    finished = False
+    async for run in sse.whole_events(source):
+        for event in sse.split(run):
+            payload = sse.data(event)
+            if payload is None:
+                continue
+            if payload == sse.DONE:
+                if finished:
+                    return
+                raise EngineDown(BROKE_OFF)
+            chunk = parsed(payload)
+            if chunk is None or (seen := CHAT.look(chunk)).failed:
+                raise EngineDown(BROKE_OFF)
+            finished = finished or seen.finished
+            yield cast("Chunk", chunk)
+    if not finished:
+        raise EngineDown(BROKE_OFF)
+
+
+class Stopper:
+    """Ends a chat at the first of its stop strings, as the engine would have."""
+
+    def __init__(self, stops: Sequence[str], count: Count) -> None:
+        self._scanner = Scanner(stops)
+        self._count = count
+        self._tokens = 0
+
+    @property
+    def hit(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._scanner.hit
+
+    async def cut(self, source: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+        """Yield the chunks up to the stop string. Raises as the source does."""
+        async for chunk in source:
+            if chunk.get("choices"):
+                self._scan(chunk["choices"][0])
+            if self._scanner.hit is None:
+                yield chunk
+                continue
+            usage = chunk.pop("usage", None) or await self._count(self._tokens)
+            yield chunk
+            if usage:
+                yield {**chunk, "choices": [], "usage": usage}
+            return
+
+    def _scan(self, choice: dict[str, Any]) -> None:
+        """Take the words of one choice, and put what may be shown in their place."""
+        part, name = (choice, "text") if "text" in choice else (choice.setdefault("delta", {}), "content")
+        words: str = part.get(name) or ""
+        self._tokens += bool(words)
+        shown = self._scanner.feed(words)
+        if choice.get("finish_reason") and self._scanner.hit is None:
+            shown += self._scanner.rest()
+        if words or shown:
+            part[name] = shown
+        if self._scanner.hit is not None:
+            choice["finish_reason"] = "stop"
+
+
+class Fold:
+    """Makes the chunks of a streamed completion into the answer that is not streamed."""
+
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._message: dict[str, Any] = {"role": "assistant", "content": None}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._plain: str | None = None
+        self.finish: str | None = None
+        self.usage: dict[str, Any] | None = None
+
+    @property
+    def text(self) -> str:
+        """The visible text so far."""
+        return self._message["content"] or ""
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._message["content"] = text
+
+    @property
+    def calls(self) -> bool:
+        """Whether tools are called."""
+        return bool(self._calls)
+
+    def add(self, chunk: Mapping[str, Any]) -> None:
+        """Take the next chunk."""
+        self._head = self._head or {key: chunk[key] for key in ("id", "created", "model") if key in chunk}
+        self.usage = chunk.get("usage") or self.usage
+        choices: list[dict[str, Any]] = chunk.get("choices") or []
+        for choice in choices:
+            self.finish = choice.get("finish_reason") or self.finish
+            if "text" in choice:
+                self._plain = (self._plain or "") + (choice["text"] or "")
+            self._add_delta(choice.get("delta") or {})
+
+    def _add_delta(self, delta: Mapping[str, Any]) -> None:
+        calls: list[dict[str, Any]] = delta.get("tool_calls") or []
+        for call in calls:
+            self._add_call(call)
+        for key, value in delta.items():
+            if isinstance(value, str) and key != "role":
+                self._message[key] = (self._message.get(key) or "") + value
+
+    def _add_call(self, piece: Mapping[str, Any]) -> None:
+        known = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"arguments": ""}})
+        if piece.get("id"):
+            known["id"] = piece["id"]
+        function: Mapping[str, Any] = piece.get("function") or {}
+        if function.get("name"):
+            known["function"]["name"] = function["name"]
+        known["function"]["arguments"] += function.get("arguments") or ""
+
+    def answer(self) -> dict[str, Any]:
+        """Return the whole answer: of a chat, or of /v1/completions."""
+        if self._plain is not None:
+            written = {"index": 0, "text": self._plain, "logprobs": None, "finish_reason": self.finish}
+            return {**self._head, "object": "text_completion", "choices": [written], "usage": self.usage}
+        message = dict(self._message)
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        choice = {"index": 0, "message": message, "finish_reason": self.finish}
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
+
+    def chunks(self) -> list[Chunk]:
+        """Return the whole answer as a short stream."""
+        message = self.answer()["choices"][0]["message"]
+        for index, call in enumerate(message.get("tool_calls", [])):
+            call["index"] = index
+        head = {**self._head, "object": "chat.completion.chunk"}
+        choice: dict[str, Any] = {"index": 0, "delta": message, "finish_reason": None}
+        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": self.finish}
+        usage: list[Chunk] = [{**head, "choices": [], "usage": self.usage}] if self.usage else []
+        return [{**head, "choices": [choice]}, {**head, "choices": [last]}, *usage]

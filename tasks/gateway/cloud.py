@@ -1,0 +1,150 @@
+"""The cloud escape hatch: OpenRouter, asked through LiteLLM, which is imported when it is first needed.
+
+LiteLLM costs 350 MB and seconds of imports, so no local request touches it. It is given the address, the key and the
+fields that the gateway has checked by name, and nothing of a client's body else: it obeys fields such as `api_base`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+
+from tasks.gateway import sse
+from tasks.gateway.abilities import CHAT, COMPLETIONS, RESPONSES, Abilities
+from tasks.gateway.cloud_budget import CloudBudget
+from tasks.gateway.engine_client import EngineDown
+from tasks.gateway.json_values import obj
+from tasks.gateway.plans import Plan
+from tasks.gateway.request_context import Call
+from tasks.gateway.routes import Route
+from tasks.plan.gateway import CLOUD
+
+TIMEOUT_S = 120.0
+_EXTRA = ("top_k", "min_p", "repetition_penalty")
+"""Fields that OpenRouter knows and OpenAI does not."""
+_LOCAL = (
+    "model",
+    "stream",
+    "stream_options",
+    "enable_thinking",
+    "thinking_token_budget",
+    "chat_template_kwargs",
+    "store",
+)
+_CAN = Abilities(
+    dialects=frozenset({CHAT, COMPLETIONS, RESPONSES}),
+    stop_strings=True,
+    json_schema=True,
+    forced_tools=True,
+    logprobs=True,
+    frequency_penalty=True,
+    context_check=True,
+    response_formats=True,
+    response_images=True,
+    silence_s=30.0,
+)
+
+
+class Cloud:
+    """One model at OpenRouter."""
+
+    route = Route(CLOUD, 0, 0, vision=True, can=_CAN)
+
+    def __init__(self, model: str, url: str, key: str, budget: CloudBudget) -> None:
+        self._model = model
+        self._url = url
+        self._key = key
+        self.budget = budget
+
+    @asynccontextmanager
+    async def asked(self, call: Call, plan: Plan) -> AsyncGenerator[CloudAnswer]:
+        """Ask, and have the answer charged at the end, however it ends. Raises EngineDown."""
+        litellm = await asyncio.to_thread(_litellm)
+        self.budget.log_egress(call)
+        answer: CloudAnswer | None = None
+        try:
+            with _failures():
+                answer = CloudAnswer(await self._send(litellm, plan), plan)
+            yield answer
+        finally:
+            self.budget.charge(answer.usage if answer else {})
+
+    async def _send(self, litellm: Any, plan: Plan) -> Any:
+        fields = {name: value for name, value in plan.body.items() if name not in (*_LOCAL, *_EXTRA)}
+        extra = {name: plan.body[name] for name in _EXTRA if name in plan.body}
+        common: dict[str, Any] = {
+            "api_base": self._url,
+            "api_key": self._key,
+            "timeout": TIMEOUT_S,
+            "stream": plan.asks_stream,
+            "max_retries": 0,
+        }
+        if plan.dialect.name == RESPONSES:
+            common["use_chat_completions_api"] = True
+            return await litellm.aresponses(model=f"openai/{self._model}", **fields, **common)
+        common["extra_body"] = {**extra, "usage": {"include": True}}
+        if plan.asks_stream:
+            common["stream_options"] = {"include_usage": True}
+        if plan.dialect.name == COMPLETIONS:
+            return await litellm.atext_completion(model=f"text-completion-openai/{self._model}", **fields, **common)
+        return await litellm.acompletion(model=f"openai/{self._model}", **fields, **common)
+
+
+class CloudAnswer:
+    """What LiteLLM gives back, as the bytes that an engine would have sent."""
+
+    def __init__(self, given: Any, plan: Plan) -> None:
+        self._given = given
+        self._plan = plan
+        self.usage: Mapping[str, Any] = {}
+
+    async def read(self) -> bytes:
+        """Return the whole answer."""
+        answer = _plain(self._given)
+        self.usage = answer.get("usage") or {}
+        return orjson.dumps(answer)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield its events. Raises EngineDown."""
+        named = self._plan.dialect.name == RESPONSES
+        with _failures():
+            async for given in self._given:
+                event = _plain(given)
+                self.usage = obj(event.get("usage")) or obj(obj(event.get("response")).get("usage")) or self.usage
+                yield sse.encode(event, event.get("type", "") if named else "")
+        if not named:
+            yield b"data: " + sse.DONE + sse.END
+
+
+def _plain(given: Any) -> dict[str, Any]:
+    """Return an object of LiteLLM's as JSON has it, without its private parts."""
+    made = obj(given) or obj(given.model_dump(mode="json", exclude_none=True))
+    return {name: value for name, value in made.items() if not name.startswith("_")}
+
+
+class _failures:  # noqa: N801 - read as a word
+    """Turns what LiteLLM raises into EngineDown: its words go no further than its class."""
+
+    def __enter__(self) -> None:
+        """Watch."""
+
+    def __exit__(self, kind: object, problem: BaseException | None, trace: object) -> None:
+        """Raise EngineDown for a failure of the cloud's."""
+        import openai
+
+        if isinstance(problem, openai.APIError | OSError | TimeoutError):
+            status = getattr(problem, "status_code", None)
+            raise EngineDown(f"answered {status}" if status else "is out of reach") from problem
+
+
+def _litellm() -> Any:
+    """Return LiteLLM, silent."""
+    import litellm
+
+    litellm.suppress_debug_info = True
+    litellm.drop_params = True
+    return litellm

@@ -1,0 +1,82 @@
+"""What a connection may do before it has shown a key: little, and not for long.
+
+uvicorn bounds neither. A head or a body that does not come to its end within REQUEST_S ends its connection; of the
+connections that have never shown a valid key the oldest one is closed when there are more than KEYLESS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 30.0
+KEYLESS = 128
+KNOWN = "mlxq.known"
+"""The entry of a request's scope that the application sets when its key is valid."""
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, with a time limit for half a request and a bound on those without a key."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._limit: asyncio.TimerHandle | None = None
+        self._known = False
+        self._opened = self.loop.time()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn has it
+        """Start the time limit, and close the oldest connection without a key where there are too many."""
+        super().connection_made(transport)
+        self._start_limit()
+        if len(self.connections) > KEYLESS:
+            self._close_oldest()
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; the limit ends with the whole head, and starts again with the first bytes of the next one."""
+        before = cast("object", self.cycle)
+        super().data_received(data)
+        if self.cycle is not before:
+            self._end_limit()
+        elif self._limit is None and self._waits():
+            self._start_limit()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the time limit with the connection."""
+        self._end_limit()
+        super().connection_lost(exc)
+
+    @property
+    def known(self) -> bool:
+        """Whether a valid key came over this connection."""
+        self._known = self._known or bool(self.scope and self.scope.get(KNOWN))
+        return self._known
+
+    def _waits(self) -> bool:
+        """Return whether a request is expected, or the rest of one that was answered already."""
+        return self.cycle is None or self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - None at first
+
+    def _start_limit(self) -> None:
+        self._limit = self.loop.call_later(REQUEST_S, self._expire)
+
+    def _end_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _expire(self) -> None:
+        self._limit = None
+        if self._waits():
+            self.transport.close()
+
+    def _close_oldest(self) -> None:
+        others = cast("set[Connection]", self.connections)
+        keyless = sorted((one for one in others if not one.known), key=lambda one: one.opened)
+        for connection in keyless[: max(0, len(keyless) - KEYLESS)]:
+            connection.transport.abort()
+
+    @property
+    def opened(self) -> float:
+        """When it was opened, in the event loop's seconds."""
+        return self._opened

@@ -1,0 +1,142 @@
+"""The dialects that clients speak: what passes in, and what has to be seen in a stream that passes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tasks.gateway import abilities, schemas, sse
+from tasks.gateway.errors import Refusal
+from tasks.gateway.json_values import first, obj
+from tasks.gateway.schemas import Fields
+
+Tokens = tuple[int, int]
+"""Of the prompt and of the answer."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one event tells."""
+
+    spoke: bool = False
+    """It has words, thoughts or a tool call in it, or the end."""
+    finished: bool = False
+    """The answer is whole."""
+    failed: bool = False
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One dialect."""
+
+    name: str
+    path: str
+    """Of the engine's route, and of the gateway's."""
+    schema: type[Fields]
+    anthropic: bool = False
+    """Whether errors have Anthropic's shape."""
+    streams: bool = False
+    marks: re.Pattern[bytes] = re.compile(rb"$^")
+    """Finds the events that have to be read; all others pass unread."""
+    look: Callable[[Mapping[str, Any]], Seen] = lambda _: Seen()
+    """Reads one event."""
+
+    def error_event(self, refusal: Refusal) -> bytes:
+        """Return how a stream says that it ends here, unfinished."""
+        payload = refusal.payload(anthropic=self.anthropic)
+        if self.name == abilities.RESPONSES:
+            error = payload["error"]
+            payload = {"type": "error", "code": error["code"], "message": error["message"], "param": None}
+            return sse.encode({**payload, "sequence_number": 0}, "error")
+        return sse.encode(payload, "error" if self.anthropic else "")
+
+
+def tokens(told: Any) -> Tokens | None:
+    """Return the tokens that a `usage` of any dialect tells."""
+    usage = obj(told)
+    if not usage:
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    answer = usage.get("completion_tokens", usage.get("output_tokens"))
+    return int(prompt or 0), int(answer or 0)
+
+
+def _look_chat(chunk: Mapping[str, Any]) -> Seen:
+    if "error" in chunk or "detail" in chunk:
+        return Seen(failed=True)
+    choice = first(chunk.get("choices"))
+    delta = obj(choice.get("delta"))
+    words = any(value for name, value in delta.items() if name != "role") or bool(choice.get("text"))
+    finished = bool(choice.get("finish_reason"))
+    return Seen(words or finished, finished, tokens=tokens(chunk.get("usage")))
+
+
+def _look_messages(event: Mapping[str, Any]) -> Seen:
+    match event.get("type"):
+        case "message_start":
+            return Seen(tokens=tokens(obj(event.get("message")).get("usage")))
+        case "content_block_delta":
+            return Seen(spoke=True)
+        case "message_delta":
+            return Seen(spoke=True, tokens=tokens(event.get("usage")))
+        case "message_stop":
+            return Seen(spoke=True, finished=True)
+        case "error":
+            return Seen(failed=True)
+        case _:
+            return Seen()
+
+
+def _look_responses(event: Mapping[str, Any]) -> Seen:
+    kind = str(event.get("type", ""))
+    if kind in {"response.completed", "response.incomplete"}:
+        return Seen(spoke=True, finished=True, tokens=tokens(obj(event.get("response")).get("usage")))
+    if kind in {"error", "response.failed"}:
+        return Seen(failed=True)
+    return Seen(spoke=kind.endswith(".delta"))
+
+
+_CHAT_MARKS = re.compile(rb'"finish_reason": ?"|"usage": ?\{|"error"|"detail"|\[DONE\]')
+_MESSAGES_MARKS = re.compile(rb'"message_(?:start|delta|stop)"|"error"')
+_RESPONSES_MARKS = re.compile(rb'"response\.(?:completed|incomplete|failed)"|"error"')
+
+CHAT = Dialect(abilities.CHAT, "/v1/chat/completions", schemas.Chat, streams=True, marks=_CHAT_MARKS, look=_look_chat)
+COMPLETIONS = Dialect(
+    abilities.COMPLETIONS, "/v1/completions", schemas.Completions, streams=True, marks=_CHAT_MARKS, look=_look_chat
+)
+RESPONSES = Dialect(
+    abilities.RESPONSES, "/v1/responses", schemas.Responses, streams=True, marks=_RESPONSES_MARKS, look=_look_responses
+)
+MESSAGES = Dialect(
+    abilities.MESSAGES,
+    "/v1/messages",
+    schemas.Messages,
+    anthropic=True,
+    streams=True,
+    marks=_MESSAGES_MARKS,
+    look=_look_messages,
+)
+COUNT_TOKENS = Dialect(abilities.COUNT_TOKENS, "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
+EMBEDDINGS = Dialect(abilities.EMBEDDINGS, "/v1/embeddings", schemas.Embeddings)
+RERANK = Dialect(abilities.RERANK, "/v1/rerank", schemas.Rerank)
+
+_ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, EMBEDDINGS, RERANK)
+BY_PATH: Mapping[str, Dialect] = {
+    **{dialect.path: dialect for dialect in _ALL},
+    **{dialect.path.removeprefix("/v1"): dialect for dialect in _ALL if not dialect.anthropic},
+}
+"""What may be posted to; OpenAI's routes also without /v1, as some clients have it."""
+
+
+def parsed(payload: bytes) -> Mapping[str, Any] | None:
+    """Return an event's JSON object; None for what is none."""
+    try:
+        event: Any = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return event if isinstance(event, dict) else None  # pyright: ignore[reportUnknownVariableType] - an engine's JSON

@@ -1,0 +1,265 @@
+"""From an engine's answer to the caller's: its bytes as they are, or chunk by chunk where a plan asks for more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, cast
+
+import orjson
+
+from tasks.gateway import anthropic_chat, chat_stream, json_schema, sse
+from tasks.gateway.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
+from tasks.gateway.dialects import CHAT, COMPLETIONS, RESPONSES, Tokens, parsed, tokens
+from tasks.gateway.engine_client import EngineDown
+from tasks.gateway.errors import Refusal
+from tasks.gateway.json_values import first, obj, objects
+from tasks.gateway.plans import Plan
+
+_CALLS = "tool_calls"
+
+
+class Source(Protocol):
+    """An answer's body."""
+
+    async def read(self) -> bytes:
+        """Return it whole. Raises EngineDown."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield it as it comes. Raises EngineDown."""
+        ...
+
+
+class NotAsAsked(Exception):
+    """An answer does not keep to what the request asks for."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def _without_call() -> NotAsAsked:
+    message = "The model answered without the tool call that `tool_choice` asks for."
+    return NotAsAsked(Refusal(422, message, "tool_call_missing", "tool_choice"))
+
+
+async def _checked(text: str, schema: Mapping[str, Any]) -> None:
+    if fault := await asyncio.to_thread(json_schema.mismatch, text, schema):
+        message = f"The model's answer does not match the schema: {fault}"
+        raise NotAsAsked(Refusal(422, message, "schema_mismatch"))
+
+
+# Whole answers
+
+
+async def whole(plan: Plan, source: Source, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+    """Return an answer that is not streamed, and its tokens. Raises EngineDown, NotAsAsked."""
+    if plan.chunked and plan.asks_stream:
+        return await _folded(plan, source, count, id)
+    content = await source.read()
+    answer = parsed(content)
+    if answer is None:
+        raise EngineDown(BROKE_OFF)
+    if plan.needs_call and not _calls(plan, answer):
+        raise _without_call()
+    if plan.schema is not None and answer.get("status") == "completed":
+        await _checked(_response_text(answer), plan.schema)
+    if plan.as_message:
+        content = orjson.dumps(anthropic_chat.message(answer, id, None))
+    return content, tokens(answer.get("usage"))
+
+
+def _calls(plan: Plan, answer: Mapping[str, Any]) -> bool:
+    if plan.dialect is RESPONSES:
+        return any(item.get("type") == "function_call" for item in objects(answer.get("output")))
+    return bool(obj(first(answer.get("choices")).get("message")).get(_CALLS))
+
+
+def _response_text(answer: Mapping[str, Any]) -> str:
+    parts = [part for item in objects(answer.get("output")) for part in objects(item.get("content"))]
+    return "".join(part.get("text", "") for part in parts if part.get("type") == "output_text")
+
+
+async def _folded(plan: Plan, source: Source, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+    stopper, fold = Stopper(plan.stops, count), Fold()
+    async with aclosing(_cut(plan, source, stopper)) as chunks:
+        async for chunk in chunks:
+            fold.add(chunk)
+    await _check_fold(plan, fold)
+    answer = fold.answer()
+    if plan.as_message:
+        answer = anthropic_chat.message(answer, id, stopper.hit)
+    return orjson.dumps(answer), tokens(fold.usage)
+
+
+async def _check_fold(plan: Plan, fold: Fold) -> None:
+    """Check a whole answer. One that was cut by its length is not judged: its `finish_reason` tells."""
+    if plan.needs_call and not fold.calls:
+        raise _without_call()
+    if plan.schema is not None and not fold.calls and fold.finish != "length":
+        fold.text = json_schema.bare(fold.text)
+        await _checked(fold.text, plan.schema)
+
+
+def _cut(plan: Plan, source: Source, stopper: Stopper) -> AsyncGenerator[Chunk]:
+    chunks = chat_stream.chunks(source.chunks())
+    return cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
+
+
+# Streams
+
+
+class Stream(Protocol):
+    """A stream for the caller."""
+
+    tokens: Tokens | None
+
+    async def opening(self) -> bytes:
+        """Return all up to the first words. Until then another engine can be asked. Raises EngineDown, NotAsAsked."""
+        ...
+
+    def rest(self) -> AsyncIterator[bytes]:
+        """Yield what comes after the opening. Raises EngineDown."""
+        ...
+
+
+def stream(plan: Plan, source: Source, count: Count, id: str) -> Stream:  # noqa: A002 - the field's name
+    """Return the stream that a plan wants of an answer."""
+    if plan.chunked or (plan.needs_call and plan.dialect is CHAT):
+        return ChunkStream(plan, source, count, id)
+    return ByteStream(plan, source)
+
+
+class ByteStream:
+    """An engine's bytes as they are; what has to be seen is looked for."""
+
+    def __init__(self, plan: Plan, source: Source) -> None:
+        self.tokens: Tokens | None = None
+        self._plan = plan
+        self._spoke = self._finished = self._done = self._called = False
+        self._runs = self._read(source)
+        self._last: Mapping[str, Any] = {}
+        self._broken = False
+
+    async def opening(self) -> bytes:
+        """Return all up to the first words; the whole stream where it has to be checked first."""
+        plan, told = self._plan, bytearray()
+        async for run in self._runs:
+            told += run
+            if self._spoke and plan.schema is None and (self._called or not plan.needs_call):
+                return bytes(told)
+        if plan.needs_call and not self._called:
+            raise _without_call()
+        if plan.schema is not None and self._last.get("status") == "completed":
+            await _checked(_response_text(self._last), plan.schema)
+        return bytes(told)
+
+    def rest(self) -> AsyncIterator[bytes]:
+        """Yield what comes after the opening."""
+        return self._runs
+
+    async def _read(self, source: Source) -> AsyncIterator[bytes]:
+        marks = self._plan.dialect.marks
+        async for run in sse.whole_events(source.chunks()):
+            if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
+                yield run
+            elif seen := self._inspected(run):
+                yield seen
+            if self._broken:
+                break
+        if self._broken or not self._finished:
+            raise EngineDown(BROKE_OFF)
+        if self._plan.dialect in {CHAT, COMPLETIONS} and not self._done:
+            yield b"data: " + sse.DONE + sse.END
+
+    def _inspected(self, run: bytes) -> bytes:
+        """Return a run of events without what the caller did not ask for, up to where the answer broke off."""
+        kept = bytearray()
+        for event in sse.split(run):
+            if self._broken:
+                break
+            payload = sse.data(event)
+            if payload is None:
+                kept += event if self._spoke else b""
+            elif payload == sse.DONE:
+                self._done, self._broken = True, not self._finished
+                kept += event if self._finished else b""
+            else:
+                kept += self._event(event, payload)
+        return bytes(kept)
+
+    def _event(self, event: bytes, payload: bytes) -> bytes:
+        said = parsed(payload)
+        if said is None or (seen := self._plan.dialect.look(said)).failed:
+            self._broken = True
+            return b""
+        self._spoke = self._spoke or seen.spoke
+        self._finished = self._finished or seen.finished
+        self._called = self._called or b'"function_call"' in payload
+        if seen.finished:
+            self._last = said.get("response") or {}
+        if seen.tokens is None:
+            return event
+        before = self.tokens or (0, 0)
+        self.tokens = (seen.tokens[0] or before[0], seen.tokens[1] or before[1])
+        if self._plan.shows_usage:
+            return event
+        rest = {name: value for name, value in said.items() if name != "usage"}
+        return sse.encode(rest) if rest.get("choices") else b""
+
+
+class ChunkStream:
+    """A chat's chunks: cut at stop strings, checked, or written in another dialect."""
+
+    def __init__(self, plan: Plan, source: Source, count: Count, id: str) -> None:  # noqa: A002 - the field's name
+        self.tokens: Tokens | None = None
+        self._plan = plan
+        self._stopper = Stopper(plan.stops, count)
+        self._chunks = _cut(plan, source, self._stopper)
+        self._encoder = anthropic_chat.Encoder(id, plan.body["model"]) if plan.as_message else None
+
+    async def opening(self) -> bytes:
+        """Return all up to the first words; up to the tool call, or the end, where that has to be checked."""
+        if self._plan.schema is not None:
+            return await self._checked_whole()
+        told = bytearray(self._encoder.start() if self._encoder else b"")
+        async for chunk in self._chunks:
+            told += self._written(chunk)
+            if self._may_open(chunk):
+                return bytes(told)
+        if self._plan.needs_call:
+            raise _without_call()
+        return bytes(told)
+
+    def _may_open(self, chunk: Chunk) -> bool:
+        if not self._plan.needs_call:
+            return self._plan.dialect.look(chunk).spoke
+        return bool(obj(first(chunk.get("choices")).get("delta")).get(_CALLS))
+
+    async def _checked_whole(self) -> bytes:
+        fold = Fold()
+        async for chunk in self._chunks:
+            fold.add(chunk)
+        await _check_fold(self._plan, fold)
+        start = self._encoder.start() if self._encoder else b""
+        return start + b"".join([self._written(chunk) for chunk in fold.chunks()])
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """Yield what comes after the opening, and the end."""
+        async with aclosing(self._chunks) as chunks:
+            async for chunk in chunks:
+                if written := self._written(chunk):
+                    yield written
+        yield self._encoder.end(self._stopper.hit) if self._encoder else b"data: " + sse.DONE + sse.END
+
+    def _written(self, chunk: Chunk) -> bytes:
+        self.tokens = tokens(chunk.get("usage")) or self.tokens
+        if self._encoder:
+            return self._encoder.feed(chunk)
+        if not self._plan.shows_usage:
+            chunk = {name: value for name, value in chunk.items() if name != "usage"}
+            if not chunk.get("choices"):
+                return b""
+        return sse.encode(chunk)

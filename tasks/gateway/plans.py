@@ -1,0 +1,167 @@
+"""What an engine is asked for a checked request, and what the gateway has to do about its answer. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.gateway import abilities, anthropic_chat, json_schema
+from tasks.gateway.abilities import Abilities
+from tasks.gateway.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
+from tasks.gateway.json_values import obj, objects
+from tasks.gateway.schemas import Fields
+
+_ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+_OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background")
+"""Fields that the door has dealt with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One question to an engine."""
+
+    dialect: Dialect
+    """As which the engine is asked."""
+    body: dict[str, Any]
+    streams: bool
+    """Whether the caller gets a stream."""
+    shows_usage: bool = True
+    """Whether a stream's caller asked for its usage."""
+    stops: tuple[str, ...] = ()
+    """Stop strings that the engine does not honor."""
+    schema: Mapping[str, Any] | None = None
+    """What the answer has to match, and the engine does not see to it."""
+    needs_call: bool = False
+    """Whether the answer has to call a tool, and the engine does not see to it."""
+    as_message: bool = False
+    """Whether a chat's answer is to be written as Anthropic's message."""
+    dropped: list[str] = field(default_factory=list[str])
+    """What was left out and could be missed, such as tools that only OpenAI has."""
+
+    @property
+    def asks_stream(self) -> bool:
+        """Whether the engine is asked for a stream: one can be cut off at a stop string, and be checked when cut."""
+        return self.streams or bool(self.stops) or (self.schema is not None and self.dialect is CHAT)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the answer has to be gone through chunk by chunk; else its bytes pass as they are."""
+        return self.as_message or bool(self.stops) or (self.dialect is CHAT and self.schema is not None)
+
+
+def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
+    """Return how to ask an engine that has the abilities `can`, and serves the tier `tier`."""
+    body = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+    body["model"] = tier
+    for name in _OURS:
+        body.pop(name, None)
+    if dialect is RESPONSES:
+        return _responses(body, can)
+    if dialect is MESSAGES and abilities.MESSAGES not in can.dialects:
+        made = _chat(anthropic_chat.to_chat(body), can)
+        return Plan(CHAT, made.body, made.streams, True, made.stops, made.schema, made.needs_call, as_message=True)
+    if dialect is MESSAGES:
+        return _messages(body)
+    if dialect in {CHAT, COMPLETIONS}:
+        made = _chat(body, can)
+        return made if dialect is CHAT else _completion(made)
+    return Plan(dialect, body, streams=False)
+
+
+def _chat(body: dict[str, Any], can: Abilities) -> Plan:
+    stops, schema, needs_call = _take_stops(body, can), None, False
+    limit = body.pop("max_completion_tokens", None)
+    if limit is not None:
+        body["max_tokens"] = limit
+    if not can.frequency_penalty:
+        body.pop("frequency_penalty", None)
+    if not body.get("logprobs"):
+        body.pop("logprobs", None)
+        body.pop("top_logprobs", None)
+    form: Mapping[str, Any] = body.get("response_format") or {}
+    if form.get("type") == "text":
+        del body["response_format"]
+    elif form and not can.json_schema:
+        schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else _ANY_OBJECT
+        del body["response_format"]
+        _ask_for(body, schema)
+    if not can.forced_tools:
+        needs_call = body.get("tool_choice") not in (None, "auto", "none")
+    shown = bool(obj(body.pop("stream_options", None)).get("include_usage"))
+    made = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call)
+    body.pop("stream", None)
+    if made.asks_stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return made
+
+
+def _completion(made: Plan) -> Plan:
+    prompt = made.body["prompt"]
+    body = {**made.body, "prompt": prompt if isinstance(prompt, str) else prompt[0]}
+    return Plan(COMPLETIONS, body, made.streams, made.shows_usage, made.stops)
+
+
+def _take_stops(body: dict[str, Any], can: Abilities) -> tuple[str, ...]:
+    """Return the stop strings that are the gateway's to find, and take them out of the body."""
+    given = body.pop("stop", None) or ()
+    stops = (given,) if isinstance(given, str) else tuple(given)
+    if stops and can.stop_strings:
+        body["stop"] = list(stops)
+        return ()
+    return stops
+
+
+def _ask_for(body: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    """Put the order for JSON into a chat's first system message."""
+    order, messages = json_schema.order(schema), list(body["messages"])
+    if messages[0]["role"] == "system" and isinstance(messages[0].get("content"), str):
+        messages[0] = {**messages[0], "content": f"{messages[0]['content']}\n\n{order}"}
+    else:
+        messages.insert(0, {"role": "system", "content": order})
+    body["messages"] = messages
+
+
+def _messages(body: dict[str, Any]) -> Plan:
+    """Return the plan for an engine that speaks Anthropic's messages well."""
+    config: Mapping[str, Any] = body.pop("output_config", None) or {}
+    if form := config.get("format") or body.pop("output_format", None):
+        named = {"name": "answer", "schema": form["schema"]}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    return Plan(MESSAGES, body, bool(body.get("stream")))
+
+
+def _responses(body: dict[str, Any], can: Abilities) -> Plan:
+    body["store"] = False  # an engine would keep every answer in memory
+    body["input"] = _items(body["input"])
+    tools = objects(body.get("tools"))
+    dropped = [f"tools.{tool['type']}" for tool in tools if tool["type"] != "function"]
+    if dropped:
+        body["tools"] = [tool for tool in tools if tool["type"] == "function"]
+    schema: Mapping[str, Any] | None = None
+    needs_call = False
+    form = obj(obj(body.get("text")).get("format"))
+    if not can.response_formats:
+        body.pop("text", None)
+        if form.get("type") in {"json_schema", "json_object"}:
+            wanted: Mapping[str, Any] = form["schema"] if form["type"] == "json_schema" else _ANY_OBJECT
+            body["instructions"] = "\n\n".join(filter(None, [body.get("instructions"), json_schema.order(wanted)]))
+            schema = wanted
+    if not can.forced_tools:
+        choice = body.get("tool_choice")
+        needs_call = choice not in (None, "auto", "none")
+        if name := obj(choice).get("name"):
+            body["tool_choice"] = {"type": "function", "function": {"name": name}}
+    return Plan(RESPONSES, body, bool(body.get("stream")), schema=schema, needs_call=needs_call, dropped=dropped)
+
+
+def _items(given: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Return a Responses' input with each item's kind named, and what functions gave back as text."""
+    if isinstance(given, str):
+        return given
+    items = [{"type": "message", **item} for item in given]
+    for item in items:
+        parts = objects(item.get("output"))
+        if parts and all("text" in part for part in parts):
+            item["output"] = "\n".join(part["text"] for part in parts)
+    return items

@@ -1,0 +1,273 @@
+"""Takes a checked request to the engines, one after another, until one answers; its bytes go straight back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import orjson
+
+from tasks.gateway import checks, context_limit, errors, json_schema, outputs, plans
+from tasks.gateway.cloud import Cloud
+from tasks.gateway.cooldown import Cooldown
+from tasks.gateway.dialects import Dialect
+from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
+from tasks.gateway.errors import Refusal
+from tasks.gateway.json_values import obj, objects
+from tasks.gateway.outputs import NotAsAsked, Source
+from tasks.gateway.plans import Plan
+from tasks.gateway.poison_requests import PoisonGuard
+from tasks.gateway.reply import Reply
+from tasks.gateway.request_context import Call
+from tasks.gateway.routes import Route, Routes
+from tasks.gateway.schemas import Fields
+from tasks.plan.gateway import CLOUD
+
+log = logging.getLogger("mlxq.gateway")
+
+_BAD, _BUSY = 400, 429
+_THE_CALLERS = frozenset({400, 404, 405, 413, 415, 422})
+"""Statuses by which an engine says that the request is at fault."""
+
+
+class _Refused(Exception):
+    """No tier needs to be asked any more."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class _BrokenOff(EngineDown):
+    """An engine failed after the first words of its answer, which the caller has been told."""
+
+
+class _Unfit(Exception):
+    """This tier cannot take the request, and another one may."""
+
+
+@dataclass
+class Errand:
+    """One request on its way to an answer."""
+
+    call: Call
+    dialect: Dialect
+    request: Fields
+    tier: str
+    alone: bool
+    """Whether the caller wants this tier or none."""
+    streams: bool
+    overlong: set[str] = field(default_factory=set[str])
+    """Tiers that are too small for it."""
+    busy: dict[str, str] = field(default_factory=dict[str, str])
+    """Tiers that have enough to do -> when to ask again."""
+
+
+class Relay:
+    """The way from a request to an answer."""
+
+    def __init__(
+        self, routes: Routes, client: EngineClient, guard: PoisonGuard, cooldown: Cooldown, cloud: Cloud | None
+    ) -> None:
+        self._routes = routes
+        self._client = client
+        self._guard = guard
+        self._cooldown = cooldown
+        self._cloud = cloud
+        self._at_work: Counter[str] = Counter()
+
+    async def serve(self, errand: Errand, reply: Reply) -> None:
+        """Have the first tier that can answer the request."""
+        if errand.streams:
+            reply.wait()
+        try:
+            refusal = await self._first_answer(errand, reply)
+        except (_Refused, NotAsAsked) as problem:
+            refusal = problem.refusal
+        finally:
+            await reply.stop_waiting()
+        if refusal is not None:
+            self._log(errand, refusal)
+            await reply.refuse(refusal)
+
+    async def _first_answer(self, errand: Errand, reply: Reply) -> Refusal | None:
+        """Ask one tier after another; return the refusal where none answers."""
+        chain = [errand.tier] if errand.alone else self._cooldown.order(self._routes.chain(errand.tier))
+        for tier in chain:
+            self._check_poison(errand.call)
+            try:
+                await (self._ask_cloud(errand, reply) if tier == CLOUD else self._ask(errand, tier, reply))
+            except _Unfit:
+                continue
+            except _BrokenOff as problem:
+                self._failed(errand.call, tier, problem)
+                return None
+            except EngineDown as problem:
+                self._failed(errand.call, tier, problem)
+            else:
+                self._guard.answered(lambda: errand.call.fingerprint)
+                self._cooldown.answered(tier)
+                return None
+        return self._exhausted(errand)
+
+    def _check_poison(self, call: Call) -> None:
+        if killers := self._guard.killers(lambda: call.fingerprint):
+            names = " and ".join(sorted(killers))
+            message = f"{names} crashed during this very request, so no tier gets it for a while. Try again in 30 s."
+            raise _Refused(Refusal(422, message, "request_kills_tiers"))
+
+    def _failed(self, call: Call, tier: str, problem: EngineDown) -> None:
+        """Record a failure that is the tier's own."""
+        call.failures[tier] = str(problem)
+        self._cooldown.failed(tier)
+        if problem.died:
+            self._guard.crashed(call.fingerprint, tier, alone=self._at_work[tier] == 0)
+
+    def _exhausted(self, errand: Errand) -> Refusal:
+        """Return why none of the tiers answered."""
+        failures = errand.call.failures
+        if errand.overlong and not failures and not errand.busy:
+            return errors.overflow(self._routes.largest)
+        if errand.busy and not failures:
+            return errors.busy(max(errand.busy.values(), key=lambda wait: int(wait) if wait.isdigit() else 0) or "1")
+        return errors.unavailable({**failures, **dict.fromkeys(errand.busy, "is busy")})
+
+    def _log(self, errand: Errand, refusal: Refusal) -> None:
+        call = errand.call
+        failures = "; ".join(f"{tier} {problem}" for tier, problem in call.failures.items())
+        log.warning(
+            "%d %s key=%s asked=%r: %s", refusal.status, call.path, call.key, call.asked, failures or refusal.code
+        )
+
+    # One engine
+
+    async def _ask(self, errand: Errand, tier: str, reply: Reply) -> None:
+        """Have one engine answer. Raises EngineDown, _Unfit, _Refused, NotAsAsked."""
+        route = self._routes.tiers[tier]
+        plan = await self._planned(errand, route)
+        content = orjson.dumps(plan.body)
+        await self._check_length(errand, plan, content, route)
+        errand.call.tried.append(tier)
+        for name in plan.dropped:
+            reply.add("x-mlxq-dropped", name)
+        with self._counted(tier):
+            answer = await self._client.post(route, plan.dialect.path, content, stream=plan.asks_stream)
+            try:
+                if answer.status >= _BAD:
+                    await self._bad(errand, tier, answer)
+                await self._pass_on(errand, plan, route, answer, reply)
+            finally:
+                answer.close()
+
+    @contextmanager
+    def _counted(self, tier: str) -> Generator[None]:
+        """Count who is at work at a tier."""
+        self._at_work[tier] += 1
+        try:
+            yield
+        finally:
+            self._at_work[tier] -= 1
+
+    async def _planned(self, errand: Errand, route: Route) -> Plan:
+        refusal = checks.not_carried_out(errand.request, route.name, route.can, vision=route.vision)
+        if refusal is not None:
+            if route.name == errand.tier:
+                raise _Refused(refusal)
+            errand.call.failures[route.name] = "cannot do what was asked"
+            raise _Unfit
+        plan = plans.plan(errand.dialect, errand.request, route.name, route.can)
+        if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
+            raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
+        return plan
+
+    async def _check_length(self, errand: Errand, plan: Plan, content: bytes, route: Route) -> None:
+        if route.can.context_check:
+            return
+        if await context_limit.excess(errand.call, content, plan.body, route, self._client) is not None:
+            errand.overlong.add(route.name)
+            raise _Unfit
+
+    async def _bad(self, errand: Errand, tier: str, answer: Answer) -> None:
+        """Judge an engine's error. Raises _Unfit, _Refused, EngineDown; the engine's words go no further."""
+        if answer.status == _BUSY:
+            errand.busy[tier] = answer.retry_after or "1"
+            raise _Unfit
+        if answer.status not in _THE_CALLERS:
+            raise EngineDown(f"answered {answer.status}")
+        content = await answer.read()
+        if errors.about_length(content):
+            errand.overlong.add(tier)
+            raise _Unfit
+        if b"invalid_response_format_output" in content:
+            message = "The model's answer does not match the schema."
+            raise _Refused(Refusal(422, message, "schema_mismatch"))
+        raise _Refused(errors.refused_by_engine(tier, answer.status))
+
+    async def _pass_on(self, errand: Errand, plan: Plan, route: Route, source: Source, reply: Reply) -> None:
+        """Send an engine's good answer to the caller. After its first words a failure is told in the stream."""
+        call = errand.call
+
+        async def count(answered: int) -> Mapping[str, int] | None:
+            return await self._usage_so_far(route, answered)
+
+        if not plan.streams:
+            content, used = await outputs.whole(plan, source, count, _message_id(call))
+            call.heard()
+            _note(call, used)
+            await reply.whole(content)
+            return
+        stream = outputs.stream(plan, source, count, _message_id(call))
+        opening = await stream.opening()
+        await reply.stop_waiting()
+        call.heard()
+        try:
+            await reply.write(opening)
+            async for run in stream.rest():
+                await reply.write(run)
+            await reply.end()
+        except EngineDown as problem:
+            log.warning("%s key=%s: %s %s after its first words", call.path, call.key, route.name, problem)
+            await reply.fail(errors.broken_off(route.name))
+            raise _BrokenOff(str(problem), died=problem.died) from problem
+        finally:
+            _note(call, stream.tokens)
+
+    async def _usage_so_far(self, route: Route, answered: int) -> dict[str, int] | None:
+        """Ask an engine how long the prompt of a running request is, as a cut stream never says it.
+
+        The engine's account has no request id that we know, so the one nearest in progress is taken.
+        """
+        said = await self._client.get(route, "/v1/status")
+        running = objects(obj(said).get("requests"))
+        if not running:
+            return None
+        nearest = min(running, key=lambda request: abs(int(request.get("completion_tokens") or 0) - answered))
+        prompt = int(nearest.get("prompt_tokens") or 0)
+        return {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered}
+
+    # The cloud
+
+    async def _ask_cloud(self, errand: Errand, reply: Reply) -> None:
+        """Have the last resort answer. Raises EngineDown, _Unfit, _Refused, NotAsAsked."""
+        assert self._cloud is not None, "a chain with the cloud in it has one"
+        call = errand.call
+        if spent := self._cloud.budget.exhausted():
+            call.failures[CLOUD] = spent
+            raise _Unfit
+        plan = await self._planned(errand, self._cloud.route)
+        call.tried.append(CLOUD)
+        async with self._cloud.asked(call, plan) as source:
+            await self._pass_on(errand, plan, self._cloud.route, source, reply)
+
+
+def _note(call: Call, used: tuple[int, int] | None) -> None:
+    if used is not None:
+        call.prompt_tokens, call.completion_tokens = used
+
+
+def _message_id(call: Call) -> str:
+    return f"msg_{call.id.removeprefix('req_')}"

@@ -1,0 +1,106 @@
+"""The answer to one request as it is sent: whole, refused, or a stream that tells while it waits that it lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from starlette.types import Send
+
+from tasks.gateway import sse
+from tasks.gateway.dialects import CHAT, Dialect
+from tasks.gateway.errors import Refusal
+from tasks.gateway.request_context import Call
+
+WAIT_S = 10.0
+"""Silence after which a waiting stream says that it lives; clients and proxies give up after 30 s or more."""
+_JSON = "application/json"
+_FAILED = 400
+
+
+class Reply:
+    """Sends one answer. Everything about a request is in its headers: its id, who answered, who was tried."""
+
+    def __init__(
+        self, send: Send, call: Call, dialect: Dialect = CHAT, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._send = send
+        self._call = call
+        self._dialect = dialect
+        self._headers = dict(headers or {})
+        self._streams = False
+        self._beat: asyncio.TimerHandle | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    def add(self, name: str, value: str) -> None:
+        """Add a header."""
+        self._headers[name] = value
+
+    async def whole(self, content: bytes, status: int = 200, kind: str = _JSON) -> None:
+        """Send a whole answer."""
+        self._call.status = status
+        await self._head(status, {"content-type": kind, "content-length": str(len(content))})
+        await self._send({"type": "http.response.body", "body": content})
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Send a refusal: as the whole answer, or as a stream's last event where that has begun."""
+        await self.stop_waiting()
+        if self._streams:
+            await self.fail(refusal)
+            return
+        content = refusal.body(anthropic=self._dialect.anthropic)
+        for name, value in refusal.headers.items():
+            self.add(name, value)
+        await self.whole(content, refusal.status)
+
+    def wait(self) -> None:
+        """Say every WAIT_S that the stream lives, until its first words come."""
+        self._beat = asyncio.get_running_loop().call_later(WAIT_S, self._start_beat)
+
+    def _start_beat(self) -> None:
+        self._beating = asyncio.create_task(self._say_waiting())
+
+    async def _say_waiting(self) -> None:
+        await self.write(sse.COMMENT)
+        self.wait()
+
+    async def stop_waiting(self) -> None:
+        """End `wait`."""
+        if self._beat is not None:
+            self._beat.cancel()
+            self._beat = None
+        if self._beating is not None:
+            await self._beating
+            self._beating = None
+            if self._beat is not None:
+                self._beat.cancel()
+
+    async def write(self, run: bytes) -> None:
+        """Send a part of a stream; the first one begins it."""
+        if not self._streams:
+            self._streams = True
+            self._call.status = 200
+            await self._head(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
+        await self._send({"type": "http.response.body", "body": run, "more_body": True})
+
+    async def end(self) -> None:
+        """End a stream."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def fail(self, refusal: Refusal) -> None:
+        """End a stream with an error, never in silence."""
+        self._call.status = refusal.status
+        await self.write(self._dialect.error_event(refusal))
+        await self.end()
+
+    async def _head(self, status: int, more: Mapping[str, str]) -> None:
+        call = self._call
+        headers = {"x-request-id": call.id, **self._headers, **more}
+        if self._dialect.anthropic:
+            headers["request-id"] = call.id
+        if call.tried:
+            headers["x-mlxq-tried"] = ",".join(call.tried)
+            if status < _FAILED:
+                headers["x-mlxq-tier"] = call.tier
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})

@@ -1,0 +1,539 @@
+"""The gateway's pure parts; what they do in the real process is in tests/contract/test_gateway*.py."""
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from state import keys
+from state.errors import Damaged, NotFound, UsageProblem
+from tasks.gateway import anthropic_chat, checks, context_limit, errors, json_schema, plans, schemas, sse
+from tasks.gateway.abilities import RAPID_MLX, VLLM_MLX
+from tasks.gateway.api_keys import KeyRing, secret_of
+from tasks.gateway.chat_stream import Fold
+from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
+from tasks.gateway.dialects import CHAT, MESSAGES, RESPONSES
+from tasks.gateway.egress import Wall
+from tasks.gateway.errors import Refusal
+from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard
+from tasks.gateway.priority import LONGEST_WAIT_S, Queue
+from tasks.gateway.stop_strings import Scanner
+
+# Stop strings
+
+
+def shown(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, str | None]:
+    scanner = Scanner(stops)
+    text = "".join(scanner.feed(piece) for piece in pieces)
+    return (text if scanner.hit else text + scanner.rest()), scanner.hit
+
+
+@given(
+    st.lists(st.text("ab\n", max_size=4), max_size=12),
+    st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=4),
+)
+def test_a_stream_stops_where_the_whole_text_would(pieces: list[str], stops: list[str]):
+    """However the text is cut into pieces, it ends before the first stop string, or not at all."""
+    whole = "".join(pieces)
+    text, hit = shown(pieces, stops)
+    if hit is None:
+        assert text == whole
+        assert not any(stop in whole for stop in stops)
+    else:
+        assert whole.startswith(text + hit)
+        assert not any(stop in text for stop in stops)
+
+
+def test_text_is_held_back_no_longer_than_needed():
+    scanner = Scanner(["</end>"])
+    assert [scanner.feed(piece) for piece in ["a <", "/e", "m> b"]] == ["a ", "", "</em> b"]
+
+
+# Events
+
+
+@given(st.lists(st.binary(min_size=1, max_size=9), max_size=9), st.integers(1, 7), st.sampled_from([b"\n", b"\r\n"]))
+def test_events_are_whole_however_the_network_cuts(payloads: list[bytes], size: int, newline: bytes):
+    clean = [payload.translate(None, b"\r\n").strip() for payload in payloads]
+    raw = b"".join(b"data: " + payload + newline * 2 for payload in clean)
+
+    async def cut() -> AsyncIterator[bytes]:
+        for at in range(0, len(raw), size):
+            yield raw[at : at + size]
+
+    async def collect() -> list[bytes]:
+        return [event async for run in sse.whole_events(cut()) for event in sse.split(run)]
+
+    assert [sse.data(event) for event in asyncio.run(collect())] == clean
+
+
+def test_an_event_that_was_cut_off_is_none():
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"data: a\n\ndata: b"
+
+    async def collect() -> list[bytes]:
+        return [run async for run in sse.whole_events(cut())]
+
+    assert asyncio.run(collect()) == [b"data: a\n\n"]
+
+
+def test_the_payload_of_a_named_event_is_found():
+    assert sse.data(b"event: ping\ndata: {}\n\n") == b"{}"
+    assert sse.data(b": heartbeat\n\n") is None
+
+
+def test_tool_calls_survive_being_folded():
+    fold = Fold()
+    for delta in (
+        {"role": "assistant"},
+        {"reasoning_content": "hm"},
+        {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "look", "arguments": '{"a"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+    ):
+        fold.add({"id": "1", "choices": [{"delta": delta}]})
+    fold.add({"choices": [{"delta": {}, "finish_reason": "tool_calls"}], "usage": {"prompt_tokens": 3}})
+    whole = fold.answer()
+    assert whole["choices"][0] == {
+        "index": 0,
+        "finish_reason": "tool_calls",
+        "message": {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "hm",
+            "tool_calls": [{"type": "function", "id": "c1", "function": {"name": "look", "arguments": '{"a": 1}'}}],
+        },
+    }
+    assert whole["usage"] == {"prompt_tokens": 3}
+
+
+# Errors
+
+
+def test_each_dialect_gets_its_own_shape():
+    refusal = Refusal(429, "slow down", "rate_limit_exceeded", "model")
+    assert json.loads(refusal.body(anthropic=True)) == {
+        "type": "error",
+        "error": {"type": "rate_limit_error", "message": "slow down"},
+    }
+    assert json.loads(refusal.body(anthropic=False))["error"] == {
+        "message": "slow down",
+        "type": "rate_limit_error",
+        "param": "model",
+        "code": "rate_limit_exceeded",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "long"),
+    [
+        (b"This model's maximum context length is 9 tokens", True),
+        (b'{"error": {"code": "context_length_exceeded"}}', True),
+        (b"max_tokens must be positive", False),
+        (b"unknown token", False),
+    ],
+)
+def test_only_a_prompt_that_is_too_long_is_taken_to_another_tier(words: bytes, long: bool):
+    assert errors.about_length(words) == long
+
+
+# The guard
+
+
+def test_one_death_leaves_the_request_another_try():
+    guard = PoisonGuard()
+    guard.crashed("a", "standard")
+    guard.crashed("a", "standard")
+    assert guard.killers(lambda: "a") == set()
+
+
+def test_two_tiers_deaths_end_it_until_forgotten():
+    now = [0.0]
+    guard = PoisonGuard(clock=lambda: now[0])
+    guard.crashed("a", "standard")
+    guard.crashed("a", "fast")
+    assert guard.killers(lambda: "a") == {"standard", "fast"}
+    assert guard.killers(lambda: "b") == set()
+    now[0] = FORGET_S
+    assert guard.killers(lambda: "a") == set()
+
+
+def test_one_request_in_a_while_is_let_through_to_see():
+    """Tiers may have died of something else, as of a person's kill; a death by the probe closes it again."""
+    now = [0.0]
+    guard = PoisonGuard(clock=lambda: now[0])
+    guard.crashed("a", "standard")
+    guard.crashed("a", "fast")
+    now[0] = PROBE_S - 1
+    assert guard.killers(lambda: "a")
+    now[0] = PROBE_S
+    assert guard.killers(lambda: "a") == set()
+    guard.crashed("a", "longctx")
+    assert guard.killers(lambda: "a")
+
+
+def test_a_death_among_many_requests_is_blamed_on_none():
+    guard = PoisonGuard()
+    for tier in ("standard", "fast"):
+        guard.crashed("a", tier, alone=False)
+    assert guard.killers(lambda: "a") == set()
+
+
+def test_an_answer_clears_the_name():
+    guard = PoisonGuard()
+    guard.crashed("a", "standard")
+    guard.answered(lambda: "a")
+    guard.crashed("a", "fast")
+    assert guard.killers(lambda: "a") == set()
+
+
+def test_the_guard_does_not_grow_for_ever():
+    guard = PoisonGuard()
+    for number in range(1000):
+        guard.crashed(str(number), "fast")
+    assert len(guard._deaths) <= 256
+
+
+# Background requests
+
+
+def test_background_is_never_starved():
+    async def run() -> float:
+        queue = Queue(longest_wait_s=0.05)
+        async with queue.turn(background=False), queue.turn(background=True) as waited:
+            return waited
+
+    assert 0.05 <= asyncio.run(run()) < 5
+
+
+def test_background_does_not_wait_for_nobody():
+    async def run() -> float:
+        async with Queue().turn(background=True) as waited:
+            return waited
+
+    assert asyncio.run(run()) < LONGEST_WAIT_S
+
+
+# The length of a prompt
+
+
+def test_all_words_are_counted_and_no_pictures_bytes():
+    body = {
+        "system": [{"type": "text", "text": "be brief"}],
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "see"}, {"type": "image", "source": {"data": "aaaa"}}],
+            }
+        ],
+        "tools": [{"name": "look"}],
+    }
+    text, extra = context_limit.words(body)
+    assert {"be brief", "see", "look"} <= set(text.split("\n"))
+    assert "aaaa" not in text
+    assert extra == context_limit.IMAGE_TOKENS + context_limit.MESSAGE_TOKENS
+
+
+def test_no_depth_breaks_the_search_for_words():
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert context_limit.words({"messages": deep}) == ("", 0)
+
+
+# Cooldown
+
+
+def test_a_tier_that_failed_is_asked_last_for_a_moment_and_never_left_out():
+    now = [0.0]
+    cooldown = Cooldown(clock=lambda: now[0])
+    chain = ["standard", "fast", "longctx"]
+    cooldown.failed("standard")
+    assert cooldown.order(chain) == ["fast", "longctx", "standard"]
+    cooldown.failed("fast")
+    cooldown.failed("longctx")
+    assert cooldown.order(chain) == chain
+    now[0] = COOLDOWN_S
+    assert cooldown.order(chain) == chain
+
+
+# Bodies
+
+
+def read(schema: type[Any], **body: Any) -> Any:
+    return checks.read(schema, json.dumps(body).encode())
+
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1."),
+        ({"max_tokens": "x"}, "`max_tokens` must be a whole number."),
+        ({"max_tokens": True}, "`max_tokens` must be a whole number."),
+        ({"temperature": 5}, "`temperature` must be at most 2."),
+        ({"temperature": "hot"}, "`temperature` must be a number."),
+        ({"top_p": -1}, "`top_p` must be at least 0."),
+        ({"stream": "yes"}, "`stream` must be true or false."),
+        ({"stop": 7}, "`stop` must be a string or a list."),
+        ({"messages": []}, "`messages` must have at least one message."),
+        ({"messages": "hi"}, "`messages` must be a list."),
+        ({"messages": [{"role": "king", "content": "x"}]}, "`messages[0].role` must be 'system', 'developer', 'user'"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "`messages[0].content[0].text` is missing."),
+        ({"messages": [{"role": "user", "content": 7}]}, "`messages[0].content` must be a string or a list."),
+        ({"model": 7}, "`model` must be a string."),
+        ({"model": ""}, "`model` must not be empty."),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "`tools[0].function.name` must match"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_sentence(fields: dict[str, Any], message: str):
+    refusal = read(schemas.Chat, **{"model": "standard", "messages": USER, **fields})
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 400
+    assert refusal.message.startswith(message)
+
+
+EVIL = {
+    "user_config": {"model_list": []},
+    "api_base": "http://evil",
+    "custom_llm_provider": "maritalk",
+    "fallbacks": [{"model": "fast"}],
+    "timeout": 0.001,
+    "extra_headers": {"authorization": "x"},
+    "extra_body": {"a": 1},
+    "metadata": {"a": "os.environ/LITELLM_MASTER_KEY"},
+    "mock_response": "x",
+    "num_retries": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields"),
+    [
+        (CHAT, {"messages": USER}),
+        (RESPONSES, {"input": "hi"}),
+        (MESSAGES, {"messages": USER, "max_tokens": 9}),
+    ],
+)
+@pytest.mark.parametrize("can", [VLLM_MLX, RAPID_MLX], ids=["vllm", "rapid"])
+def test_no_field_passes_that_no_schema_names(dialect: Any, fields: dict[str, Any], can: Any):
+    request = read(dialect.schema, model="standard", **fields, **EVIL)
+    assert not EVIL.keys() & plans.plan(dialect, request, "standard", can).body.keys()
+
+
+def test_nothing_inside_a_message_passes_that_no_schema_names():
+    message = {"role": "user", "content": [{"type": "text", "text": "hi", "video": "/etc/passwd", "cache_control": {}}]}
+    body = plans.plan(CHAT, read(schemas.Chat, model="standard", messages=[message]), "standard", VLLM_MLX).body
+    assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+
+
+def test_a_tools_schema_passes_as_it_is():
+    parameters = {"type": "object", "properties": {"a": {"enum": [None, 1], "default": None}}, "x": [{}]}
+    tools = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
+    request = read(schemas.Chat, model="standard", messages=USER, tools=tools)
+    assert plans.plan(CHAT, request, "standard", VLLM_MLX).body["tools"] == tools
+
+
+def test_max_completion_tokens_is_max_tokens():
+    request = read(schemas.Chat, model="standard", messages=USER, max_completion_tokens=2)
+    assert plans.plan(CHAT, request, "standard", VLLM_MLX).body["max_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"modalities": ["text", "audio"]}, "audio"),
+        ({"functions": [{"name": "a"}]}, "functions"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]"),
+    ],
+)
+def test_what_is_not_carried_out_is_refused(fields: dict[str, Any], param: str):
+    request = read(schemas.Chat, model="standard", messages=USER, **fields)
+    refusal = checks.not_carried_out(request, "standard", VLLM_MLX, vision=False)
+    assert refusal
+    assert (refusal.status, refusal.code, refusal.param) == (400, "unsupported_parameter", param)
+
+
+@pytest.mark.parametrize("fields", [{"n": 1}, {"logprobs": False}, {"frequency_penalty": 0}, {"modalities": ["text"]}])
+def test_what_clients_send_by_default_is_no_fault(fields: dict[str, Any]):
+    request = read(schemas.Chat, model="standard", messages=USER, **fields)
+    assert checks.not_carried_out(request, "standard", VLLM_MLX, vision=False) is None
+    body = plans.plan(CHAT, request, "standard", VLLM_MLX).body
+    assert body == {"model": "standard", "messages": USER}
+
+
+# Anthropic's messages through a chat
+
+
+def test_tools_and_their_results_become_a_chats():
+    body = {
+        "model": "standard",
+        "max_tokens": 9,
+        "system": [{"type": "text", "text": "be brief"}],
+        "messages": [
+            {"role": "user", "content": "look"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": ""},
+                    {"type": "text", "text": "I look"},
+                    {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": 1}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "seen"}]},
+                    {"type": "text", "text": "and?"},
+                ],
+            },
+        ],
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "tool_choice": {"type": "any"},
+    }
+    chat = anthropic_chat.to_chat(body)
+    assert [message["role"] for message in chat["messages"]] == ["system", "user", "assistant", "tool", "user"]
+    assert chat["messages"][2]["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"at":1}'}
+    assert chat["messages"][2]["reasoning_content"] == "hm"
+    assert chat["messages"][3] == {"role": "tool", "tool_call_id": "t1", "content": "seen"}
+    assert (chat["enable_thinking"], chat["thinking_token_budget"], chat["tool_choice"]) == (True, 1024, "required")
+
+
+def test_a_chats_stream_becomes_a_messages():
+    encoder = anthropic_chat.Encoder("msg_1", "standard")
+    raw = encoder.start()
+    for delta in (
+        {"role": "assistant"},
+        {"reasoning_content": "hm"},
+        {"content": "I look"},
+        {"tool_calls": [{"index": 0, "id": "t1", "function": {"name": "look", "arguments": '{"at"'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]},
+    ):
+        raw += encoder.feed({"choices": [{"delta": delta}]})
+    raw += encoder.feed({"choices": [{"delta": {}, "finish_reason": "tool_calls"}], "usage": {"prompt_tokens": 3}})
+    raw += encoder.end(None)
+    events = [json.loads(sse.data(event) or b"") for event in sse.split(raw)]
+    kinds = [event["type"].removeprefix("content_block_") for event in events]
+    assert kinds == [
+        "message_start",
+        *("start", "delta", "stop"),
+        *("start", "delta", "stop"),
+        *("start", "delta", "delta", "stop"),
+        *("message_delta", "message_stop"),
+    ]
+    assert [event["index"] for event in events if "index" in event] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert events[-2]["usage"]["input_tokens"] == 3
+
+
+# Schemas
+
+
+def test_checking_a_schema_is_bounded():
+    """Neither its regular expressions nor references that multiply take the gateway's time."""
+    many = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)} | {"d40": {}}
+    assert "too many steps" in (json_schema.mismatch("1", {"$defs": many, "$ref": "#/$defs/d0"}) or "")
+    assert json_schema.mismatch(json.dumps("a" * 40 + "!"), {"type": "string", "pattern": "^(a+)+$"}) is None
+
+
+def test_a_property_called_pattern_is_checked():
+    schema = {"properties": {"pattern": {"type": "integer"}}}
+    assert json_schema.mismatch('{"pattern": "x"}', schema)
+
+
+@pytest.mark.parametrize("text", ['```json\n{"a": 1}\n```', ' {"a": 1}\n', '```\n{"a": 1}\n```'])
+def test_a_fence_around_json_is_taken_off(text: str):
+    assert json.loads(json_schema.bare(text)) == {"a": 1}
+
+
+# The second wall
+
+
+@pytest.mark.parametrize(
+    ("address", "allowed"),
+    [
+        (("127.0.0.1", 8000), True),
+        (("127.0.0.1", 8001), False),
+        (("127.0.0.2", 8000), False),
+        (("169.254.169.254", 80), False),
+        (("::1", 8000), False),
+    ],
+)
+def test_only_engines_are_behind_the_wall(address: tuple[str, int], allowed: bool):
+    assert Wall([("127.0.0.1", 8000)], None).allows(*address) == allowed
+
+
+def test_the_clouds_host_is_there_with_its_port_alone():
+    wall = Wall([], "http://127.0.0.1:9000/api/v1")
+    assert wall.allows("127.0.0.1", 9000)
+    assert not wall.allows("127.0.0.1", 9001)
+
+
+# Keys
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+def test_the_file_holds_no_key_and_is_the_users_alone(path: Path):
+    secret = keys.create(path, "app", tiers=("fast",), rpm=60, background=True)
+    assert secret not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = keys.read(path)[keys.digest(secret)]
+    assert (found.name, found.tiers, found.rpm, found.background) == ("app", ("fast",), 60, True)
+
+
+def test_a_name_is_given_once(path: Path):
+    keys.create(path, "app")
+    with pytest.raises(UsageProblem, match="already"):
+        keys.create(path, "app")
+
+
+@pytest.mark.parametrize("name", ["", "App", "a b", "-a", "a" * 41, "a/b", "ключ"])
+def test_an_odd_name_is_refused(path: Path, name: str):
+    with pytest.raises(UsageProblem):
+        keys.create(path, name)
+
+
+def test_revoking_what_is_not_there_says_so(path: Path):
+    with pytest.raises(NotFound, match="app"):
+        keys.revoke(path, "app")
+
+
+@pytest.mark.parametrize("text", ["", "[{}]", "{}x", '[{"name": 1}]', "[1]"])
+def test_a_damaged_file_is_named(path: Path, text: str):
+    path.write_text(text)
+    with pytest.raises(Damaged, match=r"keys\.json"):
+        keys.read(path)
+
+
+def test_the_ring_sees_changes_at_once(path: Path):
+    ring = KeyRing(path, "sk-master")
+    assert ring.find("sk-app") is None
+    secret = keys.create(path, "app")
+    assert ring.find(secret)
+    keys.revoke(path, "app")
+    assert ring.find(secret) is None
+
+
+@given(st.text(max_size=60))
+def test_no_other_text_is_the_master_key(text: str):
+    assert KeyRing(Path("/nowhere/keys.json"), "sk-master").find(text) is None
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"authorization", b"x-api-key", b"X-API-Key"]), st.binary(max_size=20))))
+def test_no_header_breaks_the_reading_of_a_key(headers: list[tuple[bytes, bytes]]):
+    assert isinstance(secret_of(headers), str | None)
