@@ -7,6 +7,7 @@ connections that have never shown a valid key the oldest one is closed when ther
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -29,6 +30,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - as uvicorn has it
         """Start the time limit, and close the oldest connection without a key where there are too many."""
         super().connection_made(transport)
+        # asyncio does it only for sockets whose protocol it knows, and those handed over have none on macOS: with
+        # Nagle's algorithm an answer's second write waits 40 ms for the client's acknowledgement.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_limit()
         if len(self.connections) > KEYLESS:
             self._close_oldest()

@@ -50,7 +50,7 @@ def _bound_beside(address: Address) -> socket.socket:
 
 
 def _bound(address: Address, *options: int) -> socket.socket:
-    place = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
+    place = socket.socket()
     for option in (socket.SO_REUSEADDR, *options):
         place.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
