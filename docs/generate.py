@@ -1,4 +1,4 @@
-"""The parts of the documents that are made from the program; cog puts them between its marks (`just docs`)."""
+"""Generate parts of the documents from the program. Run by cog (`just docs`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDTH = 96
 
 
 def overview() -> str:
-    """Give all commands, a line each."""
+    """Return the table of all commands."""
     return table(
         ["Command", "What it does"],
         [[f"`mlxq {name}`", text] for section in SECTIONS.values() for name, text in section.items()],
@@ -30,41 +30,42 @@ def overview() -> str:
 
 
 def commands() -> str:
-    """Give the help of every command, as the program prints it."""
+    """Return the `--help` text of every command."""
     return "\n".join(f"## {' '.join(['mlxq', *path])}\n\n```text\n{_help(path)}```\n" for path in paths())
 
 
-def paths(group: click.Command = mlxq, above: Sequence[str] = ()) -> Iterator[list[str]]:
-    """Give the words of every command, groups before what they hold."""
-    yield list(above)
+def paths(group: click.Command = mlxq, prefix: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Yield the name of every command as a list of words; a group comes before its subcommands."""
+    yield list(prefix)
     if isinstance(group, click.Group):
         context = click.Context(group)
         for name in group.list_commands(context):
-            found = group.get_command(context, name)
-            assert found is not None
-            yield from paths(found, [*above, name])
+            command = group.get_command(context, name)
+            assert command is not None
+            yield from paths(command, [*prefix, name])
 
 
 def _help(path: Sequence[str]) -> str:
-    done = CliRunner().invoke(mlxq, [*path, "--help"], prog_name="mlxq", terminal_width=WIDTH, max_content_width=WIDTH)
-    assert done.exit_code == 0, done.output
-    return done.output
+    arguments = [*path, "--help"]
+    result = CliRunner().invoke(mlxq, arguments, prog_name="mlxq", terminal_width=WIDTH, max_content_width=WIDTH)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def all_settings() -> str:
-    """Give every setting: default, what is allowed, its variable, and what makes a change felt."""
+    """Return the table of all settings."""
     return table(
-        ["Setting", "Default", "Allowed", "Meaning", "Variable", "Felt after"],
+        ["Setting", "Default", "Allowed", "Meaning", "Variable", "Takes effect after"],
         [
             [
-                f"`{each.name}`",
-                _default(each),
-                _allowed(each),
-                each.help,
-                f"`{each.variable}`",
-                f"`{each.applies}`" if each.applies else "at once",
+                f"`{setting.name}`",
+                _default(setting),
+                _allowed(setting),
+                setting.help,
+                f"`{setting.variable}`",
+                f"`{setting.applies}`" if setting.applies else "at once",
             ]
-            for each in settings.SETTINGS
+            for setting in settings.SETTINGS
         ],
     )
 
@@ -76,35 +77,35 @@ def _default(setting: Setting) -> str:
 
 
 def _allowed(setting: Setting) -> str:
-    """Give the setting's own words about what it takes: what it says of a value that nothing takes."""
+    """Return the allowed values, from the setting's own error message."""
     try:
         setting.parse(object())
-    except ValueError as problem:
-        return str(problem)
-    raise AssertionError(f"{setting.name} takes anything")
+    except ValueError as error:
+        return str(error)
+    raise AssertionError(f"{setting.name} accepts any value")
 
 
 def models() -> str:
-    """Give the catalog, smallest first. Sizes are those of the files."""
-    rows = sorted(entries().values(), key=lambda each: (each.total_params_b, each.id))
+    """Return the table of the catalog's models, smallest first. Sizes are those of the files."""
+    rows = sorted(entries().values(), key=lambda model: (model.total_params_b, model.id))
     return table(
-        ["Model", "Parameters", "int4", "int8", "Context", "Tools", "Images", "Licence", "Released"],
-        [_model(each) for each in rows],
+        ["Model", "Parameters", "int4", "int8", "Context", "Tools", "Images", "License", "Released"],
+        [_model(model) for model in rows],
     )
 
 
-def _model(each: Model) -> list[str]:
-    active = f" ({each.active_params_b:g} B active)" if each.moe else ""
+def _model(model: Model) -> list[str]:
+    active = f" ({model.active_params_b:g} B active)" if model.moe else ""
     return [
-        f"`{each.id}`",
-        f"{each.total_params_b:g} B{active}",
-        _size(each.quants.get("int4")),
-        _size(each.quants.get("int8")),
-        f"{each.context:,}",
-        "yes" if each.tool_calling else "no",
-        "yes" if each.vision else "no",
-        each.licence,
-        each.released or "-",
+        f"`{model.id}`",
+        f"{model.total_params_b:g} B{active}",
+        _size(model.quants.get("int4")),
+        _size(model.quants.get("int8")),
+        f"{model.context:,}",
+        "yes" if model.tool_calling else "no",
+        "yes" if model.vision else "no",
+        model.licence,
+        model.released or "-",
     ]
 
 
@@ -113,7 +114,7 @@ def _size(quant: Quant | None) -> str:
 
 
 def kinds() -> str:
-    """Give every kind of job, with its queue and limits."""
+    """Return the table of all kinds of jobs."""
     return table(
         ["Kind", "What it does", "Queue", "Tries", "Time limit"],
         [
@@ -124,25 +125,25 @@ def kinds() -> str:
 
 
 def launchd() -> str:
-    """Give the property list that keeps a worker alive on macOS, for an invented person."""
+    """Return the launchd property list of an example user."""
     return f"```xml\n{autostart.launchd(_unit('/Users/you')).decode()}```\n"
 
 
 def systemd() -> str:
-    """Give the unit that keeps a worker alive on Linux, for an invented person."""
+    """Return the systemd unit of an example user."""
     return f"```ini\n{autostart.systemd(_unit('/home/you'))}```\n"
 
 
-def _unit(person: str) -> autostart.Unit:
-    place = Home(Path(person) / ".mlxq")
+def _unit(user_folder: str) -> autostart.Unit:
+    home = Home(Path(user_folder) / ".mlxq")
     return autostart.Unit(
-        program=[f"{person}/.local/bin/mlxq", "worker"],
-        home=place,
-        environment=autostart.environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": person}, place),
+        program=[f"{user_folder}/.local/bin/mlxq", "worker"],
+        home=home,
+        environment=autostart.environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user_folder}, home),
     )
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Give a Markdown table."""
+    """Return a Markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
