@@ -13,7 +13,7 @@ from state.db import Database
 from state.paths import Home
 
 if TYPE_CHECKING:
-    from tasks.supervision.lifecycle import LaunchSpec
+    from tasks.supervision.spec import LaunchSpec
 
 SECRET = ("_KEY", "_TOKEN")
 """Ends of the names of variables whose values are never shown."""
@@ -21,11 +21,11 @@ SECRET = ("_KEY", "_TOKEN")
 
 def starts(db: Database, home: Home, names: Sequence[str]) -> None:
     """Print the command that starts each service, with the variables that mlxq gives it. Raises as a start does."""
-    from tasks.supervision import lifecycle
+    from tasks.supervision import spec
 
     for name in names:
         click.echo(f"# start {name}")
-        click.echo(command(lifecycle.launch_spec(db, home, name)))
+        click.echo(command(spec.launch_spec(db, home, name)))
 
 
 def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:

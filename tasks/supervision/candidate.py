@@ -16,7 +16,7 @@ from state.stack import Tier
 from tasks import smoke_test
 from tasks.plan import exit_causes, gateway
 from tasks.queue import Context
-from tasks.supervision import lifecycle, probe
+from tasks.supervision import exits, lifecycle, probe, spec
 from tasks.system import ports, process
 from tasks.system.process import Spawned
 
@@ -48,7 +48,7 @@ def _started(context: Context, config: Path) -> Generator[Candidate]:
     home, log, port = context.home, context.home.log(NAME), ports.spare()
     for left in process.find_orphans(str(home.root), NAME):
         process.stop(left, lifecycle.HUNG_GRACE_S)
-    plan = lifecycle.gateway_plan(context.db, home, config)
+    plan = spec.gateway_plan(context.db, home, config)
     log.unlink(missing_ok=True)
     environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
     spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
@@ -74,7 +74,7 @@ def check(context: Context, trial: Candidate, tiers: Sequence[Tier], check: Call
 
 
 def _await_ready(context: Context, trial: Candidate, check: Callable[[], None]) -> None:
-    until = time.monotonic() + lifecycle.GATEWAY_START_S
+    until = time.monotonic() + spec.GATEWAY_START_S
     while not _ready(trial):
         context.report("starting a gateway on a second port")
         check()
@@ -86,7 +86,7 @@ def _await_ready(context: Context, trial: Candidate, check: Callable[[], None]) 
             )
         if time.monotonic() > until:
             raise GatewayFailed(
-                f"A gateway with the new configuration was not ready within {lifecycle.GATEWAY_START_S:.0f} s.",
+                f"A gateway with the new configuration was not ready within {spec.GATEWAY_START_S:.0f} s.",
                 done=LATER,
                 hint=f"mlxq logs {trial.name}",
             )
@@ -96,7 +96,7 @@ def last_cause(home: Home, trial: Candidate) -> str:
     """Say why a gateway on trial ended; the shim keeps the exit code a moment after the end."""
     process.wait(trial.spawned.shim, LOOK_S)
     code = process.exit_status(home.run, trial.name, trial.spawned.engine)
-    return exit_causes.explain(code, lifecycle.log_tail(home.log(trial.name)), gateway.SERVICE).sentence
+    return exit_causes.explain(code, exits.log_tail(home.log(trial.name)), gateway.SERVICE).sentence
 
 
 def _ready(trial: Candidate) -> bool:

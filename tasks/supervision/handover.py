@@ -20,9 +20,9 @@ from state.paths import Home
 from state.service import Service, State
 from tasks.plan import gateway
 from tasks.queue import Context
-from tasks.supervision import candidate, lifecycle, socket_handover, watchdog
+from tasks.supervision import candidate, exits, lifecycle, repairs, socket_handover
 from tasks.supervision.candidate import Candidate
-from tasks.supervision.lifecycle import LaunchSpec
+from tasks.supervision.spec import LaunchSpec
 from tasks.system import ports, process
 from tasks.system.process import Spawned
 
@@ -59,14 +59,14 @@ def replace(context: Context, one: Service, plan: LaunchSpec) -> None:
         candidate.check(context, trial, stack.tiers(db), lambda: _check(context, one))
         process.send(spawned.engine, signal.SIGUSR1)
         _await_take_over(home, trial)
-        watchdog.follow(one.name, spawned.engine)
+        repairs.follow(one.name, spawned.engine)
     except HandoverAborted:
         return
     except GatewayFailed:
         if lifecycle.running(one):
             raise
     finally:
-        lifecycle.reconcile_row(db, home, rows.get(db, one.name))
+        exits.reconcile_row(db, home, rows.get(db, one.name))
 
 
 def _check(context: Context, one: Service) -> None:

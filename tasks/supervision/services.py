@@ -16,8 +16,8 @@ from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.safe_mode import may_start
 from tasks.queue import Context, job
-from tasks.supervision import handover, lifecycle, probe, watchdog
-from tasks.supervision.lifecycle import LaunchSpec
+from tasks.supervision import exits, handover, lifecycle, probe, repairs, spec
+from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, process, prompt_cache
 from tasks.system.child import Cancelled
 from tasks.system.process import Identity
@@ -139,7 +139,7 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
     with lifecycle.hold(name, context.check):
         while rows.get(context.db, name).desired == "up":
             plan = _plan(context, name)
-            one = lifecycle.reconcile_row(context.db, context.home, rows.get(context.db, name))
+            one = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
             again = replace and not _replaced(context, one)
             if lifecycle.running(one) and (again or _outdated(one, plan)):
                 _replace(context, one, plan, hung=hung)
@@ -187,10 +187,10 @@ def _await_turn(context: Context, name: str) -> None:
 def _plan(context: Context, name: str) -> LaunchSpec:
     """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
     try:
-        return lifecycle.launch_spec(context.db, context.home, name)
+        return spec.launch_spec(context.db, context.home, name)
     except MlxqError as problem:
         if not lifecycle.running(rows.get(context.db, name)):
-            lifecycle.give_up(context.db, name, problem)
+            exits.give_up(context.db, name, problem)
         raise
 
 
@@ -202,7 +202,7 @@ def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
         try:
             one = lifecycle.spawn(context.db, context.home, name, plan)
         except MlxqError as problem:
-            lifecycle.give_up(context.db, name, problem)
+            exits.give_up(context.db, name, problem)
             raise
     try:
         return one.state in rows.ROUTED or _await_ready(context, one, plan)
@@ -228,7 +228,7 @@ def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
         try:
             if lifecycle.ready(context.home, one):
                 lifecycle.mark_ready(context.db, one)
-                watchdog.follow(one.name, found)
+                repairs.follow(one.name, found)
                 return True
         except (probe.Refused, probe.Silent):
             failed = 0
@@ -241,7 +241,7 @@ def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
                 f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
             )
         thawed_at = _end_frozen(found, thawed_at)
-    lifecycle.record_exit(context.db, context.home, one.name, found)
+    exits.record_exit(context.db, context.home, one.name, found)
     return False
 
 
@@ -270,7 +270,7 @@ def _supersede(context: Context, one: Service, problem: MlxqError, *, again_s: f
     rows.apply(context.db, one.name, ServiceEvent.STOPPING, fence=one.generation)
     if found := lifecycle.identity(one):
         process.stop(found, lifecycle.GRACE_S)
-    lifecycle.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
+    exits.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
 
 
 def _pause(context: Context, name: str) -> None:
@@ -280,7 +280,7 @@ def _pause(context: Context, name: str) -> None:
         if one.desired == "down":
             return
         if one.state in {State.FAILED, State.CRASH_LOOP}:
-            raise lifecycle.as_error(one)
+            raise exits.as_error(one)
         left_s = policy.left_s(one.next_try_at, context.db.now())
         if left_s <= 0:
             return

@@ -13,7 +13,7 @@ from state.safe_mode import SafeMode
 from state.service import ALIVE, Service
 from tasks.plan import safe_mode as plan
 from tasks.runtime import log
-from tasks.supervision import lifecycle
+from tasks.supervision import exits, lifecycle
 from tasks.system import process
 
 LESS = "It runs with a smaller cache and fewer requests at once."
@@ -53,4 +53,4 @@ def _enter_safe_mode(db: Database, one: Service, told: str, more: int) -> None:
             f"The machine went down again while {one.name} ran, held back as it was.",
             hint=f"mlxq restart --tier {one.name}",
         )
-        lifecycle.give_up(db, one.name, problem)
+        exits.give_up(db, one.name, problem)

@@ -15,17 +15,16 @@ from dataclasses import dataclass, field
 
 from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
-from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound, StateUnavailable
+from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound
 from state.service import ROUTED, SERVING, Service, ServiceEvent, State
 from tasks.kinds import new
-from tasks.plan import gateway, health, leak, page, restart
+from tasks.plan import gateway, health, leak, page
 from tasks.plan.health import EngineStatus, HealthSample, Limits, Track, Verdict
 from tasks.plan.leak import Advice, Trend
-from tasks.plan.reconcile import Action, decide, escalate, is_repair
+from tasks.plan.reconcile import Action, decide, escalate
 from tasks.queue import tick
 from tasks.runtime import log, runtime
-from tasks.supervision import lifecycle, probe
-from tasks.supervision.exit_watcher import ExitWatcher
+from tasks.supervision import exits, lifecycle, probe, repairs, spec
 from tasks.system import log_rotation, memory, process
 from tasks.system.process import Identity
 from tasks.system.sleep_inhibitor import SleepInhibitor
@@ -62,20 +61,10 @@ class Watchdog:
         self._leaving: dict[Identity, float] = {}
         """Since when each was seen to leave, in monotonic seconds."""
         self._wakes = memory.SleepClock()
-        self._exits: ExitWatcher | None = None
-        self._starting = threading.Lock()
         self._next_look = 0.0
         self._begun = False
         self._escalated = False
         self._awake = SleepInhibitor(memory.stay_awake_argv(os.getpid()))
-
-    def follow(self, name: str, identity: Identity) -> None:
-        """Be told at once when this process ends."""
-        with self._starting:
-            if self._exits is None:
-                self._exits = ExitWatcher(self._died)
-                self._exits.start()
-        self._exits.watch(name, identity)
 
     def tick(self) -> None:
         """Look at every service once; a look that overlaps another, or comes before its time, is left out."""
@@ -87,7 +76,7 @@ class Watchdog:
             return
         try:
             db = runtime.database()
-            lifecycle.kills.look()
+            exits.kills.look()
             if self._wakes.look(memory.asleep_s(), time.monotonic()):
                 self._charges.clear()
             services = service.listing(db)
@@ -108,7 +97,7 @@ class Watchdog:
         elif not self._escalated:
             self._escalated = True
             event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier flaps.")
-            self._restart(db, gateway.SERVICE, "escalated")
+            repairs.request_restart(db, gateway.SERVICE, "escalated")
 
     def _resume_paused_writers(self, services: list[Service]) -> None:
         """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""
@@ -127,18 +116,6 @@ class Watchdog:
                 log.warning("did_not_leave", pid=found.pid)
                 process.send(found, signal.SIGKILL)
 
-    def _died(self, name: str, identity: Identity) -> None:
-        """Take note of an end, and have the service started again when it is due at once."""
-        db = runtime.database()
-        with suppress(NotFound, StateUnavailable):  # what cannot be written now is found by the next look
-            why = lifecycle.record_exit(db, runtime.home, name, identity)
-            if why is None:
-                return
-            one = service.get(db, name)
-            log.warning("service_died", service=name, cause=why.code, exit_code=one.exit_code, state=one.state)
-            if one.state == State.BACKOFF and not restart.left_s(one.next_try_at, db.now()):
-                self._restart(db, name, "gone")
-
     def _tend(self, db: Database, one: Service, *, compare: bool) -> None:
         """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
         found = lifecycle.running(one)
@@ -146,11 +123,11 @@ class Watchdog:
         held = lifecycle.held(one.name)
         need = decide(one, alive=found is not None, now=db.now(), spec_hash=spec_hash, held=held)
         if need == Action.RECORD_EXIT and (dead := lifecycle.identity(one)):
-            self._died(one.name, dead)
+            repairs.handle_exit(one.name, dead)
         elif need == Action.START:
-            self._restart(db, one.name, "gone")
+            repairs.request_restart(db, one.name, "gone")
         elif need == Action.REPLACE:
-            self._restart(db, one.name, "changed")
+            repairs.request_restart(db, one.name, "changed")
         elif need == Action.STOP:
             ledger.enqueue(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
         elif need == Action.PROBE and found:
@@ -168,14 +145,6 @@ class Watchdog:
             return None
         self._checked.add(left[0])
         return left[0]
-
-    def _restart(self, db: Database, name: str, why: str) -> None:
-        """Have a job do it, unless one is at it already; a person may have switched mending off."""
-        one = service.get(db, name)
-        if settings.load(runtime.home)["auto-health-check"] or not is_repair(
-            one, why, this_boot=lifecycle.this_boot(one)
-        ):
-            ledger.enqueue(db, new("restart", {"service": name, "why": why}), source="watchdog")
 
     def _probe(self, db: Database, one: Service, found: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
@@ -196,7 +165,7 @@ class Watchdog:
         charge = self._charges.get(name)
         if charge is None or charge.identity != found:
             charge = self._charges[name] = Monitored(found, health.begin(time.monotonic()))
-            self.follow(name, found)
+            repairs.follow(name, found)
         return charge
 
     def _act(
@@ -208,7 +177,7 @@ class Watchdog:
             if service.apply(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
                 log.warning("service_hangs", service=one.name, verdict=verdict)
             del self._charges[one.name]
-            self._restart(db, one.name, "hung")
+            repairs.request_restart(db, one.name, "hung")
         elif verdict == Verdict.HEALTHY and one.state != State.READY:
             service.apply(db, one.name, ServiceEvent.BECAME_READY, fence=one.generation)
         elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
@@ -234,7 +203,7 @@ class Watchdog:
             elif advice == Advice.RECYCLE and service.apply(
                 db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation, cause=told
             ):
-                self._restart(db, one.name, "leaks")
+                repairs.request_restart(db, one.name, "leaks")
 
 
 def _restarting(db: Database) -> bool:
@@ -244,7 +213,7 @@ def _restarting(db: Database) -> bool:
 def _desired_spec_hash(db: Database, one: Service) -> str | None:
     """Give the spec_hash of what would be started now; None where nothing could be."""
     with suppress(MlxqError):
-        return lifecycle.launch_spec(db, runtime.home, one.name).spec_hash
+        return spec.launch_spec(db, runtime.home, one.name).spec_hash
     return None
 
 
@@ -309,7 +278,6 @@ def _send_canary(charge: Monitored, one: Service) -> None:
 
 
 watch = Watchdog()
-follow = watch.follow
 
 
 @tick("reconcile", TICK_S)

@@ -109,7 +109,7 @@ def test_an_engine_that_is_frozen_while_it_loads_is_started_anew(mlxq: Mlxq):
 
 def test_an_engine_whose_requests_all_fail_is_put_aside_also_when_the_worker_dies_meanwhile(mlxq: Mlxq):
     """No process is left that no row tells of."""
-    mlxq.work_with_fakes("--broken", prelude=DYING, DIES_AT="tasks.supervision.lifecycle:give_up")
+    mlxq.work_with_fakes("--broken", prelude=DYING, DIES_AT="tasks.supervision.exits:give_up")
     mlxq.put("start", service="fast")
     assert mlxq.worker
     assert mlxq.worker.wait(LIMIT_S) == -9

@@ -20,7 +20,7 @@ STARTING = {
     "the intent is written": "tasks.supervision.lifecycle:_free_port",
     "the process is started": "tasks.supervision.lifecycle:_record",
     "it loads": "tasks.supervision.lifecycle:ready",
-    "it is ready": "tasks.supervision.watchdog:follow",
+    "it is ready": "tasks.supervision.repairs:follow",
 }
 ENDING = {
     "the old one drains": "tasks.system.process:wait",

@@ -211,7 +211,7 @@ def test_an_engine_out_of_the_route_is_started_anew_when_the_worker_dies_before_
     mlxq.work_with_fakes()
     one = mlxq.up()
     mlxq.kill_worker()
-    mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.supervision.watchdog:new")
+    mlxq.work_with_fakes(prelude=RECYCLING + DYING, DIES_AT="tasks.supervision.repairs:new")
     assert mlxq.worker
     assert mlxq.worker.wait(LIMIT_S) == -signal.SIGKILL
     assert (mlxq.one().state, mlxq.one().identity) == (State.DRAINING, one.identity)

@@ -21,7 +21,7 @@ from state.db import Database
 from state.paths import Home
 from state.service import ServiceEvent, State
 from tasks import configure, executor, runtime, smoke_test
-from tasks.supervision import candidate, lifecycle, services, socket_handover, watchdog
+from tasks.supervision import candidate, lifecycle, repairs, services, socket_handover, spec, watchdog
 from tasks.system import ports, process
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(runtime, "runtime", executor.runtime)
     aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
     aside.home = Home(tmp_path / "aside").make()
+    monkeypatch.setattr(repairs, "runtime", aside)
     monkeypatch.setattr(watchdog, "runtime", aside)
 
     return ours
@@ -263,7 +264,7 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
             after = settled(home, mlxq.db)
 
         assert load.failures == []
-        assert after.spec_hash == lifecycle.launch_spec(mlxq.db, home, "gateway").spec_hash
+        assert after.spec_hash == spec.launch_spec(mlxq.db, home, "gateway").spec_hash
         assert after.spec_hash != before.spec_hash
         assert "exited" not in mlxq.events("gateway")
         assert after.generation - before.generation <= (1 if moment in {"taken over", "replaced"} else 2)

@@ -11,7 +11,7 @@ from state import event, service
 from state.db import Database
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
-from tasks.supervision import lifecycle
+from tasks.supervision import exits, lifecycle
 from tasks.system import process
 
 ENGINE = """
@@ -55,7 +55,7 @@ def test_an_engine_that_ends_when_drained_is_stopped_and_not_dead(serve: Callabl
     assert service.get(db, "fast").state is State.DRAINING
     assert process.wait(found, 10)
 
-    assert lifecycle.record_exit(db, db.home, "fast", found) is None
+    assert exits.record_exit(db, db.home, "fast", found) is None
     lifecycle.stop(db, db.home, service.get(db, "fast"))
     one = service.get(db, "fast")
     assert (one.state, one.restarts, one.exits, one.identity) == (State.STOPPED, 0, [], None)
@@ -67,7 +67,7 @@ def test_an_engine_that_dies_while_it_drains_is_dead(serve: Callable[[int], Serv
     assert found is not None
     assert process.wait(found, 10)
 
-    assert lifecycle.record_exit(db, db.home, "fast", found) is not None
+    assert exits.record_exit(db, db.home, "fast", found) is not None
     assert service.get(db, "fast").exit_code == 9
 
 

@@ -19,9 +19,9 @@ from state.service import ServiceEvent, State
 from tasks import kinds
 from tasks.plan.engine import marker
 from tasks.queue import Context
-from tasks.supervision import handover, lifecycle, services
+from tasks.supervision import exits, handover, lifecycle, services, spec
 from tasks.supervision import watchdog as watch
-from tasks.supervision.lifecycle import LaunchSpec
+from tasks.supervision.spec import LaunchSpec
 from tasks.supervision.watchdog import Watchdog
 from tasks.system import process
 from tasks.system.process import Identity
@@ -93,7 +93,7 @@ def test_a_start_that_is_foreseen_changes_nothing_yet(db: Database, before: Iden
 def test_a_successor_on_trial_is_ended(home: Home, db: Database, start: Start, before: Identity) -> None:
     trial = start(ON_TRIAL, 2)
 
-    settled = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
+    settled = exits.reconcile_row(db, home, service.get(db, "gateway"))
 
     assert not process.alive(trial)
     assert (settled.state, settled.spec_hash, settled.successor) == (State.READY, "old", None)
@@ -103,7 +103,7 @@ def test_a_successor_on_trial_is_ended(home: Home, db: Database, start: Start, b
 def test_a_successor_that_serves_is_the_gateway(home: Home, db: Database, start: Start, before: Identity) -> None:
     successor = start(SERVING, 2)
 
-    settled = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
+    settled = exits.reconcile_row(db, home, service.get(db, "gateway"))
 
     assert lifecycle.running(settled) == successor
     assert (settled.state, settled.spec_hash, settled.port) == (State.READY, "new", 4444)
@@ -118,8 +118,8 @@ def test_the_end_of_the_one_that_was_replaced_is_no_death(
     successor = start(SERVING, 2)
     process.stop(before, 0)
 
-    assert lifecycle.record_exit(db, home, "gateway", before) is None
-    assert lifecycle.record_exit(db, home, "gateway", before) is None
+    assert exits.record_exit(db, home, "gateway", before) is None
+    assert exits.record_exit(db, home, "gateway", before) is None
 
     one = service.get(db, "gateway")
     assert (lifecycle.running(one), one.exits, one.restarts) == (successor, [], 0)
@@ -132,7 +132,7 @@ def test_the_end_of_one_whose_successor_does_not_serve_is_a_death(
     start(ON_TRIAL, 2)
     process.stop(before, 0)
 
-    assert lifecycle.record_exit(db, home, "gateway", before)
+    assert exits.record_exit(db, home, "gateway", before)
     assert service.get(db, "gateway").state == State.BACKOFF
 
 
@@ -140,7 +140,7 @@ def test_one_that_was_replaced_may_end_in_its_own_time_until_none_is_wanted(
     home: Home, db: Database, start: Start, before: Identity
 ) -> None:
     start(SERVING, 2)
-    replaced = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
+    replaced = exits.reconcile_row(db, home, service.get(db, "gateway"))
 
     lifecycle.stop(db, home, replaced, 1)
     assert process.alive(before)
@@ -154,7 +154,7 @@ def test_one_that_does_not_leave_in_its_time_is_ended(
 ) -> None:
     monkeypatch.setattr(watch, "LEAVE_S", 0)
     successor = start(SERVING, 2)
-    replaced = lifecycle.reconcile_row(db, home, service.get(db, "gateway"))
+    replaced = exits.reconcile_row(db, home, service.get(db, "gateway"))
     watchdog = Watchdog()
 
     watchdog.kill_overdue([replaced])
@@ -170,11 +170,11 @@ def test_a_successor_whose_worker_was_killed_keeps_its_cause(
 ) -> None:
     """The next worker finds the shim, which keeps the exit code, and the boot of a service that died."""
     successor = start(SERVING, 2)
-    assert lifecycle.reconcile_row(db, home, service.get(db, "gateway")).shim
+    assert exits.reconcile_row(db, home, service.get(db, "gateway")).shim
 
     process.send(successor, signal.SIGKILL)
     assert process.wait(successor, 30)
-    lifecycle.record_exit(db, home, "gateway", successor)
+    exits.record_exit(db, home, "gateway", successor)
 
     one = service.get(db, "gateway")
     assert (one.state, one.exit_code, one.cause_code) == (State.BACKOFF, 137, "killed")
@@ -187,7 +187,7 @@ def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
     home: Home, db: Database, start: Start, before: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home.gateway_config.write_text("tiers: {}")
-    plan = lifecycle.launch_spec(db, home, "gateway")
+    plan = spec.launch_spec(db, home, "gateway")
     service.update(db, "gateway", successor={"argv": plan.argv, "spec_hash": plan.spec_hash, "port": plan.port})
     ledger.enqueue(db, kinds.new("restart", {"service": "gateway"}))
     cut_short = ledger.claim(db, "ops", {"restart"}, "the worker that was killed")
@@ -241,7 +241,7 @@ def test_one_that_dies_or_freezes_while_its_successor_is_proven_is_started_at_on
         return not process.alive(before)
 
     def die() -> None:
-        while "asked" not in lifecycle.log_tail(home.log("gateway")):
+        while "asked" not in exits.log_tail(home.log("gateway")):
             assert not over.wait(0.01)
         harm(home, before)
 

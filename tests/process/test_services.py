@@ -21,7 +21,7 @@ from state.stack import Tier
 from tasks import runtime
 from tasks.kinds import new
 from tasks.plan import engine
-from tasks.supervision import lifecycle, services, watchdog
+from tasks.supervision import lifecycle, repairs, services, watchdog
 from tasks.system import ports, process, prompt_cache
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
@@ -41,6 +41,7 @@ def run(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(engine, "argv", fake)
     aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
     aside.home = Home(tmp_path / "aside").make()
+    monkeypatch.setattr(repairs, "runtime", aside)
     monkeypatch.setattr(watchdog, "runtime", aside)
     yield runner(db, home, TASKS, monkeypatch)
     for left in process.find_orphans(str(home.root), "fast"):

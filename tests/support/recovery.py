@@ -27,7 +27,7 @@ QUESTION = {"max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 THIEF = """
 import http.server, os, socket, threading
 from tasks.supervision import lifecycle
-marked = lifecycle.headline
+marked = lifecycle.write_start_marker
 def steal(*known):
     address = ("127.0.0.1", int(os.environ["PORT"]))
     if os.environ["MANNER"] == "silent":
@@ -36,7 +36,7 @@ def steal(*known):
         lifecycle.thief = http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler)
         threading.Thread(target=lifecycle.thief.serve_forever, daemon=True).start()
     marked(*known)
-lifecycle.headline = steal
+lifecycle.write_start_marker = steal
 """
 """A worker that takes the port away itself, at the one moment at which nobody looks."""
 

@@ -16,7 +16,7 @@ from state.safe_mode import SafeMode
 from state.service import ServiceEvent, State
 from state.stack import Tier
 from tasks.plan import safe_mode as plan
-from tasks.supervision import lifecycle, unclean_boot
+from tasks.supervision import exits, lifecycle, spec, unclean_boot
 from tasks.system import process
 from tasks.system.process import Identity
 
@@ -111,15 +111,15 @@ def test_a_level_means_less_of_everything() -> None:
 def test_the_next_start_of_a_tier_that_is_held_back_is_smaller(home: Home, db: Database, tmp_path: Path) -> None:
     runs(db, tmp_path, "fast")
     secrets.ensure(home.secrets)
-    whole = lifecycle.launch_spec(db, home, "fast")
+    whole = spec.launch_spec(db, home, "fast")
     safe_mode.enter(db, "fast", SafeMode(2, "unclean_boot", "so"))
-    held = lifecycle.launch_spec(db, home, "fast")
+    held = spec.launch_spec(db, home, "fast")
     safe_mode.leave(db, "fast")
 
     assert "--cache-memory-mb" in whole.argv
     assert "--disable-prefix-cache" in held.argv
     assert held.spec_hash != whole.spec_hash
-    assert lifecycle.launch_spec(db, home, "fast").spec_hash == whole.spec_hash
+    assert spec.launch_spec(db, home, "fast").spec_hash == whole.spec_hash
 
 
 def test_tiers_come_up_one_after_another_and_the_suspect_last(db: Database, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_engine_killed_for_memory_twice_is_held_back(home: Home, db: Database
         service.request_start(db, "fast", ["engine"], "f", 9261)
         gone = replace(me, start=str(start))
         service.apply(db, "fast", ServiceEvent.SPAWNED, identity=process.encode(gone))
-        cause = lifecycle.record_exit(db, home, "fast", gone)
+        cause = exits.record_exit(db, home, "fast", gone)
         assert cause
         assert cause.code == "out_of_memory"
 

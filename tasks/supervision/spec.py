@@ -1,0 +1,120 @@
+"""What starting a service takes: its command, its environment, its port.
+
+The hash of it tells whether a running process is still what the settings and the stack ask for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from state import facts, safe_mode, secrets, settings, stack
+from state import keys as app_keys
+from state.db import Database
+from state.errors import NotSetUp
+from state.paths import Home
+from tasks.plan import engine, gateway, health, page
+from tasks.plan.safe_mode import reduced
+
+GATEWAY_START_S = 120.0
+PAGE_START_S = 30.0
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """All that starting a service takes."""
+
+    argv: list[str]
+    environment: Callable[[int], dict[str, str]]
+    """generation -> the child's whole environment, keys included; never stored."""
+    spec_hash: str
+    """Changes when a running process would no longer be what is wanted."""
+    port: int
+    """Where it will listen."""
+    start_limit_s: float
+
+
+def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
+    """Give how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
+    if name == page.SERVICE:
+        return _page(home)
+    keys = secrets.ensure(home.secrets)
+    return gateway_plan(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
+
+
+def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
+    tier = reduced(stack.tier(db, name), safe_mode.of(db, name).level)
+    if not tier.weights or not Path(tier.weights).is_dir():
+        raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not here.", hint="mlxq setup")
+    argv, backend = engine.argv(tier, sys.executable), _backend(db)
+
+    def environment(generation: int) -> dict[str, str]:
+        return engine.environment(
+            tier,
+            base=os.environ,
+            home=str(home.root),
+            tier_key=keys[secrets.TIER],
+            backend=backend,
+            generation=generation,
+        )
+
+    size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
+    spec_hash = _spec_hash(argv, environment(0), "vllm-mlx")
+    return LaunchSpec(argv, environment, spec_hash, tier.port, health.start_limit_s(size))
+
+
+def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
+    """Give how a gateway is to be started with `config`.
+
+    Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
+    """
+    if not config.exists():
+        raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
+    found, keys = settings.load(home), secrets.ensure(home.secrets)
+    app_keys.admit(app_keys.place(home), found["gateway-host"])
+    port: int = found["litellm-port"]
+    argv = gateway.argv(sys.executable, str(config), port, host=found["gateway-host"])
+    cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
+
+    def environment(generation: int) -> dict[str, str]:
+        return gateway.environment(
+            {**keys, **cloud},
+            base=os.environ,
+            home=str(home.root),
+            backend=_backend(db),
+            generation=generation,
+            cloud_cap_usd=found["cloud-cap-usd"],
+        )
+
+    spec_hash = _spec_hash([*argv, config.read_text()], environment(0), "litellm")
+    return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
+
+
+def _page(home: Home) -> LaunchSpec:
+    port: int = settings.load(home)["page-port"]
+    if not port:
+        raise NotSetUp("The page is switched off.", hint="mlxq config reset page-port")
+    argv = page.argv(sys.executable, port)
+
+    def environment(generation: int) -> dict[str, str]:
+        return page.environment(base=os.environ, home=str(home.root), generation=generation)
+
+    return LaunchSpec(argv, environment, _spec_hash(argv, environment(0), "starlette"), port, PAGE_START_S)
+
+
+def _spec_hash(argv: list[str], environment: dict[str, str], package: str) -> str:
+    """Hash what a process is made of; what merely leaks in from the worker's environment does not count."""
+    ours = {key: value for key, value in environment.items() if key not in engine.KEPT}
+    text = json.dumps([argv, ours, version(package), version("mlxq")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _backend(db: Database) -> str:
+    machine: dict[str, str] = facts.get(db, "machine") or {}
+    return machine.get("backend") or ("metal" if sys.platform == "darwin" else "cpu")
