@@ -1,1 +1,1 @@
-"""Which models exist and which of them fit a machine. Pure: no machine, no network, no database."""
+"""Which models exist, which fit a machine, and how fast they run. Pure: no machine, network or database."""

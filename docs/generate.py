@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from state.settings import Setting
 from tasks.kinds import KINDS
 
 WIDTH = 96
+PACKAGES = ("mlxq", "tasks", "catalog", "state")
 
 
 def overview() -> str:
@@ -27,6 +29,17 @@ def overview() -> str:
         ["Command", "What it does"],
         [[f"`mlxq {name}`", text] for section in SECTIONS.values() for name, text in section.items()],
     )
+
+
+def rooms() -> str:
+    """Return the table of all packages, with their docstrings."""
+    root = Path(__file__).parents[1]
+    files = sorted(file for name in PACKAGES for file in (root / name).rglob("__init__.py"))
+    return table(["Folder", "Content"], [[f"`{file.parent.relative_to(root)}/`", _docstring(file)] for file in files])
+
+
+def _docstring(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text())) or "").replace("\n", " ")
 
 
 def commands() -> str:

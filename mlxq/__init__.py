@@ -1,4 +1,4 @@
-"""What a person types and reads."""
+"""The command line and the web page. Start at `cli.py` and `jobs_client.py`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is true now: one SQLite file, and the floor the other packages stand on (errors, paths, settings)."""
+"""The tables of the SQLite file, one per file, and the base of all packages: errors, paths, settings, secrets."""

@@ -1,1 +1,1 @@
-"""What the worker does. Importing this package costs nothing; `tasks.registry` imports every task module."""
+"""The worker, its queue, and the tasks. The package is empty; `tasks.registry` imports every task module."""

@@ -1,1 +1,1 @@
-"""The programs that `mlxq connect` sets up, one a file."""
+"""The programs that `mlxq connect` configures, one per file."""

@@ -1,1 +1,1 @@
-"""One module a command: parse, ask, render."""
+"""The commands, one per file: parse the arguments, read rows or enqueue jobs, render the result."""

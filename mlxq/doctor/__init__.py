@@ -1,1 +1,1 @@
-"""Doctor: checks, the rules that judge them, and fixes."""
+"""`mlxq doctor`: checks, the rules that grade their results, fixes, and the bundle for bug reports."""

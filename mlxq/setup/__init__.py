@@ -1,1 +1,1 @@
-"""Setup: inspect the machine, propose a stack, let a person change it."""
+"""`mlxq setup`: inspect the machine, recommend a stack, let the user change it."""

@@ -1,1 +1,1 @@
-"""The page: all that mlxq knows, live in a browser. A process of its own, off the path of gateway and engines."""
+"""The web page. It runs in a separate process, so that it never slows the gateway or the engines."""

@@ -1,1 +1,1 @@
-"""The engines: how each is started, asked and measured."""
+"""Engines: how each is launched, queried and benchmarked."""

@@ -1,1 +1,1 @@
-"""The gateway process: what apps connect to, and the way to the engines behind it."""
+"""The gateway process: the API that apps use, and the relay to the engines."""

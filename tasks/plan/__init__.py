@@ -1,1 +1,1 @@
-"""Pure decisions: what is wanted becomes command lines, configuration and steps."""
+"""Pure decisions: command lines, configuration, placement, and what the watchdog should do."""

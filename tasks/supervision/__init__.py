@@ -1,1 +1,1 @@
-"""Services: started, watched, restarted and replaced."""
+"""Services: start, stop, watchdog, restarts and handover."""

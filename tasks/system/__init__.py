@@ -1,1 +1,1 @@
-"""This machine: processes, ports, memory, hardware, logs and sleep."""
+"""The machine: processes, ports, memory, hardware, logs and sleep."""

@@ -1,1 +1,1 @@
-"""Weights: found, downloaded, checked, converted and deleted."""
+"""Weights: find, download, check, convert and delete model files."""
