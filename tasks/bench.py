@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from tasks.plan import bench as plan
 from tasks.plan import engine, health
 from tasks.queue import Context, job
 from tasks.system import memory as system
-from tasks.system import process
+from tasks.system import ports, process
 from tasks.system.child import Later, run_child
 from tasks.weights import headers, manifest
 from tasks.weights.headers import ScannedWeights
@@ -178,7 +177,7 @@ def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Map
         model=model.id if model else source,
         quant=quant or found.quantization or f"{found.bits:.0f}-bit",
         source=source,
-        port=_free_port(),
+        port=ports.spare(),
         context=context_tokens,
         memory_bytes=need,
         cache_bytes=0,
@@ -200,13 +199,6 @@ def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
 def _need(found: ScannedWeights, tokens: int) -> int:
     """Give the bytes an engine needs for weights that are in no catalog."""
     return int(found.size * 1.05) + found.kv_bytes_per_token * tokens + PROCESS_BYTES
-
-
-def _free_port() -> int:
-    """Ask the system for a port that nobody has."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
 
 
 def _check_room(context: Context, machine: Machine, tier: Tier) -> None:

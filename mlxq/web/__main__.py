@@ -20,7 +20,7 @@ BEHIND = 5
 """How far the page stands back where gateway and engines want every core (nice(2)): a quarter of one is left for it."""
 
 
-class Server(uvicorn.Server):
+class PageServer(uvicorn.Server):
     """Sleeps between requests, and ends the streams of events when it shall end."""
 
     def __init__(self, config: uvicorn.Config, page: WebApp) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         date_header=False,
         timeout_graceful_shutdown=STOP_S,
     )
-    Server(config, page).run()
+    PageServer(config, page).run()
 
 
 if __name__ == "__main__":

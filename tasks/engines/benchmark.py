@@ -24,7 +24,7 @@ from tasks.plan import bench, exit_causes
 from tasks.plan.bench import TimedAnswer
 from tasks.supervision import probe
 from tasks.system import timed_completion
-from tasks.system.child_protocol import Report, answer
+from tasks.system.child import Report, answer
 
 READY_LOOK_S = 0.2
 SAMPLE_S = 0.25

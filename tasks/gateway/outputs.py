@@ -20,7 +20,7 @@ from tasks.gateway.plans import Plan
 _CALLS = "tool_calls"
 
 
-class Source(Protocol):
+class ChunkSource(Protocol):
     """An answer's body."""
 
     async def read(self) -> bytes:
@@ -54,7 +54,7 @@ async def _checked(text: str, schema: Mapping[str, Any]) -> None:
 # Whole answers
 
 
-async def whole(plan: Plan, source: Source, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+async def whole(plan: Plan, source: ChunkSource, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
     """Return an answer that is not streamed, and its tokens. Raises EngineDown, NotAsAsked."""
     if plan.chunked and plan.asks_stream:
         return await _folded(plan, source, count, id)
@@ -82,7 +82,7 @@ def _response_text(answer: Mapping[str, Any]) -> str:
     return "".join(part.get("text", "") for part in parts if part.get("type") == "output_text")
 
 
-async def _folded(plan: Plan, source: Source, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+async def _folded(plan: Plan, source: ChunkSource, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
     stopper, fold = Stopper(plan.stops, count), Fold()
     async with aclosing(_cut(plan, source, stopper)) as chunks:
         async for chunk in chunks:
@@ -103,7 +103,7 @@ async def _check_fold(plan: Plan, fold: Fold) -> None:
         await _checked(fold.text, plan.schema)
 
 
-def _cut(plan: Plan, source: Source, stopper: Stopper) -> AsyncGenerator[Chunk]:
+def _cut(plan: Plan, source: ChunkSource, stopper: Stopper) -> AsyncGenerator[Chunk]:
     chunks = chat_stream.chunks(source.chunks())
     return cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
 
@@ -125,7 +125,7 @@ class Stream(Protocol):
         ...
 
 
-def stream(plan: Plan, source: Source, count: Count, id: str) -> Stream:  # noqa: A002 - the field's name
+def stream(plan: Plan, source: ChunkSource, count: Count, id: str) -> Stream:  # noqa: A002 - the field's name
     """Return the stream that a plan wants of an answer."""
     if plan.chunked or (plan.needs_call and plan.dialect is CHAT):
         return ChunkStream(plan, source, count, id)
@@ -135,7 +135,7 @@ def stream(plan: Plan, source: Source, count: Count, id: str) -> Stream:  # noqa
 class ByteStream:
     """An engine's bytes as they are; what has to be seen is looked for."""
 
-    def __init__(self, plan: Plan, source: Source) -> None:
+    def __init__(self, plan: Plan, source: ChunkSource) -> None:
         self.tokens: Tokens | None = None
         self._plan = plan
         self._spoke = self._finished = self._done = self._called = False
@@ -160,7 +160,7 @@ class ByteStream:
         """Yield what comes after the opening."""
         return self._runs
 
-    async def _read(self, source: Source) -> AsyncIterator[bytes]:
+    async def _read(self, source: ChunkSource) -> AsyncIterator[bytes]:
         marks = self._plan.dialect.marks
         async for run in sse.whole_events(source.chunks()):
             if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
@@ -213,7 +213,7 @@ class ByteStream:
 class ChunkStream:
     """A chat's chunks: cut at stop strings, checked, or written in another dialect."""
 
-    def __init__(self, plan: Plan, source: Source, count: Count, id: str) -> None:  # noqa: A002 - the field's name
+    def __init__(self, plan: Plan, source: ChunkSource, count: Count, id: str) -> None:  # noqa: A002 - the field's name
         self.tokens: Tokens | None = None
         self._plan = plan
         self._stopper = Stopper(plan.stops, count)

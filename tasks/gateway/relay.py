@@ -18,7 +18,7 @@ from tasks.gateway.dialects import Dialect
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import Refusal
 from tasks.gateway.json_values import obj, objects
-from tasks.gateway.outputs import NotAsAsked, Source
+from tasks.gateway.outputs import ChunkSource, NotAsAsked
 from tasks.gateway.plans import Plan
 from tasks.gateway.poison_requests import PoisonGuard
 from tasks.gateway.reply import Reply
@@ -207,7 +207,7 @@ class Relay:
             raise _Refused(Refusal(422, message, "schema_mismatch"))
         raise _Refused(errors.refused_by_engine(tier, answer.status))
 
-    async def _pass_on(self, errand: Errand, plan: Plan, route: Route, source: Source, reply: Reply) -> None:
+    async def _pass_on(self, errand: Errand, plan: Plan, route: Route, source: ChunkSource, reply: Reply) -> None:
         """Send an engine's good answer to the caller. After its first words a failure is told in the stream."""
         call = errand.call
 

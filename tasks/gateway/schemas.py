@@ -255,7 +255,7 @@ class Rerank(Fields):
 # Anthropic
 
 
-class Source(Fields):
+class ImageSource(Fields):
     """Where a picture is."""
 
     type: Literal["base64", "url", "file", "text", "content"]
@@ -268,7 +268,7 @@ class Picture(Fields):
     """A picture in Anthropic's messages."""
 
     type: Literal["image"]
-    source: Source
+    source: ImageSource
 
 
 class ToolReference(Fields):

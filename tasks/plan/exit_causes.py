@@ -24,7 +24,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Rule:
+class CauseRule:
     """One row of the table: applies when `marker` is in the log and the exit code is one of `codes`."""
 
     code: str
@@ -51,56 +51,56 @@ REPAIR = "mlxq setup"
 SIGKILL, SIGABRT, SIGSEGV, SIGTERM = 137, 134, 139, 143
 
 TABLE = (
-    Rule(
+    CauseRule(
         OOM,
         "The GPU ran out of memory.",
         "mlxq config set memory-budget-pct 30",
         permanent=False,
         marker=r"ErrorOutOfMemory|Insufficient Memory|\[metal::malloc\]",
     ),
-    Rule(
+    CauseRule(
         OOM,
         "The machine ran out of memory.",
         "mlxq config set memory-budget-pct 30",
         permanent=False,
         marker=r"memory allocation of \d+ bytes failed|^MemoryError|std::bad_alloc",
     ),
-    Rule(
+    CauseRule(
         "disk_full",
         "The disk is full.",
         "df -h",
         permanent=False,
         marker=r"No space left on device",
     ),
-    Rule(
+    CauseRule(
         "foreign_address",
         "{0} is no address of this machine.",
         "mlxq config reset gateway-host",
         permanent=True,
         marker=r"^([\d.]+):\d+: \[Errno (?:99|49)\]",
     ),
-    Rule(
+    CauseRule(
         "port_taken",
         "Another program took its port.",
         "mlxq doctor",
         permanent=True,
         marker=r"\[Errno (?:98|48)\]|address already in use",
     ),
-    Rule(
+    CauseRule(
         "not_handed_over",
         "The gateway that serves did not hand over its port.",
         LOGS,
         permanent=False,
         marker=r"does not hand over its sockets",
     ),
-    Rule(
+    CauseRule(
         "damaged",
         "The weights are cut short or damaged.",
         REPAIR,
         permanent=True,
         marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
     ),
-    Rule(
+    CauseRule(
         "weights_missing",
         "The weights are not in their folder.",
         REPAIR,
@@ -108,28 +108,28 @@ TABLE = (
         marker=r"No safetensors found|not found in local cache|Repo id must be in the form"
         r"|appropriate snapshot folder",
     ),
-    Rule(
+    CauseRule(
         "damaged",
         "config.json of the model is missing or unreadable.",
         REPAIR,
         permanent=True,
         marker=r"Cannot determine whether .* is a multimodal model",
     ),
-    Rule(
+    CauseRule(
         "unsupported",
         "The engine does not know models of type {0}.",
         "mlxq models",
         permanent=True,
         marker=r"Model type (\S+) not supported",
     ),
-    Rule(
+    CauseRule(
         "not_installed",
         "The Python package {0} is missing.",
         "uv tool install --force mlxq",
         permanent=True,
         marker=r"^ModuleNotFoundError: No module named '([^']+)'",
     ),
-    Rule(
+    CauseRule(
         "bad_argument",
         "The engine refused its command line: {0}.",
         LOGS,
@@ -137,7 +137,7 @@ TABLE = (
         marker=r"error: (.+?)\.?$",
         codes=(2,),
     ),
-    Rule(
+    CauseRule(
         "bad_argument",
         "The engine refused its settings: {0}.",
         LOGS,
@@ -145,18 +145,18 @@ TABLE = (
         marker=r"^Error: (.+?)\.?$",
         codes=(1,),
     ),
-    Rule(
+    CauseRule(
         "not_installed",
         "The program could not be started.",
         "uv tool install --force mlxq",
         permanent=True,
         codes=(126, 127),
     ),
-    Rule("killed", "It was killed by SIGKILL.", LOGS, permanent=False, codes=(SIGKILL,)),
-    Rule("aborted", "It aborted (SIGABRT).", LOGS, permanent=False, codes=(SIGABRT,)),
-    Rule("aborted", "It crashed (SIGSEGV).", LOGS, permanent=False, codes=(SIGSEGV,)),
-    Rule("terminated", "Somebody other than mlxq ended it (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
-    Rule("ended", "It ended by itself.", LOGS, permanent=False, codes=(0,)),
+    CauseRule("killed", "It was killed by SIGKILL.", LOGS, permanent=False, codes=(SIGKILL,)),
+    CauseRule("aborted", "It aborted (SIGABRT).", LOGS, permanent=False, codes=(SIGABRT,)),
+    CauseRule("aborted", "It crashed (SIGSEGV).", LOGS, permanent=False, codes=(SIGSEGV,)),
+    CauseRule("terminated", "Somebody other than mlxq ended it (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
+    CauseRule("ended", "It ended by itself.", LOGS, permanent=False, codes=(0,)),
 )
 """The first row that applies is the cause."""
 

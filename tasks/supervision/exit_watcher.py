@@ -80,7 +80,7 @@ class ExitWatcher(threading.Thread):
             return  # a full pipe wakes the thread as well
 
 
-class _Deaths(Protocol):
+class _ExitWaiter(Protocol):
     """What the two systems offer."""
 
     def follow(self, wanted: set[Identity]) -> set[Identity]:
@@ -148,7 +148,7 @@ def _drain(pipe: int) -> None:
 
 if sys.platform == "linux":
 
-    def _deaths(woken: int) -> _Deaths:
+    def _deaths(woken: int) -> _ExitWaiter:
         return _Pidfds(woken)
 
 else:
@@ -188,5 +188,5 @@ else:
             self._held.add(identity)
             return True
 
-    def _deaths(woken: int) -> _Deaths:
+    def _deaths(woken: int) -> _ExitWaiter:
         return _Kqueue(woken)

@@ -19,7 +19,7 @@ HOST = "127.0.0.1"
 LARGEST_ANSWER = 4 * 2**20
 
 
-class Refused(EngineFailed):
+class NotListening(EngineFailed):
     """Nobody listens on the port."""
 
 
@@ -45,12 +45,12 @@ def listening(port: int, timeout_s: float = 1.0) -> bool:
 
 
 def models(port: int, key: str, timeout_s: float = 2.0) -> set[str]:
-    """Give the names of the models served. Raises Refused, Silent, EngineFailed."""
+    """Give the names of the models served. Raises NotListening, Silent, EngineFailed."""
     return read_models(_good(ask(port, "/v1/models", key, timeout_s)).body)
 
 
 def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
-    """Have one token made, as a caller would; give the seconds it took. Raises Refused, Silent, EngineFailed.
+    """Have one token made, as a caller would; give the seconds it took. Raises NotListening, Silent, EngineFailed.
 
     Default sampling on purpose: greedy answers do not warm up the kernels that real ones use.
     """
@@ -63,12 +63,12 @@ def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
 
 
 def status(port: int, key: str, timeout_s: float = 2.0) -> EngineStatus:
-    """Give what the engine says of itself. Raises Refused, Silent, EngineFailed."""
+    """Give what the engine says of itself. Raises NotListening, Silent, EngineFailed."""
     return read_status(_good(ask(port, "/v1/status", key, timeout_s)).body)
 
 
 def purge(port: int, key: str, timeout_s: float = 10.0) -> None:
-    """Have the engine drop its cache of old prompts. Raises Refused, Silent, EngineFailed."""
+    """Have the engine drop its cache of old prompts. Raises NotListening, Silent, EngineFailed."""
     _good(ask(port, "/v1/cache/prefix", key, timeout_s, method="DELETE"))
 
 
@@ -76,7 +76,7 @@ def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:
     """Tell whether a path is answered well. Raises Silent when somebody is there and says nothing."""
     try:
         return ask(port, path, "", timeout_s).status == 200  # noqa: PLR2004 (HTTP's OK)
-    except Refused:
+    except NotListening:
         return False
 
 
@@ -84,7 +84,7 @@ def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
     """Tell whether the gateway takes requests. Raises Silent when it is there and does not answer."""
     try:
         return ask(port, "/health/liveliness", "", timeout_s).status == 200  # noqa: PLR2004 - HTTP
-    except Refused:
+    except NotListening:
         return False
 
 
@@ -98,14 +98,14 @@ def _good(answer: ProbeResponse) -> ProbeResponse:
 def ask(
     port: int, path: str, key: str, timeout_s: float, wanted: Any = None, *, method: str | None = None
 ) -> ProbeResponse:
-    """Send one request and read its answer, all within `timeout_s` seconds. Raises Refused, Silent.
+    """Send one request and read its answer, all within `timeout_s` seconds. Raises NotListening, Silent.
 
     HTTP/1.0, so that the server closes the connection and sends no chunks.
     """
     try:
         return _read(_exchange(port, _request(method, path, key, wanted), time.monotonic() + timeout_s))
     except ConnectionRefusedError as problem:
-        raise Refused(f"Nobody listens on port {port}.") from problem
+        raise NotListening(f"Nobody listens on port {port}.") from problem
     except (OSError, ValueError) as problem:
         raise Silent(f"Port {port} gave no whole answer within {timeout_s:g} s.") from problem
 

@@ -230,7 +230,7 @@ def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
                 lifecycle.mark_ready(context.db, one)
                 repairs.follow(one.name, found)
                 return True
-        except (probe.Refused, probe.Silent):
+        except (probe.NotListening, probe.Silent):
             failed = 0
         except EngineFailed as problem:
             failed += 1

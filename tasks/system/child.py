@@ -1,8 +1,8 @@
 """Run long work in a child process, so that cancel and time limits really stop it.
 
 The request goes in on stdin as one JSON line; progress, the result or the error come back on stdout as JSON
-lines (tasks/system/child_protocol.py is the child's half). stdin stays open as long as this process lives: its end
-tells the child that nobody waits any more.
+lines. `run_child` is the parent's half, `answer` the child's. stdin stays open as long as the parent lives: its end
+tells the child to end too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from state.errors import DeadlinePassed, Internal, rebuild
+from state.errors import DeadlinePassed, Internal, MlxqError, rebuild
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL."""
@@ -28,6 +29,9 @@ LOOK_S = 0.25
 _TAIL_BYTES = 2000
 
 Progress = Callable[[dict[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
+_EVERY_S = 0.25
+"""The child passes the same phase on at most once in so many seconds."""
 
 
 class Cancelled(Exception):
@@ -150,3 +154,49 @@ def _signal(group: int, number: signal.Signals) -> None:
         os.killpg(group, number)
     except (ProcessLookupError, PermissionError):  # gone; macOS says EPERM of a group of zombies
         return
+
+
+def answer(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
+    """Run `work(request, report)` on the request on stdin and write what came of it to stdout.
+
+    `report` may be called as often as one likes: the same phase is passed on four times a second.
+    """
+    out = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not break the lines
+    request = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        _say(out, {"result": work(request, _throttled(out))})
+    except Later as wait:
+        _say(out, {"later": {"reason": wait.reason, "after_s": wait.after_s}})
+    except MlxqError as error:
+        told = {"code": error.code, "message": error.message, "hint": error.hint, "done": error.done}
+        _say(out, {"error": told})
+
+
+def _die_with_parent() -> None:
+    """End the whole group when the parent's end of stdin closes: nobody waits for the answer."""
+    sys.stdin.buffer.read()
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _throttled(out: int) -> Report:
+    last: tuple[str, float] = ("", 0.0)
+    lock = threading.Lock()
+
+    def report(progress: dict[str, Any]) -> None:
+        nonlocal last
+        with lock:
+            phase, now = str(progress.get("phase", "")), time.monotonic()
+            if phase == last[0] and now - last[1] < _EVERY_S:
+                return
+            last = (phase, now)
+            _say(out, {"progress": progress})
+
+    return report
+
+
+def _say(out: int, message: dict[str, Any]) -> None:
+    data = memoryview(json.dumps(message).encode() + b"\n")
+    while data:
+        data = data[os.write(out, data) :]

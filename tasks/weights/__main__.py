@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from state.errors import Internal
-from tasks.system.child_protocol import Report, answer
+from tasks.system.child import Report, answer
 from tasks.weights import builtin, install, integrity
 from tasks.weights.source import PullRequest
 

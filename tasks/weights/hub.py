@@ -8,18 +8,21 @@ only its settings and its token are used.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
 from tasks.system.child import Later
 from tasks.weights import repo_files
-from tasks.weights.manifest import File
+from tasks.weights.manifest import File, hash_file
 
 if TYPE_CHECKING:
     import httpx
@@ -267,3 +270,36 @@ def _answers(timeout_s: float) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def adopt_cached(repo: str, files: Sequence[File], folder: Path) -> int:
+    """Link each file that the cache has, whole and with the right hash, into `folder`; give the bytes saved.
+
+    The cache names its blobs by hash. A hard link is safe: nobody writes into a blob, and mlxq replaces files
+    by rename alone. On another disk the file is copied, which is still cheaper than a download.
+    """
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / ("models--" + repo.replace("/", "--")) / "blobs"
+    return sum(file.size for file in files if _take(blobs / file.digest, file, folder / file.name))
+
+
+def _take(blob: Path, file: File, target: Path) -> bool:
+    if target.exists() or not blob.is_file() or blob.stat().st_size != file.size:
+        return False
+    if hash_file(blob, file.algorithm) != file.digest:
+        return False
+    link_or_copy(blob, target)
+    return True
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file a second name, or copy it where the two lie on different disks."""
+    try:
+        os.link(source, target)
+    except OSError as problem:
+        if problem.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}:
+            raise
+        temporary = target.with_name(target.name + ".copy")
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from state.errors import UsageProblem
-from tasks.weights import checksum, convert, disk, headers, hf_cache, local, manifest, prepare, source, staging
-from tasks.weights.hub import DownloadPlan, Hub
+from tasks.weights import convert, disk, headers, local, manifest, source, staging
+from tasks.weights.hub import DownloadPlan, Hub, adopt_cached
 from tasks.weights.manifest import File, Manifest
 from tasks.weights.source import PullRequest, Source
 from tasks.weights.staging import Staging
 
 if TYPE_CHECKING:
-    from tasks.system.child_protocol import Report
+    from tasks.system.child import Report
 
 _SOURCE = "source"
 _MADE = "made"
@@ -53,7 +53,7 @@ def _from_hub(request: PullRequest, asked: Source, hub: Hub, planned: DownloadPl
         into.mkdir(exist_ok=True)
         extra = convert.result_bytes(asked.convert, planned.size) if asked.convert else 0
         report({"phase": "adopting"})
-        hf_cache.adopt(planned.repo, planned.files, into)
+        adopt_cached(planned.repo, planned.files, into)
         disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
         transfer = Download(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
         small, large = _by_kind(planned.files)
@@ -114,8 +114,8 @@ def _finish(request: PullRequest, asked: Source, held: Staging, came: Manifest, 
         _convert(held.folder, asked.convert, Path(request.log) if request.log else held.folder / ".convert.log")
         files, pristine = _hashed(held.folder, report), came.files
     report({"phase": "preparing"})
-    recipe = prepare.choose(prepare.backend(), held.folder)
-    changed = set(prepare.apply(recipe, held.folder))
+    recipe = convert.choose_recipe(convert.backend(), held.folder)
+    changed = set(convert.apply_recipe(recipe, held.folder))
     if changed:
         pristine = pristine or tuple(file for file in files if file.name in changed)
         files = tuple(_file(held.folder / file.name) if file.name in changed else file for file in files)
@@ -140,4 +140,4 @@ def _hashed(folder: Path, report: Report) -> tuple[File, ...]:
 
 
 def _file(path: Path) -> File:
-    return File(path.name, path.stat().st_size, "sha256", checksum.of_file(path, "sha256"))
+    return File(path.name, path.stat().st_size, "sha256", manifest.hash_file(path, "sha256"))

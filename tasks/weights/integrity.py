@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from state.errors import NotFound
-from tasks.weights import checksum, manifest, staging
+from tasks.weights import manifest, staging
 
 if TYPE_CHECKING:
-    from tasks.system.child_protocol import Report
+    from tasks.system.child import Report
 
 
 def damaged(folder: Path, report: Report) -> list[str]:
@@ -32,7 +32,7 @@ def damaged(folder: Path, report: Report) -> list[str]:
     for file in made.files:
         path = folder / file.name
         there = path.is_file() and path.stat().st_size == file.size
-        if not there or checksum.of_file(path, file.algorithm, count) != file.digest:
+        if not there or manifest.hash_file(path, file.algorithm, count) != file.digest:
             wrong.append(file.name)
     return wrong
 

@@ -6,13 +6,17 @@ without is not.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, Protocol
 
 from state.files import replace_private
-from tasks.weights.checksum import Algorithm
 
+Algorithm = Literal["sha256", "git-sha1"]
+_BLOCK = 1 << 20
 NAME = "mlxq.json"
 _VERSION = 1
 
@@ -73,3 +77,33 @@ def read(folder: Path) -> Manifest | None:
         return Manifest(**found, files=files, pristine=pristine)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+class Digest(Protocol):
+    """A hash that grows."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the next bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Give the hash of all bytes so far, in hex."""
+        ...
+
+
+def start_hash(algorithm: Algorithm, size: int) -> Digest:
+    """Begin a hash of `size` bytes; git's sha1 has the size in front (git-hash-object)."""
+    if algorithm == "sha256":
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def hash_file(path: Path, algorithm: Algorithm, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """Hash one file. `on_bytes` hears how many bytes each step took."""
+    digest = start_hash(algorithm, path.stat().st_size)
+    buffer = memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            on_bytes(count)
+    return digest.hexdigest()

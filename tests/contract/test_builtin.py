@@ -19,7 +19,7 @@ import pytest
 from support.ports import free_port
 
 from state.errors import Damaged, DoesNotFit, Offline
-from tasks.weights import builtin, checksum, disk, manifest
+from tasks.weights import builtin, disk, manifest
 from tasks.weights.source import FLOOR_BYTES
 
 RESIDENT_BYTES = 350_000_000
@@ -85,7 +85,7 @@ def test_what_lies_there_is_what_the_manifest_says(folder: Path):
     found = manifest.read(folder)
     assert found
     assert {file.name: file.digest for file in found.files} == {
-        path.name: checksum.of_file(path, "sha256") for path in folder.iterdir() if path.name != manifest.NAME
+        path.name: manifest.hash_file(path, "sha256") for path in folder.iterdir() if path.name != manifest.NAME
     }
     assert found.recipe == "f32-scales"
 

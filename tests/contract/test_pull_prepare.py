@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from state.errors import MlxqError, UsageProblem
-from tasks.weights import checksum, client, convert, headers, manifest, prepare
+from tasks.weights import client, convert, headers, manifest
 from tasks.weights.source import PullRequest
 
 SHAPES = {
@@ -67,19 +67,19 @@ def test_a_repo_is_converted_and_fitted_to_this_machine_with_its_own_hashes_kept
     made = manifest.read(folder)
     assert made
     assert made.convert == "int4"
-    assert checksum.of_file(llama / "model.safetensors", "sha256") in {file.digest for file in made.pristine}
+    assert manifest.hash_file(llama / "model.safetensors", "sha256") in {file.digest for file in made.pristine}
     assert client.verify(folder) == []
-    recipe = "f32-scales" if prepare.backend() == "cpu" else None
+    recipe = "f32-scales" if convert.backend() == "cpu" else None
     assert recipe == made.recipe
     assert ({"uint32", "float32"} if recipe else {"uint32", "bfloat16"}) == kinds(folder)
     assert (tmp_path / "convert.log").stat().st_size > 0
 
 
 def test_only_quantised_weights_on_the_cpu_are_changed(llama: Path):
-    assert prepare.choose("cpu", llama) is None
+    assert convert.choose_recipe("cpu", llama) is None
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps(config | {"quantization": {"bits": 4, "group_size": 64}}))
-    assert [prepare.choose(found, llama) for found in ("metal", "cuda", "cpu")] == [None, None, "f32-scales"]
+    assert [convert.choose_recipe(found, llama) for found in ("metal", "cuda", "cpu")] == [None, None, "f32-scales"]
 
 
 def test_the_recipe_changes_types_and_no_value(llama: Path):
@@ -88,12 +88,12 @@ def test_the_recipe_changes_types_and_no_value(llama: Path):
     before: Any = mx.load(str(llama / "model.safetensors"))
     kept = {name: tensor.astype(mx.float32) for name, tensor in before.items()}
     mx.eval(kept)
-    assert list(prepare.apply("f32-scales", llama)) == ["model.safetensors"]
+    assert list(convert.apply_recipe("f32-scales", llama)) == ["model.safetensors"]
     assert {"float32"} == kinds(llama)
     after: Any = mx.load(str(llama / "model.safetensors"))
     assert all(mx.array_equal(kept[name], tensor).item() for name, tensor in after.items())
-    assert list(prepare.apply("f32-scales", llama)) == []
-    assert list(prepare.apply(None, llama)) == []
+    assert list(convert.apply_recipe("f32-scales", llama)) == []
+    assert list(convert.apply_recipe(None, llama)) == []
 
 
 @pytest.mark.slow

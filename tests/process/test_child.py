@@ -21,7 +21,7 @@ CHILD = """
 import os, subprocess, sys, time
 from pathlib import Path
 from state.errors import DoesNotFit
-from tasks.system.child_protocol import answer
+from tasks.system.child import answer
 from tasks.system.child import Later
 
 def work(request, report):

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import Any
 
-from tasks.system.child_protocol import Report, answer
+from tasks.system.child import Report, answer
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.weights import partial_file
+from tasks.weights import downloader
+from tasks.weights.downloader import PartialFile
 from tasks.weights.manifest import File
-from tasks.weights.partial_file import PartialFile
 
 CONTENT = bytes(range(256)) * 10
 
@@ -17,7 +17,7 @@ CONTENT = bytes(range(256)) * 10
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three segments: 1000, 1000 and 560 bytes."""
-    monkeypatch.setattr(partial_file, "SEGMENT", 1000)
+    monkeypatch.setattr(downloader, "SEGMENT", 1000)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_wrong_bytes_are_not_right_and_a_restart_forgets_them(tmp_path: Path, fi
 
 @pytest.mark.parametrize("content", [b"", b"half of another tool's download", bytes(len(CONTENT) + 36)])
 def test_a_part_file_of_another_making_starts_anew(content: bytes, tmp_path: Path, file: File):
-    (tmp_path / (file.name + partial_file.SUFFIX)).write_bytes(content)
+    (tmp_path / (file.name + downloader.SUFFIX)).write_bytes(content)
     assert PartialFile(tmp_path, file).received == 0
 
 

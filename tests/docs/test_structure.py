@@ -1,0 +1,78 @@
+"""The shape of the repository: rooms of a size that can be read, and one meaning for a class name."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("mlxq", "tasks", "catalog", "state")
+LARGEST_ROOM = 26
+"""Files of one folder."""
+OTHER_ROOMS = {"mlxq/commands": 40, "tasks/gateway": 40}
+"""One file a command; the gateway, a program of its own."""
+SMALL_LINES = 50
+MOST_SMALL = 25
+"""Modules of fewer than 50 lines that one other module alone imports."""
+MOST_FILES_OF_A_PULL = 12
+
+
+def named(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {named(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def importers() -> dict[str, set[str]]:
+    """Return module -> the modules that import it."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for importer, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    found[whole if whole in MODULES else node.module].add(importer)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    found[alias.name].add(importer)
+    return dict(found)
+
+
+def test_few_small_modules_have_one_importer_alone() -> None:
+    """What says nothing alone belongs into the file that uses it."""
+    small = [
+        module
+        for module, users in importers().items()
+        if module in MODULES and len(users) == 1 and MODULES[module].name not in {"__init__.py", "__main__.py"}
+        if len(MODULES[module].read_text(encoding="utf-8").splitlines()) < SMALL_LINES
+    ]
+    assert len(small) <= MOST_SMALL, small
+
+
+def test_no_room_is_a_drawer() -> None:
+    rooms = Counter(str(path.parent.relative_to(ROOT)) for path in MODULES.values())
+    assert {room: files for room, files in rooms.items() if files > OTHER_ROOMS.get(room, LARGEST_ROOM)} == {}
+
+
+def test_no_two_classes_have_one_name() -> None:
+    homes: defaultdict[str, list[str]] = defaultdict(list)
+    for module, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                homes[node.name.lstrip("_")].append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def test_a_pull_can_be_followed_through_a_dozen_files() -> None:
+    """ARCHITECTURE names the files to open, from the command to the installed folder, in a table."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = next(part for part in re.split(r"^## ", text, flags=re.MULTILINE) if "mlxq pull" in part.split("\n")[0])
+    named_files = set(re.findall(r"^\| \d+ \| `((?:mlxq|tasks|catalog|state)/[\w/]+\.py)", section, re.MULTILINE))
+
+    assert {file for file in named_files if not (ROOT / file).is_file()} == set()
+    assert {"mlxq/commands/pull.py", "tasks/pull.py", "tasks/weights/install.py"} <= named_files
+    assert len(named_files) <= MOST_FILES_OF_A_PULL, sorted(named_files)
