@@ -18,6 +18,8 @@ import yaml
 from hub.client import Hub, running
 from hub.model import make
 from support.ports import free_port
+from support.scripted import CONTEXTS as SCRIPTED
+from support.scripted import ScriptedEngine
 
 from state.stack import Tier
 from tasks.plan import gateway as plan
@@ -194,3 +196,45 @@ def upstreams(proxy: Gateway, every_upstream: dict[str, Upstream]) -> Iterator[d
         one.send(signal.SIGCONT)
         one.start()
         one.fault("")
+
+
+@pytest.fixture(scope="session")
+def gateway_class() -> type[Gateway]:
+    """Return the class, for a test that runs a gateway of its own."""
+    return Gateway
+
+
+@pytest.fixture(scope="session")
+def every_engine() -> Iterator[dict[str, ScriptedEngine]]:
+    made = {name: ScriptedEngine(name) for name in SCRIPTED}
+    for engine in made.values():
+        engine.start()
+    yield made
+    for engine in made.values():
+        engine.kill()
+
+
+@pytest.fixture(scope="session")
+def front(every_engine: dict[str, ScriptedEngine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Run one gateway over scripted engines, as on a Mac: there the engines themselves hold answers to a schema."""
+    made = Gateway(
+        home=tmp_path_factory.mktemp("front"),
+        tiers=[engine.tier() for engine in every_engine.values()],
+        secrets={"LITELLM_MASTER_KEY": MASTER, "MLXQ_TIER_KEY": "sk-tier"},
+        backend="metal",
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def engines(front: Gateway, every_engine: dict[str, ScriptedEngine]) -> Iterator[dict[str, ScriptedEngine]]:
+    """Three healthy scripted engines behind `front`; whatever a test does to them is undone."""
+    for engine in every_engine.values():
+        engine.forget()
+    yield every_engine
+    for engine in every_engine.values():
+        engine.send(signal.SIGCONT)
+        engine.start()
+        engine.order()
