@@ -8,21 +8,27 @@ and what both engines read beyond them (`top_k`, `min_p`, `repetition_penalty`, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 LONGEST_NAME = 256
+Part = TypeVar("Part")
+Each = Annotated[list[Part], Field(fail_fast=True)]
+"""A list that is judged up to its first fault: a million faults would take a gigabyte."""
+
 STOPS = 5000
 STOP_LENGTH = 1000
+BIASES = 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
-Stops = Annotated[list[Stop], Field(max_length=STOPS)]
+Stops = Annotated[Each[Stop], Field(max_length=STOPS)]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -120,9 +126,9 @@ class ChatMessage(Fields):
     """One message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ChatPart] | None = None
+    content: str | Each[ChatPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Each[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -195,7 +201,7 @@ class _Completion(Request):
     max_tokens: Count | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=BIASES)] | None = None
     n: Count | None = None
     stop: Stop | Stops | None = None
     stream_options: StreamOptions | None = None
@@ -204,9 +210,9 @@ class _Completion(Request):
 class Chat(_Completion):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Each[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
-    tools: list[Tool] | None = None
+    tools: Each[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -216,7 +222,7 @@ class Chat(_Completion):
     enable_thinking: bool | None = None
     thinking_token_budget: Count | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    modalities: list[str] | None = None
+    modalities: Each[str] | None = None
     audio: Any = None
     functions: Any = None
     function_call: Any = None
@@ -301,7 +307,7 @@ class ToolResult(Fields):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[ResultPart] | None = None
+    content: str | Each[ResultPart] | None = None
     is_error: bool | None = None
 
 
@@ -336,7 +342,7 @@ class AnthropicMessage(Fields):
     """One message."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Each[Block]
 
 
 class AnthropicTool(Fields):
@@ -381,9 +387,9 @@ class CountTokens(Fields):
     """POST /v1/messages/count_tokens."""
 
     model: Name
-    messages: Annotated[list[AnthropicMessage], Field(min_length=1)]
-    system: str | list[Text] | None = None
-    tools: list[AnthropicTool] | None = None
+    messages: Annotated[Each[AnthropicMessage], Field(min_length=1)]
+    system: str | Each[Text] | None = None
+    tools: Each[AnthropicTool] | None = None
     tool_choice: AnthropicChoice | None = None
     thinking: ThinkingWish | None = None
 
@@ -441,7 +447,7 @@ class Item(Fields):
     type: Literal["message"] = "message"
     id: str | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ResponsePart]
+    content: str | Each[ResponsePart]
     status: str | None = None
 
 
@@ -457,8 +463,8 @@ class Reasoning(Fields):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Each[ReasoningText] | None = None
+    content: Each[ReasoningText] | None = None
 
 
 class FunctionCall(Fields):
@@ -478,7 +484,7 @@ class FunctionOutput(Fields):
     type: Literal["function_call_output"]
     id: str | None = None
     call_id: str
-    output: str | list[ResponsePart]
+    output: str | Each[ResponsePart]
     status: str | None = None
 
 
@@ -534,10 +540,10 @@ class TextConfig(Fields):
 class Responses(Request):
     """POST /v1/responses."""
 
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: str | Annotated[Each[InputItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Each[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: ResponseEffort | None = None

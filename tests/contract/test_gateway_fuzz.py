@@ -346,3 +346,32 @@ def test_what_was_checked_is_what_goes_on(front: Gateway, engines: dict[str, Scr
     answer = http.post("/v1/completions", content=content, headers=kind)
     assert (answer.status_code, answer.headers["x-mlxq-tier"]) == (200, "fast")
     assert engines["standard"].seen() == []
+
+
+HEAD = b'{"model":"standard","messages":['
+COUNTLESS = {
+    "messages": HEAD + b'{"role":"user","content":"a"},' * 900_000 + b'{"role":"user","content":"a"}]}',
+    "wrong messages": HEAD + b'{"role":"x","content":1},' * 1_000_000 + b"1]}",
+    "empty lists": HEAD + b"[]," * 9_000_000 + b"1]}",
+    "unknown fields": b'{"model":"standard","x":{' + b'"a":[1],' * 3_000_000 + b'"b":1}}',
+    "a string without an end": HEAD + b'{"role":"user","content":"' + b'\\"' * 14_000_000,
+}
+
+
+@pytest.mark.parametrize("what", COUNTLESS)
+def test_countless_values_are_refused_before_they_take_memory(front: Gateway, http: httpx.Client, what: str):
+    """27 MB of empty lists took 7 GB once, and the event loop for a minute."""
+    assert front.process
+    process = psutil.Process(front.process.pid)
+    before = process.memory_info().rss
+    answer = http.post("/v1/chat/completions", content=COUNTLESS[what])
+    judge(front, answer)
+    assert answer.json()["error"]["code"] in {"too_many_values", "invalid_json"}
+    assert (process.memory_info().rss - before) / 1e6 < 4 * len(COUNTLESS[what]) / 1e6
+
+
+def test_a_long_text_may_hold_as_many_signs_as_it_likes(front: Gateway, engines: dict[str, ScriptedEngine]):
+    table = '1,2,"three",[4]\n' * 20_000
+    answered = front.ask(f"{table} script {json.dumps({'text': 'a table'})}")
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["choices"][0]["message"]["content"] == "a table"
