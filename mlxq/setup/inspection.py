@@ -1,4 +1,4 @@
-"""What set-up finds before anything is asked or changed: machine, Hub, disk, and the weights and stack of this home."""
+"""What setup finds before it asks or changes anything: machine, Hub, disk, and the weights and stack of this home."""
 
 from __future__ import annotations
 
@@ -21,129 +21,129 @@ from state.stack import Tier
 from tasks import recommend as advice
 from tasks.weights import source as sources
 
-NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "told": {}}
-"""What a home without a state database holds."""
+NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "stack_facts": {}}
+"""The stored facts of a home without a database."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One look at everything a choice of models follows from."""
+    """Everything that a choice of models depends on, at one moment."""
 
     home: Home
     machine: Machine
     known: Mapping[str, Model]
     measured: Sequence[Measured]
     hub: bool
-    """Whether the Hub answered."""
+    """Whether the Hub is reachable."""
     here: frozenset[str]
-    """Sources whose weights are whole on this machine."""
-    begun: Mapping[str, int]
-    """Bytes that are here of weights whose fetch was broken off, by the name their folder will have."""
+    """Sources whose weights are installed."""
+    partial: Mapping[str, int]
+    """Bytes of interrupted downloads, by the name of the final folder."""
     free_bytes: int
-    """What weights may take of their disk; some is always kept free."""
+    """Disk space for weights, in bytes, without the part that is always kept free."""
     tiers: Sequence[Tier]
-    told: Mapping[str, Any]
-    """What was said of the stack when it was chosen; empty when it was made by hand."""
+    stack_facts: Mapping[str, Any]
+    """The options and totals of the stored choice; empty if the user edited the stack."""
     settings: Settings
 
     @property
     def outdated(self) -> str:
-        """Say why the stack of this home is no answer to what would be asked now; empty when it is one."""
+        """Why the current stack no longer fits the settings or the network; empty if it does."""
         question = self._question({})
-        asked: Mapping[str, Any] = self.told.get("asked", {})
-        if self.told.get("builtin"):
-            return "The built-in model stood in here while no Hub was in reach."
-        if asked and any(asked.get(name) != value for name, value in question.items()):
-            return "The settings ask for another budget or quant than the models here were chosen for."
+        previous: Mapping[str, Any] = self.stack_facts.get("asked", {})
+        if self.stack_facts.get("builtin"):
+            return "The built-in model is installed, because the Hub was unreachable during setup."
+        if previous and any(previous.get(name) != value for name, value in question.items()):
+            return "The budget or quant in the settings has changed since these models were chosen."
         return ""
 
     @property
     def budget(self) -> int:
-        """What the models may use of the memory, in bytes, when nothing else is asked."""
+        """The default memory budget of the models, in bytes."""
         return advice.budget(self.machine, self.settings["memory-budget-pct"])
 
     @property
     def missing(self) -> int:
-        """The bytes that are still to come of the stack that is here."""
+        """The bytes of the current stack that are not downloaded yet."""
         sizes = advice.sizes(self.tiers, self.known)
-        return sum(self._to_come(source, size) for source, size in sizes.items())
+        return sum(self._remaining(source, size) for source, size in sizes.items())
 
     @property
     def unsized(self) -> list[str]:
-        """The sources that are still to come of the stack that is here, and of which the catalog knows no size."""
+        """The sources of the current stack that are not installed and whose size the catalog does not know."""
         sources = {tier.source for tier in self.tiers}
         return sorted(sources - self.here - advice.sizes(self.tiers, self.known).keys())
 
     @property
     def quant(self) -> str | None:
-        """The quant that a person bound all models to; None when there is no such wish."""
+        """The quant that the settings require of all models; None if they do not."""
         return advice.quant_wanted(self.settings)
 
-    def recommend(self, asked: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
-        """Give what the task score would choose for the same arguments. Raises DoesNotFit, NotFound, UsageProblem."""
-        question = self._question(asked)
+    def recommend(self, arguments: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
+        """Return what the task score would choose for these arguments. Raises DoesNotFit, NotFound, UsageProblem."""
+        question = self._question(arguments)
         return advice.choose(self.machine, self.known, question | {"choice": choice}, self.measured, hub=self.hub)
 
-    def stays(self, asked: Mapping[str, Any]) -> bool:
-        """Say whether the task score would keep the stack that is here for the same arguments."""
-        return advice.stays(self.tiers, self.told, asked, self._question(asked), hub=self.hub)
+    def stays(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether the task score would keep the current stack for these arguments."""
+        return advice.stays(self.tiers, self.stack_facts, arguments, self._question(arguments), hub=self.hub)
 
     def fetch_of(self, model: str, quant: str) -> int:
-        """Give the bytes that are still to come of one model."""
-        wanted = self.known[model].quants[quant]
-        return self._to_come(wanted.source, wanted.bytes)
+        """Return the bytes of one model that are not downloaded yet."""
+        variant = self.known[model].quants[quant]
+        return self._remaining(variant.source, variant.bytes)
 
     def to_fetch(self, chosen: Recommendation) -> int:
-        """Give the bytes that are still to come of a whole stack; what two tiers share is counted once."""
-        return sum(self.fetch_of(*each) for each in {(pick.model, pick.quant) for pick in chosen.picks})
+        """Return the bytes of a stack that are not downloaded yet; weights that two tiers share are counted once."""
+        return sum(self.fetch_of(model, quant) for model, quant in {(pick.model, pick.quant) for pick in chosen.picks})
 
-    def _question(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill in what the arguments of the task score leave open."""
-        return advice.question(asked.get("intent"), asked.get("budget_pct"), self.told, self.settings)
+    def _question(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the task score, completed from the settings."""
+        return advice.question(arguments.get("intent"), arguments.get("budget_pct"), self.stack_facts, self.settings)
 
-    def _to_come(self, source: str, size: int) -> int:
-        """Give the bytes that a pull would still bring; one that was broken off goes on where it was.
+    def _remaining(self, source: str, size: int) -> int:
+        """Return the bytes that a pull would still download; an interrupted pull resumes.
 
-        A byte at least, until the weights are whole: the catalog does not count the small files beside them.
+        At least 1 until the weights are installed: the catalog does not count the small files next to them.
         """
         if source in self.here:
             return 0
-        asked = sources.parse(source)
-        begun = (count for name, count in self.begun.items() if sources.is_of(name, asked))
-        return max(1, size - max(begun, default=0))
+        parsed = sources.parse(source)
+        downloaded = (count for name, count in self.partial.items() if sources.is_of(name, parsed))
+        return max(1, size - max(downloaded, default=0))
 
 
-def inspect(place: Home) -> Inspection:
-    """Look at this machine and this home, and change nothing. Raises UsageProblem for a file that is wrong."""
+def inspect(home: Home) -> Inspection:
+    """Inspect this machine and this home without changing anything. Raises UsageProblem for an invalid file."""
     from tasks.system import hardware
     from tasks.weights import hub, staging
     from tasks.weights.disk import existing
     from tasks.weights.source import FLOOR_BYTES
 
-    known, wanted = advice.known(place), settings.load(place)
+    known, values = advice.known(home), settings.load(home)
     machine = hardware.detect()
-    free = shutil.disk_usage(existing(wanted.models(place))).free
+    free = shutil.disk_usage(existing(values.models(home))).free
     try:
-        with jobs_client.reading(place) as db:
-            kept = _kept(db, machine)
-            weights = local_models.listing(place, db, known)
+        with jobs_client.reading(home) as db:
+            stored = _stored(db, machine)
+            weights = local_models.listing(home, db, known)
     except NotSetUp:
-        kept = NOTHING
-        weights = local_models.listing(place, None, known)
+        stored = NOTHING
+        weights = local_models.listing(home, None, known)
     return Inspection(
-        home=place,
+        home=home,
         machine=machine,
         known=known,
         hub=hub.hub_reachable(),
-        here=frozenset(one.source for one in weights if one.state in {"loadable", "valid"}),
-        begun={one.folder.name.removesuffix(staging.SUFFIX): one.size for one in weights if one.state == "partial"},
+        here=frozenset(row.source for row in weights if row.state in {"loadable", "valid"}),
+        partial={row.folder.name.removesuffix(staging.SUFFIX): row.size for row in weights if row.state == "partial"},
         free_bytes=max(0, free - FLOOR_BYTES),
-        settings=wanted,
-        **kept,
+        settings=values,
+        **stored,
     )
 
 
-def _kept(db: Database, machine: Machine) -> Mapping[str, Any]:
-    """Give what the state database holds: the benchmarks, the tiers, and what was said of them."""
-    told = facts.get(db, "stack")
-    return {"measured": advice.measured(db, machine), "tiers": stack.tiers(db), "told": told}
+def _stored(db: Database, machine: Machine) -> Mapping[str, Any]:
+    """Return the stored benchmarks, tiers and facts about the stack."""
+    measured = advice.measured(db, machine)
+    return {"measured": measured, "tiers": stack.tiers(db), "stack_facts": facts.get(db, "stack")}

@@ -1,4 +1,4 @@
-"""What a set-up would come to: the stack that stays, or the one that would take its place, what is to be fetched."""
+"""What setup would do: keep or replace the current stack, and what it would download."""
 
 from __future__ import annotations
 
@@ -16,128 +16,128 @@ from state.stack import Tier
 from tasks import recommend
 
 
-def document(found: Inspection, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what `mlxq setup` would do now, as it is printed for programs. Sizes are bytes. Raises DoesNotFit.
+def document(inspection: Inspection, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `mlxq setup` would do, as printed with --json. Sizes are bytes. Raises DoesNotFit.
 
-    `asked`: the arguments of the task score. "kept" tells whether "tiers" are those of "now", which are here.
+    `arguments`: those of the task score. "kept": whether "tiers" is the current stack, "now".
     """
-    chosen = _chosen(found, asked)
-    told = recommendation.document(found.machine, chosen) if chosen else _standing(found)
-    now = {"kept": chosen is None, "now": recommend.served(found.tiers)}
-    return told | now | {"download_bytes": _download(found, asked, chosen)}
+    chosen = _chosen(inspection, arguments)
+    stack = recommendation.document(inspection.machine, chosen) if chosen else _current(inspection)
+    now = {"kept": chosen is None, "now": recommend.served(inspection.tiers)}
+    return stack | now | {"download_bytes": _download(inspection, arguments, chosen)}
 
 
-def show(found: Inspection, asked: Mapping[str, Any]) -> None:
-    """Print what `mlxq setup` would do now. Raises DoesNotFit."""
-    chosen = _chosen(found, asked)
+def show(inspection: Inspection, arguments: Mapping[str, Any]) -> None:
+    """Print what `mlxq setup` would do. Raises DoesNotFit."""
+    chosen = _chosen(inspection, arguments)
     if chosen:
-        _show_choice(found, chosen)
+        _show_choice(inspection, chosen)
     else:
-        _show_standing(found)
-    if not asked["pull"]:
-        click.echo("\nNothing would be fetched or started.")
-    elif not asked["start"]:
+        _show_current(inspection)
+    if not arguments["pull"]:
+        click.echo("\nNothing would be downloaded or started.")
+    elif not arguments["start"]:
         click.echo("\nNothing would be started.")
 
 
-def require_room(found: Inspection, asked: Mapping[str, Any]) -> None:
-    """Refuse, as the fetch itself would, what the disk cannot hold. Raises DoesNotFit."""
+def require_room(inspection: Inspection, arguments: Mapping[str, Any]) -> None:
+    """Check that the download fits on the disk, as the download itself would. Raises DoesNotFit."""
     from tasks.weights import disk
 
-    if fetch := _download(found, asked, _chosen(found, asked)):
-        disk.require(found.settings.models(found.home), fetch)
+    if fetch := _download(inspection, arguments, _chosen(inspection, arguments)):
+        disk.require(inspection.settings.models(inspection.home), fetch)
 
 
-def _chosen(found: Inspection, asked: Mapping[str, Any]) -> Recommendation | None:
-    """Give the stack that would be made; None where the one that is here stays."""
-    return None if found.stays(asked) else found.recommend(asked)
+def _chosen(inspection: Inspection, arguments: Mapping[str, Any]) -> Recommendation | None:
+    """Return the stack that would be installed; None if the current one is kept."""
+    return None if inspection.stays(arguments) else inspection.recommend(arguments)
 
 
-def _download(found: Inspection, asked: Mapping[str, Any], chosen: Recommendation | None) -> int:
-    """Give the bytes that would be fetched."""
-    if not asked["pull"]:
+def _download(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recommendation | None) -> int:
+    """Return the bytes that would be downloaded."""
+    if not arguments["pull"]:
         return 0
-    return found.to_fetch(chosen) if chosen else found.missing
+    return inspection.to_fetch(chosen) if chosen else inspection.missing
 
 
-def _standing(found: Inspection) -> dict[str, Any]:
-    """Give the stack that is here with the keys of a recommendation; null is what only a choice knows."""
-    told = found.told
+def _current(inspection: Inspection) -> dict[str, Any]:
+    """Return the current stack with the keys of a recommendation; null for what only a recommendation has."""
+    facts = inspection.stack_facts
     return {
-        "hardware": found.machine.as_row(),
-        "intent": told.get("asked", {}).get("intent"),
-        "budget_bytes": told.get("budget_bytes"),
-        "total_bytes": sum(tier.memory_bytes for tier in found.tiers),
-        "tiers": [recommendation.standing(tier) for tier in found.tiers],
-        "explain": told.get("explain"),
+        "hardware": inspection.machine.as_row(),
+        "intent": facts.get("asked", {}).get("intent"),
+        "budget_bytes": facts.get("budget_bytes"),
+        "total_bytes": sum(tier.memory_bytes for tier in inspection.tiers),
+        "tiers": [recommendation.current(tier) for tier in inspection.tiers],
+        "explain": facts.get("explain"),
     }
 
 
-def _show_choice(found: Inspection, chosen: Recommendation) -> None:
-    recommendation.table(chosen, fetches(found, chosen))
-    click.echo("\n".join([*footer(found, chosen), *differences(found.tiers, chosen)]))
+def _show_choice(inspection: Inspection, chosen: Recommendation) -> None:
+    recommendation.table(chosen, fetches(inspection, chosen))
+    click.echo("\n".join([*footer(inspection, chosen), *differences(inspection.tiers, chosen)]))
     if chosen.intent != "built-in":
         click.echo()
         render.prose(chosen.explain)
 
 
-def _show_standing(found: Inspection) -> None:
-    click.echo("The stack that is here stays:\n")
+def _show_current(inspection: Inspection) -> None:
+    click.echo("The current stack is kept:\n")
     render.table(
         ["TIER", "MODEL", "QUANT", "CTX", "MEMORY"],
         [
             [tier.name, tier.model, tier.quant, recommendation.tokens(tier.context), units.memory(tier.memory_bytes)]
-            for tier in found.tiers
+            for tier in inspection.tiers
         ],
         right=(3, 4),
     )
     click.echo()
-    if found.missing or not found.unsized:
-        click.echo(to_come(found, found.missing))
-    for source in found.unsized:
-        render.prose(f"To fetch: {source}; the catalog does not know how much that is.")
-    if not found.hub:
-        click.echo("No Hub is in reach, so no other models can be fetched now.")
+    if inspection.missing or not inspection.unsized:
+        click.echo(download_size(inspection, inspection.missing))
+    for source in inspection.unsized:
+        render.prose(f"To download: {source}, of unknown size.")
+    if not inspection.hub:
+        click.echo("The Hub is unreachable, so no other models can be downloaded now.")
 
 
-def fetches(found: Inspection, chosen: Recommendation) -> dict[str, int]:
-    """Give the bytes that are still to come, by tier."""
-    return {pick.tier: found.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
+def fetches(inspection: Inspection, chosen: Recommendation) -> dict[str, int]:
+    """Return the bytes still to download, by tier."""
+    return {pick.tier: inspection.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
 
 
-def footer(found: Inspection, chosen: Recommendation) -> list[str]:
-    """Give the totals: memory against its budget, what is to be fetched against the disk."""
+def footer(inspection: Inspection, chosen: Recommendation) -> list[str]:
+    """Return the lines below the table: memory and its budget, download size and free disk space."""
     lines = ["", recommendation.total(chosen)]
     if chosen.intent == "built-in":
         lines.append(chosen.explain)
-    return [*lines, to_come(found, found.to_fetch(chosen))]
+    return [*lines, download_size(inspection, inspection.to_fetch(chosen))]
 
 
-def to_come(found: Inspection, fetch: int) -> str:
-    """Say what is still to come, against the room that there is for it; both in bytes."""
+def download_size(inspection: Inspection, fetch: int) -> str:
+    """Return a sentence with the download size and the free disk space. `fetch` is in bytes."""
     if not fetch:
-        return "All weights are here; nothing is to be fetched."
-    only = "only " if fetch > found.free_bytes else ""
-    return f"To fetch: {recommendation.fetch(fetch)}; the disk has {only}{units.files(found.free_bytes)} free for it."
+        return "All models are downloaded."
+    only = "only " if fetch > inspection.free_bytes else ""
+    return f"To download: {recommendation.fetch(fetch)}; the disk has {only}{units.files(inspection.free_bytes)} free."
 
 
 def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
-    """Say what would become of each tier that is here."""
+    """Return lines that say what would change for each current tier."""
     if not now:
         return []
-    then, here = {pick.tier: pick for pick in chosen.picks}, {tier.name for tier in now}
-    fates = {tier.name: f"{tier.model} {tier.quant} {_fate(tier, then.get(tier.name))}" for tier in now}
-    fates |= {pick.tier: f"{pick.model} {pick.quant} is new" for pick in chosen.picks if pick.tier not in here}
-    return ["Against what is here now:", *(f"  {name:<10}{fate}" for name, fate in fates.items())]
+    picks, names = {pick.tier: pick for pick in chosen.picks}, {tier.name for tier in now}
+    changes = {tier.name: f"{tier.model} {tier.quant} {_change(tier, picks.get(tier.name))}" for tier in now}
+    changes |= {pick.tier: f"{pick.model} {pick.quant} is new" for pick in chosen.picks if pick.tier not in names}
+    return ["Changes to the current stack:", *(f"  {name:<10}{change}" for name, change in changes.items())]
 
 
-def _fate(tier: Tier, pick: Pick | None) -> str:
-    """Say what would become of a tier for which this was picked."""
+def _change(tier: Tier, pick: Pick | None) -> str:
+    """Return what would change for a tier; `pick` is the recommendation for it."""
     if pick is None:
-        return "goes"
+        return "is removed"
     if (pick.model, pick.quant) != (tier.model, tier.quant):
-        return f"becomes {pick.model} {pick.quant}"
+        return f"is replaced by {pick.model} {pick.quant}"
     if pick.context != tier.context:
         context, before = recommendation.tokens(pick.context), recommendation.tokens(tier.context)
-        return f"stays, with a context of {context} instead of {before}"
-    return "stays"
+        return f"is kept, with a context of {context} instead of {before}"
+    return "is kept"

@@ -1,4 +1,4 @@
-"""A recommendation as a person and a program read it."""
+"""Render a recommendation as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KILO = 1024
 
 
 def document(machine: Machine, chosen: Recommendation) -> dict[str, Any]:
-    """Give it as it is printed for programs. Sizes are bytes, speeds tokens/s."""
+    """Return the recommendation as printed with --json. Sizes are bytes, speeds tokens/s."""
     return {
         "hardware": machine.as_row(),
         "intent": chosen.intent,
@@ -46,8 +46,8 @@ def _tier(pick: Pick) -> dict[str, Any]:
     }
 
 
-def standing(tier: Tier) -> dict[str, Any]:
-    """Give a tier of the stack with the keys of a pick; null is what only a choice knows."""
+def current(tier: Tier) -> dict[str, Any]:
+    """Return a tier of the stack with the keys of a pick; null for what only a recommendation has."""
     return {
         "tier": tier.name,
         "model": tier.model,
@@ -63,7 +63,7 @@ def standing(tier: Tier) -> dict[str, Any]:
 
 
 def show(chosen: Recommendation, *, explain: bool) -> None:
-    """Print the three models, what they need and how fast they will be."""
+    """Print the models, their memory use and their expected speed."""
     table(chosen)
     click.echo(f"\n{total(chosen)}")
     if explain:
@@ -72,41 +72,41 @@ def show(chosen: Recommendation, *, explain: bool) -> None:
 
 
 def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, err: bool = False) -> None:
-    """Print one row a tier; `fetches`: the bytes of each tier's weights that are still to come."""
+    """Print one row per tier; `fetches`: the bytes still to download, by tier."""
     headers = ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"]
     rows = [
         [pick.tier, pick.model, pick.quant, tokens(pick.context), units.memory(pick.bytes), ranged(pick.speed)]
         for pick in chosen.picks
     ]
     if fetches is not None:
-        headers.append("FETCH")
+        headers.append("DOWNLOAD")
         rows = [[*row, fetch(fetches[row[0]])] for row in rows]
     render.table(headers, rows, right=(3, 4, 5), err=err)
 
 
 def total(chosen: Recommendation) -> str:
-    """Say how much of the budget is used, and how far the speeds can be trusted."""
+    """Return a sentence about the memory used and the basis of the speeds."""
     basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
     return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}. Speeds: {basis}."
 
 
 def fetch(size: int) -> str:
-    """Say how much is to be fetched."""
-    return units.files(size) if size else "here"
+    """Return a download size; `size` is in bytes, 0 for installed weights."""
+    return units.files(size) if size else "installed"
 
 
 def ranged(speed: Speed) -> str:
-    """Give a speed with its range."""
+    """Return a speed with its range, in tokens/s."""
     return f"{brief(speed.decode)} ({brief(speed.low)}-{brief(speed.high)})"
 
 
 def brief(speed: float) -> str:
-    """Give a number in as many digits as it is worth."""
+    """Return a speed rounded to two significant digits."""
     return f"{speed:.1f}" if speed < 10 else f"{speed:.0f}"  # noqa: PLR2004 (two digits are enough)
 
 
 def tokens(count: int) -> str:
-    """Give a context as people say it: 32K, 1M."""
+    """Return a context length such as 32K or 1M."""
     if count < KILO:
         return str(count)
     return f"{count // KILO}K" if count < KILO * KILO else f"{count // KILO // KILO}M"

@@ -21,11 +21,11 @@ from state.paths import Home
 from tasks import kinds
 from tasks.system import hardware
 
-INTENT = "Enter for 1, or a number: "
-GO = "Enter to go on, c to change a model, w for why, q to leave all as it is: "
-TIER = r"Which tier: 1 standard, 2 fast, 3 longctx \(Enter to go back\): "
-MODEL = "A number, or a model's name; Enter keeps [^:]*: "
-KEEP = "Enter to keep these and bring them up, c to choose anew, q to leave all as it is: "
+INTENT = "A number · \\[Enter\\] 1: "
+GO = r"\[Enter\] continue · \[c\]hange a model · \[w\]hy these · \[q\]uit without changes: "
+TIER = r"Which tier\? 1 standard, 2 fast, 3 longctx · \[Enter\] back: "
+MODEL = r"A number or a model name · \[Enter\] keep [^:]*: "
+KEEP = r"\[Enter\] keep and start these · \[c\]hoose other models · \[q\]uit without changes: "
 TO_EACH_QUESTION: dict[str, list[tuple[str, str]]] = {
     "intent": [],
     "go": [(INTENT, "")],
@@ -112,7 +112,7 @@ def test_a_model_serves_one_tier_and_must_fit_beside_the_others(fresh: Path, hub
     screen.expect(GO)
     fast = shown(screen.before or "")["fast"].split()[0]
     screen.sendline("c")
-    answer(screen, [(TIER, "1"), (MODEL, fast), (f"{fast} serves fast already.", "qwen3.5-27b int8")])
+    answer(screen, [(TIER, "1"), (MODEL, fast), (f"{fast} is already used by fast.", "qwen3.5-27b int8")])
     screen.expect(r"These models need \S+ GB together; the budget is \S+ GB: \S+ [GM]B too little\.")
 
     assert interrupt(screen)[0] == 130
@@ -149,7 +149,7 @@ def test_a_refusal_changes_nothing(fresh: Path, hub: str) -> None:
 
 def test_a_wrong_key_is_answered_with_the_right_ones(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup")
-    answer(screen, [(INTENT, "7"), ("'7' is none of: Enter, 1, 2", "agent-fleet"), (GO, "w")])
+    answer(screen, [(INTENT, "7"), ("'7' must be one of: Enter, 1, 2", "agent-fleet"), (GO, "w")])
     screen.expect("Intent agent-fleet, budget")
     screen.sendeof()
 
@@ -178,8 +178,11 @@ def test_a_stack_that_is_here_stays_by_default(home: Home, now: Database, hub: s
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        ({"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}}, "The settings ask for another budget"),
-        ({"builtin": True}, "The built-in model stood in here while no Hub was in reach."),
+        (
+            {"asked": {"intent": "balanced", "budget_pct": 50, "quant": None}},
+            "The budget or quant in the settings has changed",
+        ),
+        ({"builtin": True}, "The built-in model is installed, because the Hub was unreachable"),
     ],
 )
 def test_a_stack_that_answers_another_question_is_not_the_default(
@@ -197,7 +200,7 @@ def test_a_stack_that_answers_another_question_is_not_the_default(
 def test_without_a_hub_the_stack_that_is_here_is_the_only_one(home: Home, now: Database) -> None:
     scene.set_up(now)
     screen = typing(home.root, "http://127.0.0.1:9", "setup", "--intent", "agent-fleet", "--timeout", "0")
-    answer(screen, [("Enter to bring these up, q to leave all as it is: ", "")])
+    answer(screen, [(r"\[Enter\] start these · \[q\]uit without changes: ", "")])
     ends(screen)
 
     assert asked(now)["keep"]
@@ -207,7 +210,7 @@ def test_without_a_hub_a_fresh_home_is_offered_the_built_in_model(fresh: Path) -
     """There is one choice, so nobody is asked what the models are for."""
     screen = typing(fresh, "http://127.0.0.1:9", "setup")
     screen.expect("No Hub is in reach: every tier serves the built-in model.")
-    answer(screen, [("Enter to go on, w for why, q to leave all as it is: ", "q")])
+    answer(screen, [(r"\[Enter\] continue · \[w\]hy these · \[q\]uit without changes: ", "q")])
 
     assert ends(screen)[0] == 130
 
@@ -228,13 +231,13 @@ def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: st
     scene.set_up(now)
     screen = typing(home.root, hub, "setup")
     answer(screen, [(KEEP, "c"), (INTENT, "")])
-    screen.expect("Against what is here now:(.*)" + GO)
+    screen.expect("Changes to the current stack:(.*)" + GO)
     assert screen.match
     lines = [line for line in screen.match.group(1).splitlines() if line.strip()]
     interrupt(screen)
 
     assert [line.split()[0] for line in lines] == ["standard", "fast", "longctx"]
-    assert all(re.search(r" (stays|goes|becomes \S+ \S+)$", line) for line in lines)
+    assert all(re.search(r" (is kept|is removed|is replaced by \S+ \S+)$", line) for line in lines)
 
 
 def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(
@@ -256,7 +259,7 @@ def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(
 
 def test_a_download_that_the_disk_cannot_hold_cannot_be_accepted(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup", free_bytes=20 * 10**9)
-    answer(screen, [(INTENT, ""), ("has only 18 GB free for it", ""), ("C to change a model, w for why", "q")])
+    answer(screen, [(INTENT, ""), ("has only 18 GB free", ""), (r"\n\[c\]hange a model", "q")])
 
     assert ends(screen)[0] == 130
 

@@ -37,8 +37,8 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
 def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Inspection:
     """Give what set-up would find in a home with two tiers."""
     return Inspection(
-        home=home, machine=MACHINE, known=entries(), measured=(), hub=hub, here=frozenset(), begun={},
-        free_bytes=10**12, tiers=[STANDARD, FAST], told=told, settings=settings.load(home),
+        home=home, machine=MACHINE, known=entries(), measured=(), hub=hub, here=frozenset(), partial={},
+        free_bytes=10**12, tiers=[STANDARD, FAST], stack_facts=told, settings=settings.load(home),
     )  # fmt: skip
 
 
@@ -67,9 +67,9 @@ def test_a_stack_that_stays_is_told_with_what_it_lacks(home: Home, capsys: pytes
     preview.show(a_look(home, {}), ALL)
 
     said = capsys.readouterr().out
-    assert said.startswith("The stack that is here stays:\n")
+    assert said.startswith("The current stack is kept:\n")
     assert "standard  qwen3.5-9b  int4   32K  8 GB" in said
-    assert "To fetch: 6 GB; the disk has 1000 GB free for it." in said
+    assert "To download: 6 GB; the disk has 1000 GB free." in said
 
 
 def test_weights_that_the_catalog_does_not_know_are_not_told_to_be_here(
@@ -79,14 +79,14 @@ def test_weights_that_the_catalog_does_not_know_are_not_told_to_be_here(
     preview.show(replace(a_look(home, {}), tiers=[strange]), ALL)
 
     said = capsys.readouterr().out
-    assert "To fetch: hub:somebody/else; the catalog does not know how much that is." in said
-    assert "All weights are here" not in said
+    assert "To download: hub:somebody/else, of unknown size." in said
+    assert "All models are downloaded" not in said
 
 
 def test_another_stack_is_told_with_what_becomes_of_each_tier(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     preview.show(a_look(home, {"asked": ASKED}), ALL | {"intent": "agent-fleet"})
 
-    lines = capsys.readouterr().out.partition("Against what is here now:\n")[2].splitlines()
+    lines = capsys.readouterr().out.partition("Changes to the current stack:\n")[2].splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["standard", "qwen3.5-9b"], ["fast", "qwen3.5-2b"]]
     assert lines[2].startswith("  longctx ")
     assert lines[2].endswith(" is new")
@@ -97,14 +97,14 @@ def test_a_tier_whose_model_stays_may_get_another_context(home: Home) -> None:
     first = chosen.picks[0]
     same = replace(STANDARD, name=first.tier, model=first.model, quant=first.quant, context=first.context)
 
-    assert preview.differences([same], chosen)[1].endswith(" stays")
+    assert preview.differences([same], chosen)[1].endswith(" is kept")
     less = replace(same, context=first.context // 2)
-    assert " stays, with a context of " in preview.differences([less], chosen)[1]
+    assert " is kept, with a context of " in preview.differences([less], chosen)[1]
 
 
 def test_what_the_options_leave_out_is_told(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     preview.show(a_look(home, {}), {"pull": False, "start": False})
-    assert "Nothing would be fetched or started." in capsys.readouterr().out
+    assert "Nothing would be downloaded or started." in capsys.readouterr().out
     assert preview.document(a_look(home, {}), {"pull": False, "start": False})["download_bytes"] == 0
 
     preview.show(a_look(home, {}), {"pull": True, "start": False})
