@@ -2,7 +2,7 @@ export UV_FROZEN := "true"
 
 default: check
 
-# Everything that must pass before a commit.
+# Everything that must pass before a commit; about a minute.
 check:
     uv run ruff format --check
     uv run ruff check
@@ -11,6 +11,18 @@ check:
     uv run codespell
     uv run cog --check -I docs README.md ARCHITECTURE.md CONTRIBUTING.md docs/*.md
     uv run pytest tests/unit tests/docs
+
+# What whoever has just cloned runs: first light with the real engine and gateway, the unit tests, the documents.
+test:
+    uv run pytest
+
+# Every test.
+test-all:
+    uv run pytest tests
+
+# Real processes: workers, services, signals, terminals.
+process:
+    uv run pytest tests/process
 
 # The real engine and the real gateway.
 contract:

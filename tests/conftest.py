@@ -1,19 +1,61 @@
-"""What every test stands on: a home of its own, and no settings leaking in from outside."""
+"""What every test stands on: a home of its own, no settings leaking in from outside, Ctrl-C that works, time limits."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from state import lock
 from state.db import Database, open_database
 from state.paths import Home
 from tasks.system import process
+
+TEARDOWN_S = 60.0
+"""How much longer than its limit a test may take until its process is ended."""
+MOST_PROCESSES = 4
+
+# What runs with `&`, under nohup or in many runners ignores SIGINT, and so would each program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests: 0, which is this one, where files or single tests are named."""
+    named = any(".py" in argument for argument in config.args)
+    return 0 if named else min(os.cpu_count() or 1, MOST_PROCESSES)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End this process, with every thread's stack, when a test outlives its limit.
+
+    pytest-timeout fails a test by a signal that comes once; a teardown that hangs after it would hang for ever. xdist
+    reports such a test as failed and starts another process for the others.
+    """
+    limit_s = _limit_s(item)
+    if limit_s and not item.config.getoption("usepdb"):
+        stderr = item.config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(limit_s + TEARDOWN_S, exit=True, file=stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _limit_s(item: pytest.Item) -> float:
+    """Return the seconds that pytest-timeout allows a test; 0 is no limit."""
+    marker = item.get_closest_marker("timeout")
+    chosen = item.config.getoption("timeout")
+    if marker and marker.args:
+        return float(marker.args[0])
+    return float(item.config.getini("timeout") if chosen is None else chosen)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -70,9 +71,17 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def line_with(program: subprocess.Popen[str], words: str) -> str:
-    """Read stderr up to the line with these words; the test's time limit ends a wait in vain."""
+    """Return the next line of stderr with these words; fail after PATIENCE_S, or at the end of stderr."""
     assert program.stderr
-    return next(line for line in program.stderr if words in line)
+    until = time.monotonic() + PATIENCE_S
+    read = b""
+    while not (read.endswith(b"\n") and words in read.decode().splitlines()[-1]):
+        ready = select.select([program.stderr], [], [], max(0.0, until - time.monotonic()))[0]
+        assert ready, f"no line with {words!r} in {PATIENCE_S:.0f} s: {read.decode()}"
+        byte = os.read(program.stderr.fileno(), 1)  # unbuffered, so that the rest is left for the next call
+        assert byte, f"stderr ended without {words!r}: {read.decode()}"
+        read += byte
+    return read.decode().splitlines()[-1]
 
 
 def pid_in(line: str) -> int:
@@ -82,13 +91,14 @@ def pid_in(line: str) -> int:
 
 
 def log_of(home: Home, event: str, count: int) -> int:
-    """Wait until the worker's log tells an event so often, and give how often it does."""
+    """Wait until the worker's log has an event `count` times; return how often it does then, or after PATIENCE_S."""
     until = time.monotonic() + PATIENCE_S
-    told = 0
-    while told < count and time.monotonic() < until:
+    lines = 0
+    while lines < count and time.monotonic() < until:
+        time.sleep(0.02)  # a file tells no one that it has grown, and a busy loop takes a core from who writes it
         with contextlib.suppress(FileNotFoundError):
-            told = home.log("worker").read_text().count(event)
-    return told
+            lines = home.log("worker").read_text().count(event)
+    return lines
 
 
 def test_commands_side_by_side_start_one_worker(

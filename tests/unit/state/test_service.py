@@ -1,6 +1,4 @@
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,11 +12,10 @@ IDENTITY = "boot/812/77"
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(Home(tmp_path).make())
-    service.ensure(opened, "fast", "engine", 8001)
-    yield opened
-    opened.close()
+def db(db: Database) -> Database:
+    """Return a database with one service in it."""
+    service.ensure(db, "fast", "engine", 8001)
+    return db
 
 
 def bring_up(db: Database) -> int:
@@ -30,18 +27,27 @@ def bring_up(db: Database) -> int:
     return generation
 
 
-@pytest.mark.parametrize(("doing", "what"), itertools.product(State, ServiceEvent))
-def test_only_the_tables_steps_are_taken(db: Database, doing: State, what: ServiceEvent):
-    db.run("UPDATE services SET state = ?", (doing,))
+@pytest.mark.parametrize(("now", "what"), itertools.product(State, ServiceEvent))
+def test_only_the_tables_steps_are_taken(now: State, what: ServiceEvent):
     sources, target = TRANSITIONS[what]
 
-    took = service.apply(db, "fast", what)
+    if now in sources:
+        assert service.transition(now, what) == target
+    else:
+        with pytest.raises(ValueError, match=f"a {now} service cannot be {what}"):
+            service.transition(now, what)
 
-    assert took == (doing in sources)
-    assert service.get(db, "fast").state == (target if took else doing)
-    if not took:
-        with pytest.raises(ValueError, match=f"a {doing} service cannot be {what}"):
-            service.transition(doing, what)
+
+@pytest.mark.parametrize("what", ServiceEvent)
+def test_a_row_takes_the_steps_of_the_table_and_no_other(db: Database, what: ServiceEvent):
+    sources, target = TRANSITIONS[what]
+    after: dict[State, State] = {}
+    for now in State:
+        db.run("UPDATE services SET state = ?", (now,))
+        assert service.apply(db, "fast", what) == (now in sources)
+        after[now] = service.get(db, "fast").state
+
+    assert after == {now: target if now in sources else now for now in State}
 
 
 def test_every_state_can_be_reached_and_left():
@@ -137,9 +143,9 @@ def test_a_persons_wish_gives_a_failed_service_its_tries_back(db: Database):
     assert service.get(db, "fast").next_try_at is None
 
 
-def test_the_wish_outlives_the_connection(db: Database, tmp_path: Path):
+def test_the_wish_outlives_the_connection(db: Database, home: Home):
     service.set_desired(db, "fast", "up")
-    again = open_database(Home(tmp_path))
+    again = open_database(home)
 
     assert service.get(again, "fast").desired == "up"
     again.close()

@@ -1,79 +1,20 @@
-"""The main job, as a new user does it: one command, three engines and a gateway, an answer with Paris in it."""
+"""The whole stack, as a user has it after one command: three engines, a gateway, a page; and what they live through."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.user import QUESTION, User
 
-from state import worker as workers
-from state.db import read_database
-from state.paths import Home
 from tasks.system import process
 
 NAMES = ["standard", "fast", "longctx", "gateway", "page"]
-QUESTION = "What is the capital of France?"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def free_run(count: int) -> int:
-    """Find `count` ports in a row that nobody holds."""
-    for base in range(21000, 60000, count + 1):
-        try:
-            for port in range(base, base + count):
-                with socket.socket() as trial:
-                    trial.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no free ports")
-
-
-class User:
-    """A person at a terminal, in a fresh home on ports of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self.home = Home(root)
-        base = free_run(12)  # ten for tiers, one for the gateway, one for the page
-        self.gateway = base + 10
-        self.environment = {name: text for name, text in os.environ.items() if not name.startswith("MLXQ_")} | {
-            "MLXQ_HOME": str(root),
-            "MLXQ_TIER_PORT_BASE": str(base),
-            "MLXQ_LITELLM_PORT": str(self.gateway),
-            "MLXQ_PAGE_PORT": str(base + 11),
-        }
-
-    def run(self, *words: str, code: int = 0) -> str:
-        """Run a command and give what it printed; its exit code must be `code`."""
-        argv = [sys.executable, "-P", "-m", "mlxq", *words]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, check=False, timeout=600)
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stdout
-
-    def status(self) -> dict[str, Any]:
-        return json.loads(self.run("status", "--json"))
-
-    def services(self) -> dict[str, dict[str, Any]]:
-        return {each["name"]: each for each in self.status()["services"]}
-
-    def leave(self) -> None:
-        """Put everything down, the worker last."""
-        self.run("down")
-        db = read_database(self.home)
-        there = workers.current(db)
-        db.close()
-        if there:
-            process.stop(process.decode(there.owner), 20.0)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +36,6 @@ def test_setup_ends_with_five_healthy_services(user: User) -> None:
     assert {each["state"] for each in report["services"]} == {"healthy"}
     assert all(each["memory_mb"] <= 350 for each in report["services"] if each["kind"] == "engine")
     assert all(each["memory_mb"] <= 60 for each in report["services"] if each["kind"] == "page")
-
-
-def test_the_chat_answer_has_paris_in_it(user: User) -> None:
-    assert "Paris" in user.run("chat", QUESTION)
 
 
 def test_setup_again_pulls_and_restarts_nothing(user: User) -> None:
