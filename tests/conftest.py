@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
@@ -24,6 +25,11 @@ MOST_PROCESSES = 4
 
 # What runs with `&`, under nohup or in many runners ignores SIGINT, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# An example that is slow says that the machine is crowded.
+hypothesis.settings.register_profile("crowded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("crowded")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

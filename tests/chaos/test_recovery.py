@@ -21,22 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_wedged_engine_is_replaced(mlxq: Mlxq):
-    """Health is green, requests are taken, no token comes: at most 30 s, and more only on a crowded machine."""
+    """Health is green, requests are taken, no token comes: noticed in 30 s, and later only on a crowded machine."""
     mlxq.work_with_fakes()
     mlxq.up()
     before = recovery.patience()
     back = recovery.wedge(mlxq)
 
-    assert back.ready_s <= 30 * max(before, recovery.patience())
+    assert back.begun_s <= 30 * max(before, recovery.patience())
     assert mlxq.engines() == 1
-
-
-def test_a_killed_engine_costs_its_own_start_and_a_second(mlxq: Mlxq):
-    mlxq.work_with_fakes("--load", "2")
-    mlxq.up()
-    back = recovery.hurt_until(recovery.costs_a_second, mlxq, signal.SIGKILL)
-
-    assert recovery.costs_a_second(back), back
 
 
 def test_an_engine_that_dies_at_once_is_not_tried_for_ever(mlxq: Mlxq):
@@ -49,17 +41,6 @@ def test_an_engine_that_dies_at_once_is_not_tried_for_ever(mlxq: Mlxq):
     assert one.next_try_at is not None
     assert 200 < one.next_try_at - mlxq.db.now() < 400
     assert mlxq.engines() == 0
-
-
-def test_a_dead_worker_changes_nothing_and_the_next_one_notices_the_next_death(mlxq: Mlxq):
-    mlxq.work()
-    mlxq.up()
-    same, back = recovery.kill_worker_then_engine(mlxq)
-    if not recovery.begun_at_once(back):
-        back = recovery.hurt_until(recovery.begun_at_once, mlxq, signal.SIGKILL)
-
-    assert same
-    assert recovery.begun_at_once(back), back
 
 
 def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_stays_down(mlxq: Mlxq, tiny: Path):
@@ -184,5 +165,5 @@ def test_a_tier_killed_under_load_costs_no_request_but_those_in_flight(mlxq: Mlx
     _, later = load.lost(at)
     assert later == 0
 
-    back = recovery.hurt_until(lambda found: found.extra_s <= 1, mlxq, signal.SIGKILL, "gateway")
-    assert back.extra_s <= 1, back
+    recovery.hurt(mlxq, signal.SIGKILL, "gateway")
+    assert mlxq.one("gateway").state == State.READY

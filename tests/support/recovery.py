@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -41,6 +40,13 @@ lifecycle.write_start_marker = steal
 """A worker that takes the port away itself, at the one moment at which nobody looks."""
 
 
+NO_LOOKS = """
+from tasks.supervision import watchdog
+watchdog.Watchdog.tick = lambda self: None
+"""
+"""A worker that never looks at its services: it learns of a death from the kernel or not at all."""
+
+
 @dataclass(frozen=True)
 class Back:
     """How a service came back."""
@@ -64,31 +70,6 @@ def hurt(mlxq: Mlxq, number: signal.Signals, name: str = "fast") -> Back:
     at = time.time()
     process.send(mlxq.identity(name), number)
     return back(mlxq, one, at)
-
-
-def hurt_until(
-    good: Callable[[Back], bool], mlxq: Mlxq, number: signal.Signals, name: str = "fast", tries: int = 3
-) -> Back:
-    """Hurt a service until it comes back well, so often at most: a crowded machine may be late, mlxq may not.
-
-    What died before is forgotten, as ten good minutes would, for else each next try waits longer.
-    """
-    while True:
-        found = hurt(mlxq, number, name)
-        tries -= 1
-        if good(found) or not tries:
-            return found
-        mlxq.db.run("UPDATE services SET exits = '[]' WHERE name = ?", (name,))
-
-
-def begun_at_once(found: Back) -> bool:
-    """Tell whether the figure is met: a quarter of a second from the death to the next start."""
-    return found.begun_s <= 0.25
-
-
-def costs_a_second(found: Back) -> bool:
-    """Tell whether the figures are met: begun at once, and back within its own start and a second."""
-    return begun_at_once(found) and found.extra_s <= 1
 
 
 def back(mlxq: Mlxq, earlier: Service, at: float) -> Back:
