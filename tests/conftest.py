@@ -13,19 +13,20 @@ from pathlib import Path
 import hypothesis
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
+from support.scheduling import ByFile
+from xdist.remote import Producer
 
 from state import lock
 from state.db import Database, open_database
 from state.paths import Home
 from tasks.system import process
 
-TEARDOWN_S = 60.0
-"""How much longer than its limit a test may take until its process is ended."""
+GRACE_S = 60.0
+"""How much longer than a test's limit one of its phases may take until the process is ended."""
 MOST_PROCESSES = 4
 
 # What runs with `&`, under nohup or in many runners ignores SIGINT, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 # An example that is slow says that the machine is crowded.
 hypothesis.settings.register_profile("crowded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -38,21 +39,30 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if named else min(os.cpu_count() or 1, MOST_PROCESSES)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """End this process, with every thread's stack, when a test outlives its limit.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile | None:
+    return ByFile(config, log) if config.option.dist == "loadfile" else None
+
+
+def _within_limit(item: pytest.Item) -> Generator[None, object, object]:
+    """End this process, with every thread's stack, when a phase of a test outlives the test's limit.
 
     pytest-timeout fails a test by a signal that comes once; a teardown that hangs after it would hang for ever. xdist
-    reports such a test as failed and starts another process for the others.
+    reports such a test as failed and starts another process for the others. Each phase sets the timer again, because
+    pytest clears it when it reports a failure.
     """
     limit_s = _limit_s(item)
     if limit_s and not item.config.getoption("usepdb"):
         stderr = item.config.stash[fault_handler_stderr_fd_key]
-        faulthandler.dump_traceback_later(limit_s + TEARDOWN_S, exit=True, file=stderr)
+        faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True, file=stderr)
     try:
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_within_limit)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_within_limit)
+pytest_runtest_teardown = pytest.hookimpl(wrapper=True)(_within_limit)
 
 
 def _limit_s(item: pytest.Item) -> float:
