@@ -17,6 +17,8 @@ TIER = "MLXQ_TIER_KEY"
 """Opens the engines; only the gateway and the watchdog know it."""
 PAGE = "MLXQ_PAGE_KEY"
 """Signs the page's links and cookies, and lets Prometheus read its figures."""
+SHELL = "MLXQ_SHELL_KEY"
+"""The app's key that `mlxq connect env` prints, again and again; the others are kept as hashes alone."""
 CLOUD = "OPENROUTER_API_KEY"
 """The person's own; present only when they gave one."""
 

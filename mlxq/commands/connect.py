@@ -16,11 +16,13 @@ from mlxq import gateway_client, jobs_client, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
-from state import keys, ports, stack
+from state import keys, ports, secrets, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
+SHELL = "env"
+"""The name of the key that shells share."""
 PLAIN = 0o644
 """Mode of a new file that holds no key."""
 
@@ -36,12 +38,15 @@ def command() -> None:
 
 @command.command()
 def env() -> None:
-    """Print exports for OpenAI clients: eval "$(mlxq connect env)"."""
+    """Print exports for OpenAI clients: eval "$(mlxq connect env)".
+
+    They have a key of their own, named env; `mlxq keys revoke env` has the next call make another.
+    """
     place = get_home()
     with jobs_client.reading(place) as db:
         url = ports.endpoint(ports.listing(db))
     click.echo(f"export OPENAI_BASE_URL={shlex.quote(url)}")
-    click.echo(f"export OPENAI_API_KEY={shlex.quote(gateway_client.key(place))}")
+    click.echo(f"export OPENAI_API_KEY={shlex.quote(_shell_key(place))}")
 
 
 def _subcommand(client: Client) -> click.Command:
@@ -159,6 +164,20 @@ def _fresh_key(place: Home, client: Client) -> str:
     if client.name in {one.name for one in keys.read(where).values()}:
         keys.revoke(where, client.name)
     return keys.create(where, client.name)
+
+
+def _shell_key(place: Home) -> str:
+    """Return the key of shells; a new one where there is none, or it was revoked."""
+    gateway_client.key(place)  # says that nothing is set up yet
+    where, kept = keys.place(place), secrets.read(place.secrets).get(secrets.SHELL, "")
+    made = keys.read(where)
+    if keys.digest(kept) in made:
+        return kept
+    if SHELL in {key.name for key in made.values()}:
+        keys.revoke(where, SHELL)
+    key = keys.create(where, SHELL)
+    secrets.put(place.secrets, secrets.SHELL, key)
+    return key
 
 
 def _mode(client: Client, path: Path) -> int:

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from mlxq import jobs_client, options, render
 from state import keys, stack
+from state.errors import UsageProblem
 from state.keys import Key
 from state.paths import Home, get_home
 
@@ -34,16 +35,18 @@ def command() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--tiers", metavar="A,B", default="", help="Only these tiers; else all.")
+@click.option("--tiers", metavar="A,B", help="Only these tiers; else all.")
 @click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="At most N requests a minute.")
 @click.option("--background", is_flag=True, help="Its requests stand back while others are at work.")
-def create(name: str, *, tiers: str, rpm: int | None, background: bool) -> None:
+def create(name: str, *, tiers: str | None, rpm: int | None, background: bool) -> None:
     """Make a key for the app NAME and print it once.
 
     It is not shown again: mlxq keeps its hash alone.
     """
     place = get_home()
-    wanted = tuple(each.strip() for each in tiers.split(",") if each.strip())
+    wanted = tuple(tier.strip() for tier in (tiers or "").split(",") if tier.strip())
+    if tiers is not None and not wanted:
+        raise UsageProblem("--tiers names no tier.", hint=f"mlxq keys create {name}")
     if wanted:
         with jobs_client.reading(place) as db:
             wanted = tuple(stack.tier(db, each).name for each in wanted)

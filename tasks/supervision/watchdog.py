@@ -149,7 +149,7 @@ class Watchdog:
     def _probe(self, db: Database, one: Service, found: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
         charge = self._monitored(one.name, found)
-        limits = health.patience(_limits(db, one), memory.crowding())
+        limits = _limits(db, one)
         now = time.monotonic()
         status = _ask(one)
         answer, charge.answer = charge.answer, None
@@ -254,10 +254,14 @@ def _purge(one: Service) -> None:
 
 
 def _limits(db: Database, one: Service) -> Limits:
+    """Return how long a service may be silent on this machine as busy as it is."""
+    crowding = memory.crowding()
+    if one.kind == "gateway":
+        return health.patience(health.GATEWAY, min(crowding, health.MOST_CROWDED_GATEWAY))
     with suppress(NotFound):
         if one.kind == "engine" and stack.tier(db, one.name).vision:
-            return health.VISION
-    return health.TEXT
+            return health.patience(health.VISION, crowding)
+    return health.patience(health.TEXT, crowding)
 
 
 def _send_canary(charge: Monitored, one: Service) -> None:

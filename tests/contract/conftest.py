@@ -74,6 +74,10 @@ class Upstream:
     def seen(self) -> list[dict[str, object]]:
         return httpx.get(f"{self.url}/seen").json()
 
+    def open(self) -> int:
+        """Give how many requests it is at work on."""
+        return httpx.get(f"{self.url}/open").json()
+
     def tier(self) -> Tier:
         return Tier(
             name=self.name,
@@ -96,6 +100,7 @@ class Gateway:
     tiers: list[Tier]
     secrets: dict[str, str]
     cloud_model: str | None = None
+    allowed_origins: list[str] = field(default_factory=list)
     cloud_url: str = plan.OPENROUTER
     cloud_cap_usd: float = 1.0
     backend: str = "cpu"
@@ -116,7 +121,7 @@ class Gateway:
     def start(self) -> float:
         """Start it and give the seconds until it was ready."""
         config = self.home / "gateway.yaml"
-        config.write_text(yaml.safe_dump(plan.configuration(self.tiers, cloud_model=self.cloud_model)))
+        config.write_text(yaml.safe_dump(self._configuration()))
         argv = plan.argv(sys.executable, str(config), self.port, host=self.host)
         env = plan.environment(
             self.secrets,
@@ -135,6 +140,9 @@ class Gateway:
         until(lambda: self.up() or self.died(), 120)
         assert not self.died(), self.log.read_text()
         return time.monotonic() - began
+
+    def _configuration(self) -> dict[str, object]:
+        return plan.configuration(self.tiers, cloud_model=self.cloud_model, allowed_origins=self.allowed_origins)
 
     def up(self) -> bool:
         return answers(f"{self.url}/health/readiness")

@@ -18,6 +18,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -69,10 +70,10 @@ async def chunks(text: str, verb: str, limit: int, pause: float) -> AsyncIterato
                 yield 'data: {"error": {"message": "boom", "code": 500}}\n\ndata: [DONE]\n\n'
             return
         await asyncio.sleep(pause)
-        if verb == "beat":
+        if verb.startswith("beat"):
             yield ": heartbeat\n\n"
         yield event({"content": piece})
-    yield event({}, "stop", usage=usage(len(pieces)))
+    yield event({}, "length" if verb == "cut" else "stop", usage=usage(len(pieces)))
     yield "data: [DONE]\n\n"
 
 
@@ -108,9 +109,9 @@ async def chat(request: Request) -> Response:
         await asyncio.sleep(600)
     if verb == "die":
         os._exit(1)
-    text = rest if verb in ("say", "beat") else TEXT
+    text = rest if verb in ("say", "beat", "cut") else TEXT
     limit = int(rest) if verb in CUT else 0
-    pause = float(rest) if verb == "slow" else 0.0
+    pause = float(rest) if verb in ("slow", "beat-slow") else 0.0
     if body.get("stream"):
         return StreamingResponse(chunks(text, verb, limit, pause), media_type="text/event-stream")
     await asyncio.sleep(pause * len(words(text)))
@@ -194,7 +195,49 @@ async def models(_: Request) -> Response:
     return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"}]})
 
 
+class Open:
+    """Counts the requests at work, as long as their clients are there."""
+
+    number = 0
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        given = [{"type": "http.request", "body": body}]
+
+        async def again() -> Any:
+            return given.pop() if given else await asyncio.Event().wait()
+
+        async def left() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        Open.number += 1
+        work, leaving = asyncio.create_task(self.app(scope, again, send)), asyncio.create_task(left())
+        await asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)
+        for task in (work, leaving):
+            task.cancel()
+        Open.number -= 1
+        if work.done() and not work.cancelled():
+            work.result()
+
+
+async def opened(_: Request) -> Response:
+    return JSONResponse(Open.number)
+
+
 app = Starlette(
+    middleware=[Middleware(Open)],
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/api/v1/chat/completions", chat, methods=["POST"]),
@@ -205,7 +248,8 @@ app = Starlette(
         Route("/v1/status", status),
         Route("/fault", fault, methods=["POST"]),
         Route("/seen", requests),
-    ]
+        Route("/open", opened),
+    ],
 )
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from support.ports import free_port
 
 from mlxq import cli
-from state import secrets, settings, stack
+from state import keys, secrets, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Tier
@@ -96,9 +96,18 @@ def test_a_gateway_that_is_not_there_exits_3(
 
 
 def test_connect_env_can_be_evaluated(home: Home, port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["connect", "env"]) == 0
+    """With a key of its own, the same each time until it is revoked; the master key leaves no command."""
+    printed: list[str] = []
+    for _ in range(2):
+        assert cli.run(["connect", "env"]) == 0
+        printed.append(capsys.readouterr().out)
+    url, key = printed[0].splitlines()
+    assert url == f"export OPENAI_BASE_URL=http://127.0.0.1:{port}/v1"
+    secret = key.removeprefix("export OPENAI_API_KEY=")
+    assert keys.read(keys.place(home))[keys.digest(secret)].name == "env"
+    assert secrets.read(home.secrets)[secrets.MASTER] not in printed[0]
+    assert printed[0] == printed[1]
 
-    assert capsys.readouterr().out.splitlines() == [
-        f"export OPENAI_BASE_URL=http://127.0.0.1:{port}/v1",
-        f"export OPENAI_API_KEY={secrets.read(home.secrets)[secrets.MASTER]}",
-    ]
+    keys.revoke(keys.place(home), "env")
+    assert cli.run(["connect", "env"]) == 0
+    assert capsys.readouterr().out != printed[0]

@@ -130,3 +130,10 @@ def test_usage_of_a_time_leaves_out_what_was_before(
 def test_no_usage_is_said_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["usage"]) == 0
     assert "Nothing was asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tiers", ["", ",", " , "])
+def test_an_empty_list_of_tiers_is_not_all_of_them(home: Home, tiers: str) -> None:
+    """As from a script's unset variable."""
+    assert cli.run(["keys", "create", "app", "--tiers", tiers]) == 2
+    assert keys.read(keys.place(home)) == {}
