@@ -40,6 +40,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Read on; the limit ends with the whole head, and starts again with the first bytes of the next one."""
         before = cast("object", self.cycle)
+        self._known = self.known  # the next request has a scope of its own
         super().data_received(data)
         if self.cycle is not before:
             self._end_limit()
@@ -54,8 +55,7 @@ class Connection(H11Protocol):
     @property
     def known(self) -> bool:
         """Whether a valid key came over this connection."""
-        self._known = self._known or bool(self.scope and self.scope.get(KNOWN))
-        return self._known
+        return self._known or bool(self.scope and self.scope.get(KNOWN))
 
     def _waits(self) -> bool:
         """Return whether a request is expected, or the rest of one that was answered already."""
