@@ -178,6 +178,8 @@ class Encoder:
         self._index = -1
         self._open: tuple[str, int] | None = None
         """The kind of the block that is open, and the index of its tool call."""
+        self._later: dict[int, list[dict[str, Any]]] = {}
+        """Pieces of tool calls that came while another call was open: Anthropic's blocks cannot interleave."""
         self._finish: str | None = None
         self._usage: Mapping[str, Any] | None = None
 
@@ -199,12 +201,17 @@ class Encoder:
         if words := delta.get("content"):
             events += self._piece("text", 0, {"text": ""}, "text_delta", text=words)
         for call in objects(delta.get("tool_calls")):
-            function = obj(call.get("function"))
-            head: dict[str, Any] = {"id": call.get("id"), "name": function.get("name"), "input": {}}
-            arguments = function.get("arguments") or ""
-            at: int = call.get("index", 0)
-            events += self._piece("tool_use", at, head, "input_json_delta", partial_json=arguments)
+            at = int(call.get("index") or 0)
+            if self._open and self._open[0] == "tool_use" and self._open[1] != at:
+                self._later.setdefault(at, []).append(call)
+            else:
+                events += self._call(at, call)
         return events
+
+    def _call(self, at: int, call: Mapping[str, Any]) -> bytes:
+        function = obj(call.get("function"))
+        head: dict[str, Any] = {"id": call.get("id"), "name": function.get("name"), "input": {}}
+        return self._piece("tool_use", at, head, "input_json_delta", partial_json=function.get("arguments") or "")
 
     def _piece(self, block: str, at: int, head: Mapping[str, Any], delta: str, **words: str) -> bytes:
         """Return one piece of a block, which is opened before it where another one is open."""
@@ -223,9 +230,10 @@ class Encoder:
 
     def end(self, stop: str | None) -> bytes:
         """Return the last events. `stop`: the stop string that ended the answer."""
+        events = b"".join([self._call(at, call) for at, calls in self._later.items() for call in calls])
         delta = {"stop_reason": _reason(self._finish, stop), "stop_sequence": stop}
         last = _event("message_delta", delta=delta, usage=_usage(self._usage)) + _event("message_stop")
-        return self._close() + last
+        return events + self._close() + last
 
 
 def _event(name: str, **fields: Any) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from tasks.gateway import sse
 from tasks.gateway.dialects import CHAT, parsed
 from tasks.gateway.engine_client import EngineDown
+from tasks.gateway.json_values import obj
 from tasks.gateway.stop_strings import Scanner
 
 Chunk = dict[str, Any]
@@ -15,6 +18,8 @@ Count = Callable[[int], Awaitable[Mapping[str, int] | None]]
 """Tokens of an answer so far -> its usage."""
 
 BROKE_OFF = "broke off its answer"
+END_S = 1.0
+"""How long the end of an answer that an engine has written is waited for."""
 
 
 async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
@@ -59,11 +64,22 @@ class Stopper:
             if self._scanner.hit is None:
                 yield chunk
                 continue
-            usage = chunk.pop("usage", None) or await self._count(self._tokens)
+            usage = chunk.pop("usage", None) or await self._count(self._tokens) or await self._told_at_end(source)
             yield chunk
             if usage:
                 yield {**chunk, "choices": [], "usage": usage}
             return
+
+    async def _told_at_end(self, source: AsyncIterator[Chunk]) -> Mapping[str, int] | None:
+        """Return the usage of an answer that is out already: it is on its way to us."""
+        with contextlib.suppress(TimeoutError, EngineDown):
+            async with asyncio.timeout(END_S):
+                async for chunk in source:
+                    if usage := obj(chunk.get("usage")):
+                        prompt = int(usage.get("prompt_tokens") or 0)
+                        made = {"prompt_tokens": prompt, "completion_tokens": self._tokens}
+                        return made | {"total_tokens": prompt + self._tokens}
+        return None
 
     def _scan(self, choice: dict[str, Any]) -> None:
         """Take the words of one choice, and put what may be shown in their place."""

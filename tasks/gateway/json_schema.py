@@ -15,6 +15,8 @@ import orjson
 ORDER = "Answer with one JSON value and nothing else. It must match this JSON schema: "
 LARGEST = 64 * 1024
 STEPS = 200_000
+ERROR_BYTES = 32 * 2**20
+"""Of all errors' messages together: each one quotes what it is about."""
 _FENCED = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _BY_NAME = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
 """Keywords whose keys are names and no keywords."""
@@ -76,15 +78,19 @@ def _checker(schema: Mapping[str, Any]) -> Any:
 
     known = cast("Any", validators).validator_for(dict(schema))
     extend = cast("Any", validators).extend
-    left = STEPS
+    left, room = STEPS, ERROR_BYTES
 
-    def counted(check: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any] | None]:
-        def step(*arguments: Any) -> Iterator[Any] | None:
-            nonlocal left
+    def counted(check: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any]]:
+        def step(*arguments: Any) -> Iterator[Any]:
+            nonlocal left, room
             left -= 1
             if left < 0:
                 raise _TooMuch
-            return check(*arguments)
+            for error in check(*arguments) or ():
+                room -= len(error.message)
+                if room < 0:
+                    raise _TooMuch
+                yield error
 
         return step
 

@@ -18,6 +18,8 @@ from tasks.gateway.json_values import first, obj, objects
 from tasks.gateway.plans import Plan
 
 _CALLS = "tool_calls"
+HELD_BYTES = 16 * 2**20
+"""How much of a stream is held back while its tool call has not come."""
 
 
 class ChunkSource(Protocol):
@@ -125,6 +127,11 @@ class Stream(Protocol):
         ...
 
 
+def _check_room(held: bytearray) -> None:
+    if len(held) > HELD_BYTES:
+        raise EngineDown("answered without an end")
+
+
 def stream(plan: Plan, source: ChunkSource, count: Count, id: str) -> Stream:  # noqa: A002 - the field's name
     """Return the stream that a plan wants of an answer."""
     if plan.chunked or (plan.needs_call and plan.dialect is CHAT):
@@ -150,6 +157,7 @@ class ByteStream:
             told += run
             if self._spoke and plan.schema is None and (self._called or not plan.needs_call):
                 return bytes(told)
+            _check_room(told)
         if plan.needs_call and not self._called:
             raise _without_call()
         if plan.schema is not None and self._last.get("status") == "completed":
@@ -229,6 +237,7 @@ class ChunkStream:
             told += self._written(chunk)
             if self._may_open(chunk):
                 return bytes(told)
+            _check_room(told)
         if self._plan.needs_call:
             raise _without_call()
         return bytes(told)

@@ -437,6 +437,20 @@ def test_a_chats_stream_becomes_a_messages():
     assert events[-2]["usage"]["input_tokens"] == 3
 
 
+def test_calls_that_interleave_become_blocks_that_do_not():
+    encoder = anthropic_chat.Encoder("msg_1", "standard")
+    raw = b""
+    for at, name, arguments in ((0, "a", "{"), (1, "b", "{"), (0, None, "}"), (1, None, "}")):
+        call = {"index": at, "function": {"name": name, "arguments": arguments}} | ({"id": f"t{at}"} if name else {})
+        raw += encoder.feed({"choices": [{"delta": {"tool_calls": [call]}}]})
+    raw += encoder.end(None)
+    events = [json.loads(sse.data(event) or b"") for event in sse.split(raw)]
+    blocks = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert [(block["id"], block["name"]) for block in blocks] == [("t0", "a"), ("t1", "b")]
+    pieces = [(event["index"], event["delta"]["partial_json"]) for event in events if "partial_json" in str(event)]
+    assert pieces == [(0, "{"), (0, "}"), (1, "{"), (1, "}")]
+
+
 # Schemas
 
 
@@ -445,6 +459,12 @@ def test_checking_a_schema_is_bounded():
     many = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)} | {"d40": {}}
     assert "too many steps" in (json_schema.mismatch("1", {"$defs": many, "$ref": "#/$defs/d0"}) or "")
     assert json_schema.mismatch(json.dumps("a" * 40 + "!"), {"type": "string", "pattern": "^(a+)+$"}) is None
+
+
+def test_the_errors_of_a_schema_take_no_memory():
+    """Each one quotes the answer."""
+    schema = {"anyOf": [{"type": "integer"}] * 3000}
+    assert "too many steps" in (json_schema.mismatch(json.dumps("a" * 100_000), schema) or "")
 
 
 def test_a_property_called_pattern_is_checked():
