@@ -15,13 +15,13 @@ from state import secrets
 from state.paths import get_home
 
 STOP_S = 2
-"""Seconds that answers in flight have after SIGTERM."""
+"""Seconds for running responses after SIGTERM."""
 BEHIND = 5
-"""How far the page stands back where gateway and engines want every core (nice(2)): a quarter of one is left for it."""
+"""Niceness of the page, so that it does not take CPU time from the gateway and the engines (nice(2))."""
 
 
 class PageServer(uvicorn.Server):
-    """Sleeps between requests, and ends the streams of events when it shall end."""
+    """Sleeps between requests, and closes the event streams on shutdown."""
 
     def __init__(self, config: uvicorn.Config, page: WebApp) -> None:
         super().__init__(config)
@@ -29,11 +29,11 @@ class PageServer(uvicorn.Server):
         self._end = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """Wait for the end. Uvicorn's own looks ten times a second, which costs 0.1 CPU s a minute."""
+        """Wait for the shutdown. Uvicorn's own loop polls ten times a second, which costs 0.1 CPU s per minute."""
         await self._end.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take SIGTERM or SIGINT."""
+        """Start the shutdown on SIGTERM or SIGINT."""
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(self._end.set)
         loop.call_soon_threadsafe(self._page.stage.close)
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("port", type=int)
     port: int = parser.parse_args().port
     os.nice(BEHIND)
-    place = get_home().make()
-    page = WebApp(place, PageAuth(secrets.ensure(place.secrets)[secrets.PAGE]))
+    home = get_home().make()
+    page = WebApp(home, PageAuth(secrets.ensure(home.secrets)[secrets.PAGE]))
     config = uvicorn.Config(
         build(page),
         host="127.0.0.1",

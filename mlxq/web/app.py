@@ -1,4 +1,4 @@
-"""The page as an ASGI app: what each address answers, and to whom."""
+"""The page's ASGI application: its routes, and who may use them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tasks import kinds
 VERBS = ("start", "restart", "drain", "stop")
 REFUSED, MISSING, CONFLICT, BROKEN = 403, 404, 409, 503
 FOREVER = "public, max-age=31536000, immutable"
-"""Static files are asked for by their digest."""
+"""Static files are requested with their digest in the URL."""
 
 Answer = Callable[[Request], Awaitable[Response]]
 
 
 class WebApp:
-    """Everything one running page needs."""
+    """The state of one running page."""
 
     def __init__(self, home: Home, door: PageAuth) -> None:
         self.home = home
@@ -44,16 +44,16 @@ class WebApp:
         self.stage = Broadcaster(home, self.painter)
 
     def cookie_name(self, request: Request) -> str:
-        """Give the cookie's name; two pages on one machine have two ports and share one jar."""
+        """Return the cookie's name. It has the port: browsers share cookies between the ports of a host."""
         return f"mlxq-{request.url.port or 80}"
 
     def session(self, request: Request) -> str | None:
-        """Give the session's cookie, or None when it is missing or false."""
+        """Return the session's cookie; None if it is missing or invalid."""
         cookie = request.cookies.get(self.cookie_name(request))
         return cookie if self.door.knows(cookie) else None
 
     def for_session(self, answer: Answer) -> Answer:
-        """Answer only who has the cookie."""
+        """Require a session."""
 
         async def guarded(request: Request) -> Response:
             if self.session(request) is None:
@@ -68,30 +68,30 @@ class WebApp:
         return guarded
 
     def for_action(self, answer: Answer) -> Answer:
-        """Answer only who has the cookie, its token, and comes from our own page."""
+        """Require a session, its action token, and a request from this page."""
 
         async def guarded(request: Request) -> Response:
             cookie = self.session(request)
             if cookie is None:
-                return _told("Open the page anew: mlxq dashboard", 401)
+                return _message("Your session has expired. Run: mlxq dashboard", 401)
             if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-                return _told("This came from another page.", REFUSED)
+                return _message("The request came from another page.", REFUSED)
             if not self.door.may_act(cookie, request.headers.get("x-mlxq-token", "")):
-                return _told("This page is too old. Load it again.", REFUSED)
+                return _message("This page is out of date. Reload it.", REFUSED)
             try:
                 return await answer(request)
             except NotFound as problem:
-                return _told(problem.message, MISSING)
+                return _message(problem.message, MISSING)
             except MlxqError as problem:
-                return _told(problem.message, CONFLICT)
+                return _message(problem.message, CONFLICT)
 
         return guarded
 
     async def enter(self, request: Request) -> Response:
-        """Turn a one-time link into a cookie.
+        """Exchange a one-time link for a session cookie.
 
-        The page is then loaded by a refresh and not by a redirect: a link clicked in another site's page, such as a
-        terminal in a browser, would not take a SameSite=Strict cookie along.
+        The page is then loaded by a refresh, not a redirect: after a click in another site's page, such as a terminal
+        in a browser, a redirect would not carry the SameSite=Strict cookie.
         """
         cookie = self.door.enter(request.query_params.get("link", ""))
         if cookie is None:
@@ -103,7 +103,7 @@ class WebApp:
         return answer
 
     async def show(self, request: Request) -> Response:
-        """Show the page."""
+        """Return the page."""
         try:
             sections = self.stage.render()
         except NotSetUp:
@@ -112,20 +112,20 @@ class WebApp:
         return HTMLResponse(self.painter.part("page", sections=sections, token=token))
 
     async def events(self, _request: Request) -> Response:
-        """Tell what changes, as server-sent events."""
+        """Stream changes as server-sent events."""
         return StreamingResponse(self.stage.watch(), media_type="text/event-stream")
 
     async def job(self, request: Request) -> Response:
-        """Show one job in full."""
+        """Return the details of a job."""
         try:
             with closing(read_database(self.home)) as db:
-                found = job_detail.look(db, request.path_params["job"])
+                detail = job_detail.read(db, request.path_params["job"])
         except NotFound as problem:
             return PlainTextResponse(problem.message, status_code=MISSING)
-        return HTMLResponse(self.painter.part("job", found=found))
+        return HTMLResponse(self.painter.part("job", detail=detail))
 
     async def serve(self, request: Request) -> Response:
-        """Start, restart, drain or stop a service; a stop cuts a drain short."""
+        """Start, restart, drain or stop a service; a stop ends a running drain."""
         name, verb = request.path_params["service"], request.path_params["verb"]
         if verb not in VERBS:
             raise NotFound(f"There is no action {verb!r} for a service.")
@@ -136,36 +136,36 @@ class WebApp:
                 if verb in {"stop", "drain"}:
                     service.set_desired(
                         db, name, "down"
-                    )  # a job of the watchdog, which this may attach to, has no wish
+                    )  # a job of the watchdog, which this may attach to, does not change it
                 number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
             if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
-                ledger.cancel(db, number)  # the watchdog stops what is not wanted and not drained either
-                return f"Job {number}: told to wait no longer."
-            return f"Job {number}: {verb} {name}" if fresh else f"Job {number} is already at it."
+                ledger.cancel(db, number)  # the watchdog stops a service that is neither desired nor draining
+                return f"Job {number}: drain cancelled, stopping now."
+            return f"Job {number}: {verb} {name}" if fresh else f"Job {number} is already doing this."
 
         return await self._act(put)
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a job."""
         job = request.path_params["job"]
-        return await self._act(lambda db: f"Job {job}: {ledger.cancel(db, job)}, and told to stop.")
+        return await self._act(lambda db: f"Cancel requested; job {job} is {ledger.cancel(db, job)}.")
 
     async def retry(self, request: Request) -> Response:
-        """Try a job again."""
+        """Retry a job."""
         job = request.path_params["job"]
-        return await self._act(lambda db: f"Again: job {', '.join(map(str, ledger.revive(db, job)))}.")
+        return await self._act(lambda db: f"Retrying job {', '.join(map(str, ledger.revive(db, job)))}.")
 
     async def _act(self, act: Callable[[Database], str]) -> Response:
-        """Do it in a thread: a write may wait for another's."""
+        """Run `act` in a thread: a write may have to wait for a lock."""
 
         def run() -> str:
             with closing(open_database(self.home)) as db:
                 return act(db)
 
-        return _told(await asyncio.to_thread(run), 202)
+        return _message(await asyncio.to_thread(run), 202)
 
     async def metrics(self, request: Request) -> Response:
-        """Give the figures to Prometheus, which shows the key, or to a session."""
+        """Return the metrics to Prometheus, which sends the key, or to a session."""
         from mlxq.web import metrics  # prometheus_client takes 6 MB, which most pages never need
 
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -176,25 +176,25 @@ class WebApp:
 
 
 class Static(StaticFiles):
-    """Files that never change under one address."""
+    """Static files, whose content never changes under one URL."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Give a file, to be kept for ever."""
+        """Return a file that browsers may cache forever."""
         answer = await super().get_response(path, scope)
         answer.headers["cache-control"] = FOREVER
         return answer
 
 
-def _told(text: str, status: int) -> JSONResponse:
-    return JSONResponse({"said": text}, status_code=status)
+def _message(text: str, status: int) -> JSONResponse:
+    return JSONResponse({"message": text}, status_code=status)
 
 
-async def _well(_request: Request) -> Response:
+async def _health(_request: Request) -> Response:
     return PlainTextResponse("ok\n")
 
 
 def build(page: WebApp) -> Starlette:
-    """Give the app."""
+    """Return the ASGI application."""
     act = page.for_action
     return Starlette(
         routes=[
@@ -206,7 +206,7 @@ def build(page: WebApp) -> Starlette:
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
             Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),
             Route("/metrics", page.metrics),
-            Route("/health", _well),
+            Route("/health", _health),
             Mount("/static", Static(directory=Path(STATIC))),
         ],
         middleware=[Middleware(SecurityHeaders)],

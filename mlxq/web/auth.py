@@ -1,10 +1,11 @@
-"""Who may see the page. Pure: keys and a clock in, tokens and verdicts out.
+"""Authentication of the page. Pure: keys and a clock in, tokens and decisions out.
 
-One key signs everything. `mlxq dashboard` makes a link that opens once, within a minute; it becomes a cookie for a
-month; the cookie becomes the token that every action carries. Nothing is stored: a new key ends every session.
+One key signs everything. `mlxq dashboard` creates a link that works once, within a minute. The link is exchanged for
+a cookie, valid for a month, and the cookie determines the token that every action carries. Nothing is stored: a new key
+ends every session.
 
-Known limit: browsers keep cookies by host, not by port, so a web server that somebody else runs on 127.0.0.1 and that
-is visited in the same browser is sent this one too.
+Known limit: browsers store cookies by host, not by port, so another web server on 127.0.0.1 that is visited in the same
+browser receives this cookie too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LINK, COOKIE, ACTION = "link", "cookie", "action"
 
 
 def _sign(key: str, purpose: str, text: str) -> str:
-    """Give the HMAC-SHA256 of `text` for one purpose; a link's never passes for a cookie's."""
+    """Return the HMAC-SHA256 of `text` for one purpose; a link's signature is not valid for a cookie."""
     return hmac.new(key.encode(), f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
 
 
@@ -38,12 +39,12 @@ def _valid(key: str, purpose: str, token: str, now: float) -> bool:
 
 
 def link(key: str, now: float) -> str:
-    """Make the token of a link that opens the page once, within 60 s."""
+    """Return the token of a link that opens the page once, within 60 s."""
     return _issue(key, LINK, now + LINK_S)
 
 
 class PageAuth:
-    """Lets the person in, once a link, and anybody with their cookie."""
+    """Exchanges links for cookies and checks cookies and tokens."""
 
     def __init__(self, key: str, clock: Callable[[], float] = time.time) -> None:
         self._key = key
@@ -52,9 +53,9 @@ class PageAuth:
         self._used: dict[str, float] = {}
 
     def enter(self, token: str) -> str | None:
-        """Turn a link's token into a cookie; None when it is false, late, or was used.
+        """Return a cookie for a link's token; None if the token is invalid, expired or used.
 
-        A link made before this process began is refused: an earlier one may have let somebody in with it.
+        A link created before this process started is refused: an earlier process may have accepted it.
         """
         now = self._clock()
         self._used = {used: at for used, at in self._used.items() if now - at < LINK_S}
@@ -66,17 +67,17 @@ class PageAuth:
         return _issue(self._key, COOKIE, now + COOKIE_S)
 
     def knows(self, cookie: str | None) -> bool:
-        """Tell whether a cookie is ours and still good."""
+        """Return whether a cookie is valid."""
         return cookie is not None and _valid(self._key, COOKIE, cookie, self._clock())
 
     def action_token(self, cookie: str) -> str:
-        """Give what a session's actions must carry; a page of another origin cannot read it."""
+        """Return the token that a session's actions must carry; a page of another origin cannot read it."""
         return _sign(self._key, ACTION, cookie)
 
     def may_act(self, cookie: str, token: str) -> bool:
-        """Tell whether an action carries its session's token."""
+        """Return whether an action carries its session's token."""
         return hmac.compare_digest(token.encode(), self.action_token(cookie).encode())
 
     def reads_figures(self, bearer: str) -> bool:
-        """Tell whether a scraper's key is right."""
+        """Return whether a scraper's key is valid."""
         return hmac.compare_digest(bearer.encode(), self._key.encode())

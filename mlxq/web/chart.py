@@ -1,4 +1,4 @@
-"""Series become the paths of small SVG charts. Pure."""
+"""Draw series as SVG paths of small charts. Pure."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Chart:
     """One line over the last hour."""
 
     line: str
-    """An SVG path; empty when there is nothing to draw."""
+    """An SVG path; empty if there are no values."""
     dots: str
-    """A path that is a dot at each value; for lines of few values."""
+    """A path with a dot at each value, for series with few values."""
     area: str
     top: float
     """The value at the upper edge."""
@@ -31,10 +31,10 @@ def hour(samples: Sequence[Sample], now: float) -> Chart:
     """Draw tokens/s of the last hour; minutes without a sample leave a gap."""
     first = int(now) // MINUTE_S - SLOTS + 1
     values: list[float | None] = [None] * SLOTS
-    for each in samples:
-        slot = each.at // MINUTE_S - first
+    for sample in samples:
+        slot = sample.at // MINUTE_S - first
         if 0 <= slot < SLOTS:
-            values[slot] = each.tokens_per_s
+            values[slot] = sample.tokens_per_s
     return draw(values)
 
 
@@ -53,7 +53,7 @@ def draw(values: Sequence[float | None], width: float = WIDTH, height: float = H
 
 
 def _runs(values: Sequence[float | None], width: float, height: float, top: float) -> list[list[Point]]:
-    """Give the points of each stretch without a gap."""
+    """Return the points of each run without a gap."""
     step = width / max(1, len(values) - 1)
     runs: list[list[Point]] = [[]]
     for index, value in enumerate(values):
@@ -65,7 +65,7 @@ def _runs(values: Sequence[float | None], width: float, height: float, top: floa
 
 
 def _line(run: Sequence[Point]) -> str:
-    """Give the path of a stretch; one point alone is a dot."""
+    """Return the path of a run; a single point is a dot."""
     return f"M{_joined(run)}" + ("" if len(run) > 1 else "h.1")
 
 

@@ -1,4 +1,4 @@
-"""What the engines are asked right now. It changes too fast for rows, so the page asks them, while somebody looks."""
+"""The current requests of the engines. They change too fast to be stored, so the page polls the engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.plan.health import EngineStatus
 from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import probe
 
-PATIENCE_S = 0.5
+TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,24 @@ class Engine:
 
 
 Engines = Mapping[str, Engine]
-"""By name; an engine that gave no answer is not in it."""
+"""By name, without engines that did not respond."""
 
 
 def ask(services: Sequence[Service], key: str) -> Engines:
-    """Ask every engine that serves; one that hangs costs 0.5 s."""
-    found = {one.name: _ask(one.port, key) for one in services if one.kind == "engine" and one.state in SERVING}
-    return {name: engine for name, engine in found.items() if engine}
+    """Poll every serving engine; `key` is the engines' API key. A hung engine takes 0.5 s."""
+    serving = [service for service in services if service.kind == "engine" and service.state in SERVING]
+    engines = {service.name: _ask(service.port, key) for service in serving}
+    return {name: engine for name, engine in engines.items() if engine}
 
 
 def _ask(port: int, key: str) -> Engine | None:
     try:
-        body = probe.ask(port, "/v1/status", key, PATIENCE_S).body
+        body = probe.ask(port, "/v1/status", key, TIMEOUT_S).body
     except EngineFailed:
         return None
     return Engine(health.read_status(body), request_stats.read_requests(body))
 
 
 def busy(engines: Engines) -> bool:
-    """Tell whether any engine has work."""
-    return any(each.requests for each in engines.values())
+    """Return whether any engine has requests."""
+    return any(engine.requests for engine in engines.values())

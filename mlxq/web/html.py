@@ -1,4 +1,4 @@
-"""From a picture to HTML. Every value is escaped; no style and no script stands in the text."""
+"""Render a snapshot as HTML. Every value is escaped; there are no inline styles or scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from state.job import Job, JobState
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 SECTIONS = ("head", "tiers", "now", "jobs", "why", "use", "bench")
-"""What changes, each under the id of its element; the rest of the page stands still."""
+"""The parts that are updated, by the id of their element; the rest of the page is static."""
 JOB_SHAPES: Mapping[JobState, Shape] = {
     JobState.BLOCKED: Shape.RING,
     JobState.QUEUED: Shape.RING,
@@ -35,7 +35,7 @@ JOB_SHAPES: Mapping[JobState, Shape] = {
 
 
 class HtmlRenderer:
-    """Holds the templates, compiled once."""
+    """Renders templates, which are compiled once."""
 
     def __init__(self) -> None:
         self._templates = jinja2.Environment(
@@ -65,52 +65,52 @@ class HtmlRenderer:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()}
 
     def static(self, name: str) -> str:
-        """Give the address of a file, which changes with its content."""
+        """Return the URL of a static file; it contains the digest of the content."""
         return f"/static/{name}?{self._digests[name]}"
 
     def sections(self, seen: Snapshot) -> Mapping[str, str]:
-        """Paint every section."""
+        """Render every section."""
         return {name: self.part(name, seen=seen) for name in SECTIONS}
 
     def part(self, name: str, **values: Any) -> str:
-        """Paint one template."""
+        """Render one template."""
         return self._templates.get_template(f"{name}.html").render(**values)
 
 
 def mark(shape: Shape) -> Markup:
-    """Draw the mark of a state; the word beside it says the same to those who cannot see it."""
+    """Return the symbol of a state; hidden from screen readers, which read the word next to it."""
     return Markup('<svg class="mark {0}" aria-hidden="true"><use href="#{0}"/></svg>').format(str(shape))
 
 
-def moment(at: float | None, told: str = "clock") -> Markup:
-    """Write a time; the browser keeps it true.
+def moment(at: float | None, style: str = "clock") -> Markup:
+    """Return a time as HTML; page.js keeps it current.
 
-    `told`: clock (14:03:20), ago (3m ago), since (3m12s, growing) or until (12s, shrinking).
+    `style`: clock (14:03:20), ago (3m ago), since (3m12s, growing) or until (12s, shrinking).
     """
     if at is None:
         return Markup("")
     written = time.strftime("%H:%M:%S", time.localtime(at))
     full = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(at))
-    return Markup('<time datetime="{}" data-{}="{:.0f}">{}</time>').format(full, told, at, written)
+    return Markup('<time datetime="{}" data-{}="{:.0f}">{}</time>').format(full, style, at, written)
 
 
 NONE = "–"  # noqa: RUF001 (a dash is what stands for no figure)
 
 
 def span(seconds: float | None) -> str:
-    """Write a length of time; a dash for none."""
+    """Format a duration; a dash for None."""
     return NONE if seconds is None else render.span(seconds)
 
 
 def number(value: float | None) -> str:
-    """Write a figure with as many digits as help: 7.2, 41, 1,250; a dash for none."""
+    """Format a number with two significant digits or more: 7.2, 41, 1,250; a dash for None."""
     if value is None:
         return NONE
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 (a second digit is enough from there)
 
 
 def count(tokens: int) -> str:
-    """Write how many tokens: 950, 41.2k, 3.7M."""
+    """Format a number of tokens: 950, 41.2k, 3.7M."""
     for unit, size in (("M", 1_000_000), ("k", 1000)):
         if tokens >= size:
             return f"{tokens / size:.1f}{unit}"
@@ -118,7 +118,7 @@ def count(tokens: int) -> str:
 
 
 def share(job: Job) -> tuple[float, str] | None:
-    """Give how far a running job is, 0 to 1, with the amounts in words; None when it does not say."""
+    """Return the progress of a job, 0 to 1, and its amounts as text; None if it does not report progress."""
     done, total = job_view.amounts(job)
     if not total:
         return None
@@ -126,5 +126,5 @@ def share(job: Job) -> tuple[float, str] | None:
 
 
 def event(name: str, text: str) -> str:
-    """Write one server-sent event; JSON keeps line ends out of its way."""
+    """Encode one server-sent event; JSON escapes line breaks."""
     return f"event: {name}\ndata: {json.dumps(text)}\n\n"

@@ -1,4 +1,4 @@
-"""One job in full: what it was asked, what happened, the last lines of what its worker and its service wrote."""
+"""The details of one job: its events, and the last lines of the worker's and the service's logs."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from state.files import tail
 from state.job import Job
 
 TAIL_BYTES = 256 * 1024
-"""How far back a log is searched."""
+"""Bytes of the log that are searched."""
 TAIL_LINES = 12
 
 
 @dataclass(frozen=True)
 class Detail:
-    """One job."""
+    """A job with its events and logs."""
 
     job: Job
     events: Sequence[Event]
     log: Sequence[str]
-    """Of the worker, about this job."""
+    """Lines of the worker's log about this job."""
     service_log: Sequence[str]
-    """Of the service that it is about."""
+    """Last lines of the log of the job's service."""
 
 
-def look(db: Database, number: int) -> Detail:
-    """Read all there is of a job. Raises NotFound."""
-    found = job.get(db, number)
-    about = found.args.get("service")
+def read(db: Database, number: int) -> Detail:
+    """Return the details of a job. Raises NotFound."""
+    row = job.get(db, number)
+    service = row.args.get("service")
     return Detail(
-        job=found,
+        job=row,
         events=event.of_job(db, number),
-        log=[_spoken(line) for line in _last(db.home.log("worker"), f'"job": {number},')],
-        service_log=_last(db.home.log(about)) if isinstance(about, str) and about.isidentifier() else [],
+        log=[_formatted(line) for line in _last(db.home.log("worker"), f'"job": {number},')],
+        service_log=_last(db.home.log(service)) if isinstance(service, str) and service.isidentifier() else [],
     )
 
 
 def _last(log: Path, marked: str = "") -> list[str]:
-    """Give the last lines of a log in which `marked` stands; none when there is no log."""
+    """Return the last lines of a log that contain `marked`; empty if there is no log."""
     return [line for line in tail(log, TAIL_BYTES).splitlines() if marked in line][-TAIL_LINES:]
 
 
-def _spoken(line: str) -> str:
-    """Write a line of the worker's JSON log as a person reads it."""
+def _formatted(line: str) -> str:
+    """Format a line of the worker's JSON log for people."""
     try:
-        said = json.loads(line)
+        entry = json.loads(line)
     except ValueError:
         return line
-    rest = "  ".join(f"{name}={value}" for name, value in said.items() if name not in UNSAID)
-    return f"{said.get('timestamp', '')[11:19]}  {said.get('event', '')}  {rest}".rstrip()
+    rest = "  ".join(f"{name}={value}" for name, value in entry.items() if name not in OMITTED)
+    return f"{entry.get('timestamp', '')[11:19]}  {entry.get('event', '')}  {rest}".rstrip()
 
 
-UNSAID = frozenset({"timestamp", "event", "level", "job", "kind", "attempt"})
-"""Keys that say what the reader sees already."""
+OMITTED = frozenset({"timestamp", "event", "level", "job", "kind", "attempt"})
+"""Keys that the page shows elsewhere."""

@@ -1,4 +1,4 @@
-"""What every answer of the page carries, and whom it answers at all."""
+"""Security headers of every response, and the check of the Host header."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
-"""Names a browser may know us by. Another one means that a stranger's DNS name points here (DNS rebinding)."""
+"""Allowed Host names. Another name means that a foreign DNS name points to this machine (DNS rebinding)."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -22,13 +22,13 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Refuses foreign Host names, and puts the headers on every answer."""
+    """Refuses foreign Host names, and adds the headers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request pass."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -41,5 +41,5 @@ class SecurityHeaders:
             await send(message)
 
         host = Headers(scope=scope).get("host", "").rpartition(":")[0] or Headers(scope=scope).get("host", "")
-        known = self._app if host in HOSTS else PlainTextResponse("This name is not ours.\n", status_code=421)
+        known = self._app if host in HOSTS else PlainTextResponse("Unknown host name.\n", status_code=421)
         await known(scope, receive, send_with_headers)

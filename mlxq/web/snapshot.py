@@ -25,9 +25,9 @@ from tasks.worker_status import WorkerState
 
 HOUR_S = 3600
 USAGE_S = 6 * 86_400
-"""Today, and the six days before."""
+"""Today and the six days before."""
 ATTENTION_S = 7 * 86_400
-"""A failure that nobody cared about for a week is history."""
+"""Failures older than a week are not shown as needing attention."""
 MOST_ATTENTION = 8
 MOST_RECORD = 12
 MOST_STORY = 60
@@ -39,13 +39,13 @@ AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.k
                 AND later.args = jobs.args)
 ORDER BY finished_at DESC LIMIT :limit
 """
-"""Jobs that failed by themselves and were not put in again since. `mlxq rm` alone removes: it told who asked."""
+"""Jobs that failed on their own and were not enqueued again. `mlxq rm` reports its failures itself."""
 ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
 
 
 @dataclass(frozen=True)
 class ServiceCard:
-    """One tier, or another service."""
+    """A service with its label, samples and current requests."""
 
     service: Service
     label: StatusLabel
@@ -53,24 +53,24 @@ class ServiceCard:
     now: Engine | None
     hour: Sequence[Sample]
     last: Sample | None
-    """The newest sample in which a request ran."""
+    """The newest sample with a request."""
     held: SafeMode | None
-    """What it is held back by; None for one that has all that the stack wants of it."""
+    """Its safe mode; None if it runs with its normal limits."""
 
     @property
     def decode_tps(self) -> float | None:
-        """Tokens/s now, all requests together; else of one request when one last ran."""
-        running = [each.decode_tps for each in self.now.requests if each.decode_tps] if self.now else []
+        """Current tokens/s of all requests together; if idle, tokens/s of a request in the last sample."""
+        running = [request.decode_tps for request in self.now.requests if request.decode_tps] if self.now else []
         return sum(running) if running else self.last.decode_tps if self.last else None
 
     @property
     def fallbacks(self) -> int:
-        """Answers within the hour that came from another tier than was asked; the gateway knows of them."""
-        return sum(each.fallbacks for each in self.hour) if self.service.kind == "gateway" else 0
+        """Fallbacks to another tier within the hour; only the gateway counts them."""
+        return sum(minute.fallbacks for minute in self.hour) if self.service.kind == "gateway" else 0
 
     @property
     def memory_bytes(self) -> int:
-        """What it takes now; 0 when it is down."""
+        """Current memory in bytes; 0 if it is not running."""
         return self.service.memory_bytes or 0 if self.service.state in service.ALIVE else 0
 
 
@@ -81,36 +81,36 @@ class MemoryUse:
     total: int
     used: int
     budget: int
-    """What the stack was chosen for."""
+    """The memory budget of the stack."""
     wired: int | None
     swap: int
 
     def share(self, count: float) -> float:
-        """Give a share of all memory in per cent."""
+        """Return a share of the machine's memory in percent."""
         return round(min(100.0, 100.0 * count / self.total), 2) if self.total else 0.0
 
 
 @dataclass(frozen=True)
 class SpeedTrend:
-    """How one model's speed went over time on this machine, the oldest first; one request alone."""
+    """The benchmarks of one model on this machine, oldest first, with one request at a time."""
 
     benches: Sequence[Bench]
 
     @property
     def last(self) -> Bench:
-        """The newest."""
+        """The newest benchmark."""
         return self.benches[-1]
 
     @property
     def change(self) -> float | None:
-        """Per cent that the newest is faster than the one before; None for the first."""
+        """Change of speed from the benchmark before, in percent; None for the first."""
         before = self.benches[-2].decode_tps if len(self.benches) > 1 else 0.0
         return 100.0 * (self.last.decode_tps / before - 1) if before else None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is so now."""
+    """Everything the page shows, at one moment."""
 
     at: float
     label: StatusLabel
@@ -123,22 +123,22 @@ class Snapshot:
     others: Sequence[ServiceCard]
     """The gateway and the page."""
     requests: Sequence[tuple[str, EngineRequest]]
-    """Each with its tier."""
+    """(tier, request)."""
     fallbacks: int
-    """Answers within the hour that came from another tier than was asked."""
+    """Fallbacks to another tier within the hour."""
     chains: Sequence[Sequence[Job]]
     attention: Sequence[Job]
     record: Sequence[Job]
     story: Sequence[Entry]
     trends: Sequence[SpeedTrend]
     usage: Sequence[dict[str, Any]]
-    """What was asked of each tier in the last seven days, as `usage.totals` gives it."""
+    """Usage by tier in the last seven days, as `usage.totals` returns it."""
     cloud: dict[str, Any]
-    """As `mlxq status --json` tells it."""
+    """As in `mlxq status --json`."""
 
 
 def take(db: Database, engines: Engines) -> Snapshot:
-    """Read the rows, in one snapshot."""
+    """Read the rows in one transaction."""
     db.connection.execute("BEGIN")
     try:
         return _take(db, engines)
@@ -172,32 +172,32 @@ def _take(db: Database, engines: Engines) -> Snapshot:
 
 
 def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[ServiceCard]:
-    """Give a card of each service, the tiers first and in the order of the stack."""
+    """Return a card of each service, the tiers first and in the order of the stack."""
     tiers = {tier.name: tier for tier in stacked}
-    places = {name: place for place, name in enumerate(tiers)}
-    held = {name: each for name, each in safe_mode.listing(db).items() if each.level}
+    order = {name: number for number, name in enumerate(tiers)}
+    modes = {name: mode for name, mode in safe_mode.listing(db).items() if mode.level}
     return [
-        _card(db, one, tiers.get(one.name), engines.get(one.name), held.get(one.name))
-        for one in sorted(service.listing(db), key=lambda one: places.get(one.name, len(places)))
+        _card(db, row, tiers.get(row.name), engines.get(row.name), modes.get(row.name))
+        for row in sorted(service.listing(db), key=lambda row: order.get(row.name, len(order)))
     ]
 
 
 def _requests(cards: Sequence[ServiceCard]) -> list[tuple[str, EngineRequest]]:
-    return [(card.service.name, each) for card in cards if card.now for each in card.now.requests]
+    return [(card.service.name, request) for card in cards if card.now for request in card.now.requests]
 
 
 def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
     return [job.get(db, row["id"]) for row in db.rows(query, values)]
 
 
-def _card(db: Database, one: Service, tier: Tier | None, engine: Engine | None, held: SafeMode | None) -> ServiceCard:
-    hour = sample.history(db, one.name, db.now() - HOUR_S)
-    ran = [each for each in hour if each.ttft_s is not None]
-    return ServiceCard(one, labels.of_service(one), tier, engine, hour, ran[-1] if ran else None, held)
+def _card(db: Database, row: Service, tier: Tier | None, engine: Engine | None, mode: SafeMode | None) -> ServiceCard:
+    hour = sample.history(db, row.name, db.now() - HOUR_S)
+    busy = [minute for minute in hour if minute.ttft_s is not None]
+    return ServiceCard(row, labels.of_service(row), tier, engine, hour, busy[-1] if busy else None, mode)
 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard]) -> MemoryUse:
-    """Give the machine's memory; before the first sample only what the services take is known."""
+    """Return the machine's memory; before the first sample only that of the services is known."""
     last = sample.latest(db, sample.MACHINE)
     used, wired, swap = (last.memory_bytes or 0, last.wired_bytes, last.swap_bytes or 0) if last else (0, None, 0)
     total = int(machine.get("memory_bytes", 0))
@@ -208,14 +208,14 @@ def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard])
 def _trends(db: Database, chip: str) -> list[SpeedTrend]:
     return [
         SpeedTrend(
-            [each for each in bench.history(db, new.model, chip) if each.quant == new.quant and each.concurrency == 1]
+            [run for run in bench.history(db, new.model, chip) if run.quant == new.quant and run.concurrency == 1]
         )
         for new in bench.latest(db, chip)
     ]
 
 
 def _chains(db: Database) -> list[list[Job]]:
-    """Give the chains in which something is still to be done, newest first."""
+    """Return the chains with live jobs, newest first."""
     rows = db.rows(
         "SELECT DISTINCT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY chain DESC"
     )

@@ -30,7 +30,7 @@ def test_a_died_engine_shows_its_backoff_and_its_recovery_without_a_reload(view:
     expect(card.locator(".state time")).to_contain_text("in ")
     expect(card).to_contain_text("It was killed by SIGKILL. (exit 1 of 5)")
     expect(view.locator(".overall")).to_contain_text("degraded")
-    expect(view.locator("#why")).to_contain_text("fast died: It was killed by SIGKILL.")
+    expect(view.locator("#why")).to_contain_text("fast exited: It was killed by SIGKILL.")
     scene.ready(rows, "fast")
     expect(card.locator(".state")).to_have_text("ready")
     expect(view.locator(".overall strong")).to_have_text("serving")
@@ -97,7 +97,7 @@ def test_a_failed_job_tells_its_error_its_log_and_can_be_retried(view: Page, row
 def test_stop_asks_first_and_restart_does_not(view: Page, rows: Database):
     view.get_by_role("button", name="Stop fast").click()
     expect(view.locator("dialog")).to_be_visible()
-    view.get_by_role("button", name="Leave it").click()
+    view.get_by_role("button", name="Cancel").click()
     expect(view.locator("dialog")).to_be_hidden()
     assert rows.value("SELECT count(*) FROM jobs") == 0
     view.get_by_role("button", name="Stop fast").click()

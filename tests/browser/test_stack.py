@@ -84,7 +84,7 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
     expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
     expect(view.locator("#now tbody")).to_contain_text("fast")
     asking.join()
-    expect(view.locator("#now")).to_contain_text("No request is under way.", timeout=20_000)
+    expect(view.locator("#now")).to_contain_text("No requests running.", timeout=20_000)
 
     pid, restarts = service.get(real, "fast").pid, service.get(real, "fast").restarts
     assert pid is not None

@@ -115,9 +115,9 @@ async function post(button) {
   button.disabled = true;
   try {
     const answer = await fetch(button.dataset.post, { method: "POST", headers: { "x-mlxq-token": token } });
-    say((await answer.json()).said);
+    say((await answer.json()).message);
   } catch {
-    say("The page's process does not answer.");
+    say("The page's server does not respond.");
   } finally {
     button.disabled = false;
   }
@@ -138,7 +138,7 @@ async function copy(button) {
     say("Copied.");
   } catch {
     getSelection().selectAllChildren($(button.dataset.copy));
-    say("Selected: copy it with the keyboard.");
+    say("Selected; press Ctrl-C or Cmd-C to copy.");
   }
 }
 
@@ -153,7 +153,7 @@ document.addEventListener("toggle", async (event) => {
   const details = event.target;
   if (!details.open || !details.dataset.load) return;
   const answer = await fetch(details.dataset.load);
-  details.querySelector("[data-keep]").innerHTML = answer.ok ? await answer.text() : "It is gone.";
+  details.querySelector("[data-keep]").innerHTML = answer.ok ? await answer.text() : "The job no longer exists.";
   tellTimes();
 }, true);
 

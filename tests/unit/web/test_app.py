@@ -93,16 +93,16 @@ def test_a_link_opens_once(stranger: TestClient):
 
 
 def test_a_service_job_is_put_in_once(person: TestClient, rows: Database):
-    assert person.post("/services/fast/restart").json() == {"said": "Job 1: restart fast"}
-    assert person.post("/services/fast/restart").json() == {"said": "Job 1 is already at it."}
+    assert person.post("/services/fast/restart").json() == {"message": "Job 1: restart fast"}
+    assert person.post("/services/fast/restart").json() == {"message": "Job 1 is already doing this."}
     assert rows.value("SELECT count(*) FROM jobs") == 1
 
 
 def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
     """The row says that it is not wanted, so that the watchdog stops it even when the drain had not begun."""
-    assert person.post("/services/fast/drain").json() == {"said": "Job 1: drain fast"}
-    assert person.post("/services/fast/drain").json() == {"said": "Job 1 is already at it."}
-    assert person.post("/services/fast/stop").json() == {"said": "Job 1: told to wait no longer."}
+    assert person.post("/services/fast/drain").json() == {"message": "Job 1: drain fast"}
+    assert person.post("/services/fast/drain").json() == {"message": "Job 1 is already doing this."}
+    assert person.post("/services/fast/stop").json() == {"message": "Job 1: drain cancelled, stopping now."}
     assert job.get(rows, 1).state is JobState.CANCELLED
     assert service.get(rows, "fast").desired == "down"
 
@@ -111,7 +111,7 @@ def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
 def test_what_is_not_there_is_a_sentence(person: TestClient, path: str):
     answer = person.post(path)
     assert answer.status_code == 404
-    assert answer.json()["said"].startswith("There is no")
+    assert answer.json()["message"].startswith("There is no")
 
 
 def test_a_job_that_ended_cannot_be_cancelled(person: TestClient, rows: Database):

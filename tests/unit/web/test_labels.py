@@ -199,7 +199,7 @@ def test_usage_and_the_clouds_spending_are_told(rows: Database, home: Home):
     assert "Cloud: off. Today 3 requests, $0.03 of $1.00." in painted
     settings.write(home, "openrouter-key", "sk-or-secret")
     painted = HtmlRenderer().sections(snapshot.take(rows, {}))["use"]
-    assert "when no tier answers. Today 3 requests" in painted
+    assert "if no tier can answer. Today 3 requests" in painted
     assert "sk-or-secret" not in painted
 
 
@@ -236,10 +236,10 @@ def test_the_watchdogs_question_is_called_a_check(rows: Database):
     seen = snapshot.take(rows, {"fast": engine_status.Engine(health.read_status({}), asked)})
     painted = HtmlRenderer().sections(seen)["now"]
     assert re.findall(r"<td>([^<]*)</td>", painted) == ["fast", "check", "fast", "generation"]
-    assert "so mlxq sees that an engine answers" in painted
+    assert "by which mlxq tests an engine" in painted
 
 
 def test_what_is_not_known_is_the_same_dash_everywhere_on_a_card(rows: Database):
     painted = HtmlRenderer().sections(snapshot.take(rows, {}))["tiers"]
-    assert "<dt>first token</dt><dd>–</dd>" in painted  # noqa: RUF001 (the page's own dash)
+    assert "<dt>TTFT</dt><dd>–</dd>" in painted  # noqa: RUF001 (the page's own dash)
     assert "<dd>-</dd>" not in painted
