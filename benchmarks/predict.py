@@ -1,9 +1,9 @@
 """How far the predicted speeds are from measured ones.
 
-    python benchmarks/predict.py                                  the shipped rows, with the shipped
-    constants python benchmarks/predict.py --leave-one-chip-out             each chip predicted by constants
-    fitted without it python benchmarks/predict.py --rows FILE.csv --json           any file with the
-    columns of data/speeds.csv
+    python benchmarks/predict.py                          the shipped rows, with the shipped constants
+    python benchmarks/predict.py --leave-one-chip-out     each chip predicted by constants fitted without it
+    python benchmarks/predict.py --rows FILE.csv --json   any file with the columns of data/speeds.csv
+    python benchmarks/predict.py --memory FILE.csv        peaks of memory: a file with the columns of data/peaks.csv
 
 The relative error is |predicted - measured| / measured. Rows marked suspect or measured with speculative
 decoding are left out. Sources of the rows are in their `source` column.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -21,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from catalog.chips import identify
+from catalog.fit import MEASURED_STEP, peak
+from catalog.load import entries, find
+from catalog.model import Model
+from catalog.problems import UnknownModel
 from catalog.speed import Constants, Work, constants, decode_seconds, generations_back, prompt_seconds
 
 DATA = Path(__file__).parent / "data"
@@ -28,6 +33,22 @@ Row = Mapping[str, str]
 PROMPT_OF_LLAMA_BENCH = 512
 """llama-bench's pp512: its rows give the context of the answer (64), not the length of the prompt."""
 SHORTEST_PROMPT = 16
+ANCIENT, RECENT, NEWEST = (0, 30), (0, 31, 2), (0, 32)
+"""Versions of MLX: before the first prompts are read slower, from the second on recurrent layers run faster; the third
+is about what mlxq installs. A row that names no version counts as measured with the second."""
+LONG_TOKENS = 65_536
+"""Tokens from which a prompt counts as long."""
+QUANTS = {
+    "4bit": "int4",
+    "q4": "int4",
+    "6bit": "int6",
+    "8bit": "int8",
+    "q8": "int8",
+    "bf16": "bf16",
+    "mxfp4-q4": "mxfp4-q4",
+    "mxfp4-q8": "mxfp4-q8",
+}
+"""What the rows call a quant of MLX, and what the catalog calls it."""
 KINDS: dict[str, tuple[str, Callable[[Constants, Work], Any]]] = {
     "decode": ("gen_tps", decode_seconds),
     "prompt": ("prompt_tps", prompt_seconds),
@@ -61,7 +82,17 @@ def shape(row: Row) -> Row:
     if known:
         return known
     layers = round(36 * (float(row["active_b"]) / 8) ** 0.25)
-    return {"layers": str(layers), "hidden": str(100 * layers), "full_layers": str(layers), "computed": "1"}
+    width = str(100 * layers)
+    usual = {"layers": str(layers), "hidden": width, "full_layers": str(layers), "computed": "1", "attend": width}
+    spread = "16" if "moe" in row["arch"] else "1"
+    return usual | {"heads": str(layers), "unfused": "0", "spread": spread, "idle_b": "0"}
+
+
+def mlx_version(row: Row) -> tuple[int, ...]:
+    """Return the version of MLX a row was measured with, from its column or its note; empty where neither says."""
+    noted = re.search(r"\bmlx (\d+(?:\.\d+)+)", row.get("note", ""))
+    version = row.get("mlx", "") or (noted.group(1) if noted else "")
+    return tuple(int(part) for part in version.split(".")) if version else ()
 
 
 def number(row: Row, column: str) -> float:
@@ -74,6 +105,7 @@ def work(row: Row) -> Work:
     told, chip, kind = shape(row), row["chip"], row["arch"]
     llama = row["engine"] in {"llama.cpp", "ollama"}
     context = number(row, "context_tokens")
+    version = mlx_version(row)
     bench = llama and context <= 64
     return Work(
         bandwidth=number(row, "bandwidth_gbps"),
@@ -81,11 +113,16 @@ def work(row: Row) -> Work:
         weights=number(row, "active_weight_gb"),
         kv=number(row, "kv_gb_at_ctx"),
         active=number(row, "active_b"),
+        everything=number(row, "active_weight_gb") * number(row, "total_b") / number(row, "active_b"),
+        idle=number(told, "idle_b") / number(row, "active_b"),
+        spread=number(told, "spread"),
         layers=number(told, "layers"),
-        hidden=number(told, "hidden"),
+        attend=number(told, "attend"),
+        scores=number(told, "heads") * number(told, "unfused") * (1 - int(llama)),
         full_layers=number(told, "full_layers"),
         computed=number(told, "computed"),
         tokens=PROMPT_OF_LLAMA_BENCH if bench else max(context, SHORTEST_PROMPT),
+        context=context,
         generations_back=generations_back(chip),
         moe=int("moe" in kind),
         recurrent=int("linear" in kind or "mamba" in kind),
@@ -95,6 +132,9 @@ def work(row: Row) -> Work:
         two_dies=int("Ultra" in chip),
         accelerated=int(identify(chip).accelerated),
         served=int(row["engine"] in {"rapid-mlx", "vllm-mlx"}),
+        ancient=int(bool(version) and version < ANCIENT),
+        aged=int(bool(version) and version < RECENT),
+        newest=int(version >= NEWEST),
         llama=int(llama),
     )
 
@@ -131,6 +171,55 @@ def summary(found: list[float]) -> dict[str, float | None]:
     return {"n": len(found), "median": round(statistics.median(found), 4), "p90": round(tenths[8], 4)}
 
 
+def memory_errors(rows: Iterable[Row], known: Mapping[str, Model]) -> tuple[list[tuple[int, float]], int]:
+    """Return tokens and signed relative error of each peak, and how many rows name a model or quant not `known`.
+
+    A row has model, quant, context_tokens, prefill_step (empty: mlx-lm's default) and measured_peak_gb (1e9 bytes).
+    """
+    judged: list[tuple[int, float]] = []
+    unknown = 0
+    for row in rows:
+        model = _model_of(row["model"], known)
+        quant = QUANTS.get(row["quant"].lower(), row["quant"].lower())
+        if model is None or quant not in model.quants:
+            unknown += 1
+            continue
+        tokens, step = int(number(row, "context_tokens")), int(number(row, "prefill_step")) or MEASURED_STEP
+        judged.append((tokens, peak(model, quant, tokens, step) / 1e9 / float(row["measured_peak_gb"]) - 1))
+    return judged, unknown
+
+
+def _model_of(name: str, known: Mapping[str, Model]) -> Model | None:
+    """Return the model of a name, or None where the catalog does not have it."""
+    try:
+        return find(name, known)
+    except UnknownModel:
+        return None
+
+
+def memory_summary(path: Path) -> dict[str, Any]:
+    """Return {"all", "long": {"n", "median", "p90"}, "unknown", "lowest", "highest"} of a file of measured peaks."""
+    judged, unknown = memory_errors(read(path), entries())
+    signed = [error for _, error in judged]
+    return {
+        "all": summary([abs(error) for error in signed]),
+        "long": summary([abs(error) for tokens, error in judged if tokens >= LONG_TOKENS]),
+        "unknown": unknown,
+        "lowest": round(min(signed), 4) if signed else None,
+        "highest": round(max(signed), 4) if signed else None,
+    }
+
+
+def print_memory(told: Mapping[str, Any]) -> None:
+    """Print what `memory_summary` found."""
+    for name in ("all", "long"):
+        part = told[name]
+        if part["n"]:
+            print(f"{name:7} {part['n']:4} peaks  median {part['median']:6.1%}   p90 {part['p90']:6.1%}")
+    if told["lowest"] is not None:
+        print(f"from {told['lowest']:+.1%} to {told['highest']:+.1%}; {told['unknown']} of models not in the catalog")
+
+
 def main() -> None:
     """Print the errors of one file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,8 +227,13 @@ def main() -> None:
         "--rows", type=Path, default=DATA / "speeds.csv", help="a CSV file with the columns of speeds.csv"
     )
     parser.add_argument("--leave-one-chip-out", action="store_true", help="refit without each chip in turn")
+    parser.add_argument("--memory", type=Path, help="a CSV file of measured peaks, as data/peaks.csv")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args()
+    if asked.memory:
+        peaks = memory_summary(asked.memory)
+        print(json.dumps(peaks)) if asked.json else print_memory(peaks)
+        return
     rows = read(asked.rows)
     judge = left_out if asked.leave_one_chip_out else errors
     told = {kind: summary(judge(rows, kind)) for kind in KINDS}

@@ -1,81 +1,163 @@
-"""Why these models: in words, with what was next and what more memory would change."""
+"""Why these models: in words, with windows, waits and sources, what was next, and what more memory would change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 from catalog import units
-from catalog.fit import cache_bytes
-from catalog.intent import LONGCTX
+from catalog.model import Model
 from catalog.offer import Offer
-from catalog.pick import Pick
-from catalog.search import BARELY_FASTER, MUCH_FASTER, agree, by_worth, search
+from catalog.pick import Pick, Recommendation
+from catalog.search import Shape, agree, peak
+
+KILO = 1024
 
 
-def reasoned(pick: Pick, offer: Offer, chosen: Sequence[Offer], offers: Mapping[str, list[Offer]], limit: int) -> Pick:
-    """Add the reasons and the runner-up to a pick."""
+@dataclass(frozen=True)
+class Absent:
+    """A better model that is not in the stack, and why."""
+
+    model: str
+    quant: str
+    quality: str
+    context: int
+    needs_bytes: int
+    decode: float
+    reading_s: float
+
+
+def runner_up(
+    offer: Offer, chosen: Sequence[Offer], groups: Mapping[Shape, Sequence[Sequence[Offer]]], limit: int
+) -> str:
+    """Return "model quant" of what would serve in place of this engine's model; empty where nothing else fits."""
     others = [one for one in chosen if one is not offer]
-    room = limit - sum(one.bytes for one in others)
+    offered: Sequence[Offer] = next(
+        (some for shape in groups.values() for some in shape if some and some[0].tiers == offer.tiers), ()
+    )
     rivals = (
-        one for one in offers[pick.tier]
-        if one.model.id != pick.model and one.bytes <= room and agree(others, one, BARELY_FASTER)
+        one for one in offered
+        if one.model.id != offer.model.id and peak([*others, one]) <= limit and agree(others, one)
     )  # fmt: skip
     second = max(rivals, key=lambda one: one.worth, default=None)
-    runner_up = f"{second.model.id} {second.quant}" if second else ""
-    return replace(pick, reasons=reasons_for(pick, offer), runner_up=runner_up)
+    return f"{second.model.id} {second.quant} with {tokens(second.context)}" if second else ""
 
 
-def reasons_for(pick: Pick, offer: Offer) -> tuple[str, ...]:
-    """Say what speaks for a pick."""
-    model, speed = offer.model, pick.speed
-    told = [
+def reasons_for(pick: Pick, model: Model) -> tuple[str, ...]:
+    """Return what speaks for a pick and what a person should know of it."""
+    if pick.shares:
+        return (f"it uses the engine of {pick.shares}",)
+    return (
         f"quality {pick.quality}",
-        f"{speed.decode:.0f} tokens/s, prompts at {speed.prompt:.0f}/s ({speed.basis})",
-    ]
-    if pick.tier == LONGCTX:
-        kept = (
-            "a compressed cache"
-            if model.attention.latent
-            else f"{model.attention.full} of {model.layers} layers keep every token"
-        )
-        told.append(f"{kept}: {pick.context // 1024}K tokens take {units.memory(cache_bytes(model, pick.context))}")
-    if model.tool_calling:
-        told.append("calls tools")
-    return tuple(told)
+        f"{pick.speed.decode:.0f} tokens/s ({_basis(pick)})",
+        f"a full window is read in {seconds(pick.reading_s)}",
+        *_details(pick, model),
+    )
 
 
-def explain(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], intent: str, limit: int) -> str:
-    """Say why these, what was next, and what more memory would change."""
-    lines = [_used(picks, intent, limit)]
-    for pick in picks:
+def _basis(pick: Pick) -> str:
+    """Return what a speed rests on, with its source where there is one."""
+    return f"published by {pick.speed.source}" if pick.speed.source else pick.speed.basis
+
+
+def _details(pick: Pick, model: Model) -> list[str]:
+    """Return what the architecture and the engine make of prompts, answers and tools."""
+    details = ["calls tools" if model.tool_calling else "its tool calls are not read"]
+    if model.reasoning_parser:
+        details.append("thinks before it answers, unless a request says no")
+    kept = f"keeps {units.memory(pick.cache_bytes)} of earlier prompts" if pick.cache_bytes else ""
+    details.append(kept or "reads every prompt from its first token")
+    if not model.attention.query_heads:
+        details.append("its file names no query heads: memory is planned with the most that such a model has")
+    return details
+
+
+def explain(
+    made: Recommendation,
+    offers: Sequence[Offer],
+    richer: Sequence[Pick],
+    absent: Absent | None = None,
+) -> str:
+    """Return why these, what was next, what is missing, and what more memory would change."""
+    lines = [_used(made)]
+    for pick in made.picks:
         lines.append(_line(pick))
-        lines.append(f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here.")
-    lines.append(_with_more(picks, offers, limit))
+        if not pick.shares:
+            lines.append(f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here.")
+    lines += _one_family(offers)
+    if absent:
+        lines.append(_missing(absent, made))
+    lines.append(_with_more(made, richer))
     return "\n".join(lines)
 
 
-def explain_chosen(picks: Sequence[Pick], intent: str, limit: int) -> str:
-    """Say what speaks for each model of a stack that a person chose."""
-    return "\n".join([_used(picks, intent, limit), *map(_line, picks)])
+def explain_chosen(made: Recommendation) -> str:
+    """Return what speaks for each model of a stack that a person chose."""
+    return "\n".join([_used(made), *map(_line, made.picks)])
 
 
-def _used(picks: Sequence[Pick], intent: str, limit: int) -> str:
-    return f"Intent {intent}, budget {units.memory(limit)}, used {units.memory(sum(pick.bytes for pick in picks))}."
+def _used(made: Recommendation) -> str:
+    """Return what the stack takes, with one window being read and with all of them."""
+    used = (
+        f"Intent {made.intent}, budget {units.memory(made.budget)}; uses {units.memory(made.total)} "
+        "while one full window is read"
+    )
+    if len(made.engines) < 2:  # noqa: PLR2004 - one engine reads one prompt
+        return f"{used}."
+    every = f"{used}, {units.memory(made.at_once)} when all engines read at once"
+    return f"{every}: {units.memory(made.over)} more than the machine allows." if made.over else f"{every}."
 
 
 def _line(pick: Pick) -> str:
-    return f"{pick.tier}: {pick.model} {pick.quant}. {'; '.join(pick.reasons)}."
+    """Return one tier in a sentence."""
+    return f"{pick.tier}: {pick.model} {pick.quant}, a window of {tokens(pick.context)}. {'; '.join(pick.reasons)}."
 
 
-def _with_more(picks: Sequence[Pick], offers: Mapping[str, list[Offer]], limit: int) -> str:
-    """Say what half as much memory again would change."""
-    richer = int(limit * 1.5)
-    then = search(list(offers.values()), richer, MUCH_FASTER, by_worth)
-    changes = [
-        f"{offer.tier} would be {offer.model.id} {offer.quant}"
-        for offer, pick in zip(then, picks, strict=False)
-        if (offer.model.id, offer.quant) != (pick.model, pick.quant)
-    ]
-    changed = "; ".join(changes) or "the same models, more context and cache"
-    return f"With {units.memory(richer)}: {changed}."
+def _one_family(offers: Sequence[Offer]) -> list[str]:
+    """Return a warning where one fault of a family would reach every engine."""
+    families = {offer.model.family for offer in offers}
+    if len(offers) < 2 or len(families) > 1:  # noqa: PLR2004 - one engine has one family
+        return []
+    return [f"All engines serve {families.pop()}: a fault of its template or parser would reach every tier."]
+
+
+def _missing(absent: Absent, made: Recommendation) -> str:
+    """Return why the best model that is not here is not here."""
+    name = f"{absent.model} (quality {absent.quality}) is not here"
+    if absent.needs_bytes > made.budget:
+        needs, limit = units.apart(absent.needs_bytes, made.budget)
+        return f"{name}: with a window of {tokens(absent.context)} it needs {needs}; the budget is {limit}."
+    return (
+        f"{name}: it would answer at {absent.decode:.0f} tokens/s and read {tokens(absent.context)} in "
+        f"{seconds(absent.reading_s)}."
+    )
+
+
+def _with_more(made: Recommendation, richer: Sequence[Pick]) -> str:
+    """Return what half as much memory again would change."""
+    then = {pick.tier: pick for pick in richer}
+    changes = [change for pick in made.picks if (change := _change(pick, then.get(pick.tier)))]
+    return f"With {units.memory(int(made.budget * 1.5))}: {'; '.join(changes) or 'the same models and windows'}."
+
+
+def _change(now: Pick, then: Pick | None) -> str:
+    """Return what would become of one tier; empty where nothing would."""
+    if then is None or (now.model, now.quant, now.context) == (then.model, then.quant, then.context):
+        return ""
+    if (now.model, now.quant) == (then.model, then.quant):
+        return f"{now.tier} would have a window of {tokens(then.context)}"
+    return f"{now.tier} would be {then.model} {then.quant} with {tokens(then.context)}"
+
+
+def tokens(count: int) -> str:
+    """Return a window as people say it: 32K, 1M."""
+    if count < KILO:
+        return str(count)
+    return f"{count // KILO}K" if count < KILO * KILO else f"{count // KILO // KILO}M"
+
+
+def seconds(duration: float) -> str:
+    """Return a wait in words."""
+    if duration < 90:  # noqa: PLR2004 - from a minute and a half on people count in minutes
+        return f"{max(1, round(duration))} s"
+    return f"{round(duration / 60)} min"

@@ -1,4 +1,4 @@
-"""How much memory a model needs while it serves: four parts, told apart."""
+"""How much memory a model needs while it serves, part by part, and how far one prompt raises it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ from dataclasses import dataclass
 
 from catalog.model import Attention, Model, Quant
 
-PREFILL_STEP = 1024
+PREFILL_STEP, SMALL_STEP = 1024, 512
 """Tokens of a prompt that the engine works on at once. mlxq passes it; vllm-mlx by itself takes 2048, and 1024 for a
-model that can see."""
-CACHE_VALUE_BYTES = 2
-"""The live cache is held in 16 bits, whatever the weights are."""
-PREFILL_BYTES = 350
-"""Bytes a token of the chunk and value of the hidden state. Rapid-MLX: a 4B model peaks at 18.6 GB with
-chunks of 16384 and at 5.6 GB with 2048, which is 354; 282 peaks of weklund-agent/mlx_transformers_benchmark
-agree (1.24 GB over weights and cache at 1K tokens, 2.11 GB at 4K)."""
-STATE_SIZE = 128
-"""Values a channel of a recurrent state (Mamba-2 state, Gated DeltaNet key size)."""
-STATE_CHANNELS = 2
-"""Channels of a recurrent layer for each of the hidden state; the usual expansion, an upper bound for
-DeltaNet."""
-STATE_VALUE_BYTES = 4
+model that can see. Rapid-MLX measured 512 on a 4B and a 9B: at most 0.7 % slower, with 27 to 29 % less memory."""
+SCORE_ROOM = 1 << 30
+"""Bytes of attention scores from which a prompt is read in small steps."""
+FUSED_HEADS = frozenset({64, 80, 128})
+"""Head sizes for which MLX attends to a long prompt without writing the scores down. Others take `use_fallback` in
+mlx/backend/metal/scaled_dot_product_attention.cpp ("Unfused path is faster ... query_head_dim == 256"); none is fused
+at 512. An M5 fuses 256 in a causal chunk of 1024 tokens without an array mask, which a batching engine has, and peaks
+measured on an M5 Max held the scores: so no chip is counted as fused at 256."""
+CACHE_VALUE_BYTES = SCORE_BYTES = 2
+"""The live cache and the scores are held in 16 bits, whatever the weights are."""
+UNKNOWN_GROUP = 16
+"""Query heads to a head of the cache, where a file names none: the most among the models of the catalog."""
+MEASURED_STEP = 2048
+"""Tokens of a chunk in the measurements behind the three constants below: mlx-lm's default."""
+STEP_BYTES, HIDDEN_BYTES, RECURRENT_BYTES = 535_000_000, 60, 90
+"""Work space of a chunk: the first grows with the root of the chunk and reaches this at MEASURED_STEP; the second is
+per token and value of the hidden state, the third per token and value of a recurrent layer. Read off
+benchmarks/data/peaks.csv, peaks of mlx-lm 0.30 to 0.31; `benchmarks/predict.py --memory` says how far they are off."""
+STATE_SIZE, STATE_VALUE_BYTES = 128, 4
+"""Values a channel of a recurrent state (Mamba-2 state, Gated DeltaNet key size), in 32 bits."""
+UNKNOWN_WIDTH = 2
+"""Channels of a recurrent layer for each of the hidden state, where a file names none: the usual expansion."""
 PROCESS_BYTES = 300_000_000
 """Python, MLX and vllm-mlx without torch: 287 MB resident with a 98 MB model loaded."""
-WEIGHTS_SLACK = 0.05
-"""Buffers MLX keeps beside the weights; part of the rule weights x 1.05 fitted on the same 282 peaks."""
 
 
 @dataclass(frozen=True)
@@ -35,53 +42,119 @@ class Memory:
     kv: int
     """Cache of all running requests at full context."""
     prefill: int
-    """Work space while a prompt is read."""
+    """Work space while one prompt of full length is read."""
     overhead: int
-    """The process itself and the buffers it keeps."""
+    """The process itself."""
+
+    @property
+    def resident(self) -> int:
+        """What stays while no prompt is read."""
+        return self.weights + self.kv + self.overhead
 
     @property
     def total(self) -> int:
-        """All four together."""
-        return self.weights + self.kv + self.prefill + self.overhead
+        """All four together: the peak while a prompt of full length is read."""
+        return self.resident + self.prefill
 
 
 def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int = PREFILL_STEP) -> Memory:
-    """Say what one engine needs, in bytes, with `concurrency` requests of `context` tokens each.
+    """Return what one engine needs, in bytes, with `concurrency` requests of `context` tokens, one of them being read.
 
-    `prefill_step` is the size of a chunk of prompt in tokens.
-    Raises KeyError when the model has no such quant.
+    `prefill_step` is the size of a chunk of prompt in tokens. The weights are those of the whole folder: an engine
+    that serves a model with a vision tower loads it. Raises KeyError when the model has no such quant.
     """
-    weights = model.quants[quant].bytes
-    chunk = min(context, prefill_step)
     return Memory(
-        weights=weights,
+        weights=model.quants[quant].bytes,
         kv=concurrency * cache_bytes(model, context),
-        prefill=chunk * model.hidden_size * PREFILL_BYTES,
-        overhead=PROCESS_BYTES + int(weights * WEIGHTS_SLACK),
+        prefill=reading_bytes(model, context, prefill_step),
+        overhead=PROCESS_BYTES,
     )
 
 
+def peak(model: Model, quant: str, context: int, prefill_step: int = MEASURED_STEP) -> int:
+    """Return the peak that MLX reports for one request of text: no vision tower, no process beside it.
+
+    This is what benchmarks publish (`mx.get_peak_memory`). Where attention is unfused, the engines that published
+    long prompts also stored them: a copy of the cache, after the scores are gone; the larger of the two counts. In a
+    plan that copy is part of the cache for prompts. Raises KeyError when the model has no such quant.
+    """
+    cache, reading = cache_bytes(model, context), reading_bytes(model, context, prefill_step)
+    if scores := score_bytes(model, context, min(context, prefill_step)):
+        reading += max(0, cache - scores)
+    return text_bytes(model, quant) + cache + reading
+
+
+def text_bytes(model: Model, quant: str) -> int:
+    """Return the bytes of the weights that text needs. Raises KeyError when the model has no such quant."""
+    conversion = model.quants[quant]
+    return conversion.loaded or conversion.bytes - model.tower_bytes
+
+
+def reading_bytes(model: Model, context: int, prefill_step: int) -> int:
+    """Return how far the reading of a prompt of `context` tokens raises the memory, in chunks of `prefill_step`.
+
+    Where attention is unfused, the last chunk writes a score for each of its tokens, each earlier one and each head.
+    Elsewhere one layer's cache is copied as it grows: llama-3.1-8b peaked one layer and 0.6 GB over weights and cache
+    from 1K to 128K (guruswami-ai/mlx-benchmarks).
+    """
+    chunk = min(context, prefill_step)
+    beside = cache_bytes(model, context) // max(1, model.attention.full)
+    return _work_bytes(model, chunk) + (score_bytes(model, context, chunk) or beside)
+
+
+def _work_bytes(model: Model, chunk: int) -> int:
+    """Return the work space of one chunk beside attention's scores."""
+    width = recurrent_width(model) if model.attention.recurrent else 0
+    root = (chunk / MEASURED_STEP) ** 0.5
+    return int(STEP_BYTES * root) + chunk * (HIDDEN_BYTES * model.hidden_size + RECURRENT_BYTES * width)
+
+
+def score_bytes(model: Model, context: int, chunk: int) -> int:
+    """Return the bytes of attention scores while the last `chunk` of `context` tokens is read; 0 where none is kept."""
+    layers = model.attention
+    if not layers.latent and (layers.full_head_dim or layers.head_dim) in FUSED_HEADS:
+        return 0
+    return chunk * context * query_heads(model) * SCORE_BYTES
+
+
+def query_heads(model: Model) -> int:
+    """Return the heads that ask in a full-attention layer; a cautious guess where the file does not say."""
+    layers = model.attention
+    kept = layers.full_kv_heads or layers.kv_heads
+    return layers.query_heads or UNKNOWN_GROUP * max(1, kept)
+
+
+def recurrent_width(model: Model) -> int:
+    """Return the channels of a recurrent layer; a cautious guess where the file does not say."""
+    return model.attention.recurrent_width or UNKNOWN_WIDTH * model.hidden_size
+
+
+def step_for(model: Model, context: int) -> int:
+    """Return the chunk in which prompts of up to `context` tokens are read: small where scores would take much room."""
+    return PREFILL_STEP if score_bytes(model, context, PREFILL_STEP) <= SCORE_ROOM else SMALL_STEP
+
+
 def cache_bytes(model: Model, context: int) -> int:
-    """Give the bytes one request of `context` tokens keeps: each kind of layer counted for what it keeps."""
-    told = model.attention
-    tokens = token_bytes(told) * context
-    window = told.sliding * _pair(told.kv_heads, told.head_dim) * min(context, told.window)
-    state = STATE_VALUE_BYTES * STATE_SIZE * STATE_CHANNELS * model.hidden_size
-    return tokens + window + told.recurrent * state
+    """Return the bytes one request of `context` tokens keeps: each kind of layer counted for what it keeps."""
+    layers = model.attention
+    tokens = token_bytes(layers) * context
+    window = layers.sliding * _pair(layers.kv_heads, layers.head_dim) * min(context, layers.window)
+    state = STATE_VALUE_BYTES * STATE_SIZE * recurrent_width(model)
+    return tokens + window + layers.recurrent * state
 
 
-def token_bytes(told: Attention) -> int:
-    """Give the bytes each further token adds: only full-attention layers grow with the context."""
-    if told.latent:
-        return told.full * told.latent * CACHE_VALUE_BYTES
-    return told.full * _pair(told.full_kv_heads or told.kv_heads, told.full_head_dim or told.head_dim)
+def token_bytes(layers: Attention) -> int:
+    """Return the bytes each further token adds: only full-attention layers grow with the context."""
+    if layers.latent:
+        return layers.full * layers.latent * CACHE_VALUE_BYTES
+    return layers.full * _pair(layers.full_kv_heads or layers.kv_heads, layers.full_head_dim or layers.head_dim)
 
 
 def _pair(heads: int, size: int) -> int:
-    """Bytes of the keys and values of one token in one layer."""
+    """Return the bytes of the keys and values of one token in one layer."""
     return 2 * heads * size * CACHE_VALUE_BYTES
 
 
 def smallest(model: Model) -> Quant:
-    """Give the conversion with the fewest bytes."""
+    """Return the conversion with the fewest bytes."""
     return min(model.quants.values(), key=lambda quant: quant.bytes)

@@ -68,6 +68,7 @@ def model(row: Mapping[str, Any]) -> Model:
     plain = {key: value for key, value in row.items() if key not in {"attention", "quants"}}
     plain["name"] = row.get("name", row["id"])
     plain["active_params_b"] = row.get("active_params_b", row["total_params_b"])
+    plain["text_params_b"] = row.get("text_params_b", row["total_params_b"])
     for key in ("tags", "aliases"):
         plain[key] = tuple(row.get(key, ()))
     quants = {name: _quant(name, told) for name, told in row["quants"].items()}

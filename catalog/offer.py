@@ -1,144 +1,261 @@
-"""What each model could do at a tier, and what that is worth there."""
+"""What each model could do for a tier or for several, and what that is worth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from catalog.fit import memory
-from catalog.intent import FAST, LONGCTX, STANDARD, Wish
+from catalog.fit import SMALL_STEP, cache_bytes, memory, step_for
+from catalog.intent import AGENTS, FAST, LONGCTX, STANDARD, Wish
 from catalog.machine import Machine
 from catalog.model import Model
-from catalog.quality import quality
-from catalog.quality import worth as points_of
-from catalog.speed import Measured, Speed, predict
+from catalog.quality import quality, worth
+from catalog.speed import Measured, Speed, predict_all
 
 BUILTIN = "smollm2-135m"
 PROMPT_TOKENS = 8192
 """The context at which speeds are judged: an agent's usual first prompt."""
-CACHE_FLOOR = 64_000_000
-"""The least an engine may keep of old prompts, bytes."""
+SESSION_TOKENS, SOON_S = 20_480, 10.0
+"""What an agent sends at every turn, and the seconds in which reading it again goes unnoticed. Claude Code and Codex
+send about 20K tokens before the first word."""
 MISSED_FLOOR = 100.0
 """Points lost below a speed floor: more than any quality is worth, so a floor holds wherever it can."""
-SIZE = 1.5
-"""Worth of each doubling of all parameters: of two models with like scores, the larger knows more."""
+THRIFT = 0.02
+"""Points that each GB of weights costs: of two models that do the same, the smaller leaves room."""
 SPARE = 3
 """The other tiers can take away two models, and one of three remains."""
-Rated = tuple[Model, str, Speed]
+Reuses = Callable[[Model], bool]
+"""Whether the engine that would serve a model reads only what is new in a prompt."""
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One model and quant with its speed here."""
+
+    model: Model
+    quant: str
+    speeds: Mapping[int, Speed]
+    """By context in tokens; PROMPT_TOKENS is among them."""
+    reuses: bool
+    points: float
+    """Quality at this quant."""
+    agent_points: float
+    """The same, judged for the work of agents."""
+
+    @property
+    def speed(self) -> Speed:
+        """The speed at which models are compared."""
+        return self.speeds[PROMPT_TOKENS]
+
+    @property
+    def bytes(self) -> int:
+        """The size of the weights."""
+        return self.model.quants[self.quant].bytes
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One model, quant and context that could serve at a tier, with its worth there."""
+    """One engine that could serve a tier, or several, with its worth there."""
 
-    tier: str
+    tiers: tuple[str, ...]
     model: Model
     quant: str
     context: int
     prefill_step: int
-    bytes: int
+    resident: int
+    """Bytes that stay: weights, the cache of one full context, the prompts that are kept, the process."""
+    reading: int
+    """Bytes on top while a prompt of full context is read."""
+    kept: int
+    """Of the resident bytes those for prompts of earlier turns."""
     speed: Speed
+    """At the context of comparison."""
+    decode: float
+    """Tokens/s at its own full context."""
+    reading_s: float
+    """Seconds in which a full context is read."""
+    points: float
+    """Quality at this quant."""
     worth: float
+
+    @property
+    def tier(self) -> str:
+        """The first tier it serves, after which the engine is named."""
+        return self.tiers[0]
+
+    @property
+    def bytes(self) -> int:
+        """Its peak while one prompt is read."""
+        return self.resident + self.reading
+
+
+def full_attention(model: Model) -> bool:
+    """Return whether vllm-mlx 0.6.0 reuses the prompts of a model like this one: measured for plain attention alone.
+
+    A hybrid read every prompt again, however much memory it had; a sliding window cannot be cut back either.
+    """
+    return not model.attention.recurrent and not model.attention.sliding and "hybrid" not in model.architecture
 
 
 def rate_all(
-    machine: Machine, known: Mapping[str, Model], intent: str, measured: Sequence[Measured], only: str | None
+    machine: Machine,
+    known: Mapping[str, Model],
+    intent: str,
+    measured: Sequence[Measured],
+    only: str | None,
+    *,
+    contexts: Iterable[int],
+    limit: int,
+    reuses: Reuses = full_attention,
 ) -> list[Rated]:
-    """Give every model and quant that may serve at all, with its speed here."""
+    """Return every model and quant that may serve at all and whose weights fit, with its speed at these contexts."""
+    wanted = (PROMPT_TOKENS, *contexts)
     return [
-        rate(machine, known, model.id, quant, measured)
+        rate(machine, known, model.id, quant, contexts=wanted, measured=measured, reuses=reuses)
         for model in _newest(known)
-        if model.id != BUILTIN and (intent != "agent-fleet" or model.tool_calling)
-        for quant in model.quants
-        if only in {None, quant}
+        if model.id != BUILTIN and not model.retired and (intent != AGENTS or model.tool_calling)
+        for quant, conversion in model.quants.items()
+        if only in {None, quant} and conversion.bytes < limit
     ]
 
 
-def rate(machine: Machine, known: Mapping[str, Model], model: str, quant: str, measured: Sequence[Measured]) -> Rated:
-    """Give one model and quant with its speed here. Raises KeyError."""
-    return known[model], quant, predict(machine, known[model], quant, PROMPT_TOKENS, measured, known=known)
+def rate(
+    machine: Machine,
+    known: Mapping[str, Model],
+    model: str,
+    quant: str,
+    *,
+    contexts: Iterable[int],
+    measured: Sequence[Measured] = (),
+    reuses: Reuses = full_attention,
+) -> Rated:
+    """Return one model and quant with its speed here. Raises KeyError."""
+    entry = known[model]
+    able = sorted({min(context, entry.context) for context in contexts} | {PROMPT_TOKENS})
+    speeds = predict_all(machine, entry, quant, able, measured, known=known)
+    return Rated(entry, quant, speeds, reuses(entry), worth(entry, quant), worth(entry, quant, agents=True))
 
 
 def _newest(known: Mapping[str, Model]) -> Iterable[Model]:
-    """Give of each maker's models of one shape the best: Qwen3.8 27B stands for its elders of 27B."""
+    """Return of each maker's models of one shape the best: Qwen3.8 27B stands for its elders of 27B."""
     best: dict[tuple[object, ...], Model] = {}
     for model in known.values():
-        shape = (
-            model.repo.partition("/")[0] or model.id,
-            model.layers,
-            model.hidden_size,
-            model.total_params_b,
-        )
+        shape = (model.repo.partition("/")[0] or model.id, model.layers, model.hidden_size, model.total_params_b)
         if shape not in best or quality(model).points > quality(best[shape]).points:
             best[shape] = model
     return best.values()
 
 
-def offers_at(rated: Sequence[Rated], tier: str, wish: Wish, step: int) -> list[Offer]:
-    """Give all that could serve at this tier, the worthiest first, without what is beaten outright."""
-    found: list[Offer] = []
-    for one in rated:
-        if tier != LONGCTX or lasts(one[0]):
-            found += offers_of(one, tier, wish, step)
+def offers_for(rated: Sequence[Rated], tiers: Sequence[str], wishes: Mapping[str, Wish], *, small: bool) -> list[Offer]:
+    """Return all engines that could serve these tiers together, the worthiest first, without what is beaten outright.
+
+    `small`: memory is so short that prompts are read in small steps whatever the window.
+    """
+    found = [
+        offer
+        for one in rated
+        if tiers[0] != LONGCTX or lasts(one.model)
+        for offer in offers_of(one, tiers, wishes, small=small)
+    ]
     return _thinned(found)
 
 
-def offers_of(rated: Rated, tier: str, wish: Wish, step: int) -> list[Offer]:
-    """Give one offer for each context that the model was made for and that can be read in time."""
-    model, quant, speed = rated
-    longest = min(model.context, max(wish.contexts[0], int(wish.patience * speed.prompt)))
-    side_by_side = wish.concurrency[0]
+def offers_of(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *, small: bool) -> list[Offer]:
+    """Return one offer for each context that the model was made for and that can be read in time."""
+    contexts = sorted({context for tier in tiers for context in wishes[tier].contexts})
+    least = max(wishes[tier].contexts[0] for tier in tiers)
+    patience = max(wishes[tier].patience for tier in tiers)
     return [
-        Offer(
-            tier, model, quant, context, step,
-            memory(model, quant, context, side_by_side, step).total + CACHE_FLOOR,
-            speed, _worth(model, quant, context, wish, speed),
-        )
-        for context in wish.contexts
-        if context <= longest
-    ]  # fmt: skip
+        _offer(rated, tuple(tiers), context, wishes, small=small)
+        for context in contexts
+        if least <= context <= rated.model.context and context in rated.speeds
+        if context / rated.speeds[context].prompt <= patience
+    ]
 
 
-def reached(rated: Rated, tier: str, wish: Wish, step: int) -> list[Offer]:
-    """Give the offers of a model that somebody wants here, also when it was made for less context than is wished."""
-    contexts = tuple(context for context in wish.contexts if context <= rated[0].context)
-    return offers_of(rated, tier, replace(wish, contexts=contexts or (rated[0].context,)), step)
+def reached(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *, small: bool) -> list[Offer]:
+    """Return the offers of a model that a person named, also where it can do with less context than is wished."""
+    offers = offers_of(rated, tiers, wishes, small=small)
+    if offers:
+        return offers
+    longest = max(context for context in rated.speeds if context <= rated.model.context)
+    patient = {
+        tier: replace(wishes[tier], contexts=(min(wishes[tier].contexts[0], longest),), patience=math.inf)
+        for tier in tiers
+    }
+    return offers_of(rated, tiers, patient, small=small)
+
+
+def _offer(rated: Rated, tiers: tuple[str, ...], context: int, wishes: Mapping[str, Wish], *, small: bool) -> Offer:
+    """Return one model at one context."""
+    model, quant, speed = rated.model, rated.quant, rated.speeds[context]
+    step = SMALL_STEP if small else step_for(model, context)
+    need = memory(model, quant, context, 1, step)
+    kept = cache_bytes(model, context) if rated.reuses else 0
+    value = sum(_worth(rated, context, wishes[tier], own=at == 0) for at, tier in enumerate(tiers))
+    return Offer(
+        tiers, model, quant, context, step, need.resident + kept, need.prefill, kept,
+        rated.speed, speed.decode, context / speed.prompt, rated.points, value,
+    )  # fmt: skip
 
 
 def lasts(model: Model) -> bool:
-    """Say whether the architecture suits long contexts: at most half of the layers keep every token."""
+    """Return whether the architecture suits long contexts: at most half of the layers keep every token."""
     return model.attention.latent > 0 or 2 * model.attention.full <= model.layers
 
 
-def _worth(model: Model, quant: str, context: int, wish: Wish, speed: Speed) -> float:
-    """Add up what a model is worth at a tier, in points of quality."""
-    points = wish.quality * (points_of(model, quant) + SIZE * math.log2(model.total_params_b))
+def _worth(rated: Rated, context: int, wish: Wish, *, own: bool) -> float:
+    """Return what a model is worth at a tier, in points of the quality index. `own`: it has the engine to itself."""
+    model, speed = rated.model, rated.speed
+    points = wish.quality * min(wish.clever, rated.agent_points if wish.agents else rated.points)
     points += wish.speed * math.log2(min(speed.decode, wish.ample) / wish.plain)
-    points += wish.context * math.log2(context / wish.contexts[-1])
-    points -= 0.5 * (model.quants[quant].confidence == "low")
+    points += wish.context * math.log2(min(context, wish.contexts[-1]) / wish.contexts[-1])
+    points -= THRIFT * rated.bytes / 1e9
+    points -= 0.5 * (model.quants[rated.quant].confidence == "low")
+    points -= wish.tools * (not model.tool_calling)
+    if not rated.reuses:
+        points -= wish.reread * math.log2(1 + SESSION_TOKENS / speed.prompt / SOON_S)
     short = min(1.0, speed.decode / wish.decode, speed.prompt / wish.prompt)
     if short < 1:
         points -= MISSED_FLOOR * (1 - math.log2(short))
-    return wish.weight * points
+    return wish.weight * (points + wish.own * own)
 
 
-def _thinned(offers: list[Offer]) -> list[Offer]:
+def _thinned(offers: Sequence[Offer]) -> list[Offer]:
     """Drop an offer that can be part of no best stack.
 
-    That is: three other models are as small, worth more, and no slower (fast) or no faster (standard); or its
-    own model is all that in another quant or context.
+    That is: three other models with as long a context are as small, worth more, and leave the other tiers as much
+    choice; or its own model is all that in another quant.
     """
     kept: list[Offer] = []
     for offer in sorted(offers, key=lambda one: (-one.worth, one.bytes)):
-        better = {one.model.id for one in kept if one.bytes <= offer.bytes and _as_free(one, offer)}
-        if len(better) < SPARE and offer.model.id not in better:
+        if not _needless(offer, kept):
             kept.append(offer)
     return kept
 
 
-def _as_free(one: Offer, other: Offer) -> bool:
-    """Say whether `one` leaves the other tiers as much choice as `other` does."""
+def _needless(offer: Offer, kept: Sequence[Offer]) -> bool:
+    """Return whether enough other models, or its own in another quant, do all that this offer does."""
+    better: set[str] = set()
+    for one in kept:
+        if one.resident <= offer.resident and _beats(one, offer):
+            better.add(one.model.id)
+            if len(better) == SPARE or one.model.id == offer.model.id:
+                return True
+    return False
+
+
+def _beats(one: Offer, other: Offer) -> bool:
+    """Return whether `one`, which is worth as much, is as small as `other` and no harder to put beside other tiers."""
+    if one.reading > other.reading:
+        return False
+    if one.tier == LONGCTX:
+        return one.context >= other.context and one.points <= other.points
     if one.tier == FAST:
-        return one.speed.decode >= other.speed.decode
-    return one.tier != STANDARD or one.speed.decode <= other.speed.decode
+        return one.context >= other.context and one.decode >= other.decode
+    return (
+        one.context == other.context
+        and one.points >= other.points
+        and (one.tier != STANDARD or one.decode <= other.decode)
+    )

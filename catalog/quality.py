@@ -1,8 +1,9 @@
-"""How good a model is, from published scores only, on one scale."""
+"""How good a model is, from published scores only, on one scale: the Artificial Analysis Intelligence Index 4.1."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from catalog.model import Model
@@ -10,26 +11,34 @@ from catalog.model import Model
 
 @dataclass(frozen=True)
 class Quality:
-    """Points on the scale of GPQA Diamond (percent), and the score they come from; None when unrated."""
+    """Points of the index, and the score they come from; None when unrated."""
 
     points: float
     benchmark: str | None
 
     def __str__(self) -> str:
-        """Say it to a person."""
+        """Return it in words."""
         return f"{self.points:.0f} by {self.benchmark}" if self.benchmark else "unrated"
 
 
-FALLBACKS: tuple[tuple[str, str, float, float], ...] = (
-    ("gpqa_diamond", "GPQA Diamond", 1.0, 0.0),
-    ("mmlu_pro", "MMLU-Pro", 1.49, -42.3),
-    ("swe_bench_verified", "SWE-bench Verified", 0.39, 54.1),
+LEAST = 3.0
+"""The lowest points of a rated model; no unrated model reaches it."""
+INDEX: tuple[tuple[str, str, float], ...] = (
+    ("aa_index_4_1", "Artificial Analysis index", 1.0),
+    ("aa_index_4_0", "Artificial Analysis index 4.0", 0.76),
 )
-"""In this order: benchmark, its name, and the line that carries it over to GPQA Diamond. The slopes and
-offsets are least squares over the models of the catalog that publish both; SWE-bench is set 3 points low,
-for it measures one kind of work."""
-UNRATED_CEILING = 25.0
-"""No unrated model counts above a rated one; the lowest rated has 30."""
+"""The overall index, newest first: benchmark, its name, and what carries it over to 4.1. Version 4.1 (16 June 2026) has
+harder agentic tests: it gives Qwen3.6 35B-A3B 32 where 4.0 gave 43."""
+CODING: tuple[tuple[str, str, float, float], ...] = (
+    ("swe_bench_verified", "SWE-bench Verified", 0.75, -23.0),
+    ("bfcl_v4", "BFCL v4", 0.45, -3.0),
+)
+"""What measures the work of agents: benchmark, its name, and the line over the models that have the index too."""
+ODDS_SLOPE, ODDS_OFFSET = 17.0, 0.5
+"""Carries the log odds of GPQA Diamond over to the index: within 2 points for the ten models of the catalog that have
+both and are not Qwen3.8 27B, which the index puts 15 points higher."""
+MMLU_SLOPE, MMLU_OFFSET = 1.49, -42.3
+"""The line from MMLU-Pro to GPQA Diamond, in percent: least squares over the models that publish both."""
 ROUNDING_COST = {
     **dict.fromkeys(("bf16", "fp16", "mxfp4-q8"), 0.0),
     **dict.fromkeys(("int4", "mxfp4", "nvfp4"), 1.0),
@@ -42,26 +51,57 @@ ROUNDING_COST = {
     "int2": 6.0,
 }
 """What a quant costs, in shares of what four bits cost. mxfp4-q8 is what gpt-oss was trained in."""
-FOUR_BITS_AT_4B, SHRINKS = 3.3, -0.27
-"""Points four bits cost a model of 4 billion parameters, and how that shrinks with size. MMLU-Pro measured
-on MLX (mlx-lm BENCHMARKS.md): Qwen3-4B 64.05, 63.85 at 8 bits, 60.72 at 4; Qwen3-30B-A3B 72.62, 72.46,
-70.71."""
+FOUR_BITS_AT_4B, SHRINKS = 0.10, -0.27
+"""Share of the points that four bits cost a model of 4 billion parameters, and how that shrinks with size: twice what
+MLX loses on MMLU-Pro (mlx-lm BENCHMARKS.md: Qwen3-4B 64.05 to 60.72, Qwen3-30B-A3B 72.62 to 70.71), for the index
+spreads models at least twice as far apart."""
 
 
-def quality(model: Model) -> Quality:
-    """Give the quality by the first published score; an unrated model is ordered by size alone."""
-    for benchmark, name, slope, offset in FALLBACKS:
-        if benchmark in model.scores:
-            return Quality(slope * model.scores[benchmark] + offset, name)
-    return Quality(min(UNRATED_CEILING, 5 + 5 * model.total_params_b ** (1 / 3)), None)
+def quality(model: Model, *, agents: bool = False) -> Quality:
+    """Return the quality by the best score there is.
 
-
-def worth(model: Model, quant: str) -> float:
-    """Give 20 times the log odds of a right answer at this quant.
-
-    Percents bunch together near the top; odds do not. On this scale the Qwen3.5 family of 2B, 4B and 9B and
-    Qwen3.8-27B stand at 5, 23, 30 and 42; the Artificial Analysis index gives them 16, 27, 32 and 52.
+    The overall index where it was published; for `agents` its mean with what coding and tool use give; then GPQA
+    Diamond, MMLU-Pro and, for want of others, coding alone. An unrated model is ordered by size, below every rated one.
     """
+    overall = _overall(model.scores)
+    coding = _coding(model.scores)
+    if overall and coding and agents:
+        return Quality((overall.points + coding.points) / 2, f"{overall.benchmark} and {coding.benchmark}")
+    return overall or coding or Quality(LEAST * model.total_params_b / (model.total_params_b + 100), None)
+
+
+def _overall(scores: Mapping[str, float]) -> Quality | None:
+    """Return what measures everything: the index, else what knowledge and reasoning say of it."""
+    for benchmark, name, factor in INDEX:
+        if benchmark in scores:
+            return Quality(max(LEAST, factor * scores[benchmark]), name)
+    if "gpqa_diamond" in scores:
+        return Quality(_from_gpqa(scores["gpqa_diamond"]), "GPQA Diamond")
+    if "mmlu_pro" in scores:
+        return Quality(_from_gpqa(MMLU_SLOPE * scores["mmlu_pro"] + MMLU_OFFSET), "MMLU-Pro")
+    return None
+
+
+def _coding(scores: Mapping[str, float]) -> Quality | None:
+    """Return what the first score of coding or tool use says."""
+    for benchmark, name, slope, offset in CODING:
+        if benchmark in scores:
+            return Quality(max(LEAST, slope * scores[benchmark] + offset), name)
+    return None
+
+
+def _from_gpqa(percent: float) -> float:
+    """Return the index that a score of GPQA Diamond stands for: percents bunch together near the top, odds do not."""
+    right = min(99.0, max(1.0, percent)) / 100
+    return max(LEAST, ODDS_SLOPE * math.log(right / (1 - right)) + ODDS_OFFSET)
+
+
+def indexed(model: Model) -> bool:
+    """Return whether an overall index was published for the model."""
+    return any(benchmark in model.scores for benchmark, *_ in INDEX)
+
+
+def worth(model: Model, quant: str, *, agents: bool = False) -> float:
+    """Return the points that are left at this quant."""
     cost = ROUNDING_COST[quant] * FOUR_BITS_AT_4B * (model.total_params_b / 4) ** SHRINKS
-    right = max(1.0, quality(model).points - cost) / 100
-    return 20 * math.log(right / (1 - right))
+    return quality(model, agents=agents).points * max(0.0, 1 - cost)

@@ -113,6 +113,9 @@ MODEL = {
     "gated": FLAG,
     "total_params_b": _must(NUMBER),
     "active_params_b": NUMBER,
+    "text_params_b": NUMBER,
+    "input_params_b": NUMBER,
+    "expert_spread": NUMBER,
     "architecture": _one_of(*ARCHITECTURES),
     "layers": _must(SIZE),
     "hidden_size": _must(SIZE),
@@ -121,6 +124,7 @@ MODEL = {
     "tool_parser": _one_of(None, *TOOL_PARSERS),
     "reasoning_parser": _one_of(None, *REASONING_PARSERS),
     "vision": FLAG,
+    "tower_bytes": COUNT,
     "loader": _one_of("mlx-lm", "mlx-vlm"),
     "quants": _must(SECTION),
     "scores": Rule(_is_scores, "benchmark names with percents"),
@@ -129,6 +133,7 @@ MODEL = {
     "aliases": TEXTS,
     "stands_for": Rule(_is_text_map, "names with the reason"),
     "note": TEXT,
+    "retired": TEXT,
 }
 ATTENTION = {
     "full": _must(COUNT),
@@ -140,11 +145,14 @@ ATTENTION = {
     "full_kv_heads": COUNT,
     "full_head_dim": COUNT,
     "latent": COUNT,
+    "query_heads": COUNT,
+    "recurrent_width": COUNT,
 }
 QUANTS = {
     "source": _must(Rule(_matches(_SOURCE), "hub:org/name, pypi:name==version, file:/path")),
     "bytes": _must(SIZE),
     "bytes_from": TEXT,
+    "loaded": SIZE,
     "confidence": _one_of("high", "medium", "low"),
     "seen_in": TEXTS,
     "downloads_30d": COUNT,

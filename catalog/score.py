@@ -1,42 +1,42 @@
 """Which models serve at which tier: chosen together, so that the sum fits and each does its own work.
 
-The choice has two steps. `search` takes the three models, quants and contexts with the highest sum of
-worth that fits the budget, the fast one faster than the standard one, all three different. `grow` then
-spends what is left on concurrency, prompt caches and context, in turns, up to what the tier can use. Where a person
-chose the models, `compose` does the same with these alone.
+The choice has two steps. `search` takes the engines with the highest sum of worth that fits the budget; tiers may
+share one. `grow` then spends what is left on context, requests side by side and prompts of earlier turns, up to what
+the tiers can use. Where a person chose the models, `compose` does the same with these alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeVar
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from catalog.explain import explain, explain_chosen, reasoned, reasons_for
-from catalog.fit import PREFILL_STEP, memory
-from catalog.intent import FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
-from catalog.machine import Machine
+from catalog.explain import Absent, explain, explain_chosen, reasons_for, runner_up
+from catalog.fit import SMALL_STEP, memory, smallest, step_for
+from catalog.intent import AGENTS, FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
+from catalog.machine import Machine, budget
 from catalog.model import Model
-from catalog.offer import BUILTIN, CACHE_FLOOR, Offer, Rated, lasts, offers_at, offers_of, rate, rate_all, reached
-from catalog.pick import Pick, Recommendation, first_pick, grow
+from catalog.offer import BUILTIN, Offer, Rated, Reuses, full_attention, lasts, offers_for, rate, rate_all, reached
+from catalog.pick import Pick, Recommendation, engine, grow
 from catalog.quality import quality
-from catalog.search import TooSmall, best_stack, by_worth, search
+from catalog.search import Shape, TooSmall, by_worth, peak, search, shapes
 from catalog.speed import Measured, predict
 
-SLACK = 0.9
-"""Share of the usable memory that is planned for; predicted peaks were short by up to a tenth."""
-PANIC_SHARE = 0.85
-"""From this share of all memory on, macOS may panic (Rapid-MLX, ModelSizing.swift)."""
-SMALL_BUDGET, SMALL_STEP = 12_000_000_000, 512
-"""Below this budget prompts are read in chunks of 512 tokens: a little slower, half the work space."""
+SMALL_BUDGET = 12_000_000_000
+"""Below this budget prompts are read in chunks of 512 tokens whatever the window."""
 Wishes = Mapping[str, Wish]
 """What each tier would like to do."""
-Found = TypeVar("Found")
+Groups = Mapping[Shape, list[list[Offer]]]
+"""All that could serve, by the way in which the tiers share engines and by engine."""
 
 
-def budget(machine: Machine) -> int:
-    """Give the bytes to plan for: nine tenths of what Metal allows, well away from where macOS panics."""
-    return int(SLACK * min(machine.usable_bytes, PANIC_SHARE * machine.memory_bytes))
+@dataclass(frozen=True)
+class Choice:
+    """The offers that were taken, all there were, and the wishes they answer."""
+
+    offers: list[Offer]
+    groups: Groups
+    wishes: Wishes
 
 
 def recommend(
@@ -48,21 +48,125 @@ def recommend(
     measured: Sequence[Measured] = (),
     tiers: Sequence[str] = TIERS,
     quant: str | None = None,
+    reuses: Reuses = full_attention,
 ) -> Recommendation:
     """Choose the models of the tiers for this machine, together.
 
-    Raises TooSmall when no stack fits, KeyError for an unknown intent or tier, ValueError when no model
-    exists in the quant asked for.
+    `reuses` says of which models the installed engines read only what is new in a prompt. Raises TooSmall when no
+    stack fits, KeyError for an unknown intent or tier, ValueError when no model exists in the quant asked for.
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
     wishes = {tier: INTENTS[intent][tier] for tier in tiers}
-    rated = rate_all(machine, known, intent, measured, quant)
-    if not rated:
+    if not any(quant in {None, *model.quants} for model in known.values() if model.id != BUILTIN):
         raise ValueError(f"No model that could serve exists in {quant}.")
-    (offers, chosen), wishes = _or_cramped(lambda wishes: _choose(rated, wishes, limit), wishes)
-    picks = grow([first_pick(offer, wishes[offer.tier]) for offer in chosen], known, wishes, limit)
-    told = tuple(reasoned(pick, offer, chosen, offers, limit) for pick, offer in zip(picks, chosen, strict=True))
-    return Recommendation(told, intent, limit, explain(told, offers, intent, limit))
+    contexts, richer = _contexts(wishes.values()), int(1.5 * limit)
+    rated = rate_all(machine, known, intent, measured, quant, contexts=contexts, limit=richer, reuses=reuses)
+    choice = _choose(rated, wishes, limit)
+    if choice is None:
+        whole = rate_all(machine, known, intent, measured, quant, contexts=contexts, limit=10**18, reuses=reuses)
+        raise TooSmall(_smallest(whole, wishes), limit)
+    picks = _reasoned(_grown(choice, rated, limit), choice, limit)
+    made = Recommendation(picks, intent, limit, usable_bytes=machine.usable_bytes)
+    then = replace(choice, offers=_best(choice.groups, richer))
+    better = _absent(machine, known, made, measured)
+    return replace(made, explain=explain(made, choice.offers, _grown(then, rated, richer), better))
+
+
+def _absent(
+    machine: Machine, known: Mapping[str, Model], made: Recommendation, measured: Sequence[Measured]
+) -> Absent | None:
+    """Return the best model that is rated above all of the stack, with what it would take; None where none is."""
+    here = max(pick.quality.points for pick in made.picks)
+    agents = made.intent == AGENTS
+    better = [
+        model for model in known.values()
+        if not model.retired and quality(model).points > here and (model.tool_calling or not agents)
+    ]  # fmt: skip
+    if not better:
+        return None
+    model = max(better, key=lambda one: quality(one).points)
+    quant = smallest(model).name
+    context = min(model.context, next(iter(INTENTS[made.intent].values())).contexts[0])
+    need = memory(model, quant, context, 1, step_for(model, context))
+    speed = predict(machine, model, quant, context, measured, known=known)
+    return Absent(model.id, quant, str(quality(model)), context, need.total, speed.decode, context / speed.prompt)
+
+
+def _contexts(wishes: Iterable[Wish]) -> tuple[int, ...]:
+    """Return every window that any of these wishes names."""
+    return tuple(sorted({context for wish in wishes for context in (*wish.contexts, *wish.cramped)}))
+
+
+def _choose(rated: Sequence[Rated], wishes: Wishes, limit: int) -> Choice | None:
+    """Choose by these wishes, or by shorter windows where memory is short; None where nothing fits."""
+    for wanted in (wishes, _cramped(wishes)):
+        groups = _groups(rated, wanted, small=limit < SMALL_BUDGET)
+        if stack := _best(groups, limit):
+            return Choice(stack, groups, wanted)
+    return None
+
+
+def _best(groups: Groups, limit: int) -> list[Offer]:
+    """Return the worthiest stack that fits, however its tiers share engines; empty where nothing fits."""
+    stacks = [search(some, limit, by_worth) for some in groups.values()]
+    return max(stacks, key=lambda stack: sum(offer.worth for offer in stack) if stack else -math.inf)
+
+
+def _groups(rated: Sequence[Rated], wishes: Wishes, *, small: bool) -> dict[Shape, list[list[Offer]]]:
+    """Return all that could serve, by the way in which the tiers share engines and by engine."""
+    groups: dict[tuple[str, ...], list[Offer]] = {}
+    found: dict[Shape, list[list[Offer]]] = {}
+    for shape in shapes(tuple(wishes)):
+        for group in shape:
+            if group not in groups:
+                groups[group] = offers_for(rated, group, wishes, small=small)
+        found[shape] = [groups[group] for group in shape]
+    return found
+
+
+def _cramped(wishes: Wishes) -> dict[str, Wish]:
+    """Return what the tiers can do with when memory is short: less context, whatever the time it takes to read."""
+    return {
+        tier: replace(wish, contexts=tuple(sorted({*wish.cramped, *wish.contexts})), patience=2 * wish.patience)
+        for tier, wish in wishes.items()
+    }
+
+
+def _smallest(rated: Sequence[Rated], wishes: Wishes) -> int:
+    """Return the bytes of the smallest stack there is."""
+    groups = _groups(rated, _cramped(wishes), small=True)
+    stacks = [search(some, 10**18, lambda offer: -float(offer.bytes)) for some in groups.values()]
+    return min(peak(stack) for stack in stacks if stack)
+
+
+def _grown(choice: Choice, rated: Sequence[Rated], limit: int) -> list[Pick]:
+    """Return the picks of all tiers, grown into the memory that is left, in the order of the tiers."""
+    by_name = {(one.model.id, one.quant): one for one in rated}
+    engines = [engine(offer, by_name[offer.model.id, offer.quant], choice.wishes) for offer in choice.offers]
+    bound = {STANDARD: LONGCTX} if any(offer.tier == LONGCTX for offer in choice.offers) else {}
+    grown = grow(engines, limit, bound)
+    return _spread(choice.offers, [one.pick for one in grown], tuple(choice.wishes))
+
+
+def _spread(offers: Sequence[Offer], picks: Sequence[Pick], tiers: Sequence[str]) -> list[Pick]:
+    """Return one pick a tier: an engine's own, or a note of the tier whose engine serves it."""
+    made = {pick.tier: pick for pick in picks}
+    for offer, pick in zip(offers, picks, strict=True):
+        made |= {tier: replace(pick, tier=tier, shares=pick.tier) for tier in offer.tiers[1:]}
+    return [made[tier] for tier in tiers]
+
+
+def _reasoned(picks: Sequence[Pick], choice: Choice, limit: int) -> tuple[Pick, ...]:
+    """Add the reasons and the runners-up."""
+    by_tier = {tier: offer for offer in choice.offers for tier in offer.tiers}
+    return tuple(
+        replace(
+            pick,
+            reasons=reasons_for(pick, by_tier[pick.tier].model),
+            runner_up="" if pick.shares else runner_up(by_tier[pick.tier], choice.offers, choice.groups, limit),
+        )
+        for pick in picks
+    )
 
 
 def compose(
@@ -73,21 +177,59 @@ def compose(
     *,
     budget_bytes: int | None = None,
     measured: Sequence[Measured] = (),
+    reuses: Reuses = full_attention,
 ) -> Recommendation:
-    """Give the stack of models that a person chose, each with the most context and cache that fits beside the others.
+    """Return the stack of models that a person chose, each with the most context that fits beside the others.
 
-    `choice` names model and quant of each tier. Raises TooSmall when they do not fit together, KeyError for
-    an unknown intent, tier, model or quant, ValueError for one model at two tiers.
+    `choice` names model and quant of each tier; tiers that name the same share its engine. Raises TooSmall when they
+    do not fit together, KeyError for an unknown intent, tier, model or quant.
     """
-    if len({model for model, _ in choice.values()}) < len(choice):
-        raise ValueError("One model serves one tier.")
     limit = budget(machine) if budget_bytes is None else budget_bytes
-    rated = {tier: rate(machine, known, model, quant, measured) for tier, (model, quant) in choice.items()}
     wishes = {tier: INTENTS[intent][tier] for tier in choice}
-    found, wishes = _or_cramped(lambda wishes: _together(rated, wishes, limit), wishes)
-    picks = grow([first_pick(offer, wishes[offer.tier]) for offer in found], known, wishes, limit)
-    told = tuple(replace(pick, reasons=reasons_for(pick, offer)) for pick, offer in zip(picks, found, strict=True))
-    return Recommendation(told, intent, limit, explain_chosen(told, intent, limit))
+    contexts = _contexts(wishes.values())
+    groups = _named_groups(choice)
+    rated = {
+        group: rate(machine, known, *choice[group[0]], contexts=contexts, measured=measured, reuses=reuses)
+        for group in groups
+    }
+    found = _together(rated, wishes, limit)
+    picks = _grown(found, list(rated.values()), limit)
+    told = tuple(replace(pick, reasons=reasons_for(pick, known[pick.model])) for pick in picks)
+    made = Recommendation(told, intent, limit, usable_bytes=machine.usable_bytes)
+    return replace(made, explain=explain_chosen(made))
+
+
+def _named_groups(choice: Mapping[str, tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Return the tiers that name the same model and quant, together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for tier, wanted in choice.items():
+        groups.setdefault(wanted, []).append(tier)
+    return [tuple(tiers) for tiers in groups.values()]
+
+
+def _together(rated: Mapping[tuple[str, ...], Rated], wishes: Wishes, limit: int) -> Choice:
+    """Return the best windows with which these models fit beside each other. Raises TooSmall."""
+    small = limit < SMALL_BUDGET
+    most: list[list[Offer]] = []
+    for wanted in (wishes, _cramped(wishes)):
+        most = [reached(one, group, wanted, small=small) for group, one in rated.items()]
+        if found := _windows(most, limit):
+            return Choice(found, {tuple(rated): most}, wanted)
+    raise TooSmall(peak([min(some, key=lambda offer: offer.bytes) for some in most]), limit)
+
+
+def _windows(groups: Sequence[Sequence[Offer]], limit: int) -> list[Offer]:
+    """Return the worthiest window of each that fits: what a person chose need not agree in speed or quality."""
+    chosen = [min(some, key=lambda offer: offer.bytes) for some in groups]
+    if peak(chosen) > limit:
+        return []
+    for at, some in enumerate(groups):
+        for offer in sorted(some, key=by_worth, reverse=True):
+            after = [*chosen[:at], offer, *chosen[at + 1 :]]
+            if peak(after) <= limit:
+                chosen = after
+                break
+    return chosen
 
 
 def alternatives(
@@ -98,90 +240,67 @@ def alternatives(
     *,
     measured: Sequence[Measured] = (),
     quant: str | None = None,
+    reuses: Reuses = full_attention,
 ) -> list[Offer]:
-    """Give what else could serve at a tier of a stack, the worthiest first, one quant and context of each model.
+    """Return what else could serve at a tier of a stack, the worthiest first, one quant and context of each model.
 
     The other tiers keep their models, and may have to do with less context. `quant` leaves out all others.
     """
-    step, others = _step(now.budget), [pick for pick in now.picks if pick.tier != tier]
-    wish = _cramped(INTENTS[now.intent][tier])
-    room = now.budget - sum(_least(pick, known, INTENTS[now.intent][pick.tier], step) for pick in others)
-    free = [one for one in rate_all(machine, known, now.intent, measured, quant) if _may_serve(one, tier, now)]
-    offers = [offer for one in free for offer in offers_of(one, tier, wish, step) if offer.bytes <= room]
-    return _best_of_each(offers)
+    wishes = _cramped({tier: INTENTS[now.intent][tier] for tier in TIERS if tier in {p.tier for p in now.picks}})
+    others = _least(machine, known, now, tier, measured)
+    small, contexts = now.budget < SMALL_BUDGET, _contexts(wishes.values())
+    rated = rate_all(machine, known, now.intent, measured, quant, contexts=contexts, limit=now.budget, reuses=reuses)
+    free = [one for one in rated if _may_serve(one.model, tier, now)]
+    offers = [offer for one in free for offer in reached(one, (tier,), wishes, small=small)]
+    return _best_of_each([offer for offer in offers if peak([*others, offer]) <= now.budget])
 
 
-def _may_serve(one: Rated, tier: str, now: Recommendation) -> bool:
-    """Say whether a model suits a tier, and serves none yet."""
-    return one[0].id not in {pick.model for pick in now.picks} and (tier != LONGCTX or lasts(one[0]))
+def _least(
+    machine: Machine, known: Mapping[str, Model], now: Recommendation, tier: str, measured: Sequence[Measured]
+) -> list[Offer]:
+    """Return the other engines with the least they can serve with."""
+    left = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier != tier}
+    wishes = _cramped({name: INTENTS[now.intent][name] for name in left})
+    contexts, small = _contexts(wishes.values()), now.budget < SMALL_BUDGET
+    least: list[Offer] = []
+    for group in _named_groups(left):
+        one = rate(machine, known, *left[group[0]], contexts=contexts, measured=measured)
+        least.append(min(reached(one, group, wishes, small=small), key=lambda offer: offer.bytes))
+    return least
+
+
+def _may_serve(model: Model, tier: str, now: Recommendation) -> bool:
+    """Return whether a model suits a tier, and serves none yet."""
+    return model.id not in {pick.model for pick in now.picks} and (tier != LONGCTX or lasts(model))
 
 
 def _best_of_each(offers: Sequence[Offer]) -> list[Offer]:
-    """Give each model's worthiest offer, the worthiest first."""
+    """Return each model's worthiest offer, the worthiest first."""
     best: dict[str, Offer] = {}
     for offer in sorted(offers, key=by_worth, reverse=True):
         best.setdefault(offer.model.id, offer)
     return list(best.values())
 
 
-def _least(pick: Pick, known: Mapping[str, Model], wish: Wish, step: int) -> int:
-    """Give the bytes with which a pick's model can still serve at its tier."""
-    reach = reached((known[pick.model], pick.quant, pick.speed), pick.tier, _cramped(wish), step)
-    return min(offer.bytes for offer in reach)
-
-
-def _cramped(wish: Wish) -> Wish:
-    """Give what a tier can do with when memory is short: less context, one request at a time."""
-    return replace(wish, contexts=(wish.contexts[0] // 2, *wish.contexts), concurrency=(1, wish.concurrency[1]))
-
-
-def _or_cramped(choose: Callable[[Wishes], Found], wishes: Wishes) -> tuple[Found, Wishes]:
-    """Choose by these wishes, or by smaller ones where memory is short. Gives also the wishes; raises TooSmall."""
-    try:
-        return choose(wishes), wishes
-    except TooSmall:
-        cramped = {tier: _cramped(wish) for tier, wish in wishes.items()}
-        return choose(cramped), cramped
-
-
-def _together(rated: Mapping[str, Rated], wishes: Wishes, limit: int) -> list[Offer]:
-    """Give the worthiest offers of these models, one a tier, that fit beside each other. Raises TooSmall."""
-    offers = [reached(one, tier, wishes[tier], _step(limit)) for tier, one in rated.items()]
-    found = search(offers, limit, 0.0, by_worth)
-    if not found:
-        raise TooSmall(sum(min(offer.bytes for offer in some) for some in offers), limit)
-    return found
-
-
-def _choose(
-    rated: Sequence[Rated], wishes: Mapping[str, Wish], limit: int
-) -> tuple[dict[str, list[Offer]], list[Offer]]:
-    """Give the offers of every tier and the best stack of them. Raises TooSmall."""
-    offers = {tier: offers_at(rated, tier, wish, _step(limit)) for tier, wish in wishes.items()}
-    return offers, best_stack(offers, limit)
-
-
-def _step(limit: int) -> int:
-    """Give how many tokens of a prompt are read at once."""
-    return SMALL_STEP if limit < SMALL_BUDGET else PREFILL_STEP
-
-
 def builtin(machine: Machine, known: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
-    """Give all three tiers on the model that travels with mlxq, for when no Hub is in reach.
+    """Return all three tiers on the model that travels with mlxq, for when no Hub is in reach.
 
     Raises TooSmall when not even that fits.
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
     contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: known[BUILTIN].context}
     picks = tuple(_builtin_pick(machine, known[BUILTIN], tier, context) for tier, context in contexts.items())
-    made = Recommendation(picks, "built-in", limit, "No Hub is in reach: every tier serves the built-in model.")
+    explained = "No Hub is in reach: every tier serves the built-in model."
+    made = Recommendation(picks, "built-in", limit, explained, machine.usable_bytes)
     if made.total > limit:
         raise TooSmall(made.total, limit)
     return made
 
 
 def _builtin_pick(machine: Machine, model: Model, tier: str, context: int) -> Pick:
+    """Return one tier of the built-in model, in an engine of its own: it is there to show that all of it works."""
     quant = next(iter(model.quants))
+    speed = predict(machine, model, quant, context)
     return Pick(
         tier=tier,
         model=model.id,
@@ -189,9 +308,14 @@ def _builtin_pick(machine: Machine, model: Model, tier: str, context: int) -> Pi
         context=context,
         concurrency=1,
         memory=memory(model, quant, context, prefill_step=SMALL_STEP),
-        cache_bytes=CACHE_FLOOR,
-        speed=predict(machine, model, quant, context),
+        cache_bytes=BUILTIN_CACHE,
+        speed=speed,
         quality=quality(model),
         prefill_step=SMALL_STEP,
+        reading_s=context / speed.prompt,
         reasons=("it travels with mlxq; no Hub is in reach",),
     )
+
+
+BUILTIN_CACHE = 64_000_000
+"""Bytes the built-in model keeps of old prompts."""

@@ -1,16 +1,20 @@
-"""The best stack of what was offered: one offer a tier, within a budget."""
+"""The best stack of what was offered: one engine for each group of tiers, within a budget."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from catalog import units
-from catalog.intent import FAST, STANDARD
+from catalog.intent import FAST, LONGCTX, STANDARD
 from catalog.offer import Offer
 
-MUCH_FASTER, BARELY_FASTER = 1.5, 1.05
-"""Fast over standard, tokens a second: what is wanted, and what must be where nothing better fits."""
+MUCH_FASTER, FASTER = 1.5, 1.25
+"""Fast over standard, tokens a second, each at its own context and both at the same: less is not worth an engine."""
+FARTHER = 2
+"""The window of longctx over that of standard: less is not worth an engine of its own."""
+Shape = tuple[tuple[str, ...], ...]
+"""Which tiers share an engine."""
 
 
 class TooSmall(ValueError):
@@ -19,9 +23,9 @@ class TooSmall(ValueError):
     def __init__(self, needs_bytes: int, budget_bytes: int) -> None:
         """Take both sizes."""
         self.needs_bytes, self.budget_bytes = needs_bytes, budget_bytes
+        needs, budget = units.apart(needs_bytes, budget_bytes)
         super().__init__(
-            f"The smallest stack needs {units.memory(needs_bytes)}; the budget is {units.memory(budget_bytes)}: "
-            f"{units.memory(self.short_bytes)} too little."
+            f"The smallest stack needs {needs}; the budget is {budget}: {units.memory(self.short_bytes)} too little."
         )
 
     @property
@@ -30,26 +34,34 @@ class TooSmall(ValueError):
         return self.needs_bytes - self.budget_bytes
 
 
-def best_stack(offers: Mapping[str, list[Offer]], limit: int) -> list[Offer]:
-    """Give the stack of highest worth that fits. Raises TooSmall."""
-    for ratio in (MUCH_FASTER, BARELY_FASTER):
-        found = search(list(offers.values()), limit, ratio, by_worth)
-        if found:
-            return found
-    everything = sum(max(offer.bytes for offer in some) for some in offers.values())
-    smallest = search(list(offers.values()), everything, BARELY_FASTER, lambda offer: -offer.bytes)
-    raise TooSmall(sum(offer.bytes for offer in smallest), limit)
+def shapes(tiers: Sequence[str]) -> list[Shape]:
+    """Return the ways in which these tiers may share engines: each its own, longctx at standard's, all at one."""
+    apart: Shape = tuple((tier,) for tier in tiers)
+    ways: list[Shape] = [apart]
+    if STANDARD in tiers and LONGCTX in tiers and len(tiers) > 2:  # noqa: PLR2004 - with two tiers it is the last way
+        pair = (STANDARD, LONGCTX)
+        ways.append((pair, *((tier,) for tier in tiers if tier not in pair)))
+    if len(tiers) > 1:
+        ways.append((tuple(tiers),))
+    return ways
 
 
-def search(tiers: list[list[Offer]], limit: int, ratio: float, value: Callable[[Offer], float]) -> list[Offer]:
-    """Find the best combination by branch and bound; an empty list when none fits."""
-    ordered = [sorted(some, key=value, reverse=True) for some in tiers]
+def peak(offers: Sequence[Offer]) -> int:
+    """Return the bytes that engines take together while one of them reads a prompt of its full context."""
+    return sum(one.resident for one in offers) + max((one.reading for one in offers), default=0)
+
+
+def search(groups: Sequence[Sequence[Offer]], limit: int, value: Callable[[Offer], float]) -> list[Offer]:
+    """Return the best combination by branch and bound, one offer a group; an empty list when none fits."""
+    ordered = [sorted(some, key=value, reverse=True) for some in groups]
+    if not all(ordered):
+        return []
     hope = [sum(value(some[0]) for some in ordered[at:]) for at in range(len(ordered) + 1)]
-    least = [sum(min(offer.bytes for offer in some) for some in ordered[at:]) for at in range(len(ordered) + 1)]
+    least = [sum(min(offer.resident for offer in some) for some in ordered[at:]) for at in range(len(ordered) + 1)]
     best: list[Offer] = []
     most = -math.inf
 
-    def go(at: int, taken: list[Offer], used: int, so_far: float) -> None:
+    def go(at: int, taken: list[Offer], so_far: float) -> None:
         nonlocal best, most
         if at == len(ordered):
             best, most = list(taken), so_far
@@ -57,22 +69,40 @@ def search(tiers: list[list[Offer]], limit: int, ratio: float, value: Callable[[
         for offer in ordered[at]:
             if so_far + value(offer) + hope[at + 1] <= most:
                 return
-            if used + offer.bytes + least[at + 1] <= limit and agree(taken, offer, ratio):
-                go(at + 1, [*taken, offer], used + offer.bytes, so_far + value(offer))
+            together = [*taken, offer]
+            if peak(together) + least[at + 1] <= limit and agree(taken, offer):
+                go(at + 1, together, so_far + value(offer))
 
-    go(0, [], 0, 0.0)
+    go(0, [], 0.0)
     return best
 
 
-def agree(taken: Sequence[Offer], offer: Offer, ratio: float) -> bool:
-    """Say whether an offer may stand beside those taken: another model, and fast is faster than standard."""
+def agree(taken: Sequence[Offer], offer: Offer) -> bool:
+    """Return whether an engine may stand beside those taken.
+
+    It serves another model; fast is much faster than standard, each at its own context; longctx has at least twice the
+    window of standard, and standard is no weaker than longctx.
+    """
     for one in taken:
         if one.model.id == offer.model.id:
             return False
         pair = {one.tier: one, offer.tier: offer}
-        if STANDARD in pair and FAST in pair and pair[FAST].speed.decode < ratio * pair[STANDARD].speed.decode:
+        if STANDARD in pair and FAST in pair and not _faster(pair[STANDARD], pair[FAST]):
+            return False
+        if STANDARD in pair and LONGCTX in pair and not _farther(pair[STANDARD], pair[LONGCTX]):
             return False
     return True
+
+
+def _faster(standard: Offer, fast: Offer) -> bool:
+    """Return whether a fast one of its own earns its place beside this standard."""
+    own = fast.decode >= MUCH_FASTER * standard.decode
+    return own and fast.speed.decode >= FASTER * standard.speed.decode
+
+
+def _farther(standard: Offer, longctx: Offer) -> bool:
+    """Return whether a longctx of its own earns its place beside this standard."""
+    return longctx.context >= FARTHER * standard.context and standard.points >= longctx.points
 
 
 def by_worth(offer: Offer) -> float:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from catalog.chips import identify
-from catalog.fit import cache_bytes
+from catalog.fit import cache_bytes, query_heads, score_bytes, text_bytes
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
@@ -25,6 +25,8 @@ from catalog.model import Model
 Constants = Mapping[str, float]
 REFERENCE_GENERATION = 4
 REFERENCE_LAYERS = 32
+LATENT_HEAD = 256
+"""Size of a head of the models with a compressed cache (MLA)."""
 MEASURED_CHUNK = 2048
 """Tokens of prompt at once in the measurements the constants are fitted on: mlx-lm's default."""
 
@@ -43,13 +45,24 @@ class Work:
     kv: Any
     """Cache at this context."""
     active: Any
+    everything: Any
+    """All weights, which a chunk of prompt streams once."""
+    idle: Any
+    """Share of the active weights that no token streams: an input embedding of its own."""
+    spread: Any
+    """Experts to each that a token uses; 1 without experts."""
     layers: Any
-    hidden: Any
+    attend: Any
+    """Query heads times their size, in a full-attention layer."""
+    scores: Any
+    """Query heads whose scores are written down; 0 where attention is fused."""
     full_layers: Any
     computed: Any
     """Share of the layers that a prompt passes; below 1 where later layers reuse earlier caches."""
     tokens: Any
     """Tokens of the prompt."""
+    context: Any
+    """Tokens before the answer; for llama.cpp's benchmarks not those of the prompt."""
     generations_back: Any
     """How many generations before the M4; 0 from then on."""
     moe: Any
@@ -63,6 +76,12 @@ class Work:
     accelerated: Any
     served: Any
     """Measured through a batching server rather than a bare loop."""
+    ancient: Any
+    """Measured with MLX before 0.30."""
+    aged: Any
+    """Measured with MLX before 0.31.2, which runs recurrent layers slower."""
+    newest: Any
+    """Measured with MLX from 0.32 on."""
     llama: Any
     """Measured with llama.cpp or Ollama's use of it, which only the fit needs."""
 
@@ -104,28 +123,68 @@ def _by_engine(c: Constants, name: str, work: Work) -> Any:
 
 
 def decode_seconds(c: Constants, work: Work) -> Any:
-    """Give the seconds one token of an answer takes."""
+    """Return the seconds one token of an answer takes."""
     layers = work.layers * c["gemma layer"] ** work.gemma * c["recurrent layer"] ** work.recurrent
     launch = _by_engine(c, "token ms", work) + layers * _by_engine(c, "layer ms", work) * c["moe layer"] ** work.moe
     launch = (launch + c["served ms"] * work.served) * c["two dies launch"] ** work.two_dies
     bandwidth = work.bandwidth * c["two dies bandwidth (llama.cpp)"] ** (work.two_dies * work.llama)
-    weights = work.weights * c["moe weights"] ** work.moe / (bandwidth * _by_engine(c, "bandwidth share", work))
+    streamed = work.weights * (1 - work.idle) * c["moe weights"] ** work.moe
+    weights = streamed / (bandwidth * _by_engine(c, "bandwidth share", work))
     attend = _by_engine(c, "cache", work) * c["soft cap"] ** work.softcap * c["latent cache"] ** work.latent
     compute = _by_engine(c, "compute", work) * work.active / (work.tflops * 1000)
-    return launch / 1000 + weights + attend * work.kv / bandwidth + compute
+    asked = 4 * work.context * work.attend * work.full_layers / 1e9
+    cache = (attend * work.kv + _by_engine(c, "asked cache", work) * asked) / bandwidth
+    seconds = launch / 1000 + weights + cache + compute
+    return seconds * _version(c, "decode", work)
 
 
 def prompt_seconds(c: Constants, work: Work) -> Any:
-    """Give the seconds one token of a prompt of `work.tokens` tokens takes."""
+    """Return the seconds one token of a prompt of `work.tokens` tokens takes, on average over the prompt."""
     share = _by_engine(c, "prompt share", work) * c["prompt moe"] ** work.moe * c["prompt recurrent"] ** work.recurrent
     share = share * c["prompt generation"] ** (-work.generations_back * (1 - work.llama))
     share = share * _by_engine(c, "prompt accelerated", work) ** work.accelerated * c["prompt served"] ** work.served
-    arithmetic = 2 * work.active * work.computed / (work.tflops * 1000 * share)
-    earlier = 2 * work.tokens * work.hidden * work.full_layers / (work.tflops * 1e12)
-    attention = c["prompt attention"] * c["prompt latent"] ** work.latent * earlier
+    share = share * c["prompt recurrent accelerated"] ** (work.recurrent * work.accelerated)
+    chunk = _least(work.tokens, MEASURED_CHUNK)
+    share = share * chunk / (chunk + c["prompt fill"] * work.accelerated)
+    arithmetic = 2 * work.active * work.computed / (work.tflops * 1000 * share) * _padding(c, work)
+    arithmetic = arithmetic * _version(c, "prompt", work) * c["prompt ancient"] ** work.ancient
+    return arithmetic + _attention_seconds(c, work) + _chunk_seconds(c, work)
+
+
+def _version(c: Constants, kind: str, work: Work) -> Any:
+    """Return how much longer recurrent layers take than with MLX 0.31.2."""
+    aged, newest = c[f"{kind} aged recurrent"], c[f"{kind} newest recurrent"]
+    return aged ** (work.aged * work.recurrent) * newest ** (work.newest * work.recurrent)
+
+
+def _padding(c: Constants, work: Work) -> Any:
+    """Return how much work a chunk is for each expert's share of it: few tokens an expert fill its tiles badly."""
+    chunk = _least(work.tokens, MEASURED_CHUNK)
+    return 1 + c["prompt tiles"] * (work.spread - 1) / chunk
+
+
+def _attention_seconds(c: Constants, work: Work) -> Any:
+    """Return the share of a token in attending to what came before, and in writing scores down where that is done."""
+    earlier = 2 * work.tokens * work.attend * work.full_layers / (work.tflops * 1e12)
+    scores = work.tokens * work.scores * work.full_layers / (work.bandwidth * 1e9)
+    scores = scores * c["prompt soft cap"] ** work.softcap
+    quicker = c["prompt attention accelerated"] ** work.accelerated
+    return c["prompt attention"] * c["prompt latent"] ** work.latent * earlier * quicker + c["prompt scores"] * scores
+
+
+def _chunk_seconds(c: Constants, work: Work) -> Any:
+    """Return the share of a token in launching its chunk and streaming all weights for it."""
     chunks = -(-work.tokens // MEASURED_CHUNK)
-    launch = _by_engine(c, "prompt chunk ms", work) / 1000 * work.layers / REFERENCE_LAYERS * chunks / work.tokens
-    return arithmetic + attention + launch
+    touched = 1 - (1 - 1 / work.spread) ** _least(work.tokens, MEASURED_CHUNK) * (work.spread > 1)
+    stream = c["prompt stream"] * work.everything * touched / work.bandwidth
+    layers = work.layers / REFERENCE_LAYERS * c["prompt recurrent chunk"] ** work.recurrent
+    launch = _by_engine(c, "prompt chunk ms", work) / 1000 * layers
+    return (launch + stream) * chunks / work.tokens
+
+
+def _least(value: Any, most: int) -> Any:
+    """Return the smaller of the two, also for an array when fitting."""
+    return value - (value - most) * (value > most)
 
 
 def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
@@ -134,14 +193,19 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
     return Work(
         bandwidth=machine.bandwidth_gbps,
         tflops=machine.fp16_tflops,
-        weights=model.quants[quant].bytes / 1e9 * model.active_params_b / model.total_params_b,
+        weights=text_bytes(model, quant) / 1e9 * model.active_params_b / model.text_params_b,
         kv=cache_bytes(model, context) / 1e9,
         active=model.active_params_b,
+        everything=text_bytes(model, quant) / 1e9,
+        idle=model.input_params_b / model.active_params_b,
+        spread=model.expert_spread,
         layers=model.layers,
-        hidden=model.hidden_size,
+        attend=query_heads(model) * (told.full_head_dim or told.head_dim or LATENT_HEAD),
+        scores=query_heads(model) if score_bytes(model, 1, 1) else 0,
         full_layers=told.full,
         computed=own / model.layers if model.architecture == "transformer-ple" else 1,
         tokens=max(context, 1),
+        context=max(context, 1),
         generations_back=generations_back(machine.chip),
         moe=int(model.moe),
         recurrent=int(told.recurrent > 0),
@@ -151,6 +215,9 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
         two_dies=int("Ultra" in machine.chip),
         accelerated=int(identify(machine.chip).accelerated),
         served=1,
+        ancient=0,
+        aged=0,
+        newest=1,
         llama=0,
     )
 
@@ -186,29 +253,65 @@ def predict(
     *,
     known: Mapping[str, Model] | None = None,
 ) -> Speed:
-    """Say how fast `model` answers on `machine` once a prompt of `context` tokens was read.
+    """Return how fast `model` answers on `machine` once a prompt of `context` tokens was read.
 
-    `measured` are benchmarks of this machine. One of this very model and quant gives the figure itself;
-    those of other models (looked up in `known`, else among the shipped ones) shift the prediction by their
-    mean ratio k, shrunk to k^(n/(n+1)) for n of them. Raises KeyError when the model has no such quant.
+    The prompt speed is the average over that prompt. `measured` are benchmarks of this machine. One of this very model
+    and quant gives the figure itself; those of other models (looked up in `known`, else among the shipped ones) shift
+    the prediction by their mean ratio k, shrunk to k^(n/(n+1)) for n of them. Raises KeyError when the model has no
+    such quant.
     """
-    raw = _raw(machine, model, quant, context)
+    return predict_all(machine, model, quant, (context,), measured, known=known)[context]
+
+
+def predict_all(
+    machine: Machine,
+    model: Model,
+    quant: str,
+    contexts: Iterable[int],
+    measured: Sequence[Measured] = (),
+    *,
+    known: Mapping[str, Model] | None = None,
+) -> dict[int, Speed]:
+    """Return what `predict` says, by context. Raises KeyError when the model has no such quant."""
+    shift = _shift(machine, model, quant, measured, known)
+    low, high = constants()["band"][shift.band]
+    tighter = 1 / math.sqrt(1 + shift.benchmarks)
+    speeds: dict[int, Speed] = {}
+    for context in contexts:
+        raw = _raw(machine, model, quant, context)
+        decode, prompt = raw[0] * shift.decode, raw[1] * shift.prompt
+        around = decode * low**tighter, decode * high**tighter
+        speeds[context] = Speed(decode, prompt, *around, shift.basis, shift.source)
+    return speeds
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """What measurements change of a prediction."""
+
+    decode: float
+    prompt: float
+    basis: str
+    band: str
+    source: str = ""
+    benchmarks: int = 0
+    """Benchmarks of this machine, each of which narrows the range."""
+
+
+def _shift(
+    machine: Machine, model: Model, quant: str, measured: Sequence[Measured], known: Mapping[str, Model] | None
+) -> _Shift:
+    """Return the factors on decode and prompt speed: of this very model and quant, else of others here, else 1."""
     same = [one for one in measured if (one.model, one.quant) == (model.id, quant)]
     if same:
-        return _carried(machine, model, raw, same, "measured here")
-    ratios = _ratios(machine, measured, known or entries()) if measured else []
-    if ratios:
-        return _calibrated(machine, raw, ratios)
+        return _carried(machine, model, same, "measured here")
+    if ratios := _ratios(machine, measured, known or entries()) if measured else []:
+        decode, prompt = _shrunk([d for d, _ in ratios]), _shrunk([p for _, p in ratios if p])
+        return _Shift(decode, prompt, "calibrated here", _band(machine), benchmarks=len(ratios))
     others, source = _published(machine, model, quant)
     if others:
-        return replace(_carried(machine, model, raw, others, "published"), source=source)
-    return _ranged(raw, "predicted" if machine.backend == "metal" else "rough guess", _band(machine))
-
-
-def _calibrated(machine: Machine, raw: tuple[float, float], ratios: Sequence[tuple[float, float | None]]) -> Speed:
-    """Shift a prediction by how other models were measured here, against what was predicted for them."""
-    shifted = raw[0] * _shrunk([d for d, _ in ratios]), raw[1] * _shrunk([p for _, p in ratios if p])
-    return _ranged(shifted, "calibrated here", _band(machine), len(ratios))
+        return replace(_carried(machine, model, others, "published"), source=source)
+    return _Shift(1.0, 1.0, "predicted" if machine.backend == "metal" else "rough guess", _band(machine))
 
 
 def _band(machine: Machine) -> str:
@@ -216,18 +319,10 @@ def _band(machine: Machine) -> str:
     return "metal" if machine.backend == "metal" else "rough"
 
 
-def _ranged(raw: tuple[float, float], basis: str, band: str, benchmarks: int = 0) -> Speed:
-    """Add the range; each benchmark of this machine narrows it."""
-    low, high = constants()["band"][band]
-    tighter = 1 / math.sqrt(1 + benchmarks)
-    return Speed(*raw, raw[0] * low**tighter, raw[0] * high**tighter, basis)
-
-
-def _carried(machine: Machine, model: Model, raw: tuple[float, float], same: Sequence[Measured], basis: str) -> Speed:
-    """Carry benchmarks of this very model and quant over to another context, by the ratio of the predictions."""
+def _carried(machine: Machine, model: Model, same: Sequence[Measured], basis: str) -> _Shift:
+    """Return the factors that benchmarks of this very model and quant give, whatever their context."""
     ratios = [_ratio(machine, model, one.quant, one) for one in same]
-    decode, prompt = raw[0] * _mean([d for d, _ in ratios]), raw[1] * _mean([p for _, p in ratios if p])
-    return _ranged((decode, prompt), basis, basis)
+    return _Shift(_mean([d for d, _ in ratios]), _mean([p for _, p in ratios if p]), basis, basis)
 
 
 @cache

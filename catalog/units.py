@@ -12,6 +12,14 @@ def memory(count: float | None) -> str:
     return _written(count, 1024)
 
 
+def apart(first: float, second: float) -> tuple[str, str]:
+    """Write two sizes of memory in the unit in which they differ: MB where both would be the same GB."""
+    texts = memory(first), memory(second)
+    if texts[0] != texts[1] or first == second:
+        return texts
+    return f"{first / 1024**2:.0f} MB", f"{second / 1024**2:.0f} MB"
+
+
 def files(count: float | None) -> str:
     """Write bytes that lie on a disk or come over the network; a dash where nobody knows."""
     return _written(count, 1000)

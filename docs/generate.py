@@ -9,9 +9,13 @@ from pathlib import Path
 import click
 from click.testing import CliRunner
 
-from catalog import units
+from catalog import chips, units
+from catalog.explain import tokens
 from catalog.load import entries
+from catalog.machine import Machine
 from catalog.model import Model, Quant
+from catalog.quality import quality
+from catalog.score import recommend
 from mlxq import autostart
 from mlxq.cli import SECTIONS, mlxq
 from state import settings
@@ -120,6 +124,46 @@ def _model(model: Model) -> list[str]:
         model.licence,
         model.released or "-",
     ]
+
+
+STACKS = (
+    ("M2", 8), ("M4", 16), ("M4 Pro", 24), ("M4 Max", 36), ("M4 Pro", 48), ("M4 Max", 64), ("M2 Max", 96),
+    ("M4 Max", 128), ("M3 Ultra", 256), ("M3 Ultra", 512),
+)  # fmt: skip
+"""The Macs whose default stacks are shown, with their memory in GB; the M1 Max stands for 32 GB."""
+
+
+def stacks(intent: str = "balanced") -> str:
+    """Return the default stack of a Mac of each size of memory, as `mlxq models --recommend` would choose it there."""
+    macs = sorted([*STACKS, ("M1 Max", 32)], key=lambda mac: mac[1])
+    rows = [[f"{gigabytes} GB, {chip}", *_stack(chip, gigabytes, intent)] for chip, gigabytes in macs]
+    return table(["Mac", "standard", "fast", "longctx", "Memory"], rows)
+
+
+def _stack(chip: str, gigabytes: int, intent: str) -> list[str]:
+    """Return the cells of one Mac: its tiers, and what they take of what is planned for."""
+    made = recommend(a_mac(chip, gigabytes), entries(), intent)
+    told = [
+        f"as {pick.shares}" if pick.shares else f"`{pick.model}` {pick.quant}, {tokens(pick.context)}"
+        for pick in made.picks
+    ]
+    return [*told, f"{units.memory(made.total)} of {units.memory(made.budget)}"]
+
+
+def a_mac(chip: str, gigabytes: int) -> Machine:
+    """Return the fullest bin of a chip that was sold with so much memory, with macOS's smallest share for the GPU."""
+    one = [one for one in chips.bins()[chip] if gigabytes in one.memory][-1]
+    size = gigabytes << 30
+    share = 0.667 if gigabytes <= 36 else 0.75 if gigabytes <= 64 else 0.8
+    return Machine(
+        one.chip, "metal", "macOS", size, int(share * size), one.bandwidth, "table", one.fp16, one.gpu, one.cpu
+    )
+
+
+def retired() -> str:
+    """Return the models that are offered no more, and what is better."""
+    rows = sorted((model for model in entries().values() if model.retired), key=lambda model: model.id)
+    return table(["Model", "Why"], [[f"`{model.id}`", model.retired] for model in rows])
 
 
 def _size(quant: Quant | None) -> str:

@@ -13,6 +13,10 @@ PREFILL_STEP = 1_024
 """Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
 
 
+ANSWER_TIMEOUT_S = 300
+"""Seconds one answer may take where nobody said how long a full window takes to read."""
+
+
 @dataclass(frozen=True)
 class Tier:
     """One role with a port, and what shall serve there."""
@@ -43,6 +47,8 @@ class Tier:
     vision: bool = False
     prefill_step: int = PREFILL_STEP
     """Prompt tokens read between two signs of life."""
+    answer_timeout_s: int = ANSWER_TIMEOUT_S
+    """Seconds one answer may take: a full window must be readable in them."""
 
 
 def tiers(db: Database) -> list[Tier]:

@@ -85,6 +85,13 @@ def served(tiers: Sequence[Tier]) -> dict[str, str]:
     return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
 
 
+def engines(choice: Mapping[str, str]) -> dict[str, str]:
+    """Return of a choice the tiers that have an engine of their own: the first that names each model and quant."""
+    return {
+        tier: wanted for tier, wanted in choice.items() if tier == next(t for t, w in choice.items() if w == wanted)
+    }
+
+
 def stays(
     now: Sequence[Tier], told: Mapping[str, Any], args: Mapping[str, Any], asked: Mapping[str, Any], *, hub: bool
 ) -> bool:
@@ -110,7 +117,7 @@ def answers(
     """Say whether the stack that is there answers the question already."""
     same = told.get("asked") == asked
     if choice:
-        return same and served(now) == choice
+        return same and served(now) == engines(choice)
     return not hub or (same and not told.get("builtin"))
 
 

@@ -16,10 +16,13 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import PREFILL_STEP, Tier
 from tasks import kinds, recommend, stack_jobs
+from tasks.plan.engine import answer_timeout_s
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
 SMALL_PULL_ATTEMPTS = 3
+MOST_TOKENS = 4096
+"""Tokens of an answer where the caller names no limit."""
 
 
 @job("score")
@@ -100,10 +103,13 @@ def _pulling(source: str) -> str:
 
 
 def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
-    """Turn picks into tiers on following ports; weights that are here already are kept."""
+    """Return a tier for each engine, on following ports; weights that are here already are kept.
+
+    A name that shares an engine is no tier of its own: the gateway leads it to the tier whose engine it uses.
+    """
     there = {tier.source: tier.weights for tier in before if tier.weights and Path(tier.weights).exists()}
     made: list[Tier] = []
-    for position, pick in enumerate(chosen.picks):
+    for position, pick in enumerate(chosen.engines):
         model = known[pick.model]
         source = model.quants[pick.quant].source
         made.append(
@@ -118,11 +124,12 @@ def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before
                 cache_bytes=pick.cache_bytes,
                 concurrency=pick.concurrency,
                 weights=there.get(source, ""),
-                max_tokens=min(4096, pick.context // 2),
+                max_tokens=min(MOST_TOKENS, pick.context // 2),
                 tool_parser=model.tool_parser,
                 reasoning_parser=model.reasoning_parser,
                 vision=model.vision,
                 prefill_step=pick.prefill_step or PREFILL_STEP,
+                answer_timeout_s=answer_timeout_s(pick.reading_s, pick.speed.decode, MOST_TOKENS),
             )
         )
     return made
@@ -134,5 +141,6 @@ def _told(chosen: Recommendation, asked: Mapping[str, Any]) -> dict[str, Any]:
         "builtin": chosen.intent == "built-in",
         "budget_bytes": chosen.budget,
         "total_bytes": chosen.total,
+        "shares": {pick.tier: pick.shares for pick in chosen.picks if pick.shares},
         "explain": chosen.explain,
     }

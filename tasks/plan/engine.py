@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from state.stack import Tier
+from state.stack import ANSWER_TIMEOUT_S, Tier
 
 MIB = 2**20
 GIB = 2**30
 
-ANSWER_TIMEOUT_S = 300
-"""Seconds one answer may take; the gateway waits longer, so that the engine's own error arrives."""
+LONGEST_ANSWER_S = 1800
+"""The most. Who waits longer has gone."""
+SLOWER = 1.5
+"""How much slower a prompt may be read than predicted: nine of ten are within half as long again."""
 LONGEST_ANSWER = 16_384
 """Tokens a caller may ask for. The engine's own default, 32 768, lets one caller hold a slot for minutes."""
 LARGEST_BUFFER_CACHE = 2 * GIB
@@ -52,7 +54,7 @@ def _limits(tier: Tier) -> list[str]:
     return [
         *("--max-num-seqs", str(tier.concurrency)),
         *("--max-tokens", str(tier.max_tokens), "--max-request-tokens", str(longest)),
-        *("--timeout", str(ANSWER_TIMEOUT_S), "--prefill-step-size", str(tier.prefill_step)),
+        *("--timeout", str(tier.answer_timeout_s), "--prefill-step-size", str(tier.prefill_step)),
         *(("--mllm-prefill-step-size", str(tier.prefill_step)) if tier.vision else ()),
     ]
 
@@ -68,6 +70,15 @@ def _parsers(tier: Tier) -> list[str]:
     """Name the parsers of the model's family; the engine's `auto` turns some calls into wrong ones."""
     tool = ["--enable-auto-tool-choice", "--tool-call-parser", tier.tool_parser] if tier.tool_parser else []
     return tool + (["--reasoning-parser", tier.reasoning_parser] if tier.reasoning_parser else [])
+
+
+def answer_timeout_s(reading_s: float, decode: float, tokens: int) -> int:
+    """Return the seconds one answer may take on an engine that reads a full window in `reading_s`.
+
+    It must have time to read that window and then to write `tokens` at `decode` tokens/s.
+    """
+    needed = SLOWER * (reading_s + tokens / max(decode, 1.0))
+    return int(min(LONGEST_ANSWER_S, max(ANSWER_TIMEOUT_S, needed)))
 
 
 def environment(

@@ -24,8 +24,12 @@ ALIASES: Mapping[str, str] = {
     "gpt-4o-mini": "fast",
     "claude-*": "standard",
     "claude-*haiku*": "fast",
+    "fast": "standard",
+    "longctx": "standard",
 }
-"""Names that clients send unasked, and the tier that answers. Of two patterns the longer one counts."""
+"""A tier of the stack has its own name before any of these: fast and longctx lead to standard where they share its
+engine. The others are names that clients send unasked, and the tier that answers; of two patterns the longer one counts.
+"""
 
 CLOUD = "cloud"
 """The group of last resort. It exists only when the person gave a key for it."""

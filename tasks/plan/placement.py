@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 
 from catalog import units
-from catalog.fit import memory
+from catalog.fit import cache_bytes, memory, step_for
 from catalog.model import Model
-from catalog.offer import CACHE_FLOOR
+from catalog.offer import full_attention
 from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
-from state.stack import PREFILL_STEP, Tier
+from state.stack import Tier
 from tasks.kinds import KINDS
 from tasks.plan import gateway, page
 
@@ -50,13 +50,14 @@ def assign_ports(
         port=_port(before, base_port),
         context=context,
         memory_bytes=need,
-        cache_bytes=CACHE_FLOOR,
+        cache_bytes=_kept(model, context),
         concurrency=1,
         weights=weights,
         max_tokens=min(4096, context // 2),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         vision=model.vision,
+        prefill_step=step_for(model, context),
     )
 
 
@@ -73,7 +74,12 @@ def check_name(name: str, before: Sequence[Tier]) -> None:
 
 
 def _bytes(model: Model, quant: str, context: int) -> int:
-    return memory(model, quant, context, prefill_step=PREFILL_STEP).total + CACHE_FLOOR
+    return memory(model, quant, context, prefill_step=step_for(model, context)).total + _kept(model, context)
+
+
+def _kept(model: Model, context: int) -> int:
+    """Return the bytes to keep of earlier prompts: those of one full window where they can be used, else none."""
+    return cache_bytes(model, context) if full_attention(model) else 0
 
 
 def _port(before: Sequence[Tier], base_port: int) -> int:
