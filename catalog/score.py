@@ -16,7 +16,19 @@ from catalog.fit import SMALL_STEP, memory, smallest, step_for
 from catalog.intent import AGENTS, FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
 from catalog.machine import Machine, budget
 from catalog.model import Model
-from catalog.offer import BUILTIN, Offer, Rated, Reuses, full_attention, lasts, offers_for, rate, rate_all, reached
+from catalog.offer import (
+    BUILTIN,
+    Offer,
+    Rated,
+    Reuses,
+    full_attention,
+    lasts,
+    offers_for,
+    offers_of,
+    rate,
+    rate_all,
+    reached,
+)
 from catalog.pick import Pick, Recommendation, engine, grow
 from catalog.quality import quality
 from catalog.search import Shape, TooSmall, by_worth, peak, search, shapes
@@ -24,6 +36,8 @@ from catalog.speed import Measured, predict
 
 SMALL_BUDGET = 12_000_000_000
 """Below this budget prompts are read in chunks of 512 tokens whatever the window."""
+PATIENCE_S = 1200.0
+"""Seconds in which a full window must be readable where memory or speed is short."""
 Wishes = Mapping[str, Wish]
 """What each tier would like to do."""
 Groups = Mapping[Shape, list[list[Offer]]]
@@ -99,7 +113,7 @@ def _contexts(wishes: Iterable[Wish]) -> tuple[int, ...]:
 
 def _choose(rated: Sequence[Rated], wishes: Wishes, limit: int) -> Choice | None:
     """Choose by these wishes, or by shorter windows where memory is short; None where nothing fits."""
-    for wanted in (wishes, _cramped(wishes)):
+    for wanted in (wishes, _cramped(wishes), _cramped(wishes, patience=math.inf)):
         groups = _groups(rated, wanted, small=limit < SMALL_BUDGET)
         if stack := _best(groups, limit):
             return Choice(stack, groups, wanted)
@@ -124,17 +138,17 @@ def _groups(rated: Sequence[Rated], wishes: Wishes, *, small: bool) -> dict[Shap
     return found
 
 
-def _cramped(wishes: Wishes) -> dict[str, Wish]:
-    """Return what the tiers can do with when memory is short: less context, whatever the time it takes to read."""
+def _cramped(wishes: Wishes, *, patience: float = PATIENCE_S) -> dict[str, Wish]:
+    """Return what the tiers can do with when memory or speed is short: less context, more time to read it."""
     return {
-        tier: replace(wish, contexts=tuple(sorted({*wish.cramped, *wish.contexts})), patience=2 * wish.patience)
+        tier: replace(wish, contexts=tuple(sorted({*wish.cramped, *wish.contexts})), patience=patience)
         for tier, wish in wishes.items()
     }
 
 
 def _smallest(rated: Sequence[Rated], wishes: Wishes) -> int:
     """Return the bytes of the smallest stack there is."""
-    groups = _groups(rated, _cramped(wishes), small=True)
+    groups = _groups(rated, _cramped(wishes, patience=math.inf), small=True)
     stacks = [search(some, 10**18, lambda offer: -float(offer.bytes)) for some in groups.values()]
     return min(peak(stack) for stack in stacks if stack)
 
@@ -244,28 +258,39 @@ def alternatives(
 ) -> list[Offer]:
     """Return what else could serve at a tier of a stack, the worthiest first, one quant and context of each model.
 
-    The other tiers keep their models, and may have to do with less context. `quant` leaves out all others.
+    Tiers that share its engine go along. The others keep their models, and may have to do with less context. `quant`
+    leaves out all others.
     """
-    wishes = _cramped({tier: INTENTS[now.intent][tier] for tier in TIERS if tier in {p.tier for p in now.picks}})
-    others = _least(machine, known, now, tier, measured)
+    group = (tier, *followers(now, tier))
+    wishes = _cramped({pick.tier: INTENTS[now.intent][pick.tier] for pick in now.picks})
+    others = _least(machine, known, now, group, measured)
     small, contexts = now.budget < SMALL_BUDGET, _contexts(wishes.values())
     rated = rate_all(machine, known, now.intent, measured, quant, contexts=contexts, limit=now.budget, reuses=reuses)
     free = [one for one in rated if _may_serve(one.model, tier, now)]
-    offers = [offer for one in free for offer in reached(one, (tier,), wishes, small=small)]
+    offers = [offer for one in free for offer in offers_of(one, group, wishes, small=small)]
     return _best_of_each([offer for offer in offers if peak([*others, offer]) <= now.budget])
 
 
+def followers(now: Recommendation, tier: str) -> tuple[str, ...]:
+    """Return the tiers that use the engine of this one."""
+    return tuple(pick.tier for pick in now.picks if pick.shares == tier)
+
+
 def _least(
-    machine: Machine, known: Mapping[str, Model], now: Recommendation, tier: str, measured: Sequence[Measured]
+    machine: Machine,
+    known: Mapping[str, Model],
+    now: Recommendation,
+    group: Sequence[str],
+    measured: Sequence[Measured],
 ) -> list[Offer]:
-    """Return the other engines with the least they can serve with."""
-    left = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier != tier}
+    """Return the engines of the other tiers with the least they can serve with."""
+    left = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier not in group}
     wishes = _cramped({name: INTENTS[now.intent][name] for name in left})
     contexts, small = _contexts(wishes.values()), now.budget < SMALL_BUDGET
     least: list[Offer] = []
-    for group in _named_groups(left):
-        one = rate(machine, known, *left[group[0]], contexts=contexts, measured=measured)
-        least.append(min(reached(one, group, wishes, small=small), key=lambda offer: offer.bytes))
+    for others in _named_groups(left):
+        one = rate(machine, known, *left[others[0]], contexts=contexts, measured=measured)
+        least.append(min(reached(one, others, wishes, small=small), key=lambda offer: offer.bytes))
     return least
 
 

@@ -213,13 +213,19 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
         gemma=int(model.family.startswith("Gemma")),
         softcap=0,
         two_dies=int("Ultra" in machine.chip),
-        accelerated=int(identify(machine.chip).accelerated),
+        accelerated=_accelerated(machine.chip),
         served=1,
         ancient=0,
         aged=0,
         newest=1,
         llama=0,
     )
+
+
+@cache
+def _accelerated(chip: str) -> int:
+    """Return whether a chip has neural accelerators in its GPU."""
+    return int(identify(chip).accelerated)
 
 
 def generations_back(chip: str) -> int:
