@@ -62,4 +62,9 @@ def from_row(row: Mapping[str, Any]) -> Machine:
 
 def budget(machine: Machine) -> int:
     """Return the bytes to plan for: nine tenths of what Metal allows, well away from where macOS panics."""
-    return int(SLACK * min(machine.usable_bytes, PANIC_SHARE * machine.memory_bytes))
+    return planned(machine.usable_bytes, machine.memory_bytes)
+
+
+def planned(usable_bytes: int, memory_bytes: int) -> int:
+    """Return the bytes to plan for on a machine with so much memory, of which the engines may use so much."""
+    return int(SLACK * min(usable_bytes, PANIC_SHARE * memory_bytes))

@@ -219,6 +219,7 @@ def _entry(model: Model, here: Here) -> dict[str, Any]:
         "tool_calling": model.tool_calling,
         "vision": model.vision,
         "quality": asdict(quality(model)),
+        "retired": model.retired or None,
         "quants": {
             name: {
                 "source": quant.source,
@@ -236,7 +237,7 @@ def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any]
     """Choose for this machine and show it."""
     wanted = settings.load(place)
     machine, benches = _looked_at(place)
-    budget = asked["budget"] or recommend.budget(machine, wanted["memory-budget-pct"])
+    budget = _budget(machine, asked["budget"], wanted["memory-budget-pct"])
     models = _selected(known, asked)
     if asked["show_all"]:
         _every(machine, models, benches, budget, as_json=as_json)
@@ -250,6 +251,17 @@ def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any]
     recommendation.show(chosen, explain=asked["explain"])
     _warn_offline()
     render.next_step("mlxq setup")
+
+
+def _budget(machine: Machine, named: int | None, share: int | str) -> int:
+    """Return the bytes to plan for; a budget beyond what the machine can give is capped, with a word."""
+    most = recommend.budget(machine, settings.AUTO)
+    if named is None:
+        return recommend.budget(machine, share)
+    if named > most:
+        wanted, limit = units.apart(named, most)
+        render.say(f"This machine can give the models {limit}; a budget of {wanted} is more, so {limit} is planned.")
+    return min(named, most)
 
 
 def _warn_offline() -> None:
@@ -296,17 +308,17 @@ def _every(
     render.table(
         ["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"],
         [
-            [model.id, quant, units.memory(need), recommendation.ranged(predicted(here, model, quant)), _points(model)]
+            [
+                model.id,
+                quant,
+                units.memory(need),
+                recommendation.ranged(predicted(here, model, quant)),
+                recommendation.points(quality(model)),
+            ]
             for model, quant, need in rows
         ],
         right=(2, 3),
     )
-
-
-def _points(model: Model) -> str:
-    """Give the quality in points, or say that nobody published a score."""
-    found = quality(model)
-    return f"{found.points:.0f}" if found.benchmark else "unrated"
 
 
 def predicted(here: Here, model: Model, quant: str) -> Speed:

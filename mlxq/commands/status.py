@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from catalog import units
+from catalog.machine import planned
 from mlxq import jobs_client, options, render, status_report
 from mlxq.status_report import StatusReport
 from state import wakeup
@@ -64,7 +65,7 @@ def show(found: StatusReport) -> None:
 
 def _simulate(file: Path, *, as_json: bool) -> None:
     """Show another machine and what would serve there. Raises UsageProblem for a file that records none."""
-    from catalog.score import budget
+    from catalog.machine import budget
     from mlxq.setup import recommendation
     from tasks import recommend
     from tasks.system.hardware import parse_fixture
@@ -136,10 +137,11 @@ def _machine(found: StatusReport) -> None:
 
 def machine_line(machine: dict[str, Any]) -> str:
     """Give the machine in one line."""
+    memory, usable = machine.get("memory_bytes"), machine.get("usable_bytes")
     parts = [
         machine.get("chip"),
-        f"{units.memory(machine.get('memory_bytes'))} memory",
-        f"{units.memory(machine.get('usable_bytes'))} of it for models",
+        f"{units.memory(memory)} memory",
+        f"{units.memory(planned(usable, memory) if memory and usable else None)} of it for models",
         machine.get("os"),
     ]
     return ", ".join(str(part) for part in parts if part)

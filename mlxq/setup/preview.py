@@ -127,14 +127,32 @@ def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
         return []
     picks, names = {pick.tier: pick for pick in chosen.picks}, {tier.name for tier in now}
     changes = {tier.name: f"{tier.model} {tier.quant} {_change(tier, picks.get(tier.name))}" for tier in now}
-    changes |= {pick.tier: f"{pick.model} {pick.quant} is new" for pick in chosen.picks if pick.tier not in names}
+    changes |= {pick.tier: f"{pick.model} {pick.quant} is new" for pick in chosen.engines if pick.tier not in names}
     return ["Changes to the current stack:", *(f"  {name:<10}{change}" for name, change in changes.items())]
+
+
+def costs(before: Recommendation, after: Recommendation) -> list[str]:
+    """Return what a change of one model does to the other tiers: quant, window and requests, before and after."""
+    picks = {pick.tier: pick for pick in after.picks}
+    return [
+        f"  {pick.tier:<10}{_form(pick)} -> {_form(picks[pick.tier])}"
+        for pick in before.picks
+        if pick.tier in picks and pick.model == picks[pick.tier].model and _form(pick) != _form(picks[pick.tier])
+    ]
+
+
+def _form(pick: Pick) -> str:
+    """Return how a model serves, apart from which it is."""
+    side_by_side = "1 request" if pick.concurrency == 1 else f"{pick.concurrency} requests"
+    return f"{pick.quant} {recommendation.tokens(pick.context)}, {side_by_side}"
 
 
 def _change(tier: Tier, pick: Pick | None) -> str:
     """Return what would change for a tier; `pick` is the recommendation for it."""
     if pick is None:
         return "is removed"
+    if pick.shares:
+        return f"is removed; {pick.shares} answers in its place"
     if (pick.model, pick.quant) != (tier.model, tier.quant):
         return f"is replaced by {pick.model} {pick.quant}"
     if pick.context != tier.context:

@@ -11,6 +11,7 @@ import click
 from catalog import units
 from catalog.machine import Machine
 from catalog.pick import Pick, Recommendation
+from catalog.quality import Quality
 from catalog.speed import Speed
 from mlxq import render
 from state.stack import Tier
@@ -25,6 +26,8 @@ def document(machine: Machine, chosen: Recommendation) -> dict[str, Any]:
         "intent": chosen.intent,
         "budget_bytes": chosen.budget,
         "total_bytes": chosen.total,
+        "at_once_bytes": chosen.at_once,
+        "over_bytes": chosen.over,
         "tiers": [_tier(pick) for pick in chosen.picks],
         "explain": chosen.explain,
     }
@@ -38,6 +41,8 @@ def _tier(pick: Pick) -> dict[str, Any]:
         "quant": pick.quant,
         "context": pick.context,
         "concurrency": pick.concurrency,
+        "shares": pick.shares or None,
+        "reading_s": round(pick.reading_s, 1),
         "memory_bytes": memory,
         "speed": asdict(pick.speed),
         "quality": asdict(pick.quality),
@@ -54,6 +59,8 @@ def current(tier: Tier) -> dict[str, Any]:
         "quant": tier.quant,
         "context": tier.context,
         "concurrency": tier.concurrency,
+        "shares": None,
+        "reading_s": None,
         "memory_bytes": {"cache": tier.cache_bytes, "total": tier.memory_bytes},
         "speed": None,
         "quality": None,
@@ -73,26 +80,37 @@ def show(chosen: Recommendation, *, explain: bool) -> None:
 
 def table(chosen: Recommendation, fetches: Mapping[str, int] | None = None, *, err: bool = False) -> None:
     """Print one row per tier; `fetches`: the bytes still to download, by tier."""
-    headers = ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S"]
-    rows = [
-        [pick.tier, pick.model, pick.quant, tokens(pick.context), units.memory(pick.bytes), ranged(pick.speed)]
-        for pick in chosen.picks
-    ]
-    if fetches is not None:
-        headers.append("DOWNLOAD")
-        rows = [[*row, fetch(fetches[row[0]])] for row in rows]
+    headers = ["TIER", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S", *(["DOWNLOAD"] if fetches is not None else [])]
+    rows = [[*_row(pick), *([_download(pick, fetches)] if fetches is not None else [])] for pick in chosen.picks]
     render.table(headers, rows, right=(3, 4, 5), err=err)
+
+
+def _row(pick: Pick) -> list[str]:
+    """Return the cells of one tier; one that shares an engine takes no memory of its own."""
+    memory = f"with {pick.shares}" if pick.shares else units.memory(pick.bytes)
+    return [pick.tier, pick.model, pick.quant, tokens(pick.context), memory, ranged(pick.speed)]
+
+
+def _download(pick: Pick, fetches: Mapping[str, int]) -> str:
+    """Return what is to be downloaded for one tier; what it shares is counted once."""
+    return "-" if pick.shares else fetch(fetches[pick.tier])
 
 
 def total(chosen: Recommendation) -> str:
     """Return a sentence about the memory used and the basis of the speeds."""
     basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
-    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}. Speeds: {basis}."
+    more = f" {units.memory(chosen.over)} too much if all engines read long prompts at once." if chosen.over else ""
+    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}.{more} Speeds: {basis}."
 
 
 def fetch(size: int) -> str:
     """Return a download size; `size` is in bytes, 0 for installed weights."""
     return units.files(size) if size else "installed"
+
+
+def points(rated: Quality) -> str:
+    """Return a quality in points, or that there is no score."""
+    return f"{rated.points:.0f}" if rated.benchmark else "unrated"
 
 
 def ranged(speed: Speed) -> str:

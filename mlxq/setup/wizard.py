@@ -13,7 +13,8 @@ import click
 from catalog import units
 from catalog.offer import Offer
 from catalog.pick import Recommendation
-from catalog.score import alternatives
+from catalog.quality import quality
+from catalog.score import alternatives, followers
 from mlxq import render
 from mlxq.setup import edit, preview, recommendation
 from mlxq.setup.inspection import Inspection
@@ -160,12 +161,26 @@ def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recom
     before = words(chosen)
     while text := _typed(f"\nA number or a model name · [Enter] keep {before[tier]}"):
         try:
-            return inspection.recommend(
-                arguments, before | {tier: _unused(keys.get(text) or _named(inspection, text), tier, before)}
+            choice = _shared(keys.get(text) or _named(inspection, text), tier, before)
+            changed = inspection.recommend(
+                arguments, before | dict.fromkeys((tier, *followers(chosen, tier)), choice)
             )
         except (NotFound, UsageProblem, DoesNotFit) as problem:
             render.say(problem.message)
+        else:
+            return changed if _agreed(chosen, changed) else chosen
     return chosen
+
+
+def _agreed(before: Recommendation, after: Recommendation) -> bool:
+    """Show what a change costs the other tiers, and ask whether to make it. Raises Abort."""
+    lines = preview.costs(before, after)
+    if not lines:
+        return True
+    render.say("\nTo make room:")
+    for line in lines:
+        render.say(line)
+    return _answer("[Enter] change it · [n] keep what there was", {"": "yes", "y": "yes", "n": "no"}) == "yes"
 
 
 def _offer(inspection: Inspection, offers: Sequence[Offer]) -> None:
@@ -175,13 +190,14 @@ def _offer(inspection: Inspection, offers: Sequence[Offer]) -> None:
         return
     render.say()
     render.table(
-        ["", "MODEL", "QUANT", "CTX", "MEMORY", "TOK/S", "DOWNLOAD"],
+        ["", "MODEL", "QUANT", "QUALITY", "CTX", "MEMORY", "TOK/S", "DOWNLOAD"],
         [
-            [number, offer.model.id, offer.quant, recommendation.tokens(offer.context), units.memory(offer.bytes),
-             recommendation.ranged(offer.speed), recommendation.fetch(inspection.fetch_of(offer.model.id, offer.quant))]
+            [number, offer.model.id, offer.quant, recommendation.points(quality(offer.model)),
+             recommendation.tokens(offer.context), units.memory(offer.bytes), recommendation.ranged(offer.speed),
+             recommendation.fetch(inspection.fetch_of(offer.model.id, offer.quant))]
             for number, offer in enumerate(offers, start=1)
         ],
-        right=(3, 4, 5, 6),
+        right=(3, 4, 5, 6, 7),
         err=True,
     )  # fmt: skip
 
@@ -198,13 +214,11 @@ def _named(inspection: Inspection, text: str) -> str:
     return f"{model.id} {chosen}"
 
 
-def _unused(choice: str, tier: str, before: Mapping[str, str]) -> str:
-    """Return `choice`, unless another tier serves that model. Raises UsageProblem."""
+def _shared(choice: str, tier: str, before: Mapping[str, str]) -> str:
+    """Return `choice`, in the quant that another tier uses where it serves that model: the two share its engine."""
     model = choice.partition(" ")[0]
-    user = next((other for other, text in before.items() if other != tier and text.partition(" ")[0] == model), None)
-    if user:
-        raise UsageProblem(f"{model} is already used by {user}.")
-    return choice
+    served = (text for other, text in before.items() if other != tier and text.partition(" ")[0] == model)
+    return next(served, choice)
 
 
 def _answer(question: str, answers: Mapping[str, str]) -> str:

@@ -14,7 +14,6 @@ from catalog.fit import cache_bytes, memory
 from catalog.intent import AGENTS, FAST, INTENTS, LONGCTX, STANDARD, TIERS
 from catalog.load import entries
 from catalog.machine import Machine
-from catalog.model import Model
 from catalog.offer import full_attention, lasts
 from catalog.pick import Recommendation
 from catalog.quality import quality, worth
