@@ -85,6 +85,12 @@ def served(tiers: Sequence[Tier]) -> dict[str, str]:
     return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
 
 
+def named(tiers: Sequence[Tier], shares: Mapping[str, str]) -> dict[str, str]:
+    """Return "model quant" by every name that apps use: the tiers, and the names that share the engine of one."""
+    own = served(tiers)
+    return own | {name: own[tier] for name, tier in shares.items() if tier in own and name not in own}
+
+
 def engines(choice: Mapping[str, str]) -> dict[str, str]:
     """Return of a choice the tiers that have an engine of their own: the first that names each model and quant."""
     return {

@@ -66,7 +66,11 @@ def score(
     gone, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
     for following in plan(now, pull=pull, start=start, gone=gone, around=around):
         context.then(following)
-    return told | {"kept": kept, "tiers": recommend.served(now), "sizes": recommend.sizes(now, known)}
+    return told | {
+        "kept": kept,
+        "tiers": recommend.named(now, told.get("shares", {})),
+        "sizes": recommend.sizes(now, known),
+    }
 
 
 def plan(

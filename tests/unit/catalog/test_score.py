@@ -379,7 +379,7 @@ def test_a_prompt_that_can_be_reused_counts_for_agents_and_gets_memory() -> None
 
 
 def test_a_model_that_alone_reuses_prompts_wins_agents_on_a_slow_chip() -> None:
-    """An M2 Pro reads 20K tokens of the 9B in two minutes, at every turn: the 4B is worth more if it reads them once."""
+    """An M2 Pro takes minutes for 20K tokens, at every turn: a lesser model is worth more if it reads them once."""
     machine = named("M2 Pro", 32)
 
     anew = recommend(machine, KNOWN, AGENTS, reuses=lambda _: False).tier(STANDARD)

@@ -135,8 +135,19 @@ def test_a_recommendation_stays_within_the_budget_and_explains_itself(
     told = said(capsys)
     assert told["total_bytes"] <= told["budget_bytes"] == 30 * GIB
     assert [tier["tier"] for tier in told["tiers"]] == ["standard", "fast", "longctx"]
-    assert told["total_bytes"] == sum(tier["memory_bytes"]["total"] for tier in told["tiers"])
+    assert told["at_once_bytes"] == sum(tier["memory_bytes"]["total"] for tier in told["tiers"] if not tier["shares"])
+    assert told["total_bytes"] <= told["at_once_bytes"]
     assert "With 45 GB" in told["explain"]
+
+
+def test_a_budget_beyond_the_machine_is_capped_with_a_word(
+    home: Home, known: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.run(["models", "--recommend", "--budget", "900gb", "--json"])
+
+    out, err = capsys.readouterr()
+    assert json.loads(out)["budget_bytes"] < 900 * GIB
+    assert "a budget of 900 GB is more" in err
 
 
 def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(
