@@ -104,39 +104,44 @@ def _allowed(setting: Setting) -> str:
 
 def models() -> str:
     """Return the table of the catalog's models, smallest first. Sizes are those of the files."""
-    rows = sorted(entries().values(), key=lambda model: (model.total_params_b, model.id))
+    current = [model for model in entries().values() if not model.retired]
+    rows = sorted(current, key=lambda model: (model.total_params_b, model.id))
     return table(
-        ["Model", "Parameters", "int4", "int8", "Context", "Tools", "Images", "License", "Released"],
+        ["Model", "Parameters", "int4", "int8", "Context", "Quality", "Thinks", "Tools", "Images", "License"],
         [_model(model) for model in rows],
     )
 
 
 def _model(model: Model) -> list[str]:
     active = f" ({model.active_params_b:g} B active)" if model.moe else ""
+    rated = quality(model)
     return [
         f"`{model.id}`",
         f"{model.total_params_b:g} B{active}",
         _size(model.quants.get("int4")),
         _size(model.quants.get("int8")),
         f"{model.context:,}",
+        f"{rated.points:.0f}" if rated.benchmark else "-",
+        "yes" if model.reasoning_parser else "no",
         "yes" if model.tool_calling else "no",
         "yes" if model.vision else "no",
         model.licence,
-        model.released or "-",
     ]
 
 
 STACKS = (
-    ("M2", 8), ("M4", 16), ("M4 Pro", 24), ("M4 Max", 36), ("M4 Pro", 48), ("M4 Max", 64), ("M2 Max", 96),
-    ("M4 Max", 128), ("M3 Ultra", 256), ("M3 Ultra", 512),
+    ("M2", 8), ("M4", 16), ("M4 Pro", 24), ("M1 Max", 32), ("M4 Max", 36), ("M4 Pro", 48), ("M4 Max", 64),
+    ("M2 Max", 96), ("M4 Max", 128), ("M3 Ultra", 256), ("M3 Ultra", 512),
 )  # fmt: skip
-"""The Macs whose default stacks are shown, with their memory in GB; the M1 Max stands for 32 GB."""
+"""The Macs whose default stacks are shown, with their memory in GB."""
+
+METAL_SHARES = ((36, 0.667), (64, 0.75), (1024, 0.8))
+"""Up to how many GB of memory the oldest macOS gives the GPU which share."""
 
 
 def stacks(intent: str = "balanced") -> str:
     """Return the default stack of a Mac of each size of memory, as `mlxq models --recommend` would choose it there."""
-    macs = sorted([*STACKS, ("M1 Max", 32)], key=lambda mac: mac[1])
-    rows = [[f"{gigabytes} GB, {chip}", *_stack(chip, gigabytes, intent)] for chip, gigabytes in macs]
+    rows = [[f"{gigabytes} GB, {chip}", *_stack(chip, gigabytes, intent)] for chip, gigabytes in STACKS]
     return table(["Mac", "standard", "fast", "longctx", "Memory"], rows)
 
 
@@ -154,7 +159,7 @@ def a_mac(chip: str, gigabytes: int) -> Machine:
     """Return the fullest bin of a chip that was sold with so much memory, with macOS's smallest share for the GPU."""
     one = [one for one in chips.bins()[chip] if gigabytes in one.memory][-1]
     size = gigabytes << 30
-    share = 0.667 if gigabytes <= 36 else 0.75 if gigabytes <= 64 else 0.8
+    share = next(share for most, share in METAL_SHARES if gigabytes <= most)
     return Machine(
         one.chip, "metal", "macOS", size, int(share * size), one.bandwidth, "table", one.fp16, one.gpu, one.cpu
     )

@@ -351,6 +351,8 @@ def m008_names(db: Database) -> None:
     db.execute("UPDATE services SET state = 'crash_loop' WHERE state = 'flapping'")
     db.execute("""UPDATE services SET successor = replace(successor, '"fingerprint":', '"spec_hash":')""")
     db.execute("""UPDATE facts SET value = replace(value, '"told":', '"sentence":') WHERE name = 'restraint'""")
+
+
 @schema()
 def m009_answer_timeout(db: Database) -> None:
     """Add how long one answer of a tier may take."""

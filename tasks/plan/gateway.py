@@ -28,7 +28,7 @@ ALIASES: Mapping[str, str] = {
     "longctx": "standard",
 }
 """A tier of the stack has its own name before any of these: fast and longctx lead to standard where they share its
-engine. The others are names that clients send unasked, and the tier that answers; of two patterns the longer one counts.
+engine. The others are names that clients send unasked, and the tier that answers. Of two patterns the longer counts.
 """
 
 CLOUD = "cloud"

@@ -407,3 +407,36 @@ def test_a_stack_names_windows_waits_and_the_engine_that_tiers_share() -> None:
     assert "reads every prompt from its first token" in made.explain
     assert "thinks before it answers" in made.explain
     assert "All engines serve Qwen3.5" in made.explain
+
+
+PRACTICE = {
+    (8, "balanced"): {"qwen3.5-2b", "lfm2.5-2.6b", "gemma-4-e2b", "gemma-4-e4b"},
+    (16, "balanced"): {"qwen3.5-4b", "qwen3.5-9b", "ornith-9b", "gemma-4-12b"},
+    (24, "balanced"): {"qwen3.5-9b", "gemma-4-12b", "gpt-oss-20b"},
+    (36, "balanced"): {"qwen3.8-27b", "qwen3.6-35b-a3b", "gemma-4-26b-a4b"},
+    (48, "balanced"): {"qwen3.8-27b", "qwen3.6-35b-a3b"},
+    (64, "balanced"): {"qwen3.8-27b", "qwen3.6-35b-a3b"},
+    (96, "balanced"): {"qwen3.8-27b", "qwen3.6-35b-a3b", "qwen3-coder-next"},
+    (128, "balanced"): {"qwen3.8-27b", "qwen3.6-35b-a3b", "qwen3-coder-next", "gpt-oss-120b"},
+}
+"""Standard models that practitioners run on so much memory (Rapid-MLX, Osaurus, blogs; autumn 2026)."""
+
+
+@pytest.mark.parametrize("machine", MACS, ids=lambda one: f"{one.chip}-{one.gpu_cores}-{one.memory_bytes >> 30}")
+def test_standard_is_one_of_what_practitioners_run(machine: Machine) -> None:
+    """docs/catalog.md says why where it departs: on 32 GB a 27B with a window of 32K does not fit into two thirds."""
+    wanted = PRACTICE.get((machine.memory_bytes >> 30, "balanced"))
+    if wanted is None:
+        pytest.skip("no practice was collected for this size")
+    if machine.chip == "M1" or machine.gpu_cores <= 8:
+        pytest.skip("the slowest chips of a size get a smaller model, as they would take minutes for a prompt")
+
+    assert recommend(machine, KNOWN).tier(STANDARD).model in wanted
+
+
+@pytest.mark.parametrize("machine", [mac for mac in MACS if mac.memory_bytes == 48 * GIB])
+def test_no_toy_serves_beside_a_large_model(machine: Machine) -> None:
+    """A 2B as fast beside a 27B is pointless where a 4B or 9B fits."""
+    made = recommend(machine, KNOWN)
+
+    assert KNOWN[made.tier(FAST).model].total_params_b >= 4
