@@ -162,9 +162,7 @@ def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recom
     while text := _typed(f"\nA number or a model name · [Enter] keep {before[tier]}"):
         try:
             choice = _shared(keys.get(text) or _named(inspection, text), tier, before)
-            changed = inspection.recommend(
-                arguments, before | dict.fromkeys((tier, *followers(chosen, tier)), choice)
-            )
+            changed = inspection.recommend(arguments, before | dict.fromkeys((tier, *followers(chosen, tier)), choice))
         except (NotFound, UsageProblem, DoesNotFit) as problem:
             render.say(problem.message)
         else:
