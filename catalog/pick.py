@@ -101,7 +101,7 @@ def first_pick(offer: Offer) -> Pick:
 
 
 @dataclass(frozen=True)
-class Engine:
+class GrowingEngine:
     """One engine as it grows: its pick, what is known of its model, what its tiers together could use."""
 
     pick: Pick
@@ -138,15 +138,15 @@ class Engine:
         )  # fmt: skip
 
 
-def engine(offer: Offer, rated: Rated, wishes: Mapping[str, Wish]) -> Engine:
+def engine(offer: Offer, rated: Rated, wishes: Mapping[str, Wish]) -> GrowingEngine:
     """Return an engine that serves with the least its offer can."""
     wanted = [wishes[tier] for tier in offer.tiers]
     contexts = tuple(sorted({context for wish in wanted for context in wish.contexts}))
     concurrency = max(wish.concurrency for wish in wanted)
-    return Engine(first_pick(offer), rated, contexts, concurrency, max(wish.patience for wish in wanted))
+    return GrowingEngine(first_pick(offer), rated, contexts, concurrency, max(wish.patience for wish in wanted))
 
 
-def grow(engines: Sequence[Engine], limit: int, bound: Mapping[str, str]) -> list[Engine]:
+def grow(engines: Sequence[GrowingEngine], limit: int, bound: Mapping[str, str]) -> list[GrowingEngine]:
     """Spend what is left, a step an engine and turn, until nothing more fits or nothing more is of use.
 
     `bound`: tiers whose window may be at most half of that of another tier, by the tier bound.
@@ -164,7 +164,7 @@ def grow(engines: Sequence[Engine], limit: int, bound: Mapping[str, str]) -> lis
     return grown
 
 
-def _in_bounds(engines: Sequence[Engine], bound: Mapping[str, str]) -> bool:
+def _in_bounds(engines: Sequence[GrowingEngine], bound: Mapping[str, str]) -> bool:
     """Return whether no window has outgrown the one it must stay below."""
     windows = {one.pick.tier: one.pick.context for one in engines}
     return all(
