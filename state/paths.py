@@ -32,7 +32,7 @@ class Home:
 
     @property
     def gateway_config(self) -> Path:
-        """What LiteLLM reads; generated, never edited."""
+        """What the gateway reads; generated, never edited."""
         return self.root / "gateway.yaml"
 
     @property

@@ -25,7 +25,7 @@ from tasks.heartbeat import Heartbeat
 from tasks.queue import QUEUES
 from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
-from tasks.supervision import unclean_boot
+from tasks.supervision import gateway_config, unclean_boot
 from tasks.system import process, sd_notify
 
 THREADS = {"ops": 8, "heavy": 3}
@@ -52,6 +52,7 @@ def run(home: Home) -> None:
         runtime.owner = _owner()
         stop = _stop_on_signals()
         unclean_boot.handle(runtime.database(), process.boot())
+        gateway_config.queue_refresh(runtime.database(), home)
         keeper = Heartbeat(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
         _work(home, keeper, stop, lock)

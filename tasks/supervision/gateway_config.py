@@ -1,0 +1,85 @@
+"""The gateway's configuration file, generated from the stack and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from state import ledger, settings, stack
+from state import service as rows
+from state.db import Database
+from state.errors import MlxqError
+from state.paths import Home
+from state.stack import Tier
+from tasks.kinds import new
+from tasks.plan import gateway
+from tasks.runtime import log
+
+BEFORE_RELAY = "litellm.yaml"
+"""The configuration of the LiteLLM proxy, which was the gateway once. Nothing reads it any more."""
+
+
+def wanted(home: Home, tiers: Sequence[Tier]) -> dict[str, Any]:
+    """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged."""
+    values = settings.load(home)
+    cloud_model: str | None = values["openrouter-model"] if values["openrouter-key"] else None
+    return gateway.configuration(
+        tiers,
+        cloud_model=cloud_model,
+        aliases=gateway.aliases(values["aliases"], tiers),
+        allowed_origins=values["allowed-origins"],
+    )
+
+
+def wanted_text(home: Home, tiers: Sequence[Tier]) -> str:
+    """Return `wanted` as YAML; the same stack and settings give the same bytes. Raises UsageProblem, Damaged."""
+    import yaml
+
+    return yaml.safe_dump(wanted(home, tiers), sort_keys=False)
+
+
+def is_current(home: Home, text: str) -> bool:
+    """Return whether gateway.yaml is there, can be read, and says this."""
+    try:
+        return home.gateway_config.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def write_missing(db: Database, home: Home) -> None:
+    """Write gateway.yaml where there is none but a stack: a home of an older version, or one restored from a backup.
+
+    Raises UsageProblem, Damaged.
+    """
+    tiers = stack.tiers(db)
+    if tiers and not home.gateway_config.exists():
+        settings.write_private(home.gateway_config, wanted_text(home, tiers))
+        remove_old(home)
+
+
+def remove_old(home: Home) -> None:
+    """Delete the configuration of a version whose gateway was LiteLLM, and say so in the worker's log."""
+    path = home.root / BEFORE_RELAY
+    if path.exists():
+        path.unlink(missing_ok=True)
+        log.info("old_configuration_removed", path=str(path), replaced_by=str(home.gateway_config))
+
+
+def queue_refresh(db: Database, home: Home) -> bool:
+    """Queue a new configuration, and the gateway's replacement by it, where this version would write another one.
+
+    To be called as the worker starts: an upgrade may have changed what the gateway reads. Returns whether it was
+    queued: not for a gateway that is not wanted, and not where the settings are at fault, which its start then tells.
+    """
+    row, tiers = rows.find(db, gateway.SERVICE), stack.tiers(db)
+    if not tiers or row is None or row.desired != "up":
+        return False
+    try:
+        if is_current(home, wanted_text(home, tiers)):
+            return False
+    except MlxqError as problem:
+        log.warning("configuration_unknown", cause=problem.message)
+        return False
+    restart = new("restart", {"service": gateway.SERVICE, "why": "changed"}, needs=["configure"])
+    ledger.enqueue_all(db, [new("configure"), restart], source="watchdog")
+    return True

@@ -1,0 +1,99 @@
+"""After an upgrade of mlxq the worker brings the gateway up by itself, whatever an older version left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import yaml
+from support.mlxq_home import Mlxq, until
+from support.ports import free_port
+
+from state import secrets, service, settings, stack
+from state.paths import Home
+from tasks.system import process
+
+if TYPE_CHECKING:
+    from conftest import Upstream
+
+pytestmark = pytest.mark.slow
+GATEWAY = "gateway"
+OLD = "model_list:\n- model_name: standard\n"
+
+
+@pytest.fixture
+def mlxq(home: Home, every_upstream: dict[str, Upstream]) -> Iterator[Mlxq]:
+    """Return a home whose stack is the tier `standard`, which a stand-in serves."""
+    settings.write(home, "litellm-port", free_port())
+    every_upstream["standard"].start()
+    made = Mlxq(home)
+    stack.replace(made.db, [every_upstream["standard"].tier()])
+    yield made
+    made.close()
+
+
+def want_gateway(mlxq: Mlxq) -> None:
+    """Write down, as `mlxq up` of the older version did, that a gateway is wanted."""
+    service.ensure(mlxq.db, GATEWAY, GATEWAY, settings.load(mlxq.home)["litellm-port"])
+    service.set_desired(mlxq.db, GATEWAY, "up")
+
+
+def answers(home: Home) -> int:
+    """Return the status of one chat request to the tier `standard`."""
+    key = secrets.read(home.secrets)[secrets.MASTER]
+    body = {"model": "standard", "messages": [{"role": "user", "content": "say hi"}]}
+    url = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1/chat/completions"
+    return httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code
+
+
+def test_a_home_with_the_configuration_of_litellm_alone_serves_again(home: Home, mlxq: Mlxq):
+    """Nobody types a command: the worker writes gateway.yaml, removes litellm.yaml, and starts the gateway."""
+    (home.root / "litellm.yaml").write_text(OLD)
+    want_gateway(mlxq)
+    mlxq.work()
+
+    mlxq.await_doing(service.State.READY, GATEWAY)
+    assert answers(home) == 200
+    assert home.gateway_config.stat().st_mode & 0o077 == 0
+    until(lambda: not (home.root / "litellm.yaml").exists())
+    assert "old_configuration_removed" in home.log("worker").read_text()
+
+
+def test_a_configuration_that_is_lost_is_written_with_the_next_start(home: Home, mlxq: Mlxq):
+    """As after a restored backup, while the worker runs: the restart that a death queues writes it."""
+    mlxq.work()
+    before = mlxq.up(GATEWAY)
+    home.gateway_config.unlink()
+    process.send(mlxq.identity(GATEWAY), 9)
+
+    mlxq.await_next(before)
+    assert answers(home) == 200
+
+
+@pytest.mark.parametrize("left", [OLD.encode(), b"\xff\xfe\x00"])
+def test_a_gateway_that_runs_by_an_older_configuration_is_replaced(home: Home, mlxq: Mlxq, left: bytes):
+    """What this version would write otherwise is proven and applied once, by the next worker."""
+    mlxq.work()
+    before = mlxq.up(GATEWAY)
+    mlxq.kill_worker()
+    home.gateway_config.write_bytes(left)
+    mlxq.work()
+
+    after = mlxq.await_next(before)
+    assert after.generation == before.generation + 1
+    assert set(yaml.safe_load(home.gateway_config.read_text())["tiers"]) == {"standard"}
+    assert answers(home) == 200
+    assert "exited" not in mlxq.events(GATEWAY)
+
+
+def test_a_gateway_that_is_not_wanted_stays_down(home: Home, mlxq: Mlxq):
+    (home.root / "litellm.yaml").write_text(OLD)
+    want_gateway(mlxq)
+    service.set_desired(mlxq.db, GATEWAY, "down")
+    mlxq.work()
+    mlxq.ended(mlxq.put("stop", service=GATEWAY))
+
+    assert mlxq.db.value("SELECT count(*) FROM jobs WHERE kind IN ('configure', 'restart')") == 0
+    assert not home.gateway_config.exists()
