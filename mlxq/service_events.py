@@ -126,7 +126,7 @@ def sentence(name: str, data: Mapping[str, Any]) -> str:
     told = str(data.get("cause") or MEANINGS.get(name, name))
     code = data.get("exit_code")
     ending = process.sentence(code) if code is not None else ""
-    return told if ending in told else f"{told} ({ending})"
+    return told if ending.lower() in told.lower() else f"{told} ({ending})"
 
 
 def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:

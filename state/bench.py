@@ -1,4 +1,4 @@
-"""Benchmarks that a person chose to keep, a row for each number of requests side by side."""
+"""Benchmarks that the user saved, a row for each number of requests side by side."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def save(db: Database, bench: Bench) -> None:
 
 
 def history(db: Database, model: str, chip: str) -> list[Bench]:
-    """Give all of a model on this chip, the oldest first."""
+    """Return all of a model on this chip, the oldest first."""
     return _benches(db, "WHERE model = ? AND chip = ? ORDER BY at, id", model, chip)
 
 
 def latest(db: Database, chip: str) -> list[Bench]:
-    """Give the newest of each model and quant on this chip, of one request alone."""
+    """Return the newest of each model and quant on this chip, of one request alone."""
     newest = "SELECT max(id) FROM benches WHERE chip = ? AND concurrency = 1 GROUP BY model, quant"
     return _benches(db, f"WHERE id IN ({newest}) ORDER BY id", chip)
 

@@ -22,17 +22,17 @@ class Spent:
 
 
 def place(home: Home) -> Path:
-    """Give the file."""
+    """Return the file."""
     return home.root / "cloud.json"
 
 
 def today() -> str:
-    """Give the day by which is counted."""
+    """Return the day by which is counted."""
     return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def read(path: Path) -> Spent:
-    """Give today's sums; nothing was spent where the file tells of another day, is absent or damaged."""
+    """Return today's sums; nothing was spent where the file tells of another day, is absent or damaged."""
     try:
         known: dict[str, Any] = json.loads(path.read_bytes())
         found = Spent(str(known["day"]), float(known["usd"]), int(known["requests"]))

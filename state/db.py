@@ -45,31 +45,31 @@ class Database:
         self._announce = False
 
     def now(self) -> float:
-        """Give the time in unix seconds."""
+        """Return the time in unix seconds."""
         return self.clock()
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Row]:
-        """Run a query and give all of its rows."""
+        """Run a query and return all of its rows."""
         with _told(self.home):
             return self.connection.execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Row | None:
-        """Run a query and give its first row."""
+        """Run a query and return its first row."""
         with _told(self.home):
             return self.connection.execute(sql, parameters).fetchone()
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
-        """Run a query and give the first column of its first row, or None."""
+        """Run a query and return the first column of its first row, or None."""
         found = self.row(sql, parameters)
         return None if found is None else found[0]
 
     def run(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> int:
-        """Run a statement and give the number of rows it hit."""
+        """Run a statement and return the number of rows it hit."""
         with _told(self.home):
             return self.connection.execute(sql, parameters).rowcount
 
     def insert(self, table: str, values: dict[str, Any]) -> int:
-        """Insert one row and give its id. Table and column names are ours, never a caller's text."""
+        """Insert one row and return its id. Table and column names are ours, never a caller's text."""
         names = ", ".join(values)
         marks = ", ".join(f":{name}" for name in values)
         with _told(self.home):
@@ -97,11 +97,11 @@ class Database:
         self._tell()
 
     def wake(self) -> None:
-        """After this transaction's commit, wake the worker and whoever watches."""
+        """After this transaction's commit, wake the worker and all watchers."""
         self._rouse = self._announce = True
 
     def announce(self) -> None:
-        """After this transaction's commit, wake whoever watches."""
+        """After this transaction's commit, wake all watchers."""
         self._announce = True
 
     def _tell(self) -> None:
@@ -177,7 +177,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _version(home: Home) -> int:
-    """Give the schema's number, 0 for a database that is not there yet. Raises NewerState, StateDamaged."""
+    """Return the schema's number, 0 for a database that is not there yet. Raises NewerState, StateDamaged."""
     path = home.database
     if not path.exists() or path.stat().st_size == 0:
         return 0
@@ -222,7 +222,7 @@ def _told(home: Home) -> Generator[None]:
 
 
 def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
-    """Give the error for a result code of SQLite (sqlite.org/rescode.html)."""
+    """Return the error for a result code of SQLite (sqlite.org/rescode.html)."""
     path = home.database
     match getattr(problem, "sqlite_errorcode", 0) & 0xFF:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

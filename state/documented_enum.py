@@ -1,4 +1,4 @@
-"""Words of a closed list, each with the sentence that tells it to a person."""
+"""Enums whose members each carry a sentence for the user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class DocumentedEnum(StrEnum):
     meaning: str
 
     def __new__(cls, value: str, meaning: str) -> Self:
-        """Give the member its sentence."""
+        """Create the member and attach its sentence."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning

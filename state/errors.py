@@ -1,17 +1,17 @@
-"""Every error a person can meet, in one family.
+"""Every error that a user can meet, in one family.
 
     MlxqError                 1   something failed
     ├── UsageProblem          2   the command or a value makes no sense
     ├── NotSetUp              3   there is no stack yet
     ├── NotRunning            3   the thing asked for is not running
     ├── DoesNotFit            4   memory or disk is too small
-    ├── TimedOut              5   the wait ended, the job goes on
+    ├── TimedOut              5   the wait ended, the job continues
     ├── NotFound              1   no such model, job, service
-    ├── Busy                  1   somebody else is at it               (retried)
+    ├── Busy                  1   another process is doing it           (retried)
     ├── Offline               1   a host did not answer                (retried)
     ├── Gated                 1   a licence must be accepted first
     ├── Damaged               1   a file is not what it should be
-    ├── PortTaken             1   a stranger listens on our port
+    ├── PortTaken             1   another program listens on our port
     ├── EngineFailed          1   vllm-mlx would not start or answer   (retried)
     ├── GatewayFailed         1   LiteLLM would not start or answer    (retried)
     ├── WorkerLost            1   the worker died too often at this job
@@ -77,7 +77,7 @@ class DoesNotFit(MlxqError):
 
 
 class TimedOut(MlxqError):
-    """The wait ended; the job goes on."""
+    """The wait ended; the job continues."""
 
     code = "timed_out"
     exit_code = 5
@@ -90,7 +90,7 @@ class NotFound(MlxqError):
 
 
 class Busy(MlxqError):
-    """Somebody else is at it."""
+    """Another process is doing it already."""
 
     code = "busy"
     retry = True

@@ -32,18 +32,18 @@ def record(
     attempt: int | None = None,
     **data: Any,
 ) -> int:
-    """Write one event and give its id; `data` must be JSON-able and free of secrets and of users' text."""
+    """Write one event and return its id; `data` must be JSON-able and free of secrets and of users' text."""
     values = {"at": db.now(), "job": job, "service": service, "name": name, "attempt": attempt}
     return db.insert("events", values | {"data": json.dumps(data) if data else None})
 
 
 def of_job(db: Database, job: int) -> list[Event]:
-    """Give a job's events, oldest first."""
+    """Return a job's events, oldest first."""
     return [_event(row) for row in db.rows("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))]
 
 
 def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Event]:
-    """Give the newest events of one service, or of all, oldest first."""
+    """Return the newest events of one service, or of all, oldest first."""
     rows = db.rows(
         "SELECT * FROM events WHERE service IS NOT NULL AND (:service IS NULL OR service = :service)"
         " ORDER BY id DESC LIMIT :limit",

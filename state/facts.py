@@ -21,5 +21,5 @@ def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
 
 
 def get(db: Database, name: str) -> dict[str, Any]:
-    """Give the fact of that name; empty when there is none."""
+    """Return the fact of that name; empty when there is none."""
     return json.loads(db.value("SELECT value FROM facts WHERE name = ?", (name,)) or "{}")

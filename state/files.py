@@ -30,7 +30,7 @@ def replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def tail(path: Path, most_bytes: int) -> str:
-    """Give the end of a log as text; an empty one when the file cannot be read."""
+    """Return the end of a log as text; an empty one when the file cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - most_bytes))

@@ -19,7 +19,7 @@ class JobState(DocumentedEnum):
 
     BLOCKED = "blocked", "waits for the jobs it needs"
     QUEUED = "queued", "waits for a worker, or for its time"
-    RUNNING = "running", "a worker is at it"
+    RUNNING = "running", "running on a worker"
     SUCCEEDED = "succeeded", "done; its result is kept"
     FAILED = "failed", "ended with an error"
     CANCELLED = "cancelled", "stopped on request, or because a job it needs did not succeed"
@@ -41,8 +41,8 @@ class JobEvent(DocumentedEnum):
     RESCUED = "rescued", "its worker died; it runs again"
     FAILED = "failed", "its task failed for good"
     LOST = "lost", "its worker died too often"
-    CANCELLED = "cancelled", "a person asked, or a job it needs did not succeed"
-    REVIVED = "revived", "a person asked for another try, of it or of a job it needs"
+    CANCELLED = "cancelled", "cancelled by the user, or because a job it needs did not succeed"
+    REVIVED = "revived", "retried by the user, or because a job it needs was"
 
 
 TRANSITIONS: Mapping[JobEvent, tuple[frozenset[JobState], JobState]] = {
@@ -62,7 +62,7 @@ TRANSITIONS: Mapping[JobEvent, tuple[frozenset[JobState], JobState]] = {
 
 
 def transition(now: JobState, step: JobEvent) -> JobState:
-    """Give the state after `step`. Raises ValueError when the step is not allowed from here."""
+    """Return the state after `step`. Raises ValueError when the step is not allowed from here."""
     sources, target = TRANSITIONS[step]
     if now not in sources:
         raise ValueError(f"a {now} job cannot be {step}")
@@ -71,7 +71,7 @@ def transition(now: JobState, step: JobEvent) -> JobState:
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to be put in: a task's kind, its arguments, and what it needs first."""
+    """A job to enqueue: a task's kind, its arguments, and what it needs first."""
 
     kind: str
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -83,7 +83,7 @@ class NewJob:
     needs: Sequence[str | int] = ()
     """Labels within the same batch, or ids: all must succeed first."""
     after: Sequence[str | int] = ()
-    """Likewise, but these need only to have ended."""
+    """Jobs that must have ended before, however they ended."""
     label: str = ""
     """What others of the batch call it; the kind when empty."""
     wait_s: float = 0.0
@@ -146,7 +146,7 @@ class Fenced(Exception):
 
 
 def get(db: Database, job: int) -> Job:
-    """Give one job. Raises NotFound."""
+    """Return one job. Raises NotFound."""
     row = db.row("SELECT * FROM jobs WHERE id = ?", (job,))
     if row is None:
         raise NotFound(f"There is no job {job}.", hint="mlxq jobs")
@@ -154,7 +154,7 @@ def get(db: Database, job: int) -> Job:
 
 
 def of_chain(db: Database, chain: int) -> list[Job]:
-    """Give a chain's jobs in the order they were put in."""
+    """Return a chain's jobs in the order they were enqueued."""
     return [_job(db, row) for row in db.rows("SELECT * FROM jobs WHERE chain = ? ORDER BY id", (chain,))]
 
 
@@ -166,7 +166,7 @@ def listing(
     chain: int | None = None,
     limit: int = 30,
 ) -> list[Job]:
-    """Give jobs, live ones first, then the newest."""
+    """Return jobs, live ones first, then the newest."""
     rows = db.rows(
         "SELECT * FROM jobs WHERE (:state IS NULL OR state = :state) AND (:kind IS NULL OR kind = :kind)"
         " AND (:chain IS NULL OR chain = :chain)"
@@ -177,12 +177,12 @@ def listing(
 
 
 def dependents(db: Database, job: int) -> list[int]:
-    """Give the ids of the jobs that need this one."""
+    """Return the ids of the jobs that need this one."""
     return [row["job"] for row in db.rows("SELECT job FROM job_deps WHERE needs = ? ORDER BY job", (job,))]
 
 
 def cancel_asked(db: Database, held: Claim) -> bool:
-    """Tell whether a running job shall stop. Raises Fenced when the claim is lost."""
+    """Return whether a running job was asked to stop. Raises Fenced when the claim is lost."""
     row = db.row(
         "SELECT cancel_at FROM jobs WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running'",
         (held.id, held.attempt, held.owner),

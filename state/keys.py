@@ -37,17 +37,17 @@ class Key:
 
 
 def place(home: Home) -> Path:
-    """Give the file of the keys."""
+    """Return the file of the keys."""
     return home.root / "keys.json"
 
 
 def digest(key: str) -> str:
-    """Give the form in which a key is stored."""
+    """Return the form in which a key is stored."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def read(path: Path) -> dict[str, Key]:
-    """Give every key by its digest; an absent file holds none. Raises Damaged."""
+    """Return every key by its digest; an absent file holds none. Raises Damaged."""
     try:
         rows: list[dict[str, Any]] = json.loads(path.read_bytes())
         keys = [_key(row) for row in rows]
@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Key]:
 def create(
     path: Path, name: str, *, tiers: tuple[str, ...] = (), rpm: int | None = None, background: bool = False
 ) -> str:
-    """Make a key and give it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
+    """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
     if not _NAME.fullmatch(name):
         raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
     keys = read(path)

@@ -1,8 +1,8 @@
 """The ledger: the one transaction that makes each step of a job.
 
 A job's state changes by `UPDATE ... WHERE state IN (the step's sources)` with one row hit, in the same transaction as
-its event and everything that follows from it (children unblocked, descendants cancelled). Nobody looks first
-and acts later. `attempt` grows with every claim and fences: whoever lost the claim can write nothing more.
+its event and everything that follows from it (children unblocked, descendants cancelled). Nothing reads first
+and acts later. `attempt` grows with every claim and fences: a worker that lost the claim can write nothing more.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
 
 
 def enqueue(db: Database, new: NewJob, *, source: Source = "person") -> tuple[int, bool]:
-    """Put one job in; give its id, and whether it is new (False: a live one with its unique_key was there)."""
+    """Enqueue one job; return its id, and whether it is new (False: attached to a live job with its unique_key)."""
     made = enqueue_all(db, [new], source=source)
     return made[new.label or new.kind]
 
@@ -56,7 +56,7 @@ def enqueue(db: Database, new: NewJob, *, source: Source = "person") -> tuple[in
 def enqueue_all(
     db: Database, batch: Sequence[NewJob], *, source: Source = "person", chain: int | None = None
 ) -> dict[str, tuple[int, bool]]:
-    """Put a batch in, in one transaction; give each label's id, and whether it is new.
+    """Enqueue a batch in one transaction; return each label's id, and whether it is new.
 
     Without `chain` the first new job's id names the chain.
     """
@@ -75,7 +75,7 @@ def enqueue_all(
 
 
 def _hurry(db: Database, job: int, source: Source) -> None:
-    """Let a job that waits for its next try go at once when a person asks for it again."""
+    """Make a job in backoff due now, because the user asked for it again."""
     if source == "person":
         db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
 
@@ -120,7 +120,7 @@ def _insert(db: Database, new: NewJob, source: Source, chain: int | None, known:
 
 
 def _ids(needs: Sequence[int | str], known: Mapping[str, int]) -> list[int | str]:
-    """Give jobs by their ids, those of the same batch by what they are `known` as."""
+    """Return jobs by their ids, those of the same batch by what they are `known` as."""
     return [known.get(need, need) if isinstance(need, str) else need for need in needs]
 
 
@@ -155,7 +155,7 @@ def _claim(db: Database, queue: str, kinds: Collection[str], owner: str) -> Clai
 
 
 def _due(db: Database, queue: str, kinds: Collection[str]) -> int | None:
-    """Give the job to take next. One whose wait would begin in the future is due too: the wall clock was set back."""
+    """Return the job to take next. One whose wait would begin in the future is due too: the wall clock was set back."""
     return db.value(
         f"SELECT id FROM jobs WHERE {WAITING}"  # noqa: S608 (the text above)
         " AND (run_at <= :now OR run_at - wait_s > :now + :slack) ORDER BY priority DESC, id LIMIT 1",
@@ -164,7 +164,7 @@ def _due(db: Database, queue: str, kinds: Collection[str]) -> int | None:
 
 
 def next_due(db: Database, queue: str, kinds: Collection[str]) -> float | None:
-    """Give the seconds until the next job of this queue and these kinds is due, or None when none waits."""
+    """Return the seconds until the next job of this queue and these kinds is due, or None when none waits."""
     at = db.value(f"SELECT min(run_at) FROM jobs WHERE {WAITING}", _waiting(queue, kinds))  # noqa: S608 (the text above)
     return None if at is None else max(0.0, at - db.now())
 
@@ -187,7 +187,7 @@ def _held(row: Row) -> Claim:
 
 @atomic
 def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[NewJob] = ()) -> None:
-    """End a job well: keep its result, put in the jobs it asks for, unblock what waited. Raises Fenced."""
+    """Record a success: keep the result, enqueue follow-up jobs, unblock dependents. Raises Fenced."""
     columns = NO_ERROR | {"result": json.dumps(result), "finished_at": db.now(), "owner": None}
     row = _step(db, held.id, JobEvent.SUCCEEDED, held, **columns)
     if fan_out:
@@ -197,7 +197,7 @@ def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[NewJob] = 
 
 @atomic
 def fail(db: Database, held: Claim, problem: MlxqError) -> None:
-    """End a job badly, and cancel what needed it. Raises Fenced."""
+    """Record a failure and cancel the jobs that need this one. Raises Fenced."""
     _step(db, held.id, JobEvent.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
     _after(db, held.id)
 
@@ -217,12 +217,12 @@ def snooze(db: Database, held: Claim, wait_s: float, why: str) -> None:
 
 @atomic
 def release(db: Database, held: Claim) -> None:
-    """Give a job back because the worker stops. Raises Fenced."""
+    """Requeue a running job because the worker stops. Raises Fenced."""
     _put_back(db, held, JobEvent.RELEASED, **_wait(db, 0.0))
 
 
 def _put_back(db: Database, held: Claim, step: JobEvent, **columns: Any) -> None:
-    """Queue a running job again, or end it here when its cancel was asked for: nobody would look again."""
+    """Queue a running job again, or end it here when its cancel was requested: no later step would."""
     if cancel_asked(db, held):
         end_cancelled(db, held)
     else:
@@ -232,7 +232,7 @@ def _put_back(db: Database, held: Claim, step: JobEvent, **columns: Any) -> None
 
 @atomic
 def end_cancelled(db: Database, held: Claim) -> None:
-    """Confirm that a running job stopped as a person asked. Raises Fenced."""
+    """Record that a running job was cancelled as requested. Raises Fenced."""
     _step(db, held.id, JobEvent.CANCELLED, held, owner=None, finished_at=db.now())
     _after(db, held.id)
 
@@ -251,12 +251,12 @@ def report(db: Database, held: Claim, phase: str, progress: Mapping[str, Any]) -
 
 
 def running(db: Database) -> list[Claim]:
-    """Give the claims that stand, whoever holds them."""
+    """Return every live claim."""
     return [_held(row) for row in db.rows("SELECT * FROM jobs WHERE state = 'running' ORDER BY id")]
 
 
 def rescue(db: Database, lost: Iterable[Claim]) -> list[int]:
-    """Put back the jobs of claims that nobody works at any more, and give their ids.
+    """Requeue the jobs whose worker is dead, and return their ids.
 
     The caller knows by the owner's identity who is dead; a lease would run out while a Mac sleeps.
     """
@@ -285,18 +285,18 @@ def _rescue(db: Database, held: Claim) -> None:
 
 
 def _rescues(db: Database, job: int) -> int:
-    """Give how often the job was rescued in a row, which is what it may have killed."""
+    """Return how often the job was rescued in a row, which is what it may have killed."""
     row = get(db, job)
     ran_s = (row.beat_at or 0.0) - (row.started_at or 0.0)
     return 0 if ran_s > HARMLESS_S else row.rescues
 
 
-# ---------------------------------------------------------------- a person's steps
+# ---------------------------------------------------------------- the user's steps
 
 
 @atomic
 def cancel(db: Database, job: int) -> JobState:
-    """Ask a job to stop: a waiting one is cancelled at once, a running one is told. Gives its state now.
+    """Ask a job to stop: a waiting one is cancelled at once, a running one is asked to. Returns its state now.
 
     Raises NotFound, Busy when it has ended already.
     """
@@ -315,7 +315,7 @@ def cancel(db: Database, job: int) -> JobState:
 
 @atomic
 def revive(db: Database, job: int) -> list[int]:
-    """Give a failed or cancelled job another try, and with it what its end cancelled; give their ids.
+    """Requeue a failed or cancelled job and the jobs that its end cancelled; return their ids.
 
     Raises NotFound, Busy (it has not ended, or the same is already being done), Upstream (a job it needs must be
     revived first).
@@ -356,9 +356,9 @@ def _refuse_twin(db: Database, job: int) -> None:
 
 @atomic
 def prune(db: Database, *, older_than_s: float = 30 * 86400.0, keep: int = 2000) -> int:
-    """Forget ended jobs that are both old and beyond the newest `keep`, with their events; give how many.
+    """Forget ended jobs that are both old and beyond the newest `keep`, with their events; return how many.
 
-    A chain that lives goes on whole. Old events of services go likewise.
+    A chain with a live job is kept whole. Old events of services are deleted too.
     """
     limits = {"before": db.now() - older_than_s, "keep": keep}
     gone = db.rows(
@@ -447,7 +447,7 @@ def _wait(db: Database, wait_s: float) -> dict[str, Any]:
 
 
 def _error(problem: MlxqError) -> dict[str, Any]:
-    """Give the columns that keep an error; what mlxq did about it belongs to its message."""
+    """Return the columns that keep an error; what mlxq did about it belongs to its message."""
     told = f"{problem.message} {problem.done}" if problem.done else problem.message
     return {"error_code": problem.code, "error": told, "hint": problem.hint}
 

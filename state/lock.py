@@ -8,7 +8,7 @@ from typing import IO, Any
 
 
 def take(file: IO[Any]) -> bool:
-    """Take the lock of an open file without waiting; tell whether it is ours now."""
+    """Take the lock of an open file without waiting; return whether it is ours now."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -17,7 +17,7 @@ def take(file: IO[Any]) -> bool:
 
 
 def held(path: Path) -> bool:
-    """Tell whether a living process holds a lock. Those who ask at once do not take each other for a holder."""
+    """Return whether a living process holds a lock. Those who ask at once do not take each other for a holder."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -302,7 +302,7 @@ def m005_benches(db: Database) -> None:
 
 @schema()
 def m006_succession(db: Database) -> None:
-    """Add what is known of a process that shall replace a running one, and of those it replaced."""
+    """Add what is known of a process that is to replace a running one, and of those it replaced."""
     db.execute("ALTER TABLE services ADD COLUMN successor TEXT")
     db.execute("ALTER TABLE services ADD COLUMN leaving TEXT NOT NULL DEFAULT '[]'")
 

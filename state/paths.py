@@ -71,7 +71,7 @@ class Home:
         return self.root / "catalog"
 
     def log(self, service: str) -> Path:
-        """Give the log file of one service, or of the worker."""
+        """Return the log file of one service, or of the worker."""
         return self.logs / f"{service}.log"
 
     def make(self) -> Home:
@@ -89,5 +89,5 @@ class Home:
 
 
 def get_home() -> Home:
-    """Give the home that MLXQ_HOME names, or ~/.mlxq."""
+    """Return the home that MLXQ_HOME names, or ~/.mlxq."""
     return Home(Path(os.environ.get("MLXQ_HOME") or "~/.mlxq").expanduser().absolute())

@@ -12,7 +12,7 @@ BESIDE = {"gateway": "litellm-port", "page": "page-port"}
 
 
 def listing(db: Database) -> dict[str, int]:
-    """Give the port of every service of the stack, and of what is left of an earlier one; 0: the page is off."""
+    """Return the port of every service of the stack, and of what is left of an earlier one; 0: the page is off."""
     found = settings.load(db.home)
     coming = {name: found[setting] for name, setting in BESIDE.items()}
     coming |= {tier.name: tier.port for tier in stack.tiers(db)}
@@ -21,5 +21,5 @@ def listing(db: Database) -> dict[str, int]:
 
 
 def endpoint(at: Mapping[str, int]) -> str:
-    """Give the base URL for OpenAI clients: where the gateway is, else where it will be. `at`: as `listing` gives."""
+    """Return the base URL for OpenAI clients: where the gateway is, else where it will be. `at`: as `listing` gives."""
     return f"http://127.0.0.1:{at['gateway']}/v1"

@@ -1,4 +1,4 @@
-"""How far a tier is held back below what the stack wants of it, and why; until a person starts it anew."""
+"""Safe mode: how far a tier runs below its configured size, and why, until the user restarts it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class SafeMode:
 
 
 def listing(db: Database) -> dict[str, SafeMode]:
-    """Give the tiers that had trouble, by name."""
+    """Return the tiers that had trouble, by name."""
     return {name: SafeMode(**values) for name, values in facts.get(db, FACT).items()}
 
 
 def of(db: Database, name: str) -> SafeMode:
-    """Give what holds for one tier."""
+    """Return what holds for one tier."""
     return listing(db).get(name, SafeMode())
 
 
@@ -63,7 +63,7 @@ def record_oom(db: Database, name: str, most: int) -> None:
 
 
 def leave(db: Database, name: str) -> None:
-    """Hold a tier back no longer: a person starts it, or changed what it is."""
+    """Leave safe mode: the user starts the tier, or changed what it is."""
     with db.transaction():
         found = listing(db)
         if found.pop(name, None):

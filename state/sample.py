@@ -101,13 +101,13 @@ def thin(db: Database) -> None:
 
 
 def history(db: Database, service: str, since: float) -> list[Sample]:
-    """Give a service's samples from `since` (unix seconds) on, oldest first; older spans are longer."""
+    """Return a service's samples from `since` (unix seconds) on, oldest first; older spans are longer."""
     rows = db.rows("SELECT * FROM samples WHERE service = ? AND at >= ? ORDER BY at", (service, max(1, int(since))))
     return [_sample(row) for row in rows]
 
 
 def latest(db: Database, service: str) -> Sample | None:
-    """Give a service's newest sample, or None."""
+    """Return a service's newest sample, or None."""
     row = db.row("SELECT * FROM samples WHERE service = ? AND at > 0 ORDER BY at DESC LIMIT 1", (service,))
     return None if row is None else _sample(row)
 
@@ -125,7 +125,7 @@ class Total:
 
 
 def totals(db: Database) -> list[Total]:
-    """Give the totals of every service; they only grow."""
+    """Return the totals of every service; they only grow."""
     rows = db.rows(
         "SELECT service, sum(requests) AS requests, sum(errors) AS errors, sum(fallbacks) AS fallbacks,"
         " sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens"

@@ -26,7 +26,7 @@ _LINE = re.compile(r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)")
 
 
 def read(path: Path) -> dict[str, str]:
-    """Give every key in the file by name; an absent file holds none.
+    """Return every key in the file by name; an absent file holds none.
 
     Raises Damaged when a line is no NAME=value, and MlxqError when others may read the file or it cannot be read.
     """
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    """Read the file that nobody else may read; an absent one is empty."""
+    """Read the private file of secrets; an absent one is empty."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text(encoding="utf-8")
@@ -66,7 +66,7 @@ def write(path: Path, keys: Mapping[str, str]) -> None:
 
 
 def ensure(path: Path) -> dict[str, str]:
-    """Give the keys, making those of mlxq that are missing; keys that exist never change."""
+    """Return the keys, making those of mlxq that are missing; keys that exist never change."""
     keys = read(path)
     missing = {name: generate() for name in (MASTER, TIER, PAGE) if name not in keys}
     if missing:

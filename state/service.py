@@ -83,7 +83,7 @@ REQUESTED: Mapping[Desired, str] = {"up": "start_requested", "down": "stop_reque
 
 
 def transition(now: State, step: ServiceEvent) -> State:
-    """Give what mlxq is doing after `step`. Raises ValueError when the step is not allowed from here."""
+    """Return what mlxq is doing after `step`. Raises ValueError when the step is not allowed from here."""
     sources, target = TRANSITIONS[step]
     if now not in sources:
         raise ValueError(f"a {now} service cannot be {step}")
@@ -95,13 +95,13 @@ class Observed(StrEnum):
 
     HEALTHY = "healthy"  # it serves
     DEGRADED = "degraded"  # it serves badly, or is about to stop
-    DOWN = "down"  # it is wanted, and not there yet
-    CRASHED = "crashed"  # it ended unasked
-    STOPPED = "stopped"  # it is not desired
+    DOWN = "down"  # requested to run, and not serving yet
+    CRASHED = "crashed"  # exited unexpectedly
+    STOPPED = "stopped"  # not requested to run
 
 
 def observe(state: State, desired: Desired) -> Observed:
-    """Say in one of five words how a service looks from outside."""
+    """Return which of the five states a service shows to its users."""
     if state == State.READY:
         return Observed.HEALTHY
     if state in SERVING or state == State.STOPPING:
@@ -143,7 +143,7 @@ class Service:
     memory_bytes: int | None
     updated_at: float
     successor: dict[str, Any] | None = None
-    """argv, spec_hash and port of the latest generation's start, which shall take the running process's place."""
+    """argv, spec_hash and port of the latest generation's start, which is to replace the running process."""
     leaving: list[str] = field(default_factory=list[str])
     """Identities of processes that were replaced; each ends by itself when its last answer is out."""
 
@@ -161,18 +161,18 @@ OF_ONE_START = (
 
 
 def listing(db: Database) -> list[Service]:
-    """Give all services: engines by port, then the gateway and the page."""
+    """Return all services: engines by port, then the gateway and the page."""
     return [_service(row) for row in db.rows("SELECT * FROM services ORDER BY kind <> 'engine', port")]
 
 
 def find(db: Database, name: str) -> Service | None:
-    """Give one service, or None."""
+    """Return one service, or None."""
     row = db.row("SELECT * FROM services WHERE name = ?", (name,))
     return None if row is None else _service(row)
 
 
 def get(db: Database, name: str) -> Service:
-    """Give one service. Raises NotFound."""
+    """Return one service. Raises NotFound."""
     found = find(db, name)
     if found is None:
         raise NotFound(f"There is no service {name}.", hint="mlxq status")
@@ -180,7 +180,7 @@ def get(db: Database, name: str) -> Service:
 
 
 def ensure(db: Database, name: str, kind: Kind, port: int) -> None:
-    """Make sure the service has a row; a new one is not desired yet. A port is set anew by each start alone."""
+    """Make sure the service has a row; a new one is not desired yet. A port is set again by each start alone."""
     db.run(
         "INSERT INTO services (name, kind, desired, port, updated_at) VALUES (?, ?, 'down', ?, ?)"
         " ON CONFLICT (name) DO NOTHING",
@@ -239,10 +239,10 @@ def update(db: Database, name: str, **columns: Any) -> None:
 
 
 def request_start(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int | None:
-    """Write down that the service is about to be started, and give the generation of this start.
+    """Record the intent to start the service, and return the generation of this start.
 
     None when it is up or under way already. This comes before the spawn: a crash in between leaves a mark to
-    search for, not a process nobody knows.
+    search for, not an unknown process.
     """
     with db.transaction():
         generation = get(db, name).generation + 1
@@ -252,7 +252,7 @@ def request_start(db: Database, name: str, argv: list[str], spec_hash: str, port
 
 
 def begin_handover(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int:
-    """Write down that a process is about to be started which shall take the running one's place; give its generation.
+    """Record the intent to start a replacement of the running process, and return its generation.
 
     As with `intend`, this comes before the spawn. The running process stays the recorded one.
     """

@@ -1,4 +1,4 @@
-"""The person's settings: one table feeds validation, help, documents and the command line.
+"""The user's settings: one table feeds validation, help, documents and the command line.
 
 A value comes from the environment (MLXQ_<NAME>), else from config.yaml, else from the table. It is checked
 on every load, so a file edited by hand is held to the same rules as `mlxq config set`.
@@ -31,10 +31,10 @@ class Setting:
     default: Any
     help: str
     parse: Callable[[Any], Any]
-    """Turns what a person or a file gave into the value. Raises ValueError with the allowed values."""
+    """Converts the given text or YAML value. Raises ValueError with the allowed values."""
     secret: bool = False
     applies: str = ""
-    """The command that makes a change felt; empty when it is felt by itself."""
+    """The command after which a change takes effect; empty when it takes effect by itself."""
 
     @property
     def variable(self) -> str:
@@ -171,41 +171,41 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}")
 LARGEST_CAP_USD = 1000
 PORT = _number(1024, 65000)
 TIER_PORTS = 10
-"""So many ports from tier-port-base on belong to the tiers."""
+"""Number of ports, from tier-port-base on, that belong to the tiers."""
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("openrouter-key", "", "Key for OpenRouter, the last resort when no tier answers; empty = off.",
+    Setting("openrouter-key", "", "API key for OpenRouter, the fallback when no tier is available; empty = off.",
             _key, secret=True, applies="mlxq up"),
-    Setting("openrouter-model", "qwen/qwen3-30b-a3b-instruct-2507", "The model that OpenRouter is asked for.",
+    Setting("openrouter-model", "qwen/qwen3-30b-a3b-instruct-2507", "Model to request from OpenRouter.",
             _model_id, applies="mlxq up"),
-    Setting("cloud-cap-usd", 1.0, "What OpenRouter may cost in a day (UTC), in dollars; then it is asked no more.",
+    Setting("cloud-cap-usd", 1.0, "Most to spend at OpenRouter in a day (UTC), in dollars.",
             _dollars, applies="mlxq up"),
-    Setting("default-quant", "int4", "How far weights are compressed when nothing else is asked.",
+    Setting("default-quant", "int4", "Quant to use unless another is requested.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
-    Setting("memory-budget-pct", AUTO, "How much of the memory the models may use, in per cent; auto = all there is.",
+    Setting("memory-budget-pct", AUTO, "Share of memory that models may use, in percent; auto = all that is usable.",
             _share, applies="mlxq setup"),
-    Setting("litellm-port", 4000, "Where the gateway listens.", PORT, applies="mlxq up"),
+    Setting("litellm-port", 4000, "Port of the gateway.", PORT, applies="mlxq up"),
     Setting("gateway-host", "127.0.0.1",
-            "The address on which other machines may reach the gateway, besides 127.0.0.1; needs a key for apps.",
+            "Address to listen on besides 127.0.0.1, for other machines; requires an API key.",
             _address, applies="mlxq up"),
     Setting("allowed-origins", [],
             "Web pages whose scripts may read the gateway's answers, such as http://localhost:3000; empty = none.",
             _origins, applies="mlxq up"),
-    Setting("aliases", {}, "Names that clients send, and the tier that answers them; added to the built-in ones.",
+    Setting("aliases", {}, "Model names that clients send, mapped to tiers; added to the built-in ones.",
             _aliases, applies="mlxq up"),
-    Setting("page-port", 4001, "Where the page of `mlxq dashboard` listens, on 127.0.0.1; 0 = off.", _port_or_off,
+    Setting("page-port", 4001, "Port of the `mlxq dashboard` page on 127.0.0.1; 0 = off.", _port_or_off,
             applies="mlxq up"),
-    Setting("tier-port-base", 8000, "Where the first engine listens; the others follow.", PORT, applies="mlxq setup"),
-    Setting("model-dir", None, "Where weights are kept; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
-    Setting("auto-health-check", True, "Whether the watchdog restarts a service that hangs or dies.", _switch),
-    Setting("watch-interval", 2, "Seconds between two looks at the services; a death is noticed at once anyway.",
+    Setting("tier-port-base", 8000, "Port of the first engine; the others follow.", PORT, applies="mlxq setup"),
+    Setting("model-dir", None, "Folder for weights; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
+    Setting("auto-health-check", True, "Restart services that hang or crash.", _switch),
+    Setting("watch-interval", 2, "Seconds between health checks; exits are detected immediately regardless.",
             _number(1, 3600)),
-    Setting("max-restarts", 5, "A service that ended more often within ten minutes is taken out of the route.",
+    Setting("max-restarts", 5, "Exits allowed in ten minutes; beyond these it is a crash loop: removed from routing.",
             _number(1, 100)),
-    Setting("restart-delay", 1, "Seconds before the second restart in a row; each further pause is twice as long.",
+    Setting("restart-delay", 1, "Seconds before the second restart in a row; doubled before each further one.",
             _number(1, 60)),
-    Setting("log-max-size-mb", 50, "A log is rotated beyond this size, in MB.", _number(1, 10_000)),
-    Setting("log-max-files", 3, "How many rotated logs are kept of each service.", _number(1, 100)),
+    Setting("log-max-size-mb", 50, "Logs larger than this are rotated, in MB.", _number(1, 10_000)),
+    Setting("log-max-files", 3, "Rotated logs to keep for each service.", _number(1, 100)),
 )  # fmt: skip
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
@@ -217,16 +217,16 @@ class Settings:
         self.values = values
 
     def __getitem__(self, name: str) -> Any:
-        """Give one setting's value."""
+        """Return one setting's value."""
         return self.values[name].value
 
     def models(self, home: Home) -> Path:
-        """Give the folder for weights."""
+        """Return the folder for weights."""
         return Path(self["model-dir"]) if self["model-dir"] else home.models
 
 
 def find(name: str) -> Setting:
-    """Give the setting of that name. Raises UsageProblem with the nearest name."""
+    """Return the setting of that name. Raises UsageProblem with the nearest name."""
     if name in BY_NAME:
         return BY_NAME[name]
     near = difflib.get_close_matches(name, BY_NAME, n=1)
@@ -241,7 +241,7 @@ def load(home: Home) -> Settings:
 
 
 def _checked(home: Home, written: Mapping[str, Any]) -> Settings:
-    """Hold each setting to its own rule, and the ports to be different ones."""
+    """Check each setting by its own rule, and that the ports differ."""
     found = Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
     tiers = range(found["tier-port-base"], found["tier-port-base"] + TIER_PORTS)
     for name in ("litellm-port", "page-port"):
@@ -266,7 +266,7 @@ def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
 
 
 def check(setting: Setting, given: Any, where: str = "") -> Any:
-    """Give the value that was meant; `where` says what holds it already. Raises UsageProblem."""
+    """Return the value that was meant; `where` says what holds it already. Raises UsageProblem."""
     try:
         return setting.parse(given)
     except ValueError as problem:
@@ -279,7 +279,7 @@ def check(setting: Setting, given: Any, where: str = "") -> Any:
 
 
 def read_file(home: Home) -> dict[str, Any]:
-    """Give what config.yaml holds. Raises UsageProblem when it is not a mapping of known settings."""
+    """Return what config.yaml holds. Raises UsageProblem when it is not a mapping of known settings."""
     try:
         text = home.config.read_text()
     except FileNotFoundError:
@@ -301,7 +301,7 @@ def read_file(home: Home) -> dict[str, Any]:
 
 
 def write(home: Home, name: str, given: Any) -> Any:
-    """Set one setting in config.yaml and give the value. Raises UsageProblem."""
+    """Set one setting in config.yaml and return the value. Raises UsageProblem."""
     setting = find(name)
     value = check(setting, given)
     written = read_file(home) | {name: value}

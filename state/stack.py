@@ -19,7 +19,7 @@ ANSWER_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Tier:
-    """One role with a port, and what shall serve there."""
+    """One role with a port, and the model that serves there."""
 
     name: str
     """standard, fast, longctx, or the person's own word: lower case, digits and dashes."""
@@ -52,13 +52,13 @@ class Tier:
 
 
 def tiers(db: Database) -> list[Tier]:
-    """Give the wanted tiers in their order; empty when nothing is set up."""
+    """Return the wanted tiers in their order; empty when nothing is set up."""
     rows = db.rows("SELECT * FROM tiers ORDER BY position")
     return [_tier(row) for row in rows]
 
 
 def tier(db: Database, name: str) -> Tier:
-    """Give one tier. Raises NotFound with the names there are, NotSetUp where there are none."""
+    """Return one tier. Raises NotFound with the names there are, NotSetUp where there are none."""
     row = db.row("SELECT * FROM tiers WHERE name = ?", (name,))
     if row is not None:
         return _tier(row)
@@ -79,7 +79,7 @@ def replace(db: Database, wanted: Sequence[Tier]) -> None:
 
 
 def set_weights(db: Database, source: str, folder: str) -> None:
-    """Tell every tier that serves `source` where its weights lie."""
+    """Return every tier that serves `source` where its weights lie."""
     with db.transaction():
         db.run("UPDATE tiers SET weights = ? WHERE source = ?", (folder, source))
         db.announce()

@@ -47,7 +47,7 @@ def add(db: Database, rows: Iterable[Usage]) -> None:
 
 
 def totals(db: Database, by: By = "tier", since: str = "") -> list[dict[str, Any]]:
-    """Give the sums by key, tier or day, from the day `since` (YYYY-MM-DD) on; the busiest first, days in order."""
+    """Return the sums by key, tier or day, from the day `since` (YYYY-MM-DD) on; the busiest first, days in order."""
     sums = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
     order = "day" if by == "day" else "requests DESC"
     rows = db.rows(f"SELECT {by}, {sums} FROM usage WHERE day >= ? GROUP BY {by} ORDER BY {order}", [since])  # noqa: S608 (our own names)

@@ -23,7 +23,7 @@ LONGEST_SOCKET_PATH = 100
 
 
 def folder(home: Home) -> Path:
-    """Give the folder of the sockets: run/, or a private one under /tmp when that path is too long.
+    """Return the folder of the sockets: run/, or a private one under /tmp when that path is too long.
 
     Not $TMPDIR: a worker that launchd started has another one than a shell.
     """
@@ -46,7 +46,7 @@ def announce(home: Home) -> None:
 
 
 def _send(path: Path) -> bool:
-    """Send one byte without waiting; False when nobody listens there any more.
+    """Send one byte without waiting; False when no process listens there any more.
 
     It never raises, as it comes after a commit that stands. A full queue (EAGAIN, on macOS ENOBUFS) wakes its
     listener anyhow.
@@ -103,14 +103,14 @@ def own(place: Path) -> None:
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = place.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise MlxqError(f"{place} belongs to somebody else.", hint="export MLXQ_HOME=/a/shorter/path")
+        raise MlxqError(f"{place} belongs to another user.", hint="export MLXQ_HOME=/a/shorter/path")
 
 
 def worker_listener(home: Home) -> Listener:
-    """Give the worker's socket; only the holder of the worker's lock may call this."""
+    """Return the worker's socket; only the holder of the worker's lock may call this."""
     return Listener(folder(home) / home.wake.name)
 
 
 def watcher(home: Home, tag: str = "") -> Listener:
-    """Give a socket for one watching command."""
+    """Return a socket for one watching command."""
     return Listener(folder(home) / f"watch-{os.getpid()}{tag}.sock")

@@ -57,18 +57,18 @@ def record(db: Database, folder: str, source: str, facts: Mapping[str, Any]) -> 
 
 
 def listing(db: Database) -> list[Weights]:
-    """Give all weights by source, the newest first."""
+    """Return all weights by source, the newest first."""
     return [_weights(row) for row in db.rows("SELECT * FROM weights ORDER BY source, pulled_at DESC")]
 
 
 def at(db: Database, folder: str) -> Weights | None:
-    """Give the weights of one folder."""
+    """Return the weights of one folder."""
     row = db.row("SELECT * FROM weights WHERE folder = ?", (folder,))
     return None if row is None else _weights(row)
 
 
 def newest(db: Database, source: str) -> Weights | None:
-    """Give the weights pulled last from a source."""
+    """Return the weights pulled last from a source."""
     row = db.row("SELECT * FROM weights WHERE source = ? ORDER BY pulled_at DESC LIMIT 1", (source,))
     return None if row is None else _weights(row)
 

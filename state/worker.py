@@ -24,7 +24,7 @@ class Worker:
 
 
 def current(db: Database) -> Worker | None:
-    """Give the worker that wrote last and did not sign off, dead or alive."""
+    """Return the worker that wrote last and did not sign off, dead or alive."""
     row = db.row("SELECT owner, pid, version, started_at, beat_at, beat_clock FROM worker")
     return None if row is None else Worker(**dict(row))
 

@@ -18,7 +18,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
     """Put a tier for a catalog model into the stack, or with `alone` in place of it, and bring it up.
 
     The engine comes up before the gateway is told of it, so no request meets a tier that is not there.
-    Gives {"tier", "model", "context", "port"}. Raises NotSetUp, NotFound, UsageProblem, DoesNotFit.
+    Returns {"tier", "model", "context", "port"}. Raises NotSetUp, NotFound, UsageProblem, DoesNotFit.
     """
     db, home = context.db, context.home
     now = stack.tiers(db)
@@ -45,11 +45,11 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
 
 @job("retire")
 def retire(context: Context, service: str) -> dict[str, Any]:
-    """Put down a service that left the stack, and forget it; one that is back in it stays.
+    """Stop a service that left the stack and delete its row; one that was added again stays.
 
     It serves until no gateway that still knows it is left.
 
-    Gives {"service", "gone"}.
+    Returns {"service", "gone"}.
     """
     if service not in stack_jobs.leaving(context.db):
         return {"service": service, "gone": False}

@@ -66,9 +66,9 @@ def bench(
     """Time a tier's engine, or weights (folder or source) on an engine that is started for this and stopped after.
 
     Without a number of tokens, as many as this kind of machine does in a minute or so.
-    Gives {"model", "quant", "rounds", "peak_bytes", "tools", "predicted", "verdict", "saved"}, speeds in tokens/s.
+    Returns {"model", "quant", "rounds", "peak_bytes", "tools", "predicted", "verdict", "saved"}, speeds in tokens/s.
     Raises NotFound, NotRunning, DoesNotFit, EngineFailed, and Later while another job would be measured too; one that
-    begins meanwhile goes on, and the benchmark starts over after it.
+    begins meanwhile continues, and the benchmark starts over after it.
     """
     began = context.db.now()
     _wait_for_quiet(context, began)
@@ -109,7 +109,7 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
             timeout_s=context.remaining_s,
         )
     except EngineFailed:
-        _wait_for_quiet(context, began)  # a tier that is started anew is no failure of its engine
+        _wait_for_quiet(context, began)  # a tier that is restarted is no failure of its engine
         raise
     _wait_for_quiet(context, began)
     return seen
@@ -131,7 +131,7 @@ def _wait_for_quiet(context: Context, began: float) -> None:
 
 
 def _machine(context: Context) -> Machine:
-    """Give this machine; looked at now where nobody did before."""
+    """Return the facts of this machine, detected now unless they were before."""
     row = facts.get(context.db, "machine")
     if row:
         return from_row(row)
@@ -155,7 +155,7 @@ def _subject(context: Context, target: str, known: Mapping[str, Model], shape: M
 
 
 def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
-    """Describe the engine that will be started, and give the revision of its weights. Raises NotFound, Damaged."""
+    """Describe the engine that will be started, and return the revision of its weights. Raises NotFound, Damaged."""
     row = weights.newest(context.db, target)
     folder = Path(row.folder if row else target)
     if not folder.is_dir():
@@ -191,13 +191,13 @@ def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Map
 
 
 def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
-    """Give the catalog's model and quant of a source; (None, "") when it has none."""
+    """Return the catalog's model and quant of a source; (None, "") when it has none."""
     pairs = ((model, quant) for model in known.values() for quant in model.quants.values())
     return next(((model, quant.name) for model, quant in pairs if quant.source == source), (None, ""))
 
 
 def _need(found: ScannedWeights, tokens: int) -> int:
-    """Give the bytes an engine needs for weights that are in no catalog."""
+    """Return the bytes an engine needs for weights that are in no catalog."""
     return int(found.size * 1.05) + found.kv_bytes_per_token * tokens + PROCESS_BYTES
 
 
@@ -251,13 +251,13 @@ def _verdict(alone: Mapping[str, float], predicted: Speed) -> str:
 
 
 def _predicted(tier: Tier, machine: Machine, known: Mapping[str, Model], tokens: int) -> Speed | None:
-    """Give what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
+    """Return what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
     model = known.get(tier.model)
     return predict(machine, model, tier.quant, tokens) if model and tier.quant in model.quants else None
 
 
 def _rows(subject: Subject, machine: Machine, seen: Mapping[str, Any], runs: int) -> list[Bench]:
-    """Give the rows to keep."""
+    """Return the rows to keep."""
     tier = subject.tier
     return [
         Bench(

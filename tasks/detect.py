@@ -16,7 +16,7 @@ HUB_WAIT_S = 3.0
 def detect(context: Context) -> dict[str, Any]:
     """Find chip, memory and speed of this machine and whether a model Hub answers; keep both.
 
-    Gives {"machine": the row of catalog.machine.Machine, "hub": whether the Hub answered within 3 s}.
+    Returns {"machine": the row of catalog.machine.Machine, "hub": whether the Hub answered within 3 s}.
     """
     context.report("looking at the machine")
     machine = hardware.detect().as_row()

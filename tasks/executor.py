@@ -4,8 +4,8 @@ A task is `task(context, **arguments)` and ends in one of these ways, and no oth
 
     returns                the job succeeded; what it returned is kept as JSON
     raises MlxqError       it failed; tried again when the error's class says so and attempts are left
-    raises Later           run me again in so many seconds; no failure is counted
-    raises Cancelled       from context.check() or a child: a person asked it to stop
+    raises Later           run again in the given number of seconds; no failure is counted
+    raises Cancelled       from context.check() or a child: the user cancelled it
     raises Released        from context.check(): the worker stops, the job goes back to the queue
     raises Fenced          the claim was lost; nothing more may be written
     raises anything else   a fault in mlxq: it failed, and the log has the traceback
@@ -55,7 +55,7 @@ class Context:
         return max(0.0, -self._mine.overdue_s)
 
     def check(self) -> None:
-        """Stop here when the job shall end. Raises Cancelled, Released, DeadlinePassed, Fenced."""
+        """Raise when the job is to stop. Raises Cancelled, Released, DeadlinePassed, Fenced."""
         if cancel_asked(self.db, self.held):
             raise Cancelled
         if runtime.stopping.is_set():
@@ -66,7 +66,7 @@ class Context:
             )
 
     def cancelled(self) -> bool:
-        """Tell a child process's keeper whether it shall stop."""
+        """Return whether a child process of this job is to be stopped."""
         try:
             self.check()
         except (Cancelled, Released, DeadlinePassed, Fenced):
@@ -74,7 +74,7 @@ class Context:
         return False
 
     def wait(self, seconds: float) -> None:
-        """Sleep in a task, waking at once when the job shall end. Raises as check does."""
+        """Sleep in a task, returning early when the job is to stop. Raises as check does."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.check()
@@ -82,7 +82,7 @@ class Context:
         self.check()
 
     def report(self, phase: str, **progress: Any) -> None:
-        """Tell how far the job is, e.g. `"fetch", done=10, total=20, unit="bytes"`. Raises as check does."""
+        """Return how far the job is, e.g. `"fetch", done=10, total=20, unit="bytes"`. Raises as check does."""
         now = time.monotonic()
         if phase == self._phase and now - self._reported < PROGRESS_S:
             return
@@ -119,7 +119,7 @@ def _write(held: Claim, outcome: Outcome) -> None:
 
 
 def _outcome(context: Context, task: Task) -> Outcome:
-    """Run the task; give the write that says how it ended."""
+    """Run the task; return the write that says how it ended."""
     held = context.held
     try:
         result = task(context, **held.args)
@@ -144,7 +144,7 @@ def _snoozing(held: Claim, later: Later) -> Outcome:
 
 
 def _ending(context: Context, stopped: Exception) -> Outcome:
-    """Choose how a stopped job ends: a child says Cancelled alike for a person's wish, a stop and a time limit."""
+    """Choose how a stopped job ends: a child says Cancelled for a cancel, a stop of the worker and a time limit."""
     held = context.held
     try:
         context.check()

@@ -1,4 +1,4 @@
-"""The worker's keeper: beside the queues it beats, rescues what the dead left, and notices what is stuck."""
+"""The worker's heartbeat: it beats beside the queues, rescues the jobs of dead workers, and notices stuck jobs."""
 
 from __future__ import annotations
 

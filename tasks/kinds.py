@@ -101,7 +101,7 @@ def new(
     after: Sequence[str | int] = (),
     label: str = "",
 ) -> NewJob:
-    """Describe a job of this kind to put in. Raises KeyError for a kind that is not in the table."""
+    """Return a job of this kind, ready to enqueue. Raises KeyError for a kind that is not in the table."""
     kind = KINDS[name]
     given = dict(args or {})
     return NewJob(
@@ -126,7 +126,7 @@ def _unique(kind: Kind, args: Mapping[str, Any]) -> str | None:
 
 
 def backoff(failures: int, chance: float | None = None) -> float:
-    """Give the seconds to wait after `failures` failures: 2, 4, 8 … 300, each shortened by up to half by chance.
+    """Return the seconds to wait after `failures` failures: 2, 4, 8 … 300, each shortened by up to half by chance.
 
     The jitter keeps jobs that failed together from trying together (AWS Architecture Blog, "Exponential Backoff
     And Jitter"). `chance` is in [0, 1); random when not given.

@@ -36,7 +36,7 @@ def rotate_logs(context: Context, name: str | None = None) -> dict[str, Any]:
 
 
 def too_big(home: Home) -> list[str]:
-    """Give the names of the logs beyond the setting log-max-size-mb."""
+    """Return the names of the logs beyond the setting log-max-size-mb."""
     limit = settings.load(home)["log-max-size-mb"] * MB
     return sorted(log.stem for log in home.logs.glob("*.log") if log.stat().st_size > limit)
 
@@ -58,7 +58,7 @@ def _own_silence() -> Generator[None]:
 
 
 def _caches(db: Database, home: Home) -> dict[Path, int]:
-    """Give each tier's folder of old prompts and the bytes it may hold; a tier that is gone may hold none.
+    """Return each tier's folder of old prompts and the bytes it may hold; a tier that is gone may hold none.
 
     A quarter more than the engine holds in memory: the tokens and an index lie beside.
     """

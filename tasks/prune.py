@@ -14,7 +14,7 @@ LOOK_S = 3600.0
 
 @job("prune_jobs")
 def prune_jobs(context: Context) -> dict[str, int]:
-    """Forget ended jobs that are over 30 days old and beyond the newest 2,000; give how many."""
+    """Forget ended jobs that are over 30 days old and beyond the newest 2,000; return how many."""
     return {"forgotten": ledger.prune(context.db)}
 
 
@@ -25,7 +25,7 @@ def prune_daily() -> None:
 
 
 def ask_daily(db: Database) -> bool:
-    """Put a prune job in unless one was put in within the last day; tell whether it was."""
+    """Enqueue a prune job unless one was enqueued within the last day; return whether it was."""
     last = db.value("SELECT max(created_at) FROM jobs WHERE kind = 'prune_jobs' AND created_at <= ?", (db.now(),))
     if last is not None and db.now() - last < DAY_S:
         return False

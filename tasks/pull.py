@@ -1,4 +1,4 @@
-"""Bring weights onto this machine, hash them again, take them away."""
+"""Jobs on weights: download, verify, remove."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ AGAIN_S = 5.0
 def pull(
     context: Context, source: str, *, revision: str | None = None, force: bool = False, code: bool = False
 ) -> dict[str, Any]:
-    """Bring the weights of `source` here and tell the tiers that want them; what is here already is kept.
+    """Download the weights of `source` and assign them to the tiers that need them; what is installed is kept.
 
     `revision`: a commit, tag or branch of the Hub. `force`: ask the source again and replace what is here. `code`:
-    fetch Python files too. A killed or cancelled pull goes on where it was.
-    Gives {"folder", "revision", "bytes", "notes", "fetched"}. Raises what download.fetch raises, and Later instead of
-    Busy: another pull (of a branch that is at this commit, say) makes the same folder.
+    fetch Python files too. A killed or cancelled pull resumes.
+    Returns {"folder", "revision", "bytes", "notes", "fetched"}. Raises what client.fetch raises, and Later instead of
+    Busy: another pull (of a branch at this commit, say) writes the same folder.
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
@@ -50,9 +50,9 @@ def pull(
 
 @job("verify_weights")
 def verify_weights(context: Context, folder: str) -> dict[str, Any]:
-    """Hash every file of a folder again; damaged weights go out of use and are fetched again, file by file.
+    """Hash every file of a folder again; quarantine damaged weights and enqueue a pull of the damaged files.
 
-    Gives {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
+    Returns {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
     """
     place = _inside(context, folder)
     report = _reporter(context)
@@ -78,7 +78,7 @@ def _pull_after(context: Context, source: str, revision: str | None) -> None:
 
 @job("remove_weights")
 def remove_weights(context: Context, folder: str, *, force: bool = False) -> dict[str, Any]:
-    """Delete a folder of weights, whole or partial. Gives {"bytes"}.
+    """Delete a folder of weights, whole or partial. Returns {"bytes"}.
 
     Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
     """
@@ -92,7 +92,7 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
 
 
 def _fetch(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
-    """Fetch from wherever the source says and give the folder and what the person should know."""
+    """Fetch from wherever the source says and return the folder and what the person should know."""
     report = _reporter(context)
     if sources.parse(source).kind == "pypi":
         if source != builtin.SOURCE:
@@ -114,10 +114,10 @@ def _reporter(context: Context) -> Progress:
 
 
 def _inside(context: Context, folder: str) -> Path:
-    """Give the folder when it lies in the models folder. Raises UsageProblem, NotFound."""
+    """Return the folder when it is directly inside the models folder. Raises UsageProblem, NotFound."""
     models, place = settings.load(context.home).models(context.home), Path(folder)
     if place.parent != models or place.name.startswith("."):
-        raise UsageProblem(f"{folder} does not lie in {models}.", hint="mlxq models")
+        raise UsageProblem(f"{folder} is not inside {models}.", hint="mlxq models")
     if not place.is_dir():
         weights.forget(context.db, folder)  # a worker may have died between the folder's end and its row's
         raise NotFound(f"There are no weights in {folder}.", hint="mlxq models")
@@ -125,6 +125,6 @@ def _inside(context: Context, folder: str) -> Path:
 
 
 def _facts(found: ScannedWeights) -> dict[str, Any]:
-    """Give the columns of the weights' row."""
+    """Return the columns of the weights' row."""
     said = {each.name: getattr(found, each.name) for each in fields(weights.Facts)}
     return said | {"revision": found.revision or "", "recipe": found.recipe}

@@ -64,7 +64,7 @@ class LedgerStorage(BlackHoleStorage):
             ledger.enqueue(runtime.database(), new(name, message["kwargs"]), source="chain")
 
     def dequeue(self) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says None alone)
-        """Give the next tick or job, or None after a sleep in which nothing came."""
+        """Return the next tick or job, or None after a sleep in which nothing came."""
         seen = runtime.bell.rung
         found = self._tick() or self._claim()
         if found is None and not runtime.stopping.is_set():
@@ -72,13 +72,13 @@ class LedgerStorage(BlackHoleStorage):
         return found
 
     def queue_size(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says 0 alone)
-        """Give the number of jobs that wait in this queue."""
+        """Return the number of jobs that wait in this queue."""
         return int(
             runtime.database().value("SELECT count(*) FROM jobs WHERE state = 'queued' AND queue = ?", (self.queue,))
         )
 
     def _tick(self) -> bytes | None:
-        """Give a tick that is still fresh; a stale one (a busy queue, a sleeping Mac) is dropped."""
+        """Return a tick that is still fresh; a stale one (a busy queue, a sleeping Mac) is dropped."""
         while self.ticks:
             with contextlib.suppress(KeyError):  # another thread was quicker
                 name, (at, data) = self.ticks.popitem()
@@ -139,7 +139,7 @@ class TaskQueue(Huey):
         super().__init__(name, results=False, serializer=JsonSerializer(), storage_class=LedgerStorage)
 
     def create_consumer(self, **options: Any) -> QueueConsumer:
-        """Give the consumer with the quick scheduler."""
+        """Return the consumer with the quick scheduler."""
         return QueueConsumer(self, **options)
 
 

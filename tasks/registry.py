@@ -11,5 +11,5 @@ TASKS = (assign, bench, configure, detect, logs, prune, pull, sample, score, ser
 
 
 def known_kinds() -> list[str]:
-    """Give the kinds of job that this process can run."""
+    """Return the kinds of job that this process can run."""
     return sorted(QUEUES["ops"].storage.kinds | QUEUES["heavy"].storage.kinds)

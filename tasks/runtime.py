@@ -26,7 +26,7 @@ class Released(Exception):
 
 
 class WakeSignal:
-    """Lets idle threads sleep until a wake-up; remembers one that came while nobody slept."""
+    """Lets idle threads sleep until a wake-up; remembers one that came while no thread slept."""
 
     def __init__(self) -> None:
         self.rung = 0
@@ -73,7 +73,7 @@ class Runtime:
         self._local = threading.local()
 
     def database(self) -> Database:
-        """Give this thread's connection."""
+        """Return this thread's connection."""
         if not hasattr(self._local, "database"):
             self._local.database = open_database(self.home)
         return self._local.database

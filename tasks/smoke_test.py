@@ -20,7 +20,7 @@ WORDS = 4
 def smoke_test(context: Context) -> dict[str, Any]:
     """Get one completion from each tier by way of the gateway, with fallbacks off.
 
-    Gives {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
+    Returns {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
     """
     at = ports.listing(context.db)
     key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
@@ -70,7 +70,7 @@ def ask(port: int, key: str, tier: Tier) -> None:
 
 
 def reason(text: str) -> str:
-    """Give what an error's body says in words: the message of OpenAI's envelope, else the first 200 characters."""
+    """Return what an error's body says in words: the message of OpenAI's envelope, else the first 200 characters."""
     try:
         said = json.loads(text)["error"]["message"]
     except (ValueError, KeyError, TypeError):

@@ -17,14 +17,14 @@ from tasks.plan.page import SERVICE as PAGE
 
 
 def mark_customized(db: Database) -> None:
-    """Forget what the stack was chosen for: a person changed it, and it stays until set-up is asked for another."""
+    """Mark the stack as customized by the user: it stays as it is until setup is asked for another."""
     told = facts.get(db, "stack")
     kept = {name: value for name, value in told.items() if name not in {"asked", "explain"}}
     facts.put(db, "stack", kept | {"builtin": False})
 
 
 def budget(db: Database, home: Home) -> int:
-    """Give the bytes that all tiers together may use. Raises NotSetUp before detect has run."""
+    """Return the bytes that all tiers together may use. Raises NotSetUp before detect has run."""
     row = facts.get(db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
@@ -32,18 +32,18 @@ def budget(db: Database, home: Home) -> int:
 
 
 def auxiliary_services(home: Home) -> list[str]:
-    """Give the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
+    """Return the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
     return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]
 
 
 def leaving(db: Database) -> list[str]:
-    """Give the services that do not belong to the stack any more."""
+    """Return the services that do not belong to the stack any more."""
     staying = {*auxiliary_services(db.home), *(tier.name for tier in stack.tiers(db))}
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
 def add_tier(tier: str, gone: Sequence[str]) -> list[NewJob]:
-    """Give the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
+    """Return the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
     return [
         *retire(gone),
         kinds.new("start", {"service": tier}, after=gone, label=tier),
@@ -53,14 +53,14 @@ def add_tier(tier: str, gone: Sequence[str]) -> list[NewJob]:
 
 
 def remove_tiers(gone: Sequence[str], *, serving: bool) -> list[NewJob]:
-    """Give the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off.
+    """Return the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off.
 
-    `serving`: whether a gateway is wanted; one that a person put down stays down.
+    `serving`: whether a gateway should run; one that the user stopped stays down.
     """
     told = [kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY)] if serving else []
     return [kinds.new("configure"), *told, *retire(gone, after=[new.label for new in told])]
 
 
 def retire(gone: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
-    """Give the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
+    """Return the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
     return [kinds.new("retire", {"service": name}, after=after, label=name) for name in gone]

@@ -36,14 +36,14 @@ HEALTH_S = 10.0
 SETTLE_S, LOOK_S = 10.0, 0.1
 """`rm -r` of a home with its models takes seconds, and the keys may be the last to go."""
 LOCK_WAIT_S = 1.0
-"""Whoever asks whether a worker lives holds the lock for a moment."""
+"""A process that asks whether a worker lives holds the lock for a moment."""
 
 
 def run(home: Home) -> None:
     """Work until SIGTERM or SIGINT, or until the home is deleted, which ends its services too.
 
     Raises Busy when a worker of this home already runs, NewerState, StateDamaged, and DeadlinePassed when a job could
-    not be stopped: a thread cannot be killed, so the worker ends and whoever keeps it alive starts a fresh one.
+    not be stopped: a thread cannot be killed, so the worker exits and its supervisor starts a fresh one.
     """
     home.make()
     with _only_one(home) as lock:
@@ -53,49 +53,51 @@ def run(home: Home) -> None:
         stop = _stop_on_signals()
         unclean_boot.handle(runtime.database(), process.boot())
         gateway_config.queue_refresh(runtime.database(), home)
-        keeper = Heartbeat(stop)
+        heartbeat = Heartbeat(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
-        _work(home, keeper, stop, lock)
+        _work(home, heartbeat, stop, lock)
         with suppress(StateUnavailable):  # its row then tells of a dead worker
             sign_off(runtime.database(), runtime.owner)
             if _deleted(home, lock):
                 _end_services(home)
         log.info("worker_stopped")
-    if keeper.problem:
-        raise keeper.problem
+    if heartbeat.problem:
+        raise heartbeat.problem
 
 
 def _owner() -> str:
-    """Give this process's identity as text; it outlives no reboot and no reuse of the pid."""
+    """Return this process's identity as text; it outlives no reboot and no reuse of the pid."""
     me = process.identify(os.getpid())
     if me is None:
         raise Internal("This process cannot find itself in the process table.")
     return process.encode(me)
 
 
-def _work(home: Home, keeper: Heartbeat, stop: threading.Event, lock: IO[str]) -> None:
+def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, lock: IO[str]) -> None:
     """Run both queues, the listener and the heartbeat until `stop` or the end of the home; then jobs release work."""
     with wakeup.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
         ears.start()
-        keeping = threading.Thread(target=keeper.run, name="keeper", daemon=True)
-        keeping.start()
+        beating = threading.Thread(target=heartbeat.run, name="heartbeat", daemon=True)
+        beating.start()
         consumers = _consumers()
         sd_notify.notify(sd_notify.READY)
         while not stop.wait(HEALTH_S) and _at_home(home, lock):
             for consumer in consumers:
                 consumer.check_worker_health()
-            if not keeping.is_alive():  # nobody beats and rescues: better no worker than one that looks hung for ever
-                keeper.problem = Internal("The worker's keeper ended by a fault.", hint="mlxq logs worker")
+            if not beating.is_alive():  # nothing beats and rescues: better no worker than one that looks hung for ever
+                heartbeat.problem = Internal(
+                    "The worker's heartbeat stopped because of a fault.", hint="mlxq logs worker"
+                )
                 break
         _wind_down(consumers)
-        keeper.hand_back()
+        heartbeat.hand_back()
         wakeup.wake(home)
         ears.join(1.0)
 
 
 def _at_home(home: Home, lock: IO[str]) -> bool:
-    """Tell whether the home is still the one that this worker locked; it may be gone, or another in its place."""
+    """Return whether the home is still the one that this worker locked; it may be gone, or another in its place."""
     try:
         return os.path.samestat(os.fstat(lock.fileno()), home.worker_lock.stat())
     except FileNotFoundError:
@@ -105,7 +107,7 @@ def _at_home(home: Home, lock: IO[str]) -> bool:
 
 
 def _deleted(home: Home, lock: IO[str]) -> bool:
-    """Tell whether the home is gone for good: its very files unlinked, not a lock alone, not moved, not unmounted."""
+    """Return whether the home is gone for good: its very files unlinked, not a lock alone, not moved, not unmounted."""
     until = time.monotonic() + SETTLE_S
     while os.fstat(lock.fileno()).st_nlink == 0 and not home.worker_lock.exists():
         if not home.secrets.exists():  # and not the database: a thread of ours may make a new one
@@ -117,7 +119,7 @@ def _deleted(home: Home, lock: IO[str]) -> bool:
 
 
 def _end_services(home: Home) -> None:
-    """End the services of a deleted home: their keys are gone, and nobody could watch or stop them any more.
+    """End the services of a deleted home: their keys are gone, and no worker could watch or stop them any more.
 
     The rows can be read as long as this process has the deleted file open. Raises StateUnavailable.
     """
@@ -153,7 +155,7 @@ def _wind_down(consumers: list[Any]) -> None:
 
 @contextmanager
 def _only_one(home: Home) -> Generator[IO[str]]:
-    """Hold the worker's lock and give it; the kernel frees it when this process dies, however it dies."""
+    """Hold the worker's lock and return it; the kernel frees it when this process dies, however it dies."""
     with home.worker_lock.open("a+") as lock:
         if not _taken(lock):
             lock.seek(0)
@@ -211,7 +213,7 @@ class Unfailing:
 
 
 def _log_to_stderr() -> None:
-    """JSON lines, ours and Huey's warnings alike; whoever starts the worker points stderr at logs/worker.log."""
+    """JSON lines, ours and Huey's warnings alike; its parent points stderr at logs/worker.log."""
     out = Unfailing(sys.stderr)
     logging.basicConfig(stream=out, level=logging.WARNING, format="%(message)s")
     structlog.configure(

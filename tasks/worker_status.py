@@ -24,13 +24,13 @@ class WorkerState(DocumentedEnum):
 
 
 def read(db: Database) -> WorkerState:
-    """Tell how the worker of this home is."""
+    """Return how the worker of this home is."""
     now = worker.current(db)
     return classify(now, alive=now is not None and is_alive(now.owner), clock=time.monotonic())
 
 
 def classify(now: Worker | None, *, alive: bool, clock: float) -> WorkerState:
-    """Tell a worker's state from its row, whether its very process is there, and the monotonic clock."""
+    """Return a worker's state from its row, whether its very process is there, and the monotonic clock."""
     if now is None:
         return WorkerState.NONE
     if not alive:
@@ -39,7 +39,7 @@ def classify(now: Worker | None, *, alive: bool, clock: float) -> WorkerState:
 
 
 def is_alive(owner: str) -> bool:
-    """Tell whether the process that `owner` (boot/pid/start) names is there; what names none is not."""
+    """Return whether the process that `owner` (boot/pid/start) names is there; what names none is not."""
     try:
         return process.alive(process.decode(owner))
     except ValueError:

@@ -31,7 +31,7 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
     place = get_home()
     port = settings.load(place)["page-port"]
     if not port:
-        raise NotRunning("The page is switched off.", hint="mlxq config reset page-port")
+        raise NotRunning("The page is turned off.", hint="mlxq config reset page-port")
     if not _runs(place, port):
         with jobs_client.writing(place) as db:
             ids = jobs_client.enqueue(db, [kinds.new("start", {"service": page.SERVICE})])

@@ -46,13 +46,13 @@ class TimedAnswer:
 
 
 def prompt(tokens: int, seed: str) -> str:
-    """Give a prompt of about so many tokens that begins like no other, so that no cache of old prompts helps."""
+    """Return a prompt of about `tokens` tokens that begins like no other, so that no cache of old prompts helps."""
     chance = random.Random(seed)  # noqa: S311 (a different text, no secret)
     return " ".join([seed, *(chance.choice(WORDS) for _ in range(max(1, tokens - 40)))]) + ASK
 
 
 def usable(answers: Sequence[TimedAnswer]) -> list[TimedAnswer]:
-    """Give the answers that are long enough to measure."""
+    """Return the answers that are long enough to measure."""
     return [answer for answer in answers if answer.tokens >= FEWEST_TOKENS and answer.streaming_s > 0]
 
 
@@ -79,7 +79,7 @@ def verdict(decode: float, prompt_tps: float, predicted_decode: float, predicted
 
 
 def regressions(rows: Sequence[Bench]) -> dict[int, str]:
-    """Say of a benchmark, by its place in `rows` (oldest first), how much slower it is than the last one like it."""
+    """Return how much slower a benchmark is than the last one like it, by its index in `rows` (oldest first)."""
     said: dict[int, str] = {}
     last: dict[tuple[object, ...], Bench] = {}
     for place, row in enumerate(rows):

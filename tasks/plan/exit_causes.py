@@ -1,4 +1,4 @@
-"""Why a service ended: exit code and last log lines become a cause a person can act on. Pure.
+"""Why a service ended: exit code and last log lines become a cause that the user can act on. Pure.
 
 The markers were collected by breaking vllm-mlx 0.6.0 on purpose, one way at a time. An exit code alone says little:
 uvicorn ends with 3 for a taken port and for truncated weights alike.
@@ -35,7 +35,7 @@ class CauseRule:
     codes: tuple[int, ...] = ()
 
     def cause(self, exit_code: int | None, log: str, service: str) -> Cause | None:
-        """Give the cause when the rule applies; {0} in the sentence is what the marker's group caught."""
+        """Return the cause when the rule applies; {0} in the sentence is what the marker's group caught."""
         if self.codes and exit_code not in self.codes:
             return None
         found = re.search(self.marker, log, re.MULTILINE)
@@ -74,28 +74,28 @@ TABLE = (
     ),
     CauseRule(
         "foreign_address",
-        "{0} is no address of this machine.",
+        "{0} is not an address of this machine.",
         "mlxq config reset gateway-host",
         permanent=True,
         marker=r"^([\d.]+):\d+: \[Errno (?:99|49)\]",
     ),
     CauseRule(
         "port_taken",
-        "Another program took its port.",
+        "Another program is using its port.",
         "mlxq doctor",
         permanent=True,
         marker=r"\[Errno (?:98|48)\]|address already in use",
     ),
     CauseRule(
         "not_handed_over",
-        "The gateway that serves did not hand over its port.",
+        "The running gateway did not hand over its port.",
         LOGS,
         permanent=False,
         marker=r"does not hand over its sockets",
     ),
     CauseRule(
         "damaged",
-        "The weights are cut short or damaged.",
+        "The weights are truncated or damaged.",
         REPAIR,
         permanent=True,
         marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
@@ -147,36 +147,39 @@ TABLE = (
     ),
     CauseRule(
         "not_installed",
-        "The program could not be started.",
+        "The program could not be executed.",
         "uv tool install --force mlxq",
         permanent=True,
         codes=(126, 127),
     ),
-    CauseRule("killed", "It was killed by SIGKILL.", LOGS, permanent=False, codes=(SIGKILL,)),
-    CauseRule("aborted", "It aborted (SIGABRT).", LOGS, permanent=False, codes=(SIGABRT,)),
-    CauseRule("aborted", "It crashed (SIGSEGV).", LOGS, permanent=False, codes=(SIGSEGV,)),
-    CauseRule("terminated", "Somebody other than mlxq ended it (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
-    CauseRule("ended", "It ended by itself.", LOGS, permanent=False, codes=(0,)),
+    CauseRule("killed", "Killed by SIGKILL.", LOGS, permanent=False, codes=(SIGKILL,)),
+    CauseRule("aborted", "Aborted (SIGABRT).", LOGS, permanent=False, codes=(SIGABRT,)),
+    CauseRule("aborted", "Crashed (SIGSEGV).", LOGS, permanent=False, codes=(SIGSEGV,)),
+    CauseRule("terminated", "Terminated by another program (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
+    CauseRule("ended", "Exited with code 0.", LOGS, permanent=False, codes=(0,)),
 )
 """The first row that applies is the cause."""
 
 
 def explain(exit_code: int | None, log: str, service: str, *, memory_short: bool = False) -> Cause:
-    """Give the cause of an end that nobody asked for.
+    """Return the cause of an unexpected exit.
 
     `exit_code`: 128 + N after signal N, None when unknown. `log`: what the process wrote last.
     `memory_short`: whether the kernel killed for memory, or memory was critical, at that moment.
     """
     if memory_short and exit_code in {SIGKILL, None}:
         return Cause(
-            OOM, "The system killed it to free memory.", "mlxq config set memory-budget-pct 30", permanent=False
+            OOM,
+            "Killed by the system to free memory (out of memory).",
+            "mlxq config set memory-budget-pct 30",
+            permanent=False,
         )
     for rule in TABLE:
         if cause := rule.cause(exit_code, log, service):
             return cause
     code, told = (
-        ("unknown", "It ended, and nothing says why.")
+        ("unknown", "Exited; the cause is unknown.")
         if exit_code is None
-        else ("failed", f"It ended with exit code {exit_code}.")
+        else ("failed", f"Exited with code {exit_code}.")
     )
     return Cause(code, told, LOGS.format(service=service), permanent=False)

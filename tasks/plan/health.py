@@ -116,7 +116,7 @@ MOST_CROWDED_GATEWAY = 2.0
 
 
 def patience(limits: Limits, crowding: float) -> Limits:
-    """Give limits for a machine where each core has `crowding` times the work it can do: all is that much slower.
+    """Return limits for a machine where each core has `crowding` times the work it can do: all is that much slower.
 
     At a load of nine to each core healthy engines were seen to need that long for one token.
     """
@@ -212,7 +212,7 @@ def verdict(track: Track, now: float, limits: Limits = TEXT, *, woke_at: float |
 
 
 def canary_due(track: Track, status: EngineStatus, now: float, limits: Limits = TEXT) -> bool:
-    """Tell whether an idle engine shall be asked for a token: at once after a miss, else once a minute.
+    """Return whether to ask an idle engine for a token: at once after a miss, else once a minute.
 
     Not one that gave its memory back: the question would load it again.
     """
@@ -222,7 +222,7 @@ def canary_due(track: Track, status: EngineStatus, now: float, limits: Limits = 
 
 
 def start_limit_s(weights_bytes: int) -> float:
-    """Give the seconds a start may take: 2 minutes and 1 GB/s from disk, and at most 10 minutes.
+    """Return the seconds a start may take: 2 minutes and 1 GB/s from disk, and at most 10 minutes.
 
     The imports alone take 4 s on a quiet machine; at a load of ten to each core they were seen to take 40.
     """

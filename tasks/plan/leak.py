@@ -30,7 +30,7 @@ class Advice(StrEnum):
 
     NOTHING = "nothing"  # it is steady, or there is room
     PURGE = "purge"  # have it drop its cache of old prompts
-    RECYCLE = "recycle"  # start it anew while others serve
+    RECYCLE = "recycle"  # restart it while others serve
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def add(trend: Trend, at: float, used: int) -> Trend:
 
 
 def rise(trend: Trend) -> float:
-    """Give the bytes a second by which it grows, by least squares; 0.0 while that cannot be told."""
+    """Return the bytes a second by which it grows, by least squares; 0.0 while that cannot be told."""
     if not trend.looks or trend.looks[-1][0] - trend.looks[0][0] < (
         SURE_S if trend.purged_at is None else AFTER_PURGE_S
     ):

@@ -12,10 +12,10 @@ HEALTH = "/health"
 
 
 def argv(python: str, port: int) -> list[str]:
-    """Give the page's command line; it holds no secret, the page reads its key from its home."""
+    """Return the page's command line; it holds no secret, the page reads its key from its home."""
     return [python, "-P", "-m", "mlxq.web", str(port)]
 
 
 def environment(*, base: Mapping[str, str], home: str, generation: int) -> dict[str, str]:
-    """Give the whole environment of the page. `base` is the worker's environment."""
+    """Return the whole environment of the page. `base` is the worker's environment."""
     return {name: base[name] for name in KEPT if name in base} | marker(home, SERVICE, generation)

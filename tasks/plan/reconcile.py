@@ -15,7 +15,7 @@ from tasks.plan import restart
 class Action(StrEnum):
     """What to do about a service."""
 
-    NONE = "leave"  # as it should be, or a person must act
+    NONE = "leave"  # as it should be, or the user must act
     RECORD_EXIT = "settle"  # it died unnoticed: write that down, plan the next try
     START = "start"  # wanted, not there, and its time has come
     STOP = "stop"  # not wanted any more
@@ -34,7 +34,7 @@ def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, 
     if service.desired == "down":
         return Action.NONE if service.state == State.STOPPED else Action.STOP
     if service.successor or service.state == State.DRAINING:
-        return Action.REPLACE  # a job is at it, and takes this as asked already; or its worker was killed
+        return Action.REPLACE  # a job is doing it already; or its worker was killed
     if service.state == State.FAILED:
         return Action.NONE
     if service.state in {State.READY, State.STALLED, State.DEGRADED}:
@@ -43,7 +43,7 @@ def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, 
 
 
 def is_repair(service: Service, why: str, *, this_boot: bool) -> bool:
-    """Tell whether a restart mends a death or a hang, which a person may have switched off.
+    """Return whether a restart repairs an exit or a hang, which `auto-health-check` can switch off.
 
     To bring up what is wanted, after a reboot or a start that was cut short, is no mending. `this_boot`: whether the
     machine has not been restarted since the service was last started.
@@ -54,7 +54,7 @@ def is_repair(service: Service, why: str, *, this_boot: bool) -> bool:
 
 
 def escalate(services: Sequence[Service]) -> bool:
-    """Tell whether the trouble is above any one tier: all that are wanted flap, behind a gateway that serves."""
+    """Return whether the cause is shared by all tiers: each is in a crash loop, behind a gateway that serves."""
     wanted = [one for one in services if one.desired == "up"]
     engines = [one.state for one in wanted if one.kind == "engine"]
     serving = any((one.kind, one.state) == ("gateway", State.READY) for one in wanted)

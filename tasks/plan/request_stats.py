@@ -85,11 +85,11 @@ class EngineSample:
     failed: int = 0
     """Requests that failed since the counters began."""
     fallbacks: int = 0
-    """Likewise those that another tier answered."""
+    """Requests that another tier answered instead."""
 
 
 def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[EngineSample]) -> Sample:
-    """Give the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
+    """Return the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
     chain = [*([before] if before else []), *looks]
     seen, now = _statuses(chain), _statuses(looks)
     requests = _requests(looks)
@@ -113,7 +113,7 @@ def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[Eng
 
 
 def _requests(looks: Sequence[EngineSample]) -> Collection[EngineRequest]:
-    """Give each request as it was seen last."""
+    """Return each request as it was seen last."""
     return {request.id: request for look in looks for request in look.requests}.values()
 
 
@@ -125,7 +125,7 @@ T = TypeVar("T")
 
 
 def _grown(looks: Sequence[T], count: Callable[[T], int]) -> int:
-    """Add up how much a counter grew; a smaller one than before began anew at zero."""
+    """Add up how much a counter grew; a smaller one than before began again at zero."""
     counts = [count(look) for look in looks]
     return sum(now - old if now >= old else now for old, now in pairwise(counts))
 

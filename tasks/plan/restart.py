@@ -15,7 +15,7 @@ FORGET_S = 600.0
 CRASH_LOOP_EXITS = 5
 FIRST_PAUSE_S = 1.0
 KEPT_EXITS = 200
-"""Above the most that a person may allow."""
+"""Above the largest `max-restarts`."""
 CRASH_LOOP_S = 300.0
 JITTER = 0.2
 """Each pause is stretched or shrunk by up to a fifth, so that tiers that died together do not load together."""
@@ -24,7 +24,7 @@ LONGEST_PAUSE_S = CRASH_LOOP_S * (1 + JITTER)
 
 @dataclass(frozen=True)
 class Retry:
-    """When to try again (unix seconds), and whether the service flaps."""
+    """When to restart (unix seconds), and whether the service is in a crash loop."""
 
     at: float
     crash_loop: bool
@@ -44,9 +44,9 @@ def next_try(
     most: int = CRASH_LOOP_EXITS,
     first_pause_s: float = FIRST_PAUSE_S,
 ) -> Retry:
-    """Say when to start again. `exits` ends with this one; `rand` lies in [0, 1).
+    """Return when to restart. `exits` ends with this one; `rand` lies in [0, 1).
 
-    `most`: exits in ten minutes beyond which a service flaps; `first_pause_s`: before the second try.
+    `most`: exits in ten minutes beyond which it is a crash loop; `first_pause_s`: before the second try.
     """
     stretch = 1 - JITTER + 2 * JITTER * rand
     if sum(now - at <= FORGET_S for at in exits) > most:
@@ -55,12 +55,12 @@ def next_try(
 
 
 def pause(exits: int, first_pause_s: float = FIRST_PAUSE_S) -> float:
-    """Give the seconds before the next try, after this many exits in a row: 0, 1, 2, 4 … 60."""
+    """Return the seconds before the next try, after this many exits in a row: 0, 1, 2, 4 … 60."""
     return 0.0 if exits <= 1 else min(LONGEST_S, first_pause_s * 2.0 ** min(exits - 2, 10))
 
 
 def left_s(next_try_at: float | None, now: float) -> float:
-    """Give the seconds until the next try, both times in unix seconds; 0 for what no pause can be.
+    """Return the seconds until the next try, both times in unix seconds; 0 for what no pause can be.
 
     A clock that was set back by an hour must not keep a service down for that long.
     """

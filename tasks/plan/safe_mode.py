@@ -1,7 +1,7 @@
 """What it means to hold a tier back: a smaller cache, fewer requests at once, and one tier after another. Pure.
 
 macOS can panic under an engine, and an engine that is started again at each boot would take the machine down for good.
-So after a boot that nobody asked for, tiers start small and one by one, the suspect last.
+So after an unclean shutdown, tiers start small and one by one, the suspect last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SETTLE_S = 30.0
 
 
 def reduced(tier: Tier, level: int) -> Tier:
-    """Give the tier at a level: 1 has a quarter of the cache and half the requests at once, 2 no cache and one."""
+    """Return the tier at a level: 1 has a quarter of the cache and half the requests at once, 2 no cache and one."""
     if level == 0:
         return tier
     if level == 1:
@@ -34,9 +34,9 @@ def suspect(ran: Sequence[Service]) -> Service:
 
 
 def may_start(name: str, services: Sequence[Service], held: Mapping[str, SafeMode], now: float) -> bool:
-    """Tell whether a tier may start, `now` in unix seconds; after an unclean boot each waits for those before it.
+    """Return whether a tier may start, `now` in unix seconds; after an unclean boot each waits for those before it.
 
-    Those with the lower level come first, and a tier that cannot come up holds up nobody.
+    Those with the lower level come first, and a tier that cannot start does not block the others.
     """
     order = sorted((each.level, other) for other, each in held.items() if each.why == "unclean_boot")
     names = [other for _, other in order]

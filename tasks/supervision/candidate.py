@@ -1,4 +1,4 @@
-"""Try a gateway on a port of its own, while the running gateway goes on answering."""
+"""Test a new gateway on a port of its own, while the running gateway keeps answering."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tasks.system import ports, process
 from tasks.system.process import Spawned
 
 NAME = "gateway-proof"
-"""The log of one that is only tried out, and its mark in the environment: nobody takes it for the gateway."""
+"""The log of a candidate, and its mark in the environment, so that it is never taken for the gateway."""
 LOOK_S = 0.1
 LATER = "The running gateway was left as it is."
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A gateway that is being proven."""
+    """A gateway that is being tested."""
 
     name: str
     """Of its log."""
@@ -37,7 +37,7 @@ class Candidate:
 
 
 def start_candidate(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
-    """Start a gateway with `config`, prove it, and end it; give how many tiers answered. Raises GatewayFailed."""
+    """Start a gateway with `config`, test it, and stop it; return how many tiers answered. Raises GatewayFailed."""
     with _started(context, config) as trial:
         return check(context, trial, tiers, context.check)
 
@@ -59,7 +59,7 @@ def _started(context: Context, config: Path) -> Generator[Candidate]:
 
 
 def check(context: Context, trial: Candidate, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
-    """Wait until the gateway is ready, and get an answer from each tier that is up; give how many answered.
+    """Wait until the gateway is ready, and get an answer from each tier that is up; return how many answered.
 
     `check` is asked all the while, and may raise: that ends it at once. Raises GatewayFailed when the gateway does not
     start, or such a tier does not answer.
@@ -93,7 +93,7 @@ def _await_ready(context: Context, trial: Candidate, check: Callable[[], None]) 
 
 
 def last_cause(home: Home, trial: Candidate) -> str:
-    """Say why a gateway on trial ended; the shim keeps the exit code a moment after the end."""
+    """Return why a candidate exited; the shim keeps the exit code a moment after the exit."""
     process.wait(trial.spawned.shim, LOOK_S)
     code = process.exit_status(home.run, trial.name, trial.spawned.engine)
     return exit_causes.explain(code, exits.log_tail(home.log(trial.name)), gateway.SERVICE).sentence
@@ -107,13 +107,13 @@ def _ready(trial: Candidate) -> bool:
 
 
 def _has_port(trial: Candidate) -> bool:
-    """Tell whether it is the trial that listens: whoever took the spare port before must be told no key."""
+    """Return whether the candidate itself listens: another program on the port must be sent no key."""
     holder = ports.holder(trial.port)
     return holder is not None and holder.identity in process.members(trial.spawned.engine)
 
 
 def _answers(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> bool:
-    """Tell whether the tier answers; False for one that is not up, or went down while it was asked."""
+    """Return whether the tier answers; False for one that is not up, or went down while it was asked."""
     if not _up(context, tier):
         return False
     try:
@@ -130,7 +130,7 @@ def _answers(context: Context, trial: Candidate, tier: Tier, check: Callable[[],
 def _ask(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> None:
     """Get one answer. It may take minutes, and `check` may end the wait for it at once. Raises GatewayFailed."""
     if not _has_port(trial):
-        raise GatewayFailed("The gateway on trial has gone.", hint=f"mlxq logs {trial.name}")
+        raise GatewayFailed("The candidate gateway has exited.", hint=f"mlxq logs {trial.name}")
     key = secrets.read(context.home.secrets)[secrets.MASTER]
     pool = ThreadPoolExecutor(1)
     try:
@@ -148,6 +148,6 @@ def _up(context: Context, tier: Tier) -> bool:
 
 
 def needed(context: Context) -> bool:
-    """Tell whether a gateway is running whose callers a faulty configuration would let down."""
+    """Return whether a gateway is running whose callers a faulty configuration would let down."""
     found = service.find(context.db, gateway.SERVICE)
     return found is not None and lifecycle.running(found) is not None

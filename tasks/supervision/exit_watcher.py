@@ -84,11 +84,11 @@ class _ExitWaiter(Protocol):
     """What the two systems offer."""
 
     def follow(self, wanted: set[Identity]) -> set[Identity]:
-        """Watch exactly these; give those that are dead already."""
+        """Watch exactly these; return those that are dead already."""
         ...
 
     def wait(self) -> set[Identity]:
-        """Wait until one dies or the pipe is written to; give the dead."""
+        """Wait until one dies or the pipe is written to; return the dead."""
         ...
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ REBOOT = Cause("reboot", "The machine was restarted.", "mlxq status", permanent=
 
 
 def reconcile_row(db: Database, home: Home, one: Service) -> Service:
-    """Make a row that was left behind say what is: finish a stop that was cut short, bury what died unseen."""
+    """Bring a stale row in line with the machine: finish an interrupted stop, record an exit that was not seen."""
     found = lifecycle.identity(one)
     if found and not process.alive(found):
         record_exit(db, home, one.name, found)  # first, as the end of a successor takes the place of its exit code
@@ -36,9 +36,9 @@ def reconcile_row(db: Database, home: Home, one: Service) -> Service:
 
 
 def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
-    """Write down an end that nobody asked for and when the next try is; give its cause.
+    """Record an unexpected exit and schedule the restart. Return the cause.
 
-    None when it was asked for, or its successor serves, or it is not the recorded process, or somebody was quicker.
+    None when the exit was requested, a replacement serves, it is not the recorded process, or it is recorded already.
     """
     one = service.get(db, name)
     if one.identity != process.encode(dead) or one.state in service.DOWN | {State.STOPPING}:
@@ -76,7 +76,7 @@ def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
 
 
 def log_tail(log: Path) -> str:
-    """Give what the latest start wrote last, at most 16 KiB."""
+    """Return what the latest start wrote last, at most 16 KiB."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_LINES))
@@ -87,7 +87,7 @@ def log_tail(log: Path) -> str:
 
 
 def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[ServiceEvent, float | None, list[float]]:
-    """Give the step an end leads to, when the next try is, and the exits that count."""
+    """Return the event of an exit, when to restart (unix seconds), and the exits that count."""
     now = db.now()
     if why is REBOOT:
         return ServiceEvent.EXITED, now, one.exits
@@ -106,7 +106,7 @@ def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[Servi
 
 
 def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | None = None) -> None:
-    """Write down that a service cannot be started: until a person acts, or until `next_try_at`."""
+    """Record that a service cannot be started: until the user acts, or until `next_try_at` (unix seconds)."""
     service.apply(
         db,
         name,
@@ -120,6 +120,6 @@ def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | No
 
 
 def as_error(one: Service) -> MlxqError:
-    """Give the error that tells a person why the service is down."""
+    """Return the error that says why the service is down."""
     said = f"{one.name} is {one.state}: {one.cause or 'nothing says why'}"
     return errors.rebuild(one.cause_code or "failed", said, one.hint)

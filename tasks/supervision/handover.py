@@ -2,9 +2,9 @@
 
 A worker may be killed at any moment, as what is under way can always be told from what is there:
 
-    foreseen    the row says that a start is coming, and of what; the process may not be there yet
-    on trial    it bears the marks of that start and serves nobody: whoever comes next ends it
-    taken over  the gateways' own unix socket leads to it: whoever comes next writes that down
+    planned     the row says that a start is coming, and of what; the process may not be there yet
+    in test     it bears the marks of that start and serves no one: the next worker ends it
+    taken over  the gateways' own unix socket leads to it: the next worker records that
     replaced    the row names it; the one before is in `leaving`, and ends by itself, or by the watchdog
 """
 
@@ -32,11 +32,11 @@ LOOK_S = 0.05
 
 
 class HandoverAborted(Exception):
-    """Nobody wants a successor any more, or nobody is left to succeed."""
+    """The replacement is not needed any more, or the process to replace is gone."""
 
 
 def possible(home: Home, one: Service) -> bool:
-    """Tell whether a service can be replaced without a gap: it is a gateway that serves and hands its sockets over."""
+    """Return whether a service can be replaced without a gap: a gateway that serves and hands its sockets over."""
     if one.name != gateway.SERVICE or one.state not in rows.ROUTED:
         return False
     there = socket_handover.serving_process(home)
@@ -70,9 +70,9 @@ def replace(context: Context, one: Service, plan: LaunchSpec) -> None:
 
 
 def _check(context: Context, one: Service) -> None:
-    """Stop here when the job shall end, a person has put the gateway down, or the one that serves is gone.
+    """Raise when the job is to stop, the gateway was stopped, or the one that serves is gone.
 
-    One that the watchdog found frozen is ended: nobody would be served until the proof is over.
+    One that the watchdog found frozen is ended: no request would be answered until the test is over.
     """
     context.check()
     now, found = rows.get(context.db, one.name), lifecycle.running(one)
@@ -89,7 +89,7 @@ def _await_take_over(home: Home, trial: Candidate) -> None:
     while not _serves(home, trial.spawned):
         if process.wait(trial.spawned.engine, LOOK_S):
             raise GatewayFailed(
-                f"A gateway with the new configuration ended as it took over: {candidate.last_cause(home, trial)}",
+                f"A gateway with the new configuration exited during the handover: {candidate.last_cause(home, trial)}",
                 done=candidate.LATER,
                 hint=f"mlxq logs {trial.name}",
             )

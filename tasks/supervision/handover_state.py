@@ -12,7 +12,7 @@ from tasks.supervision import lifecycle, socket_handover
 from tasks.system import memory, process
 
 SILENCE_S = 30.0
-"""How long one that may have taken over may take to say so: to end it by mistake would leave nobody to serve."""
+"""How long a replacement that may have taken over has to answer: ending it by mistake would end the service."""
 
 
 def settle_handover(db: Database, home: Home, name: str) -> None:

@@ -29,7 +29,7 @@ from tasks.system.process import Identity
 GRACE_S = 10.0
 """Seconds between SIGTERM and SIGKILL; engine and gateway end their drains before."""
 HUNG_GRACE_S = 1.0
-"""Likewise for one that hangs: it has nothing to drain."""
+"""Seconds between SIGTERM and SIGKILL for a process that hangs: it has nothing to drain."""
 TOKEN_S = 120.0
 """The first answer of a fresh engine may compile and page in its whole model."""
 _held: dict[str, threading.Lock] = {}
@@ -48,24 +48,24 @@ def hold(name: str, check: Callable[[], None]) -> Generator[None]:
 
 
 def held(name: str) -> bool:
-    """Tell whether a job of this worker starts or stops `name` at the moment."""
+    """Return whether a job of this worker starts or stops `name` at the moment."""
     lock = _held.get(name)
     return lock is not None and lock.locked()
 
 
 def identity(one: Service) -> Identity | None:
-    """Give the recorded process, or None."""
+    """Return the recorded process, or None."""
     return process.decode(one.identity) if one.identity else None
 
 
 def running(one: Service) -> Identity | None:
-    """Give the recorded process when it lives, or None."""
+    """Return the recorded process when it lives, or None."""
     found = identity(one)
     return found if found and process.alive(found) else None
 
 
 def this_boot(one: Service) -> bool:
-    """Tell whether the machine has not been restarted since the service was last started; True when it never was."""
+    """Return whether the machine has not been restarted since the service was last started; True when it never was."""
     marked = one.identity or one.shim
     return marked is None or process.decode(marked).boot == process.boot()
 
@@ -103,21 +103,21 @@ def adopt_orphan(db: Database, home: Home, one: Service, plan: LaunchSpec) -> bo
 
 
 def _free_port(one: Service) -> None:
-    """Raise PortTaken when somebody has the port; whoever it is, is named and left alone."""
+    """Raise PortTaken, naming the program, when another program has the port; it is left alone."""
     if not ports.free(one.port):
         raise port_taken(one)
 
 
 def may_move(one: Service, plan: LaunchSpec) -> None:
-    """Raise PortTaken when a running service shall listen elsewhere, and somebody has that port."""
+    """Raise PortTaken when a running service is to move to a port that another program has."""
     if plan.port != one.port and not ports.free(plan.port):
         problem = port_taken(replace(one, port=plan.port))
-        problem.done = f"It was left alone, and {one.name} goes on at port {one.port}."
+        problem.done = f"It was left alone, and {one.name} stays on port {one.port}."
         raise problem
 
 
 def port_taken(one: Service) -> PortTaken:
-    """Give the error that names who has the port of a service."""
+    """Return the error that names who has the port of a service."""
     holder = ports.holder(one.port)
     who = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program"
     return PortTaken(
@@ -132,7 +132,7 @@ PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-po
 
 
 def port_hijacked(one: Service, found: Identity) -> bool:
-    """Tell whether somebody else listens on the port of a service that runs: it was quicker than the service."""
+    """Return whether somebody else listens on the port of a service that runs: it was quicker than the service."""
     holder = ports.holder(one.port)
     return holder is not None and holder.identity not in process.members(found)
 
@@ -148,7 +148,7 @@ START_MARKER = "=== mlxq: "
 
 
 def ready(home: Home, one: Service) -> bool:
-    """Tell whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
+    """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
     if one.kind == "gateway":
         return probe.gateway_ready(one.port)
     if one.kind == "page":
@@ -157,13 +157,13 @@ def ready(home: Home, one: Service) -> bool:
         return False
     key = secrets.read(home.secrets).get(secrets.TIER, "")
     if one.name not in probe.models(one.port, key, 10.0):
-        raise EngineFailed(f"It does not serve {one.name}.")
+        raise EngineFailed(f"The engine does not list {one.name}.")
     probe.one_token(one.port, key, one.name, TOKEN_S)
     return True
 
 
 def mark_ready(db: Database, one: Service) -> None:
-    """Write down that a service is ready, what it weighs, and that its weights load."""
+    """Record that a service is ready, its memory in bytes, and that its weights load."""
     found = identity(one)
     weight = memory.resident(found) if found else None
     now = db.now()
@@ -182,7 +182,7 @@ def mark_ready(db: Database, one: Service) -> None:
 
 
 def stop(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
-    """End the service's process, whatever it does, and write down that it is down."""
+    """Stop the service's processes and record that it is stopped. `grace_s`: seconds from SIGTERM to SIGKILL."""
     service.apply(db, one.name, ServiceEvent.STOPPING)
     found = identity(one)
     if found:
@@ -193,7 +193,7 @@ def stop(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> No
 
 
 def mark_stopped(db: Database, one: Service) -> None:
-    """Write down, once, that a service is down as it was told to be."""
+    """Record, once, that a service stopped as requested."""
     gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes", "successor"))
     with db.transaction():
         if service.get(db, one.name).state != State.STOPPED:
@@ -201,7 +201,7 @@ def mark_stopped(db: Database, one: Service) -> None:
 
 
 def drain(db: Database, one: Service) -> Identity | None:
-    """Have an engine take no more requests and end after its last answer; give its process, None when none serves."""
+    """Have an engine refuse new requests and exit after its last response. Return its process, if any."""
     if one.kind == "engine":
         service.apply(db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation)
     one = service.get(db, one.name)
@@ -212,9 +212,9 @@ def drain(db: Database, one: Service) -> Identity | None:
 
 
 def strays(home: Home, one: Service) -> dict[Identity, int]:
-    """Give the processes that bear a service's marks: identity -> generation.
+    """Return the processes that bear a service's marks: identity -> generation.
 
-    Those that were replaced and still answer are left out, unless the service is not wanted any more.
+    Those that were replaced and still answer are left out, unless the service should not run any more.
     """
     spared = set(leaving(one)) if one.desired == "up" else set[Identity]()
     found = process.find_orphans(str(home.root), one.name)
@@ -222,5 +222,5 @@ def strays(home: Home, one: Service) -> dict[Identity, int]:
 
 
 def leaving(one: Service) -> list[Identity]:
-    """Give the processes that were replaced and are not gone yet."""
+    """Return the processes that were replaced and are not gone yet."""
     return [found for found in map(process.decode, one.leaving) if process.alive(found)]

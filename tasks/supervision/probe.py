@@ -20,7 +20,7 @@ LARGEST_ANSWER = 4 * 2**20
 
 
 class NotListening(EngineFailed):
-    """Nobody listens on the port."""
+    """Nothing listens on the port."""
 
 
 class Silent(EngineFailed):
@@ -36,7 +36,7 @@ class ProbeResponse:
 
 
 def listening(port: int, timeout_s: float = 1.0) -> bool:
-    """Tell whether somebody takes connections on the port."""
+    """Return whether somebody takes connections on the port."""
     try:
         with socket.create_connection((HOST, port), timeout_s):
             return True
@@ -45,12 +45,12 @@ def listening(port: int, timeout_s: float = 1.0) -> bool:
 
 
 def models(port: int, key: str, timeout_s: float = 2.0) -> set[str]:
-    """Give the names of the models served. Raises NotListening, Silent, EngineFailed."""
+    """Return the names of the models served. Raises NotListening, Silent, EngineFailed."""
     return read_models(_good(ask(port, "/v1/models", key, timeout_s)).body)
 
 
 def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
-    """Have one token made, as a caller would; give the seconds it took. Raises NotListening, Silent, EngineFailed.
+    """Have one token made, as a caller would; return the seconds it took. Raises NotListening, Silent, EngineFailed.
 
     Default sampling on purpose: greedy answers do not warm up the kernels that real ones use.
     """
@@ -58,12 +58,12 @@ def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
     wanted = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
     answer = _good(ask(port, "/v1/chat/completions", key, timeout_s, wanted))
     if not read_choices(answer.body):
-        raise EngineFailed("It answered a request without a token.")
+        raise EngineFailed("The engine answered a request without a token.")
     return time.monotonic() - began
 
 
 def status(port: int, key: str, timeout_s: float = 2.0) -> EngineStatus:
-    """Give what the engine says of itself. Raises NotListening, Silent, EngineFailed."""
+    """Return what the engine says of itself. Raises NotListening, Silent, EngineFailed."""
     return read_status(_good(ask(port, "/v1/status", key, timeout_s)).body)
 
 
@@ -73,7 +73,7 @@ def purge(port: int, key: str, timeout_s: float = 10.0) -> None:
 
 
 def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:
-    """Tell whether a path is answered well. Raises Silent when somebody is there and says nothing."""
+    """Return whether a path is answered well. Raises Silent when somebody is there and says nothing."""
     try:
         return ask(port, path, "", timeout_s).status == 200  # noqa: PLR2004 (HTTP's OK)
     except NotListening:
@@ -81,7 +81,7 @@ def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:
 
 
 def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
-    """Tell whether the gateway takes requests. Raises Silent when it is there and does not answer."""
+    """Return whether the gateway takes requests. Raises Silent when it is there and does not answer."""
     try:
         return ask(port, "/health/liveliness", "", timeout_s).status == 200  # noqa: PLR2004 - HTTP
     except NotListening:
@@ -91,7 +91,7 @@ def gateway_ready(port: int, timeout_s: float = 2.0) -> bool:
 def _good(answer: ProbeResponse) -> ProbeResponse:
     """Let a 200 pass. Raises EngineFailed for all else."""
     if answer.status != 200:  # noqa: PLR2004 - HTTP
-        raise EngineFailed(f"It answered a request with HTTP {answer.status}.")
+        raise EngineFailed(f"The engine answered a request with HTTP {answer.status}.")
     return answer
 
 
@@ -105,7 +105,7 @@ def ask(
     try:
         return _read(_exchange(port, _request(method, path, key, wanted), time.monotonic() + timeout_s))
     except ConnectionRefusedError as problem:
-        raise NotListening(f"Nobody listens on port {port}.") from problem
+        raise NotListening(f"Nothing listens on port {port}.") from problem
     except (OSError, ValueError) as problem:
         raise Silent(f"Port {port} gave no whole answer within {timeout_s:g} s.") from problem
 
@@ -137,7 +137,7 @@ def _exchange(port: int, request: bytes, deadline: float) -> bytes:
 
 
 def _left(deadline: float) -> float:
-    """Give the seconds left. Raises TimeoutError when there are none."""
+    """Return the seconds left. Raises TimeoutError when there are none."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""Bring services up, put them down, start them anew. Each job ensures an outcome, so asking twice is harmless."""
+"""Jobs that start, stop, restart and drain services. Each ensures an outcome, so running one twice is harmless."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAIN_S = 300.0
 
 @job("start")
 def start(context: Context, service: str) -> dict[str, Any]:
-    """Make sure a service is wanted and serves. Gives {"service", "state", "pid"}."""
+    """Request a service to run, and wait until it serves. Return {"service", "state", "pid"}."""
     _row(context, service)
     rows.set_desired(context.db, service, "up")
     _lift(context, service)
@@ -42,9 +42,9 @@ def start(context: Context, service: str) -> dict[str, Any]:
 
 @job("restart")
 def restart(context: Context, service: str, why: str = "asked", *, purge: bool = False) -> dict[str, Any]:
-    """Make sure a wanted service serves; end its process first unless `why` is "gone".
+    """Ensure that a service that should run serves; end its process first unless `why` is "gone".
 
-    `why`: "asked" by a person, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
+    `why`: "asked" by the user, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
     wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
     """
     if why == "asked":
@@ -55,7 +55,7 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
 
 
 def _replaced(context: Context, one: Service) -> bool:
-    """Tell whether an attempt before this one, cut short, has started the new process already."""
+    """Return whether an attempt before this one, cut short, has started the new process already."""
     asked_at = read_job(context.db, context.held.id).created_at
     return context.held.attempt > 1 and (one.started_at or 0.0) >= asked_at
 
@@ -69,10 +69,10 @@ def _end_and_purge(context: Context, name: str) -> None:
 
 @job("stop")
 def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:
-    """Make sure a service is not wanted and its process is gone. Gives what `start` gives.
+    """Request a service not to run, and end its process. Return what `start` returns.
 
-    `unwanted`: the watchdog asks, as it saw that nobody wants the service; that is no wish of its own. Whoever wants
-    the service before its turn comes keeps it.
+    `unwanted`: the watchdog asks, because it saw a service that should not run; a start that is requested
+    before this job's turn comes wins.
     """
     if not unwanted:
         _clear_desired(context, service)
@@ -84,7 +84,7 @@ def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str,
 
 
 def _clear_desired(context: Context, name: str) -> None:
-    """Write down that a service is not wanted. Raises NotFound."""
+    """Record that a service should not run. Raises NotFound."""
     if rows.find(context.db, name) is None:
         _row(context, name)
     rows.set_desired(context.db, name, "down")
@@ -92,10 +92,10 @@ def _clear_desired(context: Context, name: str) -> None:
 
 @job("drain")
 def drain(context: Context, service: str) -> dict[str, Any]:
-    """Make sure a service is not wanted, and its process gone once its last request has ended.
+    """Request a service not to run, and end its process once its last request has ended.
 
     The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
-    this job is cancelled, what is left is stopped as `stop` does. Gives what `start` gives.
+    this job is cancelled, what is left is stopped as `stop` does. Returns what `start` gives.
     """
     rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
@@ -114,7 +114,7 @@ def _await_last_answer(context: Context, found: Identity) -> None:
 
 
 def _lift(context: Context, name: str) -> None:
-    """Give a tier all that the stack wants of it again, as a person asked; a job that was rescued does not ask anew."""
+    """Leave safe mode, because the user asked for a start; the second attempt of a rescued job does not."""
     if context.held.attempt == 1:
         safe_mode.leave(context.db, name)
 
@@ -135,7 +135,7 @@ def _outcome(context: Context, name: str) -> dict[str, Any]:
 
 
 def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
-    """Try until the service serves, is not wanted any more, or another try is no use. Raises MlxqError."""
+    """Start the service until it serves, should not run any more, or no further start can help. Raises MlxqError."""
     with lifecycle.hold(name, context.check):
         while rows.get(context.db, name).desired == "up":
             plan = _plan(context, name)
@@ -153,12 +153,12 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
 
 
 def _outdated(one: Service, plan: LaunchSpec) -> bool:
-    """Tell whether a running process is not what is wanted now, or takes no new requests any more."""
+    """Return whether a running process is not what is wanted now, or takes no new requests any more."""
     return one.spec_hash != plan.spec_hash or one.state == State.DRAINING
 
 
 def _replace(context: Context, one: Service, plan: LaunchSpec, *, hung: bool) -> None:
-    """Have a successor take the process's place where that can be done; end it where not.
+    """Hand the process's sockets to a replacement where that is possible; end it where not.
 
     Raises GatewayFailed, PortTaken; the process was left as it is.
     """
@@ -185,7 +185,7 @@ def _await_turn(context: Context, name: str) -> None:
 
 
 def _plan(context: Context, name: str) -> LaunchSpec:
-    """Give the blueprint; what makes it impossible is written down for `mlxq status`, unless the service runs."""
+    """Return the launch spec; what makes it impossible is recorded for `mlxq status`, unless the service runs."""
     try:
         if name == gateway.SERVICE:
             gateway_config.write_missing(context.db, context.home)
@@ -197,7 +197,7 @@ def _plan(context: Context, name: str) -> LaunchSpec:
 
 
 def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
-    """Start the service unless it runs, and wait for it; False when it ended or is not wanted any more."""
+    """Start the service unless it runs, and wait for it. Return False when it exited or should not run any more."""
     one = rows.get(context.db, name)
     if not lifecycle.running(one):
         context.report("starting")
@@ -217,7 +217,7 @@ def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
 
 
 def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
-    """Wait for the first token; False when the process ended or is not wanted. Raises EngineFailed, PortTaken."""
+    """Wait for the first token; False when the process exited or should not run. Raises EngineFailed, PortTaken."""
     found = lifecycle.identity(one)
     assert found is not None, "a service that was spawned has an identity"
     began = thawed_at = time.monotonic()
@@ -248,14 +248,14 @@ def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
 
 
 def _broken(one: Service, found: Identity, problem: EngineFailed) -> MlxqError:
-    """Give the error for a port that answers, and answers wrongly."""
+    """Return the error for a port that answers, and answers wrongly."""
     if lifecycle.port_hijacked(one, found):
         return lifecycle.port_taken(one)
     return EngineFailed(f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}")
 
 
 def _end_frozen(found: Identity, thawed_at: float) -> float:
-    """End a process that somebody stopped while it loads; give when it last was not frozen, in monotonic seconds."""
+    """Kill a process that stays suspended while it loads; return when it last ran, in monotonic seconds."""
     now = time.monotonic()
     if not process.frozen(found):
         return now

@@ -1,6 +1,6 @@
 """The serving gateway hands its listening sockets to its successor, over a unix socket (SCM_RIGHTS, unix(7)).
 
-Both processes then hold the very same sockets. What nobody has accepted yet waits in one queue that belongs to both,
+Both processes then hold the very same sockets. What neither has accepted yet waits in one queue that belongs to both,
 so none of it is lost, whichever of them closes first. Two sockets with SO_REUSEPORT would lose some: on Linux each
 has a queue of its own, which is reset with it, and macOS gives all to the one that was bound last.
 
@@ -9,7 +9,7 @@ has a queue of its own, which is reset with it, and macOS gives all to the one t
     the successor          serving    it listens, and its own unix socket lies at `place`
     the one that serves    stopped    it accepts no more connections
 
-Until `serving` was said all can be undone: whoever ends before, the one that serves goes on.
+Until `serving` is sent all can be undone: whichever ends before, the one that serves keeps serving.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class SocketHandover:
     _line: socket.socket | None
 
     def confirm(self) -> bool:
-        """Say that the successor serves, and tell whether the one before it has confirmed that it stopped.
+        """Announce that the replacement serves; return whether the process before it has confirmed that it stopped.
 
-        One that hangs does not; it stops once it goes on. There is no way back from here.
+        One that hangs does not; it stops when it resumes. There is no way back from here.
         """
         if self._line is None:
             return True
@@ -70,12 +70,12 @@ class SocketHandover:
 
 
 def place(home: Home) -> Path:
-    """Give the path of the unix socket, which leads to the gateway that serves; its folder is the user's alone."""
+    """Return the path of the unix socket, which leads to the gateway that serves; its folder is the user's alone."""
     return wakeup.folder(home) / "gateway.sock"
 
 
 def serving_process(home: Home, patience_s: float = PATIENCE_S) -> ServingProcess | None:
-    """Ask who serves; None when nobody is there, or says nothing within `patience_s` seconds."""
+    """Return the process that serves, None when none answers within `patience_s` seconds."""
     try:
         with _connected(home) as line:
             line.settimeout(patience_s)
@@ -89,7 +89,7 @@ def serving_process(home: Home, patience_s: float = PATIENCE_S) -> ServingProces
 def take_over(home: Home) -> Generator[SocketHandover]:
     """Get the listening sockets of the gateway that serves; none when it is dead.
 
-    It goes on as if nothing had been, unless it is relieved in the block. Raises OSError when it does not answer, or
+    It keeps serving, unless it is relieved in the block. Raises OSError when it does not answer, or
     cannot be found.
     """
     try:
@@ -131,11 +131,11 @@ class HandoverServer(threading.Thread):
     """
 
     def __init__(self, home: Home, generation: int, leave: Callable[[], None]) -> None:
-        """Listen, where nobody looks yet. `leave` is called when the sockets are taken.
+        """Listen on a path that no process knows yet. `leave` is called when the sockets are taken.
 
         It returns when no connection is accepted any more. Raises OSError, MlxqError.
         """
-        super().__init__(name="succession", daemon=True)
+        super().__init__(name="handover", daemon=True)
         wakeup.own(place(home).parent)
         me = process.identify(os.getpid())
         assert me is not None, "a process that runs can be identified"
@@ -176,7 +176,7 @@ class HandoverServer(threading.Thread):
         return listener
 
     def publish(self) -> None:
-        """Listen anew where the socket's file is gone, or is that of a successor that died before it served."""
+        """Listen again where the socket's file is gone, or is that of a successor that died before it served."""
         with contextlib.suppress(OSError):
             if self._is_in_place() or serving_process(self._home):
                 return
@@ -205,7 +205,7 @@ class HandoverServer(threading.Thread):
         return False
 
     def _meet(self, line: socket.socket) -> bool:
-        """Tell whether the peer serves now. One that dies, or never says so, does not."""
+        """Return whether the peer serves now. One that dies, or never says so, does not."""
         asked = line.recv(_LONGEST)
         if asked == _WHO:
             line.sendall(json.dumps(asdict(self._me)).encode())

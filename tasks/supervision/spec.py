@@ -41,7 +41,7 @@ class LaunchSpec:
 
 
 def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
-    """Give how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
+    """Return how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
     if name == page.SERVICE:
         return _page(home)
     keys = secrets.ensure(home.secrets)
@@ -51,7 +51,7 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
     tier = reduced(stack.tier(db, name), safe_mode.of(db, name).level)
     if not tier.weights or not Path(tier.weights).is_dir():
-        raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not here.", hint="mlxq setup")
+        raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not installed.", hint="mlxq setup")
     argv, backend = engine.argv(tier, sys.executable), _backend(db)
 
     def environment(generation: int) -> dict[str, str]:
@@ -70,7 +70,7 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Launch
 
 
 def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
-    """Give how a gateway is to be started with `config`.
+    """Return how a gateway is to be started with `config`.
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
     """
@@ -99,7 +99,7 @@ def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
 def _page(home: Home) -> LaunchSpec:
     port: int = settings.load(home)["page-port"]
     if not port:
-        raise NotSetUp("The page is switched off.", hint="mlxq config reset page-port")
+        raise NotSetUp("The page is turned off.", hint="mlxq config reset page-port")
     argv = page.argv(sys.executable, port)
 
     def environment(generation: int) -> dict[str, str]:

@@ -20,7 +20,7 @@ LESS = "It runs with a smaller cache and fewer requests at once."
 
 
 def handle(db: Database, boot: str) -> str | None:
-    """Hold back the engines that ran when the machine went down; give the suspect. `boot`: the id of this boot.
+    """Hold back the engines that ran when the machine went down; return the suspect. `boot`: the id of this boot.
 
     To be called before this worker writes its own row.
     """
@@ -50,7 +50,7 @@ def _enter_safe_mode(db: Database, one: Service, told: str, more: int) -> None:
     safe_mode.enter(db, one.name, SafeMode(min(plan.MOST, max(1, before) + more), "unclean_boot", f"{told} {LESS}"))
     if more and before >= plan.MOST:
         problem = EngineFailed(
-            f"The machine went down again while {one.name} ran, held back as it was.",
+            f"The machine went down again while {one.name} ran, even in safe mode.",
             hint=f"mlxq restart --tier {one.name}",
         )
         exits.give_up(db, one.name, problem)

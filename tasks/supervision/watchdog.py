@@ -1,6 +1,6 @@
-"""The watchdog: what is wanted against what is, every two seconds and at every death.
+"""The watchdog: compare the desired with the actual state, every two seconds and at every exit.
 
-It decides and puts jobs in; the jobs act. A death is told by the exits thread within milliseconds; the tick would
+It decides and enqueues jobs; the jobs act. The exit watcher reports an exit within milliseconds; the tick would
 find it too, two seconds later.
 """
 
@@ -52,7 +52,7 @@ class Monitored:
 
 
 class Watchdog:
-    """All that the watchdog remembers; it lives as long as the worker."""
+    """The state of the watchdog between ticks; it lives as long as the worker."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
@@ -67,7 +67,7 @@ class Watchdog:
         self._awake = SleepInhibitor(memory.stay_awake_argv(os.getpid()))
 
     def tick(self) -> None:
-        """Look at every service once; a look that overlaps another, or comes before its time, is left out."""
+        """Check every service once; return at once when another tick runs or the interval has not passed."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -91,23 +91,23 @@ class Watchdog:
             self._busy.release()
 
     def _escalate(self, db: Database, services: list[Service]) -> None:
-        """When every tier flaps, start anew what they share, the gateway; once, until one is up again."""
+        """Restart the gateway, which all tiers share, when each is in a crash loop; once, until one serves again."""
         if not escalate(services):
             self._escalated = False
         elif not self._escalated:
             self._escalated = True
-            event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier flaps.")
+            event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier is in a crash loop.")
             repairs.request_restart(db, gateway.SERVICE, "escalated")
 
     def _resume_paused_writers(self, services: list[Service]) -> None:
-        """Let what an earlier worker held still for its log's sake go on; once in this worker's life."""
+        """Resume processes that an earlier worker paused to rotate their logs; once in this worker's life."""
         if not self._begun:
             self._begun = True
             for found in filter(None, map(lifecycle.running, services)):
                 log_rotation.let_go(process.members(found))
 
     def kill_overdue(self, services: list[Service]) -> None:
-        """End what was replaced and has not ended in the time that its last answer may take."""
+        """Kill replaced processes that outlive the longest allowed response."""
         now = time.monotonic()
         there = [found for one in services for found in lifecycle.leaving(one)]
         self._leaving = {found: self._leaving.get(found, now) for found in there}
@@ -161,7 +161,7 @@ class Watchdog:
         self._act(db, one, charge, verdict, status)
 
     def _monitored(self, name: str, found: Identity) -> Monitored:
-        """Give what is remembered of the process; a new one is followed from now on."""
+        """Return what is remembered of the process; a new one is followed from now on."""
         charge = self._charges.get(name)
         if charge is None or charge.identity != found:
             charge = self._charges[name] = Monitored(found, health.begin(time.monotonic()))
@@ -211,7 +211,7 @@ def _restarting(db: Database) -> bool:
 
 
 def _desired_spec_hash(db: Database, one: Service) -> str | None:
-    """Give the spec_hash of what would be started now; None where nothing could be."""
+    """Return the spec_hash of what would be started now; None where nothing could be."""
     with suppress(MlxqError):
         return spec.launch_spec(db, runtime.home, one.name).spec_hash
     return None
@@ -244,7 +244,7 @@ def _key() -> str:
 
 
 def _others_serve(db: Database, one: Service) -> bool:
-    """Tell whether requests for a tier would be answered while it is away."""
+    """Return whether requests for a tier would be answered while it is away."""
     return any(it.kind == "engine" and it.name != one.name and it.state in ROUTED for it in service.listing(db))
 
 

@@ -31,7 +31,7 @@ _TAIL_BYTES = 2000
 Progress = Callable[[dict[str, Any]], None]
 Report = Callable[[dict[str, Any]], None]
 _EVERY_S = 0.25
-"""The child passes the same phase on at most once in so many seconds."""
+"""The child passes the same phase on at most once in this many seconds."""
 
 
 class Cancelled(Exception):
@@ -39,7 +39,7 @@ class Cancelled(Exception):
 
 
 class Later(Exception):
-    """The work can go on in `after_s` seconds and nothing is lost by waiting elsewhere: snooze the job."""
+    """The work can continue in `after_s` seconds and nothing is lost by waiting elsewhere: snooze the job."""
 
     def __init__(self, reason: str, after_s: float) -> None:
         self.reason = reason
@@ -55,7 +55,7 @@ def run_child(
     cancelled: Callable[[], bool] = lambda: False,
     timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """Run `python -m module` on `request` and give its result.
+    """Run `python -m module` on `request` and return its result.
 
     Raises what the child raised of the MlxqError family or Later; Cancelled; DeadlinePassed after
     `timeout_s` seconds; Internal when the child dies without a word. The child runs in its own process
@@ -175,7 +175,7 @@ def answer(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
 
 
 def _die_with_parent() -> None:
-    """End the whole group when the parent's end of stdin closes: nobody waits for the answer."""
+    """End the whole group when the parent's end of stdin closes: no one waits for the answer."""
     sys.stdin.buffer.read()
     os.killpg(os.getpgrp(), signal.SIGKILL)
 

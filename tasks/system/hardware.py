@@ -49,7 +49,7 @@ PROGRAM_WAIT_S, MLX_WAIT_S = 5.0, 30.0
 COPY_BYTES, COPY_FOR_S = 64_000_000, 0.5
 
 WITHOUT_METAL = ((36, 0.667), (64, 0.75), (math.inf, 0.8))
-"""Up to so many GiB, the share of memory macOS lets the GPU use: the lowest measured on machines of that size
+"""Up to this many GiB, the share of memory macOS lets the GPU use: the lowest measured on machines of that size
 (10.67 of 16, 22.9 GB of 32, 48 of 64, 72 of 96 GiB). Newer macOS gives more; Metal itself is asked first."""
 LINUX_SHARE = 0.8
 """What a server may plan with on Linux; the rest is the system's and the page cache's."""
@@ -80,7 +80,7 @@ def detect() -> Machine:
 
 
 def parse_fixture(text: str) -> Machine:
-    """Give the machine a recording describes.
+    """Return the machine a recording describes.
 
     A recording is made of parts, each a line `$ command` and under it what that command printed; lines before the
     first are remarks. Commands are those of this module; one that is missing is treated as silent. Raises
@@ -94,7 +94,7 @@ def parse_fixture(text: str) -> Machine:
 
 
 def _known_command(line: str) -> str:
-    """Give the full command a shortened one such as `sysctl` stands for."""
+    """Return the full command a shortened one such as `sysctl` stands for."""
     every = (*MAC, *LINUX, METAL, COPY)
     return next((command for command in every if command.startswith(line.strip())), line.strip())
 
@@ -176,7 +176,7 @@ def _linux(said: Recording) -> Machine:
 
 
 def _card(said: Recording) -> Machine | None:
-    """Give the first NVIDIA card, when MLX itself would run on it. Experimental."""
+    """Return the first NVIDIA card, when MLX itself would run on it. Experimental."""
     name, _, megabytes = said.get(NVIDIA, "").strip().partition("\n")[0].rpartition(",")
     if not name or mlx_info(said.get(METAL, "")).get("device") != "gpu":
         return None
@@ -209,7 +209,7 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def _number(text: str | None) -> int:
-    """Give the first whole number of a text; 0 when there is none."""
+    """Return the first whole number of a text; 0 when there is none."""
     found = re.search(r"\d+", text or "")
     return int(found[0]) if found else 0
 
@@ -272,7 +272,7 @@ def _ask_mlx() -> str:
 
 
 def _printed(argv: list[str], wait_s: float = PROGRAM_WAIT_S) -> str:
-    """Give what a program printed, also when it failed half way; nothing when it is missing or hangs."""
+    """Return what a program printed, also when it failed half way; nothing when it is missing or hangs."""
     plain = {name: value for name, value in environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=wait_s, check=False, env=plain)

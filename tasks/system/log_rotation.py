@@ -1,6 +1,6 @@
 """Rotate a log under its writer, which keeps it open: copy it away, then cut it to nothing.
 
-The writer appends (O_APPEND), so it goes on at the new end and leaves no hole. Nothing can be cut from the front of
+The writer appends (O_APPEND), so it continues at the new end and leaves no hole. Nothing can be cut from the front of
 a file everywhere, so what is written between the last read and the cut would be lost: for that moment, milliseconds,
 the writer is held still. Archives are NAME.log.1.gz (the newest) to NAME.log.N.gz.
 """
@@ -35,7 +35,7 @@ Stillness = Callable[[], AbstractContextManager[object]]
 
 
 def archives(log: Path) -> list[Path]:
-    """Give the archives of a log, the newest first."""
+    """Return the archives of a log, the newest first."""
     found = {
         path: path.name.removeprefix(f"{log.name}.").removesuffix(".gz") for path in log.parent.glob(f"{log.name}.*.gz")
     }
@@ -43,7 +43,7 @@ def archives(log: Path) -> list[Path]:
 
 
 def rotate(log: Path, keep: int, still: Stillness) -> int:
-    """Move all of a log into a new archive, keep the newest `keep`; give the bytes that were moved.
+    """Move all of a log into a new archive, keep the newest `keep`; return the bytes that were moved.
 
     On a full disk the archives that are beyond `keep` then go first, and no other.
     Raises DiskFull when that does not help; the log is as it was.
@@ -96,7 +96,7 @@ def _private(path: Path) -> IO[bytes]:
 
 
 def _copy(source: IO[bytes], target: IO[bytes] | gzip.GzipFile) -> int:
-    """Copy from where the source stands to its present end; give the bytes."""
+    """Copy from where the source stands to its present end; return the bytes."""
     began = source.tell()
     shutil.copyfileobj(source, target, CHUNK)  # pyright: ignore[reportArgumentType] (a GzipFile writes bytes)
     return source.tell() - began
@@ -116,7 +116,7 @@ def _shift(log: Path, keep: int) -> None:
 
 @contextlib.contextmanager
 def held(writers: Sequence[Identity]) -> Generator[None]:
-    """Hold processes still. A worker that dies meanwhile leaves them so; the next one lets them go on (`let_go`)."""
+    """Pause processes (SIGSTOP). A worker that dies meanwhile leaves them so; the next one resumes them (`let_go`)."""
     try:
         for one in writers:
             process.send(one, signal.SIGSTOP)
@@ -133,6 +133,6 @@ def _still(one: Identity) -> bool:
 
 
 def let_go(writers: Sequence[Identity]) -> None:
-    """Let processes go on that may have been held still."""
+    """Resume processes that may have been paused."""
     for one in writers:
         process.send(one, signal.SIGCONT)

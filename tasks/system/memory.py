@@ -67,12 +67,12 @@ def parse_pressure(text: str) -> Pressure:
 
 
 def resident(identity: Identity) -> int:
-    """Give the resident bytes of a service: its process and all others of its group; 0 when it is dead."""
+    """Return the resident bytes of a service: its process and all others of its group; 0 when it is dead."""
     return sum(_resident(one.pid) for one in members(identity))
 
 
 def _resident(pid: int) -> int:
-    """Give one process's resident bytes."""
+    """Return one process's resident bytes."""
     if sys.platform == "linux":
         try:
             return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -110,13 +110,13 @@ class OomCounter:
         self._count = count
 
     def lately(self, within_s: float = 10.0) -> bool:
-        """Tell whether it happened within the last seconds."""
+        """Return whether it happened within the last seconds."""
         self.look()
         return self._at is not None and time.monotonic() - self._at <= within_s
 
 
 def asleep_s() -> float:
-    """Give the seconds this machine has slept since it was started; no clock setting changes it."""
+    """Return the seconds this machine has slept since it was started; no clock setting changes it."""
     if sys.platform == "darwin":
         return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - time.clock_gettime(time.CLOCK_UPTIME_RAW)
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -140,12 +140,12 @@ class SleepClock:
 
 
 def stay_awake_argv(worker_pid: int, platform: str = sys.platform) -> list[str] | None:
-    """Give the macOS command that holds off idle sleep until the worker ends or the command is stopped; else None."""
+    """Return the macOS command that holds off idle sleep until the worker ends or the command is stopped; else None."""
     if platform != "darwin":
         return None
     return ["/usr/bin/caffeinate", "-i", "-w", str(worker_pid)]
 
 
 def crowding() -> float:
-    """Give how many times more work than it can do each core has had in the last minute; 1.0 at the least."""
+    """Return how many times more work than it can do each core has had in the last minute; 1.0 at the least."""
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))

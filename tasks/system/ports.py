@@ -24,7 +24,7 @@ class PortHolder:
 
 
 def free(port: int) -> bool:
-    """Tell whether a server can bind the port now.
+    """Return whether a server can bind the port now.
 
     Binds as uvicorn does, with SO_REUSEADDR, so that connections in TIME_WAIT do not count. A listener on
     all addresses counts too: macOS would let us bind beside it.
@@ -33,13 +33,13 @@ def free(port: int) -> bool:
 
 
 def spare() -> int:
-    """Give a port that is free now."""
+    """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as trial:
         return trial.getsockname()[1]
 
 
 def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
-    """Try one address; a machine without IPv6 has nobody listening there."""
+    """Try one address; nothing listens there on a machine without IPv6."""
     try:
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +52,7 @@ def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
 
 
 def holder(port: int) -> PortHolder | None:
-    """Give who listens on the port, or None. It is only ever named; nothing here signals it."""
+    """Return who listens on the port, or None. It is only ever named; nothing here signals it."""
     pid = _listener(port)
     if pid is None:
         return None
@@ -60,7 +60,7 @@ def holder(port: int) -> PortHolder | None:
 
 
 def _listener(port: int) -> int | None:
-    """Give the listener's pid, 0 when it belongs to another user, None when there is none."""
+    """Return the listener's pid, 0 when it belongs to another user, None when there is none."""
     if sys.platform == "darwin":
         return _lsof(port)
     import psutil
@@ -84,7 +84,7 @@ def parse_lsof(text: str) -> int | None:
 
 
 def _name(pid: int) -> str:
-    """Give the program's name as a person would type it."""
+    """Return the program's name as the user would type it."""
     import psutil
 
     with contextlib.suppress(psutil.Error, ValueError):

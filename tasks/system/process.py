@@ -1,6 +1,6 @@
-"""Start, name and stop processes, so that no signal ever reaches a stranger.
+"""Start, name and stop processes, so that no signal ever reaches another program.
 
-A pid alone names nobody: the kernel hands it out again. An `Identity` (boot, pid, start) does, and every
+A pid alone is no identity: the kernel reuses it. An `Identity` (boot, pid, start) does, and every
 signal here is sent through one. A service runs under a small /bin/sh shim that writes its exit code down,
 because a worker that adopted the service later is not its parent and cannot ask the kernel.
 """
@@ -82,7 +82,7 @@ class Stopped:
 
 @functools.cache
 def boot() -> str:
-    """Give the id of this boot; it changes when the machine restarts, and only then."""
+    """Return the id of this boot; it changes when the machine restarts, and only then."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     answer = subprocess.run(
@@ -92,18 +92,18 @@ def boot() -> str:
 
 
 def identify(pid: int) -> Identity | None:
-    """Give the identity of a living process, or None; a zombie counts as dead."""
+    """Return the identity of a living process, or None; a zombie counts as dead."""
     start = _start(pid)
     return None if start is None else Identity(pid, start, boot())
 
 
 def alive(identity: Identity) -> bool:
-    """Tell whether this very process still lives."""
+    """Return whether this very process still lives."""
     return identify(identity.pid) == identity
 
 
 def frozen(identity: Identity) -> bool:
-    """Tell whether the process was stopped by a signal or a debugger, and so cannot answer anybody."""
+    """Return whether the process was stopped by a signal or a debugger, and so cannot answer anybody."""
     if sys.platform == "linux":
         stat = _stat(identity.pid)
         return stat is not None and stat.state in "Tt"
@@ -116,7 +116,7 @@ def frozen(identity: Identity) -> bool:
 
 
 def encode(identity: Identity) -> str:
-    """Give the identity as boot/pid/start."""
+    """Return the identity as boot/pid/start."""
     return f"{identity.boot}/{identity.pid}/{identity.start}"
 
 
@@ -127,7 +127,7 @@ def decode(text: str) -> Identity:
 
 
 def _start(pid: int) -> str | None:
-    """Give the start mark of a living process; psutil's own moves when the clock is set, this does not."""
+    """Return the start mark of a living process; psutil's own moves when the clock is set, this does not."""
     if sys.platform == "linux":
         stat = _stat(pid)
         return stat.start if stat and stat.state not in "ZX" else None
@@ -178,11 +178,11 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
             stderr=output,
             start_new_session=True,
         )
-    pid, keeper = _first_word(shim), _name(shim.pid)
+    pid, shim_identity = _first_word(shim), _name(shim.pid)
     threading.Thread(target=shim.wait, name=f"reap-{name}", daemon=True).start()
     if not pid:
         raise MlxqError(f"{name} ended at once.", hint=f"mlxq logs {name}")
-    return Spawned(_name(pid), keeper)
+    return Spawned(_name(pid), shim_identity)
 
 
 def _first_word(shim: subprocess.Popen[bytes]) -> int:
@@ -208,7 +208,7 @@ def appended(log: Path) -> Generator[int]:
 
 
 def exit_status(run: Path, name: str, engine: Identity) -> int | None:
-    """Give the exit code the shim kept for `engine`, 128 + N after signal N; None when none was kept."""
+    """Return the exit code the shim kept for `engine`, 128 + N after signal N; None when none was kept."""
     try:
         code, pid = run.joinpath(f"{name}.exit").read_text("ascii").split()
     except (OSError, ValueError):
@@ -217,16 +217,16 @@ def exit_status(run: Path, name: str, engine: Identity) -> int | None:
 
 
 def sentence(code: int | None) -> str:
-    """Say an exit code in words."""
+    """Return an exit code in words."""
     if code is None:
         return "ended without a word"
     if code > 128 and (name := _signal_name(code - 128)):  # noqa: PLR2004 - the shell's rule
         return f"killed by {name}"
-    return "ended by itself" if code == 0 else f"ended with exit code {code}"
+    return f"exited with code {code}"
 
 
 def _signal_name(number: int) -> str:
-    """Give SIGKILL for 9; empty for a number that is no signal."""
+    """Return SIGKILL for 9; empty for a number that is no signal."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -236,7 +236,7 @@ def _signal_name(number: int) -> str:
 def stop(identity: Identity, grace_s: float) -> Stopped:
     """End a service: SIGTERM to its group, SIGKILL after `grace_s` seconds, and see it gone.
 
-    Whoever else lives in the group goes with it, but for the shim, which ends by itself after its last
+    All other processes of the group end with it, but for the shim, which ends by itself after its last
     write. Nothing is signalled that is not the process, or was not in its group when the stop began.
     """
     began = time.monotonic()
@@ -256,7 +256,7 @@ def stop(identity: Identity, grace_s: float) -> Stopped:
 
 
 def members(identity: Identity) -> list[Identity]:
-    """Give the living processes of the group that `identity` is in, itself among them; [] when it is dead."""
+    """Return the living processes of the group that `identity` is in, itself among them; [] when it is dead."""
     try:
         group = os.getpgid(identity.pid)
     except ProcessLookupError:
@@ -266,7 +266,7 @@ def members(identity: Identity) -> list[Identity]:
 
 
 def _pids_of_group(group: int) -> list[int]:
-    """Give the pids that belong to a process group."""
+    """Return the pids that belong to a process group."""
     found: list[int] = []
     for pid in _pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -276,7 +276,7 @@ def _pids_of_group(group: int) -> list[int]:
 
 
 def _pids() -> list[int]:
-    """Give the pids of all processes."""
+    """Return the pids of all processes."""
     if sys.platform == "linux":
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - Path.iterdir is 5 times slower
     import psutil
@@ -325,7 +325,7 @@ def wait(identity: Identity, limit_s: float) -> bool:
 if sys.platform != "linux":
 
     def exit_event(pid: int) -> select.kevent:
-        """Give the kqueue filter that fires when `pid` exits; macOS allows it for processes of others too."""
+        """Return the kqueue filter that fires when `pid` exits; macOS allows it for processes of others too."""
         return select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT)
 
 
@@ -387,7 +387,7 @@ def end_barren(shim: Identity) -> None:
 
 
 def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
-    """Give the living processes that bear our marks, each with its generation."""
+    """Return the living processes that bear our marks, each with its generation."""
     wanted = {"MLXQ_HOME": home, "MLXQ_SERVICE": service}
     for pid in _pids():
         marks = _environment(pid)
@@ -396,7 +396,7 @@ def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
 
 
 def _parent(pid: int) -> int | None:
-    """Give the pid of a living process's parent."""
+    """Return the pid of a living process's parent."""
     if sys.platform == "linux":
         stat = _stat(pid)
         return stat.parent if stat else None
@@ -409,12 +409,12 @@ def _parent(pid: int) -> int | None:
 
 
 def _is_shim(pid: int) -> bool:
-    """Tell whether the process leads its session: a spawned shim does, the program under it does not."""
+    """Return whether the process leads its session: a spawned shim does, the program under it does not."""
     return _session(pid) == pid
 
 
 def _session(pid: int) -> int | None:
-    """Give the pid of the leader of a process's session; None for one that is gone."""
+    """Return the pid of the leader of a process's session; None for one that is gone."""
     try:
         return os.getsid(pid)
     except ProcessLookupError:

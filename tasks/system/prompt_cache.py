@@ -12,25 +12,25 @@ from state.paths import Home
 
 
 def folder(home: Home, tier: str) -> Path:
-    """Give the folder of one tier's old prompts (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
+    """Return the folder of one tier's old prompts (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
     return home.root / "cache" / tier
 
 
 def folders(home: Home) -> list[Path]:
-    """Give one folder a tier, also of tiers that are gone."""
+    """Return one folder a tier, also of tiers that are gone."""
     place = home.root / "cache"
     return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
 
 
 def size(place: Path) -> int:
-    """Give the bytes in a folder and below."""
+    """Return the bytes in a folder and below."""
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
 
 def cap(place: Path, limit: int) -> int:
     """Delete the caches of single models, the oldest first, until the folder holds at most `limit` bytes.
 
-    Gives the bytes that were freed.
+    Returns the bytes that were freed.
     """
     if not place.is_dir():
         return 0

@@ -12,7 +12,7 @@ STOPPING = "STOPPING=1"
 
 
 def notify(word: str) -> bool:
-    """Send one word to the socket that NOTIFY_SOCKET names; give whether it was sent."""
+    """Send one word to the socket that NOTIFY_SOCKET names; return whether it was sent."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class SleepInhibitor:
-    """Runs a helper while the machine shall stay awake; none where there is no such helper."""
+    """Runs a helper while the machine must stay awake; none where there is no such helper."""
 
     def __init__(self, argv: Sequence[str] | None) -> None:
         self._argv = argv

@@ -37,7 +37,7 @@ def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> TimedAns
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         return _read(connection.getresponse(), began)
     except (OSError, HTTPException) as problem:
-        raise EngineFailed(f"The engine broke off: {problem!r}.", hint="mlxq logs") from problem
+        raise EngineFailed(f"The engine ended its response early: {problem!r}.", hint="mlxq logs") from problem
     finally:
         connection.close()
 
@@ -51,7 +51,7 @@ def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
     usage: Mapping[str, int] = {}
     for event in _events(answer):
         if "error" in event:
-            raise EngineFailed(f"The engine broke off: {event['error']}.")
+            raise EngineFailed(f"The engine ended its response early: {event['error']}.")
         usage = event.get("usage") or usage
         if _has_token(event):
             last = time.perf_counter()
@@ -64,7 +64,7 @@ def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """Give each server-sent event up to [DONE]."""
+    """Return each server-sent event up to [DONE]."""
     for raw in answer:
         text = raw.decode("utf-8", "replace").strip()
         if text == "data: [DONE]":
@@ -74,7 +74,7 @@ def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 def _has_token(event: Mapping[str, Any]) -> bool:
-    """Tell whether an event brings something the model wrote: text, thoughts or a call."""
+    """Return whether an event brings something the model wrote: text, thoughts or a call."""
     choices: list[Mapping[str, Any]] = event.get("choices") or []
     deltas: list[Mapping[str, Any]] = [choice.get("delta") or {} for choice in choices]
     kinds = ("content", "reasoning_content", "reasoning", "tool_calls")

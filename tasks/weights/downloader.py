@@ -51,7 +51,7 @@ _MOST_REDIRECTS = 5
 
 
 class _Flaky(Exception):
-    """The host failed in a way that another try can mend."""
+    """The host failed in a way that another try may fix."""
 
 
 class _Aborted(Exception):
@@ -247,12 +247,12 @@ class Download:
                 self._fail(Later("the disk is almost full", _FULL_WAIT_S))
 
     def _files(self) -> list[tuple[str, int, int]]:
-        """Give name, bytes that are here, and size of the files that are being fetched."""
+        """Return name, bytes that are here, and size of the files that are being fetched."""
         return [(part.file.name, part.received, part.file.size) for part in list(self._open.values())]
 
 
 def _there(folder: Path, file: File) -> bool:
-    """Tell whether the file is in the folder: it got its name only when its hash was right."""
+    """Return whether the file is in the folder: it got its name only when its hash was right."""
     path = folder / file.name
     return path.is_file() and path.stat().st_size == file.size
 
@@ -273,11 +273,11 @@ class PartialFile:
             self.restart()
 
     def done(self, segment: int) -> int:
-        """Give how many bytes of the segment are here."""
+        """Return how many bytes of the segment are here."""
         return self._done[segment]
 
     def length(self, segment: int) -> int:
-        """Give how many bytes the segment has when it is whole."""
+        """Return how many bytes the segment has when it is whole."""
         return min(SEGMENT, self.file.size - segment * SEGMENT)
 
     @property
@@ -298,7 +298,7 @@ class PartialFile:
         self._done[segment] = done + len(data)
 
     def restart(self) -> None:
-        """Forget every byte."""
+        """Discard every byte."""
         os.ftruncate(self._descriptor, 0)
         os.ftruncate(self._descriptor, self._record(self.segments))
         os.pwrite(self._descriptor, _MARK, self.file.size)
@@ -306,7 +306,7 @@ class PartialFile:
         self._begin_hash()
 
     def hash_on(self, *, wait: bool = False) -> None:
-        """Hash what lies in one piece from the start; unless `wait`, leave it to a thread that is at it already."""
+        """Hash what lies in one piece from the start; unless `wait`, leave it to a thread that does so already."""
         if not self._hashing.acquire(blocking=wait):
             return
         try:
@@ -319,12 +319,12 @@ class PartialFile:
             self._hashing.release()
 
     def right(self) -> bool:
-        """Tell whether the whole file has the hash it must have."""
+        """Return whether the whole file has the hash it must have."""
         self.hash_on(wait=True)
         return self._digest.hexdigest() == self.file.digest
 
     def finish(self) -> None:
-        """Give the whole and right file its name."""
+        """Rename the complete, verified file to its final name."""
         os.ftruncate(self._descriptor, self.file.size)
         os.fsync(self._descriptor)
         self.close()
@@ -344,7 +344,7 @@ class PartialFile:
         self._hashed = 0
 
     def _frontier(self) -> int:
-        """Give how many bytes from the start have no gap."""
+        """Return how many bytes from the start have no gap."""
         end = 0
         for segment in range(self.segments):
             end += self._done[segment]
@@ -353,11 +353,11 @@ class PartialFile:
         return end
 
     def _record(self, segment: int) -> int:
-        """Give where the count of a segment stands."""
+        """Return where the count of a segment stands."""
         return self.file.size + len(_MARK) + segment * _COUNT.size
 
     def _recorded(self) -> list[int]:
-        """Give how far an earlier fetch came in each segment; nothing when the file was not made by one."""
+        """Return how far an earlier fetch came in each segment; nothing when the file was not made by one."""
         size = os.fstat(self._descriptor).st_size
         tail = os.pread(self._descriptor, self._record(self.segments) - self.file.size, self.file.size)
         if size != self._record(self.segments) or not tail.startswith(_MARK):
@@ -367,7 +367,7 @@ class PartialFile:
 
 
 def left(folder: Path, file: File) -> int:
-    """Give the bytes of a file that a fetch which was broken off left behind."""
+    """Return the bytes of a file that a fetch which was broken off left behind."""
     if not (folder / (file.name + SUFFIX)).exists():
         return 0
     part = PartialFile(folder, file)

@@ -75,7 +75,7 @@ def _check(source: Path, metadata: _Metadata) -> None:
 
 
 def _rename(tensors: _Tensors) -> tuple[_Tensors, dict[str, Any]]:
-    """Give the tensors their MLX names, and the `quantization` block of config.json.
+    """Rename the tensors as MLX does, and return them with the `quantization` block of config.json.
 
     The block names 4 bits for all and each 8-bit module by itself, as mlx-lm reads it.
     """

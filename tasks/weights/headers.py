@@ -34,7 +34,7 @@ class ScannedWeights(Facts):
 
     folder: str
     source: str | None = None
-    """From the manifest; None for weights that a person put there."""
+    """From the manifest; None for weights that the user copied there."""
     revision: str | None = None
     recipe: str | None = None
 
@@ -69,7 +69,7 @@ def inventory(folder: Path) -> ScannedWeights:
 
 
 def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> ScannedWeights:
-    """Give what the config and the headers of the shards tell."""
+    """Return what the config and the headers of the shards tell."""
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
     parameters = _parameters(tensors, config.get("quantization") or {})
     size = sum((folder / name).stat().st_size for name in headers)
@@ -94,7 +94,7 @@ def _with_origin(found: ScannedWeights) -> ScannedWeights:
 
 
 def scan(models: Path) -> list[ScannedFolder]:
-    """Look at every folder under `models`, also those a person put there; staging folders are `partial`."""
+    """Look at every folder under `models`, also those the user copied there; staging folders are `partial`."""
     if not models.is_dir():
         return []
     return [_found(path) for path in sorted(models.iterdir()) if path.is_dir() and not path.name.startswith(".")]
@@ -121,7 +121,9 @@ def check_config(what: str, config: Mapping[str, Any]) -> None:
             hint="Look for a conversion at https://huggingface.co/mlx-community",
         )
     if not isinstance(kind, str):
-        raise NotFound(f"{what} has a config.json without a model_type: it is no language model.", hint="mlxq models")
+        raise NotFound(
+            f"{what} has a config.json without a model_type: it is not a language model.", hint="mlxq models"
+        )
     if kind not in _loadable():
         raise NotFound(
             f"{what} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
@@ -131,7 +133,7 @@ def check_config(what: str, config: Mapping[str, Any]) -> None:
 
 @cache
 def _loadable() -> frozenset[str]:
-    """Give every model_type for which mlx-lm or mlx-vlm has a file; importing mlx_lm would take 740 MB."""
+    """Return every model_type for which mlx-lm or mlx-vlm has a file; importing mlx_lm would take 740 MB."""
     found: set[str] = set()
     for package in ("mlx_lm", "mlx_vlm"):
         spec = importlib.util.find_spec(package)
@@ -142,7 +144,7 @@ def _loadable() -> frozenset[str]:
 
 
 def _renamed(source: str) -> set[str]:
-    """Give the keys of MODEL_REMAPPING in a loader's utils.py."""
+    """Return the keys of MODEL_REMAPPING in a loader's utils.py."""
     table = re.search(r"^MODEL_REMAPPING = (\{.*?^\})", source, re.DOTALL | re.MULTILINE)
     return set(ast.literal_eval(table[1])) if table else set()
 
@@ -204,12 +206,12 @@ def _parameters(tensors: Header, quantization: Mapping[str, Any]) -> int:
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the language part of a config; models with vision nest it."""
+    """Return the language part of a config; models with vision nest it."""
     return config.get("text_config") or config
 
 
 def _kv_values(text: Mapping[str, Any]) -> int:
-    """Give how many values one more token adds to the cache, over all layers whose cache grows."""
+    """Return how many values one more token adds to the cache, over all layers whose cache grows."""
     layers = _growing_layers(text)
     if "kv_lora_rank" in text:  # multi-head latent attention keeps one compressed vector
         return layers * (int(text["kv_lora_rank"]) + int(text.get("qk_rope_head_dim") or 0))
@@ -228,7 +230,7 @@ def _growing_layers(text: Mapping[str, Any]) -> int:
 
 
 def _float_bytes(tensors: Header) -> int:
-    """Give the width of the engine's values: that of the norms, which activations take on."""
+    """Return the width of the engine's values: that of the norms, which activations take on."""
     widths = [_FLOATS[t["dtype"]] for name, t in tensors.items() if "norm" in name and t["dtype"] in _FLOATS]
     return max(widths, default=_HALF)
 

@@ -54,7 +54,7 @@ class DownloadPlan:
 
 
 class Hub:
-    """One endpoint, with the person's token. The token goes to the endpoint's own host and no other.
+    """One endpoint, with the user's token. The token goes to the endpoint's own host and no other.
 
     `client`: what the askers for many repos share; without it this one connects by itself.
     """
@@ -70,7 +70,7 @@ class Hub:
         self.client = client or connect()
 
     def plan(self, repo: str, revision: str, *, code: bool = False) -> DownloadPlan:
-        """Give what a pull of the repo would fetch. Raises NotFound, Gated, Offline, Damaged, Later."""
+        """Return what a pull of the repo would fetch. Raises NotFound, Gated, Offline, Damaged, Later."""
         info = self._info(repo, revision)
         files = _files(info["siblings"])
         if any(file is None for file in files.values()):
@@ -85,20 +85,20 @@ class Hub:
         return DownloadPlan(repo, info["sha"], whole, bool(info.get("gated")), _licence(info), tuple(self.notes))
 
     def url(self, repo: str, revision: str, name: str) -> httpx.URL:
-        """Give the address of one file."""
+        """Return the address of one file."""
         import httpx
 
         return httpx.URL(f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}")
 
     def owns(self, url: httpx.URL) -> bool:
-        """Tell whether `url` lies on the endpoint's own host."""
+        """Return whether `url` lies on the endpoint's own host."""
         import httpx
 
         own = httpx.URL(self.endpoint)
         return (url.scheme, url.host, url.port) == (own.scheme, own.host, own.port)
 
     def headers(self, url: httpx.URL) -> dict[str, str]:
-        """Give the headers for a request to `url`: the token only where it belongs."""
+        """Return the headers for a request to `url`: the token only where it belongs."""
         return {"authorization": f"Bearer {self.token}"} if self.token and self.owns(url) else {}
 
     def refusal(self, response: httpx.Response, repo: str, revision: str) -> MlxqError | Later:
@@ -169,7 +169,7 @@ class Hub:
         return NotFound(f"{repo} does not exist on {self.endpoint}, {unseen}.{also}", hint=hint)
 
     def _near(self, repo: str) -> list[str]:
-        """Give up to three repos whose names look alike; none when the search does not answer."""
+        """Return up to three repos whose names look alike; none when the search does not answer."""
         owner, name = repo.split("/")
         found: list[str] = []
         for query in (f"search={quote(name)}", f"author={quote(owner)}"):
@@ -182,7 +182,7 @@ class Hub:
 
 
 def connect() -> httpx.Client:
-    """Give what talks to the Hub; threads may share it."""
+    """Return what talks to the Hub; threads may share it."""
     import httpx
     from huggingface_hub import constants
 
@@ -197,7 +197,7 @@ def unreachable(endpoint: str, problem: Exception) -> Offline:
     """Say that the endpoint did not answer; a certificate that is not valid yet points to the clock."""
     if "certificate" in str(problem).lower():
         return Offline(
-            f"{endpoint} could not prove who it is: {problem}.",
+            f"{endpoint} has a certificate that cannot be verified: {problem}.",
             hint="Check this machine's date, and SSL_CERT_FILE behind a company's proxy.",
         )
     return Offline(f"{endpoint} does not answer: {problem}.", hint="Check the network, HF_ENDPOINT and the proxy.")
@@ -215,7 +215,7 @@ def _gated(endpoint: str, repo: str, *, token: bool) -> Gated:
     page = f"{endpoint}/{repo}"
     if token:
         return Gated(f"{repo} is gated and your token has no access yet.", hint=f"Ask for it at {page}")
-    return Gated(f"{repo} is gated: you must accept its licence.", hint=f"Accept it at {page}, then: hf auth login")
+    return Gated(f"{repo} is gated: you must accept its license.", hint=f"Accept it at {page}, then: hf auth login")
 
 
 def _pause_s(response: httpx.Response) -> float:
@@ -245,7 +245,7 @@ def _licence(info: Mapping[str, Any]) -> str | None:
 
 
 def hub_reachable(timeout_s: float = 3.0) -> bool:
-    """Tell whether the Hub answers within `timeout_s` seconds in all, name lookup included; any answer counts."""
+    """Return whether the Hub answers within `timeout_s` seconds in all, name lookup included; any answer counts."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     answered: list[bool] = []
@@ -273,9 +273,9 @@ def _answers(timeout_s: float) -> bool:
 
 
 def adopt_cached(repo: str, files: Sequence[File], folder: Path) -> int:
-    """Link each file that the cache has, whole and with the right hash, into `folder`; give the bytes saved.
+    """Link each file that the cache has, whole and with the right hash, into `folder`; return the bytes saved.
 
-    The cache names its blobs by hash. A hard link is safe: nobody writes into a blob, and mlxq replaces files
+    The cache names its blobs by hash. A hard link is safe: no program writes into a blob, and mlxq replaces files
     by rename alone. On another disk the file is copied, which is still cheaper than a download.
     """
     from huggingface_hub import constants
@@ -294,7 +294,7 @@ def _take(blob: Path, file: File, target: Path) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file a second name, or copy it where the two lie on different disks."""
+    """Hard-link the file, or copy it where the two are on different disks."""
     try:
         os.link(source, target)
     except OSError as problem:

@@ -36,7 +36,7 @@ class ResultPage:
 
 
 def page(number: int, size: int, *, search: str | None, author: str | None, tag: str | None) -> ResultPage:
-    """Give one page of the Hub's MLX models, the most downloaded first.
+    """Return one page of the Hub's MLX models, the most downloaded first.
 
     The Hub pages by cursors, so page N takes N requests. Raises Offline.
     """
@@ -70,7 +70,7 @@ def _same_host(following: Any, first: Any) -> Any:
 
 def _good(answer: Any, endpoint: str) -> Any:
     if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-        raise Offline(f"{endpoint} asks for a pause.", hint="Try again in a minute.")
+        raise Offline(f"{endpoint} is rate limiting requests.", hint="Try again in a minute.")
     if not answer.is_success:
         raise Offline(f"{endpoint} answered {answer.status_code} when asked for models.", hint="Check HF_ENDPOINT.")
     return answer

@@ -23,15 +23,15 @@ _MADE = "made"
 
 
 def plan(text: str) -> dict[str, Any]:
-    """Give the Plan of a Hub source as JSON."""
+    """Return the Plan of a Hub source as JSON."""
     asked = source.parse(text)
     if asked.kind != "hub":
-        raise UsageProblem(f"{text} does not lie on the Hub.")
+        raise UsageProblem(f"{text} is not on the Hub.")
     return asdict(Hub().plan(asked.name, asked.revision))
 
 
 def fetch(request: PullRequest, report: Report) -> dict[str, Any]:
-    """Make the folder and give {"folder", "revision", "notes"}. Raises what the pieces raise."""
+    """Make the folder and return {"folder", "revision", "notes"}. Raises what the pieces raise."""
     asked = source.parse(request.source)
     if asked.convert:
         convert.check(asked.convert)
@@ -107,7 +107,7 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
 
 
 def _finish(request: PullRequest, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
-    """Convert when asked, fit the weights to this machine, look at them and give the folder its name."""
+    """Convert when asked, fit the weights to this machine, check them and rename the folder into place."""
     files, pristine = came.files, ()
     if asked.convert:
         report({"phase": "converting"})

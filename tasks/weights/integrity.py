@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def damaged(folder: Path, report: Report) -> list[str]:
-    """Give the files that are missing or not what the manifest says. Runs in a child; reads every byte.
+    """Return the files that are missing or not what the manifest says. Runs in a child; reads every byte.
 
     Raises NotFound for a folder without a manifest: nothing says what should be in it.
     """

@@ -1,4 +1,4 @@
-"""Weights that a person has as a folder or an archive on this machine."""
+"""Weights that the user has as a folder or an archive on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(place: Path) -> None:
 
 
 def size(place: Path) -> int:
-    """Give the bytes it will take, as far as is known before it is opened."""
+    """Return the bytes it will take, as far as is known before it is opened."""
     if place.is_dir():
         return sum(path.stat().st_size for path in place.iterdir() if path.is_file())
     if zipfile.is_zipfile(place):
@@ -72,7 +72,7 @@ def _untar(place: Path, folder: Path, *, code: bool) -> None:
 def _refuse_links(place: Path, archive: tarfile.TarFile) -> None:
     odd = [member.name for member in archive.getmembers() if not (member.isfile() or member.isdir())]
     if odd:
-        raise Damaged(f"{place} holds {odd[0]!r}, which is no plain file.", done="Nothing was installed.")
+        raise Damaged(f"{place} holds {odd[0]!r}, which is not a regular file.", done="Nothing was installed.")
 
 
 def _top(names: list[str], *, code: bool) -> dict[str, str]:

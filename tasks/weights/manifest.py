@@ -35,7 +35,7 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What lies in the folder."""
+    """What the folder contains."""
 
     source: str
     """`hub:org/name`, `pypi:name==version` or `file:/path`."""
@@ -53,7 +53,7 @@ class Manifest:
 
     @property
     def asked(self) -> str:
-        """The source as a person would ask for it again."""
+        """The source as the user would type it."""
         return self.source + (f"#{self.convert}" if self.convert else "")
 
     @property
@@ -68,7 +68,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest | None:
-    """Give the folder's manifest, or None when there is none that can be read."""
+    """Return the folder's manifest, or None when there is none that can be read."""
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
         files = tuple(File(**file) for file in found.pop("files"))
@@ -87,7 +87,7 @@ class Digest(Protocol):
         ...
 
     def hexdigest(self) -> str:
-        """Give the hash of all bytes so far, in hex."""
+        """Return the hash of all bytes so far, in hex."""
         ...
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from state.errors import Damaged, NotFound
 
-# What mlx_lm.utils and mlx_vlm.utils load, with the licence; Python files are code of a stranger.
+# What mlx_lm.utils and mlx_vlm.utils load, with the licence; Python files are untrusted code.
 _WANTED = (
     *("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.tiktoken"),
     *("tokenizer.model", "tiktoken.model", "LICENSE*", "NOTICE*"),
@@ -18,7 +18,7 @@ _OTHERS = {".gguf": "GGUF (llama.cpp)", ".bin": "PyTorch", ".pt": "PyTorch", ".o
 
 
 def choose(names: Iterable[str], *, code: bool = False) -> list[str]:
-    """Give the files to fetch out of a listing: those at its top that a loader reads; `*.py` only with `code`.
+    """Return the files to fetch out of a listing: those at its top that a loader reads; `*.py` only with `code`.
 
     Raises Damaged when a name would leave the folder.
     """
@@ -27,10 +27,10 @@ def choose(names: Iterable[str], *, code: bool = False) -> list[str]:
 
 
 def safe(name: str) -> str:
-    """Give the name back when it stays inside a folder. Raises Damaged."""
+    """Return the name unchanged when it stays inside the folder. Raises Damaged."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in name or "\0" in name:
-        raise Damaged(f"The listing names a file {name!r}, which lies outside the folder.", done="Nothing was fetched.")
+        raise Damaged(f"The file list names {name!r}, which is outside the folder.", done="Nothing was fetched.")
     return name
 
 
@@ -43,7 +43,7 @@ def check_loadable(what: str, names: Sequence[str]) -> None:
     if any(name.endswith("adapter_config.json") for name in names):
         said = "it holds an adapter (LoRA), not a whole model"
     raise NotFound(
-        f"{what} is no model that MLX can load: {said}.",
+        f"{what} is not a model that MLX can load: {said}.",
         done="Nothing was fetched.",
         hint="Look for a conversion at https://huggingface.co/mlx-community",
     )

@@ -38,7 +38,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """What shall be made."""
+    """What to download, and where to."""
 
     source: str
     models: str
@@ -62,7 +62,8 @@ def parse(text: str) -> Source:
     found = _READERS[kind](rest, convert or None) if rest and kind in _READERS else None
     if found is None:
         raise UsageProblem(
-            f"{text!r} is no place of weights.", hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder"
+            f"{text!r} is not a valid model source.",
+            hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder",
         )
     return found
 
@@ -85,7 +86,7 @@ _READERS = {"hub": _of_hub, "pypi": _of_pypi, "file": _of_folder}
 
 
 def folder(name: str) -> Path:
-    """Read a folder's name as a shell would. Raises UsageProblem for the home of a stranger."""
+    """Read a folder's name as a shell would. Raises UsageProblem for another user's home."""
     try:
         return Path(name).expanduser().absolute()
     except RuntimeError as problem:
@@ -93,7 +94,7 @@ def folder(name: str) -> Path:
 
 
 def pinned(text: str, revision: str | None) -> str:
-    """Give the source with this revision in place of its own. Raises UsageProblem for one that has no revisions."""
+    """Return the source with this revision in place of its own. Raises UsageProblem for one that has no revisions."""
     if revision is None:
         return text
     found = parse(text)
@@ -109,5 +110,5 @@ def folder_name(source: Source, revision: str) -> str:
 
 
 def is_of(name: str, source: Source) -> bool:
-    """Tell whether a folder of weights is called as some revision of a source is."""
+    """Return whether a folder of weights is called as some revision of a source is."""
     return name == folder_name(source, name.rpartition("@")[2])

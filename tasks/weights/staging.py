@@ -35,7 +35,7 @@ class Staging:
         return self.target.with_name(self.target.name + SUFFIX)
 
     def finish(self, made: Manifest) -> None:
-        """Drop what the manifest does not name, write it and give the folder its name."""
+        """Delete what the manifest does not name, write it, and rename the folder into place."""
         keep = {file.name for file in made.files}
         for path in self.folder.iterdir():
             if path.name not in keep:
@@ -64,12 +64,12 @@ def hold(target: Path) -> Generator[Staging]:
 
 
 def held(target: Path) -> bool:
-    """Tell whether some process makes `target` right now."""
+    """Return whether some process makes `target` right now."""
     return lock.held(target.parent / LOCKS / target.name)
 
 
 def remove(folder: Path) -> int:
-    """Delete a folder of weights, whole or in the making, and give its bytes. Raises Busy while a fetch writes it."""
+    """Delete a folder of weights, whole or in the making, and return its bytes. Raises Busy while a fetch writes it."""
     with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as held:
         size = used(folder)
         shutil.rmtree(folder)
@@ -78,7 +78,7 @@ def remove(folder: Path) -> int:
 
 
 def used(folder: Path) -> int:
-    """Give the bytes a folder takes on the disk; a sparse file counts for what it holds."""
+    """Return the bytes a folder takes on the disk; a sparse file counts for what it holds."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 

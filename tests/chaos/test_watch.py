@@ -51,7 +51,7 @@ def test_a_killed_engine_is_back_at_once(mlxq: Mlxq):
     print(f"kill to restart begun {back.begun_s:.3f} s, to ready {back.ready_s:.2f} s")
 
     died = mlxq.db.value("SELECT json_extract(data, '$.cause') FROM events WHERE name = 'exited'")
-    assert died == "It was killed by SIGKILL."
+    assert died == "Killed by SIGKILL."
     assert mlxq.engines() == 1
 
 
@@ -169,7 +169,7 @@ def test_damaged_weights_end_in_failed_with_the_cause(mlxq: Mlxq, tiny: Path, tm
     done = mlxq.ended(mlxq.put("start", service="fast"))
 
     assert (done.state, done.error_code) == ("failed", "damaged")
-    assert done.error == "fast is failed: The weights are cut short or damaged."
+    assert done.error == "fast is failed: The weights are truncated or damaged."
     assert mlxq.events().count("spawned") == 1
 
 

@@ -186,7 +186,7 @@ def test_a_gateway_that_cannot_take_over_changes_nothing(
 
     assert "203.0.113.7 is no address of this machine" in told[0]
     assert f"Port {every_upstream['fast'].port}, which gateway needs, is taken by " in told[1]
-    assert told[1].endswith(f"gateway goes on at port {serving.port}.")
+    assert told[1].endswith(f"gateway stays on port {serving.port}.")
     assert load.failures == []
     assert settled(home, db).identity == serving.identity
 

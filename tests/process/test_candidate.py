@@ -118,7 +118,7 @@ def test_whoever_took_the_port_before_is_told_no_key(spawn: Spawn, prove: Callab
         stranger.shutdown()
 
     assert failed.error
-    assert "does not start: It was killed by SIGKILL." in failed.error
+    assert "does not start: Killed by SIGKILL." in failed.error
     assert stranger.keys == []
 
 
@@ -130,4 +130,4 @@ def test_one_that_goes_in_the_midst_of_its_proof_has_not_proven_fit(
     failed = prove(spawn(ANSWERS_ONCE.format(port=port), port))
 
     assert failed.error
-    assert "With the new configuration: The gateway on trial has gone." in failed.error
+    assert "With the new configuration: The candidate gateway has exited." in failed.error

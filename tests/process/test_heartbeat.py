@@ -120,7 +120,7 @@ def test_a_worker_whose_keeper_died_ends_so_that_a_fresh_one_is_started(home: Ho
     )
 
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].endswith("The worker's keeper ended by a fault.")
+    assert ended.stderr.splitlines()[-1].endswith("The worker's heartbeat stopped because of a fault.")
 
 
 def test_a_hung_worker_is_told_apart_from_a_dead_one() -> None:

@@ -60,7 +60,7 @@ def test_a_wrong_key_is_told(start: Start, port: int):
 
 def test_nobody_there(port: int):
     assert not probe.listening(port)
-    with pytest.raises(probe.NotListening, match=f"Nobody listens on port {port}"):
+    with pytest.raises(probe.NotListening, match=f"Nothing listens on port {port}"):
         probe.status(port, "k")
     assert not probe.gateway_ready(port)
 

@@ -158,8 +158,8 @@ def test_a_truncated_log_goes_on_at_its_start(place: Place):
 @pytest.mark.parametrize(
     ("code", "status", "words"),
     [
-        ("raise SystemExit(3)", 3, "ended with exit code 3"),
-        ("pass", 0, "ended by itself"),
+        ("raise SystemExit(3)", 3, "exited with code 3"),
+        ("pass", 0, "exited with code 0"),
         ("import os; os.kill(os.getpid(), 9)", 137, "killed by SIGKILL"),
         ("import os; os.abort()", 134, "killed by SIGABRT"),
     ],

@@ -85,7 +85,7 @@ def test_a_service_whose_new_port_is_taken_goes_on_where_it_is(
     assert failed.error_code == "port_taken"
     assert failed.error
     assert f"(pid {os.getpid()})" in failed.error
-    assert failed.error.endswith(f"fast goes on at port {serving.port}.")
+    assert failed.error.endswith(f"fast stays on port {serving.port}.")
     one = service.get(db, "fast")
     assert (one.identity, one.port, one.state) == (serving.identity, serving.port, State.READY)
     assert lifecycle.ready(home, one)

@@ -68,7 +68,7 @@ def die(db: Database, name: str, wait_s: float = 30.0) -> None:
     """Make one service end unasked, as the watchdog buries it."""
     service.apply(
         db, name, ServiceEvent.EXITED, identity=None, exit_code=137,
-        cause_code="killed", cause="It was killed by SIGKILL.",
+        cause_code="killed", cause="Killed by SIGKILL.",
         hint=f"mlxq logs {name}", next_try_at=db.now() + wait_s, exits=[db.now()], memory_bytes=None,
         restarts=service.get(db, name).restarts + 1,
     )  # fmt: skip
@@ -193,7 +193,7 @@ def fail(db: Database, name: str = "fast") -> int:
     """Put a job in that fails for good, and give its id."""
     number, _ = ledger.enqueue(db, kinds.new("restart", {"service": name}))
     held = _claim(db, "restart")
-    ledger.fail(db, held, EngineFailed(f"{name} is failed: The weights are cut short or damaged.", hint="mlxq setup"))
+    ledger.fail(db, held, EngineFailed(f"{name} is failed: The weights are truncated or damaged.", hint="mlxq setup"))
     return number
 
 

@@ -61,7 +61,7 @@ def test_an_invented_model_gives_the_real_one_and_says_so() -> None:
         ("smollm2", "int8", UsageProblem, "does not exist in int8; there is int4"),
         ("mlx-community/Qwen3-8B-8bit", "int4", UsageProblem, "holds int8, not int4"),
         ("someone/their-model", "int3", UsageProblem, "cannot be converted to int3"),
-        ("someone/..", None, UsageProblem, "is no place of weights"),
+        ("someone/..", None, UsageProblem, "is not a valid model source"),
         ("pypi:llm-other==1", "int4", UsageProblem, "cannot be converted"),
     ],
 )

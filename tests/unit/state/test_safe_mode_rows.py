@@ -81,7 +81,7 @@ def test_a_suspect_that_takes_the_machine_down_twice_is_left_down(db: Database, 
     one = service.get(db, "fast")
     assert levels == [2, 2]
     assert (one.state, one.desired) == (State.FAILED, "up")
-    assert one.cause == "The machine went down again while fast ran, held back as it was."
+    assert one.cause == "The machine went down again while fast ran, even in safe mode."
 
 
 def test_status_and_why_tell_of_it(

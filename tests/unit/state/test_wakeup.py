@@ -106,7 +106,7 @@ def test_a_folder_that_somebody_else_made_first_is_refused(tmp_path: Path) -> No
     place = wakeup.folder(home)
     place.symlink_to(tmp_path)
     try:
-        with pytest.raises(MlxqError, match="somebody else"):
+        with pytest.raises(MlxqError, match="another user"):
             wakeup.watcher(home)
     finally:
         place.unlink()

@@ -153,7 +153,7 @@ def test_a_scraper_needs_the_pages_key(stranger: TestClient, rows: Database):
     text = stranger.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text
     assert 'mlxq_service_up{service="fast"} 0.0' in text
     assert 'mlxq_service_up{service="standard"} 1.0' in text
-    assert 'mlxq_service_deaths_total{cause="It was killed by SIGKILL.",service="fast"} 1.0' in text
+    assert 'mlxq_service_deaths_total{cause="Killed by SIGKILL.",service="fast"} 1.0' in text
     made = next(each for each in sample.totals(rows) if each.service == "fast").completion_tokens
     assert f'mlxq_completion_tokens_total{{service="fast"}} {float(made)}' in text
 

@@ -85,14 +85,14 @@ def test_backing_off_says_until_when_and_why(rows: Database):
     scene.die(rows, "fast", wait_s=30)
     told = labels.of_service(service.get(rows, "fast"))
     assert (told.word, told.shape) == ("backing off", Shape.CROSS)
-    assert told.why == "It was killed by SIGKILL. (exit 1 of 5)"
+    assert told.why == "Killed by SIGKILL. (exit 1 of 5)"
     assert told.until == service.get(rows, "fast").next_try_at
 
 
 def test_the_timeline_is_newest_first_and_names_the_signal_once(rows: Database):
     scene.die(rows, "fast")
     newest = labels.timeline(event.of_service(rows, None))[0]
-    assert (newest.service, newest.word, newest.text) == ("fast", "exited", "It was killed by SIGKILL.")
+    assert (newest.service, newest.word, newest.text) == ("fast", "exited", "Killed by SIGKILL.")
 
 
 def told_events() -> set[str]:
@@ -119,10 +119,10 @@ def test_every_event_of_a_service_has_words_on_the_page_and_in_why():
 
 def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
     event.record(rows, "safe_mode", service="fast")
-    event.record(rows, "escalated", service="gateway", cause="Every tier flaps.")
+    event.record(rows, "escalated", service="gateway", cause="Every tier is in a crash loop.")
     newest = labels.timeline(event.of_service(rows, None))[:2]
     assert [(each.word, each.text) for each in newest] == [
-        ("escalated", "Every tier flaps."),
+        ("escalated", "Every tier is in a crash loop."),
         ("safe mode", "starts with a smaller cache from now on"),
     ]
 
@@ -156,7 +156,7 @@ def test_top_prints_what_the_page_shows(rows: Database):
     assert "degraded  fast is backing off" in told
     assert "43%" in told
     assert f"✗ {number:>4} restart fast" in told
-    assert "fast exited  It was killed by SIGKILL." in told
+    assert "fast exited  Killed by SIGKILL." in told
 
 
 def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):

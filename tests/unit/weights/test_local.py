@@ -31,7 +31,7 @@ def test_a_folder_without_a_model_is_refused_by_its_own_name(model: Path, tmp_pa
     """Before a byte is copied: it may be somebody's whole home."""
     local.check(model)
 
-    with pytest.raises(NotFound, match=f"{tmp_path} is no model"):
+    with pytest.raises(NotFound, match=f"{tmp_path} is not a model"):
         local.check(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_an_archive_with_a_link_in_it_is_refused(tmp_path: Path, into: Path):
         member = tarfile.TarInfo("config.json")
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(member)
-    with pytest.raises(Damaged, match="no plain file"):
+    with pytest.raises(Damaged, match="not a regular file"):
         local.copy(place, into)
 
 
@@ -111,7 +111,7 @@ def test_a_source_is_read_as_it_is_written(text: str, meant: Source):
 
 @pytest.mark.parametrize("text", ["", "name", "hub:name", "hub:../../etc", "hub:a/b/c", "ftp:x/y", "file:", "hub:a/b@"])
 def test_a_source_that_makes_no_sense_is_told(text: str):
-    with pytest.raises(UsageProblem, match="no place of weights"):
+    with pytest.raises(UsageProblem, match="not a valid model source"):
         source.parse(text)
 
 
