@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 
@@ -12,7 +13,8 @@ class Scanner:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [stop for stop in stops if stop]
+        self._stops = sorted(stop for stop in stops if stop)
+        self._longest = max(map(len, self._stops), default=0)
         self._firsts = {stop[0] for stop in self._stops}
         self._held = ""
         self.hit: str | None = None
@@ -30,7 +32,7 @@ class Scanner:
             at, self.hit = min(hits)
             self._held = ""
             return text[:at]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = self._overlap(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -39,8 +41,14 @@ class Scanner:
         held, self._held = self._held, ""
         return held
 
+    def _overlap(self, text: str) -> int:
+        """Return the length of the longest end of `text` that is a start of a stop string.
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that is a start of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+        Of the sorted stop strings those that begin with an end stand where that end would: one look, not one a string.
+        """
+        ends = range(max(0, len(text) - self._longest + 1), len(text))
+        return next((len(text) - at for at in ends if text[at] in self._firsts and self._starts(text[at:])), 0)
+
+    def _starts(self, end: str) -> bool:
+        at = bisect_left(self._stops, end)
+        return at < len(self._stops) and self._stops[at].startswith(end)
