@@ -1,6 +1,6 @@
-"""The worker under launchd (macOS) or systemd (Linux): the text of the units, and how they are put in place.
+"""Run the worker under launchd (macOS) or systemd (Linux): the units, and how they are installed.
 
-The texts are pure and hold no secret; the worker reads its keys from its home. Sources: launchd.plist(5),
+The units are pure text without secrets; the worker reads its keys from its home. Sources: launchd.plist(5),
 launchctl(1), systemd.service(5), systemd.exec(5), sd_notify(3), loginctl(1).
 """
 
@@ -22,36 +22,36 @@ from state.settings import write_private
 LABEL = "dev.mlxq.worker"
 UNIT = "mlxq-worker.service"
 STOP_S = 20
-"""What launchd and systemd give the worker to stop; above the worker's own 12 s."""
+"""Seconds that launchd and systemd give the worker to stop; more than the worker's own 12 s."""
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "NO_PROXY", "SSL_CERT_FILE")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")
 NOT_LOADED = (3, 113)
-"""launchctl's exit codes for a service that is not there (ESRCH, and its own 113)."""
+"""launchctl's exit codes for a unit that is not loaded (ESRCH, and its own 113)."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One worker to be kept alive by the system."""
+    """The unit of one worker."""
 
     program: Sequence[str]
     """Absolute path of the installed command and its arguments."""
     home: Home
     environment: Mapping[str, str]
     system: bool = False
-    """Run before anybody logs in (a launch daemon, a system unit) instead of with the person's session."""
+    """Start at boot (a launch daemon, a system unit) instead of at login."""
     user: str = ""
-    """Who it runs as when `system`."""
+    """The user that a system unit runs as."""
 
 
 def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
-    """Give the variables the worker needs of the person's shell; a proxy that holds a password is left out."""
+    """Return the variables of the user's shell that the worker needs; a proxy URL with a password is omitted."""
     kept = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
     kept |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
     return kept | {"MLXQ_HOME": str(home.root)}
 
 
 def launchd(unit: Unit) -> bytes:
-    """Give the property list.
+    """Return the property list.
 
     Without ProcessType Interactive launchd throttles CPU and disk to a sixth (measured by others, GitLab Runner issue
     29089). AbandonProcessGroup lets engines and gateway outlive the worker.
@@ -79,7 +79,7 @@ def launchd(unit: Unit) -> bytes:
 
 
 def systemd(unit: Unit) -> str:
-    """Give the unit file. KillMode=process leaves engines and gateway alone when the worker stops or restarts."""
+    """Return the unit file. KillMode=process keeps the services running when the worker stops or restarts."""
     lines = [
         "[Unit]",
         "Description=mlxq worker: keeps the models of this machine serving",
@@ -119,7 +119,7 @@ def _escaped(word: str) -> str:
 
 
 def program() -> list[str]:
-    """Give the absolute command line of this installation's worker."""
+    """Return the absolute command line of this installation's worker."""
     installed = Path(sys.executable).with_name("mlxq")
     if installed.exists():
         return [str(installed), "worker"]
@@ -127,9 +127,9 @@ def program() -> list[str]:
 
 
 def place(*, system: bool) -> Unit:
-    """Describe the unit for this person and this installation. Raises NotSetUp for a system one without a home.
+    """Return the unit of this user and installation. Raises NotSetUp for a system unit without a home.
 
-    Under sudo the person is the one who called it, not root: the worker, its home and its files stay theirs.
+    Under sudo the user is the one who called it, not root, so that the worker and its files belong to them.
     """
     base = _person(os.environ) if system else dict(os.environ)
     chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else get_home()
@@ -139,7 +139,7 @@ def place(*, system: bool) -> Unit:
 
 
 def _person(base: Mapping[str, str]) -> dict[str, str]:
-    """Give the environment with HOME and USER of whoever called sudo."""
+    """Return the environment with HOME and USER of the user who called sudo."""
     import pwd
 
     entry = pwd.getpwnam(base["SUDO_USER"]) if base.get("SUDO_USER") else pwd.getpwuid(os.getuid())
@@ -147,7 +147,7 @@ def _person(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def path(*, system: bool) -> Path:
-    """Give where the unit's file belongs."""
+    """Return the path of the unit file."""
     if sys.platform == "darwin":
         folder = Path("/Library/LaunchDaemons") if system else Path("~/Library/LaunchAgents").expanduser()
         return folder / f"{LABEL}.plist"
@@ -156,12 +156,12 @@ def path(*, system: bool) -> Path:
 
 
 def text(unit: Unit) -> str:
-    """Give the unit's file for this system; it holds no secret."""
+    """Return the content of the unit file for this system; it holds no secret."""
     return launchd(unit).decode() if sys.platform == "darwin" else systemd(unit)
 
 
 def install(unit: Unit) -> list[str]:
-    """Write the unit's file and start it; give sentences on what was done. Raises MlxqError."""
+    """Write the unit file and start the unit. Return sentences about what was done. Raises MlxqError."""
     if unit.system and os.geteuid() != 0:
         raise UsageProblem("A system-wide worker is installed by the administrator.", hint="sudo mlxq install --system")
     if not unit.system:
@@ -176,7 +176,7 @@ def install(unit: Unit) -> list[str]:
 
 
 def _load_launchd(unit: Unit, target: Path) -> list[str]:
-    """Load the property list anew: bootout of one that is not loaded is no error."""
+    """Reload the property list; booting out a unit that is not loaded is no error."""
     where = domain(system=unit.system)
     _run("plutil", "-lint", str(target))
     _run("launchctl", "bootout", f"{where}/{LABEL}", allowed=NOT_LOADED)
@@ -196,7 +196,7 @@ def _load_systemd(unit: Unit) -> list[str]:
 
 
 def uninstall(*, system: bool) -> list[str]:
-    """Stop the worker and remove its unit; engines and gateway go on. Raises MlxqError."""
+    """Stop the worker and remove its unit; services keep running. Raises MlxqError."""
     target = path(system=system)
     if not target.exists():
         return ["No worker is installed."]
@@ -212,7 +212,7 @@ def uninstall(*, system: bool) -> list[str]:
 
 
 def status(*, system: bool) -> dict[str, object]:
-    """Give what the system says: {"path", "installed", "loaded", "says"}."""
+    """Return the unit's status: {"path", "installed", "loaded", "says"}."""
     target = path(system=system)
     if sys.platform == "darwin":
         command = ["launchctl", "print", f"{domain(system=system)}/{LABEL}"]
@@ -223,7 +223,7 @@ def status(*, system: bool) -> dict[str, object]:
 
 
 def domain(*, system: bool) -> str:
-    """Give launchd's domain: the system's, the person's desktop, or without one (over SSH) the person's."""
+    """Return launchd's domain: the system's, the user's desktop, or (over SSH) the user's background domain."""
     if system:
         return "system"
     user = os.getuid()
@@ -239,7 +239,7 @@ def _ask(command: Sequence[str]) -> tuple[bool, str]:
 
 
 def _run(*command: str, allowed: Sequence[int] = ()) -> None:
-    """Run one of the system's own tools. Raises MlxqError with what it said."""
+    """Run a system tool. Raises MlxqError with its output."""
     if shutil.which(command[0]) is None:
         raise MlxqError(f"This machine has no {command[0]}.", hint="mlxq worker   (keep it alive with your own tool)")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

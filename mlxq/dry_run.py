@@ -1,4 +1,4 @@
-"""What a command would run, word for word; the keys are masked. Nothing is started, written or signalled."""
+"""Print the commands that would be run, with masked keys, without running them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from tasks.supervision.spec import LaunchSpec
 
 SECRET = ("_KEY", "_TOKEN")
-"""Ends of the names of variables whose values are never shown."""
+"""Suffixes of variables whose values are masked."""
 
 
 def starts(db: Database, home: Home, names: Sequence[str]) -> None:
-    """Print the command that starts each service, with the variables that mlxq gives it. Raises as a start does."""
+    """Print the command that starts each service, with its environment. Raises what a start raises."""
     from tasks.supervision import spec
 
     for name in names:
@@ -29,23 +29,23 @@ def starts(db: Database, home: Home, names: Sequence[str]) -> None:
 
 
 def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
-    """Print the signals that end each service; with `drain`, an engine ends after its last answer."""
+    """Print the signals that stop each service; with `drain`, an engine stops after its last response."""
     from tasks.plan.gateway import ANSWER_SECONDS
     from tasks.supervision import lifecycle
 
     for name in names:
-        one = service.find(db, name)
+        row = service.find(db, name)
         click.echo(f"# stop {name}")
-        if one is None or lifecycle.running(one) is None:
+        if row is None or lifecycle.running(row) is None:
             click.echo("# no process of it runs")
-        elif drain and one.kind == "engine":
-            click.echo(f"kill -USR2 {one.pid}   # and TERM to its group after {ANSWER_SECONDS} s")
+        elif drain and row.kind == "engine":
+            click.echo(f"kill -USR2 {row.pid}   # and TERM to its group after {ANSWER_SECONDS} s")
         else:
-            click.echo(f"kill -TERM {one.pid}   # and its group; KILL after {lifecycle.GRACE_S:g} s")
+            click.echo(f"kill -TERM {row.pid}   # and its group; KILL after {lifecycle.GRACE_S:g} s")
 
 
 def command(plan: LaunchSpec) -> str:
-    """Give a start as one line for a shell."""
+    """Return the start command as one line for a shell."""
     from tasks.plan.engine import KEPT
 
     environment = {name: value for name, value in plan.environment(0).items() if name not in KEPT}
@@ -53,5 +53,5 @@ def command(plan: LaunchSpec) -> str:
 
 
 def masked(environment: Mapping[str, str]) -> list[str]:
-    """Give NAME=value words, in order, without the value of any secret."""
+    """Return sorted NAME=value words with masked secrets."""
     return [f"{name}={'***' if name.endswith(SECRET) else value}" for name, value in sorted(environment.items())]

@@ -1,4 +1,4 @@
-"""How a command speaks to the gateway: its key, and one streamed answer."""
+"""A minimal client of the gateway: its key, and one streamed chat completion."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from state.errors import GatewayFailed, NotRunning, NotSetUp
 from state.paths import Home
 
 ANSWER_S = 600.0
-"""How long the gateway may say nothing: a long prompt is read first."""
+"""Read timeout in seconds; processing a long prompt takes minutes."""
 
 
 def key(home: Home) -> str:
-    """Give the key that opens the gateway. Raises NotSetUp when none was made yet."""
-    found = secrets.read(home.secrets).get(secrets.MASTER)
-    if found is None:
+    """Return the gateway's master key. Raises NotSetUp if there is none yet."""
+    master = secrets.read(home.secrets).get(secrets.MASTER)
+    if master is None:
         raise NotSetUp("There is no key for the gateway yet.", hint="mlxq setup")
-    return found
+    return master
 
 
 def stream(url: str, opener: str, body: dict[str, Any]) -> Generator[str]:
-    """Ask for one completion and give its text as it comes.
+    """Request one chat completion and yield its text as it arrives.
 
     `url` is the endpoint, `opener` the key.
-    Raises NotRunning when nobody listens, GatewayFailed with what the gateway said.
+    Raises NotRunning if the gateway is down, GatewayFailed with the gateway's message.
     """
     host, _, path = url.removeprefix("http://").partition("/")
     connection = HTTPConnection(host, timeout=ANSWER_S)
@@ -47,7 +47,7 @@ def stream(url: str, opener: str, body: dict[str, Any]) -> Generator[str]:
 
 
 def _pieces(answer: HTTPResponse) -> Generator[str]:
-    """Read server-sent events up to [DONE]; give the text of each."""
+    """Yield the text of each server-sent event up to [DONE]."""
     for raw in answer:
         text = raw.decode("utf-8", "replace").strip()
         if text == "data: [DONE]":

@@ -1,4 +1,4 @@
-"""The weights on this machine, as commands name and list them. Folders and their headers are the truth."""
+"""The installed models. The folders and their headers are authoritative, not the database."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Installed:
     """Catalog id, else the repo or the folder's name."""
     quant: str
     source: str
-    """Empty for weights that a person put there."""
+    """Empty for weights that the user copied there."""
     revision: str
     state: str
     """loadable (an engine served them), valid, partial or damaged."""
     size: int
     """Bytes on the disk."""
     used_by: tuple[str, ...]
-    """The tiers that serve them."""
+    """The tiers that use them."""
     problem: str | None
     pulled: float
-    """When they came, in unix seconds."""
+    """When they were installed, in unix seconds."""
     verified: float | None
-    """When every byte was hashed last; None for what nothing can be compared with."""
+    """When the hashes were last checked, in unix seconds; None without known hashes."""
 
     def row(self) -> dict[str, Any]:
-        """Give it as it is printed for programs."""
+        """Return the row as printed with --json."""
         return {
             "folder": str(self.folder),
             "model": self.model,
@@ -60,12 +60,12 @@ class Installed:
 
 
 def listing(home: Home, db: Database | None, known: Mapping[str, Model]) -> list[Installed]:
-    """Give everything in the models folder; without a state database nothing is in use."""
-    found = headers.scan(settings.load(home).models(home))
+    """Return all models in the models folder; without a database none is in use."""
+    folders = headers.scan(settings.load(home).models(home))
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
-    users = {str(each.folder): tuple(t.name for t in tiers if t.weights == str(each.folder)) for each in found}
-    return [_installed(each, users[str(each.folder)], rows.get(str(each.folder)), known) for each in found]
+    users = {str(scan.folder): tuple(t.name for t in tiers if t.weights == str(scan.folder)) for scan in folders}
+    return [_installed(scan, users[str(scan.folder)], rows.get(str(scan.folder)), known) for scan in folders]
 
 
 def _installed(
@@ -90,7 +90,7 @@ def _installed(
 
 
 def _named(source: str, found: ScannedFolder, known: Mapping[str, Model]) -> tuple[str, str]:
-    """Give the model's name and its quant: the catalog's where it knows the source."""
+    """Return the model's name and quant, from the catalog if it knows the source."""
     by_source = {quant.source: (model.id, quant.name) for model in known.values() for quant in model.quants.values()}
     if source in by_source:
         return by_source[source]
@@ -106,21 +106,21 @@ def _measured_quant(found: ScannedFolder) -> str:
 
 
 def choose(
-    name: str, there: Sequence[Installed], known: Mapping[str, Model], quant: str | None = None
+    name: str, installed: Sequence[Installed], known: Mapping[str, Model], quant: str | None = None
 ) -> list[Installed]:
-    """Give what a person means by a name: folder, catalog id, alias, repo or source. Raises NotFound."""
+    """Return the installed models that a name means: folder, catalog id, alias, repo or source. Raises NotFound."""
     model = _catalog_id(name, known)
     wanted = model or name.removeprefix("hub:").rstrip("/")
-    found = [one for one in there if wanted in _names(one) and quant in {None, one.quant}]
-    if found:
-        return found
+    matches = [row for row in installed if wanted in _names(row) and quant in {None, row.quant}]
+    if matches:
+        return matches
     text = f"No weights of {name}{f' in {quant}' if quant else ''} are here."
-    raise NotFound(text + _nearest(wanted, there), hint=f"mlxq pull {model}" if model else "mlxq models")
+    raise NotFound(text + _nearest(wanted, installed), hint=f"mlxq pull {model}" if model else "mlxq models")
 
 
-def _nearest(wanted: str, there: Sequence[Installed]) -> str:
-    every = sorted({each for one in there for each in _names(one)})
-    near = difflib.get_close_matches(wanted, every, n=1)
+def _nearest(wanted: str, installed: Sequence[Installed]) -> str:
+    names = sorted({name for row in installed for name in _names(row)})
+    near = difflib.get_close_matches(wanted, names, n=1)
     return f" The nearest are {near[0]}." if near else ""
 
 
@@ -131,6 +131,6 @@ def _catalog_id(name: str, known: Mapping[str, Model]) -> str | None:
         return None
 
 
-def _names(one: Installed) -> set[str]:
-    repo = one.source.removeprefix("hub:").partition("#")[0]
-    return {one.model, one.folder.name, str(one.folder), one.source, repo} - {""}
+def _names(row: Installed) -> set[str]:
+    repo = row.source.removeprefix("hub:").partition("#")[0]
+    return {row.model, row.folder.name, str(row.folder), row.source, repo} - {""}

@@ -1,4 +1,4 @@
-"""What a person means by a MODEL to fetch: a catalog id, an alias, a repo, a folder. Decides, touches nothing."""
+"""Resolve MODEL arguments: a catalog id, an alias, a repo or a folder becomes a source. Pure."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from tasks import recommend
 from tasks.weights import source as sources
 
 FOLDERS = ("/", "./", "../", "~", "file:")
-"""What the name of a folder begins with."""
+"""Prefixes of folder names."""
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """One place of weights."""
+    """A source of weights, and what the catalog knows of it."""
 
     source: str
-    """As the pull job takes it."""
+    """As the job `pull` takes it."""
     model: Model | None = None
-    """Its entry in the catalog, when it has one."""
+    """Its entry in the catalog, if it has one."""
     quant: str | None = None
     notes: tuple[str, ...] = ()
-    """What the person should know."""
+    """Notes for the user."""
 
     @property
     def name(self) -> str:
-        """What to call it from now on."""
+        """The name for messages."""
         return self.model.id if self.model else self.source.removeprefix("hub:")
 
 
 def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> ModelRef:
-    """Read a MODEL and its --quant; `preferred` is the quant where nothing is wanted.
+    """Resolve a MODEL and its --quant; `preferred` is the default quant.
 
     Raises NotFound with the nearest names, UsageProblem for a quant that does not exist.
     """
@@ -48,7 +48,7 @@ def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: st
 
 
 def _match(name: str, known: Mapping[str, Model]) -> Match | None:
-    """Find a model of the catalog; None for a place that is in none. Raises NotFound for what is neither."""
+    """Return the match in the catalog; None for a repo or package that is not in it. Raises NotFound."""
     try:
         return resolve(name, known)
     except UnknownModel:
@@ -56,7 +56,7 @@ def _match(name: str, known: Mapping[str, Model]) -> Match | None:
 
 
 def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> ModelRef:
-    """Give the place of a model that the catalog knows. Raises UsageProblem for a quant that does not exist."""
+    """Return the source of a model in the catalog. Raises UsageProblem for a quant that does not exist."""
     model, notes = match.model, (match.note,) if match.note else ()
     if match.quant and quant not in {None, match.quant}:
         raise UsageProblem(f"{name} holds {match.quant}, not {quant}.", hint=f"mlxq pull {model.id} --quant {quant}")
@@ -71,7 +71,7 @@ def _must_be_made(model: Model, quant: str) -> bool:
 
 
 def _elsewhere(text: str, quant: str | None) -> ModelRef:
-    """Read a place that is in no catalog; a quant for it is made here. Raises UsageProblem."""
+    """Resolve a source that is not in the catalog; another quant is converted locally. Raises UsageProblem."""
     asked = sources.parse(text)
     if quant is None:
         return ModelRef(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")

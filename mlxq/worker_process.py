@@ -1,8 +1,8 @@
-"""The worker in the background: started when a command needs one and none lives, never twice.
+"""The background worker: started once, when a command needs a worker and none is running.
 
-A command that starts the worker takes run/starter.lock and lets the worker inherit it. So the lock is held from before
-the worker exists until it is dead, whoever else looks meanwhile; there is nothing to wait for and nothing to guess.
-A worker that launchd, systemd or a person started holds run/worker.lock alone.
+A command that starts the worker takes run/starter.lock and lets the worker inherit it. The lock is held from before the
+worker exists until it has exited, so that no other command has to wait or guess. A worker that launchd, systemd or a
+user started holds run/worker.lock only.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from state import lock
 from state.paths import Home
 
 STOP_LIMIT_S = 20.0
-"""A worker gives running jobs 12 s to return their work."""
+"""Seconds to wait for the worker's exit; it gives running jobs 12 s."""
 
 
 def ensure(home: Home) -> subprocess.Popen[bytes] | None:
-    """Make sure that a worker lives or is starting; give the process when this call started it."""
+    """Ensure that a worker is running or starting. Return the process if this call started it."""
     with _starter_lock(home).open("a") as file:
-        # who holds it now starts a worker, or is one
+        # the holder is a worker, or is starting one
         if not lock.take(file) or lock.held(home.worker_lock):
             return None
         return _start(home, file.fileno())
 
 
 def stop(home: Home, owner: str) -> bool:
-    """End the worker `owner` (boot/pid/start) if a command started it; False when it is somebody else's to end."""
+    """Stop the worker `owner` (boot/pid/start) if a command started it. Return whether it has exited."""
     from tasks.system import process
 
     if not lock.held(_starter_lock(home)):
@@ -45,7 +45,7 @@ def _starter_lock(home: Home) -> Path:
 
 
 def _start(home: Home, inherited: int) -> subprocess.Popen[bytes]:
-    """Start the worker in a session of its own, so that closing the terminal does not end it."""
+    """Start the worker in its own session, so that it survives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     output = os.open(home.log("worker"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Other programs' files: written in one step, and kept five times before."""
+"""Other programs' files: written atomically, with the last five versions as backups."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from state.paths import Home
 
 KEPT = 5
 NONE = ".none"
-"""Ends the name of a backup that says that there was no file."""
+"""Suffix of a backup that stands for a missing file."""
 
 
 def read(path: Path) -> str | None:
-    """Give a file's text, None when there is none. Raises UsageProblem when it is no text or cannot be read."""
+    """Return a file's text; None if it does not exist. Raises UsageProblem if it is not readable text."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as problem:
-        raise UsageProblem(f"Cannot read {path}: {problem}.", done="It was left as it is.") from problem
+        raise UsageProblem(f"Cannot read {path}: {problem}.", done="The file was not changed.") from problem
 
 
 def save(home: Home, client: str, text: str | None) -> None:
-    """Keep a file as it was, the newest of five. `text` is None for a file that was not there."""
+    """Store a backup and delete all but the last five. `text` is None for a missing file."""
     folder = home.root / "backups" / client
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     kept = kept_backups(home, client)
@@ -35,20 +35,20 @@ def save(home: Home, client: str, text: str | None) -> None:
 
 
 def kept_backups(home: Home, client: str) -> list[Path]:
-    """Give what is kept of a client's file, oldest first."""
-    return sorted(each for each in (home.root / "backups" / client).glob("[0-9]*") if each.is_file())
+    """Return the backups of a client's file, oldest first."""
+    return sorted(file for file in (home.root / "backups" / client).glob("[0-9]*") if file.is_file())
 
 
 def newest(home: Home, client: str) -> tuple[Path, str | None]:
-    """Give the newest backup and the text it holds, None for no file. Raises NotFound."""
+    """Return the newest backup and its text, None for a missing file. Raises NotFound."""
     kept = kept_backups(home, client)
     if not kept:
-        raise NotFound(f"Nothing of {client} is kept.", hint=f"mlxq connect {client}")
+        raise NotFound(f"There is no backup of the configuration of {client}.", hint=f"mlxq connect {client}")
     return kept[-1], None if kept[-1].name.endswith(NONE) else kept[-1].read_bytes().decode()
 
 
 def write(path: Path, text: str | None, *, mode: int) -> None:
-    """Put a text, or with None no file, in place in one step; a link stays one. Raises MlxqError."""
+    """Write a file atomically, or delete it if `text` is None; a symbolic link is kept. Raises MlxqError."""
     path = path.resolve()
     try:
         if text is None:
@@ -58,5 +58,5 @@ def write(path: Path, text: str | None, *, mode: int) -> None:
         files.replace(path, text.encode(), mode)
     except OSError as problem:
         raise MlxqError(
-            f"Cannot write {path}: {problem.strerror}.", done="It is as it was.", hint=f"ls -la {path.parent}"
+            f"Cannot write {path}: {problem.strerror}.", done="The file was not changed.", hint=f"ls -la {path.parent}"
         ) from problem

@@ -20,7 +20,7 @@ def _write(text: str, target: Target) -> str:
 
 
 def variables(target: Target) -> dict[str, str]:
-    """Give the variables. Without the window Claude Code takes any model for one with 200,000 tokens."""
+    """Return the variables. Without the window Claude Code assumes 200,000 tokens for any model."""
     main, small = target.main, target.small
     return {
         "ANTHROPIC_BASE_URL": target.root,

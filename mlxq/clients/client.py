@@ -1,4 +1,4 @@
-"""What every client has in common: what it is told, and how it tells what it wants written."""
+"""The description of a client: where it should connect, and how its file is written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from state.stack import Tier
 
 MAIN, SMALL = "standard", "fast"
-"""The tier for the work, and the one for titles, summaries and other small jobs."""
+"""The tier for the main work, and the one for titles, summaries and other small tasks."""
 MASKED = "sk-mlxq-…"
-"""Stands for the key while a change is only shown."""
+"""Shown in place of the key in a preview."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a client shall go, and with what."""
+    """The endpoint, key and tiers that a client should use."""
 
     root: str
     """The gateway's address without a path, such as http://127.0.0.1:4000."""
@@ -30,12 +30,12 @@ class Target:
 
     @property
     def main(self) -> Tier:
-        """The tier for the work; the first when there is no `standard`."""
+        """The tier for the main work; the first if there is no `standard`."""
         return self._named(MAIN)
 
     @property
     def small(self) -> Tier:
-        """The tier for small jobs; the main one when there is no `fast`."""
+        """The tier for small tasks; the main one if there is no `fast`."""
         return next((tier for tier in self.tiers if tier.name == SMALL), self.main)
 
     def _named(self, name: str) -> Tier:
@@ -44,16 +44,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Client:
-    """One program: where its file is, what goes into it, and how it is started then."""
+    """A program: where its file is, what is written to it, and how it is started."""
 
     name: str
     title: str
     path: Callable[[Mapping[str, str], Path], Path]
     """(environment, the person's home folder) -> the file it reads."""
     write: Callable[[str, Target], str]
-    """(the file as it is, "" when there is none; target) -> the file as it shall be. Raises ValueError with the
-    line when it cannot be read."""
+    """(the current text, "" if there is no file; target) -> the new text. Raises ValueError with the line if
+    the text cannot be parsed."""
     start: str
-    """What to do next, in a sentence or a command."""
+    """The next step, as a sentence or a command."""
     holds_key: bool = True
-    """Whether the key is in the file; else the person is shown it once, to put it where the program keeps keys."""
+    """Whether the key is written to the file; otherwise it is shown once, to be entered in the program."""

@@ -1,6 +1,6 @@
 """Continue: a configuration in a file of its own, chosen in its list (https://docs.continue.dev/reference).
 
-It reads every YAML file of ~/.continue/assistants beside the person's own config.yaml.
+It reads every YAML file of ~/.continue/assistants next to the user's own config.yaml.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _model(tier: Tier, target: Target) -> dict[str, Any]:
 
 
 def _roles(tier: Tier, target: Target) -> list[str]:
-    """Give what Continue may ask a tier for; every tier can be chosen for a chat."""
+    """Return the roles of a tier in Continue; every tier can be used for chat."""
     work = WORK if tier == target.main else ["chat"]
     return [*work, *(SMALL if tier == target.small else [])]
 

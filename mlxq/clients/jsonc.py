@@ -1,4 +1,4 @@
-"""Set values in JSON with comments and trailing commas, and leave every other byte as a person wrote it."""
+"""Set values in JSON with comments and trailing commas, without changing any other byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Member:
 
 
 def put(text: str, path: Sequence[str], value: Any) -> str:
-    """Give the text with the value at the path set; objects on the way are made. Raises ValueError with the line."""
+    """Return the text with the value at the path set; missing objects are created. Raises ValueError with the line."""
     text = text if text[_skip(text, 0) :] else "{\n}\n"
     at = _skip(text, 0)
     for depth, name in enumerate(path):
@@ -48,7 +48,7 @@ def _nested(names: Sequence[str], value: Any) -> Any:
 
 
 def _insert(text: str, at: int, members: Sequence[_Member], depth: int, added: tuple[str, Any]) -> str:
-    """Add a member behind the last one of the object at `at`; a comment behind that one stays behind it."""
+    """Add a member after the last one of the object at `at`; a comment after that one stays with it."""
     name, value = added
     if not members:
         end = _close(text, at + 1)
@@ -65,23 +65,23 @@ def _insert(text: str, at: int, members: Sequence[_Member], depth: int, added: t
 
 
 def _added(name: str, value: Any, depth: int) -> str:
-    """Write a member on a line of its own."""
+    """Format a member on its own line."""
     return f"\n{INDENT * (depth + 1)}{json.dumps(name)}: {_dump(value, depth + 1)}"
 
 
 def _line_end(text: str, at: int) -> int:
-    """Give the end of the line when nothing but a comment follows on it, else the place itself."""
+    """Return the end of the line if only a comment follows, else `at`."""
     found = _REST.match(text, at)
     return found.end() if found else at
 
 
 def _dump(value: Any, depth: int) -> str:
-    """Write a value as it looks `depth` levels deep."""
+    """Format a value, indented `depth` levels."""
     return json.dumps(value, indent=INDENT, ensure_ascii=False).replace("\n", "\n" + INDENT * depth)
 
 
 def _members(text: str, at: int) -> list[_Member]:
-    """Give the members of the object that begins at `at`. Raises ValueError."""
+    """Return the members of the object that begins at `at`. Raises ValueError."""
     found: list[_Member] = []
     at = _skip(text, at + 1)
     while _sign(text, at) != "}":
@@ -98,7 +98,7 @@ def _members(text: str, at: int) -> list[_Member]:
 
 
 def _value(text: str, at: int) -> int:
-    """Give where the value that begins at `at` ends. Raises ValueError."""
+    """Return where the value that begins at `at` ends. Raises ValueError."""
     match _sign(text, at):
         case "{":
             members = _members(text, at)
@@ -117,13 +117,13 @@ def _value(text: str, at: int) -> int:
 
 
 def _close(text: str, at: int) -> int:
-    """Give the place behind the brace that closes an object whose last member ends at `at`."""
+    """Return the position after the brace that closes an object whose last member ends at `at`."""
     at = _skip(text, at)
     return (_skip(text, at + 1) if text[at] == "," else at) + 1
 
 
 def _next(text: str, at: int, closing: str) -> int:
-    """Go from the end of one element to the next, or to what closes the whole; a comma before that is allowed."""
+    """Return the start of the next element, or of the closing bracket; a trailing comma is allowed."""
     at = _skip(text, at)
     if _sign(text, at) == ",":
         return _skip(text, at + 1)

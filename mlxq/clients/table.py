@@ -1,4 +1,4 @@
-"""Every client there is."""
+"""All clients."""
 
 from __future__ import annotations
 
