@@ -48,7 +48,7 @@ def _docstring(file: Path) -> str:
 
 def commands() -> str:
     """Return the `--help` text of every command."""
-    return "\n".join(f"## {' '.join(['mlxq', *path])}\n\n```text\n{_help(path)}```\n" for path in paths())
+    return "\n".join(f"## {' '.join(['mlxq', *path])}\n\n```text\n{help_of(path)}```\n" for path in paths())
 
 
 def paths(group: click.Command = mlxq, prefix: Sequence[str] = ()) -> Iterator[list[str]]:
@@ -62,7 +62,8 @@ def paths(group: click.Command = mlxq, prefix: Sequence[str] = ()) -> Iterator[l
             yield from paths(command, [*prefix, name])
 
 
-def _help(path: Sequence[str]) -> str:
+def help_of(path: Sequence[str]) -> str:
+    """Return the `--help` text of one command."""
     arguments = [*path, "--help"]
     result = CliRunner().invoke(mlxq, arguments, prog_name="mlxq", terminal_width=WIDTH, max_content_width=WIDTH)
     assert result.exit_code == 0, result.output

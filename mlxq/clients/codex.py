@@ -1,7 +1,7 @@
 """Codex: a profile in a file of its own, laid over config.toml by `codex --profile mlxq`.
 
-Needs Codex 0.134 or later (https://developers.openai.com/codex/config-advanced); the person's own config.toml stays
-as it is. Codex speaks the Responses API alone, which the gateway has.
+Needs Codex 0.134 or later (https://developers.openai.com/codex/config-advanced); the user's own config.toml is not
+changed. Codex speaks the Responses API alone, which the gateway has.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from state.stack import Tier
 
 
 def _path(environment: Mapping[str, str], person: Path) -> Path:
-    """OpenCode reads either ending; the person's own file is taken where there is one."""
+    """Return the file that exists; OpenCode reads both extensions."""
     folder = Path(environment.get("XDG_CONFIG_HOME") or person / ".config") / "opencode"
     named = environment.get("OPENCODE_CONFIG")
     with_comments = folder / "opencode.jsonc"

@@ -1,0 +1,101 @@
+"""The documents and the program speak the field's words: no word of the list below comes back.
+
+The list is of words that mlxq once had for things with standard names, and of idioms that native readers stumble over.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import generate
+import pytest
+from support import messages
+
+ROOT = Path(__file__).parents[2]
+GENERATED_FROM_CODE = {"cli.md", "errors.md"}
+"""Pages that quote the program; their own sentences are checked by hand."""
+PAGES = [
+    page
+    for page in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")])
+    if page.name not in GENERATED_FROM_CODE
+]
+OLD_WORDS = {
+    r"\bput(?:s|ting)? (?:\w+ ){0,3}down\b": "stop",
+    r"\bput in by\b": "requested by",
+    r"\banew\b": "again; restart",
+    r"\blikewise\b": "the same, said in full",
+    r"\bwhoever\b|\bnobody\b|\bsomebody\b": "the user; no one; another program",
+    r"\ba person\b|\bthe person\b": "the user",
+    r"\bis at it\b": "is running it",
+    r"\bso (?:many|often)\b": "number of",
+    r"\bmend(?:s|ed|ing)?\b": "fix, repair",
+    r"\bbur(?:y|ies|ied)\b": "record the exit",
+    r"\bkeeper\b|\bpurse\b|\broster\b|\bupkeep\b|\bsuccession\b": "the standard term of CONTRIBUTING",
+    r"\bgo(?:es)? on\b": "continue, resume, keep running",
+    r"\blies? in\b": "is in",
+    r"\bshall\b": "should, must, will",
+    r"\bfirst word\b": "TTFT",
+    r"\bflapping\b": "crash loop",
+    r"\b\d+ (?:broken|odd|well)\b": "errors, warnings, passed",
+    r"\bset-up\b": "setup",
+    r"\blanes?\b": "queue",
+}
+CLEAN = (
+    "mlxq/setup",
+    "mlxq/web",
+    "mlxq/clients",
+    "mlxq/autostart.py",
+    "mlxq/dry_run.py",
+    "mlxq/gateway_client.py",
+    "mlxq/local_models.py",
+    "mlxq/model_ref.py",
+    "mlxq/worker_process.py",
+)
+"""What is held to the list in its docstrings and messages. Add a folder when it is clean."""
+HELP_NOT_CLEAN = {
+    "", "setup", "status", "dashboard", "up", "down", "restart", "logs", "why", "pull", "bench", "verify", "jobs",
+    "jobs watch", "uninstall", "doctor",
+}  # fmt: skip
+"""Commands whose help still has such words. Remove a name when it is clean."""
+
+
+def _old_words(text: str) -> dict[str, str]:
+    return {word: use for pattern, use in OLD_WORDS.items() for word in re.findall(pattern, text, re.IGNORECASE)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_no_old_word(page: Path) -> None:
+    own = re.sub(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", "", page.read_text(), flags=re.DOTALL)
+    assert _old_words(own) == {}, "say the second instead of the first"
+
+
+HELPS = [path for path in generate.paths() if " ".join(path) not in HELP_NOT_CLEAN]
+
+
+@pytest.mark.parametrize("path", HELPS, ids=" ".join)
+def test_the_help_has_no_old_word(path: list[str]) -> None:
+    assert _old_words(generate.help_of(path)) == {}, "say the second instead of the first"
+
+
+def test_messages_have_no_old_word() -> None:
+    ours = [message for message in messages.messages() if message.place.startswith(CLEAN)]
+    assert [(message.place, word) for message in ours for word in _old_words(message.text)] == []
+
+
+FILES = [
+    file
+    for name in CLEAN
+    for file in sorted((ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name])
+    if file.name != "labels.py"
+]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_docstrings_have_no_old_word_and_begin_with_a_verb_that_says_what_happens(file: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    docstrings = [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+
+    assert [docstring for docstring in docstrings if docstring.startswith(("Give ", "Tell "))] == []
+    assert _old_words("\n".join(docstrings)) == {}
