@@ -107,12 +107,13 @@ class Bench:
         return [("reused pid", "kills the stranger", "never signalled" if spared else "SIGNALLED", spared)]
 
     def gateway(self) -> list[Row]:
-        """Kill a tier under load, then the gateway; then let it rest."""
+        """Kill a tier under load, then the gateway, then freeze it; then let it rest."""
         with self.mlxq("standard", "fast", "longctx") as mlxq:
             mlxq.work()
             recovery.up_with_gateway(mlxq, self.port)
             load, at = recovery.kill_under_load(mlxq)
             gate = recovery.hurt(mlxq, signal.SIGKILL, "gateway")
+            hung = recovery.hurt(mlxq, signal.SIGSTOP, "gateway")
             cpu, memory = recovery.idle(mlxq, 60)
             there = [one for one in service.listing(mlxq.db) if one.state == State.READY]
         flying, later = load.lost(at)
@@ -122,6 +123,7 @@ class Bench:
         return [
             ("requests lost through the gateway meanwhile", "all, 500", lost, later == 0),
             ("kill -9 of the gateway: serving again", "polls 120 s", again, gate.extra_s <= 1),
+            ("SIGSTOP of the gateway: serving again", "never", f"{hung.ready_s:.1f} s", hung.ready_s <= 10),
             (
                 "worker idle",
                 "0.12 CPU s/min, 60 MiB (30 s poll)",

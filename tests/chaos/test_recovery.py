@@ -31,6 +31,21 @@ def test_a_wedged_engine_is_replaced(mlxq: Mlxq):
     assert mlxq.engines() == 1
 
 
+def test_a_gateway_that_hangs_is_replaced(mlxq: Mlxq):
+    """SIGSTOP: it serves again within 10 s, and later only on a crowded machine. Callers get answers from then on."""
+    mlxq.work_with_fakes()
+    port = free_port()
+    frozen = recovery.up_with_gateway(mlxq, port)
+    before = recovery.patience()
+    back = recovery.hurt(mlxq, signal.SIGSTOP, "gateway")
+    print(f"frozen gateway to next start {back.begun_s:.1f} s, to ready {back.ready_s:.1f} s")
+
+    assert back.ready_s <= 10 * max(before, recovery.patience())
+    assert recovery.ask_gateway(mlxq) == 200
+    assert mlxq.engines("gateway") == 1
+    assert mlxq.one("gateway").identity != frozen.identity
+
+
 def test_an_engine_that_dies_at_once_is_not_tried_for_ever(mlxq: Mlxq):
     """Backoff, then flapping: out of the route, the next try in about five minutes."""
     mlxq.work_with_fakes("--exit-after", "0.05", "--exit-code", "9")

@@ -111,6 +111,14 @@ def up_with_gateway(mlxq: Mlxq, port: int) -> Service:
     return mlxq.one(gateway.SERVICE)
 
 
+def ask_gateway(mlxq: Mlxq) -> int:
+    """Return the status of one request to the tier fast through the gateway."""
+    key = secrets.read(mlxq.home.secrets)[secrets.MASTER]
+    url = f"http://127.0.0.1:{mlxq.one(gateway.SERVICE).port}/v1/chat/completions"
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(url, json=QUESTION | {"model": "fast"}, headers=headers, timeout=60).status_code
+
+
 def tiers(mlxq: Mlxq) -> list[str]:
     return [row["name"] for row in mlxq.db.rows("SELECT name FROM tiers ORDER BY position")]
 
