@@ -47,3 +47,9 @@ format:
 # Update the generated parts of the documents.
 docs:
     uv run cog -r -I docs README.md ARCHITECTURE.md CONTRIBUTING.md docs/*.md
+
+# Make the lock of an engine's own environment anew, e.g. `just lock-engine rapid-mlx-0.16.10`.
+lock-engine NAME:
+    uv pip compile tasks/engines/locks/{{NAME}}.in --override tasks/engines/locks/overrides.txt --universal \
+        --python-version 3.11 --generate-hashes --no-build --no-header -q -o tasks/engines/locks/{{NAME}}.txt
+    uv run python tests/support/engine_lock.py tasks/engines/locks/{{NAME}}.txt

@@ -25,7 +25,7 @@ from catalog.machine import Machine
 from catalog.pick import Recommendation
 from catalog.score import budget, recommend
 from catalog.search import TooSmall
-from tasks.plan.engine import answer_timeout_s
+from tasks.plan.answer_timeout import answer_timeout_s
 
 SHARES: tuple[float | None, ...] = (None, 0.25, 0.40, 0.60)
 """Budgets as shares of all memory; None is the default."""

@@ -10,6 +10,8 @@ import click
 from click.testing import CliRunner
 
 from catalog import chips, units
+from catalog.engines import EngineEntry, Kind
+from catalog.engines import entries as engine_entries
 from catalog.explain import tokens
 from catalog.load import entries
 from catalog.machine import Machine
@@ -210,3 +212,42 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+
+
+def engines() -> str:
+    """Return what each engine can do by itself."""
+    known = engine_entries()
+    names = list(known)
+    plain = [
+        ("version", lambda each: each.version),
+        ("lives in", lambda each: "mlxq's environment" if each.environment == "mlxq" else "an environment of its own"),
+        ("size on disk", lambda each: units.files(each.installed_mb * 1_000_000) if each.installed_mb else "with mlxq"),
+        ("resident with the built-in model", lambda each: f"{each.resident_mb} MB"),
+        ("dialects", lambda each: ", ".join(each.abilities["dialects"])),
+    ]
+    rows = [[words, *(str(tell(known[name])) for name in names)] for words, tell in plain]
+    for ability in known[names[0]].abilities:
+        if ability not in {"dialects", "disk_cache"}:
+            told = (known[name].abilities[ability] for name in names)
+            rows.append([ability.replace("_", " "), *map(_able, told)])
+    found = "\n".join(f"- [{name}]({known[name].home}) {known[name].version}: {known[name].found}." for name in names)
+    return table(["", *names], rows) + f"\n\n{found}"
+
+
+def _able(value: bool | dict[str, bool]) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(f"{backend} {_able(able)}" for backend, able in value.items())
+
+
+def reuse() -> str:
+    """Return of which kinds of model each engine reads a prompt once."""
+    known = engine_entries()
+    rows = [[kind, *(_reused(known[name], kind) for name in known)] for kind in next(iter(known.values())).reuse]
+    return table(["Kind of model", *known], rows)
+
+
+def _reused(engine: EngineEntry, kind: Kind) -> str:
+    told = engine.reuse[kind]
+    words = [word for word, able in (("turn", told.turn), ("system", told.system)) if able]
+    return (", ".join(words) or "no") + (" (read)" if kind in engine.unmeasured else "")

@@ -43,6 +43,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "rm": "Delete the weights of MODEL from this machine.",
         "prune": "Delete weights that are of no use: torn, damaged, or of an older revision.",
         "catalog": "Check the models mlxq knows.",
+        "engine": "Install engines and choose between them.",
     },
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",

@@ -46,7 +46,7 @@ def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
 
 def command(plan: LaunchSpec) -> str:
     """Return the start command as one line for a shell."""
-    from tasks.plan.engine import KEPT
+    from tasks.plan.environment import KEPT
 
     environment = {name: value for name, value in plan.environment(0).items() if name not in KEPT}
     return shlex.join(["env", *masked(environment), *plan.argv])

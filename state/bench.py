@@ -39,11 +39,13 @@ class Bench(Round):
     chip: str
     """The machine it ran on: a home may move to another."""
     engine: str
-    """Release of vllm-mlx."""
+    """Name and version of the engine, such as "vllm-mlx 0.6.0"."""
     mlx: str
     """Release of MLX."""
     runs: int
     peak_bytes: int
+    reused: float | None = None
+    """Share of a conversation's earlier part that its second turn did not read again; None when it was not asked."""
     at: float = 0.0
 
 
@@ -63,6 +65,16 @@ def latest(db: Database, chip: str) -> list[Bench]:
     """Return the newest of each model and quant on this chip, of one request alone."""
     newest = "SELECT max(id) FROM benches WHERE chip = ? AND concurrency = 1 GROUP BY model, quant"
     return _benches(db, f"WHERE id IN ({newest}) ORDER BY id", chip)
+
+
+def speeds(db: Database, model: str, quant: str, chip: str) -> dict[str, float]:
+    """Return the tokens/s of one answer of a model on this chip by engine, from the newest benchmark of each."""
+    rows = db.rows(
+        "SELECT engine, decode_tps FROM benches WHERE model = ? AND quant = ? AND chip = ? AND concurrency = 1"
+        " ORDER BY id",
+        (model, quant, chip),
+    )
+    return {str(row["engine"]).partition(" ")[0]: float(row["decode_tps"]) for row in rows}
 
 
 def _benches(db: Database, where: str, *values: str) -> list[Bench]:

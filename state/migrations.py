@@ -359,6 +359,16 @@ def m009_answer_timeout(db: Database) -> None:
     db.execute("ALTER TABLE tiers ADD COLUMN answer_timeout_s INTEGER NOT NULL DEFAULT 300")
 
 
+@schema()
+def m010_engines(db: Database) -> None:
+    """Add which engine a service runs, and how much of the prompts was not read again."""
+    db.execute("ALTER TABLE services ADD COLUMN release TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE samples ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE usage ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE benches ADD COLUMN reused REAL")
+    db.execute("UPDATE benches SET engine = 'vllm-mlx ' || engine WHERE engine NOT LIKE '% %'")
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -66,6 +66,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def engines(self) -> Path:
+        """Engines with an environment of their own, a folder a version."""
+        return self.root / "engines"
+
+    @property
     def catalog(self) -> Path:
         """The person's own model files, laid over the shipped ones."""
         return self.root / "catalog"

@@ -24,18 +24,20 @@ INSERT OR REPLACE INTO samples
 SELECT service, at / :quarter * :quarter, :quarter, avg(up), avg(running), avg(waiting),
        sum(requests), sum(errors), sum(fallbacks), sum(prompt_tokens), sum(completion_tokens),
        avg(decode_tps), avg(prompt_tps), avg(ttft_s),
-       CAST(avg(memory_bytes) AS INTEGER), CAST(avg(wired_bytes) AS INTEGER), CAST(avg(swap_bytes) AS INTEGER)
+       CAST(avg(memory_bytes) AS INTEGER), CAST(avg(wired_bytes) AS INTEGER), CAST(avg(swap_bytes) AS INTEGER),
+       sum(cached_tokens)
 FROM samples WHERE span_s = :minute AND at < :before GROUP BY service, at / :quarter
 """
 
 FORGET = """
 INSERT INTO samples
 SELECT service, 0, 0, 0, 0, 0, sum(requests), sum(errors), sum(fallbacks), sum(prompt_tokens), sum(completion_tokens),
-       NULL, NULL, NULL, NULL, NULL, NULL
+       NULL, NULL, NULL, NULL, NULL, NULL, sum(cached_tokens)
 FROM samples WHERE span_s = :quarter AND at < :before GROUP BY service
 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests, errors = errors + excluded.errors,
   fallbacks = fallbacks + excluded.fallbacks, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-  completion_tokens = completion_tokens + excluded.completion_tokens
+  completion_tokens = completion_tokens + excluded.completion_tokens,
+  cached_tokens = cached_tokens + excluded.cached_tokens
 """
 """Adds what is forgotten to one row a service at time 0, so that totals never shrink."""
 
@@ -71,6 +73,8 @@ class Sample:
     memory_bytes: int | None = None
     wired_bytes: int | None = None
     swap_bytes: int | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that were not read again."""
 
     @property
     def tokens_per_s(self) -> float:

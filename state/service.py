@@ -146,6 +146,8 @@ class Service:
     """argv, spec_hash and port of the latest generation's start, which is to replace the running process."""
     leaving: list[str] = field(default_factory=list[str])
     """Identities of processes that were replaced; each ends by itself when its last answer is out."""
+    release: str = ""
+    """Name and version of the engine that the latest start runs, such as "rapid-mlx 0.16.10"; empty for the others."""
 
     @property
     def pid(self) -> int | None:
@@ -238,8 +240,12 @@ def update(db: Database, name: str, **columns: Any) -> None:
     )
 
 
-def request_start(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int | None:
+def request_start(
+    db: Database, name: str, argv: list[str], spec_hash: str, port: int, *, release: str = ""
+) -> int | None:
     """Record the intent to start the service, and return the generation of this start.
+
+    `release`: of an engine, its name and version.
 
     None when it is up or under way already. This comes before the spawn: a crash in between leaves a mark to
     search for, not an unknown process.
@@ -247,6 +253,7 @@ def request_start(db: Database, name: str, argv: list[str], spec_hash: str, port
     with db.transaction():
         generation = get(db, name).generation + 1
         fresh: dict[str, Any] = {"generation": generation, "argv": argv, "spec_hash": spec_hash, "port": port}
+        fresh |= {"release": release}
         fresh |= dict.fromkeys(OF_ONE_START)
         return generation if apply(db, name, ServiceEvent.STARTING, **fresh) else None
 

@@ -19,6 +19,8 @@ from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 AUTO = "auto"
+ENGINES = ("vllm-mlx", "rapid-mlx")
+"""Those of catalog/engines.yaml, which this package may not read; a test compares them."""
 
 Source = Literal["environment", "file", "default"]
 
@@ -162,6 +164,14 @@ def _aliases(given: Any) -> dict[str, str]:
     return found
 
 
+def _engines(given: Any) -> dict[str, str]:
+    pairs = cast("dict[Any, Any]", given) if isinstance(given, dict) else _pairs(str(given))
+    found = {str(tier).strip(): str(engine).strip() for tier, engine in pairs.items()}
+    if not all(tier and engine in (AUTO, *ENGINES) for tier, engine in found.items()):
+        raise ValueError(f"pairs of a tier and one of {', '.join((AUTO, *ENGINES))}, such as fast=vllm-mlx")
+    return found
+
+
 def _pairs(text: str) -> dict[str, str]:
     parts = (part.partition("=") for part in text.split(",") if part.strip())
     return {name: tier for name, _, tier in parts}
@@ -180,6 +190,10 @@ SETTINGS: tuple[Setting, ...] = (
             _model_id, applies="mlxq up"),
     Setting("cloud-cap-usd", 1.0, "Most to spend at OpenRouter in a day (UTC), in dollars.",
             _dollars, applies="mlxq up"),
+    Setting("engine", AUTO, "Engine that serves the tiers; auto = the one that reads each model's prompts once.",
+            _choice(AUTO, *ENGINES), applies="mlxq up"),
+    Setting("tier-engines", {}, "Engines of single tiers, where they differ.",
+            _engines, applies="mlxq up"),
     Setting("default-quant", "int4", "Quant to use unless another is requested.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
     Setting("memory-budget-pct", AUTO, "Share of memory that models may use, in percent; auto = all that is usable.",

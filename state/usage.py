@@ -29,6 +29,8 @@ class Usage:
     first_byte_seconds: float = 0.0
     waited_seconds: float = 0.0
     """What background requests stood back."""
+    cached_tokens: int = 0
+    """Prompt tokens that the engine told it did not read again."""
 
 
 SUMS = tuple(one.name for one in fields(Usage))[3:]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,9 @@ from state.bench import Bench
 from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
 from state.stack import Tier
 from tasks import recommend
+from tasks.engines import installed, serving
 from tasks.plan import bench as plan
-from tasks.plan import engine, health
+from tasks.plan import health
 from tasks.queue import Context, job
 from tasks.system import memory as system
 from tasks.system import ports, process
@@ -33,10 +31,12 @@ from tasks.weights.headers import ScannedWeights
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""
 AGAIN_S = 5.0
-IN_THE_WAY = ("pull", "verify_weights", "start", "restart", "bench")
+IN_THE_WAY = ("pull", "verify_weights", "start", "restart", "bench", "install_engine", "upgrade_engine")
 """Kinds of jobs that take the machine's disk, memory or processors."""
 FAST, SLOW = (1024, 128), (128, 32)
 """Tokens of prompt and answer by default, on a GPU and on a CPU."""
+CACHE_BYTES = 300_000_000
+"""For the prompts that the second turn of a conversation does not read again."""
 PROCESS_BYTES = 600_000_000
 """Around the weights of a model that is in no catalog: the process and its work space."""
 
@@ -50,6 +50,8 @@ class Subject:
     revision: str
     pid: int | None
     """Of the engine that serves already; None when one is started for this."""
+    release: str = ""
+    """Which engine serves already."""
 
 
 @job("bench")
@@ -66,7 +68,8 @@ def bench(
     """Time a tier's engine, or weights (folder or source) on an engine that is started for this and stopped after.
 
     Without a number of tokens, as many as this kind of machine does in a minute or so.
-    Returns {"model", "quant", "rounds", "peak_bytes", "tools", "predicted", "verdict", "saved"}, speeds in tokens/s.
+    Returns {"model", "quant", "rounds", "peak_bytes", "tools", "reused", "predicted", "verdict", "saved"}, speeds in
+    tokens/s.
     Raises NotFound, NotRunning, DoesNotFit, EngineFailed, and Later while another job would be measured too; one that
     begins meanwhile continues, and the benchmark starts over after it.
     """
@@ -83,7 +86,9 @@ def bench(
     subject = _subject(context, target, known, shape)
     if subject.pid is None:
         _check_room(context, machine, subject.tier)
-    seen = _measured(context, shape | _serving(context, machine, subject), began)
+    request: dict[str, Any] = shape | _serving(context, machine, subject)
+    seen = _measured(context, request, began)
+    seen |= {"release": request["release"], "mlx": installed.mlx(context.home, request["release"])}
     if subject.pid is None:
         weights.loaded(context.db, subject.tier.weights)
     told = _told(subject, machine, known, seen)
@@ -151,7 +156,7 @@ def _subject(context: Context, target: str, known: Mapping[str, Model], shape: M
     if row is None or row.state not in service.ROUTED or not row.identity:
         raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up --tier {target}")
     made = manifest.read(Path(tier.weights))
-    return Subject(tier, made.revision if made else "", process.decode(row.identity).pid)
+    return Subject(tier, made.revision if made else "", process.decode(row.identity).pid, row.release)
 
 
 def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
@@ -179,8 +184,8 @@ def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Map
         source=source,
         port=ports.spare(),
         context=context_tokens,
-        memory_bytes=need,
-        cache_bytes=0,
+        memory_bytes=need + CACHE_BYTES,
+        cache_bytes=CACHE_BYTES,
         concurrency=most,
         weights=str(folder),
         max_tokens=shape["gen_tokens"],
@@ -217,14 +222,13 @@ def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, 
     tier, key = subject.tier, secrets.ensure(context.home.secrets)[secrets.TIER]
     told = {"port": tier.port, "name": tier.name, "key": key, "pid": subject.pid, "tools": bool(tier.tool_parser)}
     if subject.pid is not None:
-        return told | {"argv": None}
+        return told | {"argv": None, "release": subject.release}
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
-    environment = engine.environment(
-        tier, base=os.environ, home=str(context.home.root), tier_key=key, backend=machine.backend, generation=0
-    )
+    launch = serving.launch(context.db, context.home, tier, key, machine.backend)
     return told | {
-        "argv": engine.argv(tier, sys.executable),
-        "environment": environment,
+        "release": launch.release,
+        "argv": launch.argv,
+        "environment": launch.environment(0),
         "log": str(context.home.log(NAME)),
         "start_limit_s": health.start_limit_s(size),
     }
@@ -239,8 +243,8 @@ def _told(subject: Subject, machine: Machine, known: Mapping[str, Model], seen: 
         **seen,
         "model": tier.model,
         "quant": tier.quant,
-        "engine": version("vllm-mlx"),
-        "mlx": version("mlx"),
+        "engine": seen["release"],
+        "mlx": seen["mlx"],
         "predicted": asdict(predicted) if predicted else None,
         "verdict": _verdict(alone, predicted) if alone and predicted else None,
     }
@@ -266,9 +270,10 @@ def _rows(subject: Subject, machine: Machine, seen: Mapping[str, Any], runs: int
             source=tier.source,
             revision=subject.revision,
             chip=machine.chip,
-            engine=version("vllm-mlx"),
-            mlx=version("mlx"),
+            engine=seen["release"],
+            mlx=seen["mlx"],
             runs=runs,
+            reused=seen["reused"],
             peak_bytes=seen["peak_bytes"],
             **each,
         )

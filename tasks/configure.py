@@ -21,7 +21,7 @@ def configure(context: Context) -> dict[str, Any]:
     if not tiers:
         raise NotSetUp("There is no stack to write a configuration for.", hint="mlxq setup")
     secrets.ensure(home.secrets)
-    path, text = home.gateway_config, gateway_config.wanted_text(home, tiers)
+    path, text = home.gateway_config, gateway_config.wanted_text(context.db, home, tiers)
     changed = not gateway_config.is_current(home, text)
     if changed:
         draft = path.with_suffix(".new.yaml")

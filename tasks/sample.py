@@ -11,7 +11,7 @@ from state.errors import EngineFailed
 from state.paths import Home
 from state.sample import MINUTE_S, Sample
 from state.service import SERVING, Service
-from tasks.plan import health, request_stats
+from tasks.plan import request_stats
 from tasks.plan.request_stats import EngineSample
 from tasks.queue import tick
 from tasks.runtime import runtime
@@ -63,10 +63,10 @@ def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> Engi
     if each.kind != "engine" or not serving:
         return EngineSample(serving, **told)
     try:
-        body = probe.ask(each.port, "/v1/status", key, PATIENCE_S).body
+        status, requests = probe.detailed_status(each.port, key, PATIENCE_S, release=each.release)
     except EngineFailed:
         return EngineSample(serving=False, **told)
-    return EngineSample(serving, health.read_status(body), request_stats.read_requests(body), **told)
+    return EngineSample(serving, status, requests, **told)
 
 
 def _machine(minute: int) -> Sample:

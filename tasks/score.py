@@ -16,7 +16,7 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import PREFILL_STEP, Tier
 from tasks import kinds, recommend, stack_jobs
-from tasks.plan.engine import answer_timeout_s
+from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"

@@ -61,6 +61,36 @@ def remove_tiers(gone: Sequence[str], *, serving: bool) -> list[NewJob]:
     return [kinds.new("configure"), *told, *retire(gone, after=[new.label for new in told])]
 
 
+def engine_changes(db: Database, home: Home) -> list[NewJob]:
+    """Return the jobs that bring every tier on the engine that shall serve it."""
+    return restarts(db, on_other_engines(db, home))
+
+
+def on_other_engines(db: Database, home: Home) -> list[str]:
+    """Return the tiers whose engine runs, and would be another one if it was started now. Raises NotSetUp."""
+    from tasks.supervision import spec
+
+    running = {row.name: row.release for row in rows.listing(db) if row.kind == "engine" and row.desired == "up"}
+    names = [tier.name for tier in stack.tiers(db) if tier.name in running and tier.weights]
+    return [name for name in names if spec.launch_spec(db, home, name).release != running[name]]
+
+
+def restarts(db: Database, names: Sequence[str]) -> list[NewJob]:
+    """Return the jobs that restart tiers one after another, whatever becomes of each, and tell the gateway."""
+    labels = [f"restart {name}" for name in names]
+    jobs = [
+        kinds.new("restart", {"service": name, "why": "changed"}, after=labels[:number][-1:], label=labels[number])
+        for number, name in enumerate(names)
+    ]
+    if not names:
+        return []
+    jobs.append(kinds.new("configure", after=labels, label="configure"))
+    row = rows.find(db, GATEWAY)
+    if row and row.desired == "up":
+        jobs.append(kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY))
+    return jobs
+
+
 def retire(gone: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
     """Return the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
     return [kinds.new("retire", {"service": name}, after=after, label=name) for name in gone]

@@ -28,7 +28,7 @@ MEANINGS = {
     "WARN": "at least 15 % slower than expected",
     "FAIL": "at least 30 % slower than expected",
 }
-BAR = 24
+BAR = 20
 """Characters of the longest bar of the plot."""
 
 
@@ -114,7 +114,7 @@ def _what(place: Home, db: Database, target: str, quant: str | None) -> str:
 
 def show(result: Mapping[str, Any]) -> None:
     """Print what a benchmark found."""
-    click.echo(f"{result['model']} {result['quant']}, vllm-mlx {result['engine']}, mlx {result['mlx']}\n")
+    click.echo(f"{result['model']} {result['quant']}, {result['engine']}, mlx {result['mlx']}\n")
     render.table(
         ["AT ONCE", "PROMPT", "TTFT", "PROMPT/S", "TOK/S", "TOK/S IN ALL"],
         [_round(each) for each in result["rounds"]],
@@ -122,6 +122,7 @@ def show(result: Mapping[str, Any]) -> None:
     )
     tools = {None: "not asked", True: "called right", False: "not called, or not read"}[result["tools"]]
     click.echo(f"\nMemory at its peak {units.memory(result['peak_bytes'])}. Tools: {tools}.")
+    click.echo(f"A second turn read {1 - result['reused']:.0%} of the first one again.")
     if expected := result["predicted"]:
         decode, prompt = recommendation.brief(expected["decode"]), recommendation.brief(expected["prompt"])
         click.echo(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from state.errors import EngineFailed
 from state.service import SERVING, Service
-from tasks.plan import health, request_stats
 from tasks.plan.health import EngineStatus
 from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import probe
@@ -30,16 +29,15 @@ Engines = Mapping[str, Engine]
 def ask(services: Sequence[Service], key: str) -> Engines:
     """Poll every serving engine; `key` is the engines' API key. A hung engine takes 0.5 s."""
     serving = [service for service in services if service.kind == "engine" and service.state in SERVING]
-    engines = {service.name: _ask(service.port, key) for service in serving}
+    engines = {service.name: _ask(service, key) for service in serving}
     return {name: engine for name, engine in engines.items() if engine}
 
 
-def _ask(port: int, key: str) -> Engine | None:
+def _ask(service: Service, key: str) -> Engine | None:
     try:
-        body = probe.ask(port, "/v1/status", key, TIMEOUT_S).body
+        return Engine(*probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release))
     except EngineFailed:
         return None
-    return Engine(health.read_status(body), request_stats.read_requests(body))
 
 
 def busy(engines: Engines) -> bool:

@@ -20,6 +20,7 @@ import psutil
 
 from state.bench import Round
 from state.errors import EngineFailed
+from tasks.engines import adapters, reuse
 from tasks.plan import bench, exit_causes
 from tasks.plan.bench import TimedAnswer
 from tasks.supervision import probe
@@ -43,16 +44,16 @@ TOOL = {
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Measure and give {"rounds", "peak_bytes", "tools"}; `request` is made by tasks/bench.py."""
+    """Measure and give {"rounds", "peak_bytes", "tools", "reused"}; `request` is made by tasks/bench.py."""
     if request["argv"] is None:
         return _measured(request, request["pid"], report)
     report({"phase": "starting an engine"})
-    with _engine(request) as pid:
+    with own_engine(request) as pid:
         return _measured(request, pid, report)
 
 
 @contextmanager
-def _engine(request: dict[str, Any]) -> Generator[int]:
+def own_engine(request: dict[str, Any]) -> Generator[int]:
     """Give the pid of an engine that answers, and end it afterwards. Raises EngineFailed."""
     with Path(request["log"]).open("wb") as log:
         engine = subprocess.Popen(
@@ -76,7 +77,8 @@ def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> No
     while not probe.listening(request["port"]):
         if (code := engine.poll()) is not None:
             words = Path(request["log"]).read_text(encoding="utf-8", errors="replace")
-            cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", memory_short=False)
+            rules = adapters.rules(request["release"])
+            cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", rules)
             raise EngineFailed(cause.sentence, hint=f"tail {request['log']}")
         if time.monotonic() > until:
             raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
@@ -85,13 +87,16 @@ def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> No
 
 
 def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, Any]:
-    with _peak(pid, request["port"], request["key"]) as peak:
+    with _peak(request, pid) as peak:
         report({"phase": "warming up"})
         _ask(request, 1)
         rounds = [_round(request, number, report) for number in request["concurrency"]]
         report({"phase": "calling a tool"})
         tools = _tools(request) if request["tools"] else None
-    return {"rounds": [asdict(each) for each in rounds], "peak_bytes": peak["bytes"], "tools": tools}
+        report({"phase": "asking a second turn"})
+        reused = reuse.share(request["port"], request["key"], request["name"], request["release"])
+    told = {"peak_bytes": peak["bytes"], "tools": tools, "reused": reused}
+    return told | {"rounds": [asdict(each) for each in rounds]}
 
 
 def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
@@ -144,13 +149,13 @@ def _called(body: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _peak(pid: int, port: int, key: str) -> Generator[dict[str, int]]:
+def _peak(request: dict[str, Any], pid: int) -> Generator[dict[str, int]]:
     """Watch the engine's memory meanwhile: resident bytes, or what Metal holds where that is more."""
     peak, done = {"bytes": 0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(SAMPLE_S):
-            peak["bytes"] = max(peak["bytes"], _resident(pid), _metal(port, key))
+            peak["bytes"] = max(peak["bytes"], resident(pid), _metal(request))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -161,16 +166,17 @@ def _peak(pid: int, port: int, key: str) -> Generator[dict[str, int]]:
         thread.join()
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return the resident bytes of a process; 0 when it is gone."""
     try:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:
         return 0
 
 
-def _metal(port: int, key: str) -> int:
+def _metal(request: dict[str, Any]) -> int:
     try:
-        return probe.status(port, key).metal_bytes or 0
+        return probe.status(request["port"], request["key"], release=request["release"]).metal_bytes or 0
     except EngineFailed:
         return 0
 

@@ -91,12 +91,19 @@ def regressions(rows: Sequence[Bench]) -> dict[int, str]:
     return said
 
 
+def _engines(before: str, after: str) -> tuple[str, str, str]:
+    """Return the name, and the old and the new version of an engine; both names where another took its place."""
+    name, _, old = before.partition(" ")
+    same, _, new = after.partition(" ")
+    return (name, old, new) if name == same else ("engine", before, after)
+
+
 def _since(before: Bench, row: Bench) -> str:
     """Name what was upgraded between two benchmarks."""
     changed = [
         f"{name} {old} -> {new}"
         for name, old, new in (
-            ("vllm-mlx", before.engine, row.engine),
+            _engines(before.engine, row.engine),
             ("mlx", before.mlx, row.mlx),
             ("weights", before.revision[:7], row.revision[:7]),
         )

@@ -1,12 +1,13 @@
 """Why a service ended: exit code and last log lines become a cause that the user can act on. Pure.
 
-The markers were collected by breaking vllm-mlx 0.6.0 on purpose, one way at a time. An exit code alone says little:
-uvicorn ends with 3 for a taken port and for truncated weights alike.
+What one engine alone says is in its adapter (tasks/engines). An exit code alone says little: uvicorn ends with 3 for a
+taken port and for truncated weights alike.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 OOM = "out_of_memory"
@@ -50,7 +51,7 @@ LOGS = "mlxq logs {service}"
 REPAIR = "mlxq setup"
 SIGKILL, SIGABRT, SIGSEGV, SIGTERM = 137, 134, 139, 143
 
-TABLE = (
+FIRST = (
     CauseRule(
         OOM,
         "The GPU ran out of memory.",
@@ -93,57 +94,16 @@ TABLE = (
         permanent=False,
         marker=r"does not hand over its sockets",
     ),
-    CauseRule(
-        "damaged",
-        "The weights are truncated or damaged.",
-        REPAIR,
-        permanent=True,
-        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
-    ),
-    CauseRule(
-        "weights_missing",
-        "The weights are not in their folder.",
-        REPAIR,
-        permanent=True,
-        marker=r"No safetensors found|not found in local cache|Repo id must be in the form"
-        r"|appropriate snapshot folder",
-    ),
-    CauseRule(
-        "damaged",
-        "config.json of the model is missing or unreadable.",
-        REPAIR,
-        permanent=True,
-        marker=r"Cannot determine whether .* is a multimodal model",
-    ),
-    CauseRule(
-        "unsupported",
-        "The engine does not know models of type {0}.",
-        "mlxq models",
-        permanent=True,
-        marker=r"Model type (\S+) not supported",
-    ),
+)
+"""What holds for every service, before what holds for one engine."""
+
+LAST = (
     CauseRule(
         "not_installed",
         "The Python package {0} is missing.",
         "uv tool install --force mlxq",
         permanent=True,
         marker=r"^ModuleNotFoundError: No module named '([^']+)'",
-    ),
-    CauseRule(
-        "bad_argument",
-        "The engine refused its command line: {0}.",
-        LOGS,
-        permanent=True,
-        marker=r"error: (.+?)\.?$",
-        codes=(2,),
-    ),
-    CauseRule(
-        "bad_argument",
-        "The engine refused its settings: {0}.",
-        LOGS,
-        permanent=True,
-        marker=r"^Error: (.+?)\.?$",
-        codes=(1,),
     ),
     CauseRule(
         "not_installed",
@@ -158,13 +118,16 @@ TABLE = (
     CauseRule("terminated", "Terminated by another program (SIGTERM).", LOGS, permanent=False, codes=(SIGTERM,)),
     CauseRule("ended", "Exited with code 0.", LOGS, permanent=False, codes=(0,)),
 )
-"""The first row that applies is the cause."""
+"""And after it; the first row that applies is the cause."""
 
 
-def explain(exit_code: int | None, log: str, service: str, *, memory_short: bool = False) -> Cause:
+def explain(
+    exit_code: int | None, log: str, service: str, rules: Sequence[CauseRule] = (), *, memory_short: bool = False
+) -> Cause:
     """Return the cause of an unexpected exit.
 
-    `exit_code`: 128 + N after signal N, None when unknown. `log`: what the process wrote last.
+    `exit_code`: 128 + N after signal N, None when unknown. `log`: what the process wrote last. `rules`: what the
+    service's own engine says at its end (tasks/engines).
     `memory_short`: whether the kernel killed for memory, or memory was critical, at that moment.
     """
     if memory_short and exit_code in {SIGKILL, None}:
@@ -174,7 +137,7 @@ def explain(exit_code: int | None, log: str, service: str, *, memory_short: bool
             "mlxq config set memory-budget-pct 30",
             permanent=False,
         )
-    for rule in TABLE:
+    for rule in (*FIRST, *rules, *LAST):
         if cause := rule.cause(exit_code, log, service):
             return cause
     code, told = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from catalog.engines import FALLBACK
 from state.errors import UsageProblem
 from state.stack import Tier
-from tasks.plan.engine import KEPT, marker
+from tasks.plan.environment import KEPT, marker
 
 SERVICE = "gateway"
 LOOPBACK = "127.0.0.1"
@@ -64,9 +65,11 @@ def configuration(
     cloud_model: str | None = None,
     aliases: Mapping[str, str] = ALIASES,
     allowed_origins: Sequence[str] = (),
+    engines: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of gateway.yaml for these tiers.
 
+    `engines` names the engine of each tier; vllm-mlx serves those that it does not name.
     `cloud_model` is an OpenRouter model id and adds the last resort; None leaves no way out of the machine.
     An alias whose tier is not in the stack leads to the first tier. Raises ValueError without a tier.
     """
@@ -74,7 +77,10 @@ def configuration(
         raise ValueError("a gateway needs at least one tier")
     known = {tier.name for tier in tiers}
     names = {alias: name if name in known else tiers[0].name for alias, name in aliases.items() if alias not in known}
-    made: dict[str, Any] = {"tiers": {tier.name: _tier(tier) for tier in tiers}, "names": names}
+    made: dict[str, Any] = {
+        "tiers": {tier.name: _tier(tier, (engines or {}).get(tier.name, FALLBACK)) for tier in tiers},
+        "names": names,
+    }
     if cloud_model:
         made["cloud_model"] = cloud_model
     if allowed_origins:
@@ -82,8 +88,8 @@ def configuration(
     return made
 
 
-def _tier(tier: Tier) -> dict[str, Any]:
-    return {"port": tier.port, "context": tier.context, "vision": tier.vision, "engine": "vllm-mlx"}
+def _tier(tier: Tier, engine: str) -> dict[str, Any]:
+    return {"port": tier.port, "context": tier.context, "vision": tier.vision, "engine": engine}
 
 
 def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:

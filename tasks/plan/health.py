@@ -33,10 +33,12 @@ class EngineStatus:
     completion_tokens: int
     metal_bytes: int | None
     """Memory in use on the GPU; None where there is no Metal."""
+    cached_tokens: int = 0
+    """Prompt tokens that were not read again since the start."""
 
 
 def read_status(body: Any) -> EngineStatus:
-    """Read `/v1/status` of vllm-mlx 0.6.0; a missing or odd field counts as nothing."""
+    """Read `/v1/status` of vllm-mlx and of rapid-mlx; a missing or odd field counts as nothing."""
     said = _mapping(body)
     residency = _mapping(said.get("residency"))
     running = [_mapping(request) for request in _list(said.get("requests"))]
@@ -52,6 +54,7 @@ def read_status(body: Any) -> EngineStatus:
         prompt_tokens=_int(said.get("total_prompt_tokens")),
         completion_tokens=_int(said.get("total_completion_tokens")),
         metal_bytes=int(metal * GIB) if isinstance(metal, int | float) else None,
+        cached_tokens=_int(_mapping(said.get("cache")).get("tokens_saved")),
     )
 
 

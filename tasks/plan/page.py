@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tasks.plan.engine import KEPT, marker
+from tasks.plan.environment import KEPT, marker
 
 SERVICE = "page"
 HEALTH = "/health"

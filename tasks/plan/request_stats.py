@@ -48,7 +48,7 @@ class EngineRequest:
 
 
 def read_requests(body: Any) -> list[EngineRequest]:
-    """Read the requests in `/v1/status` of vllm-mlx 0.6.0; what is missing or odd counts as nothing."""
+    """Read the requests in `/v1/status` of vllm-mlx and of rapid-mlx; what is missing or odd counts as nothing."""
     said = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
     listed = said.get("requests")
     entries = cast("list[Any]", listed) if isinstance(listed, list) else []
@@ -109,6 +109,7 @@ def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[Eng
         prompt_tps=_mean(request.prompt_tps for request in requests),
         ttft_s=_mean(request.ttft_s for request in requests),
         memory_bytes=looks[-1].memory_bytes,
+        cached_tokens=_grown(seen, lambda status: status.cached_tokens),
     )
 
 

@@ -10,6 +10,7 @@ from state.db import Database
 from state.errors import MlxqError
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
+from tasks.engines import adapters
 from tasks.plan import exit_causes, restart
 from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import MOST
@@ -72,7 +73,8 @@ def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
     if dead.boot != process.boot():
         return REBOOT
     short = kills.lately() or memory.memory().pressure == memory.Pressure.CRITICAL
-    return exit_causes.explain(code, log_tail(home.log(one.name)), one.name, memory_short=short)
+    rules = adapters.rules(one.release) if one.kind == "engine" else ()
+    return exit_causes.explain(code, log_tail(home.log(one.name)), one.name, rules, memory_short=short)
 
 
 def log_tail(log: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from state import ledger, settings, stack
@@ -11,6 +11,7 @@ from state.db import Database
 from state.errors import MlxqError
 from state.paths import Home
 from state.stack import Tier
+from tasks.engines import serving
 from tasks.kinds import new
 from tasks.plan import gateway
 from tasks.runtime import log
@@ -19,7 +20,7 @@ BEFORE_RELAY = "litellm.yaml"
 """The configuration of the LiteLLM proxy, which was the gateway once. Nothing reads it any more."""
 
 
-def wanted(home: Home, tiers: Sequence[Tier]) -> dict[str, Any]:
+def wanted(home: Home, tiers: Sequence[Tier], engines: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged."""
     values = settings.load(home)
     cloud_model: str | None = values["openrouter-model"] if values["openrouter-key"] else None
@@ -28,14 +29,15 @@ def wanted(home: Home, tiers: Sequence[Tier]) -> dict[str, Any]:
         cloud_model=cloud_model,
         aliases=gateway.aliases(values["aliases"], tiers),
         allowed_origins=values["allowed-origins"],
+        engines=engines,
     )
 
 
-def wanted_text(home: Home, tiers: Sequence[Tier]) -> str:
+def wanted_text(db: Database, home: Home, tiers: Sequence[Tier]) -> str:
     """Return `wanted` as YAML; the same stack and settings give the same bytes. Raises UsageProblem, Damaged."""
     import yaml
 
-    return yaml.safe_dump(wanted(home, tiers), sort_keys=False)
+    return yaml.safe_dump(wanted(home, tiers, serving.engines(db, home, tiers)), sort_keys=False)
 
 
 def is_current(home: Home, text: str) -> bool:
@@ -53,7 +55,7 @@ def write_missing(db: Database, home: Home) -> None:
     """
     tiers = stack.tiers(db)
     if tiers and not home.gateway_config.exists():
-        settings.write_private(home.gateway_config, wanted_text(home, tiers))
+        settings.write_private(home.gateway_config, wanted_text(db, home, tiers))
         remove_old(home)
 
 
@@ -75,7 +77,7 @@ def queue_refresh(db: Database, home: Home) -> bool:
     if not tiers or row is None or row.desired != "up":
         return False
     try:
-        if is_current(home, wanted_text(home, tiers)):
+        if is_current(home, wanted_text(db, home, tiers)):
             return False
     except MlxqError as problem:
         log.warning("configuration_unknown", cause=problem.message)

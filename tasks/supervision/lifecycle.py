@@ -73,7 +73,7 @@ def this_boot(one: Service) -> bool:
 def spawn(db: Database, home: Home, name: str, plan: LaunchSpec) -> Service:
     """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
     if not adopt_orphan(db, home, service.get(db, name), plan):
-        generation = service.request_start(db, name, plan.argv, plan.spec_hash, plan.port)
+        generation = service.request_start(db, name, plan.argv, plan.spec_hash, plan.port, release=plan.release)
         assert generation is not None, "a service that is held and down can be started"
         _free_port(service.get(db, name))
         write_start_marker(home.log(name), f"{name}, start {generation}")

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from state.errors import EngineFailed
-from tasks.plan.health import EngineStatus, read_choices, read_models, read_status
+from tasks.engines import adapters
+from tasks.plan.health import EngineStatus, read_choices, read_models
+from tasks.plan.request_stats import EngineRequest
 
 HOST = "127.0.0.1"
 LARGEST_ANSWER = 4 * 2**20
@@ -62,14 +64,25 @@ def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
     return time.monotonic() - began
 
 
-def status(port: int, key: str, timeout_s: float = 2.0) -> EngineStatus:
-    """Return what the engine says of itself. Raises NotListening, Silent, EngineFailed."""
-    return read_status(_good(ask(port, "/v1/status", key, timeout_s)).body)
+def status(port: int, key: str, timeout_s: float = 2.0, *, release: str = "") -> EngineStatus:
+    """Return what the engine `release` says of itself. Raises NotListening, Silent, EngineFailed."""
+    engine = adapters.named(release)
+    return engine.read_status(_good(ask(port, engine.status, key, timeout_s)).body)
 
 
-def purge(port: int, key: str, timeout_s: float = 10.0) -> None:
-    """Have the engine drop its cache of old prompts. Raises NotListening, Silent, EngineFailed."""
-    _good(ask(port, "/v1/cache/prefix", key, timeout_s, method="DELETE"))
+def detailed_status(
+    port: int, key: str, timeout_s: float = 2.0, *, release: str = ""
+) -> tuple[EngineStatus, list[EngineRequest]]:
+    """Return what the engine `release` says of itself and of its requests. Raises as `status` does."""
+    engine = adapters.named(release)
+    body = _good(ask(port, engine.status, key, timeout_s)).body
+    return engine.read_status(body), engine.read_requests(body)
+
+
+def purge(port: int, key: str, timeout_s: float = 10.0, *, release: str = "") -> None:
+    """Have the engine `release` drop its cache of old prompts. Raises NotListening, Silent, EngineFailed."""
+    method, path = adapters.named(release).purge
+    _good(ask(port, path, key, timeout_s, method=method))
 
 
 def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from state import facts, safe_mode, secrets, settings, stack
 from state import keys as app_keys
+from state import safe_mode, secrets, settings, stack
 from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home
-from tasks.plan import engine, gateway, health, page
+from tasks.engines import serving
+from tasks.plan import gateway, health, page
+from tasks.plan.environment import KEPT
 from tasks.plan.safe_mode import reduced
 
 GATEWAY_START_S = 120.0
@@ -38,6 +40,8 @@ class LaunchSpec:
     port: int
     """Where it will listen."""
     start_limit_s: float
+    release: str = ""
+    """Of an engine: its name and version."""
 
 
 def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
@@ -52,21 +56,11 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Launch
     tier = reduced(stack.tier(db, name), safe_mode.of(db, name).level)
     if not tier.weights or not Path(tier.weights).is_dir():
         raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not installed.", hint="mlxq setup")
-    argv, backend = engine.argv(tier, sys.executable), _backend(db)
-
-    def environment(generation: int) -> dict[str, str]:
-        return engine.environment(
-            tier,
-            base=os.environ,
-            home=str(home.root),
-            tier_key=keys[secrets.TIER],
-            backend=backend,
-            generation=generation,
-        )
-
+    launch = serving.launch(db, home, tier, keys[secrets.TIER], serving.backend_of(db))
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
-    spec_hash = _spec_hash(argv, environment(0), "vllm-mlx")
-    return LaunchSpec(argv, environment, spec_hash, tier.port, health.start_limit_s(size))
+    spec_hash = _spec_hash(launch.argv, launch.environment(0), launch.release)
+    limit_s = health.start_limit_s(size)
+    return LaunchSpec(launch.argv, launch.environment, spec_hash, tier.port, limit_s, launch.release)
 
 
 def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
@@ -87,12 +81,12 @@ def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
             {**keys, **cloud},
             base=os.environ,
             home=str(home.root),
-            backend=_backend(db),
+            backend=serving.backend_of(db),
             generation=generation,
             cloud_cap_usd=found["cloud-cap-usd"],
         )
 
-    spec_hash = _spec_hash([*argv, config.read_text()], environment(0), "litellm")
+    spec_hash = _spec_hash([*argv, config.read_text()], environment(0), _release("litellm"))
     return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
 
 
@@ -105,16 +99,15 @@ def _page(home: Home) -> LaunchSpec:
     def environment(generation: int) -> dict[str, str]:
         return page.environment(base=os.environ, home=str(home.root), generation=generation)
 
-    return LaunchSpec(argv, environment, _spec_hash(argv, environment(0), "starlette"), port, PAGE_START_S)
+    return LaunchSpec(argv, environment, _spec_hash(argv, environment(0), _release("starlette")), port, PAGE_START_S)
 
 
-def _spec_hash(argv: list[str], environment: dict[str, str], package: str) -> str:
+def _release(package: str) -> str:
+    return f"{package} {version(package)}"
+
+
+def _spec_hash(argv: list[str], environment: dict[str, str], release: str) -> str:
     """Hash what a process is made of; what merely leaks in from the worker's environment does not count."""
-    ours = {key: value for key, value in environment.items() if key not in engine.KEPT}
-    text = json.dumps([argv, ours, version(package), version("mlxq")], sort_keys=True)
+    ours = {key: value for key, value in environment.items() if key not in KEPT}
+    text = json.dumps([argv, ours, release, version("mlxq")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _backend(db: Database) -> str:
-    machine: dict[str, str] = facts.get(db, "machine") or {}
-    return machine.get("backend") or ("metal" if sys.platform == "darwin" else "cpu")

@@ -17,6 +17,7 @@ from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound
 from state.service import ROUTED, SERVING, Service, ServiceEvent, State
+from tasks.engines import adapters
 from tasks.kinds import new
 from tasks.plan import gateway, health, leak, page
 from tasks.plan.health import EngineStatus, HealthSample, Limits, Track, Verdict
@@ -234,7 +235,7 @@ def _ask(one: Service) -> EngineStatus | None:
             return IDLE if probe.gateway_ready(one.port, PROBE_S) else None
         if one.kind == "page":
             return IDLE if probe.answers(one.port, page.HEALTH, PROBE_S) else None
-        return probe.status(one.port, _key(), PROBE_S)
+        return probe.status(one.port, _key(), PROBE_S, release=one.release)
     except (EngineFailed, GatewayFailed):
         return None
 
@@ -250,7 +251,7 @@ def _others_serve(db: Database, one: Service) -> bool:
 
 def _purge(one: Service) -> None:
     with suppress(EngineFailed):
-        probe.purge(one.port, _key())
+        probe.purge(one.port, _key(), release=one.release)
 
 
 def _limits(db: Database, one: Service) -> Limits:
@@ -259,8 +260,9 @@ def _limits(db: Database, one: Service) -> Limits:
     if one.kind == "gateway":
         return health.patience(health.GATEWAY, min(crowding, health.MOST_CROWDED_GATEWAY))
     with suppress(NotFound):
-        if one.kind == "engine" and stack.tier(db, one.name).vision:
-            return health.patience(health.VISION, crowding)
+        if one.kind == "engine":
+            limits = adapters.named(one.release).limits(vision=stack.tier(db, one.name).vision)
+            return health.patience(limits, crowding)
     return health.patience(health.TEXT, crowding)
 
 

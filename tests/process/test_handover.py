@@ -17,7 +17,7 @@ from state.db import Database, open_database
 from state.paths import Home
 from state.service import ServiceEvent, State
 from tasks import kinds
-from tasks.plan.engine import marker
+from tasks.plan.environment import marker
 from tasks.queue import Context
 from tasks.supervision import exits, handover, lifecycle, services, spec
 from tasks.supervision import watchdog as watch

@@ -19,8 +19,8 @@ from state.paths import Home
 from state.service import Service, ServiceEvent, State
 from state.stack import Tier
 from tasks import runtime
+from tasks.engines.base import Installation, Served
 from tasks.kinds import new
-from tasks.plan import engine
 from tasks.supervision import lifecycle, repairs, services, watchdog
 from tasks.system import ports, process, prompt_cache
 
@@ -29,16 +29,16 @@ FAST = Tier("fast", "m", "int4", "file:/m", 0, 2048, 2**30, cache_bytes=0, concu
 TASKS = {"start": services.start, "restart": services.restart, "stop": services.stop, "drain": services.drain}
 
 
-def fake(made: Tier, python: str) -> list[str]:
+def fake(served: Served, at: Installation) -> list[str]:
     """Give the command line of an engine that goes on when it is told to drain, as one with an answer to make does."""
-    command = [python, "-I", "-S", str(FAKE), "--port", str(made.port), "--name", made.name]
+    command = [at.python, "-I", "-S", str(FAKE), "--port", str(served.tier.port), "--name", served.tier.name]
     return ["/bin/sh", "-c", 'trap "" USR2; exec "$@"', "sh", *command]
 
 
 @pytest.fixture
 def run(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     """Put one job in, run it here as the worker does, and give its row."""
-    monkeypatch.setattr(engine, "argv", fake)
+    monkeypatch.setattr("tasks.engines.serving.argv", fake)
     aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
     aside.home = Home(tmp_path / "aside").make()
     monkeypatch.setattr(repairs, "runtime", aside)

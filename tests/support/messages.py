@@ -11,6 +11,7 @@ from pathlib import Path
 
 from state import errors
 from state.errors import MlxqError
+from tasks.engines.adapters import ENGINES
 from tasks.plan import exit_causes
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def messages() -> list[Message]:
     found = [message for path in files for message in _in_file(path)]
     causes = [
         exit_causes.Cause(rule.code, rule.sentence.format(HOLE), rule.hint, rule.permanent)
-        for rule in exit_causes.TABLE
+        for rule in (*exit_causes.FIRST, *(rule for one in ENGINES.values() for rule in one.rules), *exit_causes.LAST)
     ]
     causes += [exit_causes.explain(code, "", HOLE) for code in (None, 99)]
     return found + [

@@ -25,10 +25,10 @@ from tasks.system.process import Identity
 
 FAKE = """
 import os, shlex
-from tasks.plan import engine
+from tasks.engines import serving
 flags = shlex.split(os.environ["FAKE_ENGINE"])
-engine.argv = lambda tier, python: [
-    python, *flags, "--port", str(tier.port), "--name", tier.name, "--weights", tier.weights
+serving.argv = lambda served, at: [
+    at.python, *flags, "--port", str(served.tier.port), "--name", served.tier.name, "--weights", served.tier.weights
 ]
 """
 CLOCK = """

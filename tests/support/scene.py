@@ -128,9 +128,9 @@ def a_week(db: Database) -> None:
 
 
 BENCH = Bench(
-    model="qwen3-8b", quant="int4", source="hub:x/y", revision="abc", chip="M4 Pro", engine="0.6.0", mlx="0.32.4",
-    runs=3, concurrency=1, prompt_tokens=1024, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0, decode_tps=50.0,
-    decode_low=48.0, decode_high=52.0, total_tps=50.0, peak_bytes=5_000_000_000,
+    model="qwen3-8b", quant="int4", source="hub:x/y", revision="abc", chip="M4 Pro", engine="vllm-mlx 0.6.0",
+    mlx="0.32.4", runs=3, concurrency=1, prompt_tokens=1024, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0,
+    decode_tps=50.0, decode_low=48.0, decode_high=52.0, total_tps=50.0, peak_bytes=5_000_000_000,
 )  # fmt: skip
 
 

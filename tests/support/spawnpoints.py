@@ -29,9 +29,9 @@ from state import ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
 from state.service import State
+from tasks.engines import serving
 from tasks.executor import perform
 from tasks.kinds import KINDS, new
-from tasks.plan import engine
 from tasks.runtime import runtime
 from tasks.supervision import lifecycle, probe, services, watchdog
 from tasks.system import ports, process
@@ -77,7 +77,10 @@ def become_worker(home: Home) -> Database:
     me = process.identify(os.getpid())
     assert me
     runtime.home, runtime.owner = home, process.encode(me)
-    engine.argv = lambda tier, python: [python, "-I", "-S", str(FAKE), "--port", str(tier.port), "--name", tier.name]
+    serving.argv = lambda served, at: [
+        *(at.python, "-I", "-S", str(FAKE)),
+        *("--port", str(served.tier.port), "--name", served.tier.name),
+    ]
     return runtime.database()
 
 

@@ -76,10 +76,10 @@ def test_a_regression_names_what_was_upgraded() -> None:
     story = [
         ONE,
         replace(ONE, decode_tps=48.0),
-        replace(ONE, decode_tps=38.0, engine="0.7.0"),
+        replace(ONE, decode_tps=38.0, engine="vllm-mlx 0.7.0"),
         replace(ONE, decode_tps=20.0, concurrency=4),
         replace(ONE, decode_tps=20.0, prompt_tokens=ONE.prompt_tokens + 4096),
-        replace(ONE, decode_tps=37.0, engine="0.7.0"),
+        replace(ONE, decode_tps=37.0, engine="vllm-mlx 0.7.0"),
     ]
 
     assert bench.regressions(story) == {2: "21% slower since vllm-mlx 0.6.0 -> 0.7.0"}
@@ -88,7 +88,7 @@ def test_a_regression_names_what_was_upgraded() -> None:
 def test_the_plot_has_a_bar_each_and_flags_what_got_slower() -> None:
     lines = plot([replace(ONE, decode_tps=50.0), replace(ONE, decode_tps=25.0)], {1: "50% slower"})
 
-    assert [line.count("█") for line in lines] == [24, 12, 0]
+    assert [line.count("█") for line in lines] == [20, 10, 0]
     assert lines[2] == "  ! 50% slower"
     assert max(map(len, lines)) <= 80
 

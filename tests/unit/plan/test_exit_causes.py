@@ -1,5 +1,6 @@
 import pytest
 
+from tasks.engines.vllm_mlx import RULES
 from tasks.plan import exit_causes
 from tasks.plan.exit_causes import explain
 
@@ -37,7 +38,7 @@ BROKEN_ON_PURPOSE = [
 
 @pytest.mark.parametrize(("code", "log", "expected", "permanent"), BROKEN_ON_PURPOSE)
 def test_every_known_end_has_its_cause(code: int | None, log: str, expected: str, permanent: bool):
-    cause = explain(code, BANNER + log + "\n", "fast")
+    cause = explain(code, BANNER + log + "\n", "fast", RULES)
 
     assert (cause.code, cause.permanent) == (expected, permanent)
     assert cause.sentence.endswith(".")
@@ -45,13 +46,13 @@ def test_every_known_end_has_its_cause(code: int | None, log: str, expected: str
 
 
 def test_the_cause_names_what_is_unsupported():
-    assert explain(3, "ValueError: Model type mamba9 not supported.", "fast").sentence == (
+    assert explain(3, "ValueError: Model type mamba9 not supported.", "fast", RULES).sentence == (
         "The engine does not know models of type mamba9."
     )
 
 
 def test_the_engines_own_words_are_passed_on():
-    assert explain(2, "serve: error: unrecognized arguments: --new-flag", "fast").sentence == (
+    assert explain(2, "serve: error: unrecognized arguments: --new-flag", "fast", RULES).sentence == (
         "The engine refused its command line: unrecognized arguments: --new-flag."
     )
 
@@ -59,7 +60,7 @@ def test_the_engines_own_words_are_passed_on():
 def test_a_kill_without_memory_left_is_the_systems():
     assert explain(137, "", "fast", memory_short=True).code == exit_causes.OOM
     assert explain(None, "", "fast", memory_short=True).code == exit_causes.OOM
-    assert explain(3, "ValueError: Model type x not supported.", "fast", memory_short=True).code == "unsupported"
+    assert explain(3, "ValueError: Model type x not supported.", "fast", RULES, memory_short=True).code == "unsupported"
 
 
 def test_hints_name_the_service():

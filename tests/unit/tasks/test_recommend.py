@@ -71,9 +71,9 @@ def test_a_quant_that_no_model_has_is_refused(home: Home) -> None:
 
 def test_a_saved_benchmark_becomes_the_figure_of_that_model(home: Home, db: Database) -> None:
     row = Bench(
-        model="qwen3.5-9b", quant="int4", source="hub:a/b", revision="c", chip="M4 Pro", engine="0.6.0", mlx="0.32.4",
-        runs=3, concurrency=1, prompt_tokens=8192, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0, decode_tps=33.0,
-        decode_low=30.0, decode_high=35.0, total_tps=33.0, peak_bytes=1,
+        model="qwen3.5-9b", quant="int4", source="hub:a/b", revision="c", chip="M4 Pro", engine="vllm-mlx 0.6.0",
+        mlx="0.32.4", runs=3, concurrency=1, prompt_tokens=8192, gen_tokens=100, ttft_s=1.0, prompt_tps=400.0,
+        decode_tps=33.0, decode_low=30.0, decode_high=35.0, total_tps=33.0, peak_bytes=1,
     )  # fmt: skip
     bench.save(db, row)
     models = recommend.known(home)

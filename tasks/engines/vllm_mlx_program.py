@@ -1,6 +1,6 @@
 """The program of an engine process: vllm-mlx 0.6.0, with what its flags cannot say.
 
-Run as `python -P -m tasks.engines.launcher serve FOLDER --port … `; the key comes by MLXQ_TIER_KEY.
+Run as `python -P -m tasks.engines.vllm_mlx_program serve FOLDER --port … `; the key comes by MLXQ_TIER_KEY.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""What each engine can do, from engines.yaml. Pure: who has to know asks here, and not the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from catalog.model import Model
+
+SHIPPED = Path(__file__).with_name("engines.yaml")
+FALLBACK = "vllm-mlx"
+"""The engine in mlxq's own environment, which is always there."""
+
+Backend = Literal["metal", "cpu", "cuda"]
+
+
+class Kind(StrEnum):
+    """What an engine must know of a model to reuse its prompts: what a layer remembers, and which path it takes."""
+
+    ATTENTION = "attention"  # every layer keeps keys and values; they can be cut at any token
+    HYBRID = "hybrid"  # some layers keep one state, which cannot be cut
+    SLIDING = "sliding"  # some layers keep the last tokens only
+    ATTENTION_VISION = "attention-vision"
+    HYBRID_VISION = "hybrid-vision"
+    SLIDING_VISION = "sliding-vision"
+
+
+def kind(*, recurrent: bool, sliding: bool, vision: bool) -> Kind:
+    """Return the kind of a model by what its layers keep and whether it takes images."""
+    base = Kind.HYBRID if recurrent else Kind.SLIDING if sliding else Kind.ATTENTION
+    return Kind(f"{base}-vision") if vision else base
+
+
+def kind_of(model: Model) -> Kind:
+    """Return the kind of a catalog model."""
+    return kind(recurrent=model.attention.recurrent > 0, sliding=model.attention.sliding > 0, vision=model.vision)
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What of a prompt is not read again."""
+
+    turn: bool
+    """The earlier part of a conversation that grew."""
+    system: bool
+    """A system prompt that was read before, with another question after it."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What one engine does by itself on one backend; where it does not, the gateway has to."""
+
+    engine: str
+    dialects: frozenset[str]
+    """chat, completions, responses, messages, count_tokens: answered right, in the right order of events."""
+    stop_strings: bool
+    json_schema: bool
+    """Whether a schema binds the answer and leaves the other requests of the batch alone."""
+    json_object: bool
+    context_check: bool
+    """Whether a prompt over the tier's context gets an error with both numbers before it is read."""
+    cached_tokens: bool
+    """Whether `usage.prompt_tokens_details.cached_tokens` is told."""
+    counts_exactly: bool
+    """Whether count_tokens agrees with the count that `usage` tells."""
+    forced_tools: bool
+    """Whether tool_choice "required" or a named function is enforced."""
+    max_completion_tokens: bool
+    logprobs: bool
+    """Whether `logprobs` are given, and `n` over 1 is refused and not ignored."""
+    image_check: bool
+    """Whether an image to a model that cannot see is refused."""
+    cancel_on_close: bool
+    """Whether a client that closes its connection frees the slot."""
+    embeddings: bool
+    rerank: bool
+    mtp: bool
+    live_cache_quants: bool
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """One engine as engines.yaml describes it."""
+
+    name: str
+    version: str
+    """The release that was measured, and that mlxq installs."""
+    package: str
+    home: str
+    environment: Literal["mlxq", "own"]
+    """Whether it lives in mlxq's environment or has one of its own."""
+    found: str
+    download_mb: int
+    installed_mb: int
+    resident_mb: int
+    """Of the process with the built-in model."""
+    abilities: Mapping[str, Any]
+    reuse: Mapping[Kind, Reuse]
+    serial: frozenset[Kind]
+    """Kinds of which it serves one request at a time."""
+    unmeasured: frozenset[Kind]
+    """Kinds whose reuse was read from the source and not measured."""
+    disk_cache: frozenset[Kind]
+    """Kinds whose prompts survive a restart."""
+
+
+def entries() -> Mapping[str, EngineEntry]:
+    """Return every engine by name, the fallback first. Raises KeyError where engines.yaml lacks a field."""
+    return _load()
+
+
+def entry(name: str) -> EngineEntry:
+    """Return one engine. Raises KeyError for one that is not in engines.yaml."""
+    return _load()[name]
+
+
+def abilities(name: str, backend: str) -> Abilities:
+    """Return what the engine `name` does by itself on `backend` (metal, cpu or cuda). Raises KeyError."""
+    told = dict(entry(name).abilities)
+    told.pop("disk_cache")
+    dialects, schema = frozenset(told.pop("dialects")), bool(told.pop("json_schema").get(backend, False))
+    return Abilities(engine=name, dialects=dialects, json_schema=schema, **told)
+
+
+def reuses(name: str, model: Kind) -> bool:
+    """Return whether the engine `name` reads the earlier part of a conversation once, for this kind of model."""
+    return entry(name).reuse[model].turn
+
+
+def best_for(model: Kind) -> str:
+    """Return the engine that reuses prompts of this kind of model; the fallback where it does, or none does."""
+    return next((name for name in _load() if reuses(name, model)), FALLBACK)
+
+
+@cache
+def _load() -> dict[str, EngineEntry]:
+    import yaml
+
+    rows: dict[str, dict[str, Any]] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    return {name: _entry(name, row) for name, row in rows.items()}
+
+
+def _entry(name: str, row: Mapping[str, Any]) -> EngineEntry:
+    return EngineEntry(
+        name=name,
+        version=str(row["version"]),
+        package=row["package"],
+        home=row["home"],
+        environment=row["environment"],
+        found=row["found"],
+        download_mb=int(row.get("download_mb", 0)),
+        installed_mb=int(row.get("installed_mb", 0)),
+        resident_mb=int(row["resident_mb"]),
+        abilities=row["abilities"],
+        reuse={Kind(word): Reuse(**told) for word, told in row["reuse"].items()},
+        serial=frozenset(map(Kind, row["serial"])),
+        unmeasured=frozenset(map(Kind, row["unmeasured"])),
+        disk_cache=frozenset(map(Kind, row["abilities"]["disk_cache"])),
+    )

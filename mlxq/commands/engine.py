@@ -1,0 +1,286 @@
+"""`mlxq engine`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from catalog import units
+from catalog.engines import FALLBACK, EngineEntry, entries
+from mlxq import job_view, jobs_client, options, render
+from state import service, settings, stack
+from state.db import Database
+from state.errors import NotFound, UsageProblem
+from state.job import Job, NewJob
+from state.paths import Home, get_home
+from tasks import kinds
+
+if TYPE_CHECKING:
+    from tasks.engines.base import Installation
+
+MB = 1_000_000
+
+
+class Engine(click.ParamType[str]):
+    """The name of an engine."""
+
+    name = "engine"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the engines that mlxq knows."""
+        return [CompletionItem(name) for name in entries() if name.startswith(incomplete)]
+
+
+@click.group(no_args_is_help=True)
+def command() -> None:
+    """Install engines and choose between them.
+
+    An engine is the program that serves a model. vllm-mlx is always there; another one lives in an environment of its
+    own below MLXQ_HOME/engines. With `engine: auto` each model gets the engine that reads its prompts once.
+    """
+
+
+@command.command(name="list")
+@options.as_json
+def listing(*, as_json: bool) -> None:
+    """List the engines: which are here, which are used, and what runs on them."""
+    place = get_home()
+    rows = _rows(place)
+    if as_json:
+        render.data({"engine": settings.load(place)["engine"], "engines": rows})
+        return
+    render.table(
+        ["ENGINE", "VERSION", "STATE", "SIZE", "READS A PROMPT ONCE", "TIERS"],
+        [[row["engine"], row["version"], row["state"], _size(row), _kinds(row), _tiers(row)] for row in rows],
+        right=(3,),
+    )
+    missing = next((row for row in rows if row["state"] == "not installed"), None)
+    if missing:
+        render.next_step(f"mlxq engine install {missing['engine']}")
+
+
+@command.command()
+@click.argument("engine", type=Engine())
+@click.option("--version", metavar="V", help="This version, and use it.  [default: the one mlxq was tested with]")
+@click.option("--force", is_flag=True, help="Make its environment again.")
+@options.timeout
+@options.as_json
+def install(engine: str, *, version: str | None, force: bool, timeout_s: float | None, as_json: bool) -> None:
+    """Install ENGINE beside the others, and prove it on the built-in model.
+
+    Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best go
+    over to it one after another.
+    """
+    known = _installable(engine)
+    if not as_json:
+        size = units.files(known.installed_mb * MB)
+        render.say(f"{engine} {version or known.version} takes {size} in {get_home().engines}.")
+    job = _run(
+        kinds.new("install_engine", {"engine": engine, "version": version, "force": force}),
+        timeout_s=timeout_s,
+        as_json=as_json,
+    )
+    if not as_json:
+        _tell_installed(job.result)
+
+
+@command.command()
+@click.argument("engine", type=Engine())
+@click.option("--tier", metavar="NAME", help="For this tier alone.")
+@options.timeout
+def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
+    """Serve every tier, or one, with ENGINE; `auto` leaves the choice to mlxq.
+
+    The tiers that change are restarted one after another, and the others serve meanwhile.
+    """
+    place = get_home()
+    if engine not in (settings.AUTO, *entries()):
+        raise UsageProblem(f"There is no engine {engine!r}; there is: auto, {', '.join(entries())}.")
+    _require(place, engine)
+    if tier:
+        with jobs_client.reading(place) as db:
+            stack.tier(db, tier)
+        own: dict[str, str] = dict(settings.load(place)["tier-engines"]) | {tier: engine}
+        settings.write(place, "tier-engines", {name: each for name, each in own.items() if name != tier or each})
+    else:
+        settings.write(place, "engine", engine)
+    _go_over(place, timeout_s)
+
+
+@command.command()
+@click.argument("engine", type=Engine())
+@click.argument("version")
+@options.timeout
+def remove(engine: str, version: str, *, timeout_s: float | None) -> None:
+    """Delete VERSION of ENGINE; not one that a tier runs on."""
+    job = _run(kinds.new("remove_engine", {"engine": engine, "version": version}), timeout_s=timeout_s)
+    render.say(f"{engine} {version} is gone; {units.files(job.result['bytes'])} are free again.")
+
+
+@command.command()
+@click.argument("engine", type=Engine(), default="rapid-mlx")
+@click.option("--check", is_flag=True, help="Say whether there is a newer one; install nothing.")
+@options.timeout
+@options.as_json
+def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool) -> None:
+    """Install the newest version of ENGINE that this mlxq knows, and use it unless it is slower here.
+
+    It is timed against the old one; a version on which a tier does not come up is taken back.
+    """
+    known = _installable(engine)
+    if check:
+        _check(known, as_json=as_json)
+        return
+    job = _run(kinds.new("upgrade_engine", {"engine": engine}), timeout_s=timeout_s, as_json=as_json)
+    if not as_json:
+        _tell_upgraded(job.result)
+
+
+@command.command()
+@click.argument("engine", type=Engine(), default="rapid-mlx")
+@options.timeout
+def rollback(engine: str, *, timeout_s: float | None) -> None:
+    """Go back to the version of ENGINE that was used before, or to vllm-mlx where there was none."""
+    job = _run(kinds.new("rollback_engine", {"engine": engine}), timeout_s=timeout_s)
+    now = job.result["now"]
+    render.say(f"{engine} {job.result['version']} is not used any more; {now} is.")
+
+
+def _installable(engine: str) -> EngineEntry:
+    """Return the entry of an engine that can be installed. Raises UsageProblem."""
+    found = entries().get(engine)
+    if found is None or found.environment != "own":
+        names = ", ".join(name for name, each in entries().items() if each.environment == "own")
+        raise UsageProblem(f"{engine} cannot be installed; {names} can.", hint="mlxq engine list")
+    return found
+
+
+def _require(place: Home, engine: str) -> None:
+    """Raise NotFound for an engine that is not here."""
+    from tasks.engines import installed
+
+    if engine != settings.AUTO and all(each.installation.engine != engine for each in installed.releases(place)):
+        raise NotFound(f"{engine} is not installed here.", hint=f"mlxq engine install {engine}")
+
+
+def _run(new: NewJob, *, timeout_s: float | None, as_json: bool = False) -> Job:
+    place = get_home()
+    with jobs_client.writing(place) as db:
+        ids = jobs_client.enqueue(db, [new])
+    view = job_view.view(as_json=as_json)
+    ended = jobs_client.follow(place, jobs_client.with_chains(ids), view, timeout_s=timeout_s)
+    job = next(each for each in ended if each.id == ids[0])
+    if as_json:
+        render.data(job.result)
+    return job
+
+
+def _go_over(place: Home, timeout_s: float | None) -> None:
+    """Restart the tiers whose engine is another one now."""
+    from tasks.stack_jobs import engine_changes
+
+    with jobs_client.writing(place) as db:
+        jobs = engine_changes(db, place)
+        ids = jobs_client.enqueue(db, jobs) if jobs else []
+    if not ids:
+        render.say("No tier that runs has to change.")
+        return
+    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    from mlxq.commands import status
+
+    status.brief(place)
+
+
+def _rows(place: Home) -> list[dict[str, Any]]:
+    """Return a row for each version that is here, and for each engine that is not."""
+    from tasks.engines import installed
+
+    used, running, bad = _in_use(place)
+    rows: list[dict[str, Any]] = []
+    for release in installed.releases(place):
+        each = release.installation
+        state = "used" if each in used else "broken" if not release.whole else "installed"
+        if each.version in bad.get(each.engine, ()):
+            state = "failed in use"
+        size = release.proof.get("size_bytes")
+        told = {"engine": each.engine, "version": each.version, "state": state, "bytes": size}
+        rows.append(told | {"tiers": running.get(each.name, []), "reuse": _reuse(each.engine)})
+    there = {row["engine"] for row in rows}
+    for name, known in entries().items():
+        if name not in there:
+            told = {"engine": name, "version": known.version, "state": "not installed"}
+            rows.append(told | {"bytes": known.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
+    return rows
+
+
+def _in_use(place: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, tuple[str, ...]]]:
+    """Return what is used, the tiers that run on each release, and the versions that failed; before set-up too."""
+    from tasks.engines import installed
+
+    if not place.database.exists():
+        return [installed.own()], {}, {}
+    with jobs_client.reading(place) as db:
+        bad = {name: installed.wish(db, name).bad for name in entries()}
+        return installed.used(db, place), _running(db), bad
+
+
+def _running(db: Database) -> dict[str, list[str]]:
+    """Return the tiers that run on each release."""
+    found: dict[str, list[str]] = {}
+    for row in service.listing(db):
+        if row.kind == "engine" and row.pid:
+            found.setdefault(row.release or FALLBACK, []).append(row.name)
+    return found
+
+
+def _reuse(engine: str) -> list[str]:
+    return [str(kind) for kind, told in entries()[engine].reuse.items() if told.turn]
+
+
+def _size(row: dict[str, Any]) -> str:
+    return units.files(row["bytes"]) if row["bytes"] else "with mlxq"
+
+
+def _kinds(row: dict[str, Any]) -> str:
+    """Say of which models an engine reads a prompt once."""
+    return "every model" if len(row["reuse"]) == len(entries()[row["engine"]].reuse) else "not of hybrids"
+
+
+def _tiers(row: dict[str, Any]) -> str | None:
+    return ", ".join(row["tiers"]) or None
+
+
+def _tell_installed(result: dict[str, Any]) -> None:
+    proof = result["proof"]
+    words = "Installed and proven" if result["installed"] else "Here already"
+    click.echo(
+        f"{words}: {result['engine']} {result['version']}, {units.files(proof['size_bytes'])}. It starts in "
+        f"{proof['start_s']:.1f} s and read {1 - proof['reused']:.0%} of a prompt again."
+    )
+    if result["tiers"]:
+        click.echo(f"Serves now: {', '.join(result['tiers'])}.")
+    render.next_step("mlxq engine list")
+
+
+def _check(known: EngineEntry, *, as_json: bool) -> None:
+    place = get_home()
+    used = next((each.version for each in _in_use(place)[0] if each.engine == known.name), None)
+    newer = used != known.version
+    if as_json:
+        render.data({"engine": known.name, "used": used, "newest": known.version, "newer": newer})
+    elif newer:
+        render.say(f"{known.name} {known.version} can be installed; {used or 'none'} is used.")
+        render.next_step(f"mlxq engine upgrade {known.name}")
+    else:
+        render.say(f"{known.name} {used} is the newest that this mlxq knows.")
+
+
+def _tell_upgraded(result: dict[str, Any]) -> None:
+    speeds = ", ".join(f"{version} {speed:.1f} tokens/s" for version, speed in result["speeds"].items())
+    if result["used"]:
+        click.echo(f"{result['engine']} {result['version']} is used now. {speeds}")
+    else:
+        click.echo(f"{result['engine']} {result['before']} stays: the new version is slower here. {speeds}")
+    render.next_step("mlxq engine list")

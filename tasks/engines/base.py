@@ -1,0 +1,146 @@
+"""What an engine is: all that mlxq has to know of a program that serves one model over HTTP.
+
+An adapter is data and pure functions. It says how a model is served (command line and environment), where the engine
+is asked for its status, how it drops its cache, how long it may be silent, and what its last words mean. Nothing
+outside tasks/engines knows a flag, a route, a log marker or a quirk of any engine; what an engine can do is in
+catalog/engines.yaml.
+
+An adapter's program ends within DRAIN_S after SIGTERM, ends with code 0 after its last answer on SIGUSR2, takes the
+key from its environment, serves on 127.0.0.1 alone and sends nothing anywhere. tests/contract/test_engine_adapters.py
+holds every adapter to this with the real engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from catalog.engines import Kind
+from state.stack import Tier
+from tasks.plan import health, request_stats
+from tasks.plan.exit_causes import CauseRule
+from tasks.plan.health import EngineStatus, Limits
+from tasks.plan.request_stats import EngineRequest
+
+MIB = 2**20
+GIB = 2**30
+
+DRAIN_S = 4
+"""Seconds a running answer has left after SIGTERM. The engine's own end takes up to three more on a busy machine, and
+mlxq kills at 10."""
+LONGEST_ANSWER = 16_384
+"""Tokens a client may ask for. Without a limit one client holds a slot for minutes."""
+LARGEST_BUFFER_CACHE = 2 * GIB
+ENTRIES, SHORT_PROMPT = 2, 1024
+"""A cache that does not hold so many prompts of so many tokens is none."""
+
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What keeps every engine from asking anything of anyone."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an engine must know of the weights in a folder, besides what the tier says."""
+
+    kind: Kind = Kind.ATTENTION
+    thinks: bool = False
+    """Whether the chat template knows `enable_thinking`."""
+    keeps_thinking: bool = False
+    """Whether the chat template knows `preserve_thinking`."""
+    state_bytes: int = 0
+    """Bytes of the states of fixed size that each entry of a prompt cache holds."""
+    token_bytes: int = 0
+    """Bytes that each token of a prompt adds to its entry; 0 where that is not known."""
+
+    def entry_bytes(self, tokens: int) -> int:
+        """Return the bytes of the cache entry of a prompt of `tokens` tokens."""
+        return self.state_bytes + self.token_bytes * tokens
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One version of an engine on this machine."""
+
+    engine: str
+    version: str
+    python: str
+    """Absolute path of the interpreter that runs it."""
+
+    @property
+    def name(self) -> str:
+        """Return what people read: "rapid-mlx 0.16.10"."""
+        return f"{self.engine} {self.version}"
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model as it is to be served: all that a command line and an environment follow from."""
+
+    tier: Tier
+    facts: ModelFacts
+    home: str
+    """The mlxq home."""
+    key: str
+    """The key that the engine asks for."""
+    backend: str
+    """metal, cpu or cuda."""
+
+
+class PatienceWith(Protocol):
+    """How long an engine may be silent, with a model that takes images and without."""
+
+    def __call__(self, *, vision: bool) -> Limits:
+        """Return the limits."""
+        ...
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One adapter."""
+
+    name: str
+    argv: Callable[[Served, Installation], list[str]]
+    """The command line; it holds no secret."""
+    environment: Callable[[Served], dict[str, str]]
+    """What the engine's environment holds besides what every child of mlxq has; secrets included."""
+    rules: Sequence[CauseRule]
+    """What its last words mean; the first that applies is the cause."""
+    purge: tuple[str, str]
+    """Method and path that have it drop its cache of old prompts."""
+    limits: PatienceWith
+    """How long it may be silent."""
+    list_parsers: str
+    """A Python program that prints two JSON lists, of tool parsers and of reasoning parsers."""
+    status: str = "/v1/status"
+    """Path of what it says of itself."""
+    read_status: Callable[[Any], EngineStatus] = health.read_status
+    read_requests: Callable[[Any], list[EngineRequest]] = request_stats.read_requests
+    tool_parser: Callable[[str | None], str | None] = lambda name: name
+    """The catalog's name of a tool parser -> the engine's own; None where it has none."""
+    reasoning_parser: Callable[[str | None], str | None] = lambda name: name
+    environment_secrets: frozenset[str] = frozenset()
+    """Names of its variables that hold a secret."""
+
+
+def longest_answer(tier: Tier) -> int:
+    """Return the tokens that a client may ask for at most."""
+    return max(tier.max_tokens, min(LONGEST_ANSWER, tier.context))
+
+
+def cache_bytes(served: Served, *, reuses: bool) -> int:
+    """Return the bytes for old prompts: none where they cannot be reused, or where two entries do not fit.
+
+    An engine refuses an entry that is larger than its whole cache, and a growing conversation needs the entry it
+    extends beside the one it makes.
+    """
+    tier = served.tier
+    least = ENTRIES * served.facts.entry_bytes(min(tier.context, SHORT_PROMPT))
+    return tier.cache_bytes if reuses and tier.cache_bytes >= max(MIB, least) else 0

@@ -1,0 +1,206 @@
+"""The adapter of rapid-mlx 0.16.10, which lives in an environment of its own: it ships a package named vllm_mlx too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.engines.base import (
+    DRAIN_S,
+    LARGEST_BUFFER_CACHE,
+    MIB,
+    QUIET,
+    Engine,
+    Installation,
+    Served,
+    cache_bytes,
+    longest_answer,
+)
+from tasks.plan import health
+from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.plan.health import Limits
+
+NAME = "rapid-mlx"
+PROGRAM = Path(__file__).with_name("rapid_mlx_program.py")
+KEY = "RAPID_MLX_API_KEY"
+REINSTALL = "mlxq engine install rapid-mlx --force"
+
+TOOL_PARSERS = {"qwen3_xml": "qwen3_coder_xml", "qwen3.5": "qwen3_coder_xml"}
+"""Where its name differs. Its qwen3_xml reads calls as JSON; those of Qwen 3.5 and later are XML."""
+NO_TOOL_PARSERS = frozenset({"deepseek_v4", "dsml", "poolside_v1", "step", "step3p5"})
+NO_REASONING_PARSERS = frozenset({"mistral", "poolside_v1", "step3p5"})
+"""Names of the catalog for which it has none."""
+
+
+def argv(served: Served, installation: Installation) -> list[str]:
+    """Return the command line that serves a tier; its weights must be set."""
+    tier = served.tier
+    return [
+        *(installation.python, "-P", str(PROGRAM), "serve", tier.weights),
+        *("--host", "127.0.0.1", "--port", str(tier.port), "--served-model-name", tier.name),
+        *("--no-preflight", "--force-disk-check", "--disable-model-downloads", "--yes", "--log-level", "WARNING"),
+        *_limits(served),
+        *_cache(served),
+        *_parsers(served),
+    ]
+
+
+def _limits(served: Served) -> list[str]:
+    """Bound what one request and all requests together may take."""
+    tier = served.tier
+    return [
+        *("--max-num-seqs", str(tier.concurrency), "--context-length", str(tier.context)),
+        *("--max-tokens", str(tier.max_tokens)),
+        *("--timeout", str(tier.answer_timeout_s), "--prefill-step-size", str(tier.prefill_step)),
+        *(("--vision-prefill-token-budget", str(tier.context)) if tier.vision else ("--no-mllm",)),
+    ]
+
+
+def _cache(served: Served) -> list[str]:
+    """Bound the cache of old prompts; left alone it takes a fifth of the host's memory."""
+    size = cache_bytes(served, reuses=True)
+    return ["--cache-memory-mb", str(size // MIB)] if size else ["--disable-prefix-cache", "--disable-disk-caches"]
+
+
+def _parsers(served: Served) -> list[str]:
+    """Name the parsers of the model's family, and have none guessed where there is none."""
+    tool, reasoning = tool_parser(served.tier.tool_parser), reasoning_parser(served.tier.reasoning_parser)
+    return [
+        *(("--enable-auto-tool-choice", "--tool-call-parser", tool) if tool else ("--no-tool-call-parser",)),
+        *(("--reasoning-parser", reasoning) if reasoning else ("--no-reasoning-parser",)),
+    ]
+
+
+def tool_parser(name: str | None) -> str | None:
+    """Return its name for one of the catalog's tool parsers; None where it has none."""
+    return None if name is None or name in NO_TOOL_PARSERS else TOOL_PARSERS.get(name, name)
+
+
+def reasoning_parser(name: str | None) -> str | None:
+    """Return its name for one of the catalog's reasoning parsers; None where it has none."""
+    return None if name in NO_REASONING_PARSERS else name
+
+
+def environment(served: Served) -> dict[str, str]:
+    """Return the engine's part of its environment.
+
+    All it writes goes below HOME: prompts that it keeps, crash reports, marks of its first use. --cache-memory-mb is
+    not heeded on the path of models with vision, RAPID_MLX_PREFIX_CACHE_MAX_BYTES on both.
+    """
+    tier = served.tier
+    size = cache_bytes(served, reuses=True)
+    return {
+        KEY: served.key,
+        "HOME": f"{served.home}/cache/{tier.name}",
+        "MLXQ_DRAIN_S": str(DRAIN_S),
+        "RAPID_MLX_TELEMETRY": "0",
+        "RAPID_MLX_DISABLE_VERSION_CHECK": "1",
+        "RAPID_MLX_DISABLE_MODEL_DOWNLOADS": "1",
+        "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
+        "RAPID_MLX_NO_BANNER": "1",
+        "RAPID_MLX_MAX_GENERATION_TOKENS": str(longest_answer(tier)),
+        "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(tier.prefill_step),
+        **({"RAPID_MLX_PREFIX_CACHE_MAX_BYTES": str(size)} if size else {}),
+        "APC_EXACT_CACHE_ENTRIES": str(EXACT_ENTRIES) if size else "0",
+        **QUIET,
+        **_backend(served),
+    }
+
+
+EXACT_ENTRIES = 64
+"""Prompts that the path of models with vision keeps, two a request; the bytes bound them first."""
+
+
+def _backend(served: Served) -> dict[str, str]:
+    """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
+    if served.backend == "cpu":
+        return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
+    return {
+        "MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.tier.memory_bytes // 8)),
+        "MLXQ_MEMORY_BYTES": str(served.tier.memory_bytes),
+    }
+
+
+def limits(*, vision: bool) -> Limits:
+    """Return its patience; with vision, some steps run where its server answers."""
+    return health.VISION if vision else health.TEXT
+
+
+RULES = (
+    CauseRule(
+        "port_taken",
+        "Another program took its port.",
+        "mlxq doctor",
+        permanent=True,
+        marker=r"^\s*Error: Port \d+ (?:is )?already in use",
+    ),
+    CauseRule(
+        "damaged",
+        "The weights are truncated or damaged.",
+        REPAIR,
+        permanent=True,
+        marker=r"Cause: .*(?:truncated or unreadable|checkpoint is incomplete)",
+    ),
+    CauseRule(
+        "weights_missing",
+        "The weights are not in their folder.",
+        REPAIR,
+        permanent=True,
+        marker=r"Cause: .*(?:does not exist|missing model weights)",
+    ),
+    CauseRule(
+        "damaged",
+        "config.json or the tokenizer of the model is missing.",
+        REPAIR,
+        permanent=True,
+        marker=r"Cause: .*(?:missing config\.json|no tokenizer files)",
+    ),
+    CauseRule(
+        "unsupported",
+        "The engine does not know models of type {0}.",
+        "mlxq models",
+        permanent=True,
+        marker=r"Cause: config\.json requests unsupported model_type '([^']+)'",
+    ),
+    CauseRule(
+        "not_installed",
+        "The Python package {0} is missing from the engine's environment.",
+        REINSTALL,
+        permanent=True,
+        marker=r"^ModuleNotFoundError: No module named '([^']+)'",
+    ),
+    CauseRule("not_installed", "The engine's environment is gone.", REINSTALL, permanent=True, codes=(126, 127)),
+    CauseRule(
+        "bad_argument",
+        "The engine refused its command line: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"error: (.+?)\.?$",
+        codes=(2,),
+    ),
+    CauseRule(
+        "bad_argument",
+        "The engine refused its settings: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"^\s*(?:Error|Cause): (.+?)\.?$",
+        codes=(1, 3),
+    ),
+)
+"""Collected by breaking rapid-mlx 0.16.10 on purpose, one way at a time."""
+
+ENGINE = Engine(
+    name=NAME,
+    argv=argv,
+    environment=environment,
+    rules=RULES,
+    purge=("POST", "/v1/cache/clear"),
+    limits=limits,
+    list_parsers=(
+        "import json; from rapid_mlx.reasoning import list_parsers; "
+        "from rapid_mlx.tool_parsers import ToolParserManager; "
+        "print(json.dumps([sorted(ToolParserManager.tool_parsers), list_parsers()]))"
+    ),
+    tool_parser=tool_parser,
+    reasoning_parser=reasoning_parser,
+    environment_secrets=frozenset({KEY}),
+)

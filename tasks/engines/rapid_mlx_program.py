@@ -1,0 +1,67 @@
+"""The program of an engine process: rapid-mlx 0.16.10, with what its flags cannot say.
+
+Run by the Python of the engine's own environment, where mlxq is not: `PYTHON -P rapid_mlx_program.py serve FOLDER …`.
+It imports nothing of mlxq. The key comes by RAPID_MLX_API_KEY, HOME is a folder below mlxq's own.
+"""
+
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Serve one model until SIGTERM; what it saves, prompts among it, only its user can read."""
+    os.umask(0o077)
+    Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    bound_the_drain(int(os.environ.get("MLXQ_DRAIN_S", "4")))
+    sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
+    # Not its console script: that one asks pip to repair an environment from which something is missing.
+    from rapid_mlx.cli import main as serve
+
+    serve()
+
+
+def bound_the_drain(seconds: int) -> None:
+    """Give uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+    import uvicorn
+    from rapid_mlx import _uvicorn
+
+    def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
+        limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
+        server = _uvicorn.AcceptingConnectionsServer(
+            uvicorn.Config(app, **(wanted | limits)), on_server_accepting=on_server_accepting
+        )
+        signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
+        server.run()
+        if not server.started:
+            sys.exit(3)
+
+    _uvicorn._run_server = run  # noqa: SLF001 - there is no flag
+
+
+def drain(server: Any) -> None:
+    """Take no more requests, and end with code 0 after the last answer, however long that takes."""
+    server.config.timeout_graceful_shutdown = None
+    server.should_exit = True
+
+
+def memory_arguments(memory_bytes: int) -> list[str]:
+    """Return the flag for the share of Metal's working set that is the tier's; other back ends have no such limit."""
+    import mlx.core as mx
+
+    whole = mx.device_info().get("max_recommended_working_set_size") if mx.metal.is_available() else None
+    if not whole or not memory_bytes:
+        return []
+    return ["--gpu-memory-utilization", f"{min(0.95, max(0.02, memory_bytes / int(whole))):.3f}"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The adapter of vllm-mlx 0.6.0, which lives in mlxq's own environment."""
+
+from __future__ import annotations
+
+import json
+
+from catalog.engines import Kind, reuses
+from tasks.engines.base import (
+    LARGEST_BUFFER_CACHE,
+    MIB,
+    QUIET,
+    Engine,
+    Installation,
+    Served,
+    cache_bytes,
+    longest_answer,
+)
+from tasks.plan import health
+from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.plan.health import Limits
+
+NAME = "vllm-mlx"
+KEY = "MLXQ_TIER_KEY"
+
+
+def argv(served: Served, installation: Installation) -> list[str]:
+    """Return the command line that serves a tier; its weights must be set."""
+    tier = served.tier
+    return [
+        *(installation.python, "-P", "-m", "tasks.engines.vllm_mlx_program", "serve", tier.weights),
+        *("--host", "127.0.0.1", "--port", str(tier.port), "--served-model-name", tier.name),
+        *("--continuous-batching", "--offline", "--enable-metrics"),
+        *_limits(served),
+        *_cache(served),
+        *_parsers(served),
+        *_template(served),
+    ]
+
+
+def _limits(served: Served) -> list[str]:
+    """Bound what one request and all requests together may take."""
+    tier = served.tier
+    return [
+        *("--max-num-seqs", str(tier.concurrency)),
+        *("--max-tokens", str(tier.max_tokens), "--max-request-tokens", str(longest_answer(tier))),
+        *("--timeout", str(tier.answer_timeout_s), "--prefill-step-size", str(tier.prefill_step)),
+        *(("--mllm-prefill-step-size", str(tier.prefill_step)) if tier.vision else ()),
+    ]
+
+
+def _cache(served: Served) -> list[str]:
+    """Bound the cache of old prompts; left alone, every engine takes a fifth of the free memory."""
+    size = cache_bytes(served, reuses=_reuses(served))
+    return ["--cache-memory-mb", str(size // MIB)] if size else ["--disable-prefix-cache"]
+
+
+def _reuses(served: Served) -> bool:
+    """Tell whether a growing prompt can hit: a hybrid's state cannot be cut, so that its history must stay as it was.
+
+    Templates of Qwen 3.6 and later drop the thoughts of earlier turns unless `preserve_thinking` is set.
+    """
+    kind = served.facts.kind
+    unknown = kind in {Kind.SLIDING, Kind.SLIDING_VISION}
+    return unknown or reuses(NAME, kind) or served.facts.keeps_thinking
+
+
+def _parsers(served: Served) -> list[str]:
+    """Name the parsers of the model's family; the engine's `auto` turns some calls into wrong ones."""
+    tier = served.tier
+    tool = ["--enable-auto-tool-choice", "--tool-call-parser", tier.tool_parser] if tier.tool_parser else []
+    return tool + (["--reasoning-parser", tier.reasoning_parser] if tier.reasoning_parser else [])
+
+
+def _template(served: Served) -> list[str]:
+    """Keep the thoughts of earlier turns in the prompt, so that the next one begins with what was read before."""
+    if not served.facts.keeps_thinking:
+        return []
+    return ["--default-chat-template-kwargs", json.dumps({"preserve_thinking": True})]
+
+
+def environment(served: Served) -> dict[str, str]:
+    """Return the engine's part of its environment."""
+    tier = served.tier
+    return {
+        KEY: served.key,
+        "MLXQ_PREFIX_CACHE": f"{served.home}/cache/{tier.name}",
+        "MLXQ_MEMORY_BYTES": str(tier.memory_bytes),
+        **QUIET,
+        **_backend(served),
+    }
+
+
+def _backend(served: Served) -> dict[str, str]:
+    """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
+    if served.backend == "cpu":
+        return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
+    return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.tier.memory_bytes // 8))}
+
+
+def limits(*, vision: bool) -> Limits:
+    """Return its patience: models with vision step on the server's event loop, and nothing is answered meanwhile."""
+    return health.VISION if vision else health.TEXT
+
+
+RULES = (
+    CauseRule(
+        "damaged",
+        "The weights are truncated or damaged.",
+        REPAIR,
+        permanent=True,
+        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
+    ),
+    CauseRule(
+        "weights_missing",
+        "The weights are not in their folder.",
+        REPAIR,
+        permanent=True,
+        marker=r"No safetensors found|not found in local cache|Repo id must be in the form"
+        r"|appropriate snapshot folder",
+    ),
+    CauseRule(
+        "damaged",
+        "config.json of the model is missing or unreadable.",
+        REPAIR,
+        permanent=True,
+        marker=r"Cannot determine whether .* is a multimodal model",
+    ),
+    CauseRule(
+        "unsupported",
+        "The engine does not know models of type {0}.",
+        "mlxq models",
+        permanent=True,
+        marker=r"Model type (\S+) not supported",
+    ),
+    CauseRule(
+        "bad_argument",
+        "The engine refused its command line: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"error: (.+?)\.?$",
+        codes=(2,),
+    ),
+    CauseRule(
+        "bad_argument",
+        "The engine refused its settings: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"^Error: (.+?)\.?$",
+        codes=(1,),
+    ),
+)
+"""Collected by breaking vllm-mlx 0.6.0 on purpose, one way at a time."""
+
+ENGINE = Engine(
+    name=NAME,
+    argv=argv,
+    environment=environment,
+    rules=RULES,
+    purge=("DELETE", "/v1/cache/prefix"),
+    limits=limits,
+    list_parsers=(
+        "import json; from vllm_mlx.reasoning import list_parsers; "
+        "from vllm_mlx.tool_parsers import ToolParserManager; "
+        "print(json.dumps([ToolParserManager.list_registered(), list_parsers()]))"
+    ),
+    environment_secrets=frozenset({KEY}),
+)

@@ -1,0 +1,314 @@
+"""What every engine must do under mlxq, held against the real engines: one suite for all adapters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from support import hybrid_model
+from support.engines import KEY, MIB, Engine, installation, offline_prefix
+
+from catalog.engines import Abilities, Kind, abilities, reuses
+from tasks.engines import adapters, model_facts, reuse
+from tasks.engines.base import Installation
+from tasks.plan.exit_causes import explain
+from tasks.supervision import probe
+from tasks.system import process
+from tasks.system.process import How
+from tasks.weights import builtin
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RESIDENT = 400 * MIB
+ASK = str(Path(__file__).parents[1] / "support" / "ask_once.py")
+INSIDE = """
+ip link set lo up
+url=$1 key=$2
+shift 2
+"$@" >&2 &
+engine=$!
+python3 -I "$0" "$url" "$key"
+pkill -TERM -P $engine
+wait $engine
+"""
+"""Runs an engine where there is no way out, asks it once, and ends it; $0 is the program that asks."""
+SECRET = "my landlord is called Ferdinand"
+SCHEMA = {
+    "type": "json_schema",
+    "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return builtin.ensure(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def models(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {name: hybrid_model.make(name, root / name, weights) for name in hybrid_model.NAMES}
+
+
+@pytest.fixture(scope="module", params=list(adapters.ENGINES))
+def at(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return installation(request.param, tmp_path_factory.getbasetemp() / "engines")
+
+
+@pytest.fixture(scope="module")
+def able(at: Installation) -> Abilities:
+    return abilities(at.engine, "cpu")
+
+
+@pytest.fixture(scope="module")
+def engine(at: Installation, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    made = Engine(tmp_path_factory.mktemp("engine"), weights, at)
+    made.start()
+    yield made
+    made.stop(1)
+
+
+def test_it_serves_the_tier_by_its_name_and_wants_the_key(engine: Engine):
+    assert probe.models(engine.port, KEY, 30) == {"fast"}
+    assert probe.one_token(engine.port, KEY, "fast", 120) < 120
+    assert engine.ask(max_tokens=4).json()["model"] == "fast"
+    assert probe.ask(engine.port, "/v1/models", "wrong", 10).status == 401
+    assert probe.ask(engine.port, "/v1/models", "", 10).status == 401
+
+
+def test_it_is_small(engine: Engine):
+    """Without torch, which costs 750 MB an engine."""
+    print(f"{engine.at.name}: start {engine.started_s:.1f} s, resident {engine.resident / MIB:.0f} MiB")
+
+    assert engine.resident <= RESIDENT
+    maps = Path(f"/proc/{engine.identity.pid}/maps")
+    assert not maps.exists() or "libtorch" not in maps.read_text()
+
+
+def test_the_key_is_in_no_command_line_and_no_log(engine: Engine):
+    listing = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, text=True, check=True)
+
+    assert f"--port {engine.port}" in listing.stdout
+    assert KEY not in listing.stdout
+    assert KEY not in engine.log.read_text()
+
+
+def test_what_users_write_stays_out_of_the_log(engine: Engine):
+    engine.ask(SECRET, max_tokens=4)
+
+    assert SECRET not in engine.log.read_text()
+    assert "Ferdinand" not in engine.log.read_text()
+
+
+def test_its_status_shows_progress(engine: Engine):
+    """Steps and tokens grow while it works, and it is idle afterwards: what the watchdog judges by."""
+    before = engine.status()
+    engine.ask(max_tokens=8, temperature=0)
+    after = engine.status()
+
+    assert after.steps_executed > before.steps_executed
+    assert after.completion_tokens >= before.completion_tokens + 4
+    assert (after.num_running, after.num_waiting, after.loaded) == (0, 0, True)
+
+
+def test_it_listens_on_loopback_alone(engine: Engine):
+    listing = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+    at = {line.split()[3] for line in listing.splitlines() if line.split()[3].endswith(f":{engine.port}")}
+
+    assert at == {f"127.0.0.1:{engine.port}"}
+
+
+def test_an_answer_over_the_limit_is_refused(engine: Engine):
+    assert engine.ask(max_tokens=16_385).status_code in {400, 422}
+
+
+def test_stop_strings_are_as_the_catalog_says(engine: Engine, able: Abilities):
+    """Greedy, the built-in model says the same each time; its first words hold an `e`."""
+    whole = engine.ask("Say hello.", max_tokens=16, temperature=0).json()["choices"][0]["message"]["content"]
+    stopped = engine.ask("Say hello.", max_tokens=16, temperature=0, stop=["e"]).json()["choices"][0]
+
+    assert "e" in whole
+    assert ("e" not in stopped["message"]["content"]) is able.stop_strings
+
+
+def test_the_context_check_is_as_the_catalog_says(engine: Engine, able: Abilities):
+    """An engine without one reads the prompt for minutes: it is not asked then, the gateway counts."""
+    if not able.context_check:
+        pytest.skip("the gateway counts for it")
+    answer = engine.ask("word " * 9000, max_tokens=4)
+
+    assert answer.status_code == 400
+    assert "8192" in answer.text
+
+
+def test_cached_tokens_are_told_as_the_catalog_says(engine: Engine, able: Abilities):
+    talk = [{"role": "user", "content": "one two three " * 100}]
+    engine.post("/v1/chat/completions", {"model": "fast", "messages": talk, "max_tokens": 2})
+    talk += [{"role": "assistant", "content": "four"}, {"role": "user", "content": "and then?"}]
+    usage = engine.post("/v1/chat/completions", {"model": "fast", "messages": talk, "max_tokens": 2}).json()["usage"]
+
+    assert bool((usage.get("prompt_tokens_details") or {}).get("cached_tokens")) is able.cached_tokens
+
+
+def test_the_limit_under_another_name_is_as_the_catalog_says(engine: Engine, able: Abilities):
+    usage = engine.ask("Tell a story.", max_completion_tokens=3, temperature=0).json()["usage"]
+
+    assert (usage["completion_tokens"] == 3) is able.max_completion_tokens
+
+
+def test_a_second_turn_of_the_built_in_model_reads_little_again(engine: Engine):
+    share = reuse.share(engine.port, KEY, "fast", engine.at.name)
+    print(f"{engine.at.name}: {share:.0%} of the first turn not read again")
+
+    assert share >= 0.9
+
+
+def test_it_drops_its_cache_when_told(engine: Engine):
+    probe.purge(engine.port, KEY, 30, release=engine.at.name)
+    before = engine.status().cached_tokens
+    engine.ask("one two three " * 100, max_tokens=2)
+
+    assert engine.status().cached_tokens - before < 50
+
+
+def test_a_client_that_closes_frees_the_slot(engine: Engine):
+    wanted = engine.body("Tell a very long story.", max_tokens=2000, stream=True)
+    with httpx.stream(
+        "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
+    ) as answer:
+        next(line for line in answer.iter_lines() if "content" in line)
+        assert engine.status().num_running == 1
+    deadline = time.monotonic() + 60
+    while engine.status().num_running:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _stream(engine: Engine, flowing: threading.Event, ended: list[str]) -> None:
+    wanted = engine.body("Tell a very long story.", max_tokens=4000, stream=True)
+    try:
+        with httpx.stream(
+            "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
+        ) as answer:
+            for line in answer.iter_lines():
+                if '"content"' in line:
+                    flowing.set()
+                ended[:] = [line or ended[-1] if ended else line]
+    except httpx.TransportError:
+        return
+
+
+def test_its_end_has_a_bound(at: Installation, models: dict[str, Path], tmp_path: Path):
+    """A 4000-token answer would hold it for minutes; the limit here is for a slow machine."""
+    engine = Engine(tmp_path, models["plain"], at)
+    engine.start()
+    flowing = threading.Event()
+    reader = threading.Thread(target=_stream, args=(engine, flowing, []))
+    reader.start()
+    assert flowing.wait(120)
+    stopped = engine.stop()
+    reader.join(10)
+    print(f"{at.name}: ended in {stopped.seconds:.1f} s")
+
+    assert stopped.how == How.ASKED
+    assert engine.exit_code() == 143
+
+
+def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
+    at: Installation, models: dict[str, Path], tmp_path: Path
+):
+    engine = Engine(tmp_path, models["plain"], at)
+    engine.start()
+    wanted = engine.body("Tell a story.", max_tokens=400, stream=True)
+    url, lines, told = f"{engine.url}/v1/chat/completions", [""], False
+    with httpx.stream("POST", url, json=wanted, headers=engine.headers, timeout=240) as answer:
+        for line in answer.iter_lines():
+            if '"content"' in line and not told:
+                told = True
+                engine.drain()
+            if line:
+                lines.append(line)
+
+    assert lines[-1] == "data: [DONE]"
+    assert process.wait(engine.identity, 60)
+    assert engine.exit_code() == 0
+
+
+@pytest.mark.parametrize("name", hybrid_model.NAMES)
+def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path], tmp_path: Path, name: str):
+    """The three families, thinking left to the engine's default, a client that sends no thoughts back."""
+    engine = Engine(tmp_path, models[name], at, context=4096, more={"vision": name == "vision"})
+    engine.start()
+    share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
+    engine.stop()
+    kind = model_facts.read(models[name]).kind
+    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again")
+
+    assert kind == {"plain": Kind.ATTENTION, "hybrid": Kind.HYBRID, "vision": Kind.HYBRID_VISION}[name]
+    assert (share >= 0.95) is reuses(at.engine, kind)
+
+
+def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, weights: Path, tmp_path: Path):
+    """It holds what users wrote, so that it must be where mlxq can purge it, and only its owner can read it."""
+    engine = Engine(tmp_path, weights, at)
+    engine.start()
+    engine.ask("word " * 300, max_tokens=2)
+    engine.stop()
+    saved = [file for file in (tmp_path / "cache" / "fast").rglob("*") if file.is_file()]
+
+    assert any(file.name == "index.json" for file in saved)
+    assert all(file.stat().st_mode & 0o077 == 0 for file in saved)
+
+
+def _broken(how: str, weights: Path, folder: Path) -> Path:
+    shutil.copytree(weights, folder)
+    if how == "cut":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif how == "empty":
+        (folder / "model.safetensors").unlink()
+    elif how == "unknown":
+        config = json.loads((folder / "config.json").read_text()) | {"model_type": "mamba9"}
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [("cut", "damaged"), ("empty", "weights_missing"), ("unknown", "unsupported")]
+)
+def test_its_last_words_are_understood(at: Installation, weights: Path, tmp_path: Path, how: str, code: str):
+    engine = Engine(tmp_path / "home", _broken(how, weights, tmp_path / how), at)
+    engine.spawn()
+    assert process.wait(engine.identity, 240)
+    cause = explain(engine.exit_code(), engine.log.read_text(), "fast", adapters.rules(at.name))
+
+    assert (cause.code, cause.permanent) == (code, True)
+
+
+def test_nothing_leaves_the_machine(at: Installation, models: dict[str, Path], tmp_path: Path):
+    """In a network namespace that has loopback alone it starts and answers; every look-up is seen by strace."""
+    prefix = offline_prefix()
+    if prefix is None or shutil.which("strace") is None:
+        pytest.skip("this system allows no network namespace, or has no strace")
+    engine = Engine(tmp_path, models["plain"], at)
+    launch, trace = engine.launch(), tmp_path / "trace"
+    words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), *launch.argv]
+    done = subprocess.run(
+        [*prefix, "/bin/sh", "-c", INSIDE, ASK, engine.url, KEY, *words],
+        env=launch.environment(1),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    calls = [line for line in trace.read_text().splitlines() if "AF_INET" in line]
+
+    assert done.stdout.split() == ["200"], done.stderr[-2000:]
+    assert [line for line in calls if "127.0.0.1" not in line and "::1" not in line] == []

@@ -1,0 +1,155 @@
+"""Make small models of random weights of the families that mlxq prefers, for measuring what is read again.
+
+`plain` has full attention (llama), `hybrid` is qwen3_5 as text, three recurrent layers to one of full attention, and
+`vision` the same with a vision tower and processor, as the published Qwen 3.5 to 3.8 folders are. The last two carry a
+chat template with the logic of Qwen 3.6 and later: the thoughts of turns before the last user message are dropped
+unless `preserve_thinking` is true, and a prompt ends with an open <think> unless `enable_thinking` is false.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+NAMES = ("plain", "hybrid", "vision")
+TOKENS = 49_152
+"""Of the built-in model's tokenizer, which all three use."""
+CONTEXT = 32_768
+
+TEMPLATE = (
+    "{%- set ns = namespace(last=messages|length - 1) %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
+    "{%- for message in messages %}{%- if message.role == 'assistant' %}"
+    "{%- set rc = message.reasoning_content if message.reasoning_content is string else '' %}"
+    "{%- if (preserve_thinking is defined and preserve_thinking is true) or (loop.index0 > ns.last) %}"
+    "{{- '<|im_start|>assistant\\n<think>\\n' + rc + '\\n</think>\\n\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>assistant\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}"
+    "{%- else %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}{%- endif %}"
+)
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": TOKENS,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "eos_token_id": 2,
+}
+ROPE = {"rope_theta": 1e7, "partial_rotary_factor": 0.5}
+TEXT = SIZES | {
+    "model_type": "qwen3_5_text",
+    "head_dim": 32,
+    "full_attention_interval": 4,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    **ROPE,
+    "rope_parameters": {"type": "default", "mrope_section": [4, 2, 2], **ROPE},
+}
+TOWER = {
+    "model_type": "qwen3_5",
+    "depth": 1,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "out_hidden_size": 64,
+    "num_heads": 2,
+    "patch_size": 16,
+    "in_channels": 3,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 256,
+    "deepstack_visual_indexes": [],
+}
+IMAGES = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+PROCESSOR = {
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+    "processor_class": "Qwen3VLProcessor",
+}
+PROCESSORS = {
+    "preprocessor_config": {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "size": {"longest_edge": 16_777_216, "shortest_edge": 65_536},
+        **PROCESSOR,
+    },
+    "video_preprocessor_config": {
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "size": {"longest_edge": 25_165_824, "shortest_edge": 4096},
+        **PROCESSOR,
+    },
+}
+
+
+def make(name: str, folder: Path, builtin: Path) -> Path:
+    """Write one of the three into `folder`, with the tokenizer of the built-in model, and return it."""
+    import mlx.core as mx
+
+    mx.random.seed(1)
+    config, model = {"plain": _plain, "hybrid": _hybrid, "vision": _vision}[name]()
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(folder / "model.safetensors", model)
+    folder.joinpath("config.json").write_text(json.dumps(config))
+    for each in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(builtin / each, folder)
+    if name != "plain":
+        _write_template(folder, vision=name == "vision")
+    return folder
+
+
+def _plain() -> tuple[dict[str, Any], Any]:
+    from mlx_lm.models import llama
+
+    config = SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    return config, llama.Model(llama.ModelArgs.from_dict(config))
+
+
+def _hybrid() -> tuple[dict[str, Any], Any]:
+    from mlx_lm.models import qwen3_5
+
+    config = {"model_type": "qwen3_5", "text_config": TEXT, "eos_token_id": 2, "tie_word_embeddings": True}
+    config |= {"architectures": ["Qwen3_5ForCausalLM"]}
+    return config, qwen3_5.Model(qwen3_5.ModelArgs.from_dict(config))
+
+
+def _vision() -> tuple[dict[str, Any], Any]:
+    from mlx_vlm.models import qwen3_5
+
+    config: dict[str, Any] = {"model_type": "qwen3_5", "text_config": TEXT, "vision_config": TOWER, "eos_token_id": 2}
+    config |= {"architectures": ["Qwen3_5ForConditionalGeneration"], "tie_word_embeddings": True, "vocab_size": TOKENS}
+    config |= IMAGES
+    return config, qwen3_5.Model(qwen3_5.ModelConfig.from_dict(config))
+
+
+def _save(file: Path, model: Any) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    weights = {
+        name: value.astype(mx.bfloat16) if value.dtype == mx.float32 else value
+        for name, value in tree_flatten(model.parameters())
+    }
+    mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+
+
+def _write_template(folder: Path, *, vision: bool) -> None:
+    file = folder / "tokenizer_config.json"
+    told = json.loads(file.read_text()) | {"chat_template": TEMPLATE}
+    if vision:
+        told["processor_class"] = "Qwen3VLProcessor"
+        for name, content in PROCESSORS.items():
+            folder.joinpath(f"{name}.json").write_text(json.dumps(content))
+    file.write_text(json.dumps(told))
