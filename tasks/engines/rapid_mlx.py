@@ -128,7 +128,7 @@ def limits(*, vision: bool) -> Limits:
 RULES = (
     CauseRule(
         "port_taken",
-        "Another program took its port.",
+        "Another program is using its port.",
         "mlxq doctor",
         permanent=True,
         marker=r"^\s*Error: Port \d+ (?:is )?already in use",
