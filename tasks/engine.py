@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tasks.engines.base import Installation, Served
 from tasks.plan import health
 from tasks.queue import Context, job
 from tasks.supervision import lifecycle
+from tasks.system import ports
 from tasks.system.child import run_child
 from tasks.weights import builtin
 
@@ -177,7 +177,7 @@ def _smoke(context: Context, installation: Installation, weights: Path) -> dict[
         model="smollm2-135m",
         quant="int4",
         source=builtin.SOURCE,
-        port=_free_port(),
+        port=ports.spare(),
         context=4096,
         memory_bytes=2**30,
         cache_bytes=256 * MIB,
@@ -202,13 +202,6 @@ def _smoke(context: Context, installation: Installation, weights: Path) -> dict[
         "tools": False,
         "pid": None,
     }
-
-
-def _free_port() -> int:
-    """Ask the system for a port that nobody has."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
 
 
 def _speed(context: Context, installation: Installation) -> float:
