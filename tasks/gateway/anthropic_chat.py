@@ -1,4 +1,4 @@
-"""Anthropic's messages through an engine's chat: for engines whose own messages tell less than their chat does."""
+"""Anthropic's messages through an engine's chat: for engines whose own messages say less than their chat does."""
 
 from __future__ import annotations
 

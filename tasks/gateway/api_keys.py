@@ -64,8 +64,8 @@ class KeyRing:
 
 def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return the key in a request's headers: OpenAI's style, or Anthropic's."""
-    found = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
-    scheme, _, token = found.get(b"authorization", "").partition(" ")
+    values = {name.lower(): value.decode("latin-1").strip() for name, value in headers}
+    scheme, _, token = values.get(b"authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
         return token.strip()
-    return found.get(b"x-api-key") or None
+    return values.get(b"x-api-key") or None

@@ -1,4 +1,4 @@
-"""The gateway's ASGI application: keys, routes, bodies, rates; what it has checked goes on to the relay."""
+"""The gateway's ASGI application: keys, routes, bodies, rates; what it has checked is passed to the relay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.gateway.dialects import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESS
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal
 from tasks.gateway.priority import Queue
-from tasks.gateway.relay import Errand, Relay
+from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import BYTES_PER_TOKEN, Routes
@@ -58,7 +58,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
         call = Call(scope["path"])
         dialect = BY_PATH.get(call.path) or (MESSAGES if call.path.startswith("/v1/messages") else CHAT)
@@ -71,7 +71,7 @@ class Application:
         else:
             await self._serve(scope, receive, call, reply)
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Start and end with the server."""
         while (await receive())["type"] != "lifespan.shutdown":
             await send({"type": "lifespan.startup.complete"})
@@ -87,7 +87,7 @@ class Application:
             return
         scope[KNOWN] = True
         call.key = key.name
-        if refusal := _closed(scope):
+        if refusal := _route_refusal(scope):
             await reply.refuse(refusal)
         elif call.path in BY_PATH:
             await self._post(scope, receive, call, key, reply)
@@ -108,15 +108,15 @@ class Application:
             content = await body.read(receive, scope["headers"], self._limit)
         except Gone:
             return
-        errand = content if isinstance(content, Refusal) else self._errand(call, content, key)
-        if isinstance(errand, Refusal):
-            await reply.refuse(errand)
+        request = content if isinstance(content, Refusal) else self._relay_request(call, content, key)
+        if isinstance(request, Refusal):
+            await reply.refuse(request)
             self._count(call)
             return
-        await self._relay(errand, key, receive, reply)
+        await self._relay(request, key, receive, reply)
 
-    def _errand(self, call: Call, content: bytes, key: Key) -> Errand | Refusal:
-        """Return what is to be done for a body, or what is wrong with it."""
+    def _relay_request(self, call: Call, content: bytes, key: Key) -> RelayRequest | Refusal:
+        """Return the request to relay for a body, or the refusal of it."""
         call.body = content
         dialect = BY_PATH[call.path]
         request = checks.read(dialect.schema, content)
@@ -129,9 +129,9 @@ class Application:
             return self._no_model(call.asked)
         if key.tiers and tier not in key.tiers:
             return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
-        return self._hurried(key) or self._undone(dialect) or _errand(call, dialect, request, tier)
+        return self._rate_limited(key) or self._unsupported(dialect) or _relay_request(call, dialect, request, tier)
 
-    def _undone(self, dialect: Dialect) -> Refusal | None:
+    def _unsupported(self, dialect: Dialect) -> Refusal | None:
         if any(dialect.name in route.can.dialects for route in self._routes.tiers.values()) or dialect is MESSAGES:
             return None
         kind = "embedding" if dialect is EMBEDDINGS else "reranking"
@@ -141,22 +141,22 @@ class Application:
         known = ", ".join(self._routes.exact_names)
         return Refusal(404, f"There is no model {name[:100]!r} here. There are: {known}.", "model_not_found", "model")
 
-    def _hurried(self, key: Key) -> Refusal | None:
+    def _rate_limited(self, key: Key) -> Refusal | None:
         wait = self._ring.rate_limited(key)
         if wait is None:
             return None
         message = f"Rate limit exceeded: key {key.name} allows {key.rpm} requests per minute."
         return Refusal(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait) + 1)})
 
-    async def _relay(self, errand: Errand, key: Key, receive: Receive, reply: Reply) -> None:
-        """Have a request answered; it ends at once when its client leaves."""
-        call, task = errand.call, asyncio.current_task()
+    async def _relay(self, request: RelayRequest, key: Key, receive: Receive, reply: Reply) -> None:
+        """Relay a request; it ends at once when its client leaves."""
+        call, task = request.call, asyncio.current_task()
         assert task is not None
         leaving = asyncio.create_task(_watch(receive, call, task))
         try:
             async with self._queue.turn(background=key.background) as waited:
                 call.waited_s = waited
-                await self._parts()[1].serve(errand, reply)
+                await self._parts()[1].serve(request, reply)
         except asyncio.CancelledError:
             if not call.gone:
                 raise
@@ -180,14 +180,14 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
     task.cancel()
 
 
-def _errand(call: Call, dialect: Dialect, request: Fields, tier: str) -> Errand:
+def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> RelayRequest:
     streams = bool(getattr(request, "stream", None)) and dialect.streams
     alone = bool(getattr(request, "disable_fallbacks", False)) or dialect is COUNT_TOKENS
-    return Errand(call, dialect, request, tier, alone, streams)
+    return RelayRequest(call, dialect, request, tier, alone, streams)
 
 
-def _closed(scope: Scope) -> Refusal | None:
-    """Return why a route does not answer: it is none, or none for this method."""
+def _route_refusal(scope: Scope) -> Refusal | None:
+    """Return the refusal of a path that is no route, or not for this method; None for a route."""
     path, method = scope["path"], scope["method"]
     reads = any(path == known or path.startswith(f"{known}/") for known in MODELS)
     if not reads and path not in BY_PATH:
@@ -205,7 +205,7 @@ def _unknown_key(given: str | None) -> Refusal:
 
 
 def _log_dropped(request: Fields, content: bytes) -> None:
-    """Count, by name, the fields that no schema knows; only where somebody reads it."""
+    """Count, by name, the fields that no schema knows; only where the log level shows it."""
     if log.isEnabledFor(logging.DEBUG):
         named = {field.alias or name for name, field in type(request).model_fields.items()}
         dropped = sorted(name[:60] for name in cast("dict[str, Any]", orjson.loads(content)) if name not in named)

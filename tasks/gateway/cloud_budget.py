@@ -11,7 +11,7 @@ from state import cloud_spend
 from tasks.gateway.request_context import Call
 
 UNPRICED_USD = 0.01
-"""What a request counts for when the host did not tell its cost, as when its stream broke."""
+"""What a request counts for when the host did not state its cost, as when its stream broke."""
 
 log = logging.getLogger("mlxq.cloud")
 

@@ -1,4 +1,4 @@
-"""Which web pages' scripts may read answers: those of the setting allowed-origins, and without it none."""
+"""Which web pages' scripts may read answers: those of the setting allowed-origins, none without it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Tokens = tuple[int, int]
 
 @dataclass(frozen=True)
 class Seen:
-    """What one event tells."""
+    """What one event says."""
 
     spoke: bool = False
     """It has words, thoughts or a tool call in it, or the end."""
@@ -56,9 +56,9 @@ class Dialect:
         return sse.encode(payload, "error" if self.anthropic else "")
 
 
-def tokens(told: Any) -> Tokens | None:
-    """Return the tokens that a `usage` of any dialect tells."""
-    usage = obj(told)
+def tokens(said: Any) -> Tokens | None:
+    """Return the tokens that a `usage` of any dialect says."""
+    usage = obj(said)
     if not usage:
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))

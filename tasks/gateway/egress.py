@@ -76,12 +76,12 @@ class Wall:
         if fresh or time.monotonic() - self._resolved_at > RESOLVE_S:
             self._own.looks = True
             try:
-                found = socket.getaddrinfo(self._cloud[0], self._cloud[1], type=socket.SOCK_STREAM)
+                addresses = socket.getaddrinfo(self._cloud[0], self._cloud[1], type=socket.SOCK_STREAM)
             except OSError:
-                found = []
+                addresses = []
             finally:
                 self._own.looks = False
-            self._resolved |= {str(entry[4][0]) for entry in found}
+            self._resolved |= {str(entry[4][0]) for entry in addresses}
             self._resolved_at = time.monotonic()
         return self._resolved
 

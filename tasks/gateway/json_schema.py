@@ -1,6 +1,6 @@
 """JSON answers where the engine does not hold an answer to a schema: the prompt asks for it, and the answer is checked.
 
-A schema is a client's, so checking it is bounded: no regular expressions of its own, and so many steps. `pattern` and
+A schema is a client's, so its check is bounded: no regular expressions, and a limit on its steps. `pattern` and
 `patternProperties` reach the model and are not checked.
 """
 

@@ -1,4 +1,4 @@
-"""Parsed JSON whose shape nobody has promised: what is not of the wanted kind counts as empty."""
+"""Parsed JSON whose shape is unknown: what is not of the wanted kind counts as empty."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def objects(value: Any) -> list[dict[str, Any]]:
 
 def first(value: Any) -> dict[str, Any]:
     """Return the first object in a list; an empty one where there is none."""
-    found = objects(value)
-    return found[0] if found else {}
+    items = objects(value)
+    return items[0] if items else {}

@@ -97,7 +97,7 @@ async def _folded(plan: Plan, source: ChunkSource, count: Count, id: str) -> tup
 
 
 async def _check_fold(plan: Plan, fold: Fold) -> None:
-    """Check a whole answer. One that was cut by its length is not judged: its `finish_reason` tells."""
+    """Check a whole answer. One that was cut by its length is not judged: its `finish_reason` says so."""
     if plan.needs_call and not fold.calls:
         raise _without_call()
     if plan.schema is not None and not fold.calls and fold.finish != "length":
@@ -127,8 +127,8 @@ class Stream(Protocol):
         ...
 
 
-def _check_room(held: bytearray) -> None:
-    if len(held) > HELD_BYTES:
+def _check_room(content: bytearray) -> None:
+    if len(content) > HELD_BYTES:
         raise EngineDown("answered without an end")
 
 
@@ -152,17 +152,17 @@ class ByteStream:
 
     async def opening(self) -> bytes:
         """Return all up to the first words; the whole stream where it has to be checked first."""
-        plan, told = self._plan, bytearray()
+        plan, content = self._plan, bytearray()
         async for run in self._runs:
-            told += run
+            content += run
             if self._spoke and plan.schema is None and (self._called or not plan.needs_call):
-                return bytes(told)
-            _check_room(told)
+                return bytes(content)
+            _check_room(content)
         if plan.needs_call and not self._called:
             raise _without_call()
         if plan.schema is not None and self._last.get("status") == "completed":
             await _checked(_response_text(self._last), plan.schema)
-        return bytes(told)
+        return bytes(content)
 
     def rest(self) -> AsyncIterator[bytes]:
         """Yield what comes after the opening."""
@@ -232,15 +232,15 @@ class ChunkStream:
         """Return all up to the first words; up to the tool call, or the end, where that has to be checked."""
         if self._plan.schema is not None:
             return await self._checked_whole()
-        told = bytearray(self._encoder.start() if self._encoder else b"")
+        content = bytearray(self._encoder.start() if self._encoder else b"")
         async for chunk in self._chunks:
-            told += self._written(chunk)
+            content += self._written(chunk)
             if self._may_open(chunk):
-                return bytes(told)
-            _check_room(told)
+                return bytes(content)
+            _check_room(content)
         if self._plan.needs_call:
             raise _without_call()
-        return bytes(told)
+        return bytes(content)
 
     def _may_open(self, chunk: Chunk) -> bool:
         if not self._plan.needs_call:

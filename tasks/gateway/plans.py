@@ -14,12 +14,12 @@ from tasks.gateway.schemas import Fields
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background")
-"""Fields that the door has dealt with."""
+"""Fields that the checks have handled."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One question to an engine."""
+    """One request to an engine."""
 
     dialect: Dialect
     """As which the engine is asked."""

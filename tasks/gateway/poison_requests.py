@@ -2,7 +2,7 @@
 
 A request that was in flight when a tier died is tried once more elsewhere: most often the tier died by itself. When a
 second tier dies of it, no other tier gets it for a while, also when the client sends it again. A tier that a person
-killed or that hung tells the same story as one that the request killed; so every PROBE_S one tier is tried with it.
+killed or that hung looks the same as one that the request killed; so every PROBE_S one tier is tried with it.
 """
 
 from __future__ import annotations

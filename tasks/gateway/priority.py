@@ -23,7 +23,7 @@ class Queue:
 
     @asynccontextmanager
     async def turn(self, *, background: bool) -> AsyncGenerator[float]:
-        """Hold a turn; gives the seconds that were waited for it."""
+        """Hold a turn; yield the seconds that were waited for it."""
         waited = await self._stand_back() if background else 0.0
         if background:
             yield waited

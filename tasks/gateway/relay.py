@@ -1,4 +1,4 @@
-"""Takes a checked request to the engines, one after another, until one answers; its bytes go straight back."""
+"""Sends a checked request to the engines, one after another, until one answers; its bytes go straight back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Refused(Exception):
 
 
 class _BrokenOff(EngineDown):
-    """An engine failed after the first words of its answer, which the caller has been told."""
+    """An engine failed after the first words of its answer, which the caller already has."""
 
 
 class _Unfit(Exception):
@@ -51,12 +51,12 @@ class _Unfit(Exception):
 
 
 @dataclass
-class Errand:
-    """One request on its way to an answer."""
+class RelayRequest:
+    """One checked request to relay."""
 
     call: Call
     dialect: Dialect
-    request: Fields
+    fields: Fields
     tier: str
     alone: bool
     """Whether the caller wants this tier or none."""
@@ -64,11 +64,11 @@ class Errand:
     overlong: set[str] = field(default_factory=set[str])
     """Tiers that are too small for it."""
     busy: dict[str, str] = field(default_factory=dict[str, str])
-    """Tiers that have enough to do -> when to ask again."""
+    """Tiers that are at their limit -> seconds after which to ask again."""
 
 
 class Relay:
-    """The way from a request to an answer."""
+    """Relays requests to the engines, and to the cloud last."""
 
     def __init__(
         self, routes: Routes, client: EngineClient, guard: PoisonGuard, cooldown: Cooldown, cloud: Cloud | None
@@ -78,41 +78,41 @@ class Relay:
         self._guard = guard
         self._cooldown = cooldown
         self._cloud = cloud
-        self._at_work: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
 
-    async def serve(self, errand: Errand, reply: Reply) -> None:
+    async def serve(self, request: RelayRequest, reply: Reply) -> None:
         """Have the first tier that can answer the request."""
-        if errand.streams:
+        if request.streams:
             reply.wait()
         try:
-            refusal = await self._first_answer(errand, reply)
+            refusal = await self._first_answer(request, reply)
         except (_Refused, NotAsAsked) as problem:
             refusal = problem.refusal
         finally:
             await reply.stop_waiting()
         if refusal is not None:
-            self._log(errand, refusal)
+            self._log(request, refusal)
             await reply.refuse(refusal)
 
-    async def _first_answer(self, errand: Errand, reply: Reply) -> Refusal | None:
+    async def _first_answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
         """Ask one tier after another; return the refusal where none answers."""
-        chain = [errand.tier] if errand.alone else self._cooldown.order(self._routes.chain(errand.tier))
+        chain = [request.tier] if request.alone else self._cooldown.order(self._routes.chain(request.tier))
         for tier in chain:
-            self._check_poison(errand.call)
+            self._check_poison(request.call)
             try:
-                await (self._ask_cloud(errand, reply) if tier == CLOUD else self._ask(errand, tier, reply))
+                await (self._ask_cloud(request, reply) if tier == CLOUD else self._ask(request, tier, reply))
             except _Unfit:
                 continue
             except _BrokenOff as problem:
-                self._failed(errand.call, tier, problem)
+                self._failed(request.call, tier, problem)
                 return None
             except EngineDown as problem:
-                self._failed(errand.call, tier, problem)
+                self._failed(request.call, tier, problem)
             else:
-                self._guard.answered(lambda: errand.call.fingerprint)
+                self._guard.answered(lambda: request.call.fingerprint)
                 self._cooldown.answered(tier)
                 return None
-        return self._exhausted(errand)
+        return self._exhausted(request)
 
     def _check_poison(self, call: Call) -> None:
         if killers := self._guard.killers(lambda: call.fingerprint):
@@ -125,19 +125,19 @@ class Relay:
         call.failures[tier] = str(problem)
         self._cooldown.failed(tier)
         if problem.died:
-            self._guard.crashed(call.fingerprint, tier, alone=self._at_work[tier] == 0)
+            self._guard.crashed(call.fingerprint, tier, alone=self._in_flight[tier] == 0)
 
-    def _exhausted(self, errand: Errand) -> Refusal:
+    def _exhausted(self, request: RelayRequest) -> Refusal:
         """Return why none of the tiers answered."""
-        failures = errand.call.failures
-        if errand.overlong and not failures and not errand.busy:
+        failures = request.call.failures
+        if request.overlong and not failures and not request.busy:
             return errors.overflow(self._routes.largest)
-        if errand.busy and not failures:
-            return errors.busy(max(errand.busy.values(), key=lambda wait: int(wait) if wait.isdigit() else 0) or "1")
-        return errors.unavailable({**failures, **dict.fromkeys(errand.busy, "is busy")})
+        if request.busy and not failures:
+            return errors.busy(max(request.busy.values(), key=lambda wait: int(wait) if wait.isdigit() else 0) or "1")
+        return errors.unavailable({**failures, **dict.fromkeys(request.busy, "is busy")})
 
-    def _log(self, errand: Errand, refusal: Refusal) -> None:
-        call = errand.call
+    def _log(self, request: RelayRequest, refusal: Refusal) -> None:
+        call = request.call
         failures = "; ".join(f"{tier} {problem}" for tier, problem in call.failures.items())
         log.warning(
             "%d %s key=%s asked=%r: %s", refusal.status, call.path, call.key, call.asked, failures or refusal.code
@@ -145,71 +145,73 @@ class Relay:
 
     # One engine
 
-    async def _ask(self, errand: Errand, tier: str, reply: Reply) -> None:
+    async def _ask(self, request: RelayRequest, tier: str, reply: Reply) -> None:
         """Have one engine answer. Raises EngineDown, _Unfit, _Refused, NotAsAsked."""
         route = self._routes.tiers[tier]
-        plan = await self._planned(errand, route)
+        plan = await self._planned(request, route)
         content = orjson.dumps(plan.body)
-        await self._check_length(errand, plan, content, route)
-        errand.call.tried.append(tier)
+        await self._check_length(request, plan, content, route)
+        request.call.tried.append(tier)
         for name in plan.dropped:
             reply.add("x-mlxq-dropped", name)
         with self._counted(tier):
             answer = await self._client.post(route, plan.dialect.path, content, stream=plan.asks_stream)
             try:
                 if answer.status >= _BAD:
-                    await self._bad(errand, tier, answer)
-                await self._pass_on(errand, plan, route, answer, reply)
+                    await self._bad(request, tier, answer)
+                await self._pass_on(request, plan, route, answer, reply)
             finally:
                 answer.close()
 
     @contextmanager
     def _counted(self, tier: str) -> Generator[None]:
-        """Count who is at work at a tier."""
-        self._at_work[tier] += 1
+        """Count the requests in flight at a tier."""
+        self._in_flight[tier] += 1
         try:
             yield
         finally:
-            self._at_work[tier] -= 1
+            self._in_flight[tier] -= 1
 
-    async def _planned(self, errand: Errand, route: Route) -> Plan:
-        refusal = checks.not_carried_out(errand.request, route.name, route.can, vision=route.vision)
+    async def _planned(self, request: RelayRequest, route: Route) -> Plan:
+        refusal = checks.not_carried_out(request.fields, route.name, route.can, vision=route.vision)
         if refusal is not None:
-            if route.name == errand.tier:
+            if route.name == request.tier:
                 raise _Refused(refusal)
-            errand.call.failures[route.name] = "cannot do what was asked"
+            request.call.failures[route.name] = "cannot do what was asked"
             raise _Unfit
-        plan = plans.plan(errand.dialect, errand.request, route.name, route.can)
+        plan = plans.plan(request.dialect, request.fields, route.name, route.can)
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
         return plan
 
-    async def _check_length(self, errand: Errand, plan: Plan, content: bytes, route: Route) -> None:
+    async def _check_length(self, request: RelayRequest, plan: Plan, content: bytes, route: Route) -> None:
         if route.can.context_check:
             return
-        if await context_limit.excess(errand.call, content, plan.body, route, self._client) is not None:
-            errand.overlong.add(route.name)
+        if await context_limit.excess(request.call, content, plan.body, route, self._client) is not None:
+            request.overlong.add(route.name)
             raise _Unfit
 
-    async def _bad(self, errand: Errand, tier: str, answer: Answer) -> None:
+    async def _bad(self, request: RelayRequest, tier: str, answer: Answer) -> None:
         """Judge an engine's error. Raises _Unfit, _Refused, EngineDown; the engine's words go no further."""
         if answer.status == _BUSY:
-            errand.busy[tier] = answer.retry_after or "1"
+            request.busy[tier] = answer.retry_after or "1"
             raise _Unfit
         if answer.status not in _THE_CALLERS:
             raise EngineDown(f"answered {answer.status}")
         content = await answer.read()
         if errors.about_length(content):
-            errand.overlong.add(tier)
+            request.overlong.add(tier)
             raise _Unfit
         if b"invalid_response_format_output" in content:
             message = "The model's answer does not match the schema."
             raise _Refused(Refusal(422, message, "schema_mismatch"))
         raise _Refused(errors.refused_by_engine(tier, answer.status))
 
-    async def _pass_on(self, errand: Errand, plan: Plan, route: Route, source: ChunkSource, reply: Reply) -> None:
-        """Send an engine's good answer to the caller. After its first words a failure is told in the stream."""
-        call = errand.call
+    async def _pass_on(
+        self, request: RelayRequest, plan: Plan, route: Route, source: ChunkSource, reply: Reply
+    ) -> None:
+        """Send an engine's good answer to the caller. After its first words a failure ends the stream as an error."""
+        call = request.call
 
         async def count(answered: int) -> Mapping[str, int] | None:
             return await self._usage_so_far(route, answered)
@@ -251,17 +253,17 @@ class Relay:
 
     # The cloud
 
-    async def _ask_cloud(self, errand: Errand, reply: Reply) -> None:
+    async def _ask_cloud(self, request: RelayRequest, reply: Reply) -> None:
         """Have the last resort answer. Raises EngineDown, _Unfit, _Refused, NotAsAsked."""
         assert self._cloud is not None, "a chain with the cloud in it has one"
-        call = errand.call
+        call = request.call
         if spent := self._cloud.budget.exhausted():
             call.failures[CLOUD] = spent
             raise _Unfit
-        plan = await self._planned(errand, self._cloud.route)
+        plan = await self._planned(request, self._cloud.route)
         call.tried.append(CLOUD)
         async with self._cloud.asked(call, plan) as source:
-            await self._pass_on(errand, plan, self._cloud.route, source, reply)
+            await self._pass_on(request, plan, self._cloud.route, source, reply)
 
 
 def _note(call: Call, used: tuple[int, int] | None) -> None:

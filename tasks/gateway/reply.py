@@ -1,4 +1,4 @@
-"""The answer to one request as it is sent: whole, refused, or a stream that tells while it waits that it lives."""
+"""The answer to one request as it is sent: whole, refused, or a stream that sends comments while it waits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.gateway.errors import Refusal
 from tasks.gateway.request_context import Call
 
 WAIT_S = 10.0
-"""Silence after which a waiting stream says that it lives; clients and proxies give up after 30 s or more."""
+"""Seconds of silence after which a waiting stream gets a comment; clients and proxies give up after 30 s or more."""
 _JSON = "application/json"
 _FAILED = 400
 
@@ -54,7 +54,7 @@ class Reply:
         await self.whole(content, refusal.status)
 
     def wait(self) -> None:
-        """Say every WAIT_S that the stream lives, until its first words come."""
+        """Send a comment every WAIT_S seconds until the first words come."""
         self._beat = asyncio.get_running_loop().call_later(WAIT_S, self._start_beat)
 
     def _start_beat(self) -> None:

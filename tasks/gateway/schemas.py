@@ -87,7 +87,7 @@ class Other(Fields):
 
 
 def _tag(known: frozenset[str], default: str = "") -> Discriminator:
-    """Return what tells the kinds of a part apart: by `type`; all other known names are one kind."""
+    """Return the discriminator of a part: by `type`; all other known names are one kind."""
 
     def kind(part: Any) -> str | None:
         name = part.get("type", default) if isinstance(part, dict) else getattr(part, "type", default)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - a client's JSON
@@ -180,7 +180,7 @@ class ResponseFormat(Fields):
 
 
 class StreamOptions(Fields):
-    """What a stream tells beside the words."""
+    """What a stream says beside the words."""
 
     include_usage: bool = False
 

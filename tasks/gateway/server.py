@@ -1,7 +1,7 @@
 """The gateway's server and its listening sockets: on trial beside another, serving, leaving.
 
 uvicorn gets its sockets once and closes them as it ends. Here they come from the gateway that served before, and are
-let go of long before the end, while answers in flight go on.
+let go of long before the end, while answers in flight are finished.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
         """Whether all that is asked so far is mlxq's own proof."""
         self._first = bound([(LOOPBACK, trial)] if trial else addresses)
         self.ended_by: list[int] = []
-        """Signals that told it to end; uvicorn raises them again at once, before the last requests are counted."""
+        """Signals that asked it to end; uvicorn raises them again at once, before the last requests are counted."""
         self._collecting: asyncio.Task[None] | None = None
         self._change: asyncio.Task[None] | None = None
         """What is under way; asyncio itself holds its tasks weakly."""
@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
         door.start()
 
     def _matched(self, given: Sequence[socket.socket]) -> list[socket.socket]:
-        """Give a socket for each address: one that was given, or a new one. What is not needed is closed."""
+        """Return a socket for each address: one that was handed over, or a new one. What is not needed is closed."""
         there = {one.getsockname(): one for one in given}
         for address in there.keys() - set(self._addresses):
             there.pop(address).close()
@@ -145,7 +145,7 @@ class Server(uvicorn.Server):
         self.servers.append(server)
 
     def _open_door(self) -> None:
-        """Be found as the one who serves; one that cannot be found serves all the same."""
+        """Publish itself as the gateway that serves; where that fails it serves all the same."""
         try:
             door = self._door()
             door.take_place(self._first)
@@ -176,7 +176,7 @@ class Server(uvicorn.Server):
         """End when the connections there are have had their answers.
 
         A client may send its next request on a connection that was kept, so none is closed before it idled out:
-        it is answered, and told that this answer was the connection's last.
+        it is answered, with word that this answer was the connection's last.
         """
         self.config.encoded_headers.append(_LAST_ANSWER)
         self.server_state.default_headers = [*self.server_state.default_headers, _LAST_ANSWER]
@@ -187,5 +187,5 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _used(self) -> bool:
-        """Tell whether a connection is left on which anything was ever asked."""
+        """Return whether a connection is left on which anything was ever asked."""
         return any(getattr(one, "cycle", None) for one in self.server_state.connections)

@@ -10,7 +10,7 @@ import orjson
 DONE = b"[DONE]"
 END = b"\n\n"
 COMMENT = b": waiting\n\n"
-"""Says to a client that its connection lives; every client skips it."""
+"""A comment that keeps a connection open; every client skips it."""
 
 
 async def whole_events(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:

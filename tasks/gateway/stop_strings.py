@@ -1,4 +1,4 @@
-"""Stop strings, found in a text that arrives in pieces."""
+"""Stop strings, searched in a text that arrives in pieces."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _tier(tier: Tier, engine: str) -> dict[str, Any]:
 
 
 def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:
-    """Lay the person's own names over ours. Raises UsageProblem for one that leads nowhere or is taken."""
+    """Return our aliases and, over them, the user's. Raises UsageProblem for one that leads nowhere or is taken."""
     names = [tier.name for tier in tiers]
     for alias, tier in own.items():
         if tier not in names:
@@ -118,7 +118,7 @@ def environment(
     cloud_url: str = OPENROUTER,
     cloud_cap_usd: float = 1.0,
 ) -> dict[str, str]:
-    """Give the whole environment of the gateway.
+    """Return the whole environment of the gateway.
 
     `secrets` holds what secrets.env holds, and OPENROUTER_API_KEY when the person gave one; `base` is the
     worker's environment, `home` the mlxq home, `backend` one of metal, cpu, cuda, `cloud_cap_usd` what
@@ -137,7 +137,7 @@ def environment(
 
 
 def argv(python: str, config_path: str, port: int, *, host: str = LOOPBACK) -> list[str]:
-    """Give the gateway's command line; it holds no secret."""
+    """Return the gateway's command line; it holds no secret."""
     return [python, "-P", "-m", "tasks.gateway", config_path, str(port), "--host", host]
 
 

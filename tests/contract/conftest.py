@@ -75,7 +75,7 @@ class Upstream:
         return httpx.get(f"{self.url}/seen").json()
 
     def open(self) -> int:
-        """Give how many requests it is at work on."""
+        """Return how many requests it has in flight."""
         return httpx.get(f"{self.url}/open").json()
 
     def tier(self) -> Tier:

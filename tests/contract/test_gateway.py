@@ -116,11 +116,11 @@ def test_words_that_end_streams_elsewhere_do_not_here(
 
 
 def test_a_heartbeat_is_no_part_of_an_answer(client: openai.OpenAI, upstreams: dict[str, Upstream]):
-    told: list[list[str | None]] = []
+    texts: list[list[str | None]] = []
     for order in ("say a b c", "beat a b c"):
         stream = client.chat.completions.create(model="standard", messages=user(order), stream=True)
-        told.append([c.choices[0].delta.content for c in stream if c.choices])
-    assert told[0] == told[1]
+        texts.append([c.choices[0].delta.content for c in stream if c.choices])
+    assert texts[0] == texts[1]
 
 
 def test_fields_that_openai_does_not_know_reach_the_engine(client: openai.OpenAI, upstreams: dict[str, Upstream]):

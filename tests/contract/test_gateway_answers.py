@@ -42,7 +42,7 @@ def claude(proxy: Gateway, upstreams: dict[str, Upstream]) -> anthropic.Anthropi
 
 
 def test_a_stop_string_ends_an_answer(client: openai.OpenAI, upstreams: dict[str, Upstream]):
-    """The engine ignores `stop` and would go on to ten words; usage counts what was made until then."""
+    """The engine ignores `stop` and would continue to ten words; usage counts what was made until then."""
     answer = client.chat.completions.create(model="standard", messages=user("go"), stop=["four"])
     assert answer.choices[0].message.content == "one two three "
     assert answer.choices[0].finish_reason == "stop"
@@ -380,16 +380,16 @@ def test_background_requests_stand_back(proxy: Gateway, upstreams: dict[str, Ups
 
 
 def counted(proxy: Gateway, key: str, requests: int) -> dict[str, Any]:
-    """Wait until that many requests of a key are counted; give its sums."""
-    found: dict[str, Any] = {}
+    """Wait until that many requests of a key are counted; return its sums."""
+    row: dict[str, Any] = {}
     deadline = time.monotonic() + 10
-    while found.get("requests") != requests:
-        assert time.monotonic() < deadline, found
+    while row.get("requests") != requests:
+        assert time.monotonic() < deadline, row
         time.sleep(0.2)
         db = read_database(Home(proxy.home))
-        found = next((row for row in usage.totals(db, "key") if row["key"] == key), {})
+        row = next((row for row in usage.totals(db, "key") if row["key"] == key), {})
         db.close()
-    return found
+    return row
 
 
 def test_the_first_word_is_counted_when_it_comes(proxy: Gateway, upstreams: dict[str, Upstream], ring: Any):
@@ -406,9 +406,9 @@ def test_usage_is_counted_by_key_and_tier(proxy: Gateway, upstreams: dict[str, U
     upstreams["standard"].kill()
     proxy.post("/v1/chat/completions", CHAT, key)
     proxy.post("/v1/chat/completions", {**CHAT, "model": "nope"}, key)
-    found = counted(proxy, "counted", 4)
-    assert (found["failed"], found["fallbacks"]) == (1, 1)
-    assert (found["prompt_tokens"], found["completion_tokens"]) == (21, 7)
+    row = counted(proxy, "counted", 4)
+    assert (row["failed"], row["fallbacks"]) == (1, 1)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (21, 7)
 
 
 def test_no_key_and_no_prompt_is_in_the_log(proxy: Gateway, upstreams: dict[str, Upstream]):

@@ -38,10 +38,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Put one job in, run it here as the worker does, and give its row."""
+    """Put one job in, run it here as the worker does, and return its row."""
     ours = runner(db, home, TASKS, monkeypatch)
     monkeypatch.setattr(runtime, "runtime", executor.runtime)
-    aside = runtime.Runtime()  # what the watchdog asks for at an end must meet nobody
+    aside = runtime.Runtime()  # what the watchdog asks for at an end must reach no worker
     aside.home = Home(tmp_path / "aside").make()
     monkeypatch.setattr(repairs, "runtime", aside)
     monkeypatch.setattr(watchdog, "runtime", aside)
@@ -52,18 +52,18 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def is_up(db: Database, one: Upstream) -> None:
     """Write down that a stand-in is this tier's engine and ready."""
     assert one.process
-    found = process.identify(one.process.pid)
-    assert found
+    identity = process.identify(one.process.pid)
+    assert identity
     service.ensure(db, one.name, "engine", one.port)
     service.request_start(db, one.name, ["stand-in"], "print", one.port)
-    service.apply(db, one.name, ServiceEvent.SPAWNED, identity=process.encode(found), started_at=db.now())
+    service.apply(db, one.name, ServiceEvent.SPAWNED, identity=process.encode(identity), started_at=db.now())
     service.apply(db, one.name, ServiceEvent.BECAME_READY, ready_at=db.now())
     assert service.get(db, one.name).state == State.READY
 
 
 @pytest.fixture
 def serving(db: Database, home: Home, run: Run, every_upstream: dict[str, Upstream]) -> Iterator[service.Service]:
-    """Give the row of a gateway that serves the tier `standard`."""
+    """Return the row of a gateway that serves the tier `standard`."""
     settings.write(home, "litellm-port", free_port())
     every_upstream["standard"].start()
     is_up(db, every_upstream["standard"])
@@ -104,7 +104,7 @@ def test_a_change_of_tiers_is_proven_then_applied(
 def test_a_change_that_does_not_work_changes_nothing(
     home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
 ):
-    """The tier is up, and the new configuration asks for it where nobody is."""
+    """The tier is up, and the new configuration asks for it at a port where nothing listens."""
     before = home.gateway_config.read_text()
     stack.replace(db, [replace(every_upstream["standard"].tier(), port=free_port())])
 
@@ -175,18 +175,18 @@ def test_no_client_notices_that_the_gateway_is_replaced(
 def test_a_gateway_that_cannot_take_over_changes_nothing(
     home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
 ):
-    """Once its address is not this machine's, once its port is another's; it is told which."""
+    """Once its address is not this machine's, once its port is another's; the error names which."""
     keys.create(keys.place(home), "app")
     with Load(serving.port, secrets.read(home.secrets)[secrets.MASTER]) as load:
         settings.write(home, "gateway-host", "203.0.113.7")
-        told = [run("restart", service="gateway").error or ""]
+        errors = [run("restart", service="gateway").error or ""]
         settings.reset(home, "gateway-host")
         settings.write(home, "litellm-port", every_upstream["fast"].port)
-        told.append(run("restart", service="gateway").error or "")
+        errors.append(run("restart", service="gateway").error or "")
 
-    assert "203.0.113.7 is no address of this machine" in told[0]
-    assert f"Port {every_upstream['fast'].port}, which gateway needs, is taken by " in told[1]
-    assert told[1].endswith(f"gateway stays on port {serving.port}.")
+    assert "203.0.113.7 is no address of this machine" in errors[0]
+    assert f"Port {every_upstream['fast'].port}, which gateway needs, is taken by " in errors[1]
+    assert errors[1].endswith(f"gateway stays on port {serving.port}.")
     assert load.failures == []
     assert settled(home, db).identity == serving.identity
 
@@ -218,9 +218,9 @@ def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database,
 
 
 def test_a_gateway_that_was_killed_is_started_anew(home: Home, db: Database, run: Run, serving: service.Service):
-    found = lifecycle.running(serving)
-    assert found
-    process.stop(found, 0)
+    identity = lifecycle.running(serving)
+    assert identity
+    process.stop(identity, 0)
 
     assert run("restart", service="gateway", why="gone").state == "succeeded"
 
@@ -281,14 +281,14 @@ def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: 
     keys = [*secrets.read(home.secrets).values(), "sk-or-v1-of-the-scan"]
     db.run("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    told = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file()}
+    contents = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file()}
     for path in (home.secrets, home.config):
         assert path.stat().st_mode & 0o077 == 0
-        del told[path]
-    found = process.decode(service.get(db, "gateway").identity or "")
-    told[home.root / "argv"] = " ".join(psutil.Process(found.pid).cmdline()).encode()
+        del contents[path]
+    identity = process.decode(service.get(db, "gateway").identity or "")
+    contents[home.root / "argv"] = " ".join(psutil.Process(identity.pid).cmdline()).encode()
     unit = units.place(system=False)
-    told[home.root / "unit"] = units.systemd(unit).encode() + units.launchd(unit)
-    assert any(path.name == "state.db" for path in told)
-    assert any(path.name == "gateway.log" for path in told)
-    assert [(path, key) for path, content in told.items() for key in keys if key.encode() in content] == []
+    contents[home.root / "unit"] = units.systemd(unit).encode() + units.launchd(unit)
+    assert any(path.name == "state.db" for path in contents)
+    assert any(path.name == "gateway.log" for path in contents)
+    assert [(path, key) for path, content in contents.items() for key in keys if key.encode() in content] == []

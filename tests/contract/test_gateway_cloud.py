@@ -25,7 +25,7 @@ def cloud(every_upstream: dict[str, Upstream]) -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def lonely(proxy: Gateway, cloud: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Give a gateway whose one tier is dead, with a cloud to fall back to and two unpriced requests to spend."""
+    """Yield a gateway whose one tier is dead, with a cloud to fall back to and two unpriced requests to spend."""
     dead = type(cloud)("standard")
     made = type(proxy)(
         home=tmp_path_factory.mktemp("lonely"),

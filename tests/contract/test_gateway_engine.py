@@ -33,7 +33,7 @@ SCHEMA: Any = {
 
 @pytest.fixture(scope="module")
 def engine(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
-    """Give a real engine in the place of the stand-in for `standard`."""
+    """Yield a real engine in the place of the stand-in for `standard`."""
     home = tmp_path_factory.mktemp("engine")
     made = type(every_upstream["fast"])("standard")
     tier = replace(made.tier(), weights=str(builtin.ensure(home / "models")), concurrency=2, context=2048)
@@ -82,12 +82,12 @@ def said(client: openai.OpenAI, **more: Any) -> Any:
 def stops(engine: Upstream) -> None:
     deadline = time.monotonic() + 10
     while httpx.get(f"{engine.url}/v1/status", headers={"Authorization": "Bearer sk-tier"}).json()["num_running"]:
-        assert time.monotonic() < deadline, "the engine still works on an answer that nobody waits for"
+        assert time.monotonic() < deadline, "the engine still works on an answer whose client left"
         time.sleep(0.1)
 
 
 def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, engine: Upstream):
-    """Text and usage are those of the whole answer, cut; the engine does not go on behind it."""
+    """Text and usage are those of the whole answer, cut; the engine does not continue behind it."""
     whole = said(client)
     text = whole.choices[0].message.content
     assert "Paris" in text
@@ -136,7 +136,7 @@ def test_a_hung_engine_is_left_in_time(gateway: Gateway, client: openai.OpenAI, 
 
 
 def test_an_engine_killed_in_its_answer_is_replaced(gateway: Gateway, client: openai.OpenAI, engine: Upstream):
-    """Last in this file: the watchdog's kill is what makes the gateway go on to the next tier."""
+    """Last in this file: the watchdog's kill is what makes the gateway try the next tier."""
     engine.send(signal.SIGSTOP)
     asked = subprocess.Popen(
         [sys.executable, "-c", f"import time, os; time.sleep(2); os.kill({engine.process and engine.process.pid}, 9)"]

@@ -1,6 +1,6 @@
 """Bodies that hypothesis makes, over the routes that take one: nothing opens, nothing breaks, no tier is rested.
 
-GATEWAY_BODIES says how many (10,000 before a release). Around the real gateway stand scripted engines, which tell what
+GATEWAY_BODIES says how many (10,000 before a release). Around the real gateway stand scripted engines, which say what
 reached them, and a listener that nothing may ever connect to.
 """
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 BODIES = int(os.environ.get("GATEWAY_BODIES", "1500"))
 GROWTH_MB = 120
-"""Resident memory that so many bodies may leave behind."""
+"""Resident memory that these bodies may leave behind."""
 ROUTES = ("chat/completions", "completions", "responses", "messages", "messages/count_tokens", "embeddings", "rerank")
 MODELS = ("standard", "fast", "longctx", "gpt-4o", "claude-opus-4-5", "nosuch", "openai/fast", "cloud", "*")
 NAMES = ("LITELLM_MASTER_KEY", "MLXQ_TIER_KEY", "OPENROUTER_API_KEY")
@@ -130,7 +130,7 @@ STEERING: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("api_base", "base_url", "aws_bedrock_runtime_endpoint", "azure_endpoint", "vertex_location"), URL),
     **dict.fromkeys(("api_key", "azure_ad_token", "aws_secret_access_key", "vertex_credentials"), SECRET),
 }
-"""Fields by which LiteLLM is told where to go, with what key, for how long: facts of 1.106.2."""
+"""Fields that tell LiteLLM where to go, with what key, for how long: facts of 1.106.2."""
 
 PART = st.one_of(
     st.fixed_dictionaries({"type": st.sampled_from(["text", "input_text", "output_text"]), "text": TEXT}),

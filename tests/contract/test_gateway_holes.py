@@ -34,7 +34,7 @@ USER: Any = [{"role": "user", "content": "say hello"}]
 
 
 class Listener(threading.Thread):
-    """Whom nobody may reach: keeps whatever comes, and says nothing."""
+    """A server that must not be reached: keeps whatever comes, and says nothing."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -66,7 +66,7 @@ def evil() -> Iterator[Listener]:
 
 @pytest.fixture
 def app(proxy: Gateway) -> Iterator[str]:
-    """Give an app's key for the tier fast alone."""
+    """Return an app's key for the tier fast alone."""
     place = keys.place(Home(proxy.home))
     yield keys.create(place, "app", tiers=("fast",))
     place.unlink()
@@ -104,7 +104,7 @@ ASKED: dict[str, dict[str, Any]] = {
 def test_no_field_of_a_body_gives_orders(
     proxy: Gateway, upstreams: dict[str, Upstream], evil: Listener, app: str, path: str
 ):
-    """The tier answers as if they were not there; nothing of them reaches it, and nobody else is reached."""
+    """The tier answers as if they were not there; nothing of them reaches it, and no other server is reached."""
     for order in orders(evil.port):
         answer = proxy.post(f"/v1/{path}", {"model": "fast", **ASKED[path], **order}, app)
         assert (answer.status_code, answer.headers["x-mlxq-tier"]) == (200, "fast")
@@ -145,8 +145,8 @@ async def ask(name):
         return type(problem).__name__
 
 async def main():
-    told = {name: await ask(name) for name in names}
-    print(json.dumps(told))
+    outcomes = {name: await ask(name) for name in names}
+    print(json.dumps(outcomes))
     sys.stdout.flush()
     os._exit(0)
 
@@ -167,9 +167,9 @@ def test_no_provider_of_litellms_gets_through_the_wall(evil: Listener, tmp_path:
         check=False,
         timeout=500,
     )
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert len(told) > 50, done.stderr[-2000:]
-    assert "answered" not in told.values()
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert len(outcomes) > 50, done.stderr[-2000:]
+    assert "answered" not in outcomes.values()
     assert evil.heard == []
 
 
@@ -302,10 +302,10 @@ def test_half_a_request_ends_after_a_while(proxy: Gateway):
     assert httpx.get(f"{proxy.url}/health").status_code == 200
     for peer in peers:
         peer.settimeout(40)
-        told = b""
+        answer = b""
         while part := peer.recv(65_536):
-            told += part
-            if b"408" in told:
+            answer += part
+            if b"408" in answer:
                 break
     assert 25 < time.monotonic() - began < 40
 
