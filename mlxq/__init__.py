@@ -12,7 +12,7 @@ SIBLINGS = ("tasks", "catalog", "state")
 
 
 def shadowed_packages() -> list[str]:
-    """Give the files that Python would import in place of mlxq's own packages; empty when all is well."""
+    """Return the files that Python would import in place of mlxq's own packages; empty when all is well."""
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs 8 ms here)
     found = ((name, PathFinder.find_spec(name)) for name in SIBLINGS)
     return [
@@ -23,5 +23,5 @@ def shadowed_packages() -> list[str]:
 
 
 def _same(found: str, wanted: str) -> bool:
-    """Tell whether two paths are one file, however they are spelled."""
+    """Return whether two paths are one file, however they are spelled."""
     return found == wanted or (os.path.exists(found) and os.path.exists(wanted) and os.path.samefile(found, wanted))  # noqa: PTH110, PTH121 (as above)

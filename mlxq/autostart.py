@@ -1,6 +1,6 @@
-"""Run the worker under launchd (macOS) or systemd (Linux): the units, and how they are installed.
+"""The worker under launchd (macOS) or systemd (Linux): the text of the units, and how they are put in place.
 
-The units are pure text without secrets; the worker reads its keys from its home. Sources: launchd.plist(5),
+The texts are pure and hold no secret; the worker reads its keys from its home. Sources: launchd.plist(5),
 launchctl(1), systemd.service(5), systemd.exec(5), sd_notify(3), loginctl(1).
 """
 
@@ -22,29 +22,29 @@ from state.settings import write_private
 LABEL = "dev.mlxq.worker"
 UNIT = "mlxq-worker.service"
 STOP_S = 20
-"""Seconds that launchd and systemd give the worker to stop; more than the worker's own 12 s."""
+"""What launchd and systemd give the worker to stop; above the worker's own 12 s."""
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "NO_PROXY", "SSL_CERT_FILE")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")
 NOT_LOADED = (3, 113)
-"""launchctl's exit codes for a unit that is not loaded (ESRCH, and its own 113)."""
+"""launchctl's exit codes for a service that is not there (ESRCH, and its own 113)."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of one worker."""
+    """A worker that the system keeps running."""
 
     program: Sequence[str]
     """Absolute path of the installed command and its arguments."""
     home: Home
     environment: Mapping[str, str]
     system: bool = False
-    """Start at boot (a launch daemon, a system unit) instead of at login."""
+    """Run at boot (a launch daemon, a system unit) instead of with the user's session."""
     user: str = ""
-    """The user that a system unit runs as."""
+    """Who it runs as when `system`."""
 
 
 def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
-    """Return the variables of the user's shell that the worker needs; a proxy URL with a password is omitted."""
+    """Return the variables the worker needs of the user's shell; a proxy that holds a password is left out."""
     kept = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
     kept |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
     return kept | {"MLXQ_HOME": str(home.root)}
@@ -79,7 +79,7 @@ def launchd(unit: Unit) -> bytes:
 
 
 def systemd(unit: Unit) -> str:
-    """Return the unit file. KillMode=process keeps the services running when the worker stops or restarts."""
+    """Return the unit file. KillMode=process leaves engines and gateway alone when the worker stops or restarts."""
     lines = [
         "[Unit]",
         "Description=mlxq worker: keeps the models of this machine serving",
@@ -126,19 +126,19 @@ def program() -> list[str]:
     return [sys.executable, "-P", "-m", "mlxq", "worker"]
 
 
-def place(*, system: bool) -> Unit:
-    """Return the unit of this user and installation. Raises NotSetUp for a system unit without a home.
+def describe(*, system: bool) -> Unit:
+    """Return the unit for this user and this installation. Raises NotSetUp for a system one without a home.
 
-    Under sudo the user is the one who called it, not root, so that the worker and its files belong to them.
+    Under sudo the user is the one who called it, not root: the worker, its home and its files stay theirs.
     """
-    base = _person(os.environ) if system else dict(os.environ)
+    base = _sudo_user(os.environ) if system else dict(os.environ)
     chosen = Home(Path(base.get("MLXQ_HOME") or Path(base["HOME"], ".mlxq")).absolute()) if system else get_home()
     if system and not chosen.root.is_dir():
-        raise NotSetUp(f"There is no mlxq in {chosen.root}.", hint="mlxq setup   (without sudo)")
+        raise NotSetUp(f"mlxq is not set up in {chosen.root}.", hint="mlxq setup   (without sudo)")
     return Unit(program(), chosen, environment(base, chosen), system, base["USER"] if system else "")
 
 
-def _person(base: Mapping[str, str]) -> dict[str, str]:
+def _sudo_user(base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment with HOME and USER of the user who called sudo."""
     import pwd
 
@@ -147,7 +147,7 @@ def _person(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def path(*, system: bool) -> Path:
-    """Return the path of the unit file."""
+    """Return where the unit's file belongs."""
     if sys.platform == "darwin":
         folder = Path("/Library/LaunchDaemons") if system else Path("~/Library/LaunchAgents").expanduser()
         return folder / f"{LABEL}.plist"
@@ -156,14 +156,14 @@ def path(*, system: bool) -> Path:
 
 
 def text(unit: Unit) -> str:
-    """Return the content of the unit file for this system; it holds no secret."""
+    """Return the unit's file for this system; it holds no secret."""
     return launchd(unit).decode() if sys.platform == "darwin" else systemd(unit)
 
 
 def install(unit: Unit) -> list[str]:
-    """Write the unit file and start the unit. Return sentences about what was done. Raises MlxqError."""
+    """Write the unit's file and start it; return sentences on what was done. Raises MlxqError."""
     if unit.system and os.geteuid() != 0:
-        raise UsageProblem("A system-wide worker is installed by the administrator.", hint="sudo mlxq install --system")
+        raise UsageProblem("Installing a system-wide worker needs root.", hint="sudo mlxq install --system")
     if not unit.system:
         unit.home.make()
     target = path(system=unit.system)
@@ -176,13 +176,13 @@ def install(unit: Unit) -> list[str]:
 
 
 def _load_launchd(unit: Unit, target: Path) -> list[str]:
-    """Reload the property list; booting out a unit that is not loaded is no error."""
-    where = domain(system=unit.system)
+    """Load the property list again: bootout of one that is not loaded is no error."""
+    target_domain = domain(system=unit.system)
     _run("plutil", "-lint", str(target))
-    _run("launchctl", "bootout", f"{where}/{LABEL}", allowed=NOT_LOADED)
-    _run("launchctl", "enable", f"{where}/{LABEL}")
-    _run("launchctl", "bootstrap", where, str(target))
-    return [f"launchd keeps the worker alive ({where}/{LABEL})."]
+    _run("launchctl", "bootout", f"{target_domain}/{LABEL}", allowed=NOT_LOADED)
+    _run("launchctl", "enable", f"{target_domain}/{LABEL}")
+    _run("launchctl", "bootstrap", target_domain, str(target))
+    return [f"launchd keeps the worker running ({target_domain}/{LABEL})."]
 
 
 def _load_systemd(unit: Unit) -> list[str]:
@@ -190,16 +190,16 @@ def _load_systemd(unit: Unit) -> list[str]:
     _run("systemctl", *scope, "daemon-reload")
     _run("systemctl", *scope, "enable", "--now", UNIT)
     if unit.system:
-        return ["systemd keeps the worker alive."]
+        return ["systemd keeps the worker running."]
     _run("loginctl", "enable-linger")
-    return ["systemd keeps the worker alive, also while you are logged out."]
+    return ["systemd keeps the worker running, also while you are logged out."]
 
 
 def uninstall(*, system: bool) -> list[str]:
     """Stop the worker and remove its unit; services keep running. Raises MlxqError."""
     target = path(system=system)
     if not target.exists():
-        return ["No worker is installed."]
+        return ["Autostart is not installed."]
     if sys.platform == "darwin":
         _run("launchctl", "bootout", f"{domain(system=system)}/{LABEL}", allowed=NOT_LOADED)
         target.unlink()
@@ -208,11 +208,11 @@ def uninstall(*, system: bool) -> list[str]:
         _run("systemctl", *scope, "disable", "--now", UNIT)
         target.unlink()
         _run("systemctl", *scope, "daemon-reload")
-    return [f"Removed {target}.", "Engines and gateway go on as they are; `mlxq down` stops them."]
+    return [f"Removed {target}.", "Services keep running; `mlxq down` stops them."]
 
 
 def status(*, system: bool) -> dict[str, object]:
-    """Return the unit's status: {"path", "installed", "loaded", "says"}."""
+    """Return what the system says: {"path", "installed", "loaded", "says"}."""
     target = path(system=system)
     if sys.platform == "darwin":
         command = ["launchctl", "print", f"{domain(system=system)}/{LABEL}"]
@@ -223,7 +223,7 @@ def status(*, system: bool) -> dict[str, object]:
 
 
 def domain(*, system: bool) -> str:
-    """Return launchd's domain: the system's, the user's desktop, or (over SSH) the user's background domain."""
+    """Return launchd's domain: the system's, the user's desktop, or without one (over SSH) the user's."""
     if system:
         return "system"
     user = os.getuid()
@@ -233,15 +233,15 @@ def domain(*, system: bool) -> str:
 
 def _ask(command: Sequence[str]) -> tuple[bool, str]:
     if shutil.which(command[0]) is None:
-        return False, f"{command[0]} is not on this machine"
+        return False, f"{command[0]} is not installed"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     return done.returncode == 0, (done.stdout or done.stderr).strip().partition("\n")[0]
 
 
 def _run(*command: str, allowed: Sequence[int] = ()) -> None:
-    """Run a system tool. Raises MlxqError with its output."""
+    """Run one of the system's own tools. Raises MlxqError with its output."""
     if shutil.which(command[0]) is None:
-        raise MlxqError(f"This machine has no {command[0]}.", hint="mlxq worker   (keep it alive with your own tool)")
+        raise MlxqError(f"{command[0]} is not installed.", hint="mlxq worker   (run it with your own supervisor)")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode and done.returncode not in allowed:
         said = (done.stderr or done.stdout).strip() or "nothing"

@@ -22,51 +22,65 @@ from state.paths import get_home
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Start": {
-        "setup": "Choose models for this machine and bring them up.",
-        "status": "Show the machine, the tiers and the gateway.",
-        "dashboard": "Open the page that shows everything, live.",
-        "top": "Show tiers, requests and jobs, live in the terminal.",
-        "chat": "Ask a tier, and print its answer as it comes.",
+        "setup": "Choose models for this machine, download and start them.",
+        "status": "Show the state of every service.",
+        "dashboard": "Open the web dashboard.",
+        "top": "Show a live view of tiers, requests and jobs.",
+        "chat": "Send a prompt to a model and stream the answer.",
     },
-    "Stack": {
-        "up": "Bring the stack up, or one tier of it.",
-        "down": "Put the stack down, or one tier of it.",
-        "restart": "Start the stack anew, or one tier of it.",
-        "logs": "Print the log of a service, or of the worker.",
-        "why": "Tell what happened to the services, and why.",
+    "Services": {
+        "up": "Start all services, or one.",
+        "down": "Stop all services, or one.",
+        "restart": "Restart all services, one at a time, or one.",
+        "logs": "Print logs.",
+        "why": "Show recent service events and their causes.",
     },
     "Models": {
-        "models": "List the models here, in the catalog, or on the Hub.",
-        "pull": "Fetch the weights of a model: catalog id, repo or folder.",
-        "bench": "Time a tier, or a model on an engine of its own.",
-        "verify": "Hash the weights of MODEL, or all, again; what is damaged is fetched anew.",
-        "rm": "Delete the weights of MODEL from this machine.",
-        "prune": "Delete weights that are of no use: torn, damaged, or of an older revision.",
-        "catalog": "Check the models mlxq knows.",
+        "models": "List installed, known or available models.",
+        "pull": "Download a model.",
+        "bench": "Benchmark a running tier or an installed model.",
+        "verify": "Re-check model files and re-download damaged ones.",
+        "rm": "Delete a model.",
+        "prune": "Delete incomplete, damaged and outdated model files.",
+        "catalog": "Validate the model catalog.",
         "engine": "Install engines and choose between them.",
     },
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",
-        "worker": "Run the worker here, in the foreground.",
+        "worker": "Run the worker in the foreground.",
     },
     "Always on": {
-        "watch": "Keep the services up from here, and show how they are.",
-        "install": "Have the system keep the worker alive, also after a reboot.",
-        "uninstall": "Undo install; the services go on.",
+        "watch": "Run the watchdog in the foreground and show service states.",
+        "install": "Start the worker at login or boot (launchd, systemd).",
+        "uninstall": "Remove the autostart entry; services keep running.",
     },
     "Settings": {
         "config": "Read and change settings.",
-        "connect": "Make another program use the gateway.",
-        "keys": "Give apps keys of their own to the gateway, and take them away.",
-        "usage": "Show what was asked of the gateway: requests, tokens, times.",
-        "doctor": "Look for what keeps mlxq from working; takes at most five seconds.",
-        "completion": "Print the script that completes commands in your shell.",
+        "connect": "Configure another program to use mlxq.",
+        "keys": "Manage API keys.",
+        "usage": "Show request and token counts.",
+        "doctor": "Diagnose problems.",
+        "completion": "Print a shell completion script.",
     },
 }
 """Every command, by section, with the first line of its help; a test holds that the two are the same."""
+ALIASES: Mapping[str, str] = {
+    "ps": "status",
+    "show": "status",
+    "ls": "models",
+    "list": "models",
+    "run": "chat",
+    "start": "up",
+    "serve": "up",
+    "stop": "down",
+    "open": "dashboard",
+}
+"""Words that people type out of habit, from Docker, Ollama and systemctl, and the command that each runs."""
+DELETES = frozenset({"rm", "prune", "uninstall"})
+"""Commands that are never suggested for a typing mistake."""
 EXIT_CODES = """\
-0 done  1 failed  2 wrong use  3 not set up or not running  4 does not fit
-5 timed out, the job goes on  130 Ctrl-C
+0 done  1 failed  2 usage error  3 not set up or not running  4 does not fit
+5 timed out, the job continues  130 Ctrl-C
 """
 INTERRUPTED = 130
 
@@ -75,17 +89,22 @@ class Commands(click.Group):
     """The commands, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
-        """Give all names, in the order of the help."""
+        """Return all names, in the order of the help."""
         return [name for section in SECTIONS.values() for name in section]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        if cmd_name not in self.list_commands(ctx):
+        """Import one command; None for a name that is neither a command nor an alias."""
+        if cmd_name in WORDS:
+            return WORDS[cmd_name]
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in self.list_commands(ctx):
             return None
-        return importlib.import_module(f"mlxq.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"mlxq.commands.{name}").command
+        _accept_output_options(command)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; click itself would call it a failure when the reader of its output leaves."""
+        """Run the command; click itself would report a failure when the reader of the output leaves."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -94,13 +113,13 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that was typed, or say what may have been meant."""
-        names = self.list_commands(ctx)
+        """Return the command that was typed. Raises UsageError with the command that may have been meant."""
+        names = [*self.list_commands(ctx), *ALIASES, *WORDS]
         if args[0] in names or args[0].startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         import difflib
 
-        near = difflib.get_close_matches(args[0], names, n=1)
+        near = difflib.get_close_matches(args[0], [name for name in names if name not in DELETES], n=1)
         raise click.UsageError(
             f"There is no command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""), ctx=ctx
         )
@@ -115,18 +134,41 @@ class Commands(click.Group):
             formatter.write_text(f"\b\n{EXIT_CODES}")
 
 
+def _be_quiet(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        render.output.quiet = True
+
+
+def _no_color(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        render.output.no_color = True
+
+
+def _accept_output_options(command: click.Command) -> None:
+    """Let -q and --no-color stand after the command as well; its help does not repeat them."""
+    if any(param.name == "quiet" for param in command.params):
+        return
+    for names, callback in ((("-q", "--quiet"), _be_quiet), (("--no-color",), _no_color)):
+        command.params.append(click.Option(names, is_flag=True, hidden=True, expose_value=False, callback=callback))
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _accept_output_options(child)
+
+
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, envvar="MLXQ_DEBUG", help="Show where in mlxq a fault arose.")
+@click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
+@click.option("--no-color", is_flag=True, help="Print no colors (as NO_COLOR does).")
+@click.option("--debug", is_flag=True, envvar="MLXQ_DEBUG", help="Show tracebacks.")
 @click.option("--version", is_flag=True, help="Print the version.")
 @click.pass_context
-def mlxq(ctx: click.Context, *, debug: bool, version: bool) -> None:
+def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, debug: bool, version: bool) -> None:
     """Three models behind one endpoint, every operation a durable job."""
+    render.output.quiet, render.output.no_color = quiet, no_color
+    ctx.color = render.forced_color()
     if debug:
         os.environ["MLXQ_DEBUG"] = "1"
     if version:
-        from mlxq import __version__
-
-        click.echo(f"mlxq {__version__}")
+        _version()
         ctx.exit()
     if ctx.invoked_subcommand is None:
         from mlxq.commands.status import overview
@@ -134,8 +176,25 @@ def mlxq(ctx: click.Context, *, debug: bool, version: bool) -> None:
         overview()
 
 
+def _version() -> None:
+    from mlxq import __version__
+
+    click.echo(f"mlxq {__version__}")
+
+
+@click.command(hidden=True)
+@click.argument("words", metavar="[COMMAND]...", nargs=-1)
+def _help(words: tuple[str, ...]) -> None:
+    """Show the help of mlxq, or of a command."""
+    mlxq.main([*words, "--help"], prog_name="mlxq", standalone_mode=False)
+
+
+WORDS: Mapping[str, click.Command] = {"help": _help, "version": click.command(hidden=True)(_version)}
+"""Options that people type as commands."""
+
+
 def run(argv: Sequence[str]) -> int:
-    """Run one command line and give its exit code."""
+    """Run one command line and return its exit code."""
     try:
         _check_text(argv)
         return mlxq.main(list(argv), prog_name="mlxq", standalone_mode=False) or 0
@@ -146,19 +205,19 @@ def run(argv: Sequence[str]) -> int:
         render.say("Stopped.")
         return INTERRUPTED
     except MlxqError as problem:
-        return _tell(problem)
+        return _report(problem)
     except Exception as problem:  # noqa: BLE001 (one of the two places that may)
-        return _tell(_explain(problem))
+        return _report(_explain(problem))
 
 
 def _check_text(argv: Sequence[str]) -> None:
-    """Refuse arguments that hold bytes which are no text; Python marks those as lone surrogates."""
+    """Raise UsageProblem for an argument that is no text; Python marks such bytes as lone surrogates."""
     for number, word in enumerate(argv, start=1):
         if any("\ud800" <= letter <= "\udfff" for letter in word):
             raise UsageProblem(f"Argument {number} is not valid UTF-8.", hint="mlxq --help")
 
 
-def _tell(problem: MlxqError) -> int:
+def _report(problem: MlxqError) -> int:
     if os.environ.get("MLXQ_DEBUG"):
         traceback.print_exc()
     render.problem(problem)
@@ -166,28 +225,28 @@ def _tell(problem: MlxqError) -> int:
 
 
 def _reader_left() -> int:
-    """Whoever read our output has seen enough (`mlxq jobs | head -1`); Python must not complain at exit."""
+    """Return 0 when the reader of the output left (`mlxq jobs | head -1`); Python must not complain at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _explain(problem: Exception) -> MlxqError:
-    """Turn what the machine refused into a sentence; anything else is a fault in mlxq."""
+    """Return the error that explains an exception; what the machine did not refuse is a bug in mlxq."""
     if isinstance(problem, OSError) and problem.filename:
         return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {get_home().root}")
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
-        return DiskFull("There is no room for what was to be written.", hint="df -h")
+        return DiskFull("The disk is full.", hint="df -h")
     name = type(problem).__name__
-    kept = _keep_traceback()
+    log = _keep_traceback()
     return Internal(
-        f"mlxq met a fault of its own: {name}: {problem}.",
-        done=f"The details are in {kept}." if kept else None,
-        hint="mlxq --debug …   (the same command again, with details)",
+        f"This is a bug in mlxq: {name}: {problem}.",
+        done=f"The traceback is in {log}." if log else None,
+        hint="mlxq --debug …   (the same command again, with the traceback)",
     )
 
 
 def _keep_traceback() -> str | None:
-    """Append the traceback to logs/mlxq.log; None where that cannot be written."""
+    """Append the traceback to logs/mlxq.log and return its path; None where that cannot be written."""
     path = get_home().log("mlxq")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

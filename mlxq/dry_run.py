@@ -1,4 +1,4 @@
-"""Print the commands that would be run, with masked keys, without running them."""
+"""What a command would run, word for word; the keys are masked. Nothing is started, written or signaled."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from tasks.supervision.spec import LaunchSpec
 
 SECRET = ("_KEY", "_TOKEN")
-"""Suffixes of variables whose values are masked."""
+"""Ends of the names of variables whose values are never shown."""
 
 
 def starts(db: Database, home: Home, names: Sequence[str]) -> None:
-    """Print the command that starts each service, with its environment. Raises what a start raises."""
+    """Print the command that starts each service, with the variables that mlxq gives it. Raises as a start does."""
     from tasks.supervision import spec
 
     for name in names:
@@ -29,7 +29,7 @@ def starts(db: Database, home: Home, names: Sequence[str]) -> None:
 
 
 def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
-    """Print the signals that stop each service; with `drain`, an engine stops after its last response."""
+    """Print the signals that stop each service; with `drain`, an engine exits after its last response."""
     from tasks.plan.gateway import ANSWER_SECONDS
     from tasks.supervision import lifecycle
 
@@ -37,21 +37,21 @@ def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:
         row = service.find(db, name)
         click.echo(f"# stop {name}")
         if row is None or lifecycle.running(row) is None:
-            click.echo("# no process of it runs")
+            click.echo("# it has no process")
         elif drain and row.kind == "engine":
             click.echo(f"kill -USR2 {row.pid}   # and TERM to its group after {ANSWER_SECONDS} s")
         else:
             click.echo(f"kill -TERM {row.pid}   # and its group; KILL after {lifecycle.GRACE_S:g} s")
 
 
-def command(plan: LaunchSpec) -> str:
-    """Return the start command as one line for a shell."""
+def command(spec: LaunchSpec) -> str:
+    """Return a start as one line for a shell."""
     from tasks.plan.environment import KEPT
 
-    environment = {name: value for name, value in plan.environment(0).items() if name not in KEPT}
-    return shlex.join(["env", *masked(environment), *plan.argv])
+    environment = {name: value for name, value in spec.environment(0).items() if name not in KEPT}
+    return shlex.join(["env", *masked(environment), *spec.argv])
 
 
 def masked(environment: Mapping[str, str]) -> list[str]:
-    """Return sorted NAME=value words with masked secrets."""
+    """Return NAME=value words, in order, without the value of any secret."""
     return [f"{name}={'***' if name.endswith(SECRET) else value}" for name, value in sorted(environment.items())]

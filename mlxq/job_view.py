@@ -1,4 +1,4 @@
-"""Jobs as they go on: a live tree on a terminal, one line a step in a pipe, JSON lines for programs."""
+"""The progress of jobs: a live tree on a terminal, one line a step in a pipe, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 STEPS = 10
-"""Without a terminal, a job that counts is told of so often between its start and its end."""
+"""Without a terminal, how many lines a job with figures gets between its start and its end."""
 WINDOW_S = 10.0
-"""Rates are measured over the last seconds; an ETA is told only after as many."""
+"""Rates are measured over the last seconds; a remaining time is shown only after as many."""
 MARKS: Mapping[JobState, str] = {
     JobState.BLOCKED: "·",
     JobState.QUEUED: "·",
@@ -36,40 +36,40 @@ NAME_WIDTH = 36
 WIDE = 100
 """Columns from which every pull has a bar; below, the total alone has one."""
 SMALL_FILE = 10_000_000
-"""Bytes; a smaller file is here before a person has read its name."""
+"""Bytes; a smaller file is done before its name is read."""
 SUBJECTS = ("service", "model", "source", "target", "folder")
-"""The argument that says what a job is about."""
+"""The arguments that say what a job is about."""
 
 
 def view(*, as_json: bool = False) -> View:
-    """Choose how jobs are shown to whoever reads."""
+    """Return the view that fits the output."""
     if as_json:
         return JsonView()
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if not render.output.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return LiveView()
     return PlainView()
 
 
 def title(job: Job) -> str:
-    """Name a job as its task and what it is about, such as `start fast`."""
-    about = next((str(job.args[name]) for name in SUBJECTS if job.args.get(name)), "")
-    return f"{job.kind} {short(about)}".strip()
+    """Return a job's kind and what it is about, such as `start fast`."""
+    subject = next((str(job.args[name]) for name in SUBJECTS if job.args.get(name)), "")
+    return f"{job.kind} {short(subject)}".strip()
 
 
 def short(source: str) -> str:
-    """Give what a person calls a source: its last part, without the revision (`hub:org/name@1a2b` is `name`)."""
+    """Return the last part of a source, without the revision: `hub:org/name@1a2b` is `name`."""
     return source.rpartition(":")[2].rpartition("/")[2].partition("@")[0].partition("==")[0]
 
 
 def note(job: Job) -> str:
-    """Say in a few words how a job is."""
+    """Return the state of a job in a few words."""
     if not job.live:
         return job.error or (_took(job) if job.state is JobState.SUCCEEDED else str(job.state))
     if job.state is JobState.BLOCKED:
-        return "waits for job " + ", ".join(map(str, job.needs))
+        return "waiting for job " + ", ".join(map(str, job.needs))
     if job.state is JobState.QUEUED and job.error:
-        return f"again in {render.span(max(0.0, job.run_at - time.time()))}: {job.error}"
-    return "stopping, as asked" if job.cancel_at else job.phase or str(job.state)
+        return f"retry in {render.span(max(0.0, job.run_at - time.time()))}: {job.error}"
+    return "stopping" if job.cancel_at else job.phase or str(job.state)
 
 
 def _took(job: Job) -> str:
@@ -77,84 +77,84 @@ def _took(job: Job) -> str:
 
 
 def row(job: Job) -> dict[str, Any]:
-    """Give a job as it is printed for programs."""
+    """Return a job as it is printed for programs."""
     return asdict(job) | {"state": str(job.state), "needs": list(job.needs)}
 
 
 class JsonView:
-    """One JSON document a change, on stdout."""
+    """One JSON document per change, on stdout."""
 
     def __init__(self) -> None:
-        self._told: dict[int, dict[str, Any]] = {}
+        self._shown: dict[int, dict[str, Any]] = {}
 
     def show(self, jobs: Sequence[Job]) -> None:
         """Print the jobs that changed."""
         for job in jobs:
             now = row(job)
-            if self._told.get(job.id) != now:
-                self._told[job.id] = now
+            if self._shown.get(job.id) != now:
+                self._shown[job.id] = now
                 render.line({"job": now})
 
     def tell(self, text: str) -> None:
-        """Say something beside the jobs."""
+        """Print something next to the jobs."""
         render.say(text)
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 class PlainView:
-    """A line when a job begins, comes to another phase or tenth, and ends; nothing while nothing changes."""
+    """A line when a job starts, reaches another phase or tenth, and ends; nothing while nothing changes."""
 
     def __init__(self) -> None:
-        self._told: dict[int, tuple[Any, ...]] = {}
+        self._shown: dict[int, tuple[Any, ...]] = {}
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Print the jobs that made a step."""
+        """Print the jobs that made progress."""
         for job in jobs:
             mark = _mark(job)
             quiet = job.state in (JobState.BLOCKED, JobState.QUEUED) and not job.error
-            before = self._told.get(job.id)
+            before = self._shown.get(job.id)
             if not quiet and before != mark:
-                self._told[job.id] = mark
+                self._shown[job.id] = mark
                 same_phase = before is not None and before[:-1] == mark[:-1]
-                told = counted(job, "" if same_phase else resumed(job))
+                progress = counted(job, "" if same_phase else resumed(job))
                 alone = len(jobs) == 1 and job.state is JobState.FAILED  # then the command ends with its error
-                render.say(f"{MARKS[job.state]} {title(job)}: {job.state if alone else told}")
+                render.say(f"{MARKS[job.state]} {title(job)}: {job.state if alone else progress}")
 
     def tell(self, text: str) -> None:
-        """Say something beside the jobs."""
+        """Print something next to the jobs."""
         render.say(text)
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
 def counted(job: Job, *further: str) -> str:
-    """Say how a job is, what else there is to say, and how far it has come."""
+    """Return the state of a job, what else there is to say, and its progress."""
     done, total = amounts(job)
     parts = [note(job), *further, f"{done / total:.0%} of {amount(job, total)}" if total else ""]
     return ", ".join(part for part in parts if part)
 
 
 def _mark(job: Job) -> tuple[Any, ...]:
-    """Give what is worth a line when it changes."""
+    """Return what is worth a line when it changes."""
     done, total = amounts(job)
     return job.state, job.attempt, job.phase if job.live else None, int(STEPS * done / total) if total else None
 
 
 def resumed(job: Job) -> str:
-    """Say where a running fetch went on, when it did not begin with the first byte."""
+    """Return where a running download resumed, when it did not start with the first byte."""
     _, total = amounts(job)
     share = (job.progress.get("resumed") or 0) / total if total else 0.0
     return f"resumed at {share:.0%}" if share >= 0.01 else ""  # noqa: PLR2004 (less than a hundredth is the start)
 
 
 def overall(jobs: Sequence[Job]) -> tuple[float, float]:
-    """Give the bytes that are here and the bytes of all, over a chain's pulls.
+    """Return the bytes that are downloaded and the bytes of all, over a chain's pulls.
 
     (0, 0) where there are not two of them, and where the size of one is not known yet. What score chose says the sizes
-    of pulls that have not begun.
+    of pulls that have not started.
     """
     pulls = [job for job in jobs if job.kind == "pull" and job.state not in (JobState.FAILED, JobState.CANCELLED)]
     sizes = _sizes(jobs)
@@ -165,12 +165,12 @@ def overall(jobs: Sequence[Job]) -> tuple[float, float]:
 
 
 def _here(pull: Job, total: float) -> float:
-    """Give the bytes of a pull that are here."""
+    """Return the bytes of a pull that are downloaded."""
     return total if pull.state is JobState.SUCCEEDED else float(pull.progress.get("done") or 0)
 
 
 def _sizes(jobs: Sequence[Job]) -> dict[str, int]:
-    """Give the bytes of each source that the choice of models told."""
+    """Return the bytes of each source, from the choice of models."""
     for job in jobs:
         if job.kind == "score" and job.state is JobState.SUCCEEDED:
             return job.result["sizes"]
@@ -178,14 +178,14 @@ def _sizes(jobs: Sequence[Job]) -> dict[str, int]:
 
 
 def amounts(job: Job) -> tuple[float, float]:
-    """Give what a running job has done, and of how much; (0, 0) when it does not say."""
+    """Return what a running job has done, and of how much; (0, 0) when it does not say."""
     if job.state is not JobState.RUNNING:
         return 0.0, 0.0
     return float(job.progress.get("done") or 0), float(job.progress.get("total") or 0)
 
 
 def amount(job: Job, count: float) -> str:
-    """Give a count in the job's own unit."""
+    """Return a count in the job's own unit."""
     unit = job.progress.get("unit", "")
     return units.files(count) if unit == "bytes" else f"{count:g} {unit}".strip()
 
@@ -202,7 +202,7 @@ class Pace:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: deque[tuple[float, float]] = deque()
-        self._began = clock()
+        self._started_at = clock()
 
     def see(self, done: float) -> None:
         """Take a sample."""
@@ -213,46 +213,46 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Give units a second; 0 when nothing moves."""
+        """Return units a second; 0 when nothing moves."""
         (first_at, first), (last_at, last) = self._seen[0], self._seen[-1]
         return max(0.0, last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
     def eta_s(self, done: float, total: float) -> float | None:
-        """Give the seconds that are left; None before there is enough to go by."""
-        if self._clock() - self._began < WINDOW_S or not self.rate:
+        """Return the seconds that are left; None before there is enough to go by."""
+        if self._clock() - self._started_at < WINDOW_S or not self.rate:
             return None
         return (total - done) / self.rate
 
 
 class LiveView:
-    """The chain as a tree that moves, on a terminal. rich is imported here: a person waits anyway."""
+    """The chain as a live tree, on a terminal. rich is imported here, where the user waits anyway."""
 
     def __init__(self) -> None:
         self._live: Live | None = None
         self._paces: dict[int, Pace] = {}
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Draw the jobs anew."""
+        """Redraw the jobs."""
         if self._live is None:
             self._live = _start_live()
         size = self._live.console.size
         self._live.update(self._tree(jobs, size.width, size.height), refresh=True)
 
     def tell(self, text: str) -> None:
-        """Say something above the moving picture."""
+        """Print something above the tree."""
         if self._live is None:
             render.say(text)
         else:
             self._live.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Keep the last picture and give the terminal back."""
+        """Leave the last tree on the terminal and stop."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def _tree(self, jobs: Sequence[Job], width: int, height: int) -> Group:
-        """Draw the total of all pulls, each job, and under it the files on their way, as far as there is room."""
+        """Draw the total of all pulls, each job, and under it the files being downloaded, as far as there is room."""
         from rich.console import Group
 
         depth = depths(jobs)
@@ -277,7 +277,7 @@ class LiveView:
     def _line(self, job: Job, name: str, *, wide: bool) -> RenderableType:
         style = "red" if job.state is JobState.FAILED else "bright_black"
         said = self._note(job, wide=wide)
-        return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLOURS[job.state]), (said, style))
+        return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLORS[job.state]), (said, style))
 
     def _note(self, job: Job, *, wide: bool) -> str:
         done, total = amounts(job)
@@ -289,7 +289,7 @@ class LiveView:
         return "  ".join(part for part in parts if part)
 
     def _figures(self, number: int, done: float, total: float, say: Callable[[float], str]) -> str:
-        """Give share and amounts, after some seconds also rate and time left."""
+        """Return share and amounts, after some seconds also rate and time left."""
         pace = self._paces.setdefault(number, Pace())
         pace.see(done)
         parts = [f"{done / total:4.0%}", f"{_without_unit(say(done), say(total))} of {say(total)}"]
@@ -298,14 +298,14 @@ class LiveView:
         return "  ".join(parts)
 
     def _elapsed(self, job: Job) -> str:
-        """Give how long a running job without figures has been at it."""
+        """Return how long a running job without figures has taken so far."""
         if job.state is not JobState.RUNNING or not job.started_at:
             return ""
         return f"  {int(time.time() - job.started_at)}s"
 
 
 def _files(job: Job, indent: int) -> list[RenderableType]:
-    """Draw a line for each large file that a pull is fetching."""
+    """Draw a line for each large file that a pull is downloading."""
     if job.state is not JobState.RUNNING:
         return []
     files: Sequence[tuple[str, int, int]] = job.progress.get("files") or ()
@@ -317,7 +317,7 @@ def _files(job: Job, indent: int) -> list[RenderableType]:
 
 
 def _text(*parts: tuple[str, str]) -> RenderableType:
-    """Give one line of pieces, each with its style; what does not fit is cut."""
+    """Return one line of pieces, each with its style; what does not fit is cut."""
     from rich.text import Text
 
     text = Text(no_wrap=True, overflow="ellipsis")
@@ -330,7 +330,11 @@ def _start_live() -> Live:
     from rich.console import Console
     from rich.live import Live
 
-    live = Live(console=Console(stderr=True, highlight=False), auto_refresh=False, vertical_overflow="visible")
+    live = Live(
+        console=Console(stderr=True, highlight=False, no_color=render.refuses_color()),
+        auto_refresh=False,
+        vertical_overflow="visible",
+    )
     live.start()
     return live
 
@@ -342,7 +346,7 @@ def bar(share: float, width: int = 12) -> str:
 
 
 def depths(jobs: Sequence[Job]) -> dict[int, int]:
-    """Give how deep each job stands in the tree of what needs what; needs come before what needs them."""
+    """Return the depth of each job in the tree of what needs what; needs come before what needs them."""
     depth: dict[int, int] = {}
     for job in jobs:
         depth[job.id] = max((depth[need] + 1 for need in job.needs if need in depth), default=0)

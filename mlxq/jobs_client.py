@@ -1,7 +1,7 @@
-"""The command line's one door to the worker: put jobs in, follow their rows, give their end back as an error.
+"""How the command line uses the worker: enqueue jobs, follow their rows, raise the error of one that failed.
 
 A command watches rows, never the worker itself. So Ctrl-C stops the watching and not the job, and a worker that dies
-meanwhile is replaced by another that goes on where it was.
+meanwhile is replaced by another that resumes the job.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home
 
 GUARD_S = 1.0
-"""The rows are read this often even when no wake-up came, and the worker is looked after."""
-SECOND_THOUGHTS_S = 2.0
-"""How long after Ctrl-C another one cancels the jobs."""
+"""Seconds; the rows are read this often even without a wake-up, and a missing worker is started."""
+CANCEL_WINDOW_S = 2.0
+"""Seconds after Ctrl-C within which another one cancels the jobs."""
 MOST_STARTS = 3
 INTERRUPTED = 130
 
 Jobs = Callable[[Database], Sequence[Job]]
-"""Reads the jobs that are followed; a chain grows while it runs."""
+"""Returns the jobs that are followed; a chain grows while it runs."""
 
 
 class View(Protocol):
@@ -40,7 +40,7 @@ class View(Protocol):
         ...
 
     def tell(self, text: str) -> None:
-        """Say something beside the jobs."""
+        """Print something next to the jobs."""
         ...
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ def writing(home: Home) -> Generator[Database]:
 
 @contextmanager
 def changing(home: Home) -> Generator[Database]:
-    """Open state.db for one change of what must be there already. Raises NotSetUp, and makes no home."""
+    """Open state.db for one change of what must exist already. Raises NotSetUp, and makes no home."""
     read_database(home).close()
     with writing(home) as db:
         yield db
@@ -68,7 +68,7 @@ def changing(home: Home) -> Generator[Database]:
 
 @contextmanager
 def reading(home: Home) -> Generator[Database]:
-    """Open state.db to look. Raises NotSetUp when there is none."""
+    """Open state.db for reading. Raises NotSetUp when there is none."""
     db = read_database(home)
     try:
         yield db
@@ -77,7 +77,7 @@ def reading(home: Home) -> Generator[Database]:
 
 
 def chain(number: int) -> Jobs:
-    """Follow a whole chain, with what its jobs put in."""
+    """Follow a whole chain, with what its jobs enqueue."""
     return lambda db: of_chain(db, number)
 
 
@@ -87,32 +87,32 @@ def these(ids: Sequence[int]) -> Jobs:
 
 
 def with_chains(ids: Sequence[int]) -> Jobs:
-    """Follow these jobs and what they put in."""
+    """Follow these jobs and what they enqueue."""
     return lambda db: [
         job for number in dict.fromkeys(get(db, job).chain for job in ids) for job in of_chain(db, number)
     ]
 
 
 def enqueue(db: Database, batch: Sequence[NewJob]) -> list[int]:
-    """Put jobs in, say which of them were under way already, and give their ids."""
-    made = ledger.enqueue_all(db, batch)
-    for label, (job, fresh) in made.items():
-        if not fresh:
-            render.say(f"Job {job} ({label}) is already at it.")
-    return [job for job, _ in made.values()]
+    """Enqueue jobs, print which of them were queued or running already, and return their ids."""
+    jobs = ledger.enqueue_all(db, batch)
+    for label, (job, new) in jobs.items():
+        if not new:
+            render.say(f"Job {job} ({label}) is already queued or running.")
+    return [job for job, _ in jobs.values()]
 
 
 def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None) -> list[Job]:
-    """Show jobs until all have ended well, and give them as they ended.
+    """Show jobs until all have succeeded, and return them as they ended.
 
-    Keeps a worker alive meanwhile. Ctrl-C leaves the jobs alone, says how to watch them again and exits 130.
+    Keeps a worker running meanwhile. Ctrl-C leaves the jobs alone, says how to watch them again and exits 130.
     Raises TimedOut after `timeout_s` seconds, and the error of the first job that failed.
     """
     try:
         ended = _until_ended(home, jobs, view, timeout_s)
     except KeyboardInterrupt:
         view.close()
-        _second_thoughts(home, jobs)
+        _offer_cancel(home, jobs)
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         view.close()
@@ -122,8 +122,8 @@ def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None
 
 def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) -> list[Job]:
     until = None if timeout_s is None else time.monotonic() + timeout_s
-    keeper, woken = WorkerStarter(home, view.tell), False
-    with wakeup.watcher(home) as bell, reading(home) as db:
+    starter, woken = WorkerStarter(home, view.tell), False
+    with wakeup.watcher(home) as listener, reading(home) as db:
         while True:
             now = list(jobs(db))
             view.show(now)
@@ -131,18 +131,18 @@ def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) ->
             if not live:
                 return now
             if not woken:
-                keeper.ensure()
+                starter.ensure()
             left = GUARD_S if until is None else until - time.monotonic()
             if left <= 0:
                 raise TimedOut(
-                    f"Not done after {render.span(timeout_s)}; job {live[0].id} goes on.",
+                    f"Not done after {render.span(timeout_s)}; job {live[0].id} continues.",
                     hint=f"mlxq jobs watch {live[0].id}",
                 )
-            woken = bell.wait(min(GUARD_S, left))
+            woken = listener.wait(min(GUARD_S, left))
 
 
 class WorkerStarter:
-    """Keeps a worker alive while a command waits for jobs."""
+    """Keeps a worker running while a command waits for jobs."""
 
     def __init__(self, home: Home, tell: Callable[[str], None] = render.say) -> None:
         self.home = home
@@ -151,10 +151,10 @@ class WorkerStarter:
         self.started: subprocess.Popen[bytes] | None = None
 
     def ensure(self) -> None:
-        """Start a worker when none lives. Raises WorkerLost when each one ends at once."""
+        """Start a worker when none is running. Raises WorkerLost when each one exits at once."""
         if self.starts == MOST_STARTS and self.started and self.started.poll() is not None:
             raise WorkerLost(
-                f"The worker ended {MOST_STARTS} times, last with exit code {self.started.returncode}.",
+                f"The worker exited {MOST_STARTS} times, last with exit code {self.started.returncode}.",
                 done="The jobs are kept.",
                 hint=f"tail {self.home.log('worker')}",
             )
@@ -166,29 +166,29 @@ class WorkerStarter:
 
 
 def ensure_worker(home: Home) -> None:
-    """Make sure that a worker takes what was put in, without waiting for it."""
+    """Make sure that a worker runs what was enqueued, without waiting for it."""
     WorkerStarter(home).ensure()
 
 
-def _second_thoughts(home: Home, jobs: Jobs) -> None:
-    """Say that the jobs go on; cancel them when Ctrl-C comes again at once."""
+def _offer_cancel(home: Home, jobs: Jobs) -> None:
+    """Say that the jobs continue; cancel them when Ctrl-C comes again at once."""
     with reading(home) as db:
         live = [job.id for job in jobs(db) if job.live]
     if not live:
         return
     try:
         render.say(
-            f"\nStopped watching; job {live[0]} goes on. Ctrl-C again within {SECOND_THOUGHTS_S:g} s cancels it.\n"
+            f"\nStopped watching; job {live[0]} continues. Ctrl-C again within {CANCEL_WINDOW_S:g} s cancels it.\n"
             f"Watch it again: mlxq jobs watch {live[0]}"
         )
-        time.sleep(SECOND_THOUGHTS_S)
+        time.sleep(CANCEL_WINDOW_S)
     except KeyboardInterrupt:
         cancel(home, live)
-        render.say(f"Cancelled job {live[0]} and what follows from it.")
+        render.say(f"Cancelled job {live[0]} and the jobs that need it.")
 
 
 def cancel(home: Home, ids: Sequence[int]) -> None:
-    """Ask jobs to stop; those that have ended meanwhile are passed over."""
+    """Cancel jobs; those that have ended meanwhile are skipped."""
     with writing(home) as db:
         for job in ids:
             try:
@@ -198,34 +198,36 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
 
 
 def _raise_first(ended: Sequence[Job]) -> None:
-    """Raise the error of the first job that did not succeed; those it took along come after it."""
-    bad = sorted((job for job in ended if job.state is not JobState.SUCCEEDED), key=_taken_along)
-    if bad:
-        raise _error(bad[0])
+    """Raise the error of the first job that did not succeed; those cancelled because of it come last."""
+    failed = sorted((job for job in ended if job.state is not JobState.SUCCEEDED), key=_failed_upstream)
+    if failed:
+        raise _error(failed[0])
 
 
-def _taken_along(job: Job) -> bool:
-    """Tell whether a job ended because of another."""
+def _failed_upstream(job: Job) -> bool:
+    """Return whether a job ended because of another."""
     return job.error_code == Upstream.code
 
 
 def _error(job: Job) -> MlxqError:
-    """Give the error of a job that did not succeed, as it was raised in the worker."""
-    if job.state is JobState.CANCELLED and not _taken_along(job):
+    """Return the error of a job that did not succeed, as it was raised in the worker."""
+    if job.state is JobState.CANCELLED and not _failed_upstream(job):
         return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
     return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 
 
 def stop_idle_worker(home: Home) -> bool:
-    """End a worker that a command started, unless jobs that a person asked for are left; the watchdog's come again.
+    """Stop a worker that a command started, unless jobs of the user are left; the watchdog enqueues its own again.
 
-    Tells whether one ended.
+    Return whether one was stopped.
     """
     with reading(home) as db:
         live = db.value(
             "SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running') AND source <> 'watchdog'"
         )
-        there = worker.current(db)
+        current = worker.current(db)
     if live:
-        render.say(f"The worker stays: {live} {'job is' if live == 1 else 'jobs are'} left to do (mlxq jobs).")
-    return not live and there is not None and worker_process.stop(home, there.owner)
+        render.say(
+            f"The worker keeps running: {live} {'job is' if live == 1 else 'jobs are'} not done yet (mlxq jobs)."
+        )
+    return not live and current is not None and worker_process.stop(home, current.owner)

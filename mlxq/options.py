@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -11,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from state import stack
 from state.db import Database, read_database
-from state.errors import MlxqError
+from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import get_home
 from state.ports import BESIDE
 
@@ -21,13 +22,31 @@ UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
 """Bytes of each unit of memory; people write gb and mean what gib says (catalog/units.py)."""
 
 
+DELETES = frozenset({"prune", "reset", "revoke"})
+"""Commands of a group that are never suggested for a typing mistake."""
+
+
+class Group(click.Group):
+    """A group of commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that was typed. Raises NoSuchCommand with similar ones, none of which deletes."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as problem:
+            safe = [name for name in self.commands if name not in DELETES]
+            raise click.NoSuchCommand(problem.command_name, possibilities=safe, ctx=ctx) from None
+
+
 class JobId(click.ParamType[int]):
     """The number of a job."""
 
     name = "id"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it, or say what it must be."""
+        """Return the number, or say what it must be."""
         if not str(value).isdecimal() or len(str(value)) > 18:  # noqa: PLR2004 (SQLite's integers have 64 bits)
             self.fail(f"a job's id is a whole number, as `mlxq jobs` shows it, not {value!r}.", param, ctx)
         return int(value)
@@ -37,7 +56,7 @@ class JobId(click.ParamType[int]):
         from mlxq.job_view import title
         from state.job import listing
 
-        rows = _look(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
+        rows = _read(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
         return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
 
 
@@ -47,15 +66,15 @@ class MemorySize(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it, or say how it must be written."""
-        found = MEMORY.fullmatch(str(value).strip().lower())
-        if not found or float(found["number"]) == 0:
+        """Return the bytes, or say how a size must be written."""
+        match = MEMORY.fullmatch(str(value).strip().lower())
+        if not match or float(match["number"]) == 0:
             self.fail(f"a size is a number above 0 with a unit, such as 30gb or 24gib, not {value!r}.", param, ctx)
-        return int(float(found["number"]) * UNITS[found["unit"]])
+        return int(float(match["number"]) * UNITS[match["unit"]])
 
 
 class ModelName(click.ParamType[str]):
-    """A model; what it is called by is answered by the catalog, the models folder or the Hub."""
+    """A model; the catalog, the models folder or the Hub says which one a name means."""
 
     name = "model"
 
@@ -63,8 +82,10 @@ class ModelName(click.ParamType[str]):
         """Complete it from the catalog."""
         from catalog.load import entries
 
-        found = sorted(entries().values(), key=lambda model: model.id)
-        return [CompletionItem(each.id, help=each.name) for each in found if each.id.startswith(incomplete.lower())]
+        models = sorted(entries().values(), key=lambda model: model.id)
+        return [
+            CompletionItem(model.id, help=model.name) for model in models if model.id.startswith(incomplete.lower())
+        ]
 
 
 class InstalledName(ModelName):
@@ -75,12 +96,14 @@ class InstalledName(ModelName):
         from mlxq import local_models
         from tasks import recommend
 
-        place = get_home()
+        home = get_home()
         try:
-            there = local_models.listing(place, None, recommend.known(place))
+            installed = local_models.listing(home, None, recommend.known(home))
         except MlxqError:
             return []
-        return [CompletionItem(name) for name in sorted({one.model for one in there}) if name.startswith(incomplete)]
+        return [
+            CompletionItem(name) for name in sorted({row.model for row in installed}) if name.startswith(incomplete)
+        ]
 
 
 class Seconds(click.FloatRange):
@@ -100,14 +123,31 @@ def tier(text: str) -> Callable[[Function], Function]:
     return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_tier)
 
 
-def service(text: str) -> Callable[[Function], Function]:
-    """Add --tier NAME to a command for which the gateway and the page have names too."""
-    return click.option("--tier", metavar="NAME", help=text, shell_complete=complete_service)
+def services(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add [SERVICE]..., which arrives as `names`; --tier NAME is a hidden second way to name one."""
+
+    @click.argument("names", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
+    @click.option("--tier", "tiers", multiple=True, hidden=True, shell_complete=complete_service)
+    @functools.wraps(function)
+    def merged(*, names: tuple[str, ...], tiers: tuple[str, ...], **options: Any) -> Any:
+        return function(names=list(dict.fromkeys((*names, *tiers))), **options)
+
+    return merged
 
 
-def named(db: Database, name: str) -> str:
-    """Give the service that is meant: a tier, or what runs beside the tiers. Raises NotFound."""
-    return name if name in BESIDE else stack.tier(db, name).name
+def service_name(function: Function) -> Function:
+    """Add [SERVICE], which arrives as `name`."""
+    return click.argument("name", metavar="[SERVICE]", required=False, shell_complete=complete_service)(function)
+
+
+def check_services(db: Database, names: Sequence[str]) -> None:
+    """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
+    there = [*(tier.name for tier in stack.tiers(db)), *BESIDE]
+    for name in names:
+        if len(there) == len(BESIDE):
+            raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+        if name not in there:
+            raise NotFound(f"There is no service {name!r}; there is: {', '.join(there)}.", hint="mlxq status")
 
 
 def tiers(flag: str, text: str) -> Callable[[Function], Function]:
@@ -122,13 +162,18 @@ def timeout(function: Function) -> Function:
         "timeout_s",
         type=Seconds(min=0),
         metavar="SECONDS",
-        help="Stop waiting after this long; the jobs go on.",
+        help="Stop waiting after this long; the jobs continue.",
     )(function)
 
 
 def dry_run(function: Function) -> Function:
-    """Add --dry-run to a command that starts or stops services."""
-    return click.option("--dry-run", is_flag=True, help="Print what would be run, and do nothing.")(function)
+    """Add --dry-run to a command that changes something."""
+    return click.option("--dry-run", "-n", is_flag=True, help="Show what would be done, and do nothing.")(function)
+
+
+def yes(function: Function) -> Function:
+    """Add --yes to a command that asks before it acts."""
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")(function)
 
 
 def as_json(function: Function) -> Function:
@@ -143,23 +188,23 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
 
 def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, with its model."""
-    rows = _look(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
+    rows = _read(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
 
 
 def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a tier, or of what runs beside the tiers."""
+    """Complete the name of a tier, the gateway or the page."""
     return complete_tier(ctx, param, incomplete) + [
         CompletionItem(name) for name in BESIDE if name.startswith(incomplete)
     ]
 
 
-def _look(read: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
-    """Read for a completion: where nothing can be read, there is nothing to complete."""
+def _read(query: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """Run a query for a completion: where nothing can be read, there is nothing to complete."""
     try:
         db = read_database(get_home())
         try:
-            return read(db)
+            return query(db)
         finally:
             db.close()
     except MlxqError:

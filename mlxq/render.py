@@ -1,7 +1,7 @@
 """How things look: tables and times for people, JSON for programs. No queries, no decisions.
 
-Results go to stdout, all else to stderr. Plain text by hand, because importing rich takes as long as a whole
-command may; the live view of jobs, where a person waits anyway, has it (watch.py).
+Results go to stdout, everything else to stderr. Plain text by hand, because importing rich takes as long as a whole
+command may; the live view of jobs, where a person waits anyway, uses it (job_view.py).
 """
 
 from __future__ import annotations
@@ -31,18 +31,45 @@ NARROWEST = 40
 """Of a last column that is folded into more than two lines; in less room, long cells stand below their rows."""
 BELOW = "    "
 """The indent of such cells."""
-COLOURS: Mapping[str, str] = {
-    **dict.fromkeys(("healthy", "succeeded", "running", "ready"), "green"),
-    **dict.fromkeys(("degraded", "down", "queued", "hung", "loading", "starting"), "yellow"),
+COLORS: Mapping[str, str] = {
+    **dict.fromkeys(("healthy", "succeeded", "running"), "green"),
+    **dict.fromkeys(("degraded", "down", "queued", "hung"), "yellow"),
     **dict.fromkeys(("crashed", "failed"), "red"),
     **dict.fromkeys(("stopped", "cancelled", "blocked"), "bright_black"),
 }
-"""How the words for states are painted, on a terminal that takes colours."""
+"""How the words for states are painted, on a terminal that takes colors."""
+
+
+@dataclass
+class Output:
+    """What the command line asked of the output."""
+
+    quiet: bool = False
+    """Results and errors only."""
+    no_color: bool = False
+
+
+output = Output()
 
 
 def say(text: str = "") -> None:
-    """Tell the person something that is no result."""
-    click.echo(text, err=True)
+    """Print something that is no result, unless --quiet was given."""
+    if not output.quiet:
+        _echo(text, err=True)
+
+
+def _echo(text: str, *, err: bool) -> None:
+    click.echo(text, err=err, color=forced_color())
+
+
+def forced_color() -> bool | None:
+    """Return True where FORCE_COLOR asks for colors also without a terminal (force-color.org), else None."""
+    return True if os.environ.get("FORCE_COLOR") and not refuses_color() else None
+
+
+def refuses_color() -> bool:
+    """Return whether --no-color or NO_COLOR (no-color.org) forbids colors."""
+    return output.no_color or bool(os.environ.get("NO_COLOR"))
 
 
 def data(payload: Mapping[str, Any]) -> None:
@@ -56,15 +83,20 @@ def line(payload: Mapping[str, Any]) -> None:
 
 
 def problem(error: MlxqError) -> None:
-    """Tell an error: what failed, what mlxq did already, what to run next."""
-    say(f"{paint('Error:', 'red', sys.stderr)} {error.message}" + (f" {error.done}" if error.done else ""))
+    """Print an error: what failed, what mlxq did already, what to run next."""
+    done = f" {error.done}" if error.done else ""
+    _echo(f"{paint('Error:', 'red', sys.stderr)} {error.message}{done}", err=True)
     if error.hint:
-        next_step(error.hint)
+        _echo(_next(error.hint), err=True)
 
 
 def next_step(command: str) -> None:
-    """Name the one command that a person would run next."""
-    say(f"Next: {paint(command, 'cyan', sys.stderr)}")
+    """Name the one command to run next."""
+    say(_next(command))
+
+
+def _next(command: str) -> str:
+    return f"Next: {paint(command, 'cyan', sys.stderr)}"
 
 
 def table(
@@ -79,7 +111,7 @@ def table(
     layout = _laid_out([headers, *cells], right, terminal=stream.isatty())
     for row in [layout.heads(headers), *cells]:
         for text in layout.lines(row):
-            click.echo(_painted(text, row, stream), err=err)
+            _echo(_painted(text, row, stream), err=err)
 
 
 def _cell(value: Any) -> str:
@@ -101,7 +133,7 @@ class _Layout:
         return self.room < min(NARROWEST, self.widths[-1] / 2)
 
     def heads(self, headers: Sequence[str]) -> list[str]:
-        """Give the headers; the last one has no place where its cells stand below."""
+        """Return the headers; the last one has no place where its cells stand below."""
         last = "" if self.below and len(headers[-1]) > self.room else headers[-1]
         return [*headers[:-1], last]
 
@@ -120,7 +152,7 @@ class _Layout:
 
 
 def _laid_out(rows: Sequence[Sequence[str]], right: Sequence[int], *, terminal: bool) -> _Layout:
-    """Give each column the width of its longest cell, and the last one what is left of the terminal."""
+    """Return each column the width of its longest cell, and the last one what is left of the terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     room = columns() - sum(widths[:-1]) - len(GAP) * (len(widths) - 1) if terminal else math.inf
     return _Layout(widths, right, room)
@@ -138,35 +170,37 @@ def prose(text: str, before: str = "", *, err: bool = False) -> None:
         head = before or line[: len(line) - len(words)]
         indent = " " * len(click.unstyle(head))
         folded = textwrap.wrap(words, columns() - len(indent), break_on_hyphens=False) if terminal else [words]
-        click.echo(head + f"\n{indent}".join(folded), err=err)
+        _echo(head + f"\n{indent}".join(folded), err=err)
 
 
 def _painted(text: str, cells: Sequence[str], stream: IO[str]) -> str:
-    """Paint the cells whose first word tells a state."""
+    """Paint the cells whose first word is a state."""
     for cell in cells:
-        colour = COLOURS.get(cell.partition(",")[0])
-        if colour:
-            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, colour, stream)}", 1)
+        color = COLORS.get(cell.partition(",")[0])
+        if color:
+            text = text.replace(f"{GAP}{cell}", f"{GAP}{paint(cell, color, stream)}", 1)
     return text
 
 
-def paint(text: str, colour: str, stream: IO[str]) -> str:
-    """Give the text in a colour where the stream is a terminal that wants colours (no-color.org)."""
-    return click.style(text, fg=colour) if colourful(stream) else text
+def paint(text: str, color: str, stream: IO[str]) -> str:
+    """Return the text in a color, where the stream takes colors."""
+    return click.style(text, fg=color) if takes_color(stream) else text
 
 
-def colourful(stream: IO[str]) -> bool:
-    """Tell whether colours may go there."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def takes_color(stream: IO[str]) -> bool:
+    """Return whether colors may go there: NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
+    if refuses_color():
+        return False
+    return bool(forced_color()) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def columns() -> int:
-    """Give the terminal's width in characters; 80 when there is none."""
+    """Return the terminal's width in characters; 80 when there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
 def span(seconds: float | None) -> str:
-    """Give a length of time in at most two units, such as 1h02m."""
+    """Return a length of time in at most two units, such as 1h02m."""
     if seconds is None:
         return "-"
     whole = int(seconds)
@@ -182,10 +216,10 @@ def span(seconds: float | None) -> str:
 
 
 def ago(at: float | None) -> str:
-    """Give how long ago a time in unix seconds was."""
+    """Return how long ago a time in unix seconds was."""
     return "-" if at is None else f"{span(max(0.0, time.time() - at))} ago"
 
 
 def clock(at: float) -> str:
-    """Give a time in unix seconds as the person's own date and time."""
+    """Return a time in unix seconds as the person's own date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

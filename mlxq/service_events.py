@@ -1,9 +1,9 @@
-"""The story of the services: what happened to them, in order, and what each said last before it ended."""
+"""What happened to the services, as reason and message, and what each wrote last before it exited."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,129 +18,168 @@ from state.ports import BESIDE
 from state.service import ServiceEvent
 from tasks.plan import gateway, page
 
-ENDS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
-"""Steps that a person wants the last lines of the log for."""
+EXITS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
+"""Events that are shown with the last lines of the log."""
+PROBLEMS: Collection[str] = frozenset(
+    {*EXITS, ServiceEvent.STALLED, ServiceEvent.DEGRADED, "unclean_boot", "escalated", "cache_purged", "safe_mode"}
+)
+"""Events of what went wrong, and of what mlxq did about it."""
 LINES = 3
 READ_BYTES = 2**20
-"""So much of a log is searched from its end, however long it is."""
-WORDS: Mapping[str, str] = {
-    ServiceEvent.STARTING: "starting",
-    ServiceEvent.SPAWNED: "loading",
-    ServiceEvent.ADOPTED: "adopted",
-    ServiceEvent.BECAME_READY: "ready",
-    ServiceEvent.REPLACED: "replaced",
-    ServiceEvent.STALLED: "stalled",
-    ServiceEvent.DEGRADED: "degraded",
-    ServiceEvent.DRAIN_STARTED: "draining",
-    ServiceEvent.STOPPING: "stopping",
-    ServiceEvent.STOPPED: "stopped",
-    ServiceEvent.EXITED: "exited",
-    ServiceEvent.CRASH_LOOPED: "crash loop",
-    ServiceEvent.FAILED: "failed",
-    "unclean_boot": "unclean shutdown",
-    "escalated": "escalated",
-    "cache_purged": "prompt cache cleared",
-    "safe_mode": "safe mode",
-    "handover_started": "handover started",
-    "start_requested": "start requested",
-    "stop_requested": "stop requested",
+"""How much of a log is searched, from its end."""
+MOST = 1000
+"""How many of the newest events are searched for what went wrong."""
+REASONS: Mapping[str, str] = {
+    ServiceEvent.STARTING: "Starting",
+    ServiceEvent.SPAWNED: "Process started",
+    ServiceEvent.ADOPTED: "Adopted",
+    ServiceEvent.BECAME_READY: "Ready",
+    ServiceEvent.REPLACED: "Handover complete",
+    ServiceEvent.STALLED: "No progress",
+    ServiceEvent.DEGRADED: "Failing probes",
+    ServiceEvent.DRAIN_STARTED: "Draining",
+    ServiceEvent.STOPPING: "Stopping",
+    ServiceEvent.STOPPED: "Stopped",
+    ServiceEvent.EXITED: "Exited",
+    ServiceEvent.CRASH_LOOPED: "Crash loop",
+    ServiceEvent.FAILED: "Failed",
+    "unclean_boot": "Unclean shutdown",
+    "escalated": "Escalated",
+    "cache_purged": "Prompt cache cleared",
+    "safe_mode": "Safe mode",
+    "handover_started": "Handover started",
+    "start_requested": "Start requested",
+    "stop_requested": "Stop requested",
 }
-"""What people read in place of an event's name; programs get the name."""
-MEANINGS: Mapping[str, str] = {step.value: step.meaning for step in ServiceEvent} | {
-    "start_requested": "requested by user",
-    "stop_requested": "requested by user",
+"""What people read in place of an event's name; programs get both."""
+MESSAGES: Mapping[str, str] = {
+    ServiceEvent.STARTING: "the process is about to be started",
+    ServiceEvent.SPAWNED: "loading",
+    ServiceEvent.ADOPTED: "it was already running when the worker started",
+    ServiceEvent.BECAME_READY: "produced a token",
+    ServiceEvent.REPLACED: "no connection was dropped",
+    ServiceEvent.STALLED: "it has requests and produces no tokens",
+    ServiceEvent.DEGRADED: "it does not answer every probe",
+    ServiceEvent.DRAIN_STARTED: "it gets no new requests; running ones may finish",
+    ServiceEvent.STOPPING: "the process was told to exit",
+    ServiceEvent.STOPPED: "by mlxq",
+    ServiceEvent.EXITED: "unexpectedly; it will be restarted",
+    ServiceEvent.CRASH_LOOPED: "it keeps exiting; removed from routing and retried every five minutes",
+    ServiceEvent.FAILED: "it needs attention: another start would fail the same way",
     "unclean_boot": "the machine went down while it was running",
     "escalated": "every tier is in a crash loop, so the gateway is restarted",
-    "cache_purged": "was told to clear its prompt cache",
+    "cache_purged": "to free memory",
+    "safe_mode": "it starts with a smaller cache from now on",
     "handover_started": "a replacement process is being tested",
-    "safe_mode": "starts with a smaller cache from now on",
+    "start_requested": "by user",
+    "stop_requested": "by user",
 }
-
-READY = "it serves"
-"""What a service that makes no tokens is when it is ready."""
+"""The message of an event that recorded no cause; a message never restates its reason."""
+SERVES = "it answers requests"
+"""The message of a service that makes no tokens when it is ready."""
 
 
 @dataclass(frozen=True)
 class EventView:
-    """One thing that happened to a service."""
+    """One event of a service, as it is shown."""
 
     at: float
     """Unix seconds."""
     service: str
-    what: str
+    event: str
+    """The name that programs compare."""
+    reason: str
+    message: str
     start: int | None
     """Which start of the service this is about, counted from 1."""
-    text: str
     next_try_at: float | None
+    """Unix seconds of the next start, where one was planned."""
     last_lines: list[str]
+    """What the process wrote last, where it exited."""
 
 
-def events(db: Database, name: str | None, *, limit: int) -> list[EventView]:
-    """Give the newest chapters of one service, or of all, oldest first. Raises NotFound, NotRunning."""
+def events(db: Database, name: str | None, *, limit: int, everything: bool = True) -> list[EventView]:
+    """Return the newest events of one service, or of all, oldest first. Raises NotFound, NotRunning.
+
+    `everything`: not only what went wrong, restarts, and the last change of each service.
+    """
     if name and service.find(db, name) is None:
-        raise _unheard_of(db, name)
-    return [_event_view(db, each) for each in event.of_service(db, name, limit=limit)]
+        raise _unknown(db, name)
+    recorded = event.of_service(db, name, limit=limit if everything else MOST)
+    return [_view(db, event) for event in (recorded if everything else _notable(recorded)[-limit:])]
 
 
-def _unheard_of(db: Database, name: str) -> MlxqError:
-    """Give the error for a service that has no story: it was never started, or there is no such thing."""
+def _notable(recorded: Sequence[Event]) -> list[Event]:
+    """Return exits, failures, restarts and the last change of each service, in their order."""
+    last = {event.service: event.id for event in recorded}
+    return [event for event in recorded if _is_notable(event) or event.id == last[event.service]]
+
+
+def _is_notable(event: Event) -> bool:
+    """Return whether an event tells of a problem, or of a service that serves again after its first start."""
+    return event.name in PROBLEMS or (event.name == ServiceEvent.BECAME_READY.value and (event.attempt or 0) > 1)
+
+
+def _unknown(db: Database, name: str) -> MlxqError:
+    """Return the error for a service without events: it was never started, or it does not exist."""
     tiers = {tier.name for tier in stack.tiers(db)}
     if name in tiers or (tiers and name in BESIDE):
         return NotRunning(f"{name} was never started, so nothing has happened to it.", hint="mlxq up")
     return NotFound(f"There is no service {name}.", hint="mlxq status")
 
 
-def _event_view(db: Database, each: Event) -> EventView:
-    name = each.service or ""
-    ended = each.name in ENDS and each.attempt is not None
+def _view(db: Database, event: Event) -> EventView:
+    name = event.service or ""
+    exited = event.name in EXITS and event.attempt is not None
     return EventView(
-        at=each.at,
+        at=event.at,
         service=name,
-        what=each.name,
-        start=each.attempt,
-        text=text(each),
-        next_try_at=each.data.get("next_try_at"),
-        last_lines=last_lines(db.home.log(name), each.attempt or 0) if ended else [],
+        event=event.name,
+        reason=reason(event.name),
+        message=text(event),
+        start=event.attempt,
+        next_try_at=event.data.get("next_try_at"),
+        last_lines=last_lines(db.home.log(name), event.attempt or 0) if exited else [],
     )
 
 
-def word(name: str) -> str:
-    """Give what people read in place of an event's name."""
-    return WORDS.get(name, name.replace("_", " "))
+def reason(name: str) -> str:
+    """Return what people read in place of an event's name."""
+    return REASONS.get(name, name.replace("_", " ").capitalize())
 
 
-def text(each: Event) -> str:
-    """Say what happened, and how it came."""
-    return READY if _serves(each) else sentence(each.name, each.data)
+def text(event: Event) -> str:
+    """Return the message of an event."""
+    return SERVES if _serves(event) else sentence(event.name, event.data)
 
 
-def _serves(each: Event) -> bool:
-    """Tell whether this is a service without a model that became ready."""
-    return each.name == ServiceEvent.BECAME_READY.value and each.service in {gateway.SERVICE, page.SERVICE}
+def _serves(event: Event) -> bool:
+    """Return whether this is a service without a model that became ready."""
+    return event.name == ServiceEvent.BECAME_READY.value and event.service in {gateway.SERVICE, page.SERVICE}
 
 
 def sentence(name: str, data: Mapping[str, Any]) -> str:
-    """Say an event in words: its cause where it has one, and how the process ended."""
+    """Return an event's message: its cause where it has one, and how the process ended."""
     from tasks.system import process
 
-    told = str(data.get("cause") or MEANINGS.get(name, name))
+    message = str(data.get("cause") or MESSAGES.get(name, name))
     code = data.get("exit_code")
     ending = process.sentence(code) if code is not None else ""
-    return told if ending.lower() in told.lower() else f"{told} ({ending})"
+    return message if ending.lower() in message.lower() else f"{message} ({ending})"
 
 
 def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
-    """Give the last lines that one start of a service wrote, from the last 1 MiB of its log; [] when they are gone."""
+    """Return the last lines that one start of a service wrote, from the last 1 MiB of its log; [] if they are gone."""
     from tasks.supervision.lifecycle import START_MARKER
 
     written = tail(log, READ_BYTES)
-    found = re.search(rf"^{START_MARKER}.*, start {start}\n((?:(?!{START_MARKER}).*\n?)*)", written, re.MULTILINE)
-    lines = [line for line in found[1].splitlines() if line.strip()] if found else []
+    section = re.search(rf"^{START_MARKER}.*, start {start}\n((?:(?!{START_MARKER}).*\n?)*)", written, re.MULTILINE)
+    lines = [line for line in section[1].splitlines() if line.strip()] if section else []
     return lines[-count:]
 
 
-def format_event(chapter: EventView) -> str:
-    """Give a chapter's text as a person reads it, with the time of the next try."""
-    if chapter.next_try_at is None:
-        return chapter.text
-    return f"{chapter.text} Next try at {render.clock(chapter.next_try_at)}."
+def format_event(view: EventView) -> str:
+    """Return an event's message as a person reads it, with the time of the next start."""
+    if view.next_try_at is None:
+        return view.message
+    return f"{view.message} Next try at {render.clock(view.next_try_at)}."

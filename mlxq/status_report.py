@@ -1,7 +1,7 @@
 """What is true now, as one document: the machine, the worker, every service.
 
-Nothing is called healthy that nobody probed. While the worker beats, its watchdog's rows are the truth; otherwise this
-looks by itself: is that very process alive, and does its port answer.
+Nothing is called healthy that was not probed. While the worker's heartbeat is fresh, its rows are the truth; otherwise
+the process and the port of each service are checked here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlxq import service_status
+from mlxq.service_status import ServiceStatus
 from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
 from state.db import Database
 from state.paths import Home
@@ -22,20 +24,24 @@ PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
 MIB = 1024 * 1024
 GATEWAY = "gateway"
+LIVE_JOBS = "SELECT id, kind, state, phase FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id"
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """The worker as it is."""
+    """The state of the worker."""
 
     state: str
     """running, hung, or stopped."""
     pid: int | None
 
 
+STOPPED = WorkerReport("stopped", None)
+
+
 @dataclass(frozen=True)
 class StatusReport:
-    """Everything `mlxq status` tells."""
+    """Everything `mlxq status` shows."""
 
     machine: dict[str, Any]
     endpoint: str
@@ -43,87 +49,102 @@ class StatusReport:
     services: list[dict[str, Any]]
     """With exactly the keys that `status --json` prints."""
     troubles: list[tuple[str, str, str | None]]
-    """Name, cause and next command of each service that is not as it should be."""
+    """Name, cause and next command of each service that needs an explanation."""
     tiers: list[Tier]
-    jobs: list[int]
-    """Ids of the jobs that have not ended."""
+    jobs: list[dict[str, Any]]
+    """Id, kind, state and phase of the jobs that have not ended, the oldest first."""
     cloud: dict[str, Any]
     """Whether requests may leave the machine as a last resort, to which model, and what they cost today."""
 
+    @property
+    def is_set_up(self) -> bool:
+        """Whether there is a stack, or anything that was started."""
+        return bool(self.tiers or self.services)
+
     def document(self) -> dict[str, Any]:
-        """Give it as it is printed for programs."""
+        """Return the report as `status --json` prints it."""
         return {
             "hardware": self.machine,
             "endpoint": self.endpoint,
             "worker": {"state": self.worker.state, "pid": self.worker.pid},
             "services": self.services,
+            "jobs": self.jobs,
             "cloud": self.cloud,
-            "stack": {"tiers": [_wanted(tier) for tier in self.tiers]},
+            "stack": {"tiers": [_tier(tier) for tier in self.tiers]},
         }
 
 
 def collect(db: Database) -> StatusReport:
-    """Look, and give what is true."""
-    seen, tiers = worker(db), stack.tiers(db)
-    rows, at = {row.name: row for row in service.listing(db)}, ports.listing(db)
-    live = db.rows("SELECT id FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id")
+    """Return the report on everything that state.db knows."""
+    running, tiers = worker(db), stack.tiers(db)
+    rows, numbers = {row.name: row for row in service.listing(db)}, ports.listing(db)
     return StatusReport(
         machine=facts.get(db, "machine"),
-        endpoint=ports.endpoint(at),
-        worker=seen,
-        services=_services(rows, tiers, at, watched=seen.state == "running"),
+        endpoint=ports.endpoint(numbers),
+        worker=running,
+        services=_services(rows, tiers, numbers, watched=running.state == "running"),
         troubles=_troubles(db, rows.values()),
         tiers=tiers,
-        jobs=[row["id"] for row in live],
+        jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
         cloud=cloud_today(db.home),
     )
 
 
+def empty(home: Home) -> StatusReport:
+    """Return the report on a home that has no state.db."""
+    endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
+    return StatusReport({}, endpoint, STOPPED, [], [], [], [], cloud_today(home))
+
+
 def _services(
-    rows: Mapping[str, Service], tiers: Sequence[Tier], at: Mapping[str, int], *, watched: bool
+    rows: Mapping[str, Service], tiers: Sequence[Tier], numbers: Mapping[str, int], *, watched: bool
 ) -> list[dict[str, Any]]:
-    """Give the tiers and the gateway, then what else has a row; `at`: their ports, 0 for a page that is off."""
-    wanted: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
-    names = wanted | {name: wanted.get(name) for name in rows}
-    return [_service(name, rows.get(name), tier, at.get(name) or None, watched=watched) for name, tier in names.items()]
+    """Return the tiers and the gateway, then what else has a row; `numbers`: their ports, 0 for a page that is off."""
+    stacked: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
+    names = stacked | {name: stacked.get(name) for name in rows}
+    return [
+        _service(name, rows.get(name), tier, numbers.get(name) or None, watched=watched) for name, tier in names.items()
+    ]
 
 
 def _troubles(db: Database, rows: Iterable[Service]) -> list[tuple[str, str, str | None]]:
-    """Give name, cause and next command of what is down, and of what is held back."""
+    """Return name, cause and next command of what is down, and of what runs in safe mode."""
     down = [(row.name, row.cause, row.hint) for row in rows if row.cause]
-    held = [(name, held.sentence, held.hint) for name, held in safe_mode.listing(db).items() if held.level]
-    return [*down, *held]
+    reduced = [(name, mode.sentence, mode.hint) for name, mode in safe_mode.listing(db).items() if mode.level]
+    return [*down, *reduced]
 
 
 def cloud_today(home: Home) -> dict[str, Any]:
-    """Give what of the cloud is set, and today's sums."""
-    found, spent = settings.load(home), cloud_spend.read(cloud_spend.place(home))
+    """Return the cloud's settings, and today's sums."""
+    chosen, spent = settings.load(home), cloud_spend.read(cloud_spend.place(home))
     return {
-        "on": bool(found["openrouter-key"]),
-        "model": found["openrouter-model"],
+        "on": bool(chosen["openrouter-key"]),
+        "model": chosen["openrouter-model"],
         "requests_today": spent.requests,
         "usd_today": spent.usd,
-        "cap_usd": found["cloud-cap-usd"],
+        "cap_usd": chosen["cloud-cap-usd"],
     }
 
 
 def worker(db: Database) -> WorkerReport:
-    """Tell how the worker is, by its identity and its beat."""
+    """Return the worker's state, by its identity and its heartbeat."""
     from tasks import worker_status
 
-    felt, last = worker_status.read(db), current(db)
-    if last is None or felt in (worker_status.WorkerState.NONE, worker_status.WorkerState.DEAD):
-        return WorkerReport("stopped", None)
-    return WorkerReport("hung" if felt is worker_status.WorkerState.HUNG else "running", last.pid)
+    state, last = worker_status.read(db), current(db)
+    if last is None or state in (worker_status.WorkerState.NONE, worker_status.WorkerState.DEAD):
+        return STOPPED
+    return WorkerReport("hung" if state is worker_status.WorkerState.HUNG else "running", last.pid)
 
 
 def _service(name: str, row: Service | None, tier: Tier | None, port: int | None, *, watched: bool) -> dict[str, Any]:
-    """Give one service with the keys of `status --json`."""
-    state = Observed.STOPPED if row is None else row.observed if watched else check(row)
-    told: dict[str, Any] = {
+    """Return one service with the keys of `status --json`."""
+    status = ServiceStatus(Observed.STOPPED) if row is None else service_status.of_row(row) if watched else check(row)
+    document: dict[str, Any] = {
         "name": name,
         "kind": "engine" if tier else GATEWAY,
-        "state": str(state),
+        "state": str(status.state),
+        "reason": status.reason or None,
+        "next_try_at": status.next_try_at,
         "phase": "stopped",
         "pid": None,
         "port": port,
@@ -134,14 +155,14 @@ def _service(name: str, row: Service | None, tier: Tier | None, port: int | None
         "memory_mb": None,
     }
     if row:
-        told |= {"kind": row.kind, "phase": str(row.state), "restarts": row.restarts}
-    if row and state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
-        told |= _process(row)
-    return told
+        document |= {"kind": row.kind, "phase": str(row.state), "restarts": row.restarts}
+    if row and status.state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
+        document |= _process(row)
+    return document
 
 
 def _process(row: Service) -> dict[str, Any]:
-    """Give what is true of a service only while its process lives."""
+    """Return what is true of a service only while its process lives."""
     return {
         "pid": row.pid,
         "uptime_s": round(time.time() - row.started_at, 1) if row.started_at else None,
@@ -149,17 +170,16 @@ def _process(row: Service) -> dict[str, Any]:
     }
 
 
-def check(row: Service) -> Observed:
-    """Look at one service without the watchdog's help."""
+def check(row: Service) -> ServiceStatus:
+    """Check the process and the port of one service, without the worker's help."""
     from tasks.system import process
 
-    if row.identity is None or not process.alive(process.decode(row.identity)):
-        return Observed.CRASHED if row.desired == "up" else Observed.STOPPED
-    return Observed.HEALTHY if _answers(row) else Observed.DOWN
+    alive = row.identity is not None and process.alive(process.decode(row.identity))
+    return service_status.unwatched(row, alive=alive, answers=alive and _answers(row))
 
 
 def _answers(row: Service) -> bool:
-    """Tell whether the service's port speaks HTTP and does not call itself ill."""
+    """Return whether the service's port speaks HTTP and reports no error of the server."""
     from http.client import HTTPConnection, HTTPException
 
     connection = HTTPConnection("127.0.0.1", row.port, timeout=PROBE_S)
@@ -172,8 +192,8 @@ def _answers(row: Service) -> bool:
         connection.close()
 
 
-def _wanted(tier: Tier) -> dict[str, Any]:
-    """Give one tier of the stack for programs."""
+def _tier(tier: Tier) -> dict[str, Any]:
+    """Return one tier of the stack for programs."""
     return {
         "name": tier.name,
         "model": tier.model,

@@ -33,15 +33,15 @@ BAR = 20
 
 
 class Counts(click.ParamType[list[int]]):
-    """Whole numbers with commas between them, such as 1,4."""
+    """Whole numbers separated by commas, such as 1,4."""
 
     name = "counts"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """Read them, or say how they must be written."""
+        """Return the numbers, or say how they must be written."""
         words = str(value).split(",")
         if not all(word.isascii() and word.isdecimal() and 1 <= int(word[:9]) <= 64 for word in words):  # noqa: PLR2004 (more no engine takes)
-            self.fail(f"give numbers from 1 to 64 with commas between them, such as 1,4, not {value!r}.", param, ctx)
+            self.fail(f"numbers from 1 to 64 separated by commas are needed, such as 1,4, not {value!r}.", param, ctx)
         return list(dict.fromkeys(map(int, words)))
 
 
@@ -49,21 +49,33 @@ class TargetName(options.InstalledName):
     """A tier or a model."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Complete it from the tiers and the weights that are here."""
+        """Complete it from the tiers and the installed models."""
         return options.complete_tier(ctx, param, incomplete) + super().shell_complete(ctx, param, incomplete)
 
 
 @click.command()
 @click.argument("target", metavar="TARGET", type=TargetName(), required=False)
-@click.option("--save", is_flag=True, help="Keep the figures: they correct every prediction for this machine.")
-@click.option("--quant", metavar="NAME", help="Which of the quants that are here.")
-@click.option("--runs", type=click.IntRange(1, 20), default=3, show_default=True, help="So often after the warm-up.")
+@click.option("--save", is_flag=True, help="Save the result; it improves predictions for this machine.")
+@click.option("--quant", metavar="NAME", help="Which of the installed quants.")
 @click.option(
-    "--prompt-tokens", type=click.IntRange(64, 131072), help="About so many.  [default: 1024; 128 without a GPU]"
+    "--runs", type=click.IntRange(1, 20), default=3, show_default=True, metavar="N", help="Number of timed runs."
 )
-@click.option("--gen-tokens", type=click.IntRange(16, 4096), help="At most so many.  [default: 128; 32 without a GPU]")
-@click.option("--concurrency", type=Counts(), default="1", show_default=True, metavar="N,…", help="Requests at once.")
-@click.option("--history", type=TargetName(), metavar="MODEL", help="Show what was kept of MODEL, measure nothing.")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(64, 131072),
+    metavar="N",
+    help="Approximate prompt length.  [default: 1024; 128 without a GPU]",
+)
+@click.option(
+    "--gen-tokens",
+    type=click.IntRange(16, 4096),
+    metavar="N",
+    help="Maximum answer length.  [default: 128; 32 without a GPU]",
+)
+@click.option(
+    "--concurrency", type=Counts(), default="1", show_default=True, metavar="N,…", help="Number of concurrent requests."
+)
+@click.option("--history", type=TargetName(), metavar="MODEL", help="Show saved results of MODEL, and measure nothing.")
 @options.timeout
 @options.as_json
 def command(
@@ -76,21 +88,22 @@ def command(
     as_json: bool,
     **shape: Any,
 ) -> None:
-    """Time a tier, or a model on an engine of its own.
+    """Benchmark a running tier or an installed model.
 
-    TARGET is a tier that runs, or weights that are here. Prompts are new each time, so that no cache helps.
+    TARGET is a running tier, or a model, which then gets an engine of its own. Every prompt is new, so that no cache
+    helps.
     """
-    place = get_home()
+    home = get_home()
     if (target is None) == (history is None):
-        raise UsageProblem("Give a TARGET to time, or --history MODEL.", hint="mlxq bench --help")
+        raise UsageProblem("Name a TARGET to benchmark, or pass --history MODEL.", hint="mlxq bench --help")
     if history is not None:
-        _history(place, history, as_json=as_json)
+        _history(home, history, as_json=as_json)
         return
-    with jobs_client.reading(place) as db:
-        what = _what(place, db, str(target), quant)
-    with jobs_client.writing(place) as db:
+    with jobs_client.reading(home) as db:
+        what = _what(home, db, str(target), quant)
+    with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
-    (job,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    (job,) = jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     assert job.state is JobState.SUCCEEDED, "follow raises what failed"
     if as_json:
         render.data(job.result)
@@ -100,72 +113,72 @@ def command(
         render.next_step(f"mlxq bench {target} --save")
 
 
-def _what(place: Home, db: Database, target: str, quant: str | None) -> str:
-    """Give the tier's name, or the folder of the weights. Raises NotFound."""
+def _what(home: Home, db: Database, target: str, quant: str | None) -> str:
+    """Return the tier's name, or the folder of the weights. Raises NotFound."""
     if target in {tier.name for tier in stack.tiers(db)}:
         return target
-    known = recommend.known(place)
-    found = local_models.choose(target, local_models.listing(place, db, known), known, quant)
-    whole = [one for one in found if one.state in {"valid", "loadable"}]
-    if not whole:
-        raise NotFound(f"The weights of {target} are {found[0].state}.", hint=f"mlxq verify {target}")
-    return str(max(whole, key=lambda one: one.pulled).folder)
+    known = recommend.known(home)
+    chosen = local_models.choose(target, local_models.listing(home, db, known), known, quant)
+    complete = [row for row in chosen if row.state in {"valid", "loadable"}]
+    if not complete:
+        raise NotFound(f"The weights of {target} are {chosen[0].state}.", hint=f"mlxq verify {target}")
+    return str(max(complete, key=lambda row: row.pulled).folder)
 
 
 def show(result: Mapping[str, Any]) -> None:
     """Print what a benchmark found."""
     click.echo(f"{result['model']} {result['quant']}, {result['engine']}, mlx {result['mlx']}\n")
     render.table(
-        ["AT ONCE", "PROMPT", "TTFT", "PROMPT/S", "TOK/S", "TOK/S IN ALL"],
-        [_round(each) for each in result["rounds"]],
+        ["CONCURRENT", "INPUT", "TTFT", "INPUT/S", "TOK/S", "TOTAL TOK/S"],
+        [_round(row) for row in result["rounds"]],
         right=(0, 1, 2, 3, 4, 5),
     )
-    tools = {None: "not asked", True: "called right", False: "not called, or not read"}[result["tools"]]
-    click.echo(f"\nMemory at its peak {units.memory(result['peak_bytes'])}. Tools: {tools}.")
+    tools = {None: "not tested", True: "called correctly", False: "not called, or not parsed"}[result["tools"]]
+    click.echo(f"\nPeak memory {units.memory(result['peak_bytes'])}. Tools: {tools}.")
     click.echo(f"A second turn read {1 - result['reused']:.0%} of the first one again.")
     if expected := result["predicted"]:
         decode, prompt = recommendation.brief(expected["decode"]), recommendation.brief(expected["prompt"])
         click.echo(
             f"{result['verdict']}: {MEANINGS[result['verdict']]} "
-            f"({decode} tokens/s, prompts at {prompt}/s; {expected['basis']})."
+            f"({decode} tokens/s, input at {prompt}/s; {expected['basis']})."
         )
 
 
-def _round(each: Mapping[str, Any]) -> list[str | int]:
-    low, high = recommendation.brief(each["decode_low"]), recommendation.brief(each["decode_high"])
+def _round(result: Mapping[str, Any]) -> list[str | int]:
+    low, high = recommendation.brief(result["decode_low"]), recommendation.brief(result["decode_high"])
     return [
-        each["concurrency"],
-        each["prompt_tokens"],
-        f"{each['ttft_s']:.2f}s",
-        recommendation.brief(each["prompt_tps"]),
-        f"{recommendation.brief(each['decode_tps'])} ({low}-{high})",
-        recommendation.brief(each["total_tps"]),
+        result["concurrency"],
+        result["prompt_tokens"],
+        f"{result['ttft_s']:.2f}s",
+        recommendation.brief(result["prompt_tps"]),
+        f"{recommendation.brief(result['decode_tps'])} ({low}-{high})",
+        recommendation.brief(result["total_tps"]),
     ]
 
 
-def _history(place: Home, name: str, *, as_json: bool) -> None:
+def _history(home: Home, name: str, *, as_json: bool) -> None:
     """Show the benchmarks kept of a model, with what got slower. Raises NotFound."""
-    with jobs_client.reading(place) as db:
+    with jobs_client.reading(home) as db:
         tiers = {tier.name: tier.model for tier in stack.tiers(db)}
-        model = tiers.get(name) or _known_as(place, db, name)
+        model = tiers.get(name) or _known_as(home, db, name)
         rows = kept.history(db, model, facts.get(db, "machine").get("chip", ""))
     if not rows:
-        raise NotFound(f"No benchmark of {model} was kept on this machine.", hint=f"mlxq bench {name} --save")
+        raise NotFound(f"There are no saved benchmarks of {model} on this machine.", hint=f"mlxq bench {name} --save")
     slower = regressions(rows)
     if as_json:
-        told = [asdict(row) | {"regression": slower.get(place)} for place, row in enumerate(rows)]
-        render.data({"model": model, "benches": told})
+        results = [asdict(row) | {"regression": slower.get(number)} for number, row in enumerate(rows)]
+        render.data({"model": model, "benches": results})
         return
     for line in plot(rows, slower):
         click.echo(line)
 
 
-def _known_as(place: Home, db: Database, name: str) -> str:
-    """Give the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
-    known = recommend.known(place)
-    for one in local_models.listing(place, db, known):
-        if one.model not in known and name in {one.model, one.folder.name, one.source}:
-            return one.source or f"file:{one.folder}"
+def _known_as(home: Home, db: Database, name: str) -> str:
+    """Return the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
+    known = recommend.known(home)
+    for row in local_models.listing(home, db, known):
+        if row.model not in known and name in {row.model, row.folder.name, row.source}:
+            return row.source or f"file:{row.folder}"
     if "/" in name and name not in {quant.repo for model in known.values() for quant in model.quants.values()}:
         return f"hub:{name.removeprefix('hub:')}"
     return recommend.find(name, known).model.id
@@ -175,10 +188,10 @@ def plot(rows: Sequence[Bench], slower: Mapping[int, str]) -> list[str]:
     """Draw a bar of the decode speed for each benchmark, the oldest first; within 80 columns but for the flags."""
     fastest = max(row.decode_tps for row in rows)
     lines: list[str] = []
-    for place, row in enumerate(rows):
+    for number, row in enumerate(rows):
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.at))
         bar = "█" * max(1, round(BAR * row.decode_tps / fastest))
         what = f"{row.quant} x{row.concurrency}"
         line = f"{day}  {row.engine}/{row.mlx}  {what:<8} {bar:<{BAR}} {recommendation.brief(row.decode_tps)} tok/s"
-        lines += [line, *([f"  ! {slower[place]}"] if place in slower else [])]
+        lines += [line, *([f"  ! {slower[number]}"] if number in slower else [])]
     return lines

@@ -15,40 +15,40 @@ if TYPE_CHECKING:
     from tasks.weights.catalog_check import CatalogFinding
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Check the models mlxq knows."""
+    """Validate the model catalog."""
 
 
 @command.command()
-@click.option("--offline", is_flag=True, help="Do not ask the Hub.")
+@click.option("--offline", is_flag=True, help="Do not contact the Hub.")
 @options.as_json
 def check(*, offline: bool, as_json: bool) -> None:
-    """Check every model file: its fields and its parsers.
+    """Check the fields and the parsers of every model file.
 
-    Its repos are looked up too when the Hub is in reach.
+    When the Hub is in reach, check the repositories too.
     """
     from tasks.weights import catalog_check, hub
 
-    place = get_home()
+    home = get_home()
     if not as_json:
-        render.say("Checking the files and the parsers.")
-    models, findings = catalog_check.files(place.catalog)
+        render.say("Checking files and parsers.")
+    models, findings = catalog_check.files(home.catalog)
     findings += catalog_check.parsers(models)
     asked = not offline and hub.hub_reachable()
     if asked:
-        render.say("Asking the Hub for every repo.")
+        render.say("Checking repositories on the Hub.")
         findings += catalog_check.repos(models)
-    _tell(len(models), findings, asked=asked, as_json=as_json)
+    _report(len(models), findings, asked=asked, as_json=as_json)
     if wrong := sum(finding.wrong for finding in findings):
-        raise MlxqError(f"{wrong} {'thing is' if wrong == 1 else 'things are'} wrong with the catalog.")
+        raise MlxqError(f"The catalog has {wrong} {'error' if wrong == 1 else 'errors'}.")
 
 
-def _tell(count: int, findings: list[CatalogFinding], *, asked: bool, as_json: bool) -> None:
+def _report(count: int, findings: list[CatalogFinding], *, asked: bool, as_json: bool) -> None:
     if as_json:
-        render.data({"models": count, "hub_asked": asked, "findings": [asdict(each) for each in findings]})
+        render.data({"models": count, "hub_asked": asked, "findings": [asdict(finding) for finding in findings]})
         return
-    for each in findings:
-        click.echo(f"{each.model}: {each.problem}")
+    for finding in findings:
+        click.echo(f"{finding.model}: {finding.problem}")
     models = "1 model" if count == 1 else f"{count} models"
-    click.echo(f"{models} checked; the Hub was {'asked' if asked else 'not asked'}.")
+    click.echo(f"{models} checked, {'with' if asked else 'without'} the Hub.")

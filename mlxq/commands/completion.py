@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
-    """Print the script that completes commands in your shell.
+    """Print a shell completion script.
 
     \b
     bash: eval "$(mlxq completion bash)"          in ~/.bashrc

@@ -16,16 +16,16 @@ HOST = "gateway-host"
 
 
 class SettingName(click.ParamType[str]):
-    """A setting's name; a wrong one is answered by state.settings, with the nearest."""
+    """A setting's name; state.settings answers a wrong one with the nearest."""
 
     name = "name"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the table of settings."""
-        return [CompletionItem(each.name, help=each.help) for each in settings.SETTINGS if incomplete in each.name]
+        return [CompletionItem(row.name, help=row.help) for row in settings.SETTINGS if incomplete in row.name]
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
     """Read and change settings.
 
@@ -36,23 +36,27 @@ def command() -> None:
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List all settings, their values and where those come from."""
+    """List all settings with their values and sources."""
     values = list(settings.load(get_home()).values.values())
     if as_json:
-        render.data({"settings": [_row(each) for each in values]})
+        render.data({"settings": [_row(value) for value in values]})
         return
     render.table(
         ["SETTING", "VALUE", "SOURCE", "MEANING"],
-        [[each.setting.name, _text(each.shown), each.source, each.setting.help] for each in values],
+        [[value.setting.name, _text(value.shown), value.source, value.setting.help] for value in values],
     )
 
 
 @command.command()
 @click.argument("name", type=SettingName())
-def get(name: str) -> None:
+@options.as_json
+def get(name: str, *, as_json: bool) -> None:
     """Print the value of NAME."""
-    setting = settings.find(name)
-    click.echo(_text(settings.load(get_home()).values[setting.name].shown))
+    value = settings.load(get_home()).values[settings.find(name).name]
+    if as_json:
+        render.data(_row(value))
+    else:
+        click.echo(_text(value.shown))
 
 
 @command.command(name="set", context_settings={"ignore_unknown_options": True})
@@ -61,31 +65,36 @@ def get(name: str) -> None:
 def put(name: str, value: str) -> None:
     """Set NAME to VALUE.
 
-    `-` reads the value from standard input, which keeps a key out of the shell's history.
+    With `-` as VALUE, read it from standard input, which keeps a key out of the shell history.
     """
     setting = settings.find(name)
-    given = sys.stdin.readline().strip() if value == "-" else value
+    text = sys.stdin.readline().strip() if value == "-" else value
     if setting.name == HOST:
-        keys.admit(keys.place(get_home()), settings.check(setting, given))
-    settings.write(get_home(), name, given)
+        keys.admit(keys.place(get_home()), settings.check(setting, text))
+    settings.write(get_home(), name, text)
     now = settings.load(get_home()).values[name]
     render.say(f"{name} = {_text(now.shown)}")
     if now.source == "environment":
-        render.say(f"{setting.variable} in the environment overrides what was written.")
+        render.say(f"{setting.variable} in the environment overrides this.")
     if setting.applies:
-        render.next_step(setting.applies)
+        render.next_step(setting.applies if _is_set_up() else "mlxq setup")
 
 
 @command.command()
 @click.argument("name", type=SettingName(), required=False)
-@click.option("--all", "everything", is_flag=True, help="Bring all settings back to their defaults.")
+@click.option("--all", "everything", is_flag=True, help="Reset all settings.")
 def reset(name: str | None, *, everything: bool) -> None:
-    """Bring NAME, or all settings, back to the default."""
+    """Reset NAME, or all settings, to the default."""
     if (name is None) != everything:
-        raise click.UsageError("Give the NAME of a setting, or --all.")
+        raise click.UsageError("Name a setting, or pass --all.")
     settings.reset(get_home(), name)
-    kept = f" The old file is {get_home().config}.bad." if everything else ""
-    render.say(f"{name or 'All settings'} back to the default.{kept}")
+    backup = f" The old file is {get_home().config}.bad." if everything else ""
+    render.say(f"Reset {name or 'all settings'} to the default.{backup}")
+
+
+def _is_set_up() -> bool:
+    """Return whether there is a job database, so that something can be started again."""
+    return get_home().database.exists()
 
 
 def _row(value: settings.Value) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mlxq import gateway_client, jobs_client, render
+from mlxq import gateway_client, jobs_client, options, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
@@ -27,50 +27,56 @@ PLAIN = 0o644
 """Mode of a new file that holds no key."""
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Make another program use the gateway.
+    """Configure another program to use mlxq.
 
-    Shows what would change and asks first; keeps the last five versions of every file for --restore. Each program
-    gets a key of its own.
+    Shows the change and asks first; keeps the last five versions of every file for --restore. Each program gets its
+    own API key.
     """
 
 
 @command.command()
-def env() -> None:
+@options.as_json
+def env(*, as_json: bool) -> None:
     """Print exports for OpenAI clients: eval "$(mlxq connect env)".
 
-    They have a key of their own, named env; `mlxq keys revoke env` has the next call make another.
+    They have a key of their own, named env; `mlxq keys revoke env` has the next call create another.
     """
-    place = get_home()
-    with jobs_client.reading(place) as db:
+    home = get_home()
+    with jobs_client.reading(home) as db:
         url = ports.endpoint(ports.listing(db))
-    click.echo(f"export OPENAI_BASE_URL={shlex.quote(url)}")
-    click.echo(f"export OPENAI_API_KEY={shlex.quote(_shell_key(place))}")
+    variables = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": _shell_key(home)}
+    if as_json:
+        render.data({"env": variables})
+        return
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _subcommand(client: Client) -> click.Command:
-    """Make the command of one client."""
+    """Return the command of one client."""
 
-    @click.option("--dry-run", "-n", is_flag=True, help="Show what would change, and change nothing.")
-    @click.option("--restore", is_flag=True, help="Put the file back as it was before.")
-    @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+    @options.dry_run
+    @click.option("--restore", is_flag=True, help="Restore the file from the newest backup.")
+    @options.yes
     def run(*, dry_run: bool, restore: bool, yes: bool) -> None:
-        agreed = _refuse if dry_run else _agree if yes else _asked(client)
+        again = f"mlxq connect {client.name}{' --restore' if restore else ''} --yes"
+        consent = _refuse if dry_run else _accept if yes else _ask(again)
         if restore:
-            _restore(get_home(), client, agreed)
+            _restore(get_home(), client, consent)
         else:
-            _connect(get_home(), client, agreed)
+            _connect(get_home(), client, consent)
 
-    help_text = f"Set up {client.title}."
+    help_text = f"Configure {client.title}."
     return click.command(name=client.name, help=help_text)(run)
 
 
-for each in CLIENTS.values():
-    command.add_command(_subcommand(each))
+for client in CLIENTS.values():
+    command.add_command(_subcommand(client))
 
-Agreed = Callable[[], bool]
-"""Asks, or knows, whether the change that was shown may be made."""
+Consent = Callable[[], bool]
+"""Returns whether the change that was shown may be made; it may ask."""
 
 
 def _refuse() -> bool:
@@ -78,61 +84,63 @@ def _refuse() -> bool:
     return False
 
 
-def _agree() -> bool:
+def _accept() -> bool:
     return True
 
 
-def _asked(client: Client) -> Agreed:
-    def asked() -> bool:
+def _ask(again: str) -> Consent:
+    """Return a consent that asks; `again`: the command that needs no answer."""
+
+    def ask() -> bool:
         if not sys.stdin.isatty():
             raise UsageProblem(
-                "connect asks before it changes a file, and here is nobody to answer.",
+                "This changes a file; stdin is not a terminal to confirm it on.",
                 done="Nothing was changed.",
-                hint=f"mlxq connect {client.name} --yes",
+                hint=again,
             )
         return click.confirm("Make this change", default=True, abort=True, err=True)
 
-    return asked
+    return ask
 
 
-def _connect(place: Home, client: Client, agreed: Agreed) -> None:
+def _connect(home: Home, client: Client, consent: Consent) -> None:
     """Show the change, ask, and make it."""
     path = client.path(os.environ, Path.home())
     before = backup.read(path)
-    known = _known_key(place, client, before)
-    after = _written(client, path, before, _target(place, known or MASKED))
-    if known and after == before:
-        render.say(f"{client.title} uses the gateway already ({path}).")
+    key = _known_key(home, client, before)
+    after = _written(client, path, before, _target(home, key or MASKED))
+    if key and after == before:
+        render.say(f"{client.title} is already configured ({path}).")
         return
     _show(path, before, after)
-    if not agreed():
+    if not consent():
         return
-    key = known or _fresh_key(place, client)
-    backup.save(place.make(), client.name, before)
-    backup.write(path, _written(client, path, before, _target(place, key)), mode=_mode(client, path))
+    issued = key or _new_key(home, client)
+    backup.save(home.make(), client.name, before)
+    backup.write(path, _written(client, path, before, _target(home, issued)), mode=_mode(client, path))
     render.say(f"Wrote {path}.")
-    if not (known or client.holds_key):
-        click.echo(key)
-        render.say("This key is not shown again.")
+    if not (key or client.holds_key):
+        click.echo(issued)
+        render.say("Store this key now; it cannot be shown again.")
     render.next_step(client.start)
 
 
-def _restore(place: Home, client: Client, agreed: Agreed) -> None:
-    """Put the file back as the newest backup holds it, and forget that backup."""
+def _restore(home: Home, client: Client, consent: Consent) -> None:
+    """Restore the file from the newest backup, and delete that backup."""
     path = client.path(os.environ, Path.home())
-    kept, text = backup.newest(place, client.name)
+    saved, text = backup.newest(home, client.name)
     _show(path, backup.read(path), text)
-    if not agreed():
+    if not consent():
         return
     backup.write(path, text, mode=_mode(client, path))
-    kept.unlink()
-    render.say(f"{path} is as it was before." if text is not None else f"Removed {path}; there was none before.")
+    saved.unlink()
+    render.say(f"Restored {path}." if text is not None else f"Removed {path}; it did not exist before.")
     render.next_step(f"mlxq keys revoke {client.name}")
 
 
-def _target(place: Home, key: str) -> Target:
-    """Give where the client shall go. Raises NotSetUp without a stack."""
-    with jobs_client.reading(place) as db:
+def _target(home: Home, key: str) -> Target:
+    """Return what the client is to use. Raises NotSetUp without a stack."""
+    with jobs_client.reading(home) as db:
         tiers, url = stack.tiers(db), ports.endpoint(ports.listing(db))
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")
@@ -140,48 +148,47 @@ def _target(place: Home, key: str) -> Target:
 
 
 def _written(client: Client, path: Path, before: str | None, target: Target) -> str:
-    """Give the file as it shall be. Raises UsageProblem when it cannot be read as what it should be."""
+    """Return the new text of the file. Raises UsageProblem when the old one cannot be parsed."""
     try:
         return client.write(before or "", target)
     except ValueError as problem:
         raise UsageProblem(
-            f"{path} cannot be read: {problem}.", done="It was left as it is.", hint=f"$EDITOR {shlex.quote(str(path))}"
+            f"{path} cannot be read: {problem}.", done="It was not changed.", hint=f"$EDITOR {shlex.quote(str(path))}"
         ) from problem
 
 
-def _known_key(place: Home, client: Client, text: str | None) -> str | None:
-    """Give the key that the file holds already, when it is one of ours and still opens the gateway."""
-    made = keys.read(keys.place(place))
-    if not client.holds_key and client.name in {one.name for one in made.values()}:
+def _known_key(home: Home, client: Client, text: str | None) -> str | None:
+    """Return the key that the file contains, when it is one of ours and still valid."""
+    known = keys.read(keys.place(home))
+    if not client.holds_key and client.name in {key.name for key in known.values()}:
         return MASKED
-    held = OURS.findall(text or "")
-    return next((key for key in held if keys.digest(key) in made), None)
+    return next((key for key in OURS.findall(text or "") if keys.digest(key) in known), None)
 
 
-def _fresh_key(place: Home, client: Client) -> str:
-    """Make a key for the client; an older one of its name, which nobody can show any more, is taken away."""
-    where = keys.place(place)
-    if client.name in {one.name for one in keys.read(where).values()}:
-        keys.revoke(where, client.name)
-    return keys.create(where, client.name)
+def _new_key(home: Home, client: Client) -> str:
+    """Create a key for the client; an older one of its name, which cannot be shown again, is revoked."""
+    store = keys.place(home)
+    if client.name in {key.name for key in keys.read(store).values()}:
+        keys.revoke(store, client.name)
+    return keys.create(store, client.name)
 
 
-def _shell_key(place: Home) -> str:
+def _shell_key(home: Home) -> str:
     """Return the key of shells; a new one where there is none, or it was revoked."""
-    gateway_client.key(place)  # says that nothing is set up yet
-    where, kept = keys.place(place), secrets.read(place.secrets).get(secrets.SHELL, "")
+    gateway_client.key(home)  # says that nothing is set up yet
+    where, kept = keys.place(home), secrets.read(home.secrets).get(secrets.SHELL, "")
     made = keys.read(where)
     if keys.digest(kept) in made:
         return kept
     if SHELL in {key.name for key in made.values()}:
         keys.revoke(where, SHELL)
     key = keys.create(where, SHELL)
-    secrets.put(place.secrets, secrets.SHELL, key)
+    secrets.put(home.secrets, secrets.SHELL, key)
     return key
 
 
 def _mode(client: Client, path: Path) -> int:
-    """Give the mode to write with: a file with a key is its owner's alone."""
+    """Return the mode to write with: a file with a key is readable by its owner only."""
     if client.holds_key:
         return 0o600
     return path.stat().st_mode & 0o777 if path.exists() else PLAIN
@@ -192,9 +199,9 @@ def _show(path: Path, before: str | None, after: str | None) -> None:
     lines = difflib.unified_diff(
         _lines(before), _lines(after), str(path) if before is not None else "nothing", str(path), lineterm="", n=2
     )
-    colours = {"+": "green", "-": "red", "@": "cyan"}
+    colors = {"+": "green", "-": "red", "@": "cyan"}
     for line in lines:
-        click.echo(render.paint(line, colours.get(line[:1], "reset"), sys.stdout))
+        click.echo(render.paint(line, colors.get(line[:1], "reset"), sys.stdout))
 
 
 def _lines(text: str | None) -> list[str]:

@@ -21,32 +21,32 @@ PATIENCE_S = 1.0
 
 
 @click.command()
-@click.option("--no-open", is_flag=True, help="Print the link instead of opening a browser, as for SSH.")
+@click.option("--no-open", is_flag=True, help="Print the link instead of opening a browser (for SSH).")
 @options.timeout
 def command(*, no_open: bool, timeout_s: float | None) -> None:
-    """Open the page that shows everything, live.
+    """Open the web dashboard.
 
-    The link opens it once, within a minute; the browser stays signed in for a month.
+    The link works once, within a minute; the browser stays signed in for a month.
     """
-    place = get_home()
-    port = settings.load(place)["page-port"]
+    home = get_home()
+    port = settings.load(home)["page-port"]
     if not port:
         raise NotRunning("The page is turned off.", hint="mlxq config reset page-port")
-    if not _runs(place, port):
-        with jobs_client.writing(place) as db:
+    if not _runs(home, port):
+        with jobs_client.writing(home) as db:
             ids = jobs_client.enqueue(db, [kinds.new("start", {"service": page.SERVICE})])
-        jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
-    link = f"http://127.0.0.1:{port}/enter?link={auth.link(secrets.ensure(place.secrets)[secrets.PAGE], time.time())}"
+        jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    link = f"http://127.0.0.1:{port}/enter?link={auth.link(secrets.ensure(home.secrets)[secrets.PAGE], time.time())}"
     if no_open or not webbrowser.open(link):
         click.echo(link)
-        render.say("It opens the page once, within a minute.")
+        render.say("The link works once, within a minute.")
     else:
         render.say(f"Opened http://127.0.0.1:{port} in your browser.")
 
 
-def _runs(place: Home, port: int) -> bool:
-    """Tell whether the page is up where it shall be; what merely listens there is not enough. Raises NotSetUp."""
-    with jobs_client.reading(place) as db:
+def _runs(home: Home, port: int) -> bool:
+    """Return whether the page is running at its port; any listener there is not enough. Raises NotSetUp."""
+    with jobs_client.reading(home) as db:
         if not stack.tiers(db):
             raise NotSetUp("There is no stack to show.", hint="mlxq setup")
         row = service.find(db, page.SERVICE)

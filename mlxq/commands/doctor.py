@@ -10,88 +10,125 @@ from typing import Any
 
 import click
 
-from mlxq import options, render
+from mlxq import jobs_client, options, render
 from mlxq.doctor import bundle, checks, fixes
 from mlxq.doctor.rules import Finding, Grade
-from state.errors import UsageProblem
+from state import stack
+from state.errors import MlxqError, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
 MARKS = {Grade.OK: ("✓", "green"), Grade.WARN: ("⚠", "yellow"), Grade.FAIL: ("✗", "red")}
 
 
 @click.command()
-@click.option("--fix", is_flag=True, help="Mend what can be mended without losing anything.")
-@click.option("--yes", "-y", is_flag=True, help="With --fix: do not ask before a damaged state.db is moved aside.")
-@click.option("--bundle", "archive", type=click.Path(path_type=Path), metavar="FILE", help="Write a .tar.gz to send.")
+@click.option("--fix", is_flag=True, help="Repair what can be repaired without losing data.")
+@options.yes
+@click.option("--bundle", "archive", type=click.Path(path_type=Path), metavar="FILE", help="Write an archive to share.")
 @options.as_json
 def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> None:
-    """Look for what keeps mlxq from working; takes at most five seconds.
+    """Diagnose problems.
 
-    Exits 1 when something is broken (✗), 0 when all is well or merely odd (⚠). The archive of --bundle holds logs,
-    jobs and settings, and neither keys nor prompts.
+    Takes at most five seconds. Exits 1 when there is an error (✗), 0 when there are none, or only warnings (⚠).
+    --fix asks before it moves a damaged state.db aside. The archive of --bundle is a .tar.gz of logs, jobs and
+    settings; it holds neither keys nor prompts.
     """
-    place = get_home()
-    found = checks.run_checks(place)
-    done = _fix(place, found, yes=yes) if fix else []
-    if done:
-        found = checks.run_checks(place)
+    home = get_home()
+    findings = checks.run_checks(home)
+    fixed = _fix(home, findings, yes=yes) if fix else []
+    if fixed:
+        findings = checks.run_checks(home)
     if as_json:
-        render.data({"ok": _failed(found) == 0, "checks": [_row(one) for one in found], "mended": done})
+        rows = [_row(finding) for finding in findings]
+        render.data({"ok": _errors(findings) == 0, "checks": rows, "fixed": fixed})
     else:
-        _show(found)
+        _show(findings)
     if archive:
-        bundle.write(place, found, archive)
-        render.say(f"Wrote {archive}; read it before you send it.")
-    _end(found)
+        bundle.write(home, findings, archive)
+        render.say(f"Wrote {archive}; read it before you share it.")
+    _end(home, findings)
 
 
-def _fix(place: Home, found: Sequence[Finding], *, yes: bool) -> list[str]:
-    """Mend each thing once; give the sentences on what was done."""
-    done: list[str] = []
-    for name in dict.fromkeys(one.fix for one in found if one.fix):
+def _fix(home: Home, findings: Sequence[Finding], *, yes: bool) -> list[str]:
+    """Apply each fix once; return the sentences on what was done."""
+    fixed: list[str] = []
+    for name in dict.fromkeys(finding.fix for finding in findings if finding.fix):
         if name in fixes.ASKED and not yes:
-            _ask(place)
-        done.append(fixes.FIXES[name](place))
-        render.say(done[-1])
-    return done
+            _confirm(home)
+        fixed.append(fixes.FIXES[name](home))
+        render.say(fixed[-1])
+    return fixed
 
 
-def _ask(place: Home) -> None:
-    """Ask before the job database is moved aside. Raises UsageProblem where nobody can answer."""
+def _confirm(home: Home) -> None:
+    """Ask before the job database is moved aside. Raises UsageProblem where stdin is no terminal."""
     if not sys.stdin.isatty():
         raise UsageProblem(
-            "A damaged state.db is moved aside only when somebody agrees, and here is nobody to ask.",
+            "Moving a damaged state.db aside has to be confirmed; stdin is not a terminal.",
             hint="mlxq doctor --fix --yes",
         )
-    render.say(f"{place.database} is damaged. It is kept beside a new one; jobs and stack are then set up again.")
+    render.say(f"{home.database} is damaged. It is kept beside a new one; jobs and stack are then set up again.")
     click.confirm("Move it aside", abort=True, err=True)
 
 
-def _show(found: Sequence[Finding]) -> None:
+def _show(findings: Sequence[Finding]) -> None:
     area = ""
-    for one in found:
-        if one.area != area:
-            area = one.area
+    for finding in findings:
+        if finding.area != area:
+            area = finding.area
             click.echo(f"◆ {area}")
-        mark, colour = MARKS[one.grade]
-        text = f"{one.text}  → {one.hint}" if one.hint else one.text
-        render.prose(text, f"  {render.paint(mark, colour, sys.stdout)} ")
+        mark, color = MARKS[finding.grade]
+        text = f"{finding.text}  → {finding.hint}" if finding.hint else finding.text
+        render.prose(text, f"  {render.paint(mark, color, sys.stdout)} ")
 
 
-def _end(found: Sequence[Finding]) -> None:
-    """Say the sum, name the next command, and exit 1 when something is broken."""
-    count = Counter(one.grade for one in found)
-    render.say(f"\n{count[Grade.FAIL]} broken, {count[Grade.WARN]} odd, {count[Grade.OK]} well.")
-    hints = [one.hint for grade in (Grade.FAIL, Grade.WARN) for one in found if one.grade is grade and one.hint]
-    if hints:
-        render.next_step("mlxq doctor --fix" if any(one.fix for one in found) else hints[0])
+def _end(home: Home, findings: Sequence[Finding]) -> None:
+    """Print the totals and the next command. Raises Exit with 1 when there is an error."""
+    count = Counter(finding.grade for finding in findings)
+    counted = (
+        f"{count[Grade.OK]} passed",
+        _counted(count[Grade.WARN], "warning"),
+        _counted(count[Grade.FAIL], "error"),
+    )
+    render.say(f"\n{', '.join(counted)}.")
+    if hint := _next(home, findings):
+        render.next_step(hint)
     if count[Grade.FAIL]:
         raise click.exceptions.Exit(1)
 
 
-def _failed(found: Sequence[Finding]) -> int:
-    return sum(one.grade is Grade.FAIL for one in found)
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def _row(one: Finding) -> dict[str, Any]:
-    return {"area": one.area, "grade": one.grade, "text": one.text, "hint": one.hint, "fixable": one.fix is not None}
+def _next(home: Home, findings: Sequence[Finding]) -> str | None:
+    """Return the command that helps first: a fix, then what errors name, then setup, then what warnings name."""
+    if any(finding.fix for finding in findings):
+        return "mlxq doctor --fix"
+    hints = {grade: [found.hint for found in findings if found.grade is grade and found.hint] for grade in Grade}
+    setup = [] if _has_stack(home) else ["mlxq setup"]
+    return next(iter([*hints[Grade.FAIL], *setup, *hints[Grade.WARN]]), None)
+
+
+def _has_stack(home: Home) -> bool:
+    """Return whether setup was run; an unreadable job database is a finding of its own."""
+    try:
+        with jobs_client.reading(home) as db:
+            return bool(stack.tiers(db))
+    except NotSetUp:
+        return False
+    except MlxqError:
+        return True
+
+
+def _errors(findings: Sequence[Finding]) -> int:
+    return sum(finding.grade is Grade.FAIL for finding in findings)
+
+
+def _row(finding: Finding) -> dict[str, Any]:
+    return {
+        "area": finding.area,
+        "grade": finding.grade,
+        "text": finding.text,
+        "hint": finding.hint,
+        "fix": finding.fix,
+    }

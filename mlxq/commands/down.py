@@ -21,79 +21,78 @@ DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND unique_key = ? AND state 
 
 
 @click.command()
-@options.service("Put down this tier alone, or `gateway`, or `page`.")
-@click.option(
-    "--drain", is_flag=True, help=f"Let every request that runs end first, for {ANSWER_SECONDS // 60} minutes at most."
-)
+@options.services
+@click.option("--drain", is_flag=True, help=f"Wait up to {ANSWER_SECONDS // 60} minutes for running requests.")
 @options.timeout
 @options.dry_run
-def command(tier: str | None, timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
-    """Put the stack down, or one tier of it.
+def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
+    """Stop all services, or one.
 
-    Requests that run have some seconds to end. A worker that a command started ends too, once nothing is left to do.
+    SERVICE is a tier, `gateway` or `page`. Running requests get a few seconds to finish. A worker that a command
+    started exits too, once no job is left.
 
-    With --drain a tier refuses new requests and goes down after its last answer; the gateway goes last. `mlxq down`
-    ends the waiting.
+    With --drain a tier refuses new requests and exits after its last response; the gateway is stopped last. Run
+    `mlxq down` again to stop waiting.
     """
-    place = get_home()
-    with jobs_client.reading(place) as db:
+    home = get_home()
+    with jobs_client.reading(home) as db:
         rows = service.listing(db)
         if not rows and not stack.tiers(db):
-            _without_a_stack(place, dry_run=dry_run)
+            _stop_worker_alone(home, dry_run=dry_run)
             return
-        name = options.named(db, tier) if tier else None
-        up = [each for each in rows if name in (None, each.name) and not is_down(each)]
+        options.check_services(db, names)
+        running = [row for row in rows if (not names or row.name in names) and not is_down(row)]
         if dry_run:
-            dry.stops(db, [each.name for each in up], drain=drain)
+            dry.stops(db, [row.name for row in running], drain=drain)
             return
-    with jobs_client.writing(place) as db:
-        ids = begin(db, up, drain=drain)
-    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
-    if not tier:
-        jobs_client.stop_idle_worker(place)
-    render.say(f"{tier or 'The stack'} is down.")
-    render.next_step(f"mlxq up --tier {tier}" if tier else "mlxq up")
+    with jobs_client.writing(home) as db:
+        ids = begin(db, running, drain=drain)
+    jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    if not names:
+        jobs_client.stop_idle_worker(home)
+    render.say(f"Stopped {', '.join(names)}." if names else "All services are stopped.")
+    render.next_step(" ".join(["mlxq up", *names]))
 
 
-def begin(db: Database, up: Sequence[Service], *, drain: bool) -> list[int]:
-    """Write the wish down and put its jobs in, all in one step; give their ids.
+def begin(db: Database, running: Sequence[Service], *, drain: bool) -> list[int]:
+    """Record that the services are requested to stop and enqueue the jobs, in one transaction; return the jobs' ids.
 
-    A job of the watchdog that is under way already has no wish of its own.
+    A job of the watchdog that is already running does not record this by itself.
     """
     with db.transaction():
-        for each in up:
-            service.set_desired(db, each.name, "down")
+        for row in running:
+            service.set_desired(db, row.name, "down")
             if not drain:
-                _cut_short(db, each.name)
-        return jobs_client.enqueue(db, ends(up, drain=drain))
+                _cancel_drain(db, row.name)
+        return jobs_client.enqueue(db, stops(running, drain=drain))
 
 
-def _cut_short(db: Database, name: str) -> None:
-    """Tell a drain of the service to wait no longer; one that has not begun is dropped."""
+def _cancel_drain(db: Database, name: str) -> None:
+    """Have a drain of the service stop waiting; one that has not begun is dropped."""
     for row in db.rows(DRAINS, (kinds.new("drain", {"service": name}).unique_key,)):
         ledger.cancel(db, row["id"])
 
 
-def ends(up: Sequence[Service], *, drain: bool) -> list[NewJob]:
-    """Describe the jobs that end services; with `drain`, what brings the tiers their requests goes after them."""
+def stops(running: Sequence[Service], *, drain: bool) -> list[NewJob]:
+    """Return the jobs that stop services; with `drain`, the gateway and the page after the tiers."""
     if not drain:
-        return [_end("stop", each.name) for each in up]
-    drains = [_end("drain", each.name) for each in up if each.kind == "engine"]
-    after = [each.label for each in drains]
-    return [*drains, *(_end("stop", each.name, after) for each in up if each.kind != "engine")]
+        return [_job("stop", row.name) for row in running]
+    drains = [_job("drain", row.name) for row in running if row.kind == "engine"]
+    labels = [job.label for job in drains]
+    return [*drains, *(_job("stop", row.name, labels) for row in running if row.kind != "engine")]
 
 
-def _end(kind: str, name: str, after: Sequence[str] = ()) -> NewJob:
+def _job(kind: str, name: str, after: Sequence[str] = ()) -> NewJob:
     return kinds.new(kind, {"service": name}, after=after, label=f"{kind} {name}")
 
 
-def _without_a_stack(place: Home, *, dry_run: bool) -> None:
-    """End the worker that a command such as `mlxq pull` started. Raises NotSetUp when there is none either."""
-    if dry_run or not jobs_client.stop_idle_worker(place):
-        raise NotSetUp("There is no stack to put down.", hint="mlxq setup")
-    render.say("There is no stack; the worker has ended.")
+def _stop_worker_alone(home: Home, *, dry_run: bool) -> None:
+    """Stop the worker that a command such as `mlxq pull` started. Raises NotSetUp when there is none either."""
+    if dry_run or not jobs_client.stop_idle_worker(home):
+        raise NotSetUp("There is no stack to stop.", hint="mlxq setup")
+    render.say("There is no stack; the worker was stopped.")
 
 
 def is_down(row: Service) -> bool:
-    """Tell whether a service is neither wanted nor there."""
-    return row.desired == "down" and status_report.check(row) is Observed.STOPPED
+    """Return whether a service is neither requested to run nor running."""
+    return row.desired == "down" and status_report.check(row).state is Observed.STOPPED

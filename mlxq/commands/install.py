@@ -8,20 +8,24 @@ import click
 
 from mlxq import autostart, options, render
 
+WORDS: Mapping[object, str] = {True: "yes", False: "no"}
+
 
 @click.command()
-@click.option("--system", is_flag=True, help="Run it before anybody logs in; needs the administrator.")
-@click.option("--status", is_flag=True, help="Tell whether it is installed, and change nothing.")
+@click.option("--system", is_flag=True, help="Start at boot, before anyone logs in; needs an administrator.")
+@click.option("--status", is_flag=True, help="Show whether autostart is installed, and change nothing.")
 @options.dry_run
-def command(*, system: bool, status: bool, dry_run: bool) -> None:
-    """Have the system keep the worker alive, also after a reboot.
+@options.as_json
+def command(*, system: bool, status: bool, dry_run: bool, as_json: bool) -> None:
+    """Start the worker at login or boot (launchd, systemd).
 
-    launchd does so on macOS, systemd on Linux. Without --system it begins when you log in.
+    The system also restarts the worker when it exits. Without --system it starts when you log in. --json goes with
+    --status.
     """
     if status:
-        _tell(autostart.status(system=system))
+        _show(autostart.status(system=system), as_json=as_json)
         return
-    unit = autostart.place(system=system)
+    unit = autostart.describe(system=system)
     if dry_run:
         render.say(f"This would be written to {autostart.path(system=system)}, and started:")
         click.echo(autostart.text(unit), nl=False)
@@ -31,12 +35,12 @@ def command(*, system: bool, status: bool, dry_run: bool) -> None:
     render.next_step("mlxq status")
 
 
-WORDS: Mapping[object, str] = {True: "yes", False: "no"}
-
-
-def _tell(found: dict[str, object]) -> None:
+def _show(status: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        render.data({"autostart": status})
+        return
     render.table(
-        ["FILE", "INSTALLED", "LOADED", "THE SYSTEM SAYS"], [[WORDS.get(each, each) for each in found.values()]]
+        ["FILE", "INSTALLED", "RUNNING", "SYSTEM SAYS"], [[WORDS.get(value, value) for value in status.values()]]
     )
-    if not found["installed"]:
+    if not status["installed"]:
         render.next_step("mlxq install")

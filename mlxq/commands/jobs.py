@@ -20,14 +20,16 @@ from tasks.kinds import KINDS
 
 LOG_TAIL_BYTES = 4 * 1024 * 1024
 LOG_LINES = 12
+SOURCES = {"person": "user"}
+"""Who requested a job, where the stored word is another one."""
 LOG_KEYS = ("event", "level", "timestamp", "job", "kind", "attempt")
 
 
-@click.group(invoke_without_command=True)
-@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only those in this state.")
-@click.option("--kind", type=click.Choice(sorted(KINDS)), metavar="KIND", help="Only those of this kind.")
-@click.option("--chain", type=options.JobId(), metavar="ID", help="Only those of this chain.")
-@click.option("--limit", type=click.IntRange(min=1), default=30, show_default=True, help="At most so many.")
+@click.group(cls=options.Group, invoke_without_command=True)
+@click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only jobs in this state.")
+@click.option("--kind", type=click.Choice(sorted(KINDS)), metavar="KIND", help="Only jobs of this kind.")
+@click.option("--chain", type=options.JobId(), metavar="ID", help="Only jobs of this chain.")
+@click.option("--limit", type=click.IntRange(min=1), default=30, show_default=True, metavar="N", help="Number of jobs.")
 @options.as_json
 @click.pass_context
 def command(
@@ -35,14 +37,14 @@ def command(
 ) -> None:
     """List, watch, cancel and retry jobs.
 
-    Without a command: list them, live ones first, then the newest.
+    Without a command, list them: unfinished jobs first, then the newest.
     """
     if ctx.invoked_subcommand is not None:
         return
     with jobs_client.reading(get_home()) as db:
         found = job.listing(db, state=state, kind=kind, chain=chain, limit=limit)
     if as_json:
-        render.data({"jobs": [job_view.row(each) for each in found]})
+        render.data({"jobs": [job_view.row(row) for row in found]})
     elif found:
         _table(found)
     else:
@@ -54,88 +56,88 @@ def _table(found: Sequence[Job]) -> None:
         ["ID", "JOB", "STATE", "TOOK", "CREATED", "CHAIN", "NOTE"],
         [
             [
-                each.id,
-                job_view.title(each),
-                each.state,
-                _took(each),
-                render.ago(each.created_at),
-                each.chain,
-                _note(each),
+                row.id,
+                job_view.title(row),
+                row.state,
+                _took(row),
+                render.ago(row.created_at),
+                row.chain,
+                _note(row),
             ]
-            for each in found
+            for row in found
         ],
         right=(0, 5),
     )
-    live = [each.id for each in found if each.live]
-    failed = [each.id for each in found if each.state is JobState.FAILED]
+    live = [row.id for row in found if row.live]
+    failed = [row.id for row in found if row.state is JobState.FAILED]
     render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {[*failed, found[0].id][0]}")
 
 
 def _took(found: Job) -> str:
-    """Give how long its last attempt took, or takes until now."""
+    """Return how long its last attempt took, or has taken so far."""
     if not found.started_at or found.state in (JobState.BLOCKED, JobState.QUEUED):
         return ""
     return render.span(max(0.0, (found.finished_at or time.time()) - found.started_at))
 
 
 def _note(found: Job) -> str:
-    """Give what the other columns do not say."""
-    told = job_view.counted(found)
-    return "" if found.state is JobState.SUCCEEDED or told == str(found.state) else told
+    """Return what the other columns do not say."""
+    note = job_view.counted(found)
+    return "" if found.state is JobState.SUCCEEDED or note == str(found.state) else note
 
 
 @command.command()
 @options.job()
 @options.as_json
 def show(job: int, *, as_json: bool) -> None:
-    """Show one job: what it was asked, and what happened.
+    """Show one job: its arguments, result and events.
 
-    The last words of its worker are shown too.
+    The last lines of the worker's log on it are shown too.
     """
-    place = get_home()
-    with jobs_client.reading(place) as db:
-        found, events, needed_by = _one(db, job)
-    lines = _log_tail(place, job)
+    home = get_home()
+    with jobs_client.reading(home) as db:
+        row, events, needed_by = _read(db, job)
+    lines = _log_tail(home, job)
     if as_json:
-        happenings = [{"at": each.at, "name": each.name, "attempt": each.attempt, "data": each.data} for each in events]
-        render.data({"job": job_view.row(found) | {"needed_by": needed_by}, "events": happenings, "log": lines})
+        rows = [{"at": event.at, "name": event.name, "attempt": event.attempt, "data": event.data} for event in events]
+        render.data({"job": job_view.row(row) | {"needed_by": needed_by}, "events": rows, "log": lines})
         return
-    for name, value in _facts(found, needed_by):
+    for name, value in _facts(row, needed_by):
         click.echo(f"{name:<10} {value}")
-    _section("Events", [f"{render.clock(each.at)}  {each.name}{_said(each)}" for each in events])
-    _section("Log", [_log_line(each) for each in lines])
-    if found.hint:
-        render.next_step(found.hint)
-    elif found.live:
-        render.next_step(f"mlxq jobs watch {found.id}")
+    _section("Events", [f"{render.clock(event.at)}  {event.name}{_details(event)}" for event in events])
+    _section("Log", [_log_line(line) for line in lines])
+    if row.hint:
+        render.next_step(row.hint)
+    elif row.live:
+        render.next_step(f"mlxq jobs watch {row.id}")
 
 
-def _one(db: Database, number: int) -> tuple[Job, list[Event], list[int]]:
+def _read(db: Database, number: int) -> tuple[Job, list[Event], list[int]]:
     return job.get(db, number), event.of_job(db, number), job.dependents(db, number)
 
 
 def _facts(found: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
-    """Give what is worth a line, in the order a person asks for it."""
-    meaning = KINDS[found.kind].meaning if found.kind in KINDS else "a kind this mlxq does not know; it is kept"
-    told = [
+    """Return what is worth a line, the most important first."""
+    meaning = KINDS[found.kind].meaning if found.kind in KINDS else "a kind that this version of mlxq does not know"
+    lines = [
         ("Job", f"{found.id}, {job_view.title(found)}: {meaning}"),
         ("State", f"{found.state}: {found.state.meaning}"),
         ("Now", job_view.counted(found) if found.live else ""),
         ("Error", found.error),
         ("Arguments", json.dumps(found.args) if found.args else ""),
         ("Result", json.dumps(found.result) if found.result else ""),
-        ("Chain", f"{found.chain}, put in by {found.source}"),
+        ("Chain", f"{found.chain}, requested by {SOURCES.get(found.source, found.source)}"),
         ("Needs", ", ".join(map(str, found.needs))),
         ("Needed by", ", ".join(map(str, needed_by))),
         ("Attempts", f"{found.attempt}, failed {found.failures} of {found.max_attempts}, rescued {found.rescues}"),
         ("Took", _took(found) if found.finished_at else ""),
     ]
-    return [(name, value) for name, value in told if value]
+    return [(name, value) for name, value in lines if value]
 
 
-def _said(happening: Event) -> str:
-    parts = [f"attempt {happening.attempt}"] if happening.attempt else []
-    parts += [f"{name}: {value}" for name, value in happening.data.items()]
+def _details(event: Event) -> str:
+    parts = [f"attempt {event.attempt}"] if event.attempt else []
+    parts += [f"{name}: {value}" for name, value in event.data.items()]
     return f"  ({', '.join(parts)})" if parts else ""
 
 
@@ -146,10 +148,10 @@ def _section(name: str, lines: Sequence[str]) -> None:
             click.echo(f"  {line}")
 
 
-def _log_tail(place: Home, number: int) -> list[dict[str, Any]]:
-    """Give the worker's last words on this job."""
+def _log_tail(home: Home, number: int) -> list[dict[str, Any]]:
+    """Return the last lines of the worker's log on this job."""
     marked = f'"job": {number},'
-    return [_parsed(line) for line in tail(place.log("worker"), LOG_TAIL_BYTES).splitlines() if marked in line][
+    return [_parsed(line) for line in tail(home.log("worker"), LOG_TAIL_BYTES).splitlines() if marked in line][
         -LOG_LINES:
     ]
 
@@ -161,9 +163,9 @@ def _parsed(line: str) -> dict[str, Any]:
         return {"event": line}
 
 
-def _log_line(said: dict[str, Any]) -> str:
-    rest = "  ".join(f"{name}={value}" for name, value in said.items() if name not in LOG_KEYS)
-    return f"{said.get('timestamp', '')[:19]}  {said.get('event', '')}  {rest}".rstrip()
+def _log_line(entry: dict[str, Any]) -> str:
+    rest = "  ".join(f"{name}={value}" for name, value in entry.items() if name not in LOG_KEYS)
+    return f"{entry.get('timestamp', '')[:19]}  {entry.get('event', '')}  {rest}".rstrip()
 
 
 @command.command(name="watch")
@@ -171,18 +173,18 @@ def _log_line(said: dict[str, Any]) -> str:
 @options.as_json
 @options.timeout
 def follow(job: int | None, *, as_json: bool, timeout_s: float | None) -> None:
-    """Follow a job and its chain until they end.
+    """Watch a job and its chain until they end.
 
-    Without ID: the newest live chain.
+    Without ID, watch the newest unfinished chain.
     """
-    place = get_home()
-    with jobs_client.reading(place) as db:
+    home = get_home()
+    with jobs_client.reading(home) as db:
         chain = _chain_of(db, job)
     if chain is None:
-        render.say("No job is live.")
+        render.say("No job is running or queued.")
         render.next_step("mlxq jobs")
         return
-    jobs_client.follow(place, jobs_client.chain(chain), job_view.view(as_json=as_json), timeout_s=timeout_s)
+    jobs_client.follow(home, jobs_client.chain(chain), job_view.view(as_json=as_json), timeout_s=timeout_s)
 
 
 def _chain_of(db: Database, number: int | None) -> int | None:
@@ -194,37 +196,52 @@ def _chain_of(db: Database, number: int | None) -> int | None:
 @command.command()
 @options.job()
 def cancel(job: int) -> None:
-    """Stop a job; what needs it is cancelled too."""
-    place = get_home()
-    with jobs_client.changing(place) as db:
+    """Cancel a job and the jobs that need it."""
+    home = get_home()
+    with jobs_client.changing(home) as db:
         state = ledger.cancel(db, job)
-    jobs_client.ensure_worker(place)
-    told = "was told to stop" if state is JobState.RUNNING else "is cancelled"
-    render.say(f"Job {job} {told}.")
+    jobs_client.ensure_worker(home)
+    outcome = "is stopping" if state is JobState.RUNNING else "is cancelled"
+    render.say(f"Job {job} {outcome}.")
     render.next_step(f"mlxq jobs show {job}")
 
 
 @command.command()
 @options.job()
 def retry(job: int) -> None:
-    """Try a failed or cancelled job again.
+    """Retry a failed or cancelled job.
 
-    What its end cancelled is tried again with it.
+    The jobs that were cancelled because of it are retried with it.
     """
-    place = get_home()
-    with jobs_client.changing(place) as db:
+    home = get_home()
+    with jobs_client.changing(home) as db:
         first, *rest = ledger.revive(db, job)
-    jobs_client.ensure_worker(place)
-    render.say(f"Job {first} is tried again" + (f", with {', '.join(map(str, rest))}." if rest else "."))
+    jobs_client.ensure_worker(home)
+    render.say(f"Job {first} is queued again" + (f", with {', '.join(map(str, rest))}." if rest else "."))
     render.next_step(f"mlxq jobs watch {first}")
 
 
 @command.command()
-@click.option("--older-than", "days", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="DAYS")
-@click.option("--keep", type=click.IntRange(min=0), default=2000, show_default=True, help="Never forget the newest.")
+@click.option(
+    "--older-than",
+    "days",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    help="Age of the jobs to delete.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(min=0),
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="Number of the newest jobs to keep.",
+)
 def prune(days: float, keep: int) -> None:
-    """Forget jobs that ended long ago, with their events."""
-    place = get_home()
-    with jobs_client.changing(place) as db:
-        gone = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)
-    render.say(f"Forgot {gone} {'job' if gone == 1 else 'jobs'}.")
+    """Delete old jobs and their events."""
+    home = get_home()
+    with jobs_client.changing(home) as db:
+        count = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)
+    render.say(f"Deleted {count} {'job' if count == 1 else 'jobs'}.")

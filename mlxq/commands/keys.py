@@ -22,85 +22,85 @@ class KeyName(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the file of keys."""
-        return [CompletionItem(each.name) for each in _all(get_home()) if each.name.startswith(incomplete)]
+        return [CompletionItem(key.name) for key in _all(get_home()) if key.name.startswith(incomplete)]
 
 
-@click.group(no_args_is_help=True)
+@click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Give apps keys of their own to the gateway, and take them away.
+    """Manage API keys.
 
-    The gateway takes a new key, and refuses a revoked one, from the next request on.
+    The gateway accepts a new key, and rejects a revoked one, from the next request on.
     """
 
 
 @command.command()
 @click.argument("name")
-@click.option("--tiers", metavar="A,B", help="Only these tiers; else all.")
-@click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="At most N requests a minute.")
-@click.option("--background", is_flag=True, help="Its requests stand back while others are at work.")
+@click.option("--tiers", metavar="A,B", help="Tiers the key may use.  [default: all]")
+@click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="Allow at most N requests per minute.")
+@click.option("--background", is_flag=True, help="Low priority: wait while other requests run.")
 def create(name: str, *, tiers: str | None, rpm: int | None, background: bool) -> None:
-    """Make a key for the app NAME and print it once.
+    """Create a key for the app NAME and print it once.
 
-    It is not shown again: mlxq keeps its hash alone.
+    It cannot be shown again: mlxq stores only its hash.
     """
-    place = get_home()
-    wanted = tuple(tier.strip() for tier in (tiers or "").split(",") if tier.strip())
-    if tiers is not None and not wanted:
+    home = get_home()
+    allowed = tuple(word.strip() for word in (tiers or "").split(",") if word.strip())
+    if tiers is not None and not allowed:
         raise UsageProblem("--tiers names no tier.", hint=f"mlxq keys create {name}")
-    if wanted:
-        with jobs_client.reading(place) as db:
-            wanted = tuple(stack.tier(db, each).name for each in wanted)
-    secret = keys.create(keys.place(place.make()), name, tiers=wanted, rpm=rpm, background=background)
+    if allowed:
+        with jobs_client.reading(home) as db:
+            allowed = tuple(stack.tier(db, tier).name for tier in allowed)
+    secret = keys.create(keys.place(home.make()), name, tiers=allowed, rpm=rpm, background=background)
     click.echo(secret)
-    render.say(f"This key of {name} is not shown again.")
+    render.say("Store this key now; it cannot be shown again.")
 
 
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the apps' keys: what each may do, never the key."""
-    found = _all(get_home())
+    """List the keys and what each may do, never the key itself."""
+    rows = _all(get_home())
     if as_json:
-        render.data({"keys": [_row(each) for each in found]})
-    elif found:
+        render.data({"keys": [_row(key) for key in rows]})
+    elif rows:
         render.table(
             ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY"],
             [
-                [each.name, render.ago(each.created), ", ".join(each.tiers) or "all", each.rpm, _priority(each)]
-                for each in found
+                [key.name, render.ago(key.created), ", ".join(key.tiers) or "all", key.rpm, _priority(key)]
+                for key in rows
             ],
             right=(3,),
         )
     else:
-        render.say("There are no keys for apps yet.")
+        render.say("There are no keys yet.")
         render.next_step("mlxq keys create my-app")
 
 
 @command.command()
 @click.argument("name", type=KeyName())
 def revoke(name: str) -> None:
-    """Take the key NAME away.
+    """Revoke the key NAME.
 
-    The gateway refuses it from the next request on.
+    The gateway rejects it from the next request on.
     """
     keys.revoke(keys.place(get_home()), name)
-    render.say(f"The key {name} opens nothing any more.")
+    render.say(f"Key {name} revoked.")
 
 
-def _all(place: Home) -> list[Key]:
-    return sorted(keys.read(keys.place(place)).values(), key=lambda each: each.name)
+def _all(home: Home) -> list[Key]:
+    return sorted(keys.read(keys.place(home)).values(), key=lambda key: key.name)
 
 
-def _priority(each: Key) -> str:
-    return "background" if each.background else "interactive"
+def _priority(key: Key) -> str:
+    return "background" if key.background else "interactive"
 
 
-def _row(each: Key) -> dict[str, Any]:
-    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(each.created))
+def _row(key: Key) -> dict[str, Any]:
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(key.created))
     return {
-        "name": each.name,
+        "name": key.name,
         "created": created,
-        "tiers": list(each.tiers),
-        "rpm": each.rpm,
-        "background": each.background,
+        "tiers": list(key.tiers),
+        "rpm": key.rpm,
+        "background": key.background,
     }

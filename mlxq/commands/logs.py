@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -12,16 +13,16 @@ import click
 from click.shell_completion import CompletionItem
 
 from catalog import units
-from mlxq import job_view, jobs_client, render
+from mlxq import job_view, jobs_client, options, render
 from state.errors import NotFound, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from tasks import kinds
 
 CHUNK = 2**16
-WORKER = "worker"
-"""The name of the worker's own log."""
 LOOK_S = 0.25
 """How often --follow looks for more."""
+WORKER = "worker"
+"""The name of the worker's log."""
 
 
 class LogName(click.ParamType[str]):
@@ -36,41 +37,53 @@ class LogName(click.ParamType[str]):
 
 @click.command()
 @click.argument("name", type=LogName(), required=False)
-@click.option("-n", "--tail", "count", type=click.IntRange(min=0), default=50, show_default=True, help="So many lines.")
-@click.option("--all", "everything", is_flag=True, help="Begin with the rotated logs, the oldest first.")
-@click.option("--service", is_flag=True, help="The log of the worker, which watches over the services.")
-@click.option("--rotate", is_flag=True, help="Rotate it now, or without NAME whatever is too big.")
-@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until Ctrl-C.")
-def command(name: str | None, count: int, *, everything: bool, service: bool, rotate: bool, follow: bool) -> None:
-    """Print the log of a service, or of the worker.
+@click.option(
+    "-n",
+    "--tail",
+    "count",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="Number of lines.",
+)
+@click.option("--all", "everything", is_flag=True, help="Print the whole log, rotated files first.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written, until Ctrl-C.")
+@click.option("--rotate", is_flag=True, help="Rotate the log now; without NAME, every log that is too large.")
+@click.option("--service", "worker", is_flag=True, hidden=True)
+@options.as_json
+def command(
+    name: str | None, count: int, *, everything: bool, follow: bool, rotate: bool, worker: bool, as_json: bool
+) -> None:
+    """Print logs.
 
-    Without NAME: list the logs there are.
+    NAME is a tier, `gateway`, `page`, or `worker`. Without NAME, list the logs.
     """
-    place = get_home()
-    if service and name not in {None, WORKER}:
-        raise UsageProblem(f"--service is the log of the worker, and {name} another one.", hint=f"mlxq logs {name}")
-    name = WORKER if service else name
+    home = get_home()
+    name = name or (WORKER if worker else None)
+    if as_json and (rotate or everything):
+        raise UsageProblem("--json goes with neither --all nor --rotate.", hint="mlxq logs --help")
     if name:
-        find(place, name)
+        find(home, name)
     if rotate:
-        _rotate(place, name)
+        _rotate(home, name)
     elif name is None:
-        _list(place)
+        _list(home, as_json=as_json)
     elif everything:
-        _print_all(place.log(name))
+        _print_all(home.log(name))
     else:
-        _print(place.log(name), count, follow=follow)
+        _print(home.log(name), count, _show_json if as_json else _show, follow=follow)
 
 
-def _rotate(place: Home, name: str | None) -> None:
-    with jobs_client.writing(place) as db:
+def _rotate(home: Home, name: str | None) -> None:
+    with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [kinds.new("rotate", {"name": name})])
-    (done,) = jobs_client.follow(place, jobs_client.these(ids), job_view.view())
-    moved: dict[str, int] = done.result["rotated"]
-    for log, size in moved.items():
+    (done,) = jobs_client.follow(home, jobs_client.these(ids), job_view.view())
+    rotated: dict[str, int] = done.result["rotated"]
+    for log, size in rotated.items():
         click.echo(f"Rotated {log}: {units.files(size)}.")
-    if not moved:
-        click.echo("No log is too big.")
+    if not rotated:
+        click.echo("No log is too large.")
 
 
 def _print_all(log: Path) -> None:
@@ -86,11 +99,20 @@ def _print_all(log: Path) -> None:
         shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def _print(log: Path, count: int, *, follow: bool) -> None:
+def _show(text: str) -> None:
+    click.echo(text, nl=False)
+
+
+def _show_json(text: str) -> None:
+    for line in text.splitlines():
+        render.line({"line": line})
+
+
+def _print(log: Path, count: int, show: Callable[[str], None], *, follow: bool) -> None:
     with log.open("rb") as file:
         _seek_back(file, count)
         while True:
-            click.echo(file.read().decode(errors="replace"), nl=False)
+            show(file.read().decode(errors="replace"))
             if not follow:
                 return
             time.sleep(LOOK_S)
@@ -99,7 +121,7 @@ def _print(log: Path, count: int, *, follow: bool) -> None:
 
 
 def _seek_back(file: IO[bytes], count: int) -> None:
-    """Go to where the last `count` lines begin, reading little more of the file than those."""
+    """Seek to where the last `count` lines begin, reading little more of the file than those."""
     end = file.seek(0, os.SEEK_END)
     size, tail = CHUNK, b""
     while len(tail) < end and tail.count(b"\n") <= count:
@@ -110,32 +132,39 @@ def _seek_back(file: IO[bytes], count: int) -> None:
     file.seek(end - sum(map(len, last)))
 
 
-def names(place: Home) -> list[str]:
-    """Give the names of the logs there are."""
-    return sorted(path.stem for path in place.logs.glob("*.log"))
+def names(home: Home) -> list[str]:
+    """Return the names of the logs there are."""
+    return sorted(path.stem for path in home.logs.glob("*.log"))
 
 
-def find(place: Home, name: str) -> Path:
-    """Give the log of that name. Raises NotFound with the names there are, NotSetUp; a name is never a path."""
-    there = _there(place)
+def find(home: Home, name: str) -> Path:
+    """Return the log of that name. Raises NotFound with the names there are, NotSetUp; a name is never a path."""
+    there = _existing(home)
     if name not in there:
         raise NotFound(f"There is no log {name!r}; there is: {', '.join(there)}.", hint="mlxq logs")
-    return place.log(name)
+    return home.log(name)
 
 
-def _there(place: Home) -> list[str]:
-    """Give the names of the logs there are. Raises NotSetUp when there is none."""
-    if there := names(place):
+def _existing(home: Home) -> list[str]:
+    """Return the names of the logs there are. Raises NotSetUp when there is none."""
+    if there := names(home):
         return there
-    raise NotSetUp(f"There are no logs in {place.root} yet.", hint="mlxq setup")
+    raise NotSetUp(f"There are no logs in {home.root} yet.", hint="mlxq setup")
 
 
-def _list(place: Home) -> None:
-    there = _there(place)
-    found = [(name, place.log(name).stat()) for name in there]
+def _list(home: Home, *, as_json: bool) -> None:
+    there = _existing(home)
+    stats = {name: home.log(name).stat() for name in there}
+    if as_json:
+        rows = [
+            {"name": name, "path": str(home.log(name)), "size_bytes": stat.st_size, "written_at": stat.st_mtime}
+            for name, stat in stats.items()
+        ]
+        render.data({"logs": rows})
+        return
     render.table(
         ["LOG", "SIZE", "WRITTEN"],
-        [[name, units.files(each.st_size), render.ago(each.st_mtime)] for name, each in found],
+        [[name, units.files(stat.st_size), render.ago(stat.st_mtime)] for name, stat in stats.items()],
         right=(1,),
     )
     render.next_step(f"mlxq logs {there[0]} -f")

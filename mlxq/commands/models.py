@@ -46,129 +46,131 @@ MIB = 2**20
 
 
 @click.command()
-@click.option("--catalog", is_flag=True, help="List the models mlxq knows.")
-@click.option("--recommend", is_flag=True, help="Choose three for this machine; changes nothing.")
-@click.option("--available", is_flag=True, help="List what the Hub has for MLX, live.")
-@click.option("--budget", type=options.MemorySize(), metavar="SIZE", help="Memory the models may use, such as 30gb.")
+@click.option("--catalog", is_flag=True, help="List the models in the catalog.")
+@click.option("--recommend", is_flag=True, help="Recommend models for this machine; changes nothing.")
+@click.option("--available", is_flag=True, help="List MLX models on the Hub.")
+@click.option("--budget", type=options.MemorySize(), metavar="SIZE", help="Memory for models, such as 30gb.")
 @click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
-@click.option("--explain", is_flag=True, help="Say why these, what was next, what more memory would change.")
-@click.option("--show-all", is_flag=True, help="List every model that fits, the best first.")
+@click.option("--explain", is_flag=True, help="Explain the choice, the next best, and what more memory would change.")
+@click.option("--show-all", is_flag=True, help="List every model that fits, best first.")
 @click.option("--family", metavar="NAME", help="Only this family, such as gemma3.")
-@click.option("--tag", metavar="NAME", help="Only with this tag, such as coding.")
+@click.option("--tag", metavar="NAME", help="Only models with this tag, such as coding.")
 @click.option("--tool-calling", is_flag=True, help="Only models that call tools.")
-@click.option("--search", metavar="TEXT", help="Only repos with this in their name.")
-@click.option("--author", metavar="NAME", help="Only repos of this owner, such as mlx-community.")
-@click.option("--limit", type=click.IntRange(1, 100), help="Repos a page.  [default: 20]")
-@click.option("--page", type=click.IntRange(1, 50), help="Which page.  [default: 1]")
+@click.option("--search", metavar="TEXT", help="Only repositories whose name contains TEXT.")
+@click.option("--author", metavar="NAME", help="Only repositories of this owner, such as mlx-community.")
+@click.option("--limit", type=click.IntRange(1, 100), metavar="N", help="Repositories per page.  [default: 20]")
+@click.option("--page", type=click.IntRange(1, 50), metavar="N", help="Page number.  [default: 1]")
 @options.as_json
-def command(*, as_json: bool, **asked: Any) -> None:
-    """List the models here, in the catalog, or on the Hub.
+def command(*, as_json: bool, **params: Any) -> None:
+    """List installed, known or available models.
 
-    Without an option: the weights on this machine.
+    Without an option, list the models installed on this machine.
     """
-    view = _view(asked)
-    place = get_home()
-    known = recommend.known(place)
+    view = _view(params)
+    home = get_home()
+    known = recommend.known(home)
     if view == "catalog":
-        _catalog(place, _selected(known, asked), as_json=as_json)
+        _catalog(home, _selected(known, params), as_json=as_json)
     elif view == "recommend":
-        _recommend(place, known, asked, as_json=as_json)
+        _recommend(home, known, params, as_json=as_json)
     elif view == "available":
-        _available(asked, as_json=as_json)
+        _available(params, as_json=as_json)
     else:
-        _local(place, known, as_json=as_json)
+        _local(home, known, as_json=as_json)
 
 
-def _view(asked: Mapping[str, Any]) -> str:
-    """Give the view that is asked for. Raises UsageProblem for two of them, or an option that needs another."""
-    views = [view for view in VIEWS if asked[view]]
+def _view(params: Mapping[str, Any]) -> str:
+    """Return the requested view. Raises UsageProblem for two of them, or for an option that needs another."""
+    views = [view for view in VIEWS if params[view]]
     if len(views) > 1:
-        raise UsageProblem(f"--{views[0]} and --{views[1]} are two lists; ask for one.", hint="mlxq models --help")
+        raise UsageProblem(
+            f"--{views[0]} and --{views[1]} are separate lists; pass one of them.", hint="mlxq models --help"
+        )
     view = views[0] if views else ""
     for option, fitting in NEEDS.items():
-        if asked[option] and view not in fitting:
-            needed = " or ".join(f"--{one}" for one in fitting)
+        if params[option] and view not in fitting:
+            needed = " or ".join(f"--{name}" for name in fitting)
             name = option.replace("_", "-")
-            words = shlex.join([f"--{name}", *_value(option, asked[option])])
+            words = shlex.join([f"--{name}", *_value(option, params[option])])
             raise UsageProblem(f"--{name} needs {needed}.", hint=f"mlxq models --{fitting[0]} {words}")
     return view
 
 
 def _value(option: str, value: Any) -> list[str]:
-    """Give the word that was said after an option; none after a flag."""
+    """Return the word after an option; none after a flag."""
     if value is True:
         return []
     return [f"{value // MIB}mb" if option == "budget" else str(value)]
 
 
-def _selected(known: Mapping[str, Model], asked: Mapping[str, Any]) -> dict[str, Model]:
-    """Give the models that agree with the filters. Raises UsageProblem when none does."""
-    budget = asked["budget"] if asked["catalog"] else None
-    wanted = {name: asked[name] for name in ("family", "tag", "tool_calling")}
+def _selected(known: Mapping[str, Model], params: Mapping[str, Any]) -> dict[str, Model]:
+    """Return the models that match the filters. Raises UsageProblem when none does."""
+    budget = params["budget"] if params["catalog"] else None
+    wanted = {name: params[name] for name in ("family", "tag", "tool_calling")}
     found = select(known, budget_bytes=budget, **wanted)
     if not found:
-        for name, there in (("family", families(known)), ("tag", tags(known))):
-            if asked[name] and not select(known, **{name: asked[name]}):
-                raise UsageProblem(f"No model has the {name} {asked[name]!r}; there is {', '.join(there)}.")
-        raise UsageProblem("No model agrees with all of that.", hint="mlxq models --catalog")
+        for name, values in (("family", families(known)), ("tag", tags(known))):
+            if params[name] and not select(known, **{name: params[name]}):
+                raise UsageProblem(f"No model has the {name} {params[name]!r}; there is {', '.join(values)}.")
+        raise UsageProblem("No model matches all filters.", hint="mlxq models --catalog")
     return {model.id: model for model in found}
 
 
-def _local(place: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
+def _local(home: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
     """Show the weights on this machine."""
     try:
-        with jobs_client.reading(place) as db:
-            there = local_models.listing(place, db, known)
+        with jobs_client.reading(home) as db:
+            installed = local_models.listing(home, db, known)
     except NotSetUp:
-        there = local_models.listing(place, None, known)
-    total = sum(one.size for one in there)
+        installed = local_models.listing(home, None, known)
+    total = sum(row.size for row in installed)
     if as_json:
-        render.data({"models": [one.row() for one in there], "total_bytes": total})
+        render.data({"models": [row.row() for row in installed], "total_bytes": total})
         return
-    if not there:
-        render.say("No weights are here yet.")
+    if not installed:
+        render.say("No models are installed yet.")
         render.next_step("mlxq models --recommend")
         return
-    _local_table(there)
-    click.echo(f"\n{len(there)} {'model' if len(there) == 1 else 'models'}, {units.files(total)}.")
-    for one in there:
-        if one.problem:
-            click.echo(f"{one.folder.name}: {one.problem}")
+    _local_table(installed)
+    click.echo(f"\n{len(installed)} {'model' if len(installed) == 1 else 'models'}, {units.files(total)}.")
+    for row in installed:
+        if row.problem:
+            click.echo(f"{row.folder.name}: {row.problem}")
 
 
-def _local_table(there: list[Installed]) -> None:
+def _local_table(installed: list[Installed]) -> None:
     render.table(
         ["MODEL", "QUANT", "SIZE", "STATE", "VERIFIED", "USED BY", "SOURCE"],
-        [_local_row(one) for one in there],
+        [_local_row(row) for row in installed],
         right=(2,),
     )
 
 
-def _local_row(one: Installed) -> list[Any]:
-    used = " ".join(one.used_by)
-    verified = render.ago(one.verified)
-    return [one.model, one.quant, units.files(one.size), one.state, verified, used, one.source or "by hand"]
+def _local_row(row: Installed) -> list[Any]:
+    used = " ".join(row.used_by)
+    verified = render.ago(row.verified)
+    return [row.model, row.quant, units.files(row.size), row.state, verified, used, row.source or "not by mlxq"]
 
 
 @dataclass(frozen=True)
 class Here:
-    """What is known of this machine without looking at it."""
+    """What is recorded about this machine."""
 
     machine: Machine | None
     measured: list[Measured]
 
     def speed(self, model: Model, quant: str) -> Speed | None:
-        """Give how fast the model answers here after a prompt of 8K."""
+        """Return the predicted speed after a prompt of 8K tokens; None while the machine is unknown."""
         return predict(self.machine, model, quant, SHOWN_CONTEXT, self.measured) if self.machine else None
 
     def fits(self, model: Model, quant: str) -> bool:
-        """Tell whether the model alone fits, one request of 8K."""
+        """Return whether the model alone fits, with one request of 8K tokens."""
         return not self.machine or memory(model, quant, SHOWN_CONTEXT).total <= self.machine.usable_bytes
 
 
-def _here(place: Home) -> Here:
+def _here(home: Home) -> Here:
     try:
-        with jobs_client.reading(place) as db:
+        with jobs_client.reading(home) as db:
             row = facts.get(db, "machine")
             machine = from_row(row) if row else None
             return Here(machine, recommend.measured(db, machine) if machine else [])
@@ -176,9 +178,9 @@ def _here(place: Home) -> Here:
         return Here(None, [])
 
 
-def _catalog(place: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
+def _catalog(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     """Show what mlxq knows; sizes and speeds are those of the first quant named."""
-    here = _here(place)
+    here = _here(home)
     if as_json:
         render.data({"models": [_entry(model, here) for model in models.values()]})
         return
@@ -188,7 +190,7 @@ def _catalog(place: Home, models: Mapping[str, Model], *, as_json: bool) -> None
         right=(1, 2, 3),
     )
     if here.machine is None:
-        render.say("Speeds are shown once this machine is known: mlxq setup, or mlxq models --recommend.")
+        render.say("Speeds are shown after mlxq setup, or with mlxq models --recommend.")
 
 
 def _by_size(model: Model) -> list[str]:
@@ -198,19 +200,19 @@ def _by_size(model: Model) -> list[str]:
 def _catalog_row(model: Model, here: Here) -> list[Any]:
     quant = smallest(model)
     speed = here.speed(model, quant.name)
-    told = recommendation.brief(speed.decode) if speed else None
+    rate = recommendation.brief(speed.decode) if speed else None
     return [
         model.id,
         units.gigabytes_of_files(quant.bytes),
         recommendation.tokens(model.context),
-        told if here.fits(model, quant.name) else NO_ROOM,
+        rate if here.fits(model, quant.name) else NO_ROOM,
         "yes" if model.tool_calling else "no",
         " ".join(_by_size(model)),
     ]
 
 
 def _entry(model: Model, here: Here) -> dict[str, Any]:
-    """Give one model as it is printed for programs."""
+    """Return one model as it is printed for programs."""
     plain = ("id", "name", "family", "repo", "licence", "gated", "total_params_b", "active_params_b", "context")
     speed = {quant: here.speed(model, quant) for quant in model.quants}
     return {
@@ -226,29 +228,29 @@ def _entry(model: Model, here: Here) -> dict[str, Any]:
                 "size_bytes": quant.bytes,
                 "confidence": quant.confidence,
                 "fits": here.fits(model, name) if here.machine else None,
-                "speed": asdict(told) if (told := speed[name]) else None,
+                "speed": asdict(rate) if (rate := speed[name]) else None,
             }
             for name, quant in model.quants.items()
         },
     }
 
 
-def _recommend(place: Home, known: Mapping[str, Model], asked: Mapping[str, Any], *, as_json: bool) -> None:
+def _recommend(home: Home, known: Mapping[str, Model], params: Mapping[str, Any], *, as_json: bool) -> None:
     """Choose for this machine and show it."""
-    wanted = settings.load(place)
-    machine, benches = _looked_at(place)
-    budget = _budget(machine, asked["budget"], wanted["memory-budget-pct"])
-    models = _selected(known, asked)
-    if asked["show_all"]:
+    wanted = settings.load(home)
+    machine, benches = _this_machine(home)
+    budget = _budget(machine, params["budget"], wanted["memory-budget-pct"])
+    models = _selected(known, params)
+    if params["show_all"]:
         _every(machine, models, benches, budget, as_json=as_json)
         return
     chosen = recommend.recommend(
-        machine, models, asked["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
+        machine, models, params["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
     )
     if as_json:
         render.data(recommendation.document(machine, chosen))
         return
-    recommendation.show(chosen, explain=asked["explain"])
+    recommendation.show(chosen, explain=params["explain"])
     _warn_offline()
     render.next_step("mlxq setup")
 
@@ -265,31 +267,31 @@ def _budget(machine: Machine, named: int | None, share: int | str) -> int:
 
 
 def _warn_offline() -> None:
-    """Say that set-up would choose otherwise while these cannot be fetched."""
+    """Print that setup would choose differently while the Hub is out of reach."""
     from tasks.weights import hub
 
     if not hub.hub_reachable():
         render.say(
-            "No Hub is in reach to fetch these from. Until one is, `mlxq setup` keeps the stack that is here, "
-            f"or sets up the built-in model ({BUILTIN})."
+            "The Hub is out of reach, so these cannot be downloaded now. Until it is back, `mlxq setup` keeps the "
+            f"present stack, or sets up the built-in model ({BUILTIN})."
         )
 
 
-def _looked_at(place: Home) -> tuple[Machine, list[Measured]]:
-    """Give this machine, from the state database or by looking at it now, and what was measured on it."""
-    here = _here(place)
+def _this_machine(home: Home) -> tuple[Machine, list[Measured]]:
+    """Return this machine, from the job database or inspected now, and what was measured on it."""
+    here = _here(home)
     if here.machine:
         return here.machine, here.measured
     from tasks.system import hardware
 
-    render.say("Looking at this machine.")
+    render.say("Inspecting this machine.")
     return hardware.detect(), []
 
 
 def _every(
     machine: Machine, models: Mapping[str, Model], benches: list[Measured], budget: int, *, as_json: bool
 ) -> None:
-    """Show every model that fits the budget alone, in its quant of most worth, the best first."""
+    """Show every model that fits the budget alone, in each quant that fits, best first."""
     here = Here(machine, benches)
     rows = [
         (model, quant, need)
@@ -322,26 +324,26 @@ def _every(
 
 
 def predicted(here: Here, model: Model, quant: str) -> Speed:
-    """Give the speed on a machine that is known."""
+    """Return the speed on a machine that is known."""
     found = here.speed(model, quant)
     assert found
     return found
 
 
-def _available(asked: Mapping[str, Any], *, as_json: bool) -> None:
+def _available(params: Mapping[str, Any], *, as_json: bool) -> None:
     """Show one page of what the Hub has."""
     from tasks.weights import hub_search
 
-    page, limit = asked["page"] or 1, asked["limit"] or 20
-    found = hub_search.page(page, limit, search=asked["search"], author=asked["author"], tag=asked["tag"])
+    page, limit = params["page"] or 1, params["limit"] or 20
+    found = hub_search.page(page, limit, search=params["search"], author=params["author"], tag=params["tag"])
     if as_json:
         render.data({"page": page, "more": found.more, "models": [asdict(repo) for repo in found.repos]})
         return
     if not found.repos:
-        render.say("The Hub has no such repo for MLX.")
+        render.say("The Hub has no such MLX model.")
         return
     render.table(
-        ["REPO", "DOWNLOADS", "LIKES", "UPDATED", "GATE"],
+        ["REPO", "DOWNLOADS", "LIKES", "UPDATED", "ACCESS"],
         [
             [repo.name, repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
             for repo in found.repos
@@ -349,5 +351,5 @@ def _available(asked: Mapping[str, Any], *, as_json: bool) -> None:
         right=(1, 2),
     )
     if found.more:
-        render.say(f"There are more: --page {page + 1}.")
+        render.say(f"More results: --page {page + 1}.")
     render.next_step(f"mlxq pull {found.repos[0].name}")

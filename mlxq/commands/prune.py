@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import jobs_client, local_models, render
+from mlxq import jobs_client, local_models, options, render
 from mlxq.commands import rm
 from mlxq.local_models import Installed
 from state.paths import get_home
@@ -15,47 +15,54 @@ from tasks.weights import staging
 
 
 @click.command()
-@click.option("--unused", is_flag=True, help="Also whole weights that no tier serves.")
-@click.option("--dry-run", is_flag=True, help="Show what would go, delete nothing.")
-@click.option("--yes", is_flag=True, help="Ask nothing.")
-def command(*, unused: bool, dry_run: bool, yes: bool) -> None:
-    """Delete weights that are of no use: torn, damaged, or of an older revision."""
-    place = get_home()
-    with jobs_client.reading(place) as db:
-        there = local_models.listing(place, db, recommend.known(place))
-    found = leavings(there, unused=unused)
-    if not found:
-        render.say("Nothing is left over.")
-    elif dry_run:
-        rm.show(found)
-    else:
-        rm.remove(place, found, force=False, yes=yes)
+@click.option("--unused", is_flag=True, help="Also delete complete models that no tier serves.")
+@options.dry_run
+@options.yes
+@options.as_json
+def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete incomplete, damaged and outdated model files.
 
-
-def leavings(there: Sequence[Installed], *, unused: bool) -> list[Installed]:
-    """Give what no tier serves and nobody fetches: partial, damaged, an older revision of weights that are here anew.
-
-    `unused`: also whole weights. What a person put there by hand is theirs to delete.
+    --json prints what would be deleted with --dry-run, or what was deleted with --yes.
     """
-    return [one for one in there if _free(one) and (unused or _useless(one, there))]
+    home = get_home()
+    with jobs_client.reading(home) as db:
+        installed = local_models.listing(home, db, recommend.known(home))
+    leftover = leftovers(installed, unused=unused)
+    if leftover and not dry_run:
+        rm.remove(home, leftover, force=False, yes=yes, listed=not as_json)
+    if as_json:
+        sizes = sum(row.size for row in leftover)
+        render.data({"deleted": not dry_run, "models": [row.row() for row in leftover], "total_bytes": sizes})
+    elif not leftover:
+        render.say("There is nothing to delete.")
+    elif dry_run:
+        rm.show(leftover)
 
 
-def _free(one: Installed) -> bool:
-    """Tell whether a folder may go: mlxq made it, no tier serves it and no fetch is at it."""
-    return bool(one.source or one.state == "partial") and not one.used_by and not _in_the_making(one)
+def leftovers(installed: Sequence[Installed], *, unused: bool) -> list[Installed]:
+    """Return what no tier serves and no job downloads: incomplete, damaged, or an older revision of what is installed.
+
+    `unused`: also complete weights. What was not downloaded by mlxq is never in the list.
+    """
+    return [row for row in installed if _is_free(row) and (unused or _is_useless(row, installed))]
 
 
-def _useless(one: Installed, there: Sequence[Installed]) -> bool:
-    return one.state in {"partial", "damaged"} or _older(one, there)
+def _is_free(row: Installed) -> bool:
+    """Return whether a folder may go: mlxq made it, no tier serves it and no job is writing to it."""
+    return bool(row.source or row.state == "partial") and not row.used_by and not _is_downloading(row)
 
 
-def _in_the_making(one: Installed) -> bool:
-    return one.state == "partial" and staging.held(one.folder.with_name(one.folder.name.removesuffix(staging.SUFFIX)))
+def _is_useless(row: Installed, installed: Sequence[Installed]) -> bool:
+    return row.state in {"partial", "damaged"} or _is_outdated(row, installed)
 
 
-def _older(one: Installed, there: Sequence[Installed]) -> bool:
-    """Tell whether the same source is here in a newer revision."""
-    return bool(one.source) and any(
-        other.source == one.source and other.pulled > one.pulled and other.state in {"valid", "loadable"}
-        for other in there
+def _is_downloading(row: Installed) -> bool:
+    return row.state == "partial" and staging.held(row.folder.with_name(row.folder.name.removesuffix(staging.SUFFIX)))
+
+
+def _is_outdated(row: Installed, installed: Sequence[Installed]) -> bool:
+    """Return whether the same source is installed in a newer revision."""
+    return bool(row.source) and any(
+        other.source == row.source and other.pulled > row.pulled and other.state in {"valid", "loadable"}
+        for other in installed
     )

@@ -17,12 +17,14 @@ from tasks import kinds, recommend
 
 @click.command()
 @options.model()
-@click.option("--quant", metavar="NAME", help="int4, int8, bf16, or another that exists.  [default: default-quant]")
-@click.option("--revision", metavar="NAME", help="A commit, tag or branch of the Hub.")
-@click.option("--bench", is_flag=True, help="Measure its speed afterwards, and keep the figures.")
-@click.option("--force", is_flag=True, help="Fetch again what is here already.")
-@click.option("--code", is_flag=True, help="Fetch Python files of the repo too; none is ever run.")
-@click.option("--detach", is_flag=True, help="Put the job in and return.")
+@click.option(
+    "--quant", metavar="NAME", help="int4, int8, bf16, or another that exists.  [default: setting default-quant]"
+)
+@click.option("--revision", metavar="NAME", help="A commit, tag or branch on the Hub.")
+@click.option("--bench", is_flag=True, help="Benchmark it afterwards and save the result.")
+@click.option("--force", is_flag=True, help="Download again even if it is installed.")
+@click.option("--code", is_flag=True, help="Also download the repository's Python files; none is ever run.")
+@click.option("--detach", is_flag=True, help="Queue the job and return immediately.")
 @options.timeout
 @options.as_json
 def command(
@@ -37,80 +39,80 @@ def command(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Fetch the weights of a model: catalog id, repo or folder.
+    """Download a model.
 
-    Safe to break off and to run again: a fetch goes on where it was.
+    MODEL is a catalog id, a repository on the Hub, or a folder. An interrupted download resumes where it stopped.
     """
-    place = get_home()
-    wanted = settings.load(place)
-    found = model_ref.find(model, quant, recommend.known(place), wanted["default-quant"])
-    for note in found.notes:
+    home = get_home()
+    chosen = settings.load(home)
+    ref = model_ref.find(model, quant, recommend.known(home), chosen["default-quant"])
+    for note in ref.notes:
         render.say(note)
     if not detach:
-        _announce(found, wanted.models(place), revision, force=force)
-    args = {"source": found.source, "revision": revision, "force": force, "code": code}
+        _announce(ref, chosen.models(home), revision, force=force)
+    args = {"source": ref.source, "revision": revision, "force": force, "code": code}
     batch = [kinds.new("pull", args, label="pull")]
     if bench:
-        batch.append(_bench(found))
-    with jobs_client.writing(place) as db:
+        batch.append(_bench(ref))
+    with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, batch)
     if detach:
-        jobs_client.ensure_worker(place)
+        jobs_client.ensure_worker(home)
         _detached(ids, as_json=as_json)
         return
-    ended = jobs_client.follow(place, jobs_client.these(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
+    ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:
-        _tell(found, ended)
+        _summarize(ref, ended)
 
 
-def _bench(found: ModelRef) -> NewJob:
-    return kinds.new("bench", {"target": found.source, "save": True}, needs=["pull"])
+def _bench(ref: ModelRef) -> NewJob:
+    return kinds.new("bench", {"target": ref.source, "save": True}, needs=["pull"])
 
 
-def _announce(found: ModelRef, models: Path, revision: str | None, *, force: bool) -> None:
-    """Say size, licence and gate before anything is fetched. Raises NotFound, Gated, Offline, Damaged."""
+def _announce(ref: ModelRef, models: Path, revision: str | None, *, force: bool) -> None:
+    """Print size, license and access before the download. Raises NotFound, Gated, Offline, Damaged."""
     from tasks.system.child import Later
     from tasks.weights import client, source
 
-    asked = source.pinned(found.source, revision)
-    if source.parse(asked).kind != "hub":
-        _say_known(found)
+    pinned = source.pinned(ref.source, revision)
+    if source.parse(pinned).kind != "hub":
+        _announce_known(ref)
         return
-    if not force and client.here(asked, models):
+    if not force and client.here(pinned, models):
         return
-    render.say(f"Asking the Hub about {found.name}.")
+    render.say(f"Looking up {ref.name} on the Hub.")
     try:
-        planned = client.plan_download(asked)
+        planned = client.plan_download(pinned)
     except Later as later:
         render.say(f"{later.reason}; the job waits for it.")
         return
-    gate = "gated, and your token opens it" if planned.gated else "open"
-    render.say(f"{planned.repo}: {units.files(planned.size)}, licence {planned.licence or 'not named'}, {gate}.")
+    gate = "gated; your token has access" if planned.gated else "open"
+    render.say(f"{planned.repo}: {units.files(planned.size)}, license {planned.licence or 'unknown'}, {gate}.")
     if planned.notes:
         render.say("\n".join(planned.notes))
 
 
-def _say_known(found: ModelRef) -> None:
-    """Say of a model that lies elsewhere what the catalog knows."""
-    if found.model and found.quant:
-        size = units.files(found.model.quants[found.quant].bytes)
-        render.say(f"{found.model.name}: {size}, licence {found.model.licence}, open.")
+def _announce_known(ref: ModelRef) -> None:
+    """Print what the catalog knows of a model that is not on the Hub."""
+    if ref.model and ref.quant:
+        size = units.files(ref.model.quants[ref.quant].bytes)
+        render.say(f"{ref.model.name}: {size}, license {ref.model.licence}, open.")
 
 
 def _detached(ids: list[int], *, as_json: bool) -> None:
     if as_json:
         render.data({"jobs": ids})
         return
-    render.say(f"Job {ids[0]} fetches it.")
+    render.say(f"Queued as job {ids[0]}.")
     render.next_step(f"mlxq jobs watch {ids[0]}")
 
 
-def _tell(found: ModelRef, ended: list[Job]) -> None:
-    """Say where the weights are and what may come next."""
+def _summarize(ref: ModelRef, ended: list[Job]) -> None:
+    """Print where the weights are and what to run next."""
     result = next(job.result for job in ended if job.kind == "pull" and job.state is JobState.SUCCEEDED)
     for note in result["notes"]:
         render.say(note)
-    words = "Fetched" if result["fetched"] else "Already here"
+    words = "Downloaded" if result["fetched"] else "Already installed"
     click.echo(f"{words}: {result['folder']} ({units.files(result['bytes'])})")
     for job in ended:
         if job.kind == "bench":
@@ -118,4 +120,4 @@ def _tell(found: ModelRef, ended: list[Job]) -> None:
 
             show(job.result)
             return
-    render.next_step(f"mlxq bench {found.name}")
+    render.next_step(f"mlxq bench {ref.name}")

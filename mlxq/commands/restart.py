@@ -18,42 +18,45 @@ from tasks import kinds
 
 
 @click.command()
-@options.service("Start this tier anew, or `gateway`, or `page`, and no other.")
-@click.option("--purge", is_flag=True, help="Delete the old prompts that the engines keep on disk.")
+@options.services
+@click.option("--purge", is_flag=True, help="Also clear the on-disk prompt cache.")
 @options.timeout
 @options.dry_run
-def command(tier: str | None, timeout_s: float | None, *, purge: bool, dry_run: bool) -> None:
-    """Start the stack anew, or one tier of it.
+def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_run: bool) -> None:
+    """Restart all services, one at a time, or one.
 
-    One service after another, so that the others serve meanwhile; the first one that does not come back ends it.
-    What is down stays down.
+    SERVICE is a tier, `gateway` or `page`. The others keep serving meanwhile; the first service that does not become
+    ready ends the command. Stopped services stay stopped.
     """
-    place = get_home()
-    with jobs_client.reading(place) as db:
-        names = wanted(db, tier)
+    home = get_home()
+    with jobs_client.reading(home) as db:
+        services = requested(db, names)
         if dry_run:
-            dry.stops(db, names)
-            dry.starts(db, place, names)
+            dry.stops(db, services)
+            dry.starts(db, home, services)
             return
-    with jobs_client.writing(place) as db:
-        ids = jobs_client.enqueue(db, restarts(names, purge=purge))
-    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
-    status.brief(place)
+    with jobs_client.writing(home) as db:
+        ids = jobs_client.enqueue(db, restarts(services, purge=purge))
+    jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    status.brief(home)
 
 
-def wanted(db: Database, tier: str | None) -> list[str]:
-    """Give the services to start anew. Raises NotSetUp, NotFound, NotRunning."""
+def requested(db: Database, names: Sequence[str] = ()) -> list[str]:
+    """Return the services to restart: those that are requested to run. Raises NotSetUp, NotFound, NotRunning."""
     if not stack.tiers(db):
-        raise NotSetUp("There is no stack to start anew.", hint="mlxq setup")
-    name = options.named(db, tier) if tier else None
-    found = [one.name for one in service.listing(db) if one.desired == "up" and name in (None, one.name)]
-    if not found:
-        raise NotRunning(f"{name or 'The stack'} is down.", hint=f"mlxq up --tier {name}" if name else "mlxq up")
-    return found
+        raise NotSetUp("There is no stack to restart.", hint="mlxq setup")
+    options.check_services(db, names)
+    running = [row.name for row in service.listing(db) if row.desired == "up"]
+    if not running:
+        raise NotRunning("All services are stopped.", hint=" ".join(["mlxq up", *names]))
+    for name in names:
+        if name not in running:
+            raise NotRunning(f"{name} is stopped.", hint=f"mlxq up {name}")
+    return [name for name in running if not names or name in names]
 
 
 def restarts(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:
-    """Describe the jobs: each waits for the one before."""
+    """Return the jobs, each of which waits for the one before."""
     labels = [f"restart {name}" for name in names]
     more = {"purge": True} if purge else {}
     return [

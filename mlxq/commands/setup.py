@@ -30,22 +30,22 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 
 
 @click.command()
-@click.option("--accept-defaults", "--yes", "-y", "yes", is_flag=True, help="Ask nothing.")
-@click.option("--no-input", is_flag=True, help="Fail where a question would be asked.")
-@click.option("--dry-run", "-n", is_flag=True, help="Show what it would do now, and change nothing.")
+@click.option("--accept-defaults", "--yes", "-y", "yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--no-input", is_flag=True, help="Never prompt; fail instead.")
+@options.dry_run
 @click.option("--intent", type=click.Choice(list(INTENTS)), help="What the models are for.  [default: balanced]")
 @click.option(
     "--budget-pct",
     type=click.IntRange(10, 90),
-    metavar="10-90",
-    help="Share of the memory that the models may use, in per cent.  [default: setting memory-budget-pct]",
+    metavar="N",
+    help="Percentage of memory that models may use.  [default: setting memory-budget-pct]",
 )
-@click.option("--no-pull", is_flag=True, help="Choose models and stop; implies --no-start.")
-@click.option("--no-start", is_flag=True, help="Choose and pull models, start nothing.")
-@click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve this model alone.")
-@click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Give MODEL a tier of its own.")
-@click.option("--as", "names", multiple=True, metavar="TIER", help="What the tier of --add is called.")
-@options.tiers("--remove", "Take TIER away; its weights stay.")
+@click.option("--no-pull", is_flag=True, help="Only choose models; implies --no-start.")
+@click.option("--no-start", is_flag=True, help="Choose and download models, but start nothing.")
+@click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve only this model.")
+@click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Add a tier that serves MODEL.")
+@click.option("--as", "names", multiple=True, metavar="TIER", help="Name of the tier created by --add.")
+@options.tiers("--remove", "Remove TIER; keep its weights.")
 @options.timeout
 @options.as_json
 def command(
@@ -64,79 +64,82 @@ def command(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Choose models for this machine and bring them up.
+    """Choose models for this machine, download and start them.
 
-    On a terminal it shows the machine and what fits it, and takes changes. Safe to run again: what is there already is
-    neither pulled nor restarted. --add, --remove and --model change the stack that is there. With --json: a line of
-    JSON at each change of a job, and at the end one line with what `status --json` prints.
+    On a terminal it shows the machine and the models that fit, and lets you change them. Safe to run again: installed
+    models are not downloaded again and running services are not restarted. --add, --remove and --model change the
+    present stack. --json prints a line of JSON at each change of a job, and at the end the document of
+    `status --json` on one line.
     """
-    place, consent = get_home(), Consent(yes=yes, no_input=no_input)
-    settings.load(place)
+    home, consent = get_home(), Consent(yes=yes, no_input=no_input)
+    settings.load(home)
     wanted = edit.parse(add, names, remove, alone)
-    asked = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
-    if wanted and asked != question(None, None, no_pull=False, no_start=False):
-        raise UsageProblem("--add, --remove and --model go with none of --intent, --budget-pct, --no-pull, --no-start.")
+    arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
+    if wanted and arguments != question(None, None, no_pull=False, no_start=False):
+        raise UsageProblem(
+            "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull or --no-start."
+        )
     if wanted:
-        chain = _change(place, wanted, consent, dry_run=dry_run, as_json=as_json)
+        chain = _change(home, wanted, consent, dry_run=dry_run, as_json=as_json)
     elif dry_run:
-        chain = preview(place, asked, as_json=as_json)
+        chain = preview(home, arguments, as_json=as_json)
     else:
-        chain = _set_up(place, asked, consent, intent)
+        chain = _set_up(home, arguments, consent, intent)
     if chain is None:
         return
-    jobs_client.follow(place, jobs_client.chain(chain), Commented(job_view.view(as_json=as_json)), timeout_s=timeout_s)
+    jobs_client.follow(home, jobs_client.chain(chain), Commented(job_view.view(as_json=as_json)), timeout_s=timeout_s)
     if as_json:
-        render.line(status.draw_once(place).document())
+        render.line(status.report(home).document())
     else:
-        status.welcome(place)
+        status.welcome(home)
 
 
 class Consent:
-    """What a person is asked, or has said already."""
+    """What the user is arguments, or has confirmed already."""
 
     def __init__(self, *, yes: bool, no_input: bool) -> None:
         self.given = yes
         self._silent = no_input or not sys.stdin.isatty()
 
     def to(self, what: str) -> None:
-        """Ask whether that may be done. Raises UsageProblem where nobody can answer, Abort for a no."""
+        """Ask for confirmation. Raises UsageProblem where stdin is no terminal, Abort for a no."""
         if not self.given:
             self.expect_answer("the same command with --yes")
             click.confirm(what, default=True, abort=True, err=True)
 
     def expect_answer(self, hint: str) -> None:
-        """Raise UsageProblem where nobody can answer."""
+        """Raise UsageProblem where stdin is no terminal, or --no-input was given."""
         if self._silent:
-            raise UsageProblem("setup asks questions, and here is nobody to answer.", hint=hint)
+            raise UsageProblem("setup asks questions, but it may not prompt here.", hint=hint)
 
 
-def _set_up(place: Home, asked: dict[str, Any], consent: Consent, intent: str | None) -> int:
-    """Begin the whole set-up, or find the one that is under way; give the chain."""
+def _set_up(home: Home, arguments: dict[str, Any], consent: Consent, intent: str | None) -> int:
+    """Start setup, or find the one that is running; return its chain."""
     if not consent.given:
         consent.expect_answer("mlxq setup --accept-defaults")
-    render.say(f"Setting up in {place.root}.")
-    running = _under_way(place)
+    render.say(f"Setting up in {home.root}.")
+    running = _under_way(home)
     if running is not None:
-        render.say(f"A setup is already under way (job {running}); following that one.")
+        render.say(f"Setup is already running (job {running}); following it.")
         return running
     if not consent.given:
         with unchanged():
-            asked = _guided(place, asked, intent)
-    with jobs_client.writing(place) as db:
-        return begin(db, [kinds.new("detect"), kinds.new("score", asked, needs=["detect"])])
+            arguments = _guided(home, arguments, intent)
+    with jobs_client.writing(home) as db:
+        return begin(db, [kinds.new("detect"), kinds.new("score", arguments, needs=["detect"])])
 
 
-def _guided(place: Home, asked: dict[str, Any], intent: str | None) -> dict[str, Any]:
-    """Ask a person for all that is open; give the arguments of the task score."""
+def _guided(home: Home, arguments: dict[str, Any], intent: str | None) -> dict[str, Any]:
+    """Ask for what is not decided yet; return the arguments of the task score."""
     from mlxq.setup import inspection, wizard
 
-    render.say("Looking at this machine.")
-    return wizard.settle(inspection.inspect(place), asked, intent=intent)
+    render.say("Inspecting this machine.")
+    return wizard.settle(inspection.inspect(home), arguments, intent=intent)
 
 
 @contextmanager
 def unchanged() -> Generator[None]:
-    """Say to whoever leaves, by Ctrl-C or by an answer, that nothing was done. Raises Exit with 130."""
+    """Say that nothing was changed when the user quits, by Ctrl-C or by an answer. Raises Exit with 130."""
     try:
         yield
     except (click.Abort, KeyboardInterrupt):
@@ -145,104 +148,104 @@ def unchanged() -> Generator[None]:
         raise click.exceptions.Exit(jobs_client.INTERRUPTED) from None
 
 
-def _under_way(place: Home) -> int | None:
-    """Give the chain of the set-up that is under way."""
+def _under_way(home: Home) -> int | None:
+    """Return the chain of the setup that is running."""
     try:
-        with jobs_client.reading(place) as db:
+        with jobs_client.reading(home) as db:
             return db.value(RUNNING_SETUP)
     except NotSetUp:
         return None
 
 
-def _change(place: Home, wanted: StackChange, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
-    """Show a change, ask, and begin it; give the chain, None when it was only shown."""
-    made = _planned(place, wanted)
+def _change(home: Home, wanted: StackChange, consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
+    """Show a change, ask, and start it; return the chain, None when it was only shown."""
+    change = _planned(home, wanted)
     if as_json and dry_run:
-        render.data(made.document())
+        render.data(change.document())
         return None
-    edit.show(made, err=as_json)
+    edit.show(change, err=as_json)
     if dry_run:
         return None
     with unchanged():
         consent.to("Make this change")
-    with jobs_client.writing(place) as db:
-        ids = edit.begin(db, made, wanted)
+    with jobs_client.writing(home) as db:
+        ids = edit.begin(db, change, wanted)
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 
-def _planned(place: Home, wanted: StackChange) -> EditPlan:
-    """Work a change out, and write nothing. Raises as change.plan does."""
+def _planned(home: Home, wanted: StackChange) -> EditPlan:
+    """Plan a change, and write nothing. Raises as edit.plan does."""
     try:
-        with jobs_client.reading(place) as db:
-            return edit.plan(db, place, wanted)
+        with jobs_client.reading(home) as db:
+            return edit.plan(db, home, wanted)
     except NotSetUp:
-        return edit.plan(None, place, wanted)
+        return edit.plan(None, home, wanted)
 
 
-def preview(place: Home, asked: dict[str, Any], *, as_json: bool) -> None:
+def preview(home: Home, arguments: dict[str, Any], *, as_json: bool) -> None:
     """Show what the same command would do without --dry-run. Raises DoesNotFit."""
     from mlxq.setup import inspection
     from mlxq.setup import preview as outlook
 
-    running = _under_way(place)
+    running = _under_way(home)
     if running is not None:
-        render.say(f"A setup is under way (job {running}); without --dry-run that one is followed.")
-    found = inspection.inspect(place)
+        render.say(f"Setup is already running (job {running}); without --dry-run, it would be followed.")
+    found = inspection.inspect(home)
     if as_json:
-        render.data(outlook.document(found, asked))
+        render.data(outlook.document(found, arguments))
     else:
-        outlook.show(found, asked)
-    outlook.require_room(found, asked)
+        outlook.show(found, arguments)
+    outlook.require_room(found, arguments)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
-    """Give the arguments of the task score."""
-    asked: dict[str, Any] = {"pull": not no_pull, "start": not (no_pull or no_start)}
-    said = {"intent": intent, "budget_pct": budget_pct}
-    return asked | {name: value for name, value in said.items() if value is not None}
+    """Return the arguments of the task score."""
+    arguments: dict[str, Any] = {"pull": not no_pull, "start": not (no_pull or no_start)}
+    given = {"intent": intent, "budget_pct": budget_pct}
+    return arguments | {name: value for name, value in given.items() if value is not None}
 
 
 class Commented:
-    """Any view of the jobs, with a word from setup where a person would want one."""
+    """A view of the jobs that also prints what their results mean."""
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
         self.tell = view.tell
         self.close = view.close
 
     def show(self, jobs: Sequence[Job]) -> None:
-        """Show the jobs, and say what their results mean."""
+        """Show the jobs, and print what their results mean."""
         self._view.show(jobs)
         for words in remarks(jobs):
-            if words not in self._said:
-                self._said.add(words)
+            if words not in self._printed:
+                self._printed.add(words)
                 self.tell(words)
 
 
 def remarks(jobs: Sequence[Job]) -> list[str]:
-    """Give what is worth a sentence: which models were chosen, and that a tier answers before all is done."""
+    """Return what is worth a sentence: which models were chosen, and that a tier serves before all is done."""
     done = {title(job): job for job in jobs if job.state is JobState.SUCCEEDED}
     score = done.get("score")
-    said = [chosen(score.result)] if score and "choice" not in score.args else []
+    sentences = [chosen(score.result)] if score and "choice" not in score.args else []
     if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "smoke_test" for job in jobs):
-        said.append('The tier fast can be used already: mlxq chat --tier fast "…"')
-    return said
+        sentences.append('The tier fast is ready: mlxq chat --tier fast "…"')
+    return sentences
 
 
 def chosen(result: Mapping[str, Any]) -> str:
-    """Say what the task score came to."""
+    """Return what the task score chose."""
     why = result.get("explain", "").partition("\n")[0]
     tiers = "".join(f"\n  {name:<10} {model}" for name, model in result["tiers"].items())
     return f"{why} {'Kept' if result['kept'] else 'Chosen'}:{tiers}".lstrip()
 
 
 def begin(db: Database, batch: list[NewJob]) -> int:
-    """Put the chain in, unless one is under way: then that one is followed. Gives the chain's number."""
+    """Enqueue the chain, unless one is running: then that one is followed. Return the chain's number."""
     with db.transaction():
         running = db.value(RUNNING_SETUP)
         if running is not None:
-            render.say(f"Another setup began meanwhile (job {running}); following that one, with its choice of models.")
+            render.say(f"Another setup started meanwhile (job {running}); following it, with its choice of models.")
             return running
         ids = jobs_client.enqueue(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))

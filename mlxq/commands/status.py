@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,53 +13,66 @@ import click
 from catalog import units
 from catalog.machine import planned
 from mlxq import jobs_client, options, render, status_report
+from mlxq.service_status import ServiceStatus
 from mlxq.status_report import StatusReport
 from state import wakeup
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
+from state.service import Observed
 
 LOOK_S = 2.0
-"""How often --watch looks when nothing says that something changed."""
+"""How often --watch refreshes when nothing says that something changed."""
 
 
 @click.command()
-@click.option("--watch", "go_on", is_flag=True, help="Show it anew whenever it changes, until Ctrl-C.")
+@click.option("--watch", "live_view", is_flag=True, help="Refresh at every change, until Ctrl-C.")
 @click.option(
     "--simulate",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Show what mlxq would choose on the machine that was recorded in FILE.",
+    help="Show what mlxq would choose on the machine recorded in FILE.",
 )
 @options.as_json
-def command(*, simulate: str | None, go_on: bool, as_json: bool) -> None:
-    """Show the machine, the tiers and the gateway."""
-    place = get_home()
+def command(*, simulate: str | None, live_view: bool, as_json: bool) -> None:
+    """Show the state of every service.
+
+    A service is healthy, degraded, down, crashed or stopped; a reason follows where there is one. With --json the
+    document is printed even where nothing is set up; the exit code is then 3.
+    """
+    home = get_home()
     if simulate:
         _simulate(Path(simulate), as_json=as_json)
-    elif go_on:
-        live(place, _document if as_json else show)
+    elif live_view:
+        live(home, _line if as_json else show)
     elif as_json:
-        render.data(draw_once(place).document())
+        _document(home)
     else:
-        show(draw_once(place))
+        show(report(home))
 
 
-def live(place: Home, show: Callable[[StatusReport], None], look_after: Callable[[], None] = lambda: None) -> None:
-    """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `look_after` before each."""
-    with wakeup.watcher(place) as bell:
+def live(home: Home, show: Callable[[StatusReport], None], before: Callable[[], None] = lambda: None) -> None:
+    """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `before` first each time."""
+    with wakeup.watcher(home) as bell:
         while True:
-            look_after()
+            before()
             click.clear()
-            show(draw_once(place))
+            show(report(home))
             bell.wait(LOOK_S)
 
 
-def _document(found: StatusReport) -> None:
+def _line(found: StatusReport) -> None:
     render.line(found.document())
 
 
+def _document(home: Home) -> None:
+    """Print the report for programs. Raises NotSetUp once it is printed, where there is no stack."""
+    found = read(home)
+    render.data(found.document())
+    _require_setup(home, found)
+
+
 def show(found: StatusReport) -> None:
-    """Show all of it to a person."""
+    """Print the whole report."""
     _machine(found)
     _services(found)
     _next(found)
@@ -83,47 +98,57 @@ def _simulate(file: Path, *, as_json: bool) -> None:
 
 
 def overview() -> None:
-    """Show what `mlxq` alone shows: the machine, the tiers, the next command."""
-    try:
-        found = draw_once(get_home())
-    except NotSetUp:
-        click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
-        click.echo("It is not set up here yet.")
-        render.next_step("mlxq setup")
-    else:
+    """Show what `mlxq` alone shows: the machine, the services, the next command."""
+    home = get_home()
+    found = read(home)
+    if found.is_set_up:
         show(found)
+        return
+    click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
+    click.echo("It is not set up here yet.")
+    render.next_step(_first_step(found))
 
 
-def brief(place: Home) -> None:
+def brief(home: Home) -> None:
     """Show the services after a command changed them."""
-    found = draw_once(place)
+    found = report(home)
     _services(found)
     _next(found)
 
 
-def welcome(place: Home) -> None:
-    """Show what setup came to: the services, the endpoint, where the key is, a line to paste, and the next command."""
-    found = draw_once(place)
+def welcome(home: Home) -> None:
+    """Show the result of setup: the services, the endpoint, where the key is, a line to paste, and the next command."""
+    found = report(home)
     click.echo()
     _services(found)
     click.echo(f"\nEndpoint  {found.endpoint}")
-    if place.secrets.exists():
-        click.echo(f"Key       LITELLM_MASTER_KEY in {place.secrets}")
+    if home.secrets.exists():
+        click.echo(f"Key       LITELLM_MASTER_KEY in {home.secrets}")
         click.echo('Paste     eval "$(mlxq connect env)"   (for OpenAI clients in this shell)')
     _next(found)
 
 
-def draw_once(place: Home) -> StatusReport:
-    """Give the report. Raises NotSetUp when there is nothing to tell of."""
-    with jobs_client.reading(place) as db:
-        found = status_report.collect(db)
-    if not found.tiers and not found.services:
-        raise NotSetUp(f"There is no stack in {place.root} yet.", hint=_begin(found))
+def report(home: Home) -> StatusReport:
+    """Return the report. Raises NotSetUp where there is no stack."""
+    found = read(home)
+    _require_setup(home, found)
     return found
 
 
-def _begin(found: StatusReport) -> str:
-    return f"mlxq jobs watch {found.jobs[0]}" if found.jobs else "mlxq setup"
+def read(home: Home) -> StatusReport:
+    """Return the report, also of a home where nothing is set up."""
+    with suppress(NotSetUp), jobs_client.reading(home) as db:
+        return status_report.collect(db)
+    return status_report.empty(home)
+
+
+def _require_setup(home: Home, found: StatusReport) -> None:
+    if not found.is_set_up:
+        raise NotSetUp(f"There is no stack in {home.root} yet.", hint=_first_step(found))
+
+
+def _first_step(found: StatusReport) -> str:
+    return f"mlxq jobs watch {found.jobs[0]['id']}" if found.jobs else "mlxq setup"
 
 
 def _machine(found: StatusReport) -> None:
@@ -136,20 +161,20 @@ def _machine(found: StatusReport) -> None:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """Give the machine in one line."""
+    """Return the machine in one line."""
     memory, usable = machine.get("memory_bytes"), machine.get("usable_bytes")
     parts = [
         machine.get("chip"),
         f"{units.memory(memory)} memory",
-        f"{units.memory(planned(usable, memory) if memory and usable else None)} of it for models",
+        f"{units.memory(planned(usable, memory) if memory and usable else None)} usable for models",
         machine.get("os"),
     ]
     return ", ".join(str(part) for part in parts if part)
 
 
 def _cloud_line(cloud: dict[str, Any]) -> str:
-    """Say whether requests may leave the machine, and how much of the day's money is gone."""
-    state = f"{cloud['model']}, when no tier answers" if cloud["on"] else "off"
+    """Return whether requests may leave the machine, and how much of the daily budget is spent."""
+    state = f"{cloud['model']}, when no tier is available" if cloud["on"] else "off"
     count = f"{cloud['requests_today']} requests today"
     return f"{state}; {count}, ${cloud['usd_today']:.2f} of ${cloud['cap_usd']:.2f}"
 
@@ -158,37 +183,38 @@ def _worker_line(found: StatusReport) -> str:
     if found.worker.state == "running":
         return f"running (pid {found.worker.pid})"
     if found.worker.state == "hung":
-        return f"hung (pid {found.worker.pid}): it lives and does nothing; what follows was looked at just now"
-    if any(each["pid"] for each in found.services):
-        return "stopped: nobody watches over the services; what follows was looked at just now"
+        return f"hung (pid {found.worker.pid}): no heartbeat; the services were checked just now"
+    if any(service["pid"] for service in found.services):
+        return "stopped: nothing restarts a crashed service; the services were checked just now"
     return "stopped; the next command that needs it starts it"
 
 
 def _services(found: StatusReport) -> None:
     render.table(
         ["SERVICE", "STATE", "PORT", "PID", "UP", "MEMORY", "RESTARTS", "MODEL"],
-        [_row(each) for each in found.services],
+        [_row(service) for service in found.services],
         right=(2, 3, 5, 6),
     )
     for name, cause, _ in found.troubles:
         click.echo(f"\n{name}: {cause}")
 
 
-def _row(each: dict[str, Any]) -> list[Any]:
-    memory = units.memory(each["memory_mb"] * status_report.MIB) if each["memory_mb"] else None
-    up = render.span(each["uptime_s"])
-    model = f"{each['model']} {each['quant']}" if each["model"] else None
-    odd = each["phase"] not in {"ready", "stopped", each["state"]}
-    state = f"{each['state']}, {each['phase']}" if odd else each["state"]
-    return [each["name"], state, each["port"], each["pid"], up, memory, each["restarts"], model]
+def _row(service: dict[str, Any]) -> list[Any]:
+    memory = units.memory(service["memory_mb"] * status_report.MIB) if service["memory_mb"] else None
+    model = f"{service['model']} {service['quant']}" if service["model"] else None
+    status = ServiceStatus(Observed(service["state"]), service["reason"] or "", service["next_try_at"])
+    return [
+        *(service["name"], status.text(time.time()), service["port"], service["pid"]),
+        *(render.span(service["uptime_s"]), memory, service["restarts"], model),
+    ]
 
 
 def _next(found: StatusReport) -> None:
     """Name the one command that helps most now."""
     hints = [hint for _, _, hint in found.troubles if hint]
-    states = {each["state"] for each in found.services}
+    states = {service["state"] for service in found.services}
     if found.jobs:
-        render.next_step(f"mlxq jobs watch {found.jobs[0]}")
+        render.next_step(f"mlxq jobs watch {found.jobs[0]['id']}")
     elif hints:
         render.next_step(hints[0])
     elif states - {"healthy"} or found.worker.state == "stopped":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 1.0
 MARKS = {Shape.FULL: "●", Shape.HALF: "◐", Shape.RING: "○", Shape.WARN: "▲", Shape.CROSS: "✗"}
-COLOURS = {
+COLORS = {
     Shape.FULL: "green",
     Shape.HALF: "cyan",
     Shape.RING: "bright_black",
@@ -40,35 +40,35 @@ MINUTES = 30
 """Shown in the small charts."""
 WIDE = 110
 """Columns from which a chart of half an hour leaves the figures whole."""
-MOST_STORY = 6
+MOST_EVENTS = 6
 MOST_JOBS = 10
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Print it once and end.")
+@click.option("--once", is_flag=True, help="Print the view once and exit.")
 def command(*, once: bool) -> None:
-    """Show tiers, requests and jobs, live in the terminal.
+    """Show a live view of tiers, requests and jobs.
 
-    Ctrl-C ends the view, and nothing else.
+    Ctrl-C closes the view; services and jobs continue.
     """
-    place = get_home()
-    key = secrets.read(place.secrets).get(secrets.TIER, "")
-    with jobs_client.reading(place) as db:
+    home = get_home()
+    key = secrets.read(home.secrets).get(secrets.TIER, "")
+    with jobs_client.reading(home) as db:
         if once or not sys.stdout.isatty():
-            _print(_look(db, key))
+            _print(_snapshot(db, key))
             return
-        with wakeup.watcher(place, "-top") as bell, suppress(KeyboardInterrupt):
+        with wakeup.watcher(home, "-top") as bell, suppress(KeyboardInterrupt):
             _follow(db, key, bell)
 
 
-def _look(db: Database, key: str) -> Snapshot:
+def _snapshot(db: Database, key: str) -> Snapshot:
     return snapshot.take(db, engine_status.ask(service.listing(db), key))
 
 
 def _print(seen: Snapshot) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, no_color=render.refuses_color())
     console.print(draw(seen, console.width))
 
 
@@ -78,7 +78,7 @@ def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
     with Live(screen=True, auto_refresh=False) as screen:
         while True:
             began = time.monotonic()
-            screen.update(draw(_look(db, key), screen.console.width), refresh=True)
+            screen.update(draw(_snapshot(db, key), screen.console.width), refresh=True)
             bell.wait(EVERY_S)
             time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
 
@@ -88,25 +88,25 @@ def draw(seen: Snapshot, columns: int) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    head = _told(seen.label)
+    head = _label(seen.label)
     head.append(f"   {seen.endpoint}", style="bright_black")
     wide = columns >= WIDE
     tiers = _tiers([*seen.cards, *seen.others], seen.at, charts=wide)
     parts: list[RenderableType] = [head, _memory(seen, 24 if wide else 16), Text(), tiers]
-    for title, lines in (("Requests", _requests(seen)), ("Jobs", _jobs(seen)), ("Why", _story(seen))):
+    for title, lines in (("Requests", _requests(seen)), ("Jobs", _jobs(seen)), ("Events", _events(seen))):
         if lines:
             parts += [Text(f"\n{title}", style="bold"), *lines]
     return Group(*parts)
 
 
-def _told(told: StatusLabel) -> Text:
+def _label(label: StatusLabel) -> Text:
     from rich.text import Text
 
-    text = Text(f"{MARKS[told.shape]} {told.word}", style=COLOURS[told.shape], no_wrap=True, overflow="ellipsis")
-    if told.until:
-        text.append(f" {render.span(max(0.0, told.until - time.time()))}")
-    if told.why:
-        text.append(f"  {told.why}", style="default")
+    text = Text(f"{MARKS[label.shape]} {label.word}", style=COLORS[label.shape], no_wrap=True, overflow="ellipsis")
+    if label.until:
+        text.append(f" in {render.span(max(0.0, label.until - time.time()))}")
+    if label.why:
+        text.append(f"  {label.why}", style="default")
     return text
 
 
@@ -138,30 +138,32 @@ def _tiers(cards: Sequence[ServiceCard], now: float, *, charts: bool) -> Table:
 
 
 def _row(card: ServiceCard, now: float) -> list[Text | str]:
-    """Give one service's cells, in the order of the columns; the chart is apart."""
-    one = card.service
-    up = now - one.ready_at if one.ready_at and one.state in service.SERVING else None
+    """Return one service's cells, in the order of the columns; the chart is apart."""
+    row = card.service
+    up = now - row.ready_at if row.ready_at and row.state in service.SERVING else None
     return [
-        one.name,
-        _told(StatusLabel(card.label.shape, card.label.word, until=card.label.until)),
+        row.name,
+        _label(StatusLabel(card.label.shape, card.label.word, until=card.label.until)),
         *_counts(card.now),
         f"{card.decode_tps:.1f}" if card.decode_tps else "-",
         render.span(card.last.ttft_s if card.last else None),
         render.span(up),
         units.memory(card.memory_bytes or None),
-        str(one.restarts),
+        str(row.restarts),
     ]
 
 
 def _counts(engine: Engine | None) -> tuple[str, str]:
-    """Say how many requests run and wait."""
+    """Return how many requests run and wait."""
     return (str(engine.status.num_running), str(engine.status.num_waiting)) if engine else ("-", "-")
 
 
 def spark(samples: Sequence[Sample], now: float) -> str:
     """Draw tokens/s of the last half hour, a character a minute; a minute without a sample is blank."""
     first = int(now) // MINUTE_S - MINUTES
-    values = {each.at // MINUTE_S - first: each.tokens_per_s for each in samples if each.at // MINUTE_S >= first}
+    values = {
+        sample.at // MINUTE_S - first: sample.tokens_per_s for sample in samples if sample.at // MINUTE_S >= first
+    }
     top = max(values.values(), default=0.0)
     if not top:
         return ""
@@ -191,20 +193,20 @@ def _jobs(seen: Snapshot) -> list[Text]:
     lines: list[Text] = []
     for job in [*seen.attention, *(job for chain in seen.chains for job in chain if job.live)][:MOST_JOBS]:
         done, total = job_view.amounts(job)
-        far = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
+        progress = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
         style = "red" if job.error_code else ""
-        line = f"{job_view.MARKS[job.state]} {job.id:>4} {job_view.title(job)}{far}  {job_view.note(job)}"
+        line = f"{job_view.MARKS[job.state]} {job.id:>4} {job_view.title(job)}{progress}  {job_view.note(job)}"
         lines.append(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
     return lines
 
 
-def _story(seen: Snapshot) -> list[Text]:
+def _events(seen: Snapshot) -> list[Text]:
     from rich.text import Text
 
     lines: list[Text] = []
-    for each in seen.story[:MOST_STORY]:
-        text = Text(f"{render.clock(each.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
-        text.append(f"{MARKS[each.shape]} {each.service} {each.word}", style=COLOURS[each.shape])
-        text.append(f"  {each.text}")
+    for entry in seen.story[:MOST_EVENTS]:
+        text = Text(f"{render.clock(entry.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
+        text.append(f"{MARKS[entry.shape]} {entry.service} {entry.word}", style=COLORS[entry.shape])
+        text.append(f"  {entry.text}")
         lines.append(text)
     return lines

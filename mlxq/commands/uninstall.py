@@ -8,8 +8,8 @@ from mlxq import autostart
 
 
 @click.command()
-@click.option("--system", is_flag=True, help="Remove the worker that was installed with --system.")
+@click.option("--system", is_flag=True, help="Remove what was installed with --system.")
 def command(*, system: bool) -> None:
-    """Undo install; the services go on."""
+    """Remove the autostart entry; services keep running."""
     for sentence in autostart.uninstall(system=system):
         click.echo(sentence)

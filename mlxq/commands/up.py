@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from mlxq import dry_run as dry
@@ -15,37 +17,38 @@ from tasks import kinds
 
 
 @click.command()
-@options.service("Bring up this tier alone, or `gateway`, or `page`.")
+@options.services
 @options.timeout
 @options.dry_run
-def command(tier: str | None, timeout_s: float | None, *, dry_run: bool) -> None:
-    """Bring the stack up, or one tier of it.
+def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> None:
+    """Start all services, or one.
 
-    What is up and right is left alone.
+    SERVICE is a tier, `gateway` or `page`. Services that are already running are left alone.
     """
     from tasks import stack_jobs  # it brings the catalog along
 
-    place = get_home()
-    with jobs_client.reading(place) as db:
-        tiers = [each.name for each in stack.tiers(db)]
+    home = get_home()
+    with jobs_client.reading(home) as db:
+        tiers = [tier.name for tier in stack.tiers(db)]
         if not tiers:
-            raise NotSetUp("There is no stack to bring up.", hint="mlxq setup")
-        names = [options.named(db, tier)] if tier else tiers
+            raise NotSetUp("There is no stack to start.", hint="mlxq setup")
+        options.check_services(db, names)
+        everything = [*tiers, *stack_jobs.auxiliary_services(home)]
         if dry_run:
-            dry.starts(db, place, names if tier else [*names, *stack_jobs.auxiliary_services(place)])
+            dry.starts(db, home, names or everything)
             return
-    with jobs_client.writing(place) as db:
-        whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *starts([*names, *stack_jobs.auxiliary_services(place)])]
-        ids = jobs_client.enqueue(db, [start(names[0])] if tier else whole)
-    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
-    status.brief(place)
+    with jobs_client.writing(home) as db:
+        whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *starts(everything)]
+        ids = jobs_client.enqueue(db, [start(name) for name in names] or whole)
+    jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    status.brief(home)
 
 
-def starts(services: list[str]) -> list[NewJob]:
-    """Describe the jobs that bring the whole stack up, its gateway configured anew."""
+def starts(services: Sequence[str]) -> list[NewJob]:
+    """Return the jobs that start the whole stack, with a new configuration of the gateway."""
     return [kinds.new("configure"), *(start(name, after=["configure"]) for name in services)]
 
 
-def start(name: str, after: list[str] | None = None) -> NewJob:
-    """Describe the job that brings one service up."""
-    return kinds.new("start", {"service": name}, needs=after or [], label=f"start {name}")
+def start(name: str, after: Sequence[str] = ()) -> NewJob:
+    """Return the job that starts one service."""
+    return kinds.new("start", {"service": name}, needs=after, label=f"start {name}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from mlxq import job_view, jobs_client, local_models, options
@@ -17,33 +19,37 @@ from tasks import kinds, recommend
 @options.timeout
 @options.as_json
 def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:
-    """Hash the weights of MODEL, or all, again; what is damaged is fetched anew."""
-    place = get_home()
-    known = recommend.known(place)
-    with jobs_client.reading(place) as db:
-        there = local_models.listing(place, db, known)
-    found = [one for one in (local_models.choose(model, there, known) if model else there) if one.source]
-    if not found:
-        raise NotFound(_nothing(model, there), hint="mlxq pull MODEL")
-    with jobs_client.writing(place) as db:
+    """Re-check model files and re-download damaged ones.
+
+    Compares the hash of every file of MODEL, or of all models.
+    """
+    home = get_home()
+    known = recommend.known(home)
+    with jobs_client.reading(home) as db:
+        installed = local_models.listing(home, db, known)
+    chosen = [row for row in (local_models.choose(model, installed, known) if model else installed) if row.source]
+    if not chosen:
+        raise NotFound(_nothing(model, installed), hint="mlxq pull MODEL")
+    with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(
-            db, [kinds.new("verify_weights", {"folder": str(one.folder)}, label=one.folder.name) for one in found]
+            db, [kinds.new("verify_weights", {"folder": str(row.folder)}, label=row.folder.name) for row in chosen]
         )
-    ended = jobs_client.follow(place, jobs_client.with_chains(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
+    ended = jobs_client.follow(home, jobs_client.with_chains(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     if not as_json:
-        _tell(found, [job for job in ended if job.id in ids])
+        _summarize(len(chosen), [job for job in ended if job.id in ids])
 
 
-def _nothing(model: str | None, there: list[Installed]) -> str:
-    """Say why there is nothing to hash."""
-    if there:
-        return f"{model or 'What is here'} was put there by hand: there are no hashes to compare with."
-    return "No weights are here."
+def _nothing(model: str | None, installed: Sequence[Installed]) -> str:
+    """Return why there is nothing to check."""
+    if installed:
+        return f"{model or 'What is installed'} was not downloaded by mlxq: there are no hashes to compare with."
+    return "No models are installed."
 
 
-def _tell(found: list[Installed], checks: list[Job]) -> None:
+def _summarize(count: int, checks: Sequence[Job]) -> None:
+    """Print what was damaged; by now it was downloaded again, as the repair is part of the chain that was followed."""
     damaged = [job for job in checks if job.result and job.result["damaged"]]
     for job in damaged:
-        click.echo(f"{job.args['folder']}: damaged and fetched again: {', '.join(job.result['damaged'])}")
-    whole = len(found) - len(damaged)
-    click.echo(f"{whole} of {len(found)} {'folder is' if whole == 1 else 'folders are'} right in every byte.")
+        click.echo(f"{job.args['folder']}: repaired {', '.join(job.result['damaged'])}")
+    repaired = f", {len(damaged)} repaired" if damaged else ""
+    click.echo(f"{count} {'model' if count == 1 else 'models'} checked{repaired}; all files are intact.")

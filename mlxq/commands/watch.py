@@ -11,52 +11,66 @@ from state import settings, worker
 from state.paths import Home, get_home
 
 LATEST = 5
-"""So many events stand under the table."""
+"""How many events are shown under the table."""
 
 
 @click.command()
-@click.option("--interval", type=click.IntRange(1, 3600), help="Seconds between two looks (setting watch-interval).")
 @click.option(
-    "--max-restarts", type=click.IntRange(1, 100), help="Ends in ten minutes before it is taken out of the route."
+    "--interval",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+    help="Seconds between two probes (setting watch-interval).",
 )
-@click.option("--restart-delay", type=click.IntRange(1, 60), help="Seconds before the second restart in a row.")
-@click.option("--daemon", is_flag=True, help="Start the worker in the background, and return.")
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Exits in ten minutes that make a crash loop (setting max-restarts).",
+)
+@click.option(
+    "--restart-delay",
+    type=click.IntRange(1, 60),
+    metavar="SECONDS",
+    help="Seconds before the second restart in a row (setting restart-delay).",
+)
+@click.option("--daemon", is_flag=True, help="Start the worker in the background and return.")
 def command(interval: int | None, max_restarts: int | None, restart_delay: int | None, *, daemon: bool) -> None:
-    """Keep the services up from here, and show how they are.
+    """Run the watchdog in the foreground and show service states.
 
-    The worker's watchdog does this anyway, wherever the worker runs; this runs one as long as you look, unless one
-    runs already. What the options say becomes the setting of that name, and holds from then on.
+    Every worker has a watchdog; this command starts a worker for as long as it runs, unless one is running already.
+    The options change the settings of the same names for good.
     """
-    place = get_home()
-    status.draw_once(place)
+    home = get_home()
+    status.report(home)
     chosen = {"watch-interval": interval, "max-restarts": max_restarts, "restart-delay": restart_delay}
     for name, value in chosen.items():
         if value is not None:
-            settings.write(place, name, value)
-    keeper = jobs_client.WorkerStarter(place)
-    keeper.ensure()
+            settings.write(home, name, value)
+    starter = jobs_client.WorkerStarter(home)
+    starter.ensure()
     if daemon:
-        if keeper.started is None:
-            render.say("A worker runs already.")
+        if starter.started is None:
+            render.say("A worker is already running.")
         render.next_step("mlxq status")
         return
     try:
-        status.live(place, lambda found: _show(place, found), keeper.ensure)
+        status.live(home, lambda report: _show(home, report), starter.ensure)
     finally:
-        _leave(place, keeper)
+        _stop_worker(home, starter)
 
 
-def _show(place: Home, found: StatusReport) -> None:
-    status.show(found)
+def _show(home: Home, report: StatusReport) -> None:
+    status.show(report)
     click.echo()
-    with jobs_client.reading(place) as db:
-        for each in service_events.events(db, None, limit=LATEST):
-            click.echo(f"{render.clock(each.at)}  {each.service:<9} {service_events.format_event(each)}")
+    with jobs_client.reading(home) as db:
+        for event in service_events.events(db, None, limit=LATEST):
+            message = service_events.format_event(event)
+            click.echo(f"{render.clock(event.at)}  {event.service:<9} {event.reason:<17} {message}")
 
 
-def _leave(place: Home, keeper: jobs_client.WorkerStarter) -> None:
-    """End the worker that this command started; the services go on."""
-    with jobs_client.reading(place) as db:
-        now = worker.current(db)
-    if keeper.started and now and worker_process.stop(place, now.owner):
-        render.say("The worker ended; the services go on, and nobody watches over them.")
+def _stop_worker(home: Home, starter: jobs_client.WorkerStarter) -> None:
+    """Stop the worker that this command started; the services keep running."""
+    with jobs_client.reading(home) as db:
+        current = worker.current(db)
+    if starter.started and current and worker_process.stop(home, current.owner):
+        render.say("The worker was stopped; services keep running, but nothing restarts them if they crash.")

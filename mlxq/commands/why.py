@@ -2,57 +2,81 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import click
 
-from mlxq import jobs_client, options, render, service_events
+from mlxq import jobs_client, options, render, service_events, service_status
+from mlxq.service_events import EventView
 from state import service
 from state.db import Database
 from state.paths import get_home
 from state.service import Service
 
+HEADERS = ("TIME", "SERVICE", "REASON", "MESSAGE")
+TIME = 19
+"""Characters of a date and time."""
+
 
 @click.command()
-@click.argument("name", metavar="[SERVICE]", required=False, shell_complete=options.complete_service)
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=30, show_default=True, help="So many events.")
+@options.service_name
+@click.option("--all", "everything", is_flag=True, help="Also show routine events.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=30, show_default=True, metavar="N", help="Number of events."
+)
 @options.as_json
-def command(name: str | None, limit: int, *, as_json: bool) -> None:
-    """Tell what happened to the services, and why.
+def command(name: str | None, limit: int, *, everything: bool, as_json: bool) -> None:
+    """Show recent service events and their causes.
 
-    Each end comes with its cause, the signal or exit code, the last lines of the log, and when the next try is.
+    Shows exits, failures, restarts and the last change of each service, with exit code or signal, the last lines of
+    the log, and the time of the next try.
     """
     with jobs_client.reading(get_home()) as db:
-        chapters = service_events.events(db, name, limit=limit)
-        now = [one for one in service.listing(db) if name in (None, one.name)]
+        events = service_events.events(db, name, limit=limit, everything=everything)
+        services = [service for service in service.listing(db) if name in (None, service.name)]
         if as_json:
-            render.data({"events": [asdict(each) for each in chapters]})
+            render.data({"events": [asdict(event) for event in events], "services": [_row(row) for row in services]})
             return
-        _print(chapters)
-        for one in now:
-            _stand(db, one)
+        _print(events)
+        for row in services:
+            _explain(db, row)
 
 
-def _print(chapters: list[service_events.EventView]) -> None:
-    if not chapters:
-        render.say("Nothing has happened yet.")
-    names = max((len(each.service) for each in chapters), default=0)
-    words = max((len(service_events.word(each.what)) for each in chapters), default=0)
-    for each in chapters:
-        before = f"{render.clock(each.at)}  {each.service:<{names}}  {service_events.word(each.what):<{words}}  "
-        render.prose(service_events.format_event(each), before)
-        for line in each.last_lines:
-            click.echo(f"{'':<21}| {line}")
-
-
-def _stand(db: Database, one: Service) -> None:
-    """Say how a service stands that is not as it should be, and what helps."""
-    if not one.cause:
+def _print(events: Sequence[EventView]) -> None:
+    if not events:
+        render.say("No events yet.")
         return
-    until = one.next_try_at or 0.0
-    wait = f" Next try in {render.span(until - db.now())}." if until > time.time() else ""
+    names = max(len(HEADERS[1]), *(len(event.service) for event in events))
+    reasons = max(len(HEADERS[2]), *(len(event.reason) for event in events))
+    time, service, reason, message = HEADERS
+    click.echo(f"{time:<{TIME}}  {service:<{names}}  {reason:<{reasons}}  {message}")
+    for event in events:
+        before = f"{render.clock(event.at)}  {event.service:<{names}}  {event.reason:<{reasons}}  "
+        render.prose(service_events.format_event(event), before)
+        for line in event.last_lines:
+            click.echo(f"{'':<{TIME + 2}}| {line}")
+
+
+def _explain(db: Database, row: Service) -> None:
+    """Print the status and the cause of a service that has a problem, and what helps."""
+    if not row.cause:
+        return
     click.echo()
-    render.prose(f"{one.cause}{wait}", f"{one.name} ({one.state}): ")
-    if one.hint:
-        render.next_step(one.hint)
+    render.prose(row.cause, f"{row.name} ({service_status.of_row(row).text(db.now())}): ")
+    if row.hint:
+        render.next_step(row.hint)
+
+
+def _row(row: Service) -> dict[str, Any]:
+    """Return how a service is, for programs."""
+    status = service_status.of_row(row)
+    return {
+        "name": row.name,
+        "state": status.state,
+        "reason": status.reason or None,
+        "next_try_at": status.next_try_at,
+        "cause": row.cause,
+        "hint": row.hint,
+    }

@@ -9,10 +9,10 @@ from state.paths import get_home
 
 @click.command()
 def command() -> None:
-    """Run the worker here, in the foreground.
+    """Run the worker in the foreground.
 
-    There is one worker a home. launchd and systemd run this too; commands that need a worker start one in the
-    background by themselves. Its log goes to stderr as JSON lines.
+    One worker runs per home. launchd and systemd run this command; commands that need a worker start one in the
+    background. The log goes to stderr as JSON lines.
     """
     from tasks import worker
 

@@ -1,4 +1,4 @@
-"""The archive that a person sends along with a report: what is true, what happened, no secrets and no prompts."""
+"""The archive to attach to a bug report: what is true, what happened, no secrets and no prompts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 LOG_BYTES = 256 * 1024
-"""So much of each log's end."""
+"""Bytes of each log, from its end."""
 ROWS = 500
-"""So many of the newest jobs and events."""
+"""How many of the newest jobs and events."""
 TABLES: Mapping[str, str] = {"jobs": "id", "events": "id", "services": "name", "tiers": "position"}
 
 
 def write(home: Home, findings: Sequence[Finding], target: Path) -> None:
-    """Write the archive, mode 0600, in one step. Raises UsageProblem when `target` is there already or cannot be."""
+    """Write the archive, mode 0600, in one step. Raises UsageProblem when `target` exists or cannot be written."""
     if target.exists():
-        raise UsageProblem(f"{target} is there already.", done="It was left as it is.", hint="mlxq doctor --help")
+        raise UsageProblem(f"{target} already exists.", done="It was not changed.", hint="mlxq doctor --help")
     hidden = _secrets(home)
     packed = io.BytesIO()
     try:
@@ -44,19 +44,19 @@ def write(home: Home, findings: Sequence[Finding], target: Path) -> None:
 
 
 def _secrets(home: Home) -> list[str]:
-    """Give every secret that is known, so that none can pass whatever its form."""
-    found = [token] if (token := checks.hub_token()) else []
+    """Return every secret that is known, so that none can pass whatever its form."""
+    known = [token] if (token := checks.hub_token()) else []
     with suppress(MlxqError):
-        found += secrets.read(home.secrets).values()
+        known += secrets.read(home.secrets).values()
     with suppress(MlxqError):
-        found += [str(one.value) for one in settings.load(home).values.values() if one.setting.secret]
-    return found
+        known += [str(value.value) for value in settings.load(home).values.values() if value.setting.secret]
+    return known
 
 
 def _parts(home: Home, findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
-    """Give each file's name in the archive and its text."""
-    yield "doctor.json", _json([{"area": one.area, "grade": one.grade, "text": one.text} for one in findings])
-    yield "packages.txt", "\n".join(sorted(f"{one.name} {one.version}" for one in metadata.distributions()))
+    """Return each file's name in the archive and its text."""
+    yield "doctor.json", _json([{"area": found.area, "grade": found.grade, "text": found.text} for found in findings])
+    yield "packages.txt", "\n".join(sorted(f"{package.name} {package.version}" for package in metadata.distributions()))
     yield "environment.txt", "\n".join(sorted(os.environ))
     for path in (home.config, home.gateway_config):
         if path.is_file():
@@ -67,7 +67,7 @@ def _parts(home: Home, findings: Sequence[Finding]) -> Iterator[tuple[str, str]]
 
 
 def _rows(home: Home) -> Iterator[tuple[str, str]]:
-    """Give the newest rows of the tables, and the report of `mlxq status`."""
+    """Return the newest rows of the tables, and the report of `mlxq status`."""
     try:
         with closing(read_database(home)) as db:
             yield "status.json", _json(status_report.collect(db).document())

@@ -1,4 +1,4 @@
-"""The looks that `mlxq doctor` takes, each bounded in time; what they mean is judged in checkup.py."""
+"""The checks of `mlxq doctor`, each bounded in time; rules.py grades what they find."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
-from mlxq import autostart
+from mlxq import autostart, service_status, status_report
 from mlxq.doctor import rules
 from mlxq.doctor.rules import Finding
 from state import facts, keys, lock, secrets, settings, stack, wakeup, worker
@@ -29,48 +29,48 @@ from tasks import worker_status
 from tasks.system import hardware, memory, ports, process
 
 LIMIT_S = 4.5
-"""What the whole examination may take; a look that is slower is told as such."""
+"""Seconds for all checks together; one that is slower is reported as such."""
 HUB_S = 3.0
-LATE = "this could not be seen in time: the machine is busy, or something hangs"
+LATE = "timed out: the machine is busy, or something hangs"
 PACKAGES = ("vllm-mlx", "mlx", "litellm", "huey", "mlxq")
 PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "gateway.yaml")
 Check = Callable[[Home], Sequence[Finding | None]]
 
 
 def run_checks(home: Home, *, limit_s: float = LIMIT_S) -> list[Finding]:
-    """Take every look side by side and give what was found, in the order of LOOKS."""
+    """Run all checks at the same time and return their findings, in the order of CHECKS."""
     until = time.monotonic() + limit_s
-    told: dict[str, list[Finding]] = {}
+    findings: dict[str, list[Finding]] = {}
 
-    def take(area: str, look: Check) -> None:
-        told[area] = _careful(area, look, home)
+    def run(area: str, check: Check) -> None:
+        findings[area] = _guarded(area, check, home)
 
-    threads = [threading.Thread(target=take, args=each, daemon=True, name=f"look-{each[0]}") for each in CHECKS.items()]
+    threads = [threading.Thread(target=run, args=item, daemon=True, name=f"check-{item[0]}") for item in CHECKS.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [finding for area in CHECKS for finding in told.get(area, [rules.warning(area, LATE)])]
+    return [finding for area in CHECKS for finding in findings.get(area, [rules.warning(area, LATE)])]
 
 
-def _careful(area: str, look: Check, home: Home) -> list[Finding]:
-    """Take one look; what refuses to be looked at is a finding too."""
+def _guarded(area: str, check: Check, home: Home) -> list[Finding]:
+    """Run one check; an error is a finding too."""
     try:
-        return [finding for finding in look(home) if finding]
+        return [finding for finding in check(home) if finding]
     except (NewerState, StateDamaged, StateUnavailable) as problem:
-        return [_shut(area, problem)]
+        return [_unreadable(area, problem)]
     except MlxqError as problem:
         return [rules.error(area, problem.message.rstrip("."), problem.hint)]
     except subprocess.TimeoutExpired:
         return [rules.warning(area, LATE)]
     except OSError as problem:
-        return [rules.warning(area, f"this could not be seen: {problem}")]
+        return [rules.warning(area, f"could not be checked: {problem}")]
 
 
-def _shut(area: str, problem: MlxqError) -> Finding:
-    """Tell of a state.db that nobody can read once, where it belongs; the doctor sends nobody to the doctor."""
+def _unreadable(area: str, problem: MlxqError) -> Finding:
+    """Return the finding of an unreadable state.db: an error once, under its area, and never with doctor as hint."""
     if area != "database":
-        return rules.warning(area, "not known: state.db cannot be read")
+        return rules.warning(area, "unknown: state.db cannot be read")
     return rules.error(area, problem.message.rstrip("."), None if problem.hint == "mlxq doctor" else problem.hint)
 
 
@@ -83,13 +83,13 @@ def _sqlite(_: Home) -> list[Finding]:
 
 
 def _mlx(_: Home) -> list[Finding]:
-    """Ask MLX for its device, in a child: importing it costs memory and may hang."""
+    """Ask MLX for its device in a child process: importing it costs memory and may hang."""
     return [rules.back_end(sys.platform, hardware.mlx_info(_printed(sys.executable, "-P", "-c", hardware.ASK_MLX)))]
 
 
 def _packages(_: Home) -> list[Finding]:
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
-    folders = {Path(each) for each in sys.path if each.endswith("site-packages")}
+    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    folders = {Path(entry) for entry in sys.path if entry.endswith("site-packages")}
     files = {file.name: _text(file) for folder in folders for file in folder.glob("*.pth")}
     return [*rules.packages(versions), *rules.start_files(files)]
 
@@ -106,7 +106,7 @@ def _text(file: Path) -> str:
 
 
 def _hub(_: Home) -> list[Finding | None]:
-    """Ask the Hub who we are: one answer tells reach, token and time."""
+    """Ask the Hub who we are: one response shows that it is in reach, whether the token is valid, and its time."""
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return [rules.hub(endpoint, None, token=False, offline=True)]
@@ -119,23 +119,23 @@ def _hub(_: Home) -> list[Finding | None]:
 
 
 def hub_token() -> str | None:
-    """Give the person's token for the Hub, as huggingface_hub finds it."""
+    """Return the user's token for the Hub, as huggingface_hub finds it."""
     from huggingface_hub import get_token
 
     return get_token()
 
 
 def _who_am_i(endpoint: str, token: str | None) -> tuple[int | None, float | None]:
-    """Give the HTTP status and the server's time in unix seconds; None for what did not come."""
+    """Return the HTTP status and the server's time in unix seconds; None for what did not come."""
     from email.utils import parsedate_to_datetime
 
     import httpx
 
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx.get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=HUB_S)
-        date = answer.headers.get("date")
-        return answer.status_code, parsedate_to_datetime(date).timestamp() if date else None
+        response = httpx.get(f"{endpoint}/api/whoami-v2", headers=headers, timeout=HUB_S)
+        date = response.headers.get("date")
+        return response.status_code, parsedate_to_datetime(date).timestamp() if date else None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None, None
 
@@ -143,33 +143,32 @@ def _who_am_i(endpoint: str, token: str | None) -> tuple[int | None, float | Non
 def _disk(home: Home) -> list[Finding]:
     import shutil
 
-    places = {"mlxq": home.root, "models": settings.load(home).models(home)}
-    free = {name: shutil.disk_usage(_existing(place)).free for name, place in places.items()}
-    same = _existing(places["mlxq"]).stat().st_dev == _existing(places["models"]).stat().st_dev
+    folders = {"mlxq": home.root, "models": settings.load(home).models(home)}
+    free = {name: shutil.disk_usage(_existing(folder)).free for name, folder in folders.items()}
+    same = _existing(folders["mlxq"]).stat().st_dev == _existing(folders["models"]).stat().st_dev
     shown = ["models"] if same else ["models", "mlxq"]
-    return [rules.disk(f"{name} in {places[name]}", free[name]) for name in shown]
+    return [rules.disk(f"{name} in {folders[name]}", free[name]) for name in shown]
 
 
 def _existing(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _memory(home: Home) -> list[Finding | None]:
     now = memory.memory()
-    found: list[Finding | None] = [rules.memory(now.total, now.available, now.pressure, now.swap_used)]
+    findings: list[Finding | None] = [rules.memory(now.total, now.available, now.pressure, now.swap_used)]
     if home.database.exists():
         with closing(read_database(home)) as db:
             machine, tiers = facts.get(db, "machine"), stack.tiers(db)
         limit, usable = machine.get("wired_limit_bytes", 0), machine.get("usable_bytes", 0)
-        found.append(rules.wired(now.total, limit, usable, sum(tier.memory_bytes for tier in tiers)))
-    return found
+        findings.append(rules.wired(now.total, limit, usable, sum(tier.memory_bytes for tier in tiers)))
+    return findings
 
 
 def _power(_: Home) -> list[Finding]:
     if sys.platform != "darwin":
         return []
-    said = _printed("pmset", "-g")
-    return rules.power(rules.parse_pmset(said), hardware.power(_printed("pmset", "-g", "batt")))
+    return rules.power(rules.parse_pmset(_printed("pmset", "-g")), hardware.power(_printed("pmset", "-g", "batt")))
 
 
 def _printed(*command: str) -> str:
@@ -178,34 +177,34 @@ def _printed(*command: str) -> str:
 
 def _home(home: Home) -> list[Finding]:
     if not home.root.exists():
-        return [rules.passed("home", f"{home.root} is not there yet")]
-    places = [home.root, home.logs, home.run, *(home.root / name for name in PRIVATE)]
-    found = rules.modes([(str(path), mode(path)) for path in places if path.exists()])
+        return [rules.passed("home", f"{home.root} does not exist yet (created by `mlxq setup`)")]
+    private = [home.root, home.logs, home.run, *(home.root / name for name in PRIVATE)]
+    findings = rules.modes([(str(path), mode(path)) for path in private if path.exists()])
     for path in stale_sockets(home):
-        found.append(rules.warning("home", f"{path} is nobody's", "mlxq doctor --fix", mend="sockets"))
+        findings.append(rules.warning("home", f"{path} is a stale socket", "mlxq doctor --fix", fix="sockets"))
     settings.load(home)
     secrets.read(home.secrets)
     keys.read(keys.place(home))
-    return found
+    return findings
 
 
 def mode(path: Path) -> int:
-    """Give the permission bits of a path."""
+    """Return the permission bits of a path."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def stale_sockets(home: Home) -> list[Path]:
-    """Give the sockets at which nobody listens any more; none while a worker lives or starts."""
+    """Return the sockets without a listener; none while a worker is running or starting."""
     if lock.held(home.worker_lock):
         return []
-    return [path for path in wakeup.folder(home).glob("*.sock") if not _listened(path)]
+    return [path for path in wakeup.folder(home).glob("*.sock") if not _has_listener(path)]
 
 
-def _listened(path: Path) -> bool:
-    """Tell whether a process is behind a socket; connecting sends nothing."""
+def _has_listener(path: Path) -> bool:
+    """Return whether a process listens at a socket; connecting sends nothing."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as trial:
-            trial.connect(str(path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.connect(str(path))
     except ConnectionRefusedError:
         return False
     return True
@@ -215,30 +214,41 @@ def _database(home: Home) -> list[Finding]:
     """Read every page of state.db, as SQLite's quick_check does."""
     try:
         with closing(read_database(home)) as db:
-            said = db.value("PRAGMA quick_check(1)")
+            result = db.value("PRAGMA quick_check(1)")
     except NotSetUp:
-        return [rules.passed("database", "there is none yet; `mlxq setup` makes it")]
+        return [rules.passed("database", "no database yet (created by `mlxq setup`)")]
     except StateDamaged as problem:
-        said = problem.message
-    if said == "ok":
-        return [rules.passed("database", f"{home.database} is whole")]
-    return [rules.error("database", f"{home.database} is damaged: {said}", "mlxq doctor --fix", mend="database")]
+        result = problem.message
+    if result == "ok":
+        return [rules.passed("database", f"{home.database} is intact")]
+    return [rules.error("database", f"{home.database} is damaged: {result}", "mlxq doctor --fix", fix="database")]
 
 
 def _worker(home: Home) -> list[Finding]:
     if not home.database.exists():
         return []
     with closing(read_database(home)) as db:
-        felt, last = worker_status.read(db), worker.current(db)
-        wanted = any(row.desired == "up" for row in services.listing(db))
-    return [rules.worker(felt, last.pid if last else None, services=wanted)]
+        state, last = worker_status.read(db), worker.current(db)
+        requested = any(row.desired == "up" for row in services.listing(db))
+    return [rules.worker(state, last.pid if last else None, services=requested)]
 
 
-def _unit(_: Home) -> list[Finding]:
-    found = [autostart.status(system=each) for each in (False, True)]
-    best = next((one for one in found if one["installed"]), found[0])
+def _services(home: Home) -> list[Finding]:
+    """Check the services that are requested to run: by their rows while a worker runs, else by process and port."""
+    if not home.database.exists():
+        return []
+    with closing(read_database(home)) as db:
+        watched = worker_status.read(db) is worker_status.WorkerState.ALIVE
+        rows = [row for row in services.listing(db) if row.desired == "up"]
+    judge = service_status.of_row if watched else status_report.check
+    return [rules.service(row.name, judge(row), row.cause, row.hint) for row in rows]
+
+
+def _autostart(_: Home) -> list[Finding]:
+    statuses = [autostart.status(system=system) for system in (False, True)]
+    best = next((status for status in statuses if status["installed"]), statuses[0])
     return [
-        rules.unit(
+        rules.autostart(
             installed=bool(best["installed"]),
             loaded=bool(best["loaded"]),
             path=str(best["path"]),
@@ -249,19 +259,19 @@ def _unit(_: Home) -> list[Finding]:
 
 def _ports(home: Home) -> list[Finding]:
     if not home.database.exists():
-        return [_port(None, name, number) for name, number in _around(home).items()]
+        return [_port(None, name, number) for name, number in _auxiliary_ports(home).items()]
     with closing(read_database(home)) as db:
-        return [_port(db, name, number) for name, number in _wanted_ports(db).items()]
+        return [_port(db, name, number) for name, number in _service_ports(db).items()]
 
 
-def _around(home: Home) -> dict[str, int]:
-    """Give the ports of what runs beside the engines; a page that is switched off has none."""
-    found = settings.load(home)
-    told = {"gateway": found["litellm-port"], "page": found["page-port"]}
-    return {name: number for name, number in told.items() if number}
+def _auxiliary_ports(home: Home) -> dict[str, int]:
+    """Return the ports of the gateway and the page; a page that is switched off has none."""
+    chosen = settings.load(home)
+    numbers = {"gateway": chosen["litellm-port"], "page": chosen["page-port"]}
+    return {name: number for name, number in numbers.items() if number}
 
 
-def _wanted_ports(db: Database) -> Mapping[str, int]:
+def _service_ports(db: Database) -> Mapping[str, int]:
     return {name: number for name, number in listening(db).items() if number}
 
 
@@ -269,12 +279,12 @@ def _port(db: Database | None, name: str, number: int) -> Finding:
     holder = None if ports.free(number) else ports.holder(number)
     row = services.find(db, name) if db else None
     ours = bool(holder and row and row.identity and holder.pid in _pids(row.identity))
-    said = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program" if holder else None
-    return rules.port(name, number, said, ours=ours)
+    program = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program" if holder else None
+    return rules.port(name, number, program, ours=ours)
 
 
 def _pids(identity: str) -> set[int]:
-    return {one.pid for one in process.members(process.decode(identity))}
+    return {member.pid for member in process.members(process.decode(identity))}
 
 
 CHECKS: Mapping[str, Check] = {
@@ -289,7 +299,8 @@ CHECKS: Mapping[str, Check] = {
     "home": _home,
     "database": _database,
     "worker": _worker,
-    "service": _unit,
+    "services": _services,
+    "autostart": _autostart,
     "ports": _ports,
 }
-"""Every look, by the area it is told under."""
+"""Every check, by the area it is reported under."""

@@ -1,4 +1,4 @@
-"""What `mlxq doctor --fix` mends: only what loses nothing."""
+"""What `mlxq doctor --fix` repairs: only what loses no data."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from state.paths import Home
 
 
 def modes(home: Home) -> str:
-    """Close the home to other users."""
-    places = [home.root, home.logs, home.run, *(home.root / name for name in checks.PRIVATE)]
-    for path in (path for path in places if path.exists() and checks.mode(path) & 0o077):
+    """Make the home unreadable for other users."""
+    private = [home.root, home.logs, home.run, *(home.root / name for name in checks.PRIVATE)]
+    for path in (path for path in private if path.exists() and checks.mode(path) & 0o077):
         path.chmod(0o700 if path.is_dir() else 0o600)
-    return f"Closed {home.root} to other users."
+    return f"Made {home.root} readable by you only."
 
 
 def sockets(home: Home) -> str:
-    """Remove the sockets at which nobody listens."""
-    gone = checks.stale_sockets(home)
-    for path in gone:
+    """Remove the sockets without a listener."""
+    stale = checks.stale_sockets(home)
+    for path in stale:
         path.unlink(missing_ok=True)
-    return f"Removed {len(gone)} {'socket' if len(gone) == 1 else 'sockets'} that nobody listened at."
+    return f"Removed {len(stale)} stale {'socket' if len(stale) == 1 else 'sockets'}."
 
 
 def database(home: Home) -> str:
@@ -49,6 +49,6 @@ def database(home: Home) -> str:
 
 
 FIXES: Mapping[str, Callable[[Home], str]] = {"modes": modes, "sockets": sockets, "database": database}
-"""Every mend by the name that findings bear; each says what it did."""
+"""Every fix, by the name that findings carry; each returns a sentence on what it did."""
 ASKED = frozenset({"database"})
-"""Mends for which a person is asked first."""
+"""Fixes that are confirmed first."""

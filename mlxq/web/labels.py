@@ -1,4 +1,4 @@
-"""What is said of a service and of the whole, each word with a shape, so that no meaning hangs on colour. Pure."""
+"""What is said of a service and of the whole, each word with a shape, so that no meaning hangs on color. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mlxq import service_events as telling
+from mlxq import service_events, service_status
 from state.event import Event
-from state.service import ROUTED, Service, ServiceEvent, State
+from state.service import ROUTED, Observed, Service, ServiceEvent, State
 from tasks.plan.restart import CRASH_LOOP_EXITS
 from tasks.worker_status import WorkerState
 
@@ -18,7 +18,7 @@ class Shape(StrEnum):
 
     FULL = "full"  # a filled disc: all is well
     HALF = "half"  # a half disc: on its way
-    RING = "ring"  # an empty ring: not there, and not wanted
+    RING = "ring"  # an empty ring: not there, and not requested
     WARN = "warn"  # a triangle: works badly
     CROSS = "cross"  # a cross: does not work
 
@@ -29,12 +29,13 @@ class StatusLabel:
 
     shape: Shape
     word: str
+    """The state, then the reason: `crashed, restarting`."""
     why: str = ""
-    """What is known of the reason; empty when there is nothing to explain."""
+    """The cause; empty when there is nothing to explain."""
     since: float | None = None
     """Unix seconds since when."""
     until: float | None = None
-    """Unix seconds of the next try."""
+    """Unix seconds of the next start."""
     hint: str | None = None
     """The command that helps."""
 
@@ -52,68 +53,71 @@ SHAPES = {
     State.CRASH_LOOP: Shape.CROSS,
     State.FAILED: Shape.CROSS,
 }
-WORDS = {State.BACKOFF: "backing off", State.STALLED: "stalled"}
-TRIED_AGAIN = frozenset({State.BACKOFF, State.CRASH_LOOP})
-ENDED = TRIED_AGAIN | {State.FAILED}
-"""Where it ended unasked, and the cause is all there is to tell."""
+ENDED = frozenset({State.BACKOFF, State.CRASH_LOOP, State.FAILED})
+"""Where it exited unexpectedly, and the cause is all there is to tell."""
+NOT_SET_UP = "not set up"
+HANGS = "the worker hangs"
 
 
-def of_service(one: Service) -> StatusLabel:
-    """Say how a service is."""
-    if one.state == State.STOPPED and one.desired == "up":
-        return StatusLabel(Shape.HALF, "down", "wanted, and not started yet")
+def of_service(service: Service) -> StatusLabel:
+    """Return the label of a service."""
+    status = service_status.of_row(service)
+    waiting = status.reason == service_status.WAITING
     return StatusLabel(
-        SHAPES[one.state],
-        WORDS.get(one.state, str(one.state)),
-        _why(one),
-        since=_since(one),
-        until=one.next_try_at if one.state in TRIED_AGAIN else None,
-        hint=one.hint if one.state in ENDED else None,
+        Shape.HALF if waiting else SHAPES[service.state],
+        status.words,
+        _why(service),
+        since=_since(service),
+        until=status.next_try_at,
+        hint=service.hint if service.state in ENDED else None,
     )
 
 
-def _why(one: Service) -> str:
-    """Say why a service is as it is, where that is not plain from the word."""
-    if one.state in {State.READY, State.STOPPED}:
+def _why(service: Service) -> str:
+    """Return why a service is in its state, where that is not plain from the word."""
+    if service.state in {State.READY, State.STOPPED}:
         return ""
-    if one.state not in ENDED:
-        return one.cause or one.state.meaning
-    exits = f"(exit {len(one.exits)} of {CRASH_LOOP_EXITS})" if one.state == State.BACKOFF and one.exits else ""
-    return " ".join(filter(None, (one.cause, exits)))
+    if service.state not in ENDED:
+        return service.cause or service.state.meaning
+    exits = f"(exit {len(service.exits)} of {CRASH_LOOP_EXITS})"
+    counted = service.state == State.BACKOFF and service.exits
+    return " ".join(filter(None, (service.cause, exits if counted else "")))
 
 
-def _since(one: Service) -> float | None:
-    """Say since when, where a person would ask."""
-    if one.state == State.FAILED:
-        return one.updated_at
-    return one.started_at if one.state in {State.STARTING, State.LOADING} else None
+def _since(service: Service) -> float | None:
+    """Return since when, where a reader would ask."""
+    if service.state == State.FAILED:
+        return service.updated_at
+    return service.started_at if service.state in {State.STARTING, State.LOADING} else None
 
 
 def of_all(services: Sequence[Service], worker: WorkerState, *, chosen: bool) -> StatusLabel:
-    """Say in one word how the whole is; `chosen`: whether there is a stack, which may never have been started."""
-    engines = [one for one in services if one.kind == "engine"]
-    gate = next((one for one in services if one.kind == "gateway"), None)
+    """Return the label of the whole; `chosen`: whether there is a stack, which may never have been started."""
+    engines = [service for service in services if service.kind == "engine"]
+    gateway = next((service for service in services if service.kind == "gateway"), None)
     if not engines and not chosen:
-        return StatusLabel(Shape.RING, "not set up", hint="mlxq setup")
-    if gate is None or not any(one.desired == "up" for one in (gate, *engines)):
-        return StatusLabel(Shape.RING, "stopped", hint="mlxq up")
-    told = _serving(gate, engines)
+        return StatusLabel(Shape.RING, NOT_SET_UP, hint="mlxq setup")
+    if gateway is None or not any(service.desired == "up" for service in (gateway, *engines)):
+        return StatusLabel(Shape.RING, Observed.STOPPED, hint="mlxq up")
+    label = _requested(gateway, engines)
     if worker is WorkerState.ALIVE:
-        return told
-    return StatusLabel(Shape.WARN, told.word, f"nobody watches over it: {worker.meaning}", hint="mlxq status")
+        return label
+    why = HANGS if worker is WorkerState.HUNG else service_status.NO_WORKER
+    return StatusLabel(Shape.WARN, label.word, why, hint="mlxq status")
 
 
-def _serving(gate: Service, engines: Sequence[Service]) -> StatusLabel:
-    wanted = [gate, *(one for one in engines if one.desired == "up")]
-    doing = {one.state for one in wanted[1:]}
-    why = ", ".join(f"{one.name} is {of_service(one).word}" for one in wanted if one.state != State.READY)
+def _requested(gateway: Service, engines: Sequence[Service]) -> StatusLabel:
+    """Return the label of what is requested to run: healthy, degraded, crashed, or down."""
+    requested = [gateway, *(engine for engine in engines if engine.desired == "up")]
+    states = {engine.state for engine in requested[1:]}
+    why = "; ".join(f"{each.name}: {of_service(each).word}" for each in requested if each.state != State.READY)
     if not why:
-        return StatusLabel(Shape.FULL, "serving")
-    if gate.state in ROUTED and doing & ROUTED:
-        return StatusLabel(Shape.WARN, "degraded", why)
-    if State.FAILED in doing | {gate.state}:
-        return StatusLabel(Shape.CROSS, "down", why, hint="mlxq doctor")
-    return StatusLabel(Shape.HALF, "recovering", why)
+        return StatusLabel(Shape.FULL, Observed.HEALTHY)
+    if gateway.state in ROUTED and states & ROUTED:
+        return StatusLabel(Shape.WARN, Observed.DEGRADED, why)
+    if State.FAILED in states | {gateway.state}:
+        return StatusLabel(Shape.CROSS, Observed.CRASHED, why, hint="mlxq doctor")
+    return StatusLabel(Shape.HALF, Observed.DOWN, why)
 
 
 @dataclass(frozen=True)
@@ -147,16 +151,18 @@ MARKS: Mapping[str, Shape] = {
     "start_requested": Shape.HALF,
     "stop_requested": Shape.RING,
 }
-"""The mark of each event that is told."""
+"""The mark of each event that is shown."""
 UNTOLD = frozenset({ServiceEvent.STARTING, ServiceEvent.SPAWNED, ServiceEvent.STOPPING})
-"""Steps on the way to another, which tells enough."""
+"""Events on the way to another, which says enough."""
 
 
-def timeline(happenings: Sequence[Event]) -> list[Entry]:
-    """Tell what happened to the services, newest first."""
-    return [_entry(each) for each in reversed(happenings) if each.name not in UNTOLD]
+def timeline(events: Sequence[Event]) -> list[Entry]:
+    """Return what happened to the services, newest first."""
+    return [_entry(event) for event in reversed(events) if event.name not in UNTOLD]
 
 
-def _entry(each: Event) -> Entry:
-    shape = MARKS.get(each.name, Shape.RING)
-    return Entry(each.id, each.at, each.service or "", shape, telling.word(each.name), telling.text(each))
+def _entry(event: Event) -> Entry:
+    shape = MARKS.get(event.name, Shape.RING)
+    return Entry(
+        event.id, event.at, event.service or "", shape, service_events.reason(event.name), service_events.text(event)
+    )

@@ -9,10 +9,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mlxq import service_status
 from state import sample, service, stack
 from state.db import Database
 from state.sample import MACHINE
-from state.service import Observed, ServiceEvent, State
+from state.service import Observed, ServiceEvent
 from tasks import worker_status
 from tasks.worker_status import WorkerState
 
@@ -80,7 +81,9 @@ def _jobs(db: Database) -> Generator[Metric]:
 
 def _services(db: Database) -> Generator[Metric]:
     rows = service.listing(db)
-    states = [((row.name, str(state)), row.state == state) for row in rows for state in State]
+    statuses = {row.name: service_status.of_row(row) for row in rows}
+    states = [((name, str(state)), status.state == state) for name, status in statuses.items() for state in Observed]
+    reasons = [((name, status.reason), 1.0) for name, status in statuses.items() if status.reason]
     healthy = [((row.name,), row.observed == Observed.HEALTHY) for row in rows]
     desired = [((row.name,), row.desired == "up") for row in rows]
     memory = [((row.name,), row.memory_bytes) for row in rows]
@@ -89,6 +92,7 @@ def _services(db: Database) -> Generator[Metric]:
     yield _gauge("mlxq_service_up", "Whether the service is healthy.", healthy, "service")
     yield _gauge("mlxq_service_wanted", "Whether the service should be running.", desired, "service")
     yield _gauge("mlxq_service_state", "1 for the current state, else 0.", states, "service", "state")
+    yield _gauge("mlxq_service_reason", "1 for the reason of the current state.", reasons, "service", "reason")
     yield _gauge("mlxq_service_memory_bytes", "Memory of the service's processes.", memory, "service")
     yield _gauge("mlxq_service_start_time_seconds", "Start time in unix seconds.", started, "service")
     yield _gauge("mlxq_tier_context_tokens", "Context length of one request.", context, "tier")

@@ -163,6 +163,7 @@ def _replace(context: Context, one: Service, plan: LaunchSpec, *, hung: bool) ->
     Raises GatewayFailed, PortTaken; the process was left as it is.
     """
     if hung:
+        rows.update(context.db, one.name, restarts=one.restarts + 1)
         running = lifecycle.running(one)
         stopped = running is not None and process.frozen(running)  # by a signal: it takes none but SIGKILL
         lifecycle.stop(context.db, context.home, one, 0.0 if stopped else lifecycle.HUNG_GRACE_S)

@@ -23,17 +23,17 @@ from state.paths import Home
 
 def test_a_died_engine_shows_its_backoff_and_its_recovery_without_a_reload(view: Page, rows: Database):
     card = view.locator("article[data-key=fast]")
-    expect(card.locator(".state")).to_have_text("ready")
-    expect(view.locator(".overall strong")).to_have_text("serving")
+    expect(card.locator(".state")).to_have_text("healthy")
+    expect(view.locator(".overall strong")).to_have_text("healthy")
     scene.die(rows, "fast")
-    expect(card.locator(".state strong")).to_have_text("backing off")
+    expect(card.locator(".state strong")).to_have_text("crashed, restarting")
     expect(card.locator(".state time")).to_contain_text("in ")
     expect(card).to_contain_text("Killed by SIGKILL. (exit 1 of 5)")
     expect(view.locator(".overall")).to_contain_text("degraded")
-    expect(view.locator("#why")).to_contain_text("fast exited: Killed by SIGKILL.")
+    expect(view.locator("#why")).to_contain_text("fast Exited: Killed by SIGKILL.")
     scene.ready(rows, "fast")
-    expect(card.locator(".state")).to_have_text("ready")
-    expect(view.locator(".overall strong")).to_have_text("serving")
+    expect(card.locator(".state")).to_have_text("healthy")
+    expect(view.locator(".overall strong")).to_have_text("healthy")
     assert view.title() == "not loaded again"
 
 
@@ -114,7 +114,7 @@ def test_focus_and_what_was_opened_survive_an_update(view: Page, rows: Database)
     button = view.get_by_role("button", name="Restart longctx")
     button.focus()
     scene.die(rows, "fast")
-    expect(view.locator("article[data-key=fast]")).to_contain_text("backing off")
+    expect(view.locator("article[data-key=fast]")).to_contain_text("crashed, restarting")
     expect(button).to_be_focused()
 
 

@@ -126,7 +126,7 @@ def test_install_twice_and_uninstall(mac: Path, tmp_path: Path) -> None:
     ]
     autostart.uninstall(system=False)
     assert not target.exists()
-    assert autostart.uninstall(system=False) == ["No worker is installed."]
+    assert autostart.uninstall(system=False) == ["Autostart is not installed."]
 
 
 def test_without_a_desktop_the_user_domain_is_used(mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_under_sudo_the_worker_stays_the_persons(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", "/root")
     monkeypatch.setenv("MLXQ_HOME", str(tmp_path))
 
-    unit = autostart.place(system=True)
+    unit = autostart.describe(system=True)
 
     assert (unit.user, unit.environment["HOME"], unit.home.root) == (person.pw_name, person.pw_dir, tmp_path)
 
@@ -164,7 +164,7 @@ def test_a_system_worker_needs_a_home_that_is_there(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "none"))
 
     with pytest.raises(NotSetUp):
-        autostart.place(system=True)
+        autostart.describe(system=True)
     assert not (tmp_path / "none").exists()
 
 

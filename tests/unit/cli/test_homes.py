@@ -138,7 +138,7 @@ def test_every_command_in_every_home(
         (wrong_value, ["config", "list"], (2, "mlxq config reset memory-budget-pct")),
         (corrupt_secrets, ["connect", "env"], (1, "not NAME=value")),
         (newer, ["status"], (1, f"has schema {SCHEMA_VERSION + 1}")),
-        (half_set_up, ["up", "--tier", "nobody"], (1, "no tier 'nobody'")),
+        (half_set_up, ["up", "--tier", "nobody"], (1, "no service 'nobody'")),
         (half_set_up, ["chat", "hi"], (3, "no key")),
     ],
 )

@@ -129,7 +129,7 @@ def test_usage_of_a_time_leaves_out_what_was_before(
 
 def test_no_usage_is_said_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["usage"]) == 0
-    assert "Nothing was asked" in capsys.readouterr().err
+    assert "No requests" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tiers", ["", ",", " , "])

@@ -51,12 +51,12 @@ def said(capsys: pytest.CaptureFixture[str]) -> Any:
         (["--budget", "30gb"], 2, "--budget needs --catalog or --recommend"),
         (["--available", "--family", "phi"], 2, "--family needs --catalog or --recommend"),
         (["--search", "qwen"], 2, "--search needs --available"),
-        (["--catalog", "--recommend"], 2, "--catalog and --recommend are two lists"),
+        (["--catalog", "--recommend"], 2, "--catalog and --recommend are separate lists"),
         (["--catalog", "--budget", "0gb"], 2, "a size is a number above 0 with a unit"),
         (["--catalog", "--budget", "30"], 2, "such as 30gb or 24gib"),
         (["--catalog", "--family", "gemma9"], 2, "No model has the family 'gemma9'; there is"),
         (["--catalog", "--tag", "singing"], 2, "No model has the tag 'singing'; there is"),
-        (["--catalog", "--family", "gemma3", "--tool-calling"], 2, "No model agrees with all of that"),
+        (["--catalog", "--family", "gemma3", "--tool-calling"], 2, "No model matches all filters"),
         (["--recommend", "--budget", "1gb"], 4, "The smallest stack needs"),
     ],
 )
@@ -278,7 +278,7 @@ def test_past_the_last_page_there_is_nothing(home: Home, hub: type[Listing]) -> 
     done = run(home, "models", "--available", "--page", "4", HF_ENDPOINT=hub.endpoint)
 
     assert done.returncode == 0
-    assert "no such repo" in done.stderr
+    assert "no such MLX model" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_the_check_names_every_wrong_file_and_parser(home: Home, capsys: pytest.
     out, err = capsys.readouterr()
     assert "torn.yaml:2" in out
     assert "vague.yaml:2: layers: 'some' is not allowed" in out
-    assert "2 things are wrong" in err
+    assert "The catalog has 2 errors" in err
 
 
 def test_the_models_complete_in_a_shell() -> None:
@@ -327,7 +327,7 @@ def test_a_recommendation_without_a_hub_says_what_set_up_would_do(
     assert cli.run(["models", "--recommend"]) == 0
 
     said = capsys.readouterr().err
-    assert "No Hub is in reach to fetch these from." in said
+    assert "The Hub is out of reach" in said
     assert "the built-in model (smollm2-135m)" in said
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ def test_restart_leaves_down_what_is_down(db: Database, capsys: pytest.CaptureFi
     assert cli.run(["restart"]) == 3
 
     service.set_desired(db, "fast", "up")
-    assert restart.wanted(db, None) == ["fast"]
+    assert restart.requested(db) == ["fast"]
 
 
 def test_what_runs_beside_the_tiers_is_named_as_they_are(
@@ -104,13 +105,13 @@ def test_what_runs_beside_the_tiers_is_named_as_they_are(
 ) -> None:
     service.set_desired(db, "gateway", "up")
 
-    assert restart.wanted(db, "gateway") == ["gateway"]
-    assert cli.run(["up", "--tier", "gateway", "--dry-run"]) == 0
+    assert restart.requested(db, ["gateway"]) == ["gateway"]
+    assert cli.run(["up", "gateway", "-n"]) == 0
     assert "-m tasks.gateway" in capsys.readouterr().out
-    assert cli.run(["restart", "--tier", "page"]) == 3
-    assert "mlxq up --tier page" in capsys.readouterr().err
+    assert cli.run(["restart", "page"]) == 3
+    assert "mlxq up page" in capsys.readouterr().err
     assert cli.run(["down", "--tier", "nonsense"]) == 1
-    assert "there is: fast" in capsys.readouterr().err
+    assert "there is: fast, gateway, page" in capsys.readouterr().err
 
 
 def test_tiers_are_drained_before_what_brings_them_requests_goes_down(db: Database) -> None:
@@ -169,7 +170,7 @@ def test_why_tells_the_cause_the_signal_the_last_lines_and_the_next_try(
     assert "| loading\n" in out
     assert "| ready\n" in out
     assert "later" not in out
-    assert "fast (backoff): It crashed. Next try in 5" in out
+    assert "fast (crashed, restarting in 5" in out
     assert "mlxq logs fast" in err
 
 
@@ -187,12 +188,12 @@ def test_why_knows_what_was_never_started_from_what_there_is_not(
 def test_why_speaks_json_and_every_step_has_words(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     died(db, home)
 
-    assert cli.run(["why", "--json"]) == 0
+    assert cli.run(["why", "--all", "--json"]) == 0
 
     told = json.loads(capsys.readouterr().out)["events"]
-    assert [each["what"] for each in told] == ["start_requested", "starting", "exited"]
+    assert [each["event"] for each in told] == ["start_requested", "starting", "exited"]
     assert told[-1]["last_lines"] == ["loading", "ready"]
-    assert set(ServiceEvent) <= set(service_events.WORDS)
+    assert set(ServiceEvent) <= set(service_events.REASONS)
 
 
 def test_why_has_words_for_people_in_place_of_names(
@@ -200,13 +201,13 @@ def test_why_has_words_for_people_in_place_of_names(
 ) -> None:
     died(db, home)
 
-    assert cli.run(["why"]) == 0
+    assert cli.run(["why", "--all"]) == 0
 
-    told = [line.split("  ")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("2")]
-    assert [[cell.strip() for cell in each] for each in told] == [
-        ["fast", "start requested"],
-        ["fast", "starting"],
-        ["fast", "exited"],
+    told = [re.split(" {2,}", line)[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("2")]
+    assert told == [
+        ["fast", "Start requested"],
+        ["fast", "Starting"],
+        ["fast", "Exited"],
     ]
 
 
@@ -228,7 +229,7 @@ def test_status_goes_on_at_each_change(home: Home, db: Database) -> None:
         changed = next(each for each in later if each["services"] != first["services"])
         program.terminate()
 
-    assert [first["services"][0]["state"], changed["services"][0]["state"]] == ["stopped", "crashed"]
+    assert [first["services"][0]["state"], changed["services"][0]["state"]] == ["stopped", "down"]
 
 
 def test_watch_turns_its_options_into_settings_and_starts_one_worker(home: Home, db: Database) -> None:
@@ -241,7 +242,7 @@ def test_watch_turns_its_options_into_settings_and_starts_one_worker(home: Home,
 
     assert settings.load(home)["max-restarts"] == 7
     assert "Started the worker" in first.stderr
-    assert "A worker runs already." in again.stderr
+    assert "A worker is already running." in again.stderr
 
 
 def test_install_tells_how_it_stands(

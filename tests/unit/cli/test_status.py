@@ -150,9 +150,10 @@ def test_the_json_has_the_documented_shape(
     assert cli.run(["status", "--json"]) == 0
 
     said = json.loads(capsys.readouterr().out)
-    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
+    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
     assert list(said["worker"]) == ["state", "pid"]
-    keys = ["name", "kind", "state", "phase", "pid", "port", "model", "quant", "restarts", "uptime_s", "memory_mb"]
+    keys = ["name", "kind", "state", "reason", "next_try_at", "phase", "pid", "port", "model", "quant", "restarts"]
+    keys += ["uptime_s", "memory_mb"]
     assert [keys] * 2 == [list(each) for each in said["services"]]
     assert said["stack"]["tiers"][0]["name"] == "fast"
 
@@ -177,9 +178,9 @@ def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytes
 def test_down_leaves_alone_what_is_down(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     runs(db, gone(), desired="down")
 
-    assert cli.run(["down", "--tier", "fast"]) == 0
+    assert cli.run(["down", "fast"]) == 0
 
-    assert "fast is down." in capsys.readouterr().err
+    assert "Stopped fast." in capsys.readouterr().err
     assert db.value("SELECT count(*) FROM jobs") == 0
 
 

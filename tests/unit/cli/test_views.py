@@ -123,7 +123,7 @@ def test_a_job_that_waits_for_another_try_says_when_and_why(db: Database) -> Non
     ledger.retry_later(db, claim(db), EngineFailed("The host hung up."), 1e9)
 
     assert job_view.note(of_chain(db, 1)[0]).endswith("The host hung up.")
-    assert job_view.note(of_chain(db, 1)[0]).startswith("again in ")
+    assert job_view.note(of_chain(db, 1)[0]).startswith("retry in ")
 
 
 def jobs(*done: str, live: Sequence[str] = ()) -> list[Job]:
@@ -140,7 +140,7 @@ def jobs(*done: str, live: Sequence[str] = ()) -> list[Job]:
 def test_setup_says_that_a_tier_answers_while_others_are_pulled() -> None:
     assert setup.remarks(jobs("start fast", live=["pull"])) == []
     assert setup.remarks(jobs("start fast", "start gateway")) == []
-    assert "can be used already" in setup.remarks(jobs("start fast", "start gateway", live=["pull"]))[0]
+    assert "The tier fast is ready" in setup.remarks(jobs("start fast", "start gateway", live=["pull"]))[0]
 
 
 def test_setup_names_the_models_unless_a_person_chose_them() -> None:

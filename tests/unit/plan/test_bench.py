@@ -162,14 +162,14 @@ def test_an_engine_that_fails_is_not_measured(
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
-        ([], 2, "Give a TARGET to time, or --history MODEL"),
-        (["fast", "--history", "fast"], 2, "Give a TARGET"),
+        ([], 2, "Name a TARGET to benchmark, or pass --history MODEL"),
+        (["fast", "--history", "fast"], 2, "Name a TARGET"),
         (["fast", "--concurrency", "0"], 2, "numbers from 1 to 64"),
         (["fast", "--concurrency", "1,,4"], 2, "such as 1,4"),
         (["fast", "--runs", "0"], 2, "--runs"),
         (["qwen3-8b"], 1, "No weights of qwen3-8b are here"),
         (["no-such-model"], 1, "No weights of no-such-model are here"),
-        (["--history", "qwen3-8b"], 1, "No benchmark of qwen3-8b was kept"),
+        (["--history", "qwen3-8b"], 1, "There are no saved benchmarks of qwen3-8b"),
         (["--history", "qwen3-8bb"], 1, "nearest are: qwen3-8b"),
     ],
 )

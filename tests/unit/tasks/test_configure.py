@@ -102,7 +102,7 @@ def test_status_says_when_requests_may_leave(home: Home, db: Database, capsys: p
     settings.write(home, "openrouter-key", KEY)
     cloud_spend.write(cloud_spend.place(home), Spent(cloud_spend.today(), usd=0.254, requests=3))
     cli.run(["status"])
-    assert "when no tier answers; 3 requests today, $0.25 of $1.00" in capsys.readouterr().out
+    assert "when no tier is available; 3 requests today, $0.25 of $1.00" in capsys.readouterr().out
 
     cli.run(["status", "--json"])
     said = json.loads(capsys.readouterr().out)["cloud"]

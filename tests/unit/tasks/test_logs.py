@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -77,17 +78,17 @@ def test_all_of_a_log_begins_with_its_archives(
     assert capfdbinary.readouterr().out == b"one\ntwo\nthree\n"
 
 
-def test_the_service_itself_has_a_log_too(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
-    """What watches over the services is the worker."""
+def test_the_worker_has_a_log_too(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     home.log("worker").write_text("one\ntwo\n")
     home.log("fast").write_text("three\n")
 
-    assert cli.run(["logs", "--service", "--tail", "1"]) == 0
+    assert cli.run(["logs", "worker", "--tail", "1"]) == 0
     assert capsys.readouterr().out == "two\n"
-    assert cli.run(["logs", "worker", "--service", "--all"]) == 0
-
-    assert cli.run(["logs", "fast", "--service"]) == 2
-    assert "--service is the log of the worker, and fast another one." in capsys.readouterr().err
+    assert cli.run(["logs", "worker", "--json"]) == 0
+    assert [json.loads(line)["line"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+    assert cli.run(["logs", "--json"]) == 0
+    assert [log["name"] for log in json.loads(capsys.readouterr().out)["logs"]] == ["fast", "worker"]
+    assert cli.run(["logs", "worker", "--json", "--all"]) == 2
 
 
 def test_a_person_may_rotate_now(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ def test_a_newcomer_is_sent_everything_and_a_change_is_spelt_once_for_all(home: 
             await until(two, "event: tiers")
             assert [f"event: {name}\n" for name in SECTIONS if f"event: {name}\n".encode() not in first] == []
             scene.die(rows, "fast")
-            seen = await until(one, "backing off")
-            assert await until(two, "backing off") is seen
+            seen = await until(one, "crashed, restarting")
+            assert await until(two, "crashed, restarting") is seen
             assert b"event: bench" not in seen
 
     asyncio.run(run())
@@ -67,7 +67,7 @@ def test_who_comes_after_all_have_left_is_sent_nothing_old(home: Home, rows: Dat
         async with aclosing(stage.watch()) as two:
             async with asyncio.timeout(LIMIT_S):
                 sent = [await anext(two) for _ in range(2)]
-            assert b"backing off" in sent[1]
+            assert b"crashed, restarting" in sent[1]
             assert b"event:" not in sent[0]
 
     asyncio.run(run())

@@ -37,23 +37,23 @@ def test_every_state_has_a_mark():
 
 
 def test_all_ready_is_serving(rows: Database):
-    assert (whole(rows).word, whole(rows).shape, whole(rows).why) == ("serving", Shape.FULL, "")
+    assert (whole(rows).word, whole(rows).shape, whole(rows).why) == ("healthy", Shape.FULL, "")
 
 
 def test_one_tier_down_is_degraded_and_named(rows: Database):
     scene.die(rows, "fast")
-    assert (whole(rows).word, whole(rows).why) == ("degraded", "fast is backing off")
+    assert (whole(rows).word, whole(rows).why) == ("degraded", "fast: crashed, restarting")
 
 
 def test_without_the_gateway_nobody_is_served(rows: Database):
     scene.die(rows, "gateway")
-    assert (whole(rows).word, whole(rows).shape) == ("recovering", Shape.HALF)
+    assert (whole(rows).word, whole(rows).shape) == ("down", Shape.HALF)
 
 
 def test_a_tier_that_was_put_down_is_no_fault(rows: Database):
     service.set_desired(rows, "longctx", "down")
     service.apply(rows, "longctx", service.ServiceEvent.STOPPED)
-    assert whole(rows).word == "serving"
+    assert whole(rows).word == "healthy"
 
 
 def test_nothing_wanted_is_stopped_and_nothing_set_up_says_how(rows: Database):
@@ -77,14 +77,14 @@ def test_a_stack_that_was_never_started_is_stopped(rows: Database):
 @pytest.mark.parametrize("worker", [WorkerState.NONE, WorkerState.HUNG, WorkerState.DEAD])
 def test_what_nobody_watches_over_is_not_well(rows: Database, worker: WorkerState):
     told = whole(rows, worker)
-    assert (told.word, told.shape) == ("serving", Shape.WARN)
-    assert worker.meaning in told.why
+    assert (told.word, told.shape) == ("healthy", Shape.WARN)
+    assert told.why == ("the worker hangs" if worker is WorkerState.HUNG else "no worker is running")
 
 
 def test_backing_off_says_until_when_and_why(rows: Database):
     scene.die(rows, "fast", wait_s=30)
     told = labels.of_service(service.get(rows, "fast"))
-    assert (told.word, told.shape) == ("backing off", Shape.CROSS)
+    assert (told.word, told.shape) == ("crashed, restarting", Shape.CROSS)
     assert told.why == "Killed by SIGKILL. (exit 1 of 5)"
     assert told.until == service.get(rows, "fast").next_try_at
 
@@ -92,7 +92,7 @@ def test_backing_off_says_until_when_and_why(rows: Database):
 def test_the_timeline_is_newest_first_and_names_the_signal_once(rows: Database):
     scene.die(rows, "fast")
     newest = labels.timeline(event.of_service(rows, None))[0]
-    assert (newest.service, newest.word, newest.text) == ("fast", "exited", "Killed by SIGKILL.")
+    assert (newest.service, newest.word, newest.text) == ("fast", "Exited", "Killed by SIGKILL.")
 
 
 def told_events() -> set[str]:
@@ -113,8 +113,8 @@ def test_every_event_of_a_service_has_words_on_the_page_and_in_why():
     told = told_events()
     assert {"cache_purged", "safe_mode", "unclean_boot", "escalated", "start_requested", "exited"} <= told
     assert told - labels.MARKS.keys() - labels.UNTOLD == set()
-    assert told - service_events.WORDS.keys() == set()
-    assert told - service_events.MEANINGS.keys() == set()
+    assert told - service_events.REASONS.keys() == set()
+    assert told - service_events.MESSAGES.keys() == set()
 
 
 def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
@@ -122,8 +122,8 @@ def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
     event.record(rows, "escalated", service="gateway", cause="Every tier is in a crash loop.")
     newest = labels.timeline(event.of_service(rows, None))[:2]
     assert [(each.word, each.text) for each in newest] == [
-        ("escalated", "Every tier is in a crash loop."),
-        ("safe mode", "starts with a smaller cache from now on"),
+        ("Escalated", "Every tier is in a crash loop."),
+        ("Safe mode", "it starts with a smaller cache from now on"),
     ]
 
 
@@ -153,10 +153,10 @@ def test_top_prints_what_the_page_shows(rows: Database):
     scene.pull(rows)
     number = scene.fail(rows)
     told = CliRunner().invoke(top.command, ["--once"], env={"COLUMNS": "140"}).output
-    assert "degraded  fast is backing off" in told
+    assert "degraded  fast: crashed, restarting" in told
     assert "43%" in told
     assert f"✗ {number:>4} restart fast" in told
-    assert "fast exited  Killed by SIGKILL." in told
+    assert "fast Exited  Killed by SIGKILL." in told
 
 
 def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):
@@ -166,7 +166,7 @@ def test_on_a_narrow_terminal_the_figures_stay_whole(rows: Database):
     assert "SERVICE STATE RUN WAIT TOK/S TTFT UP MEMORY RESTARTS" in [
         " ".join(line.split()) for line in told.split("\n")
     ]
-    assert "standard    ● ready" in told
+    assert "standard    ● healthy" in told
 
 
 def test_a_failure_that_was_tried_again_needs_no_attention(rows: Database):
