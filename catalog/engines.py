@@ -18,7 +18,7 @@ FALLBACK = "vllm-mlx"
 Backend = Literal["metal", "cpu", "cuda"]
 
 
-class Kind(StrEnum):
+class ModelKind(StrEnum):
     """What an engine must know of a model to reuse its prompts: what a layer remembers, and which path it takes."""
 
     ATTENTION = "attention"  # every layer keeps keys and values; they can be cut at any token
@@ -29,13 +29,13 @@ class Kind(StrEnum):
     SLIDING_VISION = "sliding-vision"
 
 
-def kind(*, recurrent: bool, sliding: bool, vision: bool) -> Kind:
+def kind(*, recurrent: bool, sliding: bool, vision: bool) -> ModelKind:
     """Return the kind of a model by what its layers keep and whether it takes images."""
-    base = Kind.HYBRID if recurrent else Kind.SLIDING if sliding else Kind.ATTENTION
-    return Kind(f"{base}-vision") if vision else base
+    base = ModelKind.HYBRID if recurrent else ModelKind.SLIDING if sliding else ModelKind.ATTENTION
+    return ModelKind(f"{base}-vision") if vision else base
 
 
-def kind_of(model: Model) -> Kind:
+def kind_of(model: Model) -> ModelKind:
     """Return the kind of a catalog model."""
     return kind(recurrent=model.attention.recurrent > 0, sliding=model.attention.sliding > 0, vision=model.vision)
 
@@ -99,12 +99,12 @@ class EngineEntry:
     resident_mb: int
     """Of the process with the built-in model."""
     abilities: Mapping[str, Any]
-    reuse: Mapping[Kind, Reuse]
-    serial: frozenset[Kind]
+    reuse: Mapping[ModelKind, Reuse]
+    serial: frozenset[ModelKind]
     """Kinds of which it serves one request at a time."""
-    unmeasured: frozenset[Kind]
+    unmeasured: frozenset[ModelKind]
     """Kinds whose reuse was read from the source and not measured."""
-    disk_cache: frozenset[Kind]
+    disk_cache: frozenset[ModelKind]
     """Kinds whose prompts survive a restart."""
 
 
@@ -126,12 +126,12 @@ def abilities(name: str, backend: str) -> Abilities:
     return Abilities(engine=name, dialects=dialects, json_schema=schema, **told)
 
 
-def reuses(name: str, model: Kind) -> bool:
+def reuses(name: str, model: ModelKind) -> bool:
     """Return whether the engine `name` reads the earlier part of a conversation once, for this kind of model."""
     return entry(name).reuse[model].turn
 
 
-def best_for(model: Kind) -> str:
+def best_for(model: ModelKind) -> str:
     """Return the engine that reuses prompts of this kind of model; the fallback where it does, or none does."""
     return next((name for name in _load() if reuses(name, model)), FALLBACK)
 
@@ -156,8 +156,8 @@ def _entry(name: str, row: Mapping[str, Any]) -> EngineEntry:
         installed_mb=int(row.get("installed_mb", 0)),
         resident_mb=int(row["resident_mb"]),
         abilities=row["abilities"],
-        reuse={Kind(word): Reuse(**told) for word, told in row["reuse"].items()},
-        serial=frozenset(map(Kind, row["serial"])),
-        unmeasured=frozenset(map(Kind, row["unmeasured"])),
-        disk_cache=frozenset(map(Kind, row["abilities"]["disk_cache"])),
+        reuse={ModelKind(word): Reuse(**told) for word, told in row["reuse"].items()},
+        serial=frozenset(map(ModelKind, row["serial"])),
+        unmeasured=frozenset(map(ModelKind, row["unmeasured"])),
+        disk_cache=frozenset(map(ModelKind, row["abilities"]["disk_cache"])),
     )

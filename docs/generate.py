@@ -10,7 +10,7 @@ import click
 from click.testing import CliRunner
 
 from catalog import chips, units
-from catalog.engines import EngineEntry, Kind
+from catalog.engines import EngineEntry, ModelKind
 from catalog.engines import entries as engine_entries
 from catalog.explain import tokens
 from catalog.load import entries
@@ -247,7 +247,7 @@ def reuse() -> str:
     return table(["Kind of model", *known], rows)
 
 
-def _reused(engine: EngineEntry, kind: Kind) -> str:
+def _reused(engine: EngineEntry, kind: ModelKind) -> str:
     told = engine.reuse[kind]
     words = [word for word, able in (("turn", told.turn), ("system", told.system)) if able]
     return (", ".join(words) or "no") + (" (read)" if kind in engine.unmeasured else "")

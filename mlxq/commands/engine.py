@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MB = 1_000_000
 
 
-class Engine(click.ParamType[str]):
+class EngineName(click.ParamType[str]):
     """The name of an engine."""
 
     name = "engine"
@@ -62,7 +62,7 @@ def listing(*, as_json: bool) -> None:
 
 
 @command.command()
-@click.argument("engine", type=Engine())
+@click.argument("engine", type=EngineName())
 @click.option("--version", metavar="V", help="This version, and use it.  [default: the one mlxq was tested with]")
 @click.option("--force", is_flag=True, help="Make its environment again.")
 @options.timeout
@@ -87,7 +87,7 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
 
 
 @command.command()
-@click.argument("engine", type=Engine())
+@click.argument("engine", type=EngineName())
 @click.option("--tier", metavar="NAME", help="For this tier alone.")
 @options.timeout
 def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
@@ -110,7 +110,7 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
 
 
 @command.command()
-@click.argument("engine", type=Engine())
+@click.argument("engine", type=EngineName())
 @click.argument("version")
 @options.timeout
 def remove(engine: str, version: str, *, timeout_s: float | None) -> None:
@@ -120,7 +120,7 @@ def remove(engine: str, version: str, *, timeout_s: float | None) -> None:
 
 
 @command.command()
-@click.argument("engine", type=Engine(), default="rapid-mlx")
+@click.argument("engine", type=EngineName(), default="rapid-mlx")
 @click.option("--check", is_flag=True, help="Say whether there is a newer one; install nothing.")
 @options.timeout
 @options.as_json
@@ -139,7 +139,7 @@ def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool)
 
 
 @command.command()
-@click.argument("engine", type=Engine(), default="rapid-mlx")
+@click.argument("engine", type=EngineName(), default="rapid-mlx")
 @options.timeout
 def rollback(engine: str, *, timeout_s: float | None) -> None:
     """Go back to the version of ENGINE that was used before, or to vllm-mlx where there was none."""

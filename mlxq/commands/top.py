@@ -13,7 +13,7 @@ import click
 from catalog import units
 from mlxq import job_view, jobs_client, render
 from mlxq.web import engine_status, snapshot
-from mlxq.web.engine_status import Engine
+from mlxq.web.engine_status import EngineView
 from mlxq.web.labels import Shape, StatusLabel
 from mlxq.web.snapshot import ServiceCard, Snapshot
 from state import secrets, service, wakeup
@@ -153,7 +153,7 @@ def _row(card: ServiceCard, now: float) -> list[Text | str]:
     ]
 
 
-def _counts(engine: Engine | None) -> tuple[str, str]:
+def _counts(engine: EngineView | None) -> tuple[str, str]:
     """Return how many requests run and wait."""
     return (str(engine.status.num_running), str(engine.status.num_waiting)) if engine else ("-", "-")
 

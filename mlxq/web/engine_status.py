@@ -15,14 +15,14 @@ TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineView:
     """One engine at this moment."""
 
     status: EngineStatus
     requests: Sequence[EngineRequest]
 
 
-Engines = Mapping[str, Engine]
+Engines = Mapping[str, EngineView]
 """By name, without engines that did not respond."""
 
 
@@ -33,9 +33,9 @@ def ask(services: Sequence[Service], key: str) -> Engines:
     return {name: engine for name, engine in engines.items() if engine}
 
 
-def _ask(service: Service, key: str) -> Engine | None:
+def _ask(service: Service, key: str) -> EngineView | None:
     try:
-        return Engine(*probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release))
+        return EngineView(*probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release))
     except EngineFailed:
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxq import status_report
 from mlxq.web import labels
-from mlxq.web.engine_status import Engine, Engines
+from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
 from state import bench, event, facts, job, ports, safe_mode, sample, service, stack, usage
 from state.bench import Bench
@@ -50,7 +50,7 @@ class ServiceCard:
     service: Service
     label: StatusLabel
     tier: Tier | None
-    now: Engine | None
+    now: EngineView | None
     hour: Sequence[Sample]
     last: Sample | None
     """The newest sample with a request."""
@@ -190,7 +190,9 @@ def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
     return [job.get(db, row["id"]) for row in db.rows(query, values)]
 
 
-def _card(db: Database, row: Service, tier: Tier | None, engine: Engine | None, mode: SafeMode | None) -> ServiceCard:
+def _card(
+    db: Database, row: Service, tier: Tier | None, engine: EngineView | None, mode: SafeMode | None
+) -> ServiceCard:
     hour = sample.history(db, row.name, db.now() - HOUR_S)
     busy = [minute for minute in hour if minute.ttft_s is not None]
     return ServiceCard(row, labels.of_service(row), tier, engine, hour, busy[-1] if busy else None, mode)

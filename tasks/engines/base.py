@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from catalog.engines import Kind
+from catalog.engines import ModelKind
 from state.stack import Tier
 from tasks.plan import health, request_stats
 from tasks.plan.exit_causes import CauseRule
@@ -50,7 +50,7 @@ QUIET = {
 class ModelFacts:
     """What an engine must know of the weights in a folder, besides what the tier says."""
 
-    kind: Kind = Kind.ATTENTION
+    kind: ModelKind = ModelKind.ATTENTION
     thinks: bool = False
     """Whether the chat template knows `enable_thinking`."""
     keeps_thinking: bool = False

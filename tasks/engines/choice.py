@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from catalog.engines import FALLBACK, Kind, abilities, reuses
+from catalog.engines import FALLBACK, ModelKind, abilities, reuses
 from state.errors import NotSetUp
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation
@@ -19,7 +19,7 @@ class Question:
 
     wanted: str
     """The name of an engine, or auto."""
-    kind: Kind
+    kind: ModelKind
     backend: str
     tool_parser: str | None
     reasoning_parser: str | None
@@ -28,7 +28,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The engine that serves a model, and why."""
 
     installation: Installation
@@ -37,7 +37,7 @@ class Choice:
     """Whether it reads every prompt again from its beginning."""
 
 
-def choose(question: Question, installed: Sequence[Installation]) -> Choice:
+def choose(question: Question, installed: Sequence[Installation]) -> EngineChoice:
     """Return the engine for a model; `installed` has at most one version of each. Raises NotSetUp for one not here."""
     if question.wanted != AUTO:
         found = next((each for each in installed if each.engine == question.wanted), None)
@@ -87,5 +87,5 @@ def _why(best: Installation, able: Sequence[Installation], question: Question) -
     return "it answers every dialect by itself" if _speaks(best.engine, question.backend) else "the engine of old"
 
 
-def _choice(found: Installation, why: str, question: Question) -> Choice:
-    return Choice(found, why, rereads=not reuses(found.engine, question.kind))
+def _choice(found: Installation, why: str, question: Question) -> EngineChoice:
+    return EngineChoice(found, why, rereads=not reuses(found.engine, question.kind))

@@ -97,7 +97,7 @@ def used(db: Database, home: Home) -> list[Installation]:
     chosen = _chosen(db)
     found: dict[str, Installation] = {}
     for release in releases(home):
-        each, wish = release.installation, chosen.get(release.installation.engine, Wish())
+        each, wish = release.installation, chosen.get(release.installation.engine, RequestedEngine())
         if (
             release.whole
             and each.version not in wish.bad
@@ -108,7 +108,7 @@ def used(db: Database, home: Home) -> list[Installation]:
 
 
 @dataclass(frozen=True)
-class Wish:
+class RequestedEngine:
     """Which version of an engine shall be used."""
 
     version: str | None = None
@@ -118,34 +118,34 @@ class Wish:
     """Versions that failed in use; they are not taken by themselves."""
 
 
-def wish(db: Database, name: str) -> Wish:
+def wish(db: Database, name: str) -> RequestedEngine:
     """Return which version of an engine shall be used; all of it empty where nobody chose."""
-    return _chosen(db).get(name, Wish())
+    return _chosen(db).get(name, RequestedEngine())
 
 
-def use(db: Database, name: str, release: str) -> Wish:
+def use(db: Database, name: str, release: str) -> RequestedEngine:
     """Write down that a version of an engine is used from now on; return what was used before."""
     before = wish(db, name)
     bad = tuple(each for each in before.bad if each != release)
     if (before.version, before.bad) != (release, bad):
         previous = before.version if before.version != release else before.previous
-        _write(db, name, Wish(release, previous, bad))
+        _write(db, name, RequestedEngine(release, previous, bad))
     return before
 
 
-def take_back(db: Database, name: str, release: str) -> Wish:
+def take_back(db: Database, name: str, release: str) -> RequestedEngine:
     """Write down that a version failed in use, and that the one before it is used again; return the new wish."""
     before = wish(db, name)
     version = before.previous if before.version == release else before.version
-    after = Wish(version, None, tuple(dict.fromkeys((*before.bad, release))))
+    after = RequestedEngine(version, None, tuple(dict.fromkeys((*before.bad, release))))
     _write(db, name, after)
     return after
 
 
-def _write(db: Database, name: str, wanted: Wish) -> None:
+def _write(db: Database, name: str, wanted: RequestedEngine) -> None:
     facts.put(db, FACT, facts.get(db, FACT) | {name: asdict(wanted)})
 
 
-def _chosen(db: Database) -> dict[str, Wish]:
+def _chosen(db: Database) -> dict[str, RequestedEngine]:
     told: dict[str, dict[str, Any]] = facts.get(db, FACT)
-    return {name: Wish(row["version"], row["previous"], tuple(row["bad"])) for name, row in told.items()}
+    return {name: RequestedEngine(row["version"], row["previous"], tuple(row["bad"])) for name, row in told.items()}

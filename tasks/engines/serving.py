@@ -19,7 +19,7 @@ from state.stack import Tier
 from tasks.engines import choice, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
-from tasks.engines.choice import Choice, Question
+from tasks.engines.choice import EngineChoice, Question
 from tasks.plan.environment import kept, marker
 
 
@@ -50,7 +50,7 @@ def launch_with(served: Served, installation: Installation) -> Launch:
     return Launch(argv(served, installation), made, installation.name)
 
 
-def choose(db: Database, home: Home, tier: Tier, model: ModelFacts, backend: str) -> Choice:
+def choose(db: Database, home: Home, tier: Tier, model: ModelFacts, backend: str) -> EngineChoice:
     """Return the engine that serves `tier`, by the settings, what is installed and what was measured.
 
     Raises NotSetUp for an engine that is named and not installed.

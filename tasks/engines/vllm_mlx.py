@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from catalog.engines import Kind, reuses
+from catalog.engines import ModelKind, reuses
 from tasks.engines.base import (
     LARGEST_BUFFER_CACHE,
     MIB,
@@ -60,7 +60,7 @@ def _reuses(served: Served) -> bool:
     Templates of Qwen 3.6 and later drop the thoughts of earlier turns unless `preserve_thinking` is set.
     """
     kind = served.facts.kind
-    unknown = kind in {Kind.SLIDING, Kind.SLIDING_VISION}
+    unknown = kind in {ModelKind.SLIDING, ModelKind.SLIDING_VISION}
     return unknown or reuses(NAME, kind) or served.facts.keeps_thinking
 
 

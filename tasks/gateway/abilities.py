@@ -10,7 +10,7 @@ COUNT_TOKENS, EMBEDDINGS, RERANK = "count_tokens", "embeddings", "rerank"
 
 
 @dataclass(frozen=True)
-class Abilities:
+class RelayAbilities:
     """One engine's abilities. What it lacks the gateway adds, checks or refuses."""
 
     dialects: frozenset[str]
@@ -35,7 +35,7 @@ class Abilities:
 
 _COMMON = frozenset({CHAT, COMPLETIONS, RESPONSES, COUNT_TOKENS})
 
-VLLM_MLX = Abilities(
+VLLM_MLX = RelayAbilities(
     # Measured of 0.6.0: its own /v1/messages stream has no input tokens, says end_turn where max_tokens cut the
     # answer, and shows tool calls only at the end; its chat stream has all of these.
     dialects=_COMMON,
@@ -49,7 +49,7 @@ VLLM_MLX = Abilities(
     response_images=False,
     silence_s=20.0,  # four of its 5 s heartbeats
 )
-RAPID_MLX = Abilities(
+RAPID_MLX = RelayAbilities(
     dialects=_COMMON | {MESSAGES},
     stop_strings=True,
     json_schema=False,  # catalog/engines.yaml: on Metal alone, which routes.py adds
@@ -61,4 +61,4 @@ RAPID_MLX = Abilities(
     response_images=True,
     silence_s=20.0,
 )
-ENGINES: Mapping[str, Abilities] = {"vllm-mlx": VLLM_MLX, "rapid-mlx": RAPID_MLX}
+ENGINES: Mapping[str, RelayAbilities] = {"vllm-mlx": VLLM_MLX, "rapid-mlx": RAPID_MLX}

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from tasks.gateway import sse
-from tasks.gateway.abilities import CHAT, COMPLETIONS, RESPONSES, Abilities
+from tasks.gateway.abilities import CHAT, COMPLETIONS, RESPONSES, RelayAbilities
 from tasks.gateway.cloud_budget import CloudBudget
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.json_values import obj
@@ -35,7 +35,7 @@ _LOCAL = (
     "chat_template_kwargs",
     "store",
 )
-_CAN = Abilities(
+_CAN = RelayAbilities(
     dialects=frozenset({CHAT, COMPLETIONS, RESPONSES}),
     stop_strings=True,
     json_schema=True,

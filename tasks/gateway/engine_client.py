@@ -75,7 +75,7 @@ class EngineClient:
     async def post(self, route: Route, path: str, content: bytes, *, stream: bool) -> Answer:
         """Send one request, once, and return its answer from the head on. Raises EngineDown."""
         limit = aiohttp.ClientTimeout(
-            total=None if stream else ANSWER_SECONDS,
+            total=None if stream else max(ANSWER_SECONDS, route.answer_timeout_s),
             sock_connect=CONNECT_S,
             sock_read=route.can.silence_s if stream else None,
         )

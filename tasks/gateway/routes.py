@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tasks.gateway.abilities import ENGINES, VLLM_MLX, Abilities
+from tasks.gateway.abilities import ENGINES, VLLM_MLX, RelayAbilities
 from tasks.plan.gateway import CLOUD, LOOPBACK, order
 
 BYTES_PER_TOKEN = 4
@@ -23,7 +23,9 @@ class Route:
     context: int
     """Tokens of prompt and answer together."""
     vision: bool
-    can: Abilities
+    can: RelayAbilities
+    answer_timeout_s: float = 0.0
+    """The engine's own limit for one answer, in seconds; 0 where none was written."""
 
     @property
     def url(self) -> str:
@@ -85,4 +87,11 @@ def _route(name: str, tier: Mapping[str, Any], backend: str) -> Route:
     can = ENGINES.get(tier.get("engine", ""), VLLM_MLX)
     if backend == "metal":
         can = replace(can, json_schema=True)  # both engines constrain the decoding there
-    return Route(name, int(tier["port"]), int(tier["context"]), bool(tier.get("vision")), can)
+    return Route(
+        name,
+        int(tier["port"]),
+        int(tier["context"]),
+        bool(tier.get("vision")),
+        can,
+        float(tier.get("answer_timeout_s", 0)),
+    )

@@ -38,7 +38,7 @@ CLOUD = "cloud"
 OPENROUTER = "https://openrouter.ai/api/v1"
 
 ANSWER_SECONDS = 600
-"""Longest whole generation of an answer that is not streamed."""
+"""Longest answer that is not streamed, in seconds, unless the tier's own limit is longer."""
 
 LEAVE_SECONDS = ANSWER_SECONDS + 10
 """How long a gateway that was replaced may take for the answers in flight."""
@@ -89,7 +89,13 @@ def configuration(
 
 
 def _tier(tier: Tier, engine: str) -> dict[str, Any]:
-    return {"port": tier.port, "context": tier.context, "vision": tier.vision, "engine": engine}
+    return {
+        "port": tier.port,
+        "context": tier.context,
+        "vision": tier.vision,
+        "engine": engine,
+        "answer_timeout_s": tier.answer_timeout_s,
+    }
 
 
 def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:

@@ -26,7 +26,7 @@ LOOK_S = 0.1
 BROKEN_ANSWERS = 3
 """Failed first requests after which a service that answers counts as broken."""
 DRAIN_S = gateway.ANSWER_SECONDS
-"""How long a drain waits: the gateway lets no answer take longer."""
+"""How long a drain waits for running requests, in seconds."""
 AGAIN_S = 300.0
 """When a start that took too long is tried again."""
 

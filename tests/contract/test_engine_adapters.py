@@ -15,7 +15,7 @@ import pytest
 from support import hybrid_model
 from support.engines import KEY, MIB, Engine, installation, offline_prefix
 
-from catalog.engines import Abilities, Kind, abilities, reuses
+from catalog.engines import Abilities, ModelKind, abilities, reuses
 from tasks.engines import adapters, model_facts, reuse
 from tasks.engines.base import Installation
 from tasks.plan.exit_causes import explain
@@ -251,7 +251,7 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     kind = model_facts.read(models[name]).kind
     print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again")
 
-    assert kind == {"plain": Kind.ATTENTION, "hybrid": Kind.HYBRID, "vision": Kind.HYBRID_VISION}[name]
+    assert kind == {"plain": ModelKind.ATTENTION, "hybrid": ModelKind.HYBRID, "vision": ModelKind.HYBRID_VISION}[name]
     assert (share >= 0.95) is reuses(at.engine, kind)
 
 

@@ -37,7 +37,7 @@ def copy(tmp_path: Path) -> Path:
     (tmp_path / "tasks" / "touch.py").write_text(task)
     (tmp_path / "mlxq" / "commands" / "touch.py").write_text(command)
     insert(tmp_path / "tasks" / "kinds.py", '        Kind("prune_jobs"', f"        {kind.strip()},\n")
-    insert(tmp_path / "tasks" / "registry.py", "from tasks.queue import LANES", "from tasks import touch\n")
+    insert(tmp_path / "tasks" / "registry.py", "from tasks.queue import QUEUES", "from tasks import touch\n")
     insert(tmp_path / "mlxq" / "cli.py", '        "jobs": ', '        "touch": "Read the weights in FOLDER.",\n')
     return tmp_path
 

@@ -2,14 +2,14 @@ import dataclasses
 
 import pytest
 
-from catalog.engines import Kind
+from catalog.engines import ModelKind
 from state.errors import NotSetUp
 from tasks.engines.base import Installation
 from tasks.engines.choice import Question, choose
 
 OWN = Installation("vllm-mlx", "0.6.0", "/own/python")
 RAPID = Installation("rapid-mlx", "0.16.10", "/rapid/python")
-HYBRID = Question("auto", Kind.HYBRID_VISION, "metal", "qwen3_xml", "qwen3", {})
+HYBRID = Question("auto", ModelKind.HYBRID_VISION, "metal", "qwen3_xml", "qwen3", {})
 
 
 def test_auto_takes_the_engine_that_reads_a_prompt_once():
@@ -33,7 +33,7 @@ def test_without_another_engine_all_is_as_ever_and_said():
 
 
 def test_where_both_reuse_the_faster_one_that_was_measured_here_serves():
-    plain = dataclasses.replace(HYBRID, kind=Kind.ATTENTION, speeds={"vllm-mlx": 90.0, "rapid-mlx": 60.0})
+    plain = dataclasses.replace(HYBRID, kind=ModelKind.ATTENTION, speeds={"vllm-mlx": 90.0, "rapid-mlx": 60.0})
     half = dataclasses.replace(plain, speeds={"vllm-mlx": 90.0})
 
     assert choose(plain, [OWN, RAPID]).installation == OWN

@@ -1,6 +1,6 @@
 import dataclasses
 
-from catalog.engines import Kind
+from catalog.engines import ModelKind
 from state.stack import Tier
 from tasks.engines import rapid_mlx, serving
 from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served
@@ -22,7 +22,7 @@ TIER = Tier(
     vision=True,
 )
 THERE = Installation("rapid-mlx", "0.16.10", "/home/me/.mlxq/engines/rapid-mlx-0.16.10/venv/bin/python")
-FACTS = ModelFacts(kind=Kind.HYBRID_VISION, keeps_thinking=True, state_bytes=151_000_000, token_bytes=65_536)
+FACTS = ModelFacts(kind=ModelKind.HYBRID_VISION, keeps_thinking=True, state_bytes=151_000_000, token_bytes=65_536)
 
 
 def served(tier: Tier = TIER, backend: str = "metal") -> Served:

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from catalog.engines import Kind
+from catalog.engines import ModelKind
 from state.stack import Tier
 from tasks.engines import serving, vllm_mlx
 from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served
@@ -23,7 +23,7 @@ FAST = Tier(
 )
 HERE = Installation("vllm-mlx", "0.6.0", "/venv/bin/python")
 PLAIN = ModelFacts()
-HYBRID = ModelFacts(kind=Kind.HYBRID, state_bytes=MIB, token_bytes=1024)
+HYBRID = ModelFacts(kind=ModelKind.HYBRID, state_bytes=MIB, token_bytes=1024)
 
 
 def argv(tier: Tier = FAST, facts: ModelFacts = PLAIN) -> list[str]:
