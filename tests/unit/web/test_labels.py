@@ -233,7 +233,7 @@ def test_a_refused_rm_was_told_to_who_asked_and_needs_no_attention(rows: Databas
 def test_the_watchdogs_question_is_called_a_check(rows: Database):
     said = {"request_id": "a", "phase": "generation", "prompt_tokens": 9, "max_tokens": 1}
     asked = request_stats.read_requests({"requests": [said, said | {"request_id": "b", "max_tokens": 200}]})
-    seen = snapshot.take(rows, {"fast": engine_status.Engine(health.read_status({}), asked)})
+    seen = snapshot.take(rows, {"fast": engine_status.EngineView(health.read_status({}), asked)})
     painted = HtmlRenderer().sections(seen)["now"]
     assert re.findall(r"<td>([^<]*)</td>", painted) == ["fast", "check", "fast", "generation"]
     assert "by which mlxq tests an engine" in painted
