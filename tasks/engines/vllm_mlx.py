@@ -156,7 +156,7 @@ ENGINE = Engine(
     argv=argv,
     environment=environment,
     rules=RULES,
-    purge=("DELETE", "/v1/cache/prefix"),
+    purge=("DELETE", "/v1/cache"),
     limits=limits,
     list_parsers=(
         "import json; from vllm_mlx.reasoning import list_parsers; "
