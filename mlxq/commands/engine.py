@@ -203,7 +203,7 @@ def _rows(place: Home) -> list[dict[str, Any]]:
         each = release.installation
         state = "used" if each in used else "broken" if not release.whole else "installed"
         if each.version in bad.get(each.engine, ()):
-            state = "failed in use"
+            state = "rolled back"
         size = release.proof.get("size_bytes")
         told = {"engine": each.engine, "version": each.version, "state": state, "bytes": size}
         rows.append(told | {"tiers": running.get(each.name, []), "reuse": _reuse(each.engine)})
