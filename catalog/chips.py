@@ -40,7 +40,7 @@ def table() -> dict[str, Any]:
 
 @cache
 def bins() -> dict[str, tuple[Bin, ...]]:
-    """Give every Apple chip with its bins, oldest chip first."""
+    """Return every Apple chip with its bins, oldest chip first."""
     return {chip: tuple(_bin(chip, entry, row) for row in entry["bins"]) for chip, entry in table()["apple"].items()}
 
 
@@ -89,7 +89,7 @@ def _slowest(some: list[Bin]) -> Bin:
 
 
 def _stranger(name: str) -> Bin:
-    """Give cautious figures for an Apple chip this table does not know."""
+    """Return cautious figures for an Apple chip this table does not know."""
     nearest = _OLDEST
     if re.match(r"M\d+( |$)", name):
         size = next(size for size in _SIZES if name.endswith(size))
@@ -100,7 +100,7 @@ def _stranger(name: str) -> Bin:
 
 
 def nvidia(name: str) -> tuple[float, float] | None:
-    """Give bandwidth (GB/s) and dense fp16 TFLOPS of an NVIDIA card by nvidia-smi's name, or None."""
+    """Return bandwidth (GB/s) and dense fp16 TFLOPS of an NVIDIA card by nvidia-smi's name, or None."""
     for part, row in table()["nvidia"].items():
         if part.lower() in name.lower():
             return float(row["bandwidth"]), float(row["fp16"])

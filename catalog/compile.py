@@ -8,7 +8,7 @@ from catalog.load import COMPILED, SHIPPED, rows
 
 
 def text() -> str:
-    """Give what models.json must hold. Raises problems.BadModelFile."""
+    """Return what models.json must hold. Raises problems.BadModelFile."""
     return json.dumps(rows(SHIPPED), ensure_ascii=False, indent=1) + "\n"
 
 

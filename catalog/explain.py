@@ -44,7 +44,7 @@ def runner_up(
 
 
 def reasons_for(pick: Pick, model: Model) -> tuple[str, ...]:
-    """Return what speaks for a pick and what a person should know of it."""
+    """Return what speaks for a pick and what a user should know of it."""
     if pick.shares:
         return (f"it uses the engine of {pick.shares}",)
     return (
@@ -92,7 +92,7 @@ def explain(
 
 
 def explain_chosen(made: Recommendation) -> str:
-    """Return what speaks for each model of a stack that a person chose."""
+    """Return what speaks for each model of a stack that a user chose."""
     return "\n".join([_used(made), *map(_line, made.picks)])
 
 

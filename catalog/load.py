@@ -1,4 +1,4 @@
-"""The models: read from YAML, laid over with the person's own, and found by any of their names."""
+"""The models: read from YAML, laid over with the user's own, and found by any of their names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMPILED = Path(__file__).parent / "models.json"
 
 @dataclass(frozen=True)
 class Match:
-    """A model found by a name, the quant when the name was a conversion's repo, and a note for the person."""
+    """A model found by a name, the quant when the name was a conversion's repo, and a note for the user."""
 
     model: Model
     quant: str | None = None
@@ -27,7 +27,7 @@ class Match:
 
 
 def entries(overlay: Path | None = None) -> dict[str, Model]:
-    """Give every model by id; files in `overlay` (MLXQ_HOME/catalog) add to the shipped ones or replace them.
+    """Return every model by id; files in `overlay` (MLXQ_HOME/catalog) add to the shipped ones or replace them.
 
     Raises problems.BadModelFile, with file, line, field and the allowed values.
     """
@@ -95,12 +95,12 @@ def resolve(name: str, known: Mapping[str, Model]) -> Match:
 
 
 def find(name: str, known: Mapping[str, Model]) -> Model:
-    """Give the model of a name; see `resolve`, which also gives the quant and the note."""
+    """Return the model of a name; see `resolve`, which also gives the quant and the note."""
     return resolve(name, known).model
 
 
 def _names(known: Mapping[str, Model]) -> Iterator[tuple[str, Match]]:
-    """Give every name by which a model can be asked for; later ones win, so ids come last."""
+    """Return every name by which a model can be asked for; later ones win, so ids come last."""
     for one in known.values():
         for wrong, why in one.stands_for.items():
             yield wrong.lower(), Match(one, note=f"{wrong} is not a real model: {why}. Using {one.id}.")

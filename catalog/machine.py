@@ -37,17 +37,17 @@ class Machine:
     usable_source: str = ""
     """"Metal", "wired limit", "MemTotal", or a sentence that says it is an estimate."""
     wired_limit_bytes: int = 0
-    """iogpu.wired_limit_mb as set by the person; 0 is macOS's default."""
+    """iogpu.wired_limit_mb as set by the user; 0 is macOS's default."""
     swap_total_bytes: int = 0
     swap_used_bytes: int = 0
     power: str = "unknown"
     """"mains", "battery" or "unknown"."""
     virtual: bool = False
     note: str = ""
-    """What a person should know of these figures; empty when all were found."""
+    """What a user should know of these figures; empty when all were found."""
 
     def as_row(self) -> dict[str, Any]:
-        """Give the machine as a JSON-able dict."""
+        """Return the machine as a JSON-able dict."""
         return asdict(self)
 
 

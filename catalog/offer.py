@@ -175,7 +175,7 @@ def offers_of(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *,
 
 
 def reached(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *, small: bool) -> list[Offer]:
-    """Return the offers of a model that a person named, also where it can do with less context than is wished."""
+    """Return the offers of a model that a user named, also where it can do with less context than is wished."""
     offers = offers_of(rated, tiers, wishes, small=small)
     if offers:
         return offers

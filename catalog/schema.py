@@ -175,7 +175,7 @@ def parse(text: str, file: str) -> dict[str, Any]:
 
 
 def faults(row: Any) -> Iterator[Fault]:
-    """Give every mistake of one parsed file: where, what, and what is allowed there."""
+    """Return every mistake of one parsed file: where, what, and what is allowed there."""
     if not isinstance(row, dict):
         yield (), "a model file is a table of fields", ", ".join(MODEL)
         return
@@ -212,7 +212,7 @@ def _quant(name: Any, quant: Any) -> Iterator[Fault]:
 
 
 def _agreement(row: Mapping[str, Any]) -> Iterator[Fault]:
-    """Give the mistakes that only two fields together show."""
+    """Return the mistakes that only two fields together show."""
     told = row["attention"]
     if row.get("active_params_b", 0) > row["total_params_b"]:
         yield ("active_params_b",), "more than total_params_b", f"up to {row['total_params_b']}"

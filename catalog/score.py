@@ -2,7 +2,7 @@
 
 The choice has two steps. `search` takes the engines with the highest sum of worth that fits the budget; tiers may
 share one. `grow` then spends what is left on context, requests side by side and prompts of earlier turns, up to what
-the tiers can use. Where a person chose the models, `compose` does the same with these alone.
+the tiers can use. Where a user chose the models, `compose` does the same with these alone.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def compose(
     measured: Sequence[Measured] = (),
     reuses: Reuses = full_attention,
 ) -> Recommendation:
-    """Return the stack of models that a person chose, each with the most context that fits beside the others.
+    """Return the stack of models that a user chose, each with the most context that fits beside the others.
 
     `choice` names model and quant of each tier; tiers that name the same share its engine. Raises TooSmall when they
     do not fit together, KeyError for an unknown intent, tier, model or quant.
@@ -233,7 +233,7 @@ def _together(rated: Mapping[tuple[str, ...], Rated], wishes: Wishes, limit: int
 
 
 def _windows(groups: Sequence[Sequence[Offer]], limit: int) -> list[Offer]:
-    """Return the worthiest window of each that fits: what a person chose need not agree in speed or quality."""
+    """Return the worthiest window of each that fits: what a user chose need not agree in speed or quality."""
     chosen = [min(some, key=lambda offer: offer.bytes) for some in groups]
     if peak(chosen) > limit:
         return []

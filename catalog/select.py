@@ -1,4 +1,4 @@
-"""Which models a person asks to see."""
+"""Which models a user asks to see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def select(
     tool_calling: bool = False,
     budget_bytes: int | None = None,
 ) -> list[Model]:
-    """Give the models that agree with all that is asked, by family and size.
+    """Return the models that agree with all that is asked, by family and size.
 
     Family and tag are compared without regard to case, spaces and dashes ("gemma3" is "Gemma 3"); the budget is
     held against the smallest quant with one request of 8K tokens.
@@ -36,12 +36,12 @@ def select(
 
 
 def families(known: Mapping[str, Model]) -> list[str]:
-    """Give every family, sorted."""
+    """Return every family, sorted."""
     return sorted({model.family for model in known.values()})
 
 
 def tags(known: Mapping[str, Model]) -> list[str]:
-    """Give every tag, sorted."""
+    """Return every tag, sorted."""
     return sorted({tag for model in known.values() for tag in model.tags})
 
 

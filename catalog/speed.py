@@ -235,7 +235,7 @@ def generations_back(chip: str) -> int:
 
 
 def _raw(machine: Machine, model: Model, quant: str, context: int) -> tuple[float, float]:
-    """Give decode and prompt speed as predicted, tokens a second."""
+    """Return decode and prompt speed as predicted, tokens a second."""
     if machine.backend == "cpu":
         rough = constants()["cpu"]
         return rough["decode params/s"] / 1e9 / model.active_params_b, rough[
@@ -339,14 +339,14 @@ def _table() -> dict[str, Any]:
 
 
 def _published(machine: Machine, model: Model, quant: str) -> tuple[list[Measured], str]:
-    """Give the measurements others published of this model on this very bin, and where."""
+    """Return the measurements others published of this model on this very bin, and where."""
     rows = _table().get(model.id, {}).get(quant, {}).get(f"{machine.chip}/{machine.gpu_cores}", [])
     found = [Measured(model.id, quant, int(tokens), decode, prompt) for tokens, decode, prompt, _ in rows]
     return found, ", ".join(sorted({source for *_, source in rows}))
 
 
 def _ratio(machine: Machine, model: Model, quant: str, one: Measured) -> tuple[float, float]:
-    """Give measured over predicted, for decode and for prompt (0 when that was not measured)."""
+    """Return measured over predicted, for decode and for prompt (0 when that was not measured)."""
     decode, prompt = _raw(machine, model, quant, one.context)
     return one.decode / decode, one.prompt / prompt
 
@@ -357,7 +357,7 @@ def _ratios(machine: Machine, measured: Sequence[Measured], known: Mapping[str, 
 
 
 def _mean(ratios: Sequence[float]) -> float:
-    """Give the geometric mean; 1 of none."""
+    """Return the geometric mean; 1 of none."""
     return math.exp(sum(math.log(one) for one in ratios) / len(ratios)) if ratios else 1.0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 def memory(count: float | None) -> str:
-    """Write bytes of memory; a dash where nobody knows."""
+    """Write bytes of memory; a dash where it is not known."""
     return _written(count, 1024)
 
 
@@ -21,7 +21,7 @@ def apart(first: float, second: float) -> tuple[str, str]:
 
 
 def files(count: float | None) -> str:
-    """Write bytes that lie on a disk or come over the network; a dash where nobody knows."""
+    """Write bytes that are on a disk or come over the network; a dash where it is not known."""
     return _written(count, 1000)
 
 

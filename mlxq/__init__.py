@@ -8,7 +8,7 @@ from importlib.machinery import PathFinder
 __version__ = "0.1.0"
 """As in pyproject.toml, which a test holds; to read it from the installation takes longer than to start Python."""
 SIBLINGS = ("tasks", "catalog", "state")
-"""The other packages of this distribution. Their names are everyday words, which a person's own files may bear."""
+"""The other packages of this distribution. Their names are everyday words, which a user's own files may bear."""
 
 
 def shadowed_packages() -> list[str]:

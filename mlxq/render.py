@@ -1,7 +1,7 @@
 """How things look: tables and times for people, JSON for programs. No queries, no decisions.
 
 Results go to stdout, everything else to stderr. Plain text by hand, because importing rich takes as long as a whole
-command may; the live view of jobs, where a person waits anyway, uses it (job_view.py).
+command may; the live view of jobs, where a user waits anyway, uses it (job_view.py).
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def prose(text: str, before: str = "", *, err: bool = False) -> None:
 
 
 def _painted(text: str, cells: Sequence[str], stream: IO[str]) -> str:
-    """Paint the cells whose first word is a state."""
+    """Color the cells that start with a state."""
     for cell in cells:
         color = COLORS.get(cell.partition(",")[0])
         if color:
@@ -221,5 +221,5 @@ def ago(at: float | None) -> str:
 
 
 def clock(at: float) -> str:
-    """Return a time in unix seconds as the person's own date and time."""
+    """Return a time in unix seconds as the user's own date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -179,7 +179,7 @@ def last_lines(log: Path, start: int, count: int = LINES) -> list[str]:
 
 
 def format_event(view: EventView) -> str:
-    """Return an event's message as a person reads it, with the time of the next start."""
+    """Return an event's message as a user reads it, with the time of the next start."""
     if view.next_try_at is None:
         return view.message
     return f"{view.message} Next try at {render.clock(view.next_try_at)}."

@@ -41,7 +41,7 @@ class MlxqError(Exception):
     retry: ClassVar[bool] = False
 
     def __init__(self, message: str | None = None, *, hint: str | None = None, done: str | None = None) -> None:
-        """Take the sentence for the person, the next command, and what mlxq did already."""
+        """Take the sentence for the user, the next command, and what mlxq did already."""
         self.message = message or (type(self).__doc__ or "").strip()
         self.hint = hint
         self.done = done

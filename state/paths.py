@@ -27,7 +27,7 @@ class Home:
 
     @property
     def config(self) -> Path:
-        """The person's settings."""
+        """The user's settings."""
         return self.root / "config.yaml"
 
     @property
@@ -72,7 +72,7 @@ class Home:
 
     @property
     def catalog(self) -> Path:
-        """The person's own model files, laid over the shipped ones."""
+        """The user's own model files, laid over the shipped ones."""
         return self.root / "catalog"
 
     def log(self, service: str) -> Path:

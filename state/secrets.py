@@ -20,7 +20,7 @@ PAGE = "MLXQ_PAGE_KEY"
 SHELL = "MLXQ_SHELL_KEY"
 """The app's key that `mlxq connect env` prints, again and again; the others are kept as hashes alone."""
 CLOUD = "OPENROUTER_API_KEY"
-"""The person's own; present only when they gave one."""
+"""The user's own; present only when they gave one."""
 
 _LINE = re.compile(r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)")
 

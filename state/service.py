@@ -1,6 +1,6 @@
 """Services: the engine of each tier, and the gateway. What is wanted, what mlxq is doing about it, what is seen.
 
-These are three things. `desired` is the person's word and survives a reboot; `state` is a machine with one writer, the
+These are three things. `desired` is what the user asked for and survives a reboot; `state` is a machine with one writer, the
 worker; `observed` is what an outsider would say, in five words.
 """
 
@@ -198,7 +198,7 @@ def remove(db: Database, name: str) -> bool:
 
 
 def set_desired(db: Database, name: str, desired: Desired) -> None:
-    """Write down what the person wants; it outlives a reboot. A fresh wish gives a failed service its tries back."""
+    """Write down what the user wants; it outlives a reboot. A fresh wish gives a failed service its tries back."""
     with db.transaction():
         service = get(db, name)
         cleared = ", exits = '[]', next_try_at = NULL" if desired == "up" and service.state in DOWN else ""

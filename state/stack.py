@@ -22,7 +22,7 @@ class Tier:
     """One role with a port, and the model that serves there."""
 
     name: str
-    """standard, fast, longctx, or the person's own word: lower case, digits and dashes."""
+    """standard, fast, longctx, or the user's own word: lower case, digits and dashes."""
     model: str
     """Catalog id, or the Hub repo it was asked for by."""
     quant: str

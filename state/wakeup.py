@@ -99,7 +99,7 @@ class Listener:
 
 
 def own(place: Path) -> None:
-    """Make the folder. Raises MlxqError when somebody else made it first: /tmp is everybody's."""
+    """Make the folder. Raises MlxqError when another process made it first: /tmp is shared."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = place.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):

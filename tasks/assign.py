@@ -1,4 +1,4 @@
-"""Give a model a tier of its own, and take a tier away for good."""
+"""Return a model a tier of its own, and take a tier away for good."""
 
 from __future__ import annotations
 

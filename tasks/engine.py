@@ -218,7 +218,7 @@ def _speed(context: Context, installation: Installation) -> float:
 
 
 def _go_over(context: Context, engine: str, version: str) -> list[str]:
-    """Have the tiers that another engine shall serve now restarted one after another, and looked at; return them."""
+    """Have the tiers that another engine serves now restarted one after another, and looked at; return them."""
     names = stack_jobs.on_other_engines(context.db, context.home)
     for new in stack_jobs.restarts(context.db, names):
         context.then(new)

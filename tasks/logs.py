@@ -1,4 +1,4 @@
-"""Keep the logs, and what the engines keep of old prompts on disk, within the sizes that the person set."""
+"""Keep the logs, and what the engines keep of old prompts on disk, within the sizes that the user set."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
 
 
 def _fetch(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
-    """Fetch from wherever the source says and return the folder and what the person should know."""
+    """Fetch from wherever the source says and return the folder and what the user should know."""
     report = _reporter(context)
     if sources.parse(source).kind == "pypi":
         if source != builtin.SOURCE:

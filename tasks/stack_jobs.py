@@ -62,7 +62,7 @@ def remove_tiers(gone: Sequence[str], *, serving: bool) -> list[NewJob]:
 
 
 def engine_changes(db: Database, home: Home) -> list[NewJob]:
-    """Return the jobs that bring every tier on the engine that shall serve it."""
+    """Return the jobs that bring every tier on its new engine."""
     return restarts(db, on_other_engines(db, home))
 
 

@@ -49,7 +49,7 @@ class Client:
     name: str
     title: str
     path: Callable[[Mapping[str, str], Path], Path]
-    """(environment, the person's home folder) -> the file it reads."""
+    """(environment, the user's home folder) -> the file it reads."""
     write: Callable[[str, Target], str]
     """(the current text, "" if there is no file; target) -> the new text. Raises ValueError with the line if
     the text cannot be parsed."""

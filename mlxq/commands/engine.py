@@ -216,7 +216,7 @@ def _rows(place: Home) -> list[dict[str, Any]]:
 
 
 def _in_use(place: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, tuple[str, ...]]]:
-    """Return what is used, the tiers that run on each release, and the versions that failed; before set-up too."""
+    """Return what is used, the tiers that run on each release, and the versions that failed; before setup too."""
     from tasks.engines import installed
 
     if not place.database.exists():

@@ -54,7 +54,7 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
 
 @contextmanager
 def own_engine(request: dict[str, Any]) -> Generator[int]:
-    """Give the pid of an engine that answers, and end it afterwards. Raises EngineFailed."""
+    """Return the pid of an engine that answers, and end it afterwards. Raises EngineFailed."""
     with Path(request["log"]).open("wb") as log:
         engine = subprocess.Popen(
             request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -129,7 +129,7 @@ def _ask(request: dict[str, Any], concurrency: int) -> list[TimedAnswer]:
 
 
 def _tools(request: dict[str, Any]) -> bool:
-    """Tell whether the engine reads a tool call out of what the model writes."""
+    """Return whether the engine reads a tool call out of what the model writes."""
     wanted = {
         "model": request["name"],
         "messages": [{"role": "user", "content": "What is the weather in Paris? Use the tool."}],

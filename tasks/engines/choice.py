@@ -54,7 +54,7 @@ def choose(question: Question, installed: Sequence[Installation]) -> EngineChoic
 
 
 def _reads(engine: str, question: Question) -> bool:
-    """Tell whether an engine has the parsers that the model's answers need."""
+    """Return whether an engine has the parsers that the model's answers need."""
     adapter = ENGINES[engine]
     needs = (
         (question.tool_parser, adapter.tool_parser(question.tool_parser)),
@@ -71,7 +71,7 @@ def _rank(engine: str, question: Question, able: Sequence[Installation]) -> tupl
 
 
 def _speaks(engine: str, backend: str) -> bool:
-    """Tell whether an engine's dialects are right by themselves."""
+    """Return whether an engine's dialects are right by themselves."""
     able = abilities(engine, backend)
     return able.stop_strings and able.max_completion_tokens and able.counts_exactly and able.forced_tools
 

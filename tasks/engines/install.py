@@ -27,7 +27,7 @@ LOCKS = Path(__file__).with_name("locks")
 OF_UV = re.compile(
     r"(?:UV_(?:INDEX|DEFAULT_INDEX|EXTRA_INDEX|CACHE_DIR|NATIVE_TLS|SYSTEM_CERTS)\w*|\w*_?PROXY)", re.IGNORECASE
 )
-"""The settings of uv and of the network that are the person's to make."""
+"""The settings of uv and of the network that are the user's to make."""
 FLOOR_BYTES = 1_000_000_000
 """What is left free on the disk."""
 LEAST_REUSE = 0.9
@@ -116,7 +116,7 @@ def _uv(words: list[str]) -> None:
 
 
 def uv_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return what uv gets: where packages come from is the person's to say, what is installed is the lock's."""
+    """Return what uv gets: where packages come from is the user's to say, what is installed is the lock's."""
     kept = {name: value for name, value in base.items() if name in KEPT or OF_UV.fullmatch(name)}
     certificates = {name: base[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in base}
     return kept | certificates | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}

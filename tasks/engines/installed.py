@@ -109,7 +109,7 @@ def used(db: Database, home: Home) -> list[Installation]:
 
 @dataclass(frozen=True)
 class RequestedEngine:
-    """Which version of an engine shall be used."""
+    """Which version of an engine is to be used."""
 
     version: str | None = None
     previous: str | None = None
@@ -119,7 +119,7 @@ class RequestedEngine:
 
 
 def wish(db: Database, name: str) -> RequestedEngine:
-    """Return which version of an engine shall be used; all of it empty where nobody chose."""
+    """Return which version of an engine is to be used; all of it empty where none was chosen."""
     return _chosen(db).get(name, RequestedEngine())
 
 

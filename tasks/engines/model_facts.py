@@ -49,7 +49,7 @@ def _recurrent(text: Mapping[str, Any]) -> int:
 
 
 def _sliding(text: Mapping[str, Any]) -> bool:
-    """Tell whether some layers keep the last tokens only."""
+    """Return whether some layers keep the last tokens only."""
     types: list[str] = text.get("layer_types") or []
     if types:
         return any("sliding" in name or "chunked" in name for name in types)

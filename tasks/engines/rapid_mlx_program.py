@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def bound_the_drain(seconds: int) -> None:
-    """Give uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+    """Return uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
     import uvicorn
     from rapid_mlx import _uvicorn
 

@@ -55,7 +55,7 @@ def _cache(served: Served) -> list[str]:
 
 
 def _reuses(served: Served) -> bool:
-    """Tell whether a growing prompt can hit: a hybrid's state cannot be cut, so that its history must stay as it was.
+    """Return whether a growing prompt can hit: a hybrid's state cannot be cut, so that its history must stay as it was.
 
     Templates of Qwen 3.6 and later drop the thoughts of earlier turns unless `preserve_thinking` is set.
     """

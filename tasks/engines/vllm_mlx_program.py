@@ -48,7 +48,7 @@ def log_briefly() -> None:
 
 
 def bound_the_drain() -> None:
-    """Give uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+    """Return uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
     import uvicorn
 
     def run(app: Any, **wanted: Any) -> None:

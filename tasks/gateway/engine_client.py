@@ -19,7 +19,7 @@ COUNT_S = 10.0
 
 
 class EngineDown(Exception):
-    """An engine failed by itself: it refused, broke off, or was silent. The message is for a person."""
+    """An engine failed by itself: it refused, broke off, or was silent. The message is for a user."""
 
     def __init__(self, message: str, *, died: bool = False) -> None:
         super().__init__(message)
@@ -112,7 +112,7 @@ class EngineClient:
 
 
 def failure(problem: Exception) -> EngineDown:
-    """Return what went wrong, in words for a person."""
+    """Return what went wrong, in words for a user."""
     if isinstance(problem, aiohttp.ClientConnectorError):
         return EngineDown("refused the connection")
     if isinstance(problem, TimeoutError):

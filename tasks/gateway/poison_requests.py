@@ -1,7 +1,7 @@
 """Keeps one request from taking down every tier in turn.
 
 A request that was in flight when a tier died is tried once more elsewhere: most often the tier died by itself. When a
-second tier dies of it, no other tier gets it for a while, also when the client sends it again. A tier that a person
+second tier dies of it, no other tier gets it for a while, also when the client sends it again. A tier that a user
 killed or that hung looks the same as one that the request killed; so every PROBE_S one tier is tried with it.
 """
 

@@ -30,7 +30,7 @@ class Call:
     tried: list[str] = field(default_factory=list[str])
     """Tiers that got the request, in order; the last one answered."""
     failures: dict[str, str] = field(default_factory=dict[str, str])
-    """What went wrong at which tier, in words for a person."""
+    """What went wrong at which tier, in words for a user."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0

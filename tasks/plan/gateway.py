@@ -33,7 +33,7 @@ engine. The others are names that clients send unasked, and the tier that answer
 """
 
 CLOUD = "cloud"
-"""The group of last resort. It exists only when the person gave a key for it."""
+"""The group of last resort. It exists only when the user gave a key for it."""
 
 OPENROUTER = "https://openrouter.ai/api/v1"
 
@@ -126,7 +126,7 @@ def environment(
 ) -> dict[str, str]:
     """Return the whole environment of the gateway.
 
-    `secrets` holds what secrets.env holds, and OPENROUTER_API_KEY when the person gave one; `base` is the
+    `secrets` holds what secrets.env holds, and OPENROUTER_API_KEY when the user gave one; `base` is the
     worker's environment, `home` the mlxq home, `backend` one of metal, cpu, cuda, `cloud_cap_usd` what
     the last resort may cost in a day.
     """

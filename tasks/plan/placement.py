@@ -25,7 +25,7 @@ LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 def assign_ports(
     name: str, model: Model, quant: str, before: Sequence[Tier], *, base_port: int, budget_bytes: int, weights: str = ""
 ) -> Tier:
-    """Give the tier `name` that serves `model` beside `before`, with the most context that fits the budget.
+    """Return the tier `name` that serves `model` beside `before`, with the most context that fits the budget.
 
     `budget_bytes` is for all tiers together. Raises UsageProblem for a name that cannot be, DoesNotFit with the sum.
     """
@@ -83,7 +83,7 @@ def _kept(model: Model, context: int) -> int:
 
 
 def _port(before: Sequence[Tier], base_port: int) -> int:
-    """Give the first of the tiers' ports that none has."""
+    """Return the first of the tiers' ports that none has."""
     held = {tier.port for tier in before}
     free = next((port for port in range(base_port, base_port + TIER_PORTS) if port not in held), None)
     if free is None:

@@ -45,7 +45,7 @@ def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, 
 def is_repair(service: Service, why: str, *, this_boot: bool) -> bool:
     """Return whether a restart repairs an exit or a hang, which `auto-health-check` can switch off.
 
-    To bring up what is wanted, after a reboot or a start that was cut short, is no mending. `this_boot`: whether the
+    To bring up what is wanted, after a reboot or a start that was cut short, is no repair. `this_boot`: whether the
     machine has not been restarted since the service was last started.
     """
     if why == "gone":

@@ -1,8 +1,9 @@
 """When a service that ended is started again. Pure.
 
 At once, then after 1, 2, 4 … 60 s, so that a passing fault costs nothing and a lasting one little. What was ready for
-ten minutes starts over. More than five exits in ten minutes is flapping: out of the route, one try every five minutes.
-The first pause and the number of exits are the person's to set.
+ten minutes starts over. More than five exits in ten minutes is a crash loop: no
+requests, and one try every five minutes.
+The first pause and the number of exits are settings.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def next_try(
     most: int = CRASH_LOOP_EXITS,
     first_pause_s: float = FIRST_PAUSE_S,
 ) -> Retry:
-    """Return when to restart. `exits` ends with this one; `rand` lies in [0, 1).
+    """Return when to restart. `exits` ends with this one; `rand` is in [0, 1).
 
     `most`: exits in ten minutes beyond which it is a crash loop; `first_pause_s`: before the second try.
     """

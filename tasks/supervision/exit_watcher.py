@@ -1,6 +1,6 @@
 """Notice within milliseconds that a process ended, also one that is not our child.
 
-psutil and waitpid cannot: the first polls until somebody reaped the process, the second knows children alone.
+psutil and waitpid cannot: the first polls until the process is reaped, the second knows children alone.
 Linux has pidfds, macOS has kqueue's NOTE_EXIT; both are waited on by one thread that a pipe can wake.
 """
 

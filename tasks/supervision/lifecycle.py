@@ -132,7 +132,7 @@ PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-po
 
 
 def port_hijacked(one: Service, found: Identity) -> bool:
-    """Return whether somebody else listens on the port of a service that runs: it was quicker than the service."""
+    """Return whether another process listens on the port of a service that runs: it was quicker than the service."""
     holder = ports.holder(one.port)
     return holder is not None and holder.identity not in process.members(found)
 

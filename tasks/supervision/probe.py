@@ -38,7 +38,7 @@ class ProbeResponse:
 
 
 def listening(port: int, timeout_s: float = 1.0) -> bool:
-    """Return whether somebody takes connections on the port."""
+    """Return whether anything accepts connections on the port."""
     try:
         with socket.create_connection((HOST, port), timeout_s):
             return True
@@ -86,7 +86,7 @@ def purge(port: int, key: str, timeout_s: float = 10.0, *, release: str = "") ->
 
 
 def answers(port: int, path: str, timeout_s: float = 2.0) -> bool:
-    """Return whether a path is answered well. Raises Silent when somebody is there and says nothing."""
+    """Return whether a path is answered well. Raises Silent when a process listens and says nothing."""
     try:
         return ask(port, path, "", timeout_s).status == 200  # noqa: PLR2004 (HTTP's OK)
     except NotListening:

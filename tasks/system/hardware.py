@@ -1,7 +1,7 @@
 """What machine this is.
 
 `detect` runs a few small programs and keeps what they print; `machine` reads the figures out of those texts and
-touches nothing. So a Mac that somebody else recorded is read by the same code as this one: see `parse_fixture`.
+touches nothing. So a recorded Mac is read by the same code as this one: see `parse_fixture`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _mac(said: Recording) -> Machine:
 
 
 def _metal_usable(metal: Mapping[str, Any], limit: int, size: int) -> Usable:
-    """Ask Metal before the person's limit, and that before a rule of thumb: Metal's figure already follows it."""
+    """Ask Metal before the user's limit, and that before a rule of thumb: Metal's figure already follows it."""
     told = int(metal.get("max_recommended_working_set_size") or 0)
     if told >= SMALLEST:
         return Usable(min(told, size), "Metal")

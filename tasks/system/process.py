@@ -379,7 +379,7 @@ def end_barren(shim: Identity) -> None:
     """End a shim whose program is not there.
 
     It writes an exit code, and is gone in a moment; or it lost its worker before it started the program, and would
-    start it when nobody looks for one any more.
+    start it after the search for one has ended.
     """
     if members(shim) == [shim] and not wait(shim, LAST_WORD_S) and members(shim) == [shim]:
         send(shim, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Tell systemd how the worker is, when systemd asked (sd_notify(3)); elsewhere nothing happens."""
+"""Report the worker's state to systemd, when systemd asked (sd_notify(3)); elsewhere nothing happens."""
 
 from __future__ import annotations
 

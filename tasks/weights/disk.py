@@ -47,7 +47,7 @@ def reserve(folder: Path, total_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -
 
 
 def promised(models: Path) -> int:
-    """Return the bytes that running fetches still have to bring; a staging folder nobody holds counts for nothing."""
+    """Return the bytes that running fetches still have to bring; abandoned staging folders do not count."""
     return sum(
         max(0, _total(folder) - staging.used(folder))
         for folder in models.glob("*" + staging.SUFFIX)

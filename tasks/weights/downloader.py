@@ -306,7 +306,7 @@ class PartialFile:
         self._begin_hash()
 
     def hash_on(self, *, wait: bool = False) -> None:
-        """Hash what lies in one piece from the start; unless `wait`, leave it to a thread that does so already."""
+        """Hash what is contiguous from the start; unless `wait`, leave it to a thread that does so already."""
         if not self._hashing.acquire(blocking=wait):
             return
         try:

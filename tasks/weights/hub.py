@@ -45,7 +45,7 @@ class DownloadPlan:
     gated: bool
     licence: str | None
     notes: tuple[str, ...] = ()
-    """What the person should know, such as a token that was refused."""
+    """What the user should know, such as a token that was refused."""
 
     @property
     def size(self) -> int:
