@@ -1,6 +1,6 @@
 """Services: the engine of each tier, and the gateway. What is wanted, what mlxq is doing about it, what is seen.
 
-These are three things. `desired` is what the user asked for and survives a reboot; `state` is a machine with one writer, the
+These are three things. `desired` is what the user asked for and survives a reboot; `state` has one writer, the
 worker; `observed` is what an outsider would say, in five words.
 """
 

@@ -154,7 +154,7 @@ def _subject(context: Context, target: str, known: Mapping[str, Model], shape: M
         return Subject(*_own(context, target, known, shape), pid=None)
     tier, row = tiers[target], service.find(context.db, target)
     if row is None or row.state not in service.ROUTED or not row.identity:
-        raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up --tier {target}")
+        raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up {target}")
     made = manifest.read(Path(tier.weights))
     return Subject(tier, made.revision if made else "", process.decode(row.identity).pid, row.release)
 

@@ -51,6 +51,6 @@ def _enter_safe_mode(db: Database, one: Service, told: str, more: int) -> None:
     if more and before >= plan.MOST:
         problem = EngineFailed(
             f"The machine went down again while {one.name} ran, even in safe mode.",
-            hint=f"mlxq restart --tier {one.name}",
+            hint=f"mlxq restart {one.name}",
         )
         exits.give_up(db, one.name, problem)

@@ -30,7 +30,7 @@ OTHER_WORDS = {
     r"\bthe proxy\b|\bLiteLLM proxy\b": "gateway",
     r"\bquanti[sz]ations?\b": "quant",
     r"\bcheckpoints?\b": "weights",
-    r"\bthread pools?\b": "lane",
+    r"\bthread pools?\b": "queue",
 }
 """What else people call things; one thing has one word here (CONTRIBUTING.md, Words)."""
 TERMS_OF_OTHERS = r"--daemon|launch daemon|LaunchDaemons|daemon-reload|network's proxy|company's proxy"

@@ -42,23 +42,6 @@ OLD_WORDS = {
     r"\bset-up\b": "setup",
     r"\blanes?\b": "queue",
 }
-CLEAN = (
-    "mlxq/setup",
-    "mlxq/web",
-    "mlxq/clients",
-    "mlxq/autostart.py",
-    "mlxq/dry_run.py",
-    "mlxq/gateway_client.py",
-    "mlxq/local_models.py",
-    "mlxq/model_ref.py",
-    "mlxq/worker_process.py",
-)
-"""What is held to the list in its docstrings and messages. Add a folder when it is clean."""
-HELP_NOT_CLEAN = {
-    "", "setup", "status", "dashboard", "up", "down", "restart", "logs", "why", "pull", "bench", "verify", "jobs",
-    "jobs watch", "uninstall", "doctor",
-}  # fmt: skip
-"""Commands whose help still has such words. Remove a name when it is clean."""
 
 
 def _old_words(text: str) -> dict[str, str]:
@@ -71,30 +54,23 @@ def test_a_page_has_no_old_word(page: Path) -> None:
     assert _old_words(own) == {}, "say the second instead of the first"
 
 
-HELPS = [path for path in generate.paths() if " ".join(path) not in HELP_NOT_CLEAN]
-
-
-@pytest.mark.parametrize("path", HELPS, ids=" ".join)
+@pytest.mark.parametrize("path", list(generate.paths()), ids=" ".join)
 def test_the_help_has_no_old_word(path: list[str]) -> None:
     assert _old_words(generate.help_of(path)) == {}, "say the second instead of the first"
 
 
 def test_messages_have_no_old_word() -> None:
-    ours = [message for message in messages.messages() if message.place.startswith(CLEAN)]
-    assert [(message.place, word) for message in ours for word in _old_words(message.text)] == []
+    found = [(message.place, word) for message in messages.messages() for word in _old_words(message.text)]
+    assert found == []
 
 
-FILES = [
-    file
-    for name in CLEAN
-    for file in sorted((ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name])
-    if file.name != "labels.py"
-]
+FILES = [file for package in messages.PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_docstrings_have_no_old_word_and_begin_with_a_verb_that_says_what_happens(file: Path) -> None:
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, documented)]
     docstrings = [docstring for node in nodes if (docstring := ast.get_docstring(node))]
 
     assert [docstring for docstring in docstrings if docstring.startswith(("Give ", "Tell "))] == []

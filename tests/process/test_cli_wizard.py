@@ -85,7 +85,10 @@ def test_what_a_person_accepts_is_what_the_worker_is_asked_for(home: Home, now: 
     assert set(table) == {"standard", "fast", "longctx"}
 
 
-def test_a_changed_model_goes_through_the_chain_and_the_others_stay(home: Home, now: Database, hub: str) -> None:
+def test_a_changed_model_goes_through_the_chain_with_the_tiers_that_share_it(
+    home: Home, now: Database, hub: str
+) -> None:
+    """Tiers of other models stay as they were."""
     screen = typing(home.root, hub, "setup", "--timeout", "0")
     answer(screen, [(INTENT, "")])
     screen.expect(GO)
@@ -97,22 +100,23 @@ def test_a_changed_model_goes_through_the_chain_and_the_others_stay(home: Home, 
     assert offered
     screen.sendline("2")
     screen.expect(GO)
-    assert shown(screen.before or "") == before | {"standard": " ".join(offered.groups())}
+    model = " ".join(offered.groups())
+    changed = {
+        tier: model if shown_before == before["standard"] else shown_before for tier, shown_before in before.items()
+    }
+    assert shown(screen.before or "") == changed
     answer_named = [("", "c"), (TIER, "2"), (MODEL, "no-such-model"), (MODEL, "qwen3.5-2b int8")]
     answer(screen, answer_named)
     answer(screen, [(GO, "")])
     ends(screen)
 
-    assert asked(now)["choice"] == before | {"standard": " ".join(offered.groups()), "fast": "qwen3.5-2b int8"}
+    assert asked(now)["choice"] == changed | {"fast": "qwen3.5-2b int8"}
 
 
-def test_a_model_serves_one_tier_and_must_fit_beside_the_others(fresh: Path, hub: str) -> None:
+def test_a_model_must_fit_beside_the_others(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup", machine="m4-16")
     answer(screen, [(INTENT, "")])
-    screen.expect(GO)
-    fast = shown(screen.before or "")["fast"].split()[0]
-    screen.sendline("c")
-    answer(screen, [(TIER, "1"), (MODEL, fast), (f"{fast} is already used by fast.", "qwen3.5-27b int8")])
+    answer(screen, [(GO, "c"), ("Which tier\\?", "1"), (MODEL, "qwen3.5-27b int8")])
     screen.expect(r"These models need \S+ GB together; the budget is \S+ GB: \S+ [GM]B too little\.")
 
     assert interrupt(screen)[0] == 130
@@ -133,7 +137,7 @@ def test_ctrl_c_at_every_question_changes_nothing_and_says_so(fresh: Path, hub: 
 
 def test_ctrl_c_while_it_looks_at_the_machine_changes_nothing(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup")
-    screen.expect("Looking at this machine.")
+    screen.expect("Inspecting this machine.")
     code, last = interrupt(screen)
 
     assert (code, "Nothing was changed." in last, fresh.exists()) == (130, True, False)
@@ -162,7 +166,7 @@ def test_a_set_up_that_is_under_way_is_followed_without_a_question(home: Home, n
     code, last = ends(screen)
 
     assert code == 5
-    assert "A setup is already under way (job 1); following that one." in last
+    assert "Setup is already running (job 1); following it." in last
     assert [job.kind for job in listing(now)] == ["score", "detect"]
 
 
@@ -237,7 +241,10 @@ def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: st
     interrupt(screen)
 
     assert [line.split()[0] for line in lines] == ["standard", "fast", "longctx"]
-    assert all(re.search(r" (is kept|is removed|is replaced by \S+ \S+)$", line) for line in lines)
+    assert all(
+        re.search(r" (is kept|is removed|is removed; \S+ answers in its place|is replaced by \S+ \S+)$", line)
+        for line in lines
+    )
 
 
 def test_with_json_the_change_is_shown_beside_it_before_it_is_asked_for(

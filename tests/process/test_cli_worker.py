@@ -149,7 +149,7 @@ def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_
     watching.send_signal(signal.SIGINT)
 
     assert second != first
-    assert f"job {job} goes on" in line_with(watching, "Stopped watching")
+    assert f"job {job} continues" in line_with(watching, "Stopped watching")
     assert watching.wait(PATIENCE_S) == 130
     assert get(db, job).state is JobState.QUEUED
 
@@ -182,7 +182,7 @@ def test_a_worker_that_cannot_start_is_given_up_with_its_log(
     said = watching.communicate(timeout=PATIENCE_S)[1]
 
     assert watching.returncode == 1
-    assert "The worker ended 3 times, last with exit code 1. The jobs are kept." in said
+    assert "The worker exited 3 times, last with exit code 1. The jobs are kept." in said
     assert str(home.log("worker")) in said
 
 
@@ -205,7 +205,7 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
 
     down = start("down")
 
-    assert "There is no stack; the worker has ended." in down.communicate()[1]
+    assert "There is no stack; the worker was stopped." in down.communicate()[1]
     assert down.returncode == 0
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert "There is no stack to put down." in start("down").communicate()[1]
@@ -267,7 +267,7 @@ JOB = [
     *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
     *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
 ]
-STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "cloud", "stack"]
+STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
 
 
 CHOSEN = ["budget_named", "kept", "tiers", "sizes"]
