@@ -62,7 +62,7 @@ def test_from_nothing_to_deleted(mlxq: Type, home: Home) -> None:
     """One story, so that the model is fetched once: pull, list, pull again, verify, damage, verify, remove."""
     pulled = mlxq("pull", REPO)
     assert pulled.returncode == 0, pulled.stderr
-    assert re.search(rf"{REPO}: \d+ [KM]B, licence", pulled.stderr)
+    assert re.search(rf"{REPO}: \d+ [KM]B, license", pulled.stderr)
     assert f"Fetched: {folder(home)}" in pulled.stdout
     assert json.loads(mlxq("models", "--json").stdout)["models"][0]["model"] == REPO
 
@@ -93,7 +93,7 @@ def test_what_a_tier_serves_is_not_removed_unless_told(mlxq: Type, home: Home, d
     assert refused.returncode == 1
     assert "is served by fast" in refused.stderr
     assert folder(home).exists()
-    assert "Nothing is left over" in mlxq("prune", "--unused", "--yes").stderr
+    assert "There is nothing to delete" in mlxq("prune", "--unused", "--yes").stderr
 
     assert mlxq("rm", REPO, "--yes", "--force").returncode == 0
 
@@ -104,7 +104,7 @@ def test_a_second_pull_attaches_to_the_first(mlxq: Type, db: Database) -> None:
     done = mlxq("pull", REPO)
 
     assert done.returncode == 0, done.stderr
-    assert f"Job {first} (pull) is already at it." in done.stderr
+    assert f"Job {first} (pull) is already queued or running." in done.stderr
     assert [first] == [each.id for each in job.listing(db, kind="pull")]
 
 
@@ -112,7 +112,7 @@ def test_a_second_pull_attaches_to_the_first(mlxq: Type, db: Database) -> None:
     ("argv", "code", "words"),
     [
         (("ok/tiny-4bti",), 1, "Nearest: ok/tiny-4bit"),
-        (("gated/tiny-4bit",), 1, "is gated: you must accept its licence"),
+        (("gated/tiny-4bit",), 1, "is gated: you must accept its license"),
         (("private/tiny-4bit",), 1, "does not exist on"),
         ((REPO, "--revision", "nope"), 1, "has no revision 'nope'"),
         (("html/tiny-4bit",), 1, "answered with a web page"),

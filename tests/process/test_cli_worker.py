@@ -208,7 +208,7 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
     assert "There is no stack; the worker was stopped." in down.communicate()[1]
     assert down.returncode == 0
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert "There is no stack to put down." in start("down").communicate()[1]
+    assert "There is no stack to stop." in start("down").communicate()[1]
 
 
 QUICKLY = """
@@ -286,4 +286,4 @@ def test_setup_as_json_is_a_line_at_each_change_and_status_at_the_end(
     ended = {line["job"]["kind"]: line["job"]["state"] for line in lines}
     assert ended == {"detect": "succeeded", "score": "succeeded", "configure": "succeeded"}
     chosen = next(line["job"]["result"] for line in lines if line["job"]["kind"] == "score" and line["job"]["result"])
-    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "explain", *CHOSEN]
+    assert list(chosen) == ["asked", "builtin", "budget_bytes", "total_bytes", "shares", "explain", *CHOSEN]
