@@ -63,19 +63,19 @@ def test_from_nothing_to_deleted(mlxq: Type, home: Home) -> None:
     pulled = mlxq("pull", REPO)
     assert pulled.returncode == 0, pulled.stderr
     assert re.search(rf"{REPO}: \d+ [KM]B, license", pulled.stderr)
-    assert f"Fetched: {folder(home)}" in pulled.stdout
+    assert f"Downloaded: {folder(home)}" in pulled.stdout
     assert json.loads(mlxq("models", "--json").stdout)["models"][0]["model"] == REPO
 
     again = mlxq("pull", f"hub:{REPO}")
-    assert f"Already here: {folder(home)}" in again.stdout
+    assert f"Already installed: {folder(home)}" in again.stdout
 
-    assert "1 of 1 folder is right in every byte." in mlxq("verify").stdout
+    assert "1 model checked; all files are intact." in mlxq("verify").stdout
     shard = next(folder(home).glob("*.safetensors"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     mended = mlxq("verify", REPO)
     assert mended.returncode == 0, mended.stderr
-    assert f"damaged and fetched again: {shard.name}" in mended.stdout
+    assert f"repaired {shard.name}" in mended.stdout
     assert shard.read_bytes() == whole
 
     assert mlxq("rm", REPO).returncode == 2

@@ -133,7 +133,7 @@ def test_a_stale_token_does_not_close_a_public_repo(models: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("token", "repo", "kind", "said"),
     [
-        ("", "gated/tiny-4bit", Gated, "you must accept its licence"),
+        ("", "gated/tiny-4bit", Gated, "you must accept its license"),
         ("hf_known", "gated/tiny-4bit", Gated, "your token has no access yet"),
         ("", "private/tiny-4bit", NotFound, "or is private"),
         ("hf_known", "private/tiny-4bit", NotFound, "your token may not see it"),
