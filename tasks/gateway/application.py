@@ -11,12 +11,14 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from state.keys import Key
-from tasks.gateway import body, checks, models
+from tasks.gateway import body, models
 from tasks.gateway.api_keys import KeyRing, secret_of
 from tasks.gateway.body import Gone
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.cors import Cors
-from tasks.gateway.dialects import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Dialect
+from tasks.gateway.dialects import checks
+from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Dialect
+from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal
 from tasks.gateway.priority import Queue
@@ -24,7 +26,6 @@ from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import BYTES_PER_TOKEN, Routes
-from tasks.gateway.schemas import Fields
 
 log = logging.getLogger("mlxq.gateway")
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway import sse
-from tasks.gateway.abilities import CHAT, COMPLETIONS, RESPONSES, RelayAbilities
 from tasks.gateway.cloud_budget import CloudBudget
+from tasks.gateway.dialects import sse
+from tasks.gateway.dialects.abilities import CHAT, COMPLETIONS, RESPONSES, RelayAbilities
+from tasks.gateway.dialects.json_values import obj
+from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.engine_client import EngineDown
-from tasks.gateway.json_values import obj
-from tasks.gateway.plans import Plan
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Route
 from tasks.plan.gateway import CLOUD

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from tasks.gateway.json_values import obj
+from tasks.gateway.dialects.json_values import obj
 from tasks.gateway.routes import Route
 from tasks.plan.gateway import ANSWER_SECONDS
 

@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from tasks.gateway import checks, context_limit, errors, json_schema, outputs, plans
+from tasks.gateway import context_limit, errors
 from tasks.gateway.cloud import Cloud
 from tasks.gateway.cooldown import Cooldown
-from tasks.gateway.dialects import Dialect
+from tasks.gateway.dialects import checks, json_schema, outputs, plans
+from tasks.gateway.dialects.dialect import Dialect
+from tasks.gateway.dialects.json_values import obj, objects
+from tasks.gateway.dialects.outputs import ChunkSource, NotAsAsked
+from tasks.gateway.dialects.plans import Plan
+from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import Refusal
-from tasks.gateway.json_values import obj, objects
-from tasks.gateway.outputs import ChunkSource, NotAsAsked
-from tasks.gateway.plans import Plan
 from tasks.gateway.poison_requests import PoisonGuard
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Route, Routes
-from tasks.gateway.schemas import Fields
 from tasks.plan.gateway import CLOUD
 
 log = logging.getLogger("mlxq.gateway")

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from starlette.types import Send
 
-from tasks.gateway import sse
-from tasks.gateway.dialects import CHAT, Dialect
+from tasks.gateway.dialects import sse
+from tasks.gateway.dialects.dialect import CHAT, Dialect
 from tasks.gateway.errors import Refusal
 from tasks.gateway.request_context import Call
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from tasks.gateway.abilities import ENGINES, VLLM_MLX, RelayAbilities
+from tasks.gateway.dialects.abilities import ENGINES, VLLM_MLX, RelayAbilities
 from tasks.plan.gateway import CLOUD, LOOPBACK, order
 
 BYTES_PER_TOKEN = 4

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
 LARGEST_ROOM = 26
 """Files of one folder."""
-OTHER_ROOMS = {"mlxq/commands": 40, "tasks/gateway": 40}
+OTHER_ROOMS = {"mlxq/commands": 40}
 """One file a command; the gateway, a program of its own."""
 SMALL_LINES = 50
 MOST_SMALL = 25

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.gateway import checks, schemas
+from tasks.gateway.dialects import checks, schemas
 from tasks.gateway.errors import Refusal
 
 WORDS = st.text(max_size=8)

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
-from tasks.gateway import anthropic_chat, checks, context_limit, errors, json_schema, plans, schemas, sse
-from tasks.gateway.abilities import RAPID_MLX, VLLM_MLX
+from tasks.gateway import context_limit, errors
 from tasks.gateway.api_keys import KeyRing, secret_of
-from tasks.gateway.chat_stream import Fold
 from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
-from tasks.gateway.dialects import CHAT, MESSAGES, RESPONSES
+from tasks.gateway.dialects import anthropic_chat, checks, json_schema, plans, schemas, sse
+from tasks.gateway.dialects.abilities import RAPID_MLX, VLLM_MLX
+from tasks.gateway.dialects.chat_stream import Fold
+from tasks.gateway.dialects.dialect import CHAT, MESSAGES, RESPONSES
+from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.errors import Refusal
 from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard
 from tasks.gateway.priority import LONGEST_WAIT_S, Queue
-from tasks.gateway.stop_strings import Scanner
 
 # Stop strings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.gateway.stop_strings import Scanner
+from tasks.gateway.dialects.stop_strings import Scanner
 
 LETTERS = st.text("ab", min_size=1, max_size=4)
 """Two letters, so that stop strings overlap each other and the text."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.gateway import abilities, anthropic_chat, json_schema
-from tasks.gateway.abilities import RelayAbilities
-from tasks.gateway.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
-from tasks.gateway.json_values import obj, objects
-from tasks.gateway.schemas import Fields
+from tasks.gateway.dialects import abilities, anthropic_chat, json_schema
+from tasks.gateway.dialects.abilities import RelayAbilities
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
+from tasks.gateway.dialects.json_values import obj, objects
+from tasks.gateway.dialects.schemas import Fields
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background")

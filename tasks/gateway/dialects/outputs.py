@@ -9,13 +9,13 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from tasks.gateway import anthropic_chat, chat_stream, json_schema, sse
-from tasks.gateway.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
-from tasks.gateway.dialects import CHAT, COMPLETIONS, RESPONSES, Tokens, parsed, tokens
+from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse
+from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, Tokens, parsed, tokens
+from tasks.gateway.dialects.json_values import first, obj, objects
+from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import Refusal
-from tasks.gateway.json_values import first, obj, objects
-from tasks.gateway.plans import Plan
 
 _CALLS = "tool_calls"
 HELD_BYTES = 16 * 2**20

@@ -7,11 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
-from tasks.gateway import sse
-from tasks.gateway.dialects import CHAT, parsed
+from tasks.gateway.dialects import sse
+from tasks.gateway.dialects.dialect import CHAT, parsed
+from tasks.gateway.dialects.json_values import obj
+from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.engine_client import EngineDown
-from tasks.gateway.json_values import obj
-from tasks.gateway.stop_strings import Scanner
 
 Chunk = dict[str, Any]
 Count = Callable[[int], Awaitable[Mapping[str, int] | None]]

@@ -11,8 +11,8 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tasks.gateway import schemas
-from tasks.gateway.abilities import RelayAbilities
+from tasks.gateway.dialects import schemas
+from tasks.gateway.dialects.abilities import RelayAbilities
 from tasks.gateway.errors import Refusal, invalid, unsupported
 
 MOST_VALUES = 200_000

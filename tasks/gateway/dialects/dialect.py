@@ -9,10 +9,10 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway import abilities, schemas, sse
+from tasks.gateway.dialects import abilities, schemas, sse
+from tasks.gateway.dialects.json_values import first, obj
+from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.errors import Refusal
-from tasks.gateway.json_values import first, obj
-from tasks.gateway.schemas import Fields
 
 Tokens = tuple[int, int]
 """Of the prompt and of the answer."""

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import orjson
 
-from tasks.gateway import sse
-from tasks.gateway.json_values import first, obj, objects
+from tasks.gateway.dialects import sse
+from tasks.gateway.dialects.json_values import first, obj, objects
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
