@@ -88,17 +88,18 @@ def test_a_change_of_tiers_is_proven_then_applied(
 ):
     """The tier that is up answers the trial; the one that is still to come is not waited for."""
     asked = len(every_upstream["standard"].seen())
-    stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=free_port())])
+    coming = replace(every_upstream["fast"].tier(), name="coder", port=free_port())
+    stack.replace(db, [every_upstream["standard"].tier(), coming])
 
     assert run("configure").state == "succeeded"
 
     assert len(every_upstream["standard"].seen()) == asked + 1
     assert process.find_orphans(str(home.root), candidate.NAME) == {}
     assert service.get(db, "gateway").identity == serving.identity
-    assert answers(home, "fast") == 404
+    assert answers(home, "coder") == 404
     run("start", service="gateway")
     assert service.get(db, "gateway").identity != serving.identity
-    assert answers(home, "fast") == 200
+    assert answers(home, "coder") == 200
 
 
 def test_a_change_that_does_not_work_changes_nothing(
@@ -184,7 +185,7 @@ def test_a_gateway_that_cannot_take_over_changes_nothing(
         settings.write(home, "litellm-port", every_upstream["fast"].port)
         errors.append(run("restart", service="gateway").error or "")
 
-    assert "203.0.113.7 is no address of this machine" in errors[0]
+    assert "203.0.113.7 is not an address of this machine" in errors[0]
     assert f"Port {every_upstream['fast'].port}, which gateway needs, is taken by " in errors[1]
     assert errors[1].endswith(f"gateway stays on port {serving.port}.")
     assert load.failures == []
