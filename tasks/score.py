@@ -41,7 +41,7 @@ def score(
     `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
     question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
     serve the built-in model.
-    Gives {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
+    Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
     row = facts.get(context.db, "machine")
@@ -56,21 +56,27 @@ def score(
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     kept = recommend.stays(now, told, args, asked, hub=hub)
     if not kept:
-        machine = from_row(row)
         question = asked | {"choice": choice}
-        chosen = recommend.choose(machine, known, question, recommend.measured(context.db, machine), hub=hub)
+        chosen = recommend.choose(
+            from_row(row), known, question, recommend.measured(context.db, from_row(row)), hub=hub
+        )
         now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
         told = _told(chosen, asked) | {"budget_named": asked["budget_pct"] != wanted["memory-budget-pct"]}
         stack.replace(context.db, now)
         facts.put(context.db, "stack", told)
-    gone, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
-    for following in plan(now, pull=pull, start=start, gone=gone, around=around):
-        context.then(following)
+    _enqueue(context, now, pull=pull, start=start)
     return told | {
         "kept": kept,
         "tiers": recommend.named(now, told.get("shares", {})),
         "sizes": recommend.sizes(now, known),
     }
+
+
+def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool) -> None:
+    """Add the jobs that make the stack serve to the chain."""
+    gone, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
+    for following in plan(tiers, pull=pull, start=start, gone=gone, around=around):
+        context.then(following)
 
 
 def plan(

@@ -85,8 +85,12 @@ def command(
         chain = preview(home, arguments, as_json=as_json)
     else:
         chain = _set_up(home, arguments, consent, intent)
-    if chain is None:
-        return
+    if chain is not None:
+        _follow(home, chain, timeout_s, as_json=as_json)
+
+
+def _follow(home: Home, chain: int, timeout_s: float | None, *, as_json: bool) -> None:
+    """Show the chain until it ends, then the stack that it made."""
     jobs_client.follow(home, jobs_client.chain(chain), Commented(job_view.view(as_json=as_json)), timeout_s=timeout_s)
     if as_json:
         render.line(status.report(home).document())
@@ -95,7 +99,7 @@ def command(
 
 
 class Consent:
-    """What the user is arguments, or has confirmed already."""
+    """Whether the user may be asked, or has confirmed already."""
 
     def __init__(self, *, yes: bool, no_input: bool) -> None:
         self.given = yes
