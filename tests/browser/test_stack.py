@@ -76,7 +76,7 @@ def view(chromium: Browser, real: Database) -> Iterator[Page]:
 
 def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, real: Database):
     card = view.locator("article[data-key=fast]")
-    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    expect(card.locator(".state strong")).to_have_text("healthy", timeout=START_MS)
     expect(card.locator("dd").first).to_have_text("0", timeout=20_000)
 
     asking = threading.Thread(target=_ask, args=(real.home, service.get(real, "fast").port))
@@ -89,8 +89,8 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
     pid, restarts = service.get(real, "fast").pid, service.get(real, "fast").restarts
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    expect(view.locator("#why")).to_contain_text("fast died: Killed by SIGKILL.", timeout=20_000)
-    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    expect(view.locator("#why")).to_contain_text("Killed by SIGKILL.", timeout=20_000)
+    expect(card.locator(".state strong")).to_have_text("healthy", timeout=START_MS)
     expect(card.locator("dl")).to_contain_text(f"restarts{restarts + 1}")
     assert service.get(real, "fast").pid != pid
     assert view.title() == "not loaded again"
@@ -98,7 +98,7 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
 
 def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, real: Database):
     card = view.locator("article[data-key=fast]")
-    expect(card.locator(".state strong")).to_have_text("ready", timeout=START_MS)
+    expect(card.locator(".state strong")).to_have_text("healthy", timeout=START_MS)
     before, deaths = service.get(real, "fast"), _deaths(real)
     port = before.port
     with ThreadPoolExecutor() as pool:
@@ -106,7 +106,7 @@ def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, rea
         expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
         view.get_by_role("button", name="Drain fast").click()
         view.locator("dialog [data-sure]").click()
-        expect(card.locator(".state strong")).to_have_text("draining", timeout=20_000)
+        expect(card.locator(".state strong")).to_contain_text("draining", timeout=20_000)
         _until(lambda: not probe.listening(port))
         assert not asked.done()
         answer = asked.result()

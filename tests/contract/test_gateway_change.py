@@ -288,7 +288,7 @@ def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: 
         del contents[path]
     identity = process.decode(service.get(db, "gateway").identity or "")
     contents[home.root / "argv"] = " ".join(psutil.Process(identity.pid).cmdline()).encode()
-    unit = units.place(system=False)
+    unit = units.describe(system=False)
     contents[home.root / "unit"] = units.systemd(unit).encode() + units.launchd(unit)
     assert any(path.name == "state.db" for path in contents)
     assert any(path.name == "gateway.log" for path in contents)
