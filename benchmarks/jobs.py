@@ -41,13 +41,13 @@ ASKER = """
 import sys, threading
 from state import ledger
 from state.db import open_database
-from state.job import New
+from state.job import NewJob
 from state.paths import Home
 ready = threading.Barrier(10)
 def ask():
     db = open_database(Home(__import__("pathlib").Path(sys.argv[1])))
     ready.wait()
-    ledger.submit(db, New("act", ukey="one"))
+    ledger.enqueue(db, NewJob("act", unique_key="one"))
 threads = [threading.Thread(target=ask) for _ in range(10)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]

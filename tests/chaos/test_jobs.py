@@ -166,7 +166,7 @@ def test_a_hundred_askers_at_once_make_one_job(crew: Crew) -> None:
     script = (
         "from state import ledger; from state.db import open_database; from state.job import NewJob;"
         "from state.paths import get_home; db = open_database(get_home());"
-        "[ledger.submit(db, NewJob('act', unique_key='one')) for _ in range(10)]"
+        "[ledger.enqueue(db, NewJob('act', unique_key='one')) for _ in range(10)]"
     )
     askers = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(10)]
 
