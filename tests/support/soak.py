@@ -35,6 +35,7 @@ from state import secrets, service, settings
 from state.db import open_database
 from state.errors import EngineFailed
 from state.service import State
+from tasks.gateway import cooldown
 from tasks.plan import gateway
 from tasks.supervision import probe
 from tasks.system import process
@@ -260,7 +261,7 @@ class Soak:
             for each in [away for away in self.away if away.until == float("inf")]:
                 one = service.get(db, each.name)
                 if one.state == State.READY and one.identity != each.identity:
-                    rests_s = 0 if each.name == gateway.SERVICE else gateway.COOLDOWN_SECONDS
+                    rests_s = 0 if each.name == gateway.SERVICE else cooldown.COOLDOWN_S
                     each.until = time.time() + rests_s
         db.close()
 

@@ -18,7 +18,7 @@ from state.paths import Home
 CODES = {0, 1, 2, 3, 4, 5, 130}
 UNTYPED = {
     *("worker", "setup", "catalog", "pull", "bench", "doctor", "install", "uninstall"),
-    *("dashboard", "top", "watch"),
+    *("dashboard", "top", "watch", "engine"),
 }
 """Without a bad value these begin real work or do not end; each is fuzzed with one bad option at least."""
 ENDLESS = {"--watch", "--follow", "-f"}
