@@ -78,7 +78,7 @@ START: Mapping[str, Mapping[str, float]] = {
 PULL = {"decode": 0.15, "prompt": 2.0}
 """Weight of the pull to the start, beside one for each row; chosen for the lowest error on chips left out."""
 NEW_WEIGHT = 3.0
-"""Rows of the version that is installed count so many times: they are few, and the others are there for the chips."""
+"""Weight of a row measured on the installed version: such rows are few, and the others cover the chips."""
 SOFT = {"decode": 0.08, "prompt": 0.12}
 """Log error from which a row counts linearly: about what two runs of the same thing differ by."""
 BAND = (0.05, 0.95)

@@ -56,7 +56,7 @@ class Recommendation:
     budget: int
     explain: str = ""
     usable_bytes: int = 0
-    """What Metal or the operating system allows; 0 where nobody asked."""
+    """What Metal or the operating system allows; 0 where it was not asked for."""
 
     @property
     def engines(self) -> tuple[Pick, ...]:

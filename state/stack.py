@@ -14,7 +14,7 @@ PREFILL_STEP = 1_024
 
 
 ANSWER_TIMEOUT_S = 300
-"""Seconds one answer may take where nobody said how long a full window takes to read."""
+"""Seconds one answer may take where the time to read a full window is not known."""
 
 
 @dataclass(frozen=True)

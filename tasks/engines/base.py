@@ -33,7 +33,7 @@ LONGEST_ANSWER = 16_384
 """Tokens a client may ask for. Without a limit one client holds a slot for minutes."""
 LARGEST_BUFFER_CACHE = 2 * GIB
 ENTRIES, SHORT_PROMPT = 2, 1024
-"""A cache that does not hold so many prompts of so many tokens is none."""
+"""A cache too small for this number of prompts of this length is left out."""
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",

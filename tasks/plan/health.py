@@ -115,7 +115,7 @@ VISION = Limits(silent_s=60.0, stalled_s=60.0, prefill_s=90.0)
 
 MOST_CROWDED = 10.0
 MOST_CROWDED_GATEWAY = 2.0
-"""Likewise for the gateway: its callers wait as long, and have no other one to ask."""
+"""The same for the gateway: its callers wait as long, and have no other gateway to ask."""
 
 
 def patience(limits: Limits, crowding: float) -> Limits:
