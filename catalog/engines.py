@@ -56,7 +56,9 @@ class Abilities:
 
     engine: str
     dialects: frozenset[str]
-    """chat, completions, responses, messages, count_tokens: answered right, in the right order of events."""
+    """chat, completions, responses, messages, count_tokens: answered, in the right order of events."""
+    translated: Mapping[str, str]
+    """Dialects for which its chat is the better source -> why."""
     stop_strings: bool
     json_schema: bool
     """Whether a schema binds the answer and leaves the other requests of the batch alone."""
@@ -72,6 +74,11 @@ class Abilities:
     max_completion_tokens: bool
     logprobs: bool
     """Whether `logprobs` are given, and `n` over 1 is refused and not ignored."""
+    frequency_penalty: bool
+    response_formats: bool
+    """Whether its Responses hold an answer to JSON, or to a schema."""
+    response_images: bool
+    """Whether its Responses take images."""
     image_check: bool
     """Whether an image to a model that cannot see is refused."""
     cancel_on_close: bool
@@ -80,6 +87,12 @@ class Abilities:
     rerank: bool
     mtp: bool
     live_cache_quants: bool
+    silence_s: float
+    """Seconds of a healthy stream's longest silence, also while it reads a prompt."""
+
+    def relays(self, dialect: str) -> bool:
+        """Return whether a dialect is passed on as it is, with the engine's bytes as the answer."""
+        return dialect in self.dialects and dialect not in self.translated
 
 
 @dataclass(frozen=True)

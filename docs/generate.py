@@ -223,15 +223,26 @@ def engines() -> str:
         ("lives in", lambda each: "mlxq's environment" if each.environment == "mlxq" else "an environment of its own"),
         ("size on disk", lambda each: units.files(each.installed_mb * 1_000_000) if each.installed_mb else "with mlxq"),
         ("resident with the built-in model", lambda each: f"{each.resident_mb} MB"),
-        ("dialects", lambda each: ", ".join(each.abilities["dialects"])),
+        ("dialects relayed as they are", lambda each: ", ".join(_relayed(each))),
+        ("dialects made from its chat", lambda each: ", ".join(each.abilities["translated"]) or "none"),
     ]
     rows = [[words, *(str(tell(known[name])) for name in names)] for words, tell in plain]
     for ability in known[names[0]].abilities:
-        if ability not in {"dialects", "disk_cache"}:
+        if ability not in {"dialects", "translated", "silence_s", "disk_cache"}:
             told = (known[name].abilities[ability] for name in names)
             rows.append([ability.replace("_", " "), *map(_able, told)])
     found = "\n".join(f"- [{name}]({known[name].home}) {known[name].version}: {known[name].found}." for name in names)
-    return table(["", *names], rows) + f"\n\n{found}"
+    reasons = [
+        f"- {name}'s own {dialect}: {why}."
+        for name in names
+        for dialect, why in known[name].abilities["translated"].items()
+    ]
+    return table(["", *names], rows) + "\n\n" + "\n".join([found, *reasons])
+
+
+def _relayed(engine: EngineEntry) -> list[str]:
+    translated = engine.abilities["translated"]
+    return [dialect for dialect in engine.abilities["dialects"] if dialect not in translated]
 
 
 def _able(value: bool | dict[str, bool]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 
 import orjson
 
+from catalog.engines import Abilities
 from tasks.gateway.cloud_budget import CloudBudget
 from tasks.gateway.dialects import sse
-from tasks.gateway.dialects.abilities import CHAT, COMPLETIONS, RESPONSES, RelayAbilities
+from tasks.gateway.dialects.dialect import COMPLETIONS, RESPONSES
 from tasks.gateway.dialects.json_values import obj
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.engine_client import EngineDown
@@ -35,16 +36,28 @@ _LOCAL = (
     "chat_template_kwargs",
     "store",
 )
-_CAN = RelayAbilities(
-    dialects=frozenset({CHAT, COMPLETIONS, RESPONSES}),
+_CAN = Abilities(
+    engine=CLOUD,
+    dialects=frozenset({"chat", "completions", "responses"}),
+    translated={},
     stop_strings=True,
     json_schema=True,
+    json_object=True,
+    context_check=True,
+    cached_tokens=True,
+    counts_exactly=False,
     forced_tools=True,
+    max_completion_tokens=True,
     logprobs=True,
     frequency_penalty=True,
-    context_check=True,
     response_formats=True,
     response_images=True,
+    image_check=True,
+    cancel_on_close=True,
+    embeddings=False,
+    rerank=False,
+    mtp=False,
+    live_cache_quants=False,
     silence_s=30.0,
 )
 
@@ -83,13 +96,13 @@ class Cloud:
             "stream": plan.asks_stream,
             "max_retries": 0,
         }
-        if plan.dialect.name == RESPONSES:
+        if plan.dialect is RESPONSES:
             common["use_chat_completions_api"] = True
             return await litellm.aresponses(model=f"openai/{self._model}", **fields, **common)
         common["extra_body"] = {**extra, "usage": {"include": True}}
         if plan.asks_stream:
             common["stream_options"] = {"include_usage": True}
-        if plan.dialect.name == COMPLETIONS:
+        if plan.dialect is COMPLETIONS:
             return await litellm.atext_completion(model=f"text-completion-openai/{self._model}", **fields, **common)
         return await litellm.acompletion(model=f"openai/{self._model}", **fields, **common)
 
@@ -110,7 +123,7 @@ class CloudAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield its events. Raises EngineDown."""
-        named = self._plan.dialect.name == RESPONSES
+        named = self._plan.dialect is RESPONSES
         with _failures():
             async for given in self._given:
                 event = _plain(given)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tasks.gateway.dialects.abilities import ENGINES, VLLM_MLX, RelayAbilities
+from catalog.engines import FALLBACK, Abilities, abilities, entries
 from tasks.plan.gateway import CLOUD, LOOPBACK, order
 
 BYTES_PER_TOKEN = 4
@@ -23,7 +23,7 @@ class Route:
     context: int
     """Tokens of prompt and answer together."""
     vision: bool
-    can: RelayAbilities
+    can: Abilities
     answer_timeout_s: float = 0.0
     """The engine's own limit for one answer, in seconds; 0 where none was written."""
 
@@ -84,9 +84,8 @@ def read(configuration: Mapping[str, Any], backend: str) -> Routes:
 
 
 def _route(name: str, tier: Mapping[str, Any], backend: str) -> Route:
-    can = ENGINES.get(tier.get("engine", ""), VLLM_MLX)
-    if backend == "metal":
-        can = replace(can, json_schema=True)  # both engines constrain the decoding there
+    engine = str(tier.get("engine"))
+    can = abilities(engine if engine in entries() else FALLBACK, backend)
     return Route(
         name,
         int(tier["port"]),

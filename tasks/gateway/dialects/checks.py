@@ -11,8 +11,8 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from catalog.engines import Abilities
 from tasks.gateway.dialects import schemas
-from tasks.gateway.dialects.abilities import RelayAbilities
 from tasks.gateway.errors import Refusal, invalid, unsupported
 
 MOST_VALUES = 200_000
@@ -131,7 +131,7 @@ def _sentence(field: str, fault: ErrorDetails, types: Sequence[str]) -> Refusal:
 # What is valid and not carried out
 
 
-def not_carried_out(body: BaseModel, tier: str, can: RelayAbilities, *, vision: bool) -> Refusal | None:
+def not_carried_out(body: BaseModel, tier: str, can: Abilities, *, vision: bool) -> Refusal | None:
     """Return why a valid request cannot be done as asked by `tier`, None when it can."""
     match body:
         case schemas.Chat():
@@ -146,7 +146,7 @@ def not_carried_out(body: BaseModel, tier: str, can: RelayAbilities, *, vision: 
             return None
 
 
-def _of_chat(body: schemas.Chat, tier: str, can: RelayAbilities, vision: bool) -> Iterator[Refusal]:
+def _of_chat(body: schemas.Chat, tier: str, can: Abilities, vision: bool) -> Iterator[Refusal]:
     yield from _of_sampling(body, can)
     if body.logprobs and not can.logprobs:
         yield unsupported("logprobs", f"the engine of {tier} does not give them.")
@@ -176,7 +176,7 @@ def _of_chat_tools(body: schemas.Chat) -> Iterator[Refusal]:
         yield invalid("`tool_choice` needs `tools`.", "tool_choice")
 
 
-def _of_sampling(body: schemas.Chat | schemas.Completions, can: RelayAbilities) -> Iterator[Refusal]:
+def _of_sampling(body: schemas.Chat | schemas.Completions, can: Abilities) -> Iterator[Refusal]:
     if (body.n or 1) > 1:
         yield unsupported("n", "ask once for each choice.")
     if body.frequency_penalty and not can.frequency_penalty:
@@ -186,7 +186,7 @@ def _of_sampling(body: schemas.Chat | schemas.Completions, can: RelayAbilities) 
         yield invalid(f"`stop` must have at most {schemas.STOPS * 20} characters in all.", "stop")
 
 
-def _of_completions(body: schemas.Completions, can: RelayAbilities) -> Iterator[Refusal]:
+def _of_completions(body: schemas.Completions, can: Abilities) -> Iterator[Refusal]:
     yield from _of_sampling(body, can)
     if not isinstance(body.prompt, str) and not (len(body.prompt) == 1 and isinstance(body.prompt[0], str)):
         yield unsupported("prompt", "send one string.")
@@ -200,7 +200,7 @@ def _of_completions(body: schemas.Completions, can: RelayAbilities) -> Iterator[
         yield unsupported("suffix", "put it into the prompt as your model wants it.")
 
 
-def _of_responses(body: schemas.Responses, tier: str, can: RelayAbilities, vision: bool) -> Iterator[Refusal]:
+def _of_responses(body: schemas.Responses, tier: str, can: Abilities, vision: bool) -> Iterator[Refusal]:
     if body.previous_response_id is not None:
         why = "mlxq keeps no answers. Send the whole conversation in `input`."
         yield Refusal(

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway.dialects import abilities, schemas, sse
+from tasks.gateway.dialects import schemas, sse
 from tasks.gateway.dialects.json_values import first, obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.errors import Refusal
@@ -30,11 +30,15 @@ class Seen:
     tokens: Tokens | None = None
 
 
+_RESPONSES = "responses"
+
+
 @dataclass(frozen=True)
 class Dialect:
     """One dialect."""
 
     name: str
+    """As catalog/engines.yaml has it."""
     path: str
     """Of the engine's route, and of the gateway's."""
     schema: type[Fields]
@@ -49,7 +53,7 @@ class Dialect:
     def error_event(self, refusal: Refusal) -> bytes:
         """Return how a stream says that it ends here, unfinished."""
         payload = refusal.payload(anthropic=self.anthropic)
-        if self.name == abilities.RESPONSES:
+        if self.name == _RESPONSES:
             error = payload["error"]
             payload = {"type": "error", "code": error["code"], "message": error["message"], "param": None}
             return sse.encode({**payload, "sequence_number": 0}, "error")
@@ -105,15 +109,15 @@ _CHAT_MARKS = re.compile(rb'"finish_reason": ?"|"usage": ?\{|"error"|"detail"|\[
 _MESSAGES_MARKS = re.compile(rb'"message_(?:start|delta|stop)"|"error"')
 _RESPONSES_MARKS = re.compile(rb'"response\.(?:completed|incomplete|failed)"|"error"')
 
-CHAT = Dialect(abilities.CHAT, "/v1/chat/completions", schemas.Chat, streams=True, marks=_CHAT_MARKS, look=_look_chat)
+CHAT = Dialect("chat", "/v1/chat/completions", schemas.Chat, streams=True, marks=_CHAT_MARKS, look=_look_chat)
 COMPLETIONS = Dialect(
-    abilities.COMPLETIONS, "/v1/completions", schemas.Completions, streams=True, marks=_CHAT_MARKS, look=_look_chat
+    "completions", "/v1/completions", schemas.Completions, streams=True, marks=_CHAT_MARKS, look=_look_chat
 )
 RESPONSES = Dialect(
-    abilities.RESPONSES, "/v1/responses", schemas.Responses, streams=True, marks=_RESPONSES_MARKS, look=_look_responses
+    _RESPONSES, "/v1/responses", schemas.Responses, streams=True, marks=_RESPONSES_MARKS, look=_look_responses
 )
 MESSAGES = Dialect(
-    abilities.MESSAGES,
+    "messages",
     "/v1/messages",
     schemas.Messages,
     anthropic=True,
@@ -121,9 +125,9 @@ MESSAGES = Dialect(
     marks=_MESSAGES_MARKS,
     look=_look_messages,
 )
-COUNT_TOKENS = Dialect(abilities.COUNT_TOKENS, "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
-EMBEDDINGS = Dialect(abilities.EMBEDDINGS, "/v1/embeddings", schemas.Embeddings)
-RERANK = Dialect(abilities.RERANK, "/v1/rerank", schemas.Rerank)
+COUNT_TOKENS = Dialect("count_tokens", "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
+EMBEDDINGS = Dialect("embeddings", "/v1/embeddings", schemas.Embeddings)
+RERANK = Dialect("rerank", "/v1/rerank", schemas.Rerank)
 
 _ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, EMBEDDINGS, RERANK)
 BY_PATH: Mapping[str, Dialect] = {

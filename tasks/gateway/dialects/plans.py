@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.gateway.dialects import abilities, anthropic_chat, json_schema
-from tasks.gateway.dialects.abilities import RelayAbilities
+from catalog.engines import Abilities
+from tasks.gateway.dialects import anthropic_chat, json_schema
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
@@ -50,7 +50,7 @@ class Plan:
         return self.as_message or bool(self.stops) or (self.dialect is CHAT and self.schema is not None)
 
 
-def plan(dialect: Dialect, request: Fields, tier: str, can: RelayAbilities) -> Plan:
+def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
     """Return how to ask an engine that has the abilities `can`, and serves the tier `tier`."""
     body = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
     body["model"] = tier
@@ -58,7 +58,7 @@ def plan(dialect: Dialect, request: Fields, tier: str, can: RelayAbilities) -> P
         body.pop(name, None)
     if dialect is RESPONSES:
         return _responses(body, can)
-    if dialect is MESSAGES and abilities.MESSAGES not in can.dialects:
+    if dialect is MESSAGES and not can.relays(MESSAGES.name):
         made = _chat(anthropic_chat.to_chat(body), can)
         return Plan(CHAT, made.body, made.streams, True, made.stops, made.schema, made.needs_call, as_message=True)
     if dialect is MESSAGES:
@@ -69,7 +69,7 @@ def plan(dialect: Dialect, request: Fields, tier: str, can: RelayAbilities) -> P
     return Plan(dialect, body, streams=False)
 
 
-def _chat(body: dict[str, Any], can: RelayAbilities) -> Plan:
+def _chat(body: dict[str, Any], can: Abilities) -> Plan:
     stops, schema, needs_call = _take_stops(body, can), None, False
     limit = body.pop("max_completion_tokens", None)
     if limit is not None:
@@ -102,7 +102,7 @@ def _completion(made: Plan) -> Plan:
     return Plan(COMPLETIONS, body, made.streams, made.shows_usage, made.stops)
 
 
-def _take_stops(body: dict[str, Any], can: RelayAbilities) -> tuple[str, ...]:
+def _take_stops(body: dict[str, Any], can: Abilities) -> tuple[str, ...]:
     """Return the stop strings that are the gateway's to find, and take them out of the body."""
     given = body.pop("stop", None) or ()
     stops = (given,) if isinstance(given, str) else tuple(given)
@@ -131,7 +131,7 @@ def _messages(body: dict[str, Any]) -> Plan:
     return Plan(MESSAGES, body, bool(body.get("stream")))
 
 
-def _responses(body: dict[str, Any], can: RelayAbilities) -> Plan:
+def _responses(body: dict[str, Any], can: Abilities) -> Plan:
     body["store"] = False  # an engine would keep every answer in memory
     body["input"] = _items(body["input"])
     tools = objects(body.get("tools"))

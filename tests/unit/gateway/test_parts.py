@@ -11,20 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog.engines import abilities
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
 from tasks.gateway import context_limit, errors
 from tasks.gateway.api_keys import KeyRing, secret_of
 from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
 from tasks.gateway.dialects import anthropic_chat, checks, json_schema, plans, schemas, sse
-from tasks.gateway.dialects.abilities import RAPID_MLX, VLLM_MLX
 from tasks.gateway.dialects.chat_stream import Fold
-from tasks.gateway.dialects.dialect import CHAT, MESSAGES, RESPONSES
+from tasks.gateway.dialects.dialect import BY_PATH, CHAT, MESSAGES, RESPONSES
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.errors import Refusal
 from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard
 from tasks.gateway.priority import LONGEST_WAIT_S, Queue
+
+VLLM_MLX, RAPID_MLX = abilities("vllm-mlx", "cpu"), abilities("rapid-mlx", "cpu")
 
 # Stop strings
 
@@ -327,6 +329,16 @@ EVIL = {
 def test_no_field_passes_that_no_schema_names(dialect: Any, fields: dict[str, Any], can: Any):
     request = read(dialect.schema, model="standard", **fields, **EVIL)
     assert not EVIL.keys() & plans.plan(dialect, request, "standard", can).body.keys()
+
+
+def test_the_catalog_calls_the_dialects_as_the_gateway_does():
+    """engines.yaml is the one table of abilities; a name in it that no route has would be lost in silence."""
+    known = {dialect.name for dialect in BY_PATH.values()}
+    for able in (VLLM_MLX, RAPID_MLX):
+        assert able.dialects <= known
+        assert able.translated.keys() <= able.dialects
+    assert not VLLM_MLX.relays("messages")
+    assert RAPID_MLX.relays("messages")
 
 
 def test_nothing_inside_a_message_passes_that_no_schema_names():
