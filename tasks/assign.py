@@ -22,25 +22,27 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
     """
     db, home = context.db, context.home
     now = stack.tiers(db)
-    if not any((one.name, one.model, one.quant) == (tier, model, quant) for one in now) or (alone and len(now) > 1):
+    if not any((existing.name, existing.model, existing.quant) == (tier, model, quant) for existing in now) or (
+        alone and len(now) > 1
+    ):
         before = [] if alone else now
-        known = recommend.find(model, recommend.known(home)).model
-        there = weights.newest(db, known.quants[quant].source)
-        made = assign_ports(
+        catalog_model = recommend.find(model, recommend.known(home)).model
+        downloaded = weights.newest(db, catalog_model.quants[quant].source)
+        new_tier = assign_ports(
             tier,
-            known,
+            catalog_model,
             quant,
             before,
             base_port=settings.load(home)["tier-port-base"],
             budget_bytes=stack_jobs.budget(db, home),
-            weights=there.folder if there else "",
+            weights=downloaded.folder if downloaded else "",
         )
-        stack.replace(db, [*before, made])
+        stack.replace(db, [*before, new_tier])
         stack_jobs.mark_customized(db)
     for following in stack_jobs.add_tier(tier, stack_jobs.leaving(db)):
         context.then(following)
-    found = stack.tier(db, tier)
-    return {"tier": tier, "model": found.model, "context": found.context, "port": found.port}
+    assigned = stack.tier(db, tier)
+    return {"tier": tier, "model": assigned.model, "context": assigned.context, "port": assigned.port}
 
 
 @job("retire")

@@ -12,7 +12,7 @@ from catalog.fit import memory
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.speed import Speed, predict
-from state import bench as kept
+from state import bench as benchmarks
 from state import facts, secrets, service, stack, weights
 from state.bench import Bench
 from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
@@ -75,7 +75,7 @@ def bench(
     """
     began = context.db.now()
     _wait_for_quiet(context, began)
-    known, machine = recommend.known(context.home), _machine(context)
+    models, machine = recommend.known(context.home), _machine(context)
     usual = SLOW if machine.backend == "cpu" else FAST
     shape = {
         "runs": runs,
@@ -83,19 +83,19 @@ def bench(
         "gen_tokens": gen_tokens or usual[1],
         "concurrency": list(concurrency),
     }
-    subject = _subject(context, target, known, shape)
+    subject = _subject(context, target, models, shape)
     if subject.pid is None:
         _check_room(context, machine, subject.tier)
     request: dict[str, Any] = shape | _serving(context, machine, subject)
-    seen = _measured(context, request, began)
-    seen |= {"release": request["release"], "mlx": installed.mlx(context.home, request["release"])}
+    figures = _measured(context, request, began)
+    figures |= {"release": request["release"], "mlx": installed.mlx(context.home, request["release"])}
     if subject.pid is None:
         weights.loaded(context.db, subject.tier.weights)
-    told = _told(subject, machine, known, seen)
+    summary = _told(subject, machine, models, figures)
     if save:
-        for row in _rows(subject, machine, seen, runs):
-            kept.save(context.db, row)
-    return told | {"target": target, "saved": save}
+        for row in _rows(subject, machine, figures, runs):
+            benchmarks.save(context.db, row)
+    return summary | {"target": target, "saved": save}
 
 
 def _measured(context: Context, request: dict[str, Any], began: float) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
         context.report(step["phase"])
 
     try:
-        seen = run_child(
+        figures = run_child(
             "tasks.engines.benchmark",
             request,
             on_progress=tell,
@@ -117,7 +117,7 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
         _wait_for_quiet(context, began)  # a tier that is restarted is no failure of its engine
         raise
     _wait_for_quiet(context, began)
-    return seen
+    return figures
 
 
 def _wait_for_quiet(context: Context, began: float) -> None:
@@ -129,7 +129,7 @@ def _wait_for_quiet(context: Context, began: float) -> None:
     row = context.db.row(
         f"SELECT id, kind FROM jobs WHERE (state = 'running' OR finished_at > ?) AND kind IN ({marks})"  # noqa: S608 (our own names)
         " AND id != ? AND (kind != 'bench' OR id < ?) ORDER BY id",
-        (began, *IN_THE_WAY, context.held.id, context.held.id),
+        (began, *IN_THE_WAY, context.claim.id, context.held.id),
     )
     if row:
         raise Later(f"job {row['id']} ({row['kind']}) is at work", AGAIN_S)
@@ -143,44 +143,44 @@ def _machine(context: Context) -> Machine:
     from tasks.system import hardware
 
     context.report("looking at the machine")
-    found = hardware.detect()
-    facts.put(context.db, "machine", found.as_row())
-    return found
+    machine = hardware.detect()
+    facts.put(context.db, "machine", machine.as_row())
+    return machine
 
 
-def _subject(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> Subject:
+def _subject(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Subject:
     tiers = {tier.name: tier for tier in stack.tiers(context.db)}
     if target not in tiers:
-        return Subject(*_own(context, target, known, shape), pid=None)
+        return Subject(*_own(context, target, models, shape), pid=None)
     tier, row = tiers[target], service.find(context.db, target)
     if row is None or row.state not in service.ROUTED or not row.identity:
         raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up {target}")
-    made = manifest.read(Path(tier.weights))
-    return Subject(tier, made.revision if made else "", process.decode(row.identity).pid, row.release)
+    record = manifest.read(Path(tier.weights))
+    return Subject(tier, record.revision if record else "", process.decode(row.identity).pid, row.release)
 
 
-def _own(context: Context, target: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
+def _own(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
     """Describe the engine that will be started, and return the revision of its weights. Raises NotFound, Damaged."""
     row = weights.newest(context.db, target)
     folder = Path(row.folder if row else target)
     if not folder.is_dir():
         raise NotFound(f"No weights of {target} are here.", hint=f"mlxq pull {target}")
-    made = manifest.read(folder)
-    tier = _described(folder, made.asked if made else f"file:{folder}", known, shape)
-    return tier, made.revision if made else ""
+    record = manifest.read(folder)
+    tier = _described(folder, record.asked if record else f"file:{folder}", models, shape)
+    return tier, record.revision if record else ""
 
 
-def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Mapping[str, Any]) -> Tier:
+def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Tier:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
-    found = headers.inventory(folder)
-    model, quant = _entry(source, known)
+    inventory = headers.inventory(folder)
+    model, quant = _entry(source, models)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
-    need = memory(model, quant, context_tokens, most).total if model else _need(found, context_tokens * most)
+    need = memory(model, quant, context_tokens, most).total if model else _need(inventory, context_tokens * most)
     return Tier(
         name=NAME,
         model=model.id if model else source,
-        quant=quant or found.quantization or f"{found.bits:.0f}-bit",
+        quant=quant or inventory.quantization or f"{inventory.bits:.0f}-bit",
         source=source,
         port=ports.spare(),
         context=context_tokens,
@@ -191,19 +191,19 @@ def _described(folder: Path, source: str, known: Mapping[str, Model], shape: Map
         max_tokens=shape["gen_tokens"],
         tool_parser=model.tool_parser if model else None,
         reasoning_parser=model.reasoning_parser if model else None,
-        vision=found.vision,
+        vision=inventory.vision,
     )
 
 
-def _entry(source: str, known: Mapping[str, Model]) -> tuple[Model | None, str]:
+def _entry(source: str, models: Mapping[str, Model]) -> tuple[Model | None, str]:
     """Return the catalog's model and quant of a source; (None, "") when it has none."""
-    pairs = ((model, quant) for model in known.values() for quant in model.quants.values())
+    pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
     return next(((model, quant.name) for model, quant in pairs if quant.source == source), (None, ""))
 
 
-def _need(found: ScannedWeights, tokens: int) -> int:
+def _need(inventory: ScannedWeights, tokens: int) -> int:
     """Return the bytes an engine needs for weights that are in no catalog."""
-    return int(found.size * 1.05) + found.kv_bytes_per_token * tokens + PROCESS_BYTES
+    return int(inventory.size * 1.05) + inventory.kv_bytes_per_token * tokens + PROCESS_BYTES
 
 
 def _check_room(context: Context, machine: Machine, tier: Tier) -> None:
@@ -220,12 +220,12 @@ def _check_room(context: Context, machine: Machine, tier: Tier) -> None:
 def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, Any]:
     """Say where the child asks, and how it starts an engine where none serves."""
     tier, key = subject.tier, secrets.ensure(context.home.secrets)[secrets.TIER]
-    told = {"port": tier.port, "name": tier.name, "key": key, "pid": subject.pid, "tools": bool(tier.tool_parser)}
+    request = {"port": tier.port, "name": tier.name, "key": key, "pid": subject.pid, "tools": bool(tier.tool_parser)}
     if subject.pid is not None:
-        return told | {"argv": None, "release": subject.release}
+        return request | {"argv": None, "release": subject.release}
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
     launch = serving.launch(context.db, context.home, tier, key, machine.backend)
-    return told | {
+    return request | {
         "release": launch.release,
         "argv": launch.argv,
         "environment": launch.environment(0),
@@ -234,17 +234,19 @@ def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, 
     }
 
 
-def _told(subject: Subject, machine: Machine, known: Mapping[str, Model], seen: Mapping[str, Any]) -> dict[str, Any]:
+def _told(
+    subject: Subject, machine: Machine, models: Mapping[str, Model], figures: Mapping[str, Any]
+) -> dict[str, Any]:
     """Add names and the verdict to what was measured; the prediction is for one request alone."""
     tier = subject.tier
-    alone = next((each for each in seen["rounds"] if each["concurrency"] == 1), None)
-    predicted = _predicted(tier, machine, known, alone["prompt_tokens"]) if alone else None
+    alone = next((row for row in figures["rounds"] if row["concurrency"] == 1), None)
+    predicted = _predicted(tier, machine, models, alone["prompt_tokens"]) if alone else None
     return {
-        **seen,
+        **figures,
         "model": tier.model,
         "quant": tier.quant,
-        "engine": seen["release"],
-        "mlx": seen["mlx"],
+        "engine": figures["release"],
+        "mlx": figures["mlx"],
         "predicted": asdict(predicted) if predicted else None,
         "verdict": _verdict(alone, predicted) if alone and predicted else None,
     }
@@ -254,13 +256,13 @@ def _verdict(alone: Mapping[str, float], predicted: Speed) -> str:
     return plan.verdict(alone["decode_tps"], alone["prompt_tps"], predicted.decode, predicted.prompt)
 
 
-def _predicted(tier: Tier, machine: Machine, known: Mapping[str, Model], tokens: int) -> Speed | None:
+def _predicted(tier: Tier, machine: Machine, models: Mapping[str, Model], tokens: int) -> Speed | None:
     """Return what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
-    model = known.get(tier.model)
+    model = models.get(tier.model)
     return predict(machine, model, tier.quant, tokens) if model and tier.quant in model.quants else None
 
 
-def _rows(subject: Subject, machine: Machine, seen: Mapping[str, Any], runs: int) -> list[Bench]:
+def _rows(subject: Subject, machine: Machine, figures: Mapping[str, Any], runs: int) -> list[Bench]:
     """Return the rows to keep."""
     tier = subject.tier
     return [
@@ -270,12 +272,12 @@ def _rows(subject: Subject, machine: Machine, seen: Mapping[str, Any], runs: int
             source=tier.source,
             revision=subject.revision,
             chip=machine.chip,
-            engine=seen["release"],
-            mlx=seen["mlx"],
+            engine=figures["release"],
+            mlx=figures["mlx"],
             runs=runs,
-            reused=seen["reused"],
-            peak_bytes=seen["peak_bytes"],
-            **each,
+            reused=figures["reused"],
+            peak_bytes=figures["peak_bytes"],
+            **row,
         )
-        for each in seen["rounds"]
+        for row in figures["rounds"]
     ]

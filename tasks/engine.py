@@ -54,18 +54,21 @@ def upgrade_engine(context: Context, engine: str) -> dict[str, Any]:
     `install_engine` does.
     """
     newest = _known(engine).version
-    before = next((each for each in installed.used(context.db, context.home) if each.engine == engine), None)
+    before = next(
+        (installation for installation in installed.used(context.db, context.home) if installation.engine == engine),
+        None,
+    )
     release, _ = _ensure(context, engine, newest)
-    told: dict[str, Any] = {"engine": engine, "version": newest, "before": before.version if before else None}
+    result: dict[str, Any] = {"engine": engine, "version": newest, "before": before.version if before else None}
     if before is None or before.version == newest:
         installed.use(context.db, engine, newest)
-        return told | {"speeds": {}, "used": True, "tiers": _go_over(context, engine, newest)}
-    speeds = {each.version: _speed(context, each) for each in (before, release.installation)}
+        return result | {"speeds": {}, "used": True, "tiers": _go_over(context, engine, newest)}
+    speeds = {installation.version: _speed(context, installation) for installation in (before, release.installation)}
     used = speeds[newest] >= SLOWER * speeds[before.version]
     if used:
         installed.use(context.db, engine, newest)
     tiers = _go_over(context, engine, newest) if used else []
-    return told | {"speeds": speeds, "used": used, "tiers": tiers}
+    return result | {"speeds": speeds, "used": used, "tiers": tiers}
 
 
 @job("settle_engine")
@@ -97,7 +100,7 @@ def rollback_engine(context: Context, engine: str, version: str | None = None, w
 @job("remove_engine")
 def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]:
     """Delete a version of an engine. Gives {"bytes"}. Raises NotFound, Busy while a tier runs on it, UsageProblem."""
-    place = _folder(context.home, engine, version)
+    folder = _folder(context.home, engine, version)
     name = f"{engine} {version}"
     running = [row.name for row in service.listing(context.db) if row.release == name and lifecycle.running(row)]
     if running:
@@ -105,50 +108,52 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
             f"{name} serves {' and '.join(running)}.",
             hint=f"mlxq config set engine {FALLBACK}",
         )
-    freed = install.size(place)
-    (place / installed.PROOF).unlink(missing_ok=True)  # first, so that a removal cut short leaves no engine
-    shutil.rmtree(place)
+    freed = install.size(folder)
+    (folder / installed.PROOF).unlink(missing_ok=True)  # first, so that a removal cut short leaves no engine
+    shutil.rmtree(folder)
     return {"bytes": freed}
 
 
 def _known(engine: str) -> Any:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
-    others = [name for name, each in entries().items() if each.environment == "own"]
-    if engine not in others:
-        raise UsageProblem(f"{engine} cannot be installed; {', '.join(others)} can.", hint="mlxq engine list")
+    installable = [name for name, details in entries().items() if details.environment == "own"]
+    if engine not in installable:
+        raise UsageProblem(f"{engine} cannot be installed; {', '.join(installable)} can.", hint="mlxq engine list")
     return entry(engine)
 
 
 def _folder(home: Home, engine: str, version: str) -> Path:
     """Return the folder of a version that is here. Raises NotFound, UsageProblem."""
     _known(engine)
-    there = [each for each in installed.releases(home) if each.folder and each.installation.engine == engine]
-    found = next((each.folder for each in there if each.installation.version == version), None)
-    if found is None:
-        versions = ", ".join(each.installation.version for each in there) or "none"
+    releases = [
+        release for release in installed.releases(home) if release.folder and release.installation.engine == engine
+    ]
+    folder = next((release.folder for release in releases if release.installation.version == version), None)
+    if folder is None:
+        versions = ", ".join(release.installation.version for release in releases) or "none"
         raise NotFound(f"{engine} {version} is not installed; {versions} is.", hint="mlxq engine list")
-    return found
+    return folder
 
 
 def _ensure(context: Context, engine: str, version: str, *, force: bool = False) -> tuple[installed.Release, bool]:
     """Return a version that is here and proven, and whether it was made for this. Raises as `install_engine` does."""
     _known(engine)
     lock = install.lock(engine, version)
-    if not force and (found := _proven(context.home, engine, version)):
-        return found, False
-    place = installed.folder(context.home, engine, version)
-    installation = Installation(engine, version, str(installed.python(place)))
+    if not force and (release := _proven(context.home, engine, version)):
+        return release, False
+    folder = installed.folder(context.home, engine, version)
+    installation = Installation(engine, version, str(installed.python(folder)))
     weights = builtin.ensure(
         settings.load(context.home).models(context.home), lambda step: context.report(step["phase"]), context.cancelled
     )
     request = {
         "engine": engine,
         "release": installation.name,
-        "folder": str(place),
+        "folder": str(folder),
         "lock": str(lock),
         "smoke": _smoke(context, installation, weights),
     }
-    (place / installed.PROOF).unlink(missing_ok=True)
+    (folder / installed.PROOF).unlink(missing_ok=True)
     proof = run_child(
         "tasks.engines.install",
         request,
@@ -156,18 +161,20 @@ def _ensure(context: Context, engine: str, version: str, *, force: bool = False)
         cancelled=context.cancelled,
         timeout_s=context.remaining_s,
     )
-    installed.write_proof(place, {"engine": engine, "version": version, "at": context.db.now(), **proof})
+    installed.write_proof(folder, {"engine": engine, "version": version, "at": context.db.now(), **proof})
     event.record(context.db, "engine_installed", engine=engine, version=version)
-    made = _proven(context.home, engine, version)
-    if made is None:
+    release = _proven(context.home, engine, version)
+    if release is None:
         raise EngineFailed(f"{installation.name} was installed, and its environment is not there.", hint="mlxq doctor")
-    return made, True
+    return release, True
 
 
 def _proven(home: Home, engine: str, version: str) -> installed.Release | None:
     wanted = (engine, version)
-    found = (each for each in installed.releases(home) if each.folder and each.whole)
-    return next((each for each in found if (each.installation.engine, each.installation.version) == wanted), None)
+    releases = (release for release in installed.releases(home) if release.folder and release.whole)
+    return next(
+        (release for release in releases if (release.installation.engine, release.installation.version) == wanted), None
+    )
 
 
 def _smoke(context: Context, installation: Installation, weights: Path) -> dict[str, Any]:
@@ -208,13 +215,13 @@ def _speed(context: Context, installation: Installation) -> float:
     """Return the tokens/s of one answer of the built-in model on an engine. Raises EngineFailed."""
     weights = builtin.folder(settings.load(context.home).models(context.home))
     context.report(f"timing {installation.name}")
-    seen = run_child(
+    result = run_child(
         "tasks.engines.benchmark",
         ROUNDS | _smoke(context, installation, weights),
         cancelled=context.cancelled,
         timeout_s=context.remaining_s,
     )
-    return round(float(seen["rounds"][0]["decode_tps"]), 2)
+    return round(float(result["rounds"][0]["decode_tps"]), 2)
 
 
 def _go_over(context: Context, engine: str, version: str) -> list[str]:
@@ -227,11 +234,11 @@ def _go_over(context: Context, engine: str, version: str) -> list[str]:
     return names
 
 
-def _take_back(context: Context, engine: str, version: str, why: str) -> dict[str, Any]:
+def _take_back(context: Context, engine: str, version: str, reason: str) -> dict[str, Any]:
     """Use what was used before a version that failed, and say so."""
     after = installed.take_back(context.db, engine, version)
     now = after.version or FALLBACK
-    event.record(context.db, "engine_taken_back", engine=engine, version=version, now=now, cause=why)
+    event.record(context.db, "engine_taken_back", engine=engine, version=version, now=now, cause=reason)
     names = stack_jobs.on_other_engines(context.db, context.home)
     for new in stack_jobs.restarts(context.db, names):
         context.then(new)

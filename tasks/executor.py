@@ -40,7 +40,7 @@ class Context:
     """What a task is given beside its arguments."""
 
     def __init__(self, kind: Kind, mine: RunningJob) -> None:
-        self.held = mine.claim
+        self.claim = mine.claim
         self.kind = kind
         self.db = runtime.database()
         self.home = runtime.home
@@ -56,13 +56,13 @@ class Context:
 
     def check(self) -> None:
         """Raise when the job is to stop. Raises Cancelled, Released, DeadlinePassed, Fenced."""
-        if cancel_asked(self.db, self.held):
+        if cancel_asked(self.db, self.claim):
             raise Cancelled
         if runtime.stopping.is_set():
             raise Released
         if not self.remaining_s:
             raise DeadlinePassed(
-                f"Job {self.held.id} ({self.kind.name}) ran over its limit of {self.kind.limit_s:g} s."
+                f"Job {self.claim.id} ({self.kind.name}) ran over its limit of {self.kind.limit_s:g} s."
             )
 
     def cancelled(self) -> bool:
@@ -76,9 +76,9 @@ class Context:
     def wait(self, seconds: float) -> None:
         """Sleep in a task, returning early when the job is to stop. Raises as check does."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        while (remaining_s := until - time.monotonic()) > 0:
             self.check()
-            runtime.stopping.wait(min(left, 0.25))
+            runtime.stopping.wait(min(remaining_s, 0.25))
         self.check()
 
     def report(self, phase: str, **progress: Any) -> None:
@@ -87,7 +87,7 @@ class Context:
         if phase == self._phase and now - self._reported < PROGRESS_S:
             return
         self._phase, self._reported = phase, now
-        ledger.report(self.db, self.held, phase, progress)
+        ledger.report(self.db, self.claim, phase, progress)
         self.check()
 
     def then(self, job: NewJob) -> None:
@@ -95,36 +95,36 @@ class Context:
         self.fan_out.append(job)
 
 
-def perform(kind: Kind, task: Task, held: Claim) -> None:
+def perform(kind: Kind, task: Task, claim: Claim) -> None:
     """Run one claimed job and write how it ended."""
-    bound = structlog.contextvars.bound_contextvars(job=held.id, kind=kind.name, attempt=held.attempt)
-    with bound, runtime.having(held, kind.limit_s) as mine:
-        log.info("job_started", args=held.args)
+    bound = structlog.contextvars.bound_contextvars(job=claim.id, kind=kind.name, attempt=claim.attempt)
+    with bound, runtime.having(claim, kind.limit_s) as mine:
+        log.info("job_started", args=claim.args)
         try:
-            _write(held, _outcome(Context(kind, mine), task))
+            _write(claim, _outcome(Context(kind, mine), task))
         except Released:
             log.warning("job_left_to_rescue")
         except Fenced:
             log.warning("job_fenced")
 
 
-def _write(held: Claim, outcome: Outcome) -> None:
+def _write(claim: Claim, outcome: Outcome) -> None:
     """Write how a job ended; one that cannot be kept (a result that is no JSON, a fan-out of nonsense) is a failure."""
     try:
         runtime.persist(outcome)
     except (sqlite3.Error, TypeError, ValueError) as problem:
         log.exception("outcome_refused")
-        internal = _fault(held, problem)
-        runtime.persist(lambda db: ledger.fail(db, held, internal))
+        internal = _fault(claim, problem)
+        runtime.persist(lambda db: ledger.fail(db, claim, internal))
 
 
 def _outcome(context: Context, task: Task) -> Outcome:
     """Run the task; return the write that says how it ended."""
-    held = context.held
+    claim = context.claim
     try:
-        result = task(context, **held.args)
+        result = task(context, **claim.args)
     except Later as later:
-        return _snoozing(held, later)
+        return _snoozing(claim, later)
     except (Cancelled, Released) as stopped:
         return _ending(context, stopped)
     except MlxqError as problem:
@@ -133,30 +133,30 @@ def _outcome(context: Context, task: Task) -> Outcome:
         raise
     except (Exception, SystemExit) as problem:
         log.exception("job_crashed")
-        return _failing(context, _fault(held, problem))
+        return _failing(context, _fault(claim, problem))
     log.info("job_succeeded")
-    return lambda db: ledger.succeed(db, held, result, context.fan_out)
+    return lambda db: ledger.succeed(db, claim, result, context.fan_out)
 
 
-def _snoozing(held: Claim, later: Later) -> Outcome:
+def _snoozing(claim: Claim, later: Later) -> Outcome:
     log.info("job_snoozed", wait_s=later.after_s, why=later.reason)
-    return lambda db: ledger.snooze(db, held, later.after_s, later.reason)
+    return lambda db: ledger.snooze(db, claim, later.after_s, later.reason)
 
 
 def _ending(context: Context, stopped: Exception) -> Outcome:
     """Choose how a stopped job ends: a child says Cancelled for a cancel, a stop of the worker and a time limit."""
-    held = context.held
+    claim = context.claim
     try:
         context.check()
     except Released:
         log.info("job_released")
-        return lambda db: ledger.release(db, held)
+        return lambda db: ledger.release(db, claim)
     except DeadlinePassed as late:
-        return _failed(held, late)
-    except Cancelled as asked:
-        stopped = asked
+        return _failed(claim, late)
+    except Cancelled as cancel:
+        stopped = cancel
     log.info("job_cancelled", by=type(stopped).__name__)
-    return lambda db: ledger.end_cancelled(db, held)
+    return lambda db: ledger.end_cancelled(db, claim)
 
 
 def _failing(context: Context, problem: MlxqError) -> Outcome:
@@ -165,16 +165,16 @@ def _failing(context: Context, problem: MlxqError) -> Outcome:
         context.check()
     except (Cancelled, Released, DeadlinePassed) as stopped:
         return _ending(context, stopped)
-    return _failed(context.held, problem)
+    return _failed(context.claim, problem)
 
 
-def _failed(held: Claim, problem: MlxqError) -> Outcome:
+def _failed(claim: Claim, problem: MlxqError) -> Outcome:
     log.error("job_failed", code=problem.code, error=problem.message, retry=problem.retry)
-    if problem.retry and held.failures + 1 < held.max_attempts:
-        wait_s = backoff(held.failures + 1)
-        return lambda db: ledger.retry_later(db, held, problem, wait_s)
-    return lambda db: ledger.fail(db, held, problem)
+    if problem.retry and claim.failures + 1 < claim.max_attempts:
+        wait_s = backoff(claim.failures + 1)
+        return lambda db: ledger.retry_later(db, claim, problem, wait_s)
+    return lambda db: ledger.fail(db, claim, problem)
 
 
-def _fault(held: Claim, problem: BaseException) -> Internal:
-    return Internal(f"{type(problem).__name__} in task {held.kind}: {problem}", hint="mlxq logs worker")
+def _fault(claim: Claim, problem: BaseException) -> Internal:
+    return Internal(f"{type(problem).__name__} in task {claim.kind}: {problem}", hint="mlxq logs worker")

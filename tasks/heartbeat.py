@@ -58,13 +58,13 @@ class Heartbeat:
 
     def _lost(self, claims: list[Claim]) -> list[Claim]:
         """Choose the claims whose worker is dead, and our own that no thread has had at two looks in a row."""
-        mine = {(held.id, held.attempt) for held in claims if held.owner == runtime.owner}
+        mine = {(claim.id, claim.attempt) for claim in claims if claim.owner == runtime.owner}
         strays = mine - runtime.in_hand.keys()
         again, self._strays = strays & self._strays, strays
         return [
-            held
-            for held in claims
-            if (held.id, held.attempt) in again or not (held.owner == runtime.owner or is_alive(held.owner))
+            claim
+            for claim in claims
+            if (claim.id, claim.attempt) in again or not (claim.owner == runtime.owner or is_alive(claim.owner))
         ]
 
     def _end_overdue(self, db: Database) -> None:

@@ -128,13 +128,13 @@ def new(
 ) -> NewJob:
     """Return a job of this kind, ready to enqueue. Raises KeyError for a kind that is not in the table."""
     kind = KINDS[name]
-    given = dict(args or {})
+    arguments = dict(args or {})
     return NewJob(
         kind=name,
-        args=given,
+        args=arguments,
         queue=kind.queue,
         priority=kind.priority,
-        unique_key=_unique(kind, given),
+        unique_key=_unique(kind, arguments),
         max_attempts=kind.max_attempts,
         needs=needs,
         after=after,

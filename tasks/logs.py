@@ -28,9 +28,9 @@ def rotate_logs(context: Context, name: str | None = None) -> dict[str, Any]:
     """Rotate one log, or all that are too big; hold the prompt caches to their size. Gives bytes moved and freed."""
     keep: int = settings.load(context.home)["log-max-files"]
     moved: dict[str, int] = {}
-    for each in [name] if name else too_big(context.home):
+    for log in [name] if name else too_big(context.home):
         context.check()
-        moved[each] = _rotate(context.db, context.home, each, keep)
+        moved[log] = _rotate(context.db, context.home, log, keep)
     freed = sum(prompt_cache.cap(folder, limit) for folder, limit in _caches(context.db, context.home).items())
     return {"rotated": moved, "freed_bytes": freed}
 
@@ -44,9 +44,9 @@ def too_big(home: Home) -> list[str]:
 def _rotate(db: Database, home: Home, name: str, keep: int) -> int:
     if name == WORKER:
         return log_rotation.rotate(home.log(name), keep, _own_silence)
-    one = service.find(db, name)
-    found = lifecycle.running(one) if one else None
-    writers = process.members(found) if found else []
+    row = service.find(db, name)
+    identity = lifecycle.running(row) if row else None
+    writers = process.members(identity) if identity else []
     return log_rotation.rotate(home.log(name), keep, lambda: log_rotation.held(writers))
 
 

@@ -35,17 +35,17 @@ def pull(
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
-    there = None if force else client.here(pinned, models)
+    existing = None if force else client.here(pinned, models)
     try:
-        folder, notes = (there, ()) if there else _fetch(context, pinned, models, force, code)
+        folder, notes = (existing, ()) if existing else _fetch(context, pinned, models, force, code)
     except Busy as busy:
         raise Later(busy.message, AGAIN_S) from busy
-    found = headers.inventory(folder)
-    if not (there and weights.at(context.db, str(folder))):
-        weights.record(context.db, str(folder), source, _facts(found))
+    inventory = headers.inventory(folder)
+    if not (existing and weights.at(context.db, str(folder))):
+        weights.record(context.db, str(folder), source, _facts(inventory))
     stack.set_weights(context.db, source, str(folder))
-    told = {"folder": str(folder), "revision": found.revision, "bytes": found.size}
-    return told | {"notes": list(notes), "fetched": there is None}
+    result = {"folder": str(folder), "revision": inventory.revision, "bytes": inventory.size}
+    return result | {"notes": list(notes), "fetched": existing is None}
 
 
 @job("verify_weights")
@@ -54,25 +54,25 @@ def verify_weights(context: Context, folder: str) -> dict[str, Any]:
 
     Returns {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
     """
-    place = _inside(context, folder)
+    path = _inside(context, folder)
     report = _reporter(context)
-    names = client.verify(place, on_progress=report, cancelled=context.cancelled)
+    names = client.verify(path, on_progress=report, cancelled=context.cancelled)
     if not names:
         weights.verified(context.db, folder)
         return {"damaged": []}
-    made, row = manifest.read(place), weights.at(context.db, folder)
-    assert made  # download.verify compares with it
-    revision = made.revision if made.source.startswith("hub:") else None
-    _pull_after(context, row.source if row else made.asked, revision)
-    integrity.quarantine(place, names)
+    record, row = manifest.read(path), weights.at(context.db, folder)
+    assert record  # download.verify compares with it
+    revision = record.revision if record.source.startswith("hub:") else None
+    _pull_after(context, row.source if row else record.asked, revision)
+    integrity.quarantine(path, names)
     weights.forget(context.db, folder)
     return {"damaged": names}
 
 
 def _pull_after(context: Context, source: str, revision: str | None) -> None:
     """Have `source` pulled when this job has ended, however it ends: a worker may die with the weights half away."""
-    again = kinds.new("pull", {"source": source, "revision": revision}, after=[context.held.id])
-    chain = read_job(context.db, context.held.id).chain
+    again = kinds.new("pull", {"source": source, "revision": revision}, after=[context.claim.id])
+    chain = read_job(context.db, context.claim.id).chain
     ledger.enqueue_all(context.db, [again], source="chain", chain=chain)
 
 
@@ -82,11 +82,11 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
 
     Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
     """
-    place = _inside(context, folder)
+    path = _inside(context, folder)
     serving = [tier.name for tier in stack.tiers(context.db) if tier.weights == folder]
     if serving and not force:
-        raise Busy(f"{place.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {place.name} --force")
-    size = staging.remove(place)
+        raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
+    size = staging.remove(path)
     weights.forget(context.db, folder)
     return {"bytes": size}
 
@@ -107,24 +107,24 @@ def _fetch(context: Context, source: str, models: Path, force: bool, code: bool)
 def _reporter(context: Context) -> Progress:
     def report(step: dict[str, Any]) -> None:
         counted = {"done": step.get("bytes"), "total": step.get("total"), "unit": "bytes"} if "bytes" in step else {}
-        told = {name: step[name] for name in ("file", "files", "resumed") if name in step}
-        context.report(step["phase"], **counted, **told)
+        details = {name: step[name] for name in ("file", "files", "resumed") if name in step}
+        context.report(step["phase"], **counted, **details)
 
     return report
 
 
 def _inside(context: Context, folder: str) -> Path:
     """Return the folder when it is directly inside the models folder. Raises UsageProblem, NotFound."""
-    models, place = settings.load(context.home).models(context.home), Path(folder)
-    if place.parent != models or place.name.startswith("."):
+    models, path = settings.load(context.home).models(context.home), Path(folder)
+    if path.parent != models or path.name.startswith("."):
         raise UsageProblem(f"{folder} is not inside {models}.", hint="mlxq models")
-    if not place.is_dir():
+    if not path.is_dir():
         weights.forget(context.db, folder)  # a worker may have died between the folder's end and its row's
         raise NotFound(f"There are no weights in {folder}.", hint="mlxq models")
-    return place
+    return path
 
 
-def _facts(found: ScannedWeights) -> dict[str, Any]:
+def _facts(inventory: ScannedWeights) -> dict[str, Any]:
     """Return the columns of the weights' row."""
-    said = {each.name: getattr(found, each.name) for each in fields(weights.Facts)}
-    return said | {"revision": found.revision or "", "recipe": found.recipe}
+    columns = {column.name: getattr(inventory, column.name) for column in fields(weights.Facts)}
+    return columns | {"revision": inventory.revision or "", "recipe": inventory.recipe}

@@ -65,11 +65,11 @@ class LedgerStorage(BlackHoleStorage):
 
     def dequeue(self) -> bytes | None:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says None alone)
         """Return the next tick or job, or None after a sleep in which nothing came."""
-        seen = runtime.bell.rung
-        found = self._tick() or self._claim()
-        if found is None and not runtime.stopping.is_set():
-            runtime.bell.wait(seen, self._sleep_s())
-        return found
+        rung = runtime.bell.rung
+        message = self._tick() or self._claim()
+        if message is None and not runtime.stopping.is_set():
+            runtime.bell.wait(rung, self._sleep_s())
+        return message
 
     def queue_size(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride] (the base says 0 alone)
         """Return the number of jobs that wait in this queue."""
@@ -90,15 +90,15 @@ class LedgerStorage(BlackHoleStorage):
         if runtime.stopping.is_set():
             return None
         try:
-            held = ledger.claim(runtime.database(), self.queue, self.kinds, runtime.owner)
+            claim = ledger.claim(runtime.database(), self.queue, self.kinds, runtime.owner)
         except StateUnavailable as problem:  # the job is still there; the next look is AGAIN_S later
             log.error("not_claimed", error=problem.message, again_s=AGAIN_S)  # noqa: TRY400 (a known state)
             runtime.stopping.wait(AGAIN_S)
             return None
-        if held is None:
+        if claim is None:
             return None
-        identifier = f"{held.id}.{held.attempt}"
-        return _encode(Message(identifier, f"{NAMESPACE}.{held.kind}", args=[], kwargs={"held": asdict(held)}))
+        identifier = f"{claim.id}.{claim.attempt}"
+        return _encode(Message(identifier, f"{NAMESPACE}.{claim.kind}", args=[], kwargs={"claim": asdict(claim)}))
 
     def _sleep_s(self) -> float:
         due = ledger.next_due(runtime.database(), self.queue, self.kinds)
@@ -154,8 +154,8 @@ def job(name: str) -> Callable[[Task], Task]:
     queue = QUEUES[kind.queue]
 
     def register(function: Task) -> Task:
-        def run(held: dict[str, Any]) -> None:
-            perform(kind, function, Claim(**held))
+        def run(claim: dict[str, Any]) -> None:
+            perform(kind, function, Claim(**claim))
 
         queue.task(name=name, __module__=NAMESPACE)(run)
         queue.storage.kinds.add(name)

@@ -52,10 +52,12 @@ def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
     Raises UsageProblem when the wanted one does not exist.
     """
     if wanted is not None and wanted not in model.quants:
-        there = ", ".join(model.quants)
-        made = wanted in CONVERTED and model.repo
-        hint = f"mlxq pull {model.repo} --quant {wanted}   (converts it here)" if made else f"mlxq pull {model.id}"
-        raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {there}.", hint=hint)
+        available = ", ".join(model.quants)
+        convertible = wanted in CONVERTED and model.repo
+        hint = (
+            f"mlxq pull {model.repo} --quant {wanted}   (converts it here)" if convertible else f"mlxq pull {model.id}"
+        )
+        raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {available}.", hint=hint)
     chosen = wanted or preferred
     return chosen if chosen in model.quants else smallest(model).name
 
@@ -66,13 +68,13 @@ def quant_wanted(wanted: Settings) -> str | None:
     return None if value.source == "default" else value.value
 
 
-def question(intent: str | None, budget_pct: int | None, told: Mapping[str, Any], wanted: Settings) -> dict[str, Any]:
+def question(intent: str | None, budget_pct: int | None, stored: Mapping[str, Any], wanted: Settings) -> dict[str, Any]:
     """Fill in what was not asked: as it was asked for the stack that is here, else by the settings.
 
-    `told`: what is remembered of that stack. Gives {"intent", "budget_pct", "quant"}.
+    `stored`: what is remembered of that stack. Gives {"intent", "budget_pct", "quant"}.
     """
-    before: Mapping[str, Any] = told.get("asked", {})
-    named = before.get("budget_pct") if told.get("budget_named") else None
+    before: Mapping[str, Any] = stored.get("asked", {})
+    named = before.get("budget_pct") if stored.get("budget_named") else None
     return {
         "intent": intent or before.get("intent", next(iter(INTENTS))),
         "budget_pct": budget_pct or named or wanted["memory-budget-pct"],
@@ -99,37 +101,37 @@ def engines(choice: Mapping[str, str]) -> dict[str, str]:
 
 
 def stays(
-    now: Sequence[Tier], told: Mapping[str, Any], args: Mapping[str, Any], asked: Mapping[str, Any], *, hub: bool
+    now: Sequence[Tier], stored: Mapping[str, Any], args: Mapping[str, Any], request: Mapping[str, Any], *, hub: bool
 ) -> bool:
     """Say whether the task score keeps the stack that is there.
 
     It does when it is told to, when that answers the question, and when a user made it by hand and asks for nothing.
-    `args`: those of the task; `asked`: the question that `question` makes of them.
+    `args`: those of the task; `request`: the question that `question` makes of them.
     """
     if not now:
         return False
-    by_hand = "asked" not in told and not any(args.get(name) for name in ("intent", "budget_pct", "choice"))
-    return bool(args.get("keep")) or by_hand or answers(now, told, asked, args.get("choice"), hub=hub)
+    by_hand = "asked" not in stored and not any(args.get(name) for name in ("intent", "budget_pct", "choice"))
+    return bool(args.get("keep")) or by_hand or answers(now, stored, request, args.get("choice"), hub=hub)
 
 
 def answers(
     now: Sequence[Tier],
-    told: Mapping[str, Any],
-    asked: Mapping[str, Any],
+    stored: Mapping[str, Any],
+    request: Mapping[str, Any],
     choice: Mapping[str, str] | None,
     *,
     hub: bool,
 ) -> bool:
     """Say whether the stack that is there answers the question already."""
-    same = told.get("asked") == asked
+    same = stored.get("asked") == request
     if choice:
         return same and served(now) == engines(choice)
-    return not hub or (same and not told.get("builtin"))
+    return not hub or (same and not stored.get("builtin"))
 
 
-def sizes(tiers: Sequence[Tier], known: Mapping[str, Model]) -> dict[str, int]:
+def sizes(tiers: Sequence[Tier], models: Mapping[str, Model]) -> dict[str, int]:
     """Return the bytes of each source as the catalog has them, so that a total is known before the first pull."""
-    quants = [quant for model in known.values() for quant in model.quants.values()]
+    quants = [quant for model in models.values() for quant in model.quants.values()]
     wanted = {tier.source for tier in tiers}
     return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
@@ -175,45 +177,45 @@ def too_small(machine: Machine, problem: TooSmall) -> DoesNotFit:
 
 def choose(
     machine: Machine,
-    known: Mapping[str, Model],
-    asked: Mapping[str, Any],
+    models: Mapping[str, Model],
+    request: Mapping[str, Any],
     measured: Sequence[Measured] = (),
     *,
     hub: bool,
 ) -> Recommendation:
-    """Choose a stack for what was `asked` (intent, budget_pct, quant); without a Hub, of the built-in model.
+    """Choose a stack for what was `request` (intent, budget_pct, quant); without a Hub, of the built-in model.
 
-    `choice` in `asked`, "model quant" by tier, holds whatever else is asked. Raises DoesNotFit with what the smallest
+    `choice` in `request`, "model quant" by tier, holds whatever else is asked. Raises DoesNotFit with what the smallest
     stack needs, NotFound for a model the catalog does not have, UsageProblem.
     """
-    choice: Mapping[str, str] = asked.get("choice") or {}
+    choice: Mapping[str, str] = request.get("choice") or {}
     all_builtin = len(choice) > 1 and {words.partition(" ")[0] for words in choice.values()} == {BUILTIN}
     if choice and not all_builtin:
-        return compose(machine, known, choice, asked, measured)
-    share = budget(machine, asked["budget_pct"])
+        return compose(machine, models, choice, request, measured)
+    share = budget(machine, request["budget_pct"])
     if hub and not all_builtin:
-        return recommend(machine, known, asked["intent"], share, benches=measured, quant=asked["quant"])
+        return recommend(machine, models, request["intent"], share, benches=measured, quant=request["quant"])
     try:
-        return score.builtin(machine, known, budget_bytes=share)
+        return score.builtin(machine, models, budget_bytes=share)
     except TooSmall as problem:
         raise too_small(machine, problem) from problem
 
 
 def compose(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     choice: Mapping[str, str],
-    asked: Mapping[str, Any],
+    request: Mapping[str, Any],
     measured: Sequence[Measured] = (),
 ) -> Recommendation:
     """Return the stack of the models that a user chose, "model quant" by tier.
 
     Raises DoesNotFit with what they need together, NotFound, UsageProblem.
     """
-    wanted = {tier: _named(words, known) for tier, words in choice.items()}
-    share = budget(machine, asked["budget_pct"])
+    wanted = {tier: _named(words, models) for tier, words in choice.items()}
+    share = budget(machine, request["budget_pct"])
     try:
-        return score.compose(machine, known, wanted, asked["intent"], budget_bytes=share, measured=measured)
+        return score.compose(machine, models, wanted, request["intent"], budget_bytes=share, measured=measured)
     except TooSmall as problem:
         raise DoesNotFit(
             f"These models need {units.memory(problem.needs_bytes)} together; "
@@ -224,8 +226,8 @@ def compose(
         raise UsageProblem(f"That is no stack: {problem}.", hint="mlxq setup") from problem
 
 
-def _named(words: str, known: Mapping[str, Model]) -> tuple[str, str]:
+def _named(words: str, models: Mapping[str, Model]) -> tuple[str, str]:
     """Read "model quant". Raises NotFound, UsageProblem for a quant that does not exist."""
     name, _, quant = words.partition(" ")
-    model = find(name, known).model
+    model = find(name, models).model
     return model.id, quant_of(model, quant, quant)

@@ -38,10 +38,10 @@ class WakeSignal:
             self.rung += 1
             self._condition.notify_all()
 
-    def wait(self, seen: int, timeout_s: float) -> None:
-        """Sleep until a call to `set` after `seen` was read, or the time is over."""
+    def wait(self, rung: int, timeout_s: float) -> None:
+        """Sleep until a call to `set` after `rung` was read, or the time is over."""
         with self._condition:
-            self._condition.wait_for(lambda: self.rung != seen, timeout_s)
+            self._condition.wait_for(lambda: self.rung != rung, timeout_s)
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ class Runtime:
         return self._local.database
 
     @contextmanager
-    def having(self, held: Claim, limit_s: float) -> Generator[RunningJob]:
+    def having(self, claim: Claim, limit_s: float) -> Generator[RunningJob]:
         """Count a job as in hand meanwhile."""
-        key = (held.id, held.attempt)
-        self.in_hand[key] = RunningJob(held, time.monotonic() + limit_s)
+        key = (claim.id, claim.attempt)
+        self.in_hand[key] = RunningJob(claim, time.monotonic() + limit_s)
         try:
             yield self.in_hand[key]
         finally:

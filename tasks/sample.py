@@ -42,8 +42,8 @@ class Recorder:
         self.minute = minute
         key = secrets.read(home.secrets).get(secrets.TIER, "")
         counted = usage.totals(db)
-        for each in service.listing(db):
-            self.looks.setdefault(each.name, []).append(_look(each, key, counted))
+        for row in service.listing(db):
+            self.looks.setdefault(row.name, []).append(_look(row, key, counted))
 
     def _samples(self) -> list[Sample]:
         return [
@@ -51,22 +51,22 @@ class Recorder:
         ]
 
 
-def _look(each: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
+def _look(row: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
     """Look at one service. `counted`: the gateway's sums by tier; all of them are the gateway's own."""
-    own = [row for row in counted if each.kind == "gateway" or row["tier"] == each.name]
-    told: dict[str, Any] = {
-        "memory_bytes": each.memory_bytes,
-        "failed": sum(row["failed"] for row in own),
-        "fallbacks": sum(row["fallbacks"] for row in own),
+    own = [count for count in counted if row.kind == "gateway" or count["tier"] == row.name]
+    counts: dict[str, Any] = {
+        "memory_bytes": row.memory_bytes,
+        "failed": sum(count["failed"] for count in own),
+        "fallbacks": sum(count["fallbacks"] for count in own),
     }
-    serving = each.state in SERVING
-    if each.kind != "engine" or not serving:
-        return EngineSample(serving, **told)
+    serving = row.state in SERVING
+    if row.kind != "engine" or not serving:
+        return EngineSample(serving, **counts)
     try:
-        status, requests = probe.detailed_status(each.port, key, PATIENCE_S, release=each.release)
+        status, requests = probe.detailed_status(row.port, key, PATIENCE_S, release=row.release)
     except EngineFailed:
-        return EngineSample(serving=False, **told)
-    return EngineSample(serving, status, requests, **told)
+        return EngineSample(serving=False, **counts)
+    return EngineSample(serving, status, requests, **counts)
 
 
 def _machine(minute: int) -> Sample:

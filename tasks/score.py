@@ -50,55 +50,55 @@ def score(
     wanted = settings.load(context.home)
     hub = bool(facts.get(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
-    told = facts.get(context.db, "stack")
-    asked = recommend.question(intent, budget_pct, told, wanted)
-    known = recommend.known(context.home)
+    stored = facts.get(context.db, "stack")
+    request = recommend.question(intent, budget_pct, stored, wanted)
+    models = recommend.known(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
-    kept = recommend.stays(now, told, args, asked, hub=hub)
-    if not kept:
-        question = asked | {"choice": choice}
+    unchanged = recommend.stays(now, stored, args, request, hub=hub)
+    if not unchanged:
+        question = request | {"choice": choice}
         chosen = recommend.choose(
-            from_row(row), known, question, recommend.measured(context.db, from_row(row)), hub=hub
+            from_row(row), models, question, recommend.measured(context.db, from_row(row)), hub=hub
         )
-        now = _tiers(chosen, known, int(wanted["tier-port-base"]), now)
-        told = _told(chosen, asked) | {"budget_named": asked["budget_pct"] != wanted["memory-budget-pct"]}
+        now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
+        stored = _told(chosen, request) | {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
         stack.replace(context.db, now)
-        facts.put(context.db, "stack", told)
+        facts.put(context.db, "stack", stored)
     _enqueue(context, now, pull=pull, start=start)
-    return told | {
-        "kept": kept,
-        "tiers": recommend.named(now, told.get("shares", {})),
-        "sizes": recommend.sizes(now, known),
+    return stored | {
+        "kept": unchanged,
+        "tiers": recommend.named(now, stored.get("shares", {})),
+        "sizes": recommend.sizes(now, models),
     }
 
 
 def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool) -> None:
     """Add the jobs that make the stack serve to the chain."""
-    gone, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
-    for following in plan(tiers, pull=pull, start=start, gone=gone, around=around):
+    retired, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
+    for following in plan(tiers, pull=pull, start=start, retired=retired, around=around):
         context.then(following)
 
 
 def plan(
-    tiers: Sequence[Tier], *, pull: bool, start: bool, gone: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
+    tiers: Sequence[Tier], *, pull: bool, start: bool, retired: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
 ) -> list[NewJob]:
     """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
-    fast are fetched first, then the smaller ones: something answers soon. It also waits for the tiers that are `gone`
-    from the stack, whose memory and ports it may need.
+    fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` tiers, whose
+    memory and ports it may need.
     """
     soonest = sorted(tiers, key=lambda tier: (tier.name != FAST, tier.memory_bytes))
     sources = list(dict.fromkeys(tier.source for tier in soonest)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
-    jobs += stack_jobs.retire(gone)
+    jobs += stack_jobs.retire(retired)
     if not start:
         return jobs
     jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
     for tier in tiers:
         needs = ["configure", *([_pulling(tier.source)] if pull else [])]
-        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, after=gone, label=tier.name))
+        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, after=retired, label=tier.name))
     return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(tier.name for tier in tiers)])]
 
 
@@ -112,17 +112,17 @@ def _pulling(source: str) -> str:
     return f"pull {source}"
 
 
-def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
+def _tiers(chosen: Recommendation, models: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
     """Return a tier for each engine, on following ports; weights that are here already are kept.
 
     A name that shares an engine is no tier of its own: the gateway leads it to the tier whose engine it uses.
     """
-    there = {tier.source: tier.weights for tier in before if tier.weights and Path(tier.weights).exists()}
-    made: list[Tier] = []
+    downloaded = {tier.source: tier.weights for tier in before if tier.weights and Path(tier.weights).exists()}
+    tiers: list[Tier] = []
     for position, pick in enumerate(chosen.engines):
-        model = known[pick.model]
+        model = models[pick.model]
         source = model.quants[pick.quant].source
-        made.append(
+        tiers.append(
             Tier(
                 name=pick.tier,
                 model=pick.model,
@@ -133,7 +133,7 @@ def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before
                 memory_bytes=pick.bytes,
                 cache_bytes=pick.cache_bytes,
                 concurrency=pick.concurrency,
-                weights=there.get(source, ""),
+                weights=downloaded.get(source, ""),
                 max_tokens=min(MOST_TOKENS, pick.context // 2),
                 tool_parser=model.tool_parser,
                 reasoning_parser=model.reasoning_parser,
@@ -142,12 +142,12 @@ def _tiers(chosen: Recommendation, known: Mapping[str, Model], port: int, before
                 answer_timeout_s=answer_timeout_s(pick.reading_s, pick.speed.decode, MOST_TOKENS),
             )
         )
-    return made
+    return tiers
 
 
-def _told(chosen: Recommendation, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _told(chosen: Recommendation, request: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "asked": dict(asked),
+        "asked": dict(request),
         "builtin": chosen.intent == "built-in",
         "budget_bytes": chosen.budget,
         "total_bytes": chosen.total,

@@ -57,14 +57,14 @@ def ask(port: int, key: str, tier: Tier) -> None:
         ) from problem
     finally:
         connection.close()
-    who = answer.getheader("x-mlxq-tier", "")
+    responder = answer.getheader("x-mlxq-tier", "")
     if answer.status != http.client.OK:
         raise GatewayFailed(
             f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(text)}", hint=f"mlxq logs {tier.name}"
         )
-    if who != tier.name:
+    if responder != tier.name:
         raise GatewayFailed(
-            f"Tier {tier.name} gave no answer; {who or 'something unnamed'} answered instead.",
+            f"Tier {tier.name} gave no answer; {responder or 'something unnamed'} answered instead.",
             hint=f"mlxq logs {tier.name}",
         )
 
@@ -72,8 +72,8 @@ def ask(port: int, key: str, tier: Tier) -> None:
 def reason(text: str) -> str:
     """Return what an error's body says in words: the message of OpenAI's envelope, else the first 200 characters."""
     try:
-        said = json.loads(text)["error"]["message"]
+        message = json.loads(text)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        said = text
-    first = " ".join(str(said).split())[:200].rstrip(".")
+        message = text
+    first = " ".join(str(message).split())[:200].rstrip(".")
     return f"{first}." if first else "and it says no more."

@@ -18,9 +18,9 @@ from tasks.plan.page import SERVICE as PAGE
 
 def mark_customized(db: Database) -> None:
     """Mark the stack as customized by the user: it stays as it is until setup is asked for another."""
-    told = facts.get(db, "stack")
-    kept = {name: value for name, value in told.items() if name not in {"asked", "explain"}}
-    facts.put(db, "stack", kept | {"builtin": False})
+    stored = facts.get(db, "stack")
+    remaining = {name: value for name, value in stored.items() if name not in {"asked", "explain"}}
+    facts.put(db, "stack", remaining | {"builtin": False})
 
 
 def budget(db: Database, home: Home) -> int:
@@ -42,23 +42,23 @@ def leaving(db: Database) -> list[str]:
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
-def add_tier(tier: str, gone: Sequence[str]) -> list[NewJob]:
+def add_tier(tier: str, retired: Sequence[str]) -> list[NewJob]:
     """Return the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
     return [
-        *retire(gone),
-        kinds.new("start", {"service": tier}, after=gone, label=tier),
+        *retire(retired),
+        kinds.new("start", {"service": tier}, after=retired, label=tier),
         kinds.new("configure", needs=[tier]),
         kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
     ]
 
 
-def remove_tiers(gone: Sequence[str], *, serving: bool) -> list[NewJob]:
+def remove_tiers(retired: Sequence[str], *, serving: bool) -> list[NewJob]:
     """Return the jobs that take tiers away: the gateway is told first, so that none of its requests is cut off.
 
     `serving`: whether a gateway should run; one that the user stopped stays down.
     """
-    told = [kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY)] if serving else []
-    return [kinds.new("configure"), *told, *retire(gone, after=[new.label for new in told])]
+    gateway_jobs = [kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY)] if serving else []
+    return [kinds.new("configure"), *gateway_jobs, *retire(retired, after=[new.label for new in gateway_jobs])]
 
 
 def engine_changes(db: Database, home: Home) -> list[NewJob]:
@@ -91,6 +91,6 @@ def restarts(db: Database, names: Sequence[str]) -> list[NewJob]:
     return jobs
 
 
-def retire(gone: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
+def retire(names: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
     """Return the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
-    return [kinds.new("retire", {"service": name}, after=after, label=name) for name in gone]
+    return [kinds.new("retire", {"service": name}, after=after, label=name) for name in names]

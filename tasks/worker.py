@@ -124,8 +124,8 @@ def _end_services(home: Home) -> None:
     The rows can be read as long as this process has the deleted file open. Raises StateUnavailable.
     """
     for row in service.listing(runtime.database()):
-        for left in process.find_orphans(str(home.root), row.name):
-            process.stop(left, STOP_GRACE_S)
+        for orphan in process.find_orphans(str(home.root), row.name):
+            process.stop(orphan, STOP_GRACE_S)
 
 
 def _consumers() -> list[Any]:

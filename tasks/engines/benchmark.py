@@ -95,8 +95,8 @@ def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, An
         tools = _tools(request) if request["tools"] else None
         report({"phase": "asking a second turn"})
         reused = reuse.share(request["port"], request["key"], request["name"], request["release"])
-    told = {"peak_bytes": peak["bytes"], "tools": tools, "reused": reused}
-    return told | {"rounds": [asdict(each) for each in rounds]}
+    figures = {"peak_bytes": peak["bytes"], "tools": tools, "reused": reused}
+    return figures | {"rounds": [asdict(result) for result in rounds]}
 
 
 def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
@@ -108,9 +108,9 @@ def _round(request: dict[str, Any], concurrency: int, report: Report) -> Round:
             break
         report({"phase": f"{concurrency} at once, run {len(walls) + 1} of {request['runs']}", "number": number})
         began = time.perf_counter()
-        found = bench.usable(_ask(request, concurrency))
-        if len(found) == concurrency:
-            answers += found
+        usable = bench.usable(_ask(request, concurrency))
+        if len(usable) == concurrency:
+            answers += usable
             walls.append(time.perf_counter() - began)
     if not walls:
         raise EngineFailed(f"The model ends its answers before {bench.FEWEST_TOKENS} tokens; there is nothing to time.")
@@ -137,8 +137,8 @@ def _tools(request: dict[str, Any]) -> bool:
         "max_tokens": bench.TOOL_TOKENS,
         "temperature": 0,
     }
-    said = probe.ask(request["port"], "/v1/chat/completions", request["key"], TOKEN_S, wanted)
-    return said.status == 200 and _called(said.body)  # noqa: PLR2004 (HTTP's OK)
+    response = probe.ask(request["port"], "/v1/chat/completions", request["key"], TOKEN_S, wanted)
+    return response.status == 200 and _called(response.body)  # noqa: PLR2004 (HTTP's OK)
 
 
 def _called(body: dict[str, Any]) -> bool:

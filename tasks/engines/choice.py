@@ -32,7 +32,7 @@ class EngineChoice:
     """The engine that serves a model, and why."""
 
     installation: Installation
-    why: str
+    reason: str
     rereads: bool
     """Whether it reads every prompt again from its beginning."""
 
@@ -40,16 +40,16 @@ class EngineChoice:
 def choose(question: Question, installed: Sequence[Installation]) -> EngineChoice:
     """Return the engine for a model; `installed` has at most one version of each. Raises NotSetUp for one not here."""
     if question.wanted != AUTO:
-        found = next((each for each in installed if each.engine == question.wanted), None)
-        if found is None:
+        match = next((installation for installation in installed if installation.engine == question.wanted), None)
+        if match is None:
             raise NotSetUp(
                 f"The engine {question.wanted} is not installed.", hint=f"mlxq engine install {question.wanted}"
             )
-        return _choice(found, "named by a setting", question)
-    able = [each for each in installed if _reads(each.engine, question)] or [
-        each for each in installed if each.engine == FALLBACK
+        return _choice(match, "named by a setting", question)
+    able = [installation for installation in installed if _reads(installation.engine, question)] or [
+        installation for installation in installed if installation.engine == FALLBACK
     ]
-    best = max(able, key=lambda each: _rank(each.engine, question, able))
+    best = max(able, key=lambda installation: _rank(installation.engine, question, able))
     return _choice(best, _why(best, able, question), question)
 
 
@@ -65,7 +65,7 @@ def _reads(engine: str, question: Question) -> bool:
 
 def _rank(engine: str, question: Question, able: Sequence[Installation]) -> tuple[bool, float, bool]:
     """Return what the best has the most of: reuse, then speed where all were measured, then right dialects."""
-    measured = all(each.engine in question.speeds for each in able)
+    measured = all(installation.engine in question.speeds for installation in able)
     speed = question.speeds[engine] if measured else 0.0
     return reuses(engine, question.kind), speed, _speaks(engine, question.backend)
 
@@ -77,15 +77,17 @@ def _speaks(engine: str, backend: str) -> bool:
 
 
 def _why(best: Installation, able: Sequence[Installation], question: Question) -> str:
-    others = [each for each in able if each != best]
-    if not others:
+    alternatives = [installation for installation in able if installation != best]
+    if not alternatives:
         return "the only engine here that reads this model"
-    if reuses(best.engine, question.kind) and not all(reuses(each.engine, question.kind) for each in others):
+    if reuses(best.engine, question.kind) and not all(
+        reuses(installation.engine, question.kind) for installation in alternatives
+    ):
         return "it reads a prompt once"
-    if all(each.engine in question.speeds for each in able):
+    if all(installation.engine in question.speeds for installation in able):
         return f"the faster one here, {question.speeds[best.engine]:.0f} tokens/s"
     return "it answers every dialect by itself" if _speaks(best.engine, question.backend) else "the engine of old"
 
 
-def _choice(found: Installation, why: str, question: Question) -> EngineChoice:
-    return EngineChoice(found, why, rereads=not reuses(found.engine, question.kind))
+def _choice(installation: Installation, reason: str, question: Question) -> EngineChoice:
+    return EngineChoice(installation, reason, rereads=not reuses(installation.engine, question.kind))

@@ -41,63 +41,63 @@ KEPT_ALL = "The engine was not installed; what ran before runs on."
 
 def lock(name: str, version: str) -> Path:
     """Return the lock of a version. Raises NotFound with the versions there are."""
-    found = LOCKS / f"{name}-{version}.txt"
-    if not re.fullmatch(r"[\w.]+", version) or not found.is_file():
+    path = LOCKS / f"{name}-{version}.txt"
+    if not re.fullmatch(r"[\w.]+", version) or not path.is_file():
         raise NotFound(
             f"mlxq {installed.mlxq_version()} installs {', '.join(versions(name)) or 'no version'} of {name}, "
             f"not {version}.",
             hint="mlxq engine list",
         )
-    return found
+    return path
 
 
 def versions(name: str) -> list[str]:
     """Return the versions that this mlxq installs, the newest last."""
-    found = [path.stem.removeprefix(f"{name}-") for path in LOCKS.glob(f"{name}-*.txt")]
-    return sorted(found, key=lambda each: [int(part) if part.isdigit() else 0 for part in each.split(".")])
+    numbers = [path.stem.removeprefix(f"{name}-") for path in LOCKS.glob(f"{name}-*.txt")]
+    return sorted(numbers, key=lambda number: [int(part) if part.isdigit() else 0 for part in number.split(".")])
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     """Make the environment of one version and prove it; return its proof. `request` is made by tasks/engine.py."""
-    place = Path(request["folder"])
+    folder = Path(request["folder"])
     began = time.monotonic()
-    check_room(place, request["engine"])
-    make(place, Path(request["lock"]), report)
+    check_room(folder, request["engine"])
+    make(folder, Path(request["lock"]), report)
     installed_s = time.monotonic() - began
     report({"phase": "proving it on the built-in model"})
-    return {"installed_s": round(installed_s, 1), "size_bytes": size(place), **prove(request)}
+    return {"installed_s": round(installed_s, 1), "size_bytes": size(folder), **prove(request)}
 
 
-def make(place: Path, lock: Path, report: Report) -> None:
-    """Make the environment that `lock` says in `place`, in place of what is there. Raises as `failure` tells."""
+def make(folder: Path, lock: Path, report: Report) -> None:
+    """Make the environment that `lock` says in `folder`, in place of what is there. Raises as `failure` tells."""
     report({"phase": "making its environment"})
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(mode=0o700, parents=True)
-    _uv(["venv", "--python", sys.executable, "--no-project", str(place / "venv")])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    _uv(["venv", "--python", sys.executable, "--no-project", str(folder / "venv")])
     report({"phase": "fetching its packages"})
-    _uv([*SYNC, "--python", str(installed.python(place)), str(lock)])
+    _uv([*SYNC, "--python", str(installed.python(folder)), str(lock)])
 
 
 SYNC = ("pip", "sync", "--require-hashes", "--no-build", "--strict")
 
 
-def check_room(place: Path, engine: str) -> None:
+def check_room(folder: Path, engine: str) -> None:
     """Make sure the environment fits on the disk. Raises DoesNotFit."""
-    known = entry(engine)
-    need = (known.installed_mb + known.download_mb) * 1_000_000 + FLOOR_BYTES
-    there = next(path for path in place.parents if path.exists())
-    free = shutil.disk_usage(there).free
+    package = entry(engine)
+    need = (package.installed_mb + package.download_mb) * 1_000_000 + FLOOR_BYTES
+    parent = next(path for path in folder.parents if path.exists())
+    free = shutil.disk_usage(parent).free
     if free < need:
         raise DoesNotFit(
-            f"{engine} needs {units.files(need)}, with what is kept free; {there} has {units.files(free)}.",
+            f"{engine} needs {units.files(need)}, with what is kept free; {parent} has {units.files(free)}.",
             done="Nothing was fetched.",
             hint="mlxq prune",
         )
 
 
-def size(place: Path) -> int:
+def size(folder: Path) -> int:
     """Return the bytes of the files below a folder."""
-    return sum(path.lstat().st_size for path in place.rglob("*"))
+    return sum(path.lstat().st_size for path in folder.rglob("*"))
 
 
 def _uv(words: list[str]) -> None:
@@ -117,9 +117,9 @@ def _uv(words: list[str]) -> None:
 
 def uv_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return what uv gets: where packages come from is the user's to say, what is installed is the lock's."""
-    kept = {name: value for name, value in base.items() if name in KEPT or OF_UV.fullmatch(name)}
+    allowed = {name: value for name, value in base.items() if name in KEPT or OF_UV.fullmatch(name)}
     certificates = {name: base[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in base}
-    return kept | certificates | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    return allowed | certificates | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
 
 
 def failure(words: str) -> MlxqError:
@@ -166,8 +166,8 @@ def prove(request: Mapping[str, Any]) -> dict[str, Any]:
 def _mlx(request: Mapping[str, Any]) -> str:
     """Return the release of MLX in the fresh environment, by its lock."""
     text = Path(request["lock"]).read_text(encoding="utf-8")
-    found = re.search(r"^mlx==(\S+)", text, re.MULTILINE)
-    return found[1] if found else ""
+    match = re.search(r"^mlx==(\S+)", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 if __name__ == "__main__":

@@ -54,57 +54,57 @@ def folder(home: Home, name: str, release: str) -> Path:
     return home.engines / f"{name}-{release}"
 
 
-def python(place: Path) -> Path:
+def python(environment: Path) -> Path:
     """Return the interpreter of an engine's environment."""
-    return place / "venv" / "bin" / "python"
+    return environment / "venv" / "bin" / "python"
 
 
 def releases(home: Home) -> list[Release]:
     """Return every version that was proven, the one in mlxq's own environment first."""
-    found = [Release(own(), None, {}, whole=True)]
+    proven = [Release(own(), None, {}, whole=True)]
     if home.engines.is_dir():
-        found += [release for place in sorted(home.engines.iterdir()) if (release := _release(place))]
-    return found
+        proven += [release for environment in sorted(home.engines.iterdir()) if (release := _release(environment))]
+    return proven
 
 
-def _release(place: Path) -> Release | None:
+def _release(environment: Path) -> Release | None:
     try:
-        proof: dict[str, Any] = json.loads((place / PROOF).read_bytes())
+        proof: dict[str, Any] = json.loads((environment / PROOF).read_bytes())
     except (OSError, ValueError):
         return None
     if proof.get("engine") not in entries():
         return None
-    runs = python(place)
+    runs = python(environment)
     installation = Installation(proof["engine"], str(proof["version"]), str(runs))
-    return Release(installation, place, proof, whole=os.access(runs, os.X_OK))
+    return Release(installation, environment, proof, whole=os.access(runs, os.X_OK))
 
 
 def mlx(home: Home, release: str) -> str:
     """Return the release of MLX that an engine runs on; empty where that is not known."""
     if release.startswith(f"{FALLBACK} "):
         return version("mlx")
-    found = (each for each in releases(home) if each.installation.name == release)
-    return str(next((each.proof.get("mlx", "") for each in found), ""))
+    matches = (candidate for candidate in releases(home) if candidate.installation.name == release)
+    return str(next((candidate.proof.get("mlx", "") for candidate in matches), ""))
 
 
-def write_proof(place: Path, proof: dict[str, Any]) -> None:
-    """Write down that the engine in `place` was proven; from then on it may be used."""
-    replace_private(place / PROOF, json.dumps(proof, indent=1, sort_keys=True))
+def write_proof(environment: Path, proof: dict[str, Any]) -> None:
+    """Write down that the engine in `environment` was proven; from then on it may be used."""
+    replace_private(environment / PROOF, json.dumps(proof, indent=1, sort_keys=True))
 
 
 def used(db: Database, home: Home) -> list[Installation]:
     """Return one version of each engine: the one that was chosen, else the newest proven one that did not fail."""
     chosen = _chosen(db)
-    found: dict[str, Installation] = {}
+    by_engine: dict[str, Installation] = {}
     for release in releases(home):
-        each, wish = release.installation, chosen.get(release.installation.engine, RequestedEngine())
+        installation, wish = release.installation, chosen.get(release.installation.engine, RequestedEngine())
         if (
             release.whole
-            and each.version not in wish.bad
-            and (each.engine not in found or each.version == wish.version)
+            and installation.version not in wish.bad
+            and (installation.engine not in by_engine or installation.version == wish.version)
         ):
-            found[each.engine] = each
-    return list(found.values())
+            by_engine[installation.engine] = installation
+    return list(by_engine.values())
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def wish(db: Database, name: str) -> RequestedEngine:
 def use(db: Database, name: str, release: str) -> RequestedEngine:
     """Write down that a version of an engine is used from now on; return what was used before."""
     before = wish(db, name)
-    bad = tuple(each for each in before.bad if each != release)
+    bad = tuple(failed for failed in before.bad if failed != release)
     if (before.version, before.bad) != (release, bad):
         previous = before.version if before.version != release else before.previous
         _write(db, name, RequestedEngine(release, previous, bad))
@@ -147,5 +147,5 @@ def _write(db: Database, name: str, wanted: RequestedEngine) -> None:
 
 
 def _chosen(db: Database) -> dict[str, RequestedEngine]:
-    told: dict[str, dict[str, Any]] = facts.get(db, FACT)
-    return {name: RequestedEngine(row["version"], row["previous"], tuple(row["bad"])) for name, row in told.items()}
+    rows: dict[str, dict[str, Any]] = facts.get(db, FACT)
+    return {name: RequestedEngine(row["version"], row["previous"], tuple(row["bad"])) for name, row in rows.items()}

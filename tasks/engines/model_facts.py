@@ -44,8 +44,8 @@ def _recurrent(text: Mapping[str, Any]) -> int:
     pattern = text.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         return pattern.count("M")
-    layers, every = int(text.get("num_hidden_layers") or 0), int(text.get("full_attention_interval") or 0)
-    return layers - layers // every if every > 1 else 0
+    layers, interval = int(text.get("num_hidden_layers") or 0), int(text.get("full_attention_interval") or 0)
+    return layers - layers // interval if interval > 1 else 0
 
 
 def _sliding(text: Mapping[str, Any]) -> bool:

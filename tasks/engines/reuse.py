@@ -27,12 +27,12 @@ def share(port: int, key: str, model: str, release: str, *, tokens: int = TURN_T
     talk += [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And what comes after it?"}]
     second = _ask(port, key, model, talk)
     details: dict[str, Any] = second.get("prompt_tokens_details") or {}
-    told = details.get("cached_tokens")
+    reported = details.get("cached_tokens")
     counted = probe.status(port, key, release=release).cached_tokens - before
     read = int(first.get("prompt_tokens") or 0)
     if not read:
         raise EngineFailed("The engine does not say how many tokens it read.")
-    return round(min(1.0, (told if isinstance(told, int) else max(0, counted)) / read), 3)
+    return round(min(1.0, (reported if isinstance(reported, int) else max(0, counted)) / read), 3)
 
 
 def _ask(port: int, key: str, model: str, talk: list[dict[str, str]]) -> dict[str, Any]:

@@ -71,11 +71,11 @@ def engines(db: Database, home: Home, tiers: Sequence[Tier]) -> dict[str, str]:
 
     A tier whose engine is named and not installed is left out: it cannot start either.
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for tier in tiers:
         with suppress(NotSetUp):
-            found[tier.name] = choose(db, home, tier, facts_of(tier, home), backend_of(db)).installation.engine
-    return found
+            names[tier.name] = choose(db, home, tier, facts_of(tier, home), backend_of(db)).installation.engine
+    return names
 
 
 def facts_of(tier: Tier, home: Home) -> ModelFacts:
@@ -94,9 +94,9 @@ def backend_of(db: Database) -> str:
 
 def wanted(home: Home, tier: str) -> str:
     """Return the engine that the settings name for a tier, or auto."""
-    found = settings.load(home)
-    own: Mapping[str, str] = found["tier-engines"]
-    return own.get(tier, found["engine"])
+    values = settings.load(home)
+    own: Mapping[str, str] = values["tier-engines"]
+    return own.get(tier, values["engine"])
 
 
 def argv(served: Served, installation: Installation) -> list[str]:

@@ -90,9 +90,9 @@ def move_prefix_cache(folder: str | None) -> None:
     """Keep the prompts that the engine saves at its end under mlxq's home, where they can be purged."""
     from vllm_mlx import server
 
-    place = server._get_cache_dir  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
+    original = server._get_cache_dir  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
     if folder:
-        server._get_cache_dir = lambda: str(Path(folder) / Path(place()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        server._get_cache_dir = lambda: str(Path(folder) / Path(original()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ class Action(StrEnum):
     PROBE = "judge"  # runs: see how it is
 
 
-def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, held: bool) -> Action:
+def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, locked: bool) -> Action:
     """Decide. `alive`: whether the recorded process lives; `now`: unix seconds.
 
-    `spec_hash`: of what is wanted now; None when that cannot be told at the moment. `held`: whether a job is
+    `spec_hash`: of what is wanted now; None when that cannot be told at the moment. `locked`: whether a job is
     starting or stopping it.
     """
     if service.identity and not alive and service.state in ALIVE - {State.STOPPING}:
@@ -39,23 +39,23 @@ def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, 
         return Action.NONE
     if service.state in {State.READY, State.STALLED, State.DEGRADED}:
         return Action.REPLACE if spec_hash not in {None, service.spec_hash} else Action.PROBE
-    return Action.NONE if held or restart.left_s(service.next_try_at, now) else Action.START
+    return Action.NONE if locked or restart.left_s(service.next_try_at, now) else Action.START
 
 
-def is_repair(service: Service, why: str, *, this_boot: bool) -> bool:
+def is_repair(service: Service, reason: str, *, this_boot: bool) -> bool:
     """Return whether a restart repairs an exit or a hang, which `auto-health-check` can switch off.
 
     To bring up what is wanted, after a reboot or a start that was cut short, is no repair. `this_boot`: whether the
     machine has not been restarted since the service was last started.
     """
-    if why == "gone":
+    if reason == "gone":
         return this_boot and service.state in {State.BACKOFF, State.CRASH_LOOP}
-    return why in {"hung", "escalated"}
+    return reason in {"hung", "escalated"}
 
 
 def escalate(services: Sequence[Service]) -> bool:
     """Return whether the cause is shared by all tiers: each is in a crash loop, behind a gateway that serves."""
-    wanted = [one for one in services if one.desired == "up"]
-    engines = [one.state for one in wanted if one.kind == "engine"]
-    serving = any((one.kind, one.state) == ("gateway", State.READY) for one in wanted)
+    wanted = [service for service in services if service.desired == "up"]
+    engines = [service.state for service in wanted if service.kind == "engine"]
+    serving = any((service.kind, service.state) == ("gateway", State.READY) for service in wanted)
     return serving and len(engines) > 1 and set(engines) == {State.CRASH_LOOP}

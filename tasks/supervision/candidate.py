@@ -46,9 +46,9 @@ def start_candidate(context: Context, config: Path, tiers: Sequence[Tier]) -> in
 def _started(context: Context, config: Path) -> Generator[Candidate]:
     """Run a gateway for a while; also end one that a killed worker left behind."""
     home, log, port = context.home, context.home.log(NAME), ports.spare()
-    for left in process.find_orphans(str(home.root), NAME):
-        process.stop(left, lifecycle.HUNG_GRACE_S)
-    plan = spec.gateway_plan(context.db, home, config)
+    for stray in process.find_orphans(str(home.root), NAME):
+        process.stop(stray, lifecycle.HUNG_GRACE_S)
+    plan = spec.gateway_spec(context.db, home, config)
     log.unlink(missing_ok=True)
     environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
     spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
@@ -143,11 +143,11 @@ def _ask(context: Context, trial: Candidate, tier: Tier, check: Callable[[], Non
 
 
 def _up(context: Context, tier: Tier) -> bool:
-    found = service.find(context.db, tier.name)
-    return found is not None and found.state in service.ROUTED
+    row = service.find(context.db, tier.name)
+    return row is not None and row.state in service.ROUTED
 
 
 def needed(context: Context) -> bool:
     """Return whether a gateway is running whose callers a faulty configuration would let down."""
-    found = service.find(context.db, gateway.SERVICE)
-    return found is not None and lifecycle.running(found) is not None
+    row = service.find(context.db, gateway.SERVICE)
+    return row is not None and lifecycle.running(row) is not None

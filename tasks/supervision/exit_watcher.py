@@ -59,9 +59,9 @@ class ExitWatcher(threading.Thread):
         while self._open:
             with self._lock:
                 wanted = dict(self._watched)
-            gone = deaths.follow(set(wanted.values())) or deaths.wait()
+            dead = deaths.follow(set(wanted.values())) or deaths.wait()
             for name, identity in wanted.items():
-                if identity in gone and self._settle(name, identity):
+                if identity in dead and self._settle(name, identity):
                     self._on_exit(name, identity)
         deaths.close()
 
@@ -114,10 +114,10 @@ class _Pidfds:
         ready = {descriptor for descriptor, _ in self._poll.poll()}
         if self._woken in ready:
             _drain(self._woken)
-        gone = {identity for identity, descriptor in self._held.items() if descriptor in ready}
-        for identity in gone:
+        dead = {identity for identity, descriptor in self._held.items() if descriptor in ready}
+        for identity in dead:
             self._drop(identity)
-        return gone
+        return dead
 
     def close(self) -> None:
         for identity in tuple(self._held):
@@ -171,9 +171,9 @@ else:
             ready = {event.ident for event in self._queue.control(None, 16, None)}
             if self._woken in ready:
                 _drain(self._woken)
-            gone = {identity for identity in self._held if identity.pid in ready and not alive(identity)}
-            self._held -= gone
-            return gone
+            dead = {identity for identity in self._held if identity.pid in ready and not alive(identity)}
+            self._held -= dead
+            return dead
 
         def close(self) -> None:
             self._queue.close()

@@ -18,22 +18,22 @@ from tasks.supervision import handover_state, lifecycle
 from tasks.system import memory, process
 from tasks.system.process import Identity
 
-LOG_TAIL_LINES = 16 * 1024
+LOG_TAIL_BYTES = 16 * 1024
 """Bytes of the log that are searched for a cause."""
 kills = memory.OomCounter()
 REBOOT = Cause("reboot", "The machine was restarted.", "mlxq status", permanent=False)
 
 
-def reconcile_row(db: Database, home: Home, one: Service) -> Service:
+def reconcile_row(db: Database, home: Home, row: Service) -> Service:
     """Bring a stale row in line with the machine: finish an interrupted stop, record an exit that was not seen."""
-    found = lifecycle.identity(one)
-    if found and not process.alive(found):
-        record_exit(db, home, one.name, found)  # first, as the end of a successor takes the place of its exit code
-    handover_state.settle_handover(db, home, one.name)
-    one = service.get(db, one.name)
-    if one.state == State.STOPPING:
-        lifecycle.stop(db, home, one)
-    return service.get(db, one.name)
+    identity = lifecycle.identity(row)
+    if identity and not process.alive(identity):
+        record_exit(db, home, row.name, identity)  # first, as the end of a successor takes the place of its exit code
+    handover_state.settle_handover(db, home, row.name)
+    row = service.get(db, row.name)
+    if row.state == State.STOPPING:
+        lifecycle.stop(db, home, row)
+    return service.get(db, row.name)
 
 
 def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | None:
@@ -41,60 +41,60 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
 
     None when the exit was requested, a replacement serves, it is not the recorded process, or it is recorded already.
     """
-    one = service.get(db, name)
-    if one.identity != process.encode(dead) or one.state in service.DOWN | {State.STOPPING}:
+    row = service.get(db, name)
+    if row.identity != process.encode(dead) or row.state in service.DOWN | {State.STOPPING}:
         return None
-    if one.successor and handover_state.promote(db, home, one):
+    if row.successor and handover_state.promote(db, home, row):
         return None
-    code = _exit_code(home, one, dead)
-    if one.state == State.DRAINING and code == 0:
-        lifecycle.mark_stopped(db, one)
+    code = _exit_code(home, row, dead)
+    if row.state == State.DRAINING and code == 0:
+        lifecycle.mark_stopped(db, row)
         return None
-    why = _cause(home, one, dead, code)
-    step, next_try_at, exits = _sentence(db, home, one, why)
-    told = {"exit_code": code, "cause_code": why.code, "cause": why.sentence, "hint": why.hint}
-    then = {"identity": None, "next_try_at": next_try_at, "exits": exits, "restarts": one.restarts + 1}
+    cause = _cause(home, row, dead, code)
+    step, next_try_at, exits = _sentence(db, home, row, cause)
+    explanation = {"exit_code": code, "cause_code": cause.code, "cause": cause.sentence, "hint": cause.hint}
+    columns = {"identity": None, "next_try_at": next_try_at, "exits": exits, "restarts": row.restarts + 1}
     with db.transaction():  # a successor may have taken its place while the shim was waited for
-        same = service.get(db, name).identity == one.identity
-        buried = same and service.apply(db, name, step, fence=one.generation, **then, **told)
-    if buried and why.code == exit_causes.OOM and one.kind == "engine":
+        same = service.get(db, name).identity == row.identity
+        recorded = same and service.apply(db, name, step, fence=row.generation, **columns, **explanation)
+    if recorded and cause.code == exit_causes.OOM and row.kind == "engine":
         safe_mode.record_oom(db, name, MOST)
-    return why if buried else None
+    return cause if recorded else None
 
 
-def _exit_code(home: Home, one: Service, dead: Identity) -> int | None:
+def _exit_code(home: Home, row: Service, dead: Identity) -> int | None:
     """Read the code the shim keeps; it writes it a moment after the end."""
-    if one.shim:
-        process.wait(process.decode(one.shim), process.LAST_WORD_S)
-    return process.exit_status(home.run, one.name, dead)
+    if row.shim:
+        process.wait(process.decode(row.shim), process.LAST_WORD_S)
+    return process.exit_status(home.run, row.name, dead)
 
 
-def _cause(home: Home, one: Service, dead: Identity, code: int | None) -> Cause:
+def _cause(home: Home, row: Service, dead: Identity, code: int | None) -> Cause:
     if dead.boot != process.boot():
         return REBOOT
     short = kills.lately() or memory.memory().pressure == memory.Pressure.CRITICAL
-    rules = adapters.rules(one.release) if one.kind == "engine" else ()
-    return exit_causes.explain(code, log_tail(home.log(one.name)), one.name, rules, memory_short=short)
+    rules = adapters.rules(row.release) if row.kind == "engine" else ()
+    return exit_causes.explain(code, log_tail(home.log(row.name)), row.name, rules, memory_short=short)
 
 
 def log_tail(log: Path) -> str:
     """Return what the latest start wrote last, at most 16 KiB."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_TAIL_LINES))
+            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
     return text.rpartition(lifecycle.START_MARKER)[2]
 
 
-def _sentence(db: Database, home: Home, one: Service, why: Cause) -> tuple[ServiceEvent, float | None, list[float]]:
+def _sentence(db: Database, home: Home, row: Service, cause: Cause) -> tuple[ServiceEvent, float | None, list[float]]:
     """Return the event of an exit, when to restart (unix seconds), and the exits that count."""
     now = db.now()
-    if why is REBOOT:
-        return ServiceEvent.EXITED, now, one.exits
-    exits = restart.remember(one.exits, now, now - one.ready_at if one.ready_at else 0.0)
-    if why.permanent:
+    if cause is REBOOT:
+        return ServiceEvent.EXITED, now, row.exits
+    exits = restart.remember(row.exits, now, now - row.ready_at if row.ready_at else 0.0)
+    if cause.permanent:
         return ServiceEvent.FAILED, None, exits
     chosen = settings.load(home)
     retry = restart.next_try(
@@ -121,7 +121,7 @@ def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | No
     )
 
 
-def as_error(one: Service) -> MlxqError:
+def as_error(row: Service) -> MlxqError:
     """Return the error that says why the service is down."""
-    said = f"{one.name} is {one.state}: {one.cause or 'nothing says why'}"
-    return errors.rebuild(one.cause_code or "failed", said, one.hint)
+    message = f"{row.name} is {row.state}: {row.cause or 'nothing says why'}"
+    return errors.rebuild(row.cause_code or "failed", message, row.hint)

@@ -35,51 +35,51 @@ class HandoverAborted(Exception):
     """The replacement is not needed any more, or the process to replace is gone."""
 
 
-def possible(home: Home, one: Service) -> bool:
+def possible(home: Home, row: Service) -> bool:
     """Return whether a service can be replaced without a gap: a gateway that serves and hands its sockets over."""
-    if one.name != gateway.SERVICE or one.state not in rows.ROUTED:
+    if row.name != gateway.SERVICE or row.state not in rows.ROUTED:
         return False
-    there = socket_handover.serving_process(home)
-    return there is not None and there.identity == one.identity
+    holder = socket_handover.serving_process(home)
+    return holder is not None and holder.identity == row.identity
 
 
-def replace(context: Context, one: Service, plan: LaunchSpec) -> None:
+def replace(context: Context, row: Service, plan: LaunchSpec) -> None:
     """Have a gateway made by `plan` take the place of the one that serves.
 
     Does nothing when none is wanted any more, or the one that serves ends meanwhile: a start takes less time then than
     to prove one. Raises GatewayFailed when it does not prove fit: the running one was left as it is.
     """
     db, home, port = context.db, context.home, ports.spare()
-    generation = rows.begin_handover(db, one.name, plan.argv, plan.spec_hash, plan.port)
-    lifecycle.write_start_marker(home.log(one.name), f"{one.name}, start {generation}")
+    generation = rows.begin_handover(db, row.name, plan.argv, plan.spec_hash, plan.port)
+    lifecycle.write_start_marker(home.log(row.name), f"{row.name}, start {generation}")
     environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
     try:
-        spawned = process.spawn(plan.argv, environment, home.log(one.name), home.run, one.name)
-        trial = Candidate(one.name, spawned, port)
-        candidate.check(context, trial, stack.tiers(db), lambda: _check(context, one))
+        spawned = process.spawn(plan.argv, environment, home.log(row.name), home.run, row.name)
+        trial = Candidate(row.name, spawned, port)
+        candidate.check(context, trial, stack.tiers(db), lambda: _check(context, row))
         process.send(spawned.engine, signal.SIGUSR1)
         _await_take_over(home, trial)
-        repairs.follow(one.name, spawned.engine)
+        repairs.follow(row.name, spawned.engine)
     except HandoverAborted:
         return
     except GatewayFailed:
-        if lifecycle.running(one):
+        if lifecycle.running(row):
             raise
     finally:
-        exits.reconcile_row(db, home, rows.get(db, one.name))
+        exits.reconcile_row(db, home, rows.get(db, row.name))
 
 
-def _check(context: Context, one: Service) -> None:
+def _check(context: Context, row: Service) -> None:
     """Raise when the job is to stop, the gateway was stopped, or the one that serves is gone.
 
     One that the watchdog found frozen is ended: no request would be answered until the test is over.
     """
     context.check()
-    now, found = rows.get(context.db, one.name), lifecycle.running(one)
-    if now.desired == "down" or found is None:
+    current, identity = rows.get(context.db, row.name), lifecycle.running(row)
+    if current.desired == "down" or identity is None:
         raise HandoverAborted
-    if now.state == State.DEGRADED and process.frozen(found):
-        lifecycle.stop(context.db, context.home, now, lifecycle.HUNG_GRACE_S)
+    if current.state == State.DEGRADED and process.frozen(identity):
+        lifecycle.stop(context.db, context.home, current, lifecycle.HUNG_GRACE_S)
         raise HandoverAborted
 
 
@@ -102,5 +102,5 @@ def _await_take_over(home: Home, trial: Candidate) -> None:
 
 
 def _serves(home: Home, spawned: Spawned) -> bool:
-    there = socket_handover.serving_process(home)
-    return there is not None and there.identity == process.encode(spawned.engine)
+    holder = socket_handover.serving_process(home)
+    return holder is not None and holder.identity == process.encode(spawned.engine)

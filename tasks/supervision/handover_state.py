@@ -17,36 +17,40 @@ SILENCE_S = 30.0
 
 def settle_handover(db: Database, home: Home, name: str) -> None:
     """Make the row say who serves, if a process was started to take the place of another; end one that did not."""
-    one = service.get(db, name)
-    if one.successor is None or promote(db, home, one):
+    row = service.get(db, name)
+    if row.successor is None or promote(db, home, row):
         return
     for barren in process.find_shims(str(home.root), name):
         process.end_barren(barren)
-    for stray in lifecycle.strays(home, one):
-        if stray != lifecycle.identity(one):
+    for stray in lifecycle.strays(home, row):
+        if stray != lifecycle.identity(row):
             process.stop(stray, 0)
     service.update(db, name, successor=None)
-    lifecycle.write_start_marker(home.log(name), f"{name}, start {one.generation}, was given up")
+    lifecycle.write_start_marker(home.log(name), f"{name}, start {row.generation}, was given up")
 
 
-def promote(db: Database, home: Home, one: Service) -> bool:
+def promote(db: Database, home: Home, row: Service) -> bool:
     """Write down, once, that the successor serves; False when it does not."""
-    there = process.find_orphans(str(home.root), one.name)
-    holder = socket_handover.serving_process(home, SILENCE_S) if one.generation in there.values() else None
-    if one.successor is None or holder is None or holder.generation != one.generation:
+    orphans = process.find_orphans(str(home.root), row.name)
+    holder = socket_handover.serving_process(home, SILENCE_S) if row.generation in orphans.values() else None
+    if row.successor is None or holder is None or holder.generation != row.generation:
         return False
-    found = process.decode(holder.identity)
-    shim = process.shim(found)
+    successor = process.decode(holder.identity)
+    shim = process.shim(successor)
     now = db.now()
     columns: dict[str, Any] = {
-        **one.successor,
+        **row.successor,
         "identity": holder.identity,
         "shim": process.encode(shim) if shim else None,
-        "leaving": [process.encode(each) for each in (*lifecycle.leaving(one), lifecycle.running(one)) if each],
-        "memory_bytes": memory.resident(found),
+        "leaving": [
+            process.encode(predecessor)
+            for predecessor in (*lifecycle.leaving(row), lifecycle.running(row))
+            if predecessor
+        ],
+        "memory_bytes": memory.resident(successor),
         **dict.fromkeys(("started_at", "ready_at"), now),
         **dict.fromkeys(("successor", "next_try_at", "exit_code", "cause_code", "cause", "hint")),
     }
     with db.transaction():
-        done = service.get(db, one.name).successor is None
-        return done or service.apply(db, one.name, ServiceEvent.REPLACED, fence=one.generation, **columns)
+        done = service.get(db, row.name).successor is None
+        return done or service.apply(db, row.name, ServiceEvent.REPLACED, fence=row.generation, **columns)

@@ -53,20 +53,20 @@ def held(name: str) -> bool:
     return lock is not None and lock.locked()
 
 
-def identity(one: Service) -> Identity | None:
+def identity(row: Service) -> Identity | None:
     """Return the recorded process, or None."""
-    return process.decode(one.identity) if one.identity else None
+    return process.decode(row.identity) if row.identity else None
 
 
-def running(one: Service) -> Identity | None:
+def running(row: Service) -> Identity | None:
     """Return the recorded process when it lives, or None."""
-    found = identity(one)
-    return found if found and process.alive(found) else None
+    process_identity = identity(row)
+    return process_identity if process_identity and process.alive(process_identity) else None
 
 
-def this_boot(one: Service) -> bool:
+def this_boot(row: Service) -> bool:
     """Return whether the machine has not been restarted since the service was last started; True when it never was."""
-    marked = one.identity or one.shim
+    marked = row.identity or row.shim
     return marked is None or process.decode(marked).boot == process.boot()
 
 
@@ -82,48 +82,48 @@ def spawn(db: Database, home: Home, name: str, plan: LaunchSpec) -> Service:
     return service.get(db, name)
 
 
-def _record(db: Database, name: str, step: ServiceEvent, found: Identity, shim: Identity | None) -> None:
+def _record(db: Database, name: str, step: ServiceEvent, process_identity: Identity, shim: Identity | None) -> None:
     named = process.encode(shim) if shim else None
-    service.apply(db, name, step, identity=process.encode(found), shim=named, started_at=db.now())
+    service.apply(db, name, step, identity=process.encode(process_identity), shim=named, started_at=db.now())
 
 
-def adopt_orphan(db: Database, home: Home, one: Service, plan: LaunchSpec) -> bool:
+def adopt_orphan(db: Database, home: Home, row: Service, plan: LaunchSpec) -> bool:
     """Take over the process of a start that was never recorded; end every other one of this service."""
-    for shim in process.find_shims(str(home.root), one.name):
+    for shim in process.find_shims(str(home.root), row.name):
         process.end_barren(shim)
     adopted = False
-    for orphan, generation in strays(home, one).items():
-        fits = one.state == State.STARTING and generation == one.generation and one.spec_hash == plan.spec_hash
+    for orphan, generation in strays(home, row).items():
+        fits = row.state == State.STARTING and generation == row.generation and row.spec_hash == plan.spec_hash
         if fits and not adopted:
-            _record(db, one.name, ServiceEvent.ADOPTED, orphan, process.shim(orphan))
+            _record(db, row.name, ServiceEvent.ADOPTED, orphan, process.shim(orphan))
             adopted = True
         else:
             process.stop(orphan, GRACE_S)
     return adopted
 
 
-def _free_port(one: Service) -> None:
+def _free_port(row: Service) -> None:
     """Raise PortTaken, naming the program, when another program has the port; it is left alone."""
-    if not ports.free(one.port):
-        raise port_taken(one)
+    if not ports.free(row.port):
+        raise port_taken(row)
 
 
-def may_move(one: Service, plan: LaunchSpec) -> None:
+def may_move(row: Service, plan: LaunchSpec) -> None:
     """Raise PortTaken when a running service is to move to a port that another program has."""
-    if plan.port != one.port and not ports.free(plan.port):
-        problem = port_taken(replace(one, port=plan.port))
-        problem.done = f"It was left alone, and {one.name} stays on port {one.port}."
+    if plan.port != row.port and not ports.free(plan.port):
+        problem = port_taken(replace(row, port=plan.port))
+        problem.done = f"It was left alone, and {row.name} stays on port {row.port}."
         raise problem
 
 
-def port_taken(one: Service) -> PortTaken:
+def port_taken(row: Service) -> PortTaken:
     """Return the error that names who has the port of a service."""
-    holder = ports.holder(one.port)
-    who = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program"
+    holder = ports.holder(row.port)
+    owner = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program"
     return PortTaken(
-        f"Port {one.port}, which {one.name} needs, is taken by {who}.",
+        f"Port {row.port}, which {row.name} needs, is taken by {owner}.",
         done="It was left alone.",
-        hint=f"mlxq config set {PORTS[one.kind]} PORT",
+        hint=f"mlxq config set {PORTS[row.kind]} PORT",
     )
 
 
@@ -131,10 +131,10 @@ PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-po
 """The setting that says where each kind of service listens."""
 
 
-def port_hijacked(one: Service, found: Identity) -> bool:
+def port_hijacked(row: Service, process_identity: Identity) -> bool:
     """Return whether another process listens on the port of a service that runs: it was quicker than the service."""
-    holder = ports.holder(one.port)
-    return holder is not None and holder.identity not in process.members(found)
+    holder = ports.holder(row.port)
+    return holder is not None and holder.identity not in process.members(process_identity)
 
 
 def write_start_marker(log: Path, text: str) -> None:
@@ -147,80 +147,82 @@ def write_start_marker(log: Path, text: str) -> None:
 START_MARKER = "=== mlxq: "
 
 
-def ready(home: Home, one: Service) -> bool:
+def ready(home: Home, row: Service) -> bool:
     """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
-    if one.kind == "gateway":
-        return probe.gateway_ready(one.port)
-    if one.kind == "page":
-        return probe.answers(one.port, page.HEALTH)
-    if not probe.listening(one.port):
+    if row.kind == "gateway":
+        return probe.gateway_ready(row.port)
+    if row.kind == "page":
+        return probe.answers(row.port, page.HEALTH)
+    if not probe.listening(row.port):
         return False
     key = secrets.read(home.secrets).get(secrets.TIER, "")
-    if one.name not in probe.models(one.port, key, 10.0):
-        raise EngineFailed(f"The engine does not list {one.name}.")
-    probe.one_token(one.port, key, one.name, TOKEN_S)
+    if row.name not in probe.models(row.port, key, 10.0):
+        raise EngineFailed(f"The engine does not list {row.name}.")
+    probe.one_token(row.port, key, row.name, TOKEN_S)
     return True
 
 
-def mark_ready(db: Database, one: Service) -> None:
+def mark_ready(db: Database, row: Service) -> None:
     """Record that a service is ready, its memory in bytes, and that its weights load."""
-    found = identity(one)
-    weight = memory.resident(found) if found else None
+    process_identity = identity(row)
+    weight = memory.resident(process_identity) if process_identity else None
     now = db.now()
     service.apply(
         db,
-        one.name,
+        row.name,
         ServiceEvent.BECAME_READY,
-        fence=one.generation,
+        fence=row.generation,
         ready_at=now,
         memory_bytes=weight,
         next_try_at=None,
     )
-    if one.kind == "engine":
+    if row.kind == "engine":
         with contextlib.suppress(NotFound):  # the stack was changed meanwhile
-            weights.loaded(db, stack.tier(db, one.name).weights)
+            weights.loaded(db, stack.tier(db, row.name).weights)
 
 
-def stop(db: Database, home: Home, one: Service, grace_s: float = GRACE_S) -> None:
+def stop(db: Database, home: Home, row: Service, grace_s: float = GRACE_S) -> None:
     """Stop the service's processes and record that it is stopped. `grace_s`: seconds from SIGTERM to SIGKILL."""
-    service.apply(db, one.name, ServiceEvent.STOPPING)
-    found = identity(one)
-    if found:
-        process.stop(found, grace_s)
-    for stray in strays(home, one):
+    service.apply(db, row.name, ServiceEvent.STOPPING)
+    process_identity = identity(row)
+    if process_identity:
+        process.stop(process_identity, grace_s)
+    for stray in strays(home, row):
         process.stop(stray, grace_s)
-    mark_stopped(db, one)
+    mark_stopped(db, row)
 
 
-def mark_stopped(db: Database, one: Service) -> None:
+def mark_stopped(db: Database, row: Service) -> None:
     """Record, once, that a service stopped as requested."""
-    gone: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes", "successor"))
+    cleared: dict[str, None] = dict.fromkeys(("identity", "shim", "next_try_at", "memory_bytes", "successor"))
     with db.transaction():
-        if service.get(db, one.name).state != State.STOPPED:
-            service.apply(db, one.name, ServiceEvent.STOPPED, fence=one.generation, **gone)
+        if service.get(db, row.name).state != State.STOPPED:
+            service.apply(db, row.name, ServiceEvent.STOPPED, fence=row.generation, **cleared)
 
 
-def drain(db: Database, one: Service) -> Identity | None:
+def drain(db: Database, row: Service) -> Identity | None:
     """Have an engine refuse new requests and exit after its last response. Return its process, if any."""
-    if one.kind == "engine":
-        service.apply(db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation)
-    one = service.get(db, one.name)
-    found = running(one) if one.state == State.DRAINING else None
-    if found:
-        process.send(found, signal.SIGUSR2)
-    return found
+    if row.kind == "engine":
+        service.apply(db, row.name, ServiceEvent.DRAIN_STARTED, fence=row.generation)
+    row = service.get(db, row.name)
+    process_identity = running(row) if row.state == State.DRAINING else None
+    if process_identity:
+        process.send(process_identity, signal.SIGUSR2)
+    return process_identity
 
 
-def strays(home: Home, one: Service) -> dict[Identity, int]:
+def strays(home: Home, row: Service) -> dict[Identity, int]:
     """Return the processes that bear a service's marks: identity -> generation.
 
     Those that were replaced and still answer are left out, unless the service should not run any more.
     """
-    spared = set(leaving(one)) if one.desired == "up" else set[Identity]()
-    found = process.find_orphans(str(home.root), one.name)
-    return {stray: generation for stray, generation in found.items() if stray not in spared}
+    spared = set(leaving(row)) if row.desired == "up" else set[Identity]()
+    orphans = process.find_orphans(str(home.root), row.name)
+    return {stray: generation for stray, generation in orphans.items() if stray not in spared}
 
 
-def leaving(one: Service) -> list[Identity]:
+def leaving(row: Service) -> list[Identity]:
     """Return the processes that were replaced and are not gone yet."""
-    return [found for found in map(process.decode, one.leaving) if process.alive(found)]
+    return [
+        process_identity for process_identity in map(process.decode, row.leaving) if process.alive(process_identity)
+    ]

@@ -151,10 +151,10 @@ def _exchange(port: int, request: bytes, deadline: float) -> bytes:
 
 def _left(deadline: float) -> float:
     """Return the seconds left. Raises TimeoutError when there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
+    remaining_s = deadline - time.monotonic()
+    if remaining_s <= 0:
         raise TimeoutError
-    return left
+    return remaining_s
 
 
 def _read(raw: bytes) -> ProbeResponse:

@@ -53,17 +53,19 @@ def _blame_engine(db: Database, row: Service) -> None:
     """Queue the rollback of a version of an engine under which a tier exits again and again."""
     engine, _, version = row.release.partition(" ")
     if row.state == State.CRASH_LOOP and engine and entry(engine).environment == "own":
-        why = f"{row.name} exited again and again: {row.cause}"
+        reason = f"{row.name} exited again and again: {row.cause}"
         ledger.enqueue(
-            db, new("rollback_engine", {"engine": engine, "version": version, "why": why}), source="watchdog"
+            db, new("rollback_engine", {"engine": engine, "version": version, "why": reason}), source="watchdog"
         )
 
 
-def request_restart(db: Database, name: str, why: str) -> None:
+def request_restart(db: Database, name: str, reason: str) -> None:
     """Queue a restart of `name`, unless it is a repair and repairs are switched off (`auto-health-check`).
 
-    `why`: as the job `restart` takes it.
+    `reason`: as the job `restart` takes it.
     """
     row = service.get(db, name)
-    if settings.load(runtime.home)["auto-health-check"] or not is_repair(row, why, this_boot=lifecycle.this_boot(row)):
-        ledger.enqueue(db, new("restart", {"service": name, "why": why}), source="watchdog")
+    if settings.load(runtime.home)["auto-health-check"] or not is_repair(
+        row, reason, this_boot=lifecycle.this_boot(row)
+    ):
+        ledger.enqueue(db, new("restart", {"service": name, "why": reason}), source="watchdog")

@@ -54,10 +54,10 @@ def restart(context: Context, service: str, why: str = "asked", *, purge: bool =
     return bring_up(context, service, replace=why != "gone", hung=why == "hung")
 
 
-def _replaced(context: Context, one: Service) -> bool:
+def _replaced(context: Context, row: Service) -> bool:
     """Return whether an attempt before this one, cut short, has started the new process already."""
-    asked_at = read_job(context.db, context.held.id).created_at
-    return context.held.attempt > 1 and (one.started_at or 0.0) >= asked_at
+    asked_at = read_job(context.db, context.claim.id).created_at
+    return context.claim.attempt > 1 and (row.started_at or 0.0) >= asked_at
 
 
 def _end_and_purge(context: Context, name: str) -> None:
@@ -77,9 +77,9 @@ def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str,
     if not unwanted:
         _clear_desired(context, service)
     with lifecycle.hold(service, context.check):
-        one = rows.get(context.db, service)
-        if one.desired == "down":
-            lifecycle.stop(context.db, context.home, one)
+        row = rows.get(context.db, service)
+        if row.desired == "down":
+            lifecycle.stop(context.db, context.home, row)
     return _outcome(context, service)
 
 
@@ -99,23 +99,23 @@ def drain(context: Context, service: str) -> dict[str, Any]:
     """
     rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
-        if found := lifecycle.drain(context.db, rows.get(context.db, service)):
+        if identity := lifecycle.drain(context.db, rows.get(context.db, service)):
             with suppress(Cancelled):
-                _await_last_answer(context, found)
+                _await_last_answer(context, identity)
         lifecycle.stop(context.db, context.home, rows.get(context.db, service))
     return _outcome(context, service)
 
 
-def _await_last_answer(context: Context, found: Identity) -> None:
+def _await_last_answer(context: Context, identity: Identity) -> None:
     """Wait until a drained engine ends, `DRAIN_S` at most. Raises Cancelled."""
     began = time.monotonic()
-    while time.monotonic() - began < DRAIN_S and not process.wait(found, LOOK_S):
+    while time.monotonic() - began < DRAIN_S and not process.wait(identity, LOOK_S):
         context.report("draining", done=int(time.monotonic() - began), unit="s")
 
 
 def _lift(context: Context, name: str) -> None:
     """Leave safe mode, because the user asked for a start; the second attempt of a rescued job does not."""
-    if context.held.attempt == 1:
+    if context.claim.attempt == 1:
         safe_mode.leave(context.db, name)
 
 
@@ -130,8 +130,8 @@ def _row(context: Context, name: str) -> None:
 
 
 def _outcome(context: Context, name: str) -> dict[str, Any]:
-    one = rows.get(context.db, name)
-    return {"service": name, "state": one.state, "pid": one.pid}
+    row = rows.get(context.db, name)
+    return {"service": name, "state": row.state, "pid": row.pid}
 
 
 def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
@@ -139,10 +139,10 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
     with lifecycle.hold(name, context.check):
         while rows.get(context.db, name).desired == "up":
             plan = _plan(context, name)
-            one = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
-            again = replace and not _replaced(context, one)
-            if lifecycle.running(one) and (again or _outdated(one, plan)):
-                _replace(context, one, plan, hung=hung)
+            row = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
+            again = replace and not _replaced(context, row)
+            if lifecycle.running(row) and (again or _outdated(row, plan)):
+                _replace(context, row, plan, hung=hung)
             replace = False
             _await_turn(context, name)
             if _try(context, name, plan):
@@ -152,35 +152,35 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
     return _outcome(context, name)
 
 
-def _outdated(one: Service, plan: LaunchSpec) -> bool:
+def _outdated(row: Service, plan: LaunchSpec) -> bool:
     """Return whether a running process is not what is wanted now, or takes no new requests any more."""
-    return one.spec_hash != plan.spec_hash or one.state == State.DRAINING
+    return row.spec_hash != plan.spec_hash or row.state == State.DRAINING
 
 
-def _replace(context: Context, one: Service, plan: LaunchSpec, *, hung: bool) -> None:
+def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool) -> None:
     """Hand the process's sockets to a replacement where that is possible; end it where not.
 
     Raises GatewayFailed, PortTaken; the process was left as it is.
     """
     if hung:
-        rows.update(context.db, one.name, restarts=one.restarts + 1)
-        running = lifecycle.running(one)
+        rows.update(context.db, row.name, restarts=row.restarts + 1)
+        running = lifecycle.running(row)
         stopped = running is not None and process.frozen(running)  # by a signal: it takes none but SIGKILL
-        lifecycle.stop(context.db, context.home, one, 0.0 if stopped else lifecycle.HUNG_GRACE_S)
+        lifecycle.stop(context.db, context.home, row, 0.0 if stopped else lifecycle.HUNG_GRACE_S)
         return
-    lifecycle.may_move(one, plan)
-    if handover.possible(context.home, one):
-        handover.replace(context, one, plan)
+    lifecycle.may_move(row, plan)
+    if handover.possible(context.home, row):
+        handover.replace(context, row, plan)
     else:
-        lifecycle.stop(context.db, context.home, one)
+        lifecycle.stop(context.db, context.home, row)
 
 
 def _await_turn(context: Context, name: str) -> None:
     """Wait, after an unclean boot, until the tiers before this one have served for a while."""
     while rows.get(context.db, name).desired == "up":
-        held = safe_mode.listing(context.db)
+        safe_modes = safe_mode.listing(context.db)
         if lifecycle.running(rows.get(context.db, name)) or may_start(
-            name, rows.listing(context.db), held, context.db.now()
+            name, rows.listing(context.db), safe_modes, context.db.now()
         ):
             return
         context.report("waits for its turn")
@@ -201,92 +201,92 @@ def _plan(context: Context, name: str) -> LaunchSpec:
 
 def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
     """Start the service unless it runs, and wait for it. Return False when it exited or should not run any more."""
-    one = rows.get(context.db, name)
-    if not lifecycle.running(one):
+    row = rows.get(context.db, name)
+    if not lifecycle.running(row):
         context.report("starting")
         try:
-            one = lifecycle.spawn(context.db, context.home, name, plan)
+            row = lifecycle.spawn(context.db, context.home, name, plan)
         except MlxqError as problem:
             exits.give_up(context.db, name, problem)
             raise
     try:
-        return one.state in rows.ROUTED or _await_ready(context, one, plan)
+        return row.state in rows.ROUTED or _await_ready(context, row, plan)
     except EngineFailed as problem:
-        _supersede(context, one, problem, again_s=AGAIN_S)
+        _supersede(context, row, problem, again_s=AGAIN_S)
         raise
     except PortTaken as problem:
-        _supersede(context, one, problem, again_s=None)
+        _supersede(context, row, problem, again_s=None)
         raise
 
 
-def _await_ready(context: Context, one: Service, plan: LaunchSpec) -> bool:
+def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
     """Wait for the first token; False when the process exited or should not run. Raises EngineFailed, PortTaken."""
-    found = lifecycle.identity(one)
-    assert found is not None, "a service that was spawned has an identity"
+    identity = lifecycle.identity(row)
+    assert identity is not None, "a service that was spawned has an identity"
     began = thawed_at = time.monotonic()
     failed = 0
-    while not process.wait(found, LOOK_S):
+    while not process.wait(identity, LOOK_S):
         spent_s = time.monotonic() - began
         context.report("loading", done=int(spent_s), unit="s")
-        if rows.get(context.db, one.name).desired == "down":
+        if rows.get(context.db, row.name).desired == "down":
             return False
         try:
-            if lifecycle.ready(context.home, one):
-                lifecycle.mark_ready(context.db, one)
-                repairs.follow(one.name, found)
+            if lifecycle.ready(context.home, row):
+                lifecycle.mark_ready(context.db, row)
+                repairs.follow(row.name, identity)
                 return True
         except (probe.NotListening, probe.Silent):
             failed = 0
         except EngineFailed as problem:
             failed += 1
             if failed >= BROKEN_ANSWERS:
-                raise _broken(one, found, problem) from problem
+                raise _broken(row, identity, problem) from problem
         if spent_s > plan.start_limit_s:
             raise EngineFailed(
-                f"{one.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {one.name}"
+                f"{row.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {row.name}"
             )
-        thawed_at = _end_frozen(found, thawed_at)
-    exits.record_exit(context.db, context.home, one.name, found)
+        thawed_at = _end_frozen(identity, thawed_at)
+    exits.record_exit(context.db, context.home, row.name, identity)
     return False
 
 
-def _broken(one: Service, found: Identity, problem: EngineFailed) -> MlxqError:
+def _broken(row: Service, identity: Identity, problem: EngineFailed) -> MlxqError:
     """Return the error for a port that answers, and answers wrongly."""
-    if lifecycle.port_hijacked(one, found):
-        return lifecycle.port_taken(one)
-    return EngineFailed(f"{one.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {one.name}")
+    if lifecycle.port_hijacked(row, identity):
+        return lifecycle.port_taken(row)
+    return EngineFailed(f"{row.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {row.name}")
 
 
-def _end_frozen(found: Identity, thawed_at: float) -> float:
+def _end_frozen(identity: Identity, thawed_at: float) -> float:
     """Kill a process that stays suspended while it loads; return when it last ran, in monotonic seconds."""
     now = time.monotonic()
-    if not process.frozen(found):
+    if not process.frozen(identity):
         return now
     if now - thawed_at > health.patience(health.TEXT, memory.crowding()).frozen_s:
-        process.send(found, signal.SIGKILL)
+        process.send(identity, signal.SIGKILL)
     return thawed_at
 
 
-def _supersede(context: Context, one: Service, problem: MlxqError, *, again_s: float | None) -> None:
+def _supersede(context: Context, row: Service, problem: MlxqError, *, again_s: float | None) -> None:
     """End a service that runs and does not serve; it is tried again in `again_s` seconds, if at all.
 
     It is ended before its row is: a worker that dies in between leaves a stop to finish, and no process forgotten.
     """
-    rows.apply(context.db, one.name, ServiceEvent.STOPPING, fence=one.generation)
-    if found := lifecycle.identity(one):
-        process.stop(found, lifecycle.GRACE_S)
-    exits.give_up(context.db, one.name, problem, None if again_s is None else context.db.now() + again_s)
+    rows.apply(context.db, row.name, ServiceEvent.STOPPING, fence=row.generation)
+    if identity := lifecycle.identity(row):
+        process.stop(identity, lifecycle.GRACE_S)
+    exits.give_up(context.db, row.name, problem, None if again_s is None else context.db.now() + again_s)
 
 
 def _pause(context: Context, name: str) -> None:
     """Wait for the next try. Raises MlxqError when there is none worth waiting for."""
     while True:
-        one = rows.get(context.db, name)
-        if one.desired == "down":
+        row = rows.get(context.db, name)
+        if row.desired == "down":
             return
-        if one.state in {State.FAILED, State.CRASH_LOOP}:
-            raise exits.as_error(one)
-        left_s = policy.left_s(one.next_try_at, context.db.now())
+        if row.state in {State.FAILED, State.CRASH_LOOP}:
+            raise exits.as_error(row)
+        left_s = policy.left_s(row.next_try_at, context.db.now())
         if left_s <= 0:
             return
         context.report("backoff", done=0, total=round(left_s, 1), unit="s")

@@ -104,10 +104,10 @@ def take_over(home: Home) -> Generator[SocketHandover]:
 def _given(line: socket.socket) -> list[socket.socket]:
     line.sendall(_GIVE)
     try:
-        said, descriptors, _, _ = socket.recv_fds(line, _LONGEST, _MOST)
+        message, descriptors, _, _ = socket.recv_fds(line, _LONGEST, _MOST)
     except TimeoutError as problem:
         raise ConnectionError(WITHHELD) from problem
-    if said != _SOCKETS:
+    if message != _SOCKETS:
         raise ConnectionError(WITHHELD)
     return [socket.socket(fileno=descriptor) for descriptor in descriptors]
 
@@ -206,12 +206,12 @@ class HandoverServer(threading.Thread):
 
     def _meet(self, line: socket.socket) -> bool:
         """Return whether the peer serves now. One that dies, or never says so, does not."""
-        asked = line.recv(_LONGEST)
-        if asked == _WHO:
+        request = line.recv(_LONGEST)
+        if request == _WHO:
             line.sendall(json.dumps(asdict(self._me)).encode())
-        if asked != _GIVE:
+        if request != _GIVE:
             return False
-        socket.send_fds(line, [_SOCKETS], [one.fileno() for one in self._sockets])
+        socket.send_fds(line, [_SOCKETS], [listener.fileno() for listener in self._sockets])
         line.settimeout(None)
         if line.recv(_LONGEST) != _SERVING:
             return False

@@ -49,7 +49,7 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
     if name == page.SERVICE:
         return _page(home)
     keys = secrets.ensure(home.secrets)
-    return gateway_plan(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
+    return gateway_spec(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
 
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
@@ -63,18 +63,18 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Launch
     return LaunchSpec(launch.argv, launch.environment, spec_hash, tier.port, limit_s, launch.release)
 
 
-def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
+def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
     """Return how a gateway is to be started with `config`.
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
     """
     if not config.exists():
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
-    found, keys = settings.load(home), secrets.ensure(home.secrets)
-    app_keys.admit(app_keys.place(home), found["gateway-host"])
-    port: int = found["litellm-port"]
-    argv = gateway.argv(sys.executable, str(config), port, host=found["gateway-host"])
-    cloud = {secrets.CLOUD: found["openrouter-key"]} if found["openrouter-key"] else {}
+    values, keys = settings.load(home), secrets.ensure(home.secrets)
+    app_keys.admit(app_keys.place(home), values["gateway-host"])
+    port: int = values["litellm-port"]
+    argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"])
+    cloud = {secrets.CLOUD: values["openrouter-key"]} if values["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:
         return gateway.environment(
@@ -83,7 +83,7 @@ def gateway_plan(db: Database, home: Home, config: Path) -> LaunchSpec:
             home=str(home.root),
             backend=serving.backend_of(db),
             generation=generation,
-            cloud_cap_usd=found["cloud-cap-usd"],
+            cloud_cap_usd=values["cloud-cap-usd"],
         )
 
     spec_hash = _spec_hash([*argv, config.read_text()], environment(0), _release("litellm"))

@@ -27,30 +27,30 @@ def handle(db: Database, boot: str) -> str | None:
     last = worker.current(db)
     if last is None or process.decode(last.owner).boot == boot:
         return None
-    ran = [one for one in service.listing(db) if one.kind == "engine" and _ran(one, boot)]
+    ran = [row for row in service.listing(db) if row.kind == "engine" and _ran(row, boot)]
     if not ran:
         return None
     guess = plan.suspect(ran)
-    log.warning("unclean_boot", suspect=guess.name, ran=[one.name for one in ran])
-    told = f"The machine went down while {' and '.join(one.name for one in ran)} ran; {guess.name} is the suspect."
-    event.record(db, "unclean_boot", service=guess.name, cause=told)
-    for one in ran:
-        _enter_safe_mode(db, one, told, more=1 if one is guess else 0)
+    log.warning("unclean_boot", suspect=guess.name, ran=[row.name for row in ran])
+    cause = f"The machine went down while {' and '.join(row.name for row in ran)} ran; {guess.name} is the suspect."
+    event.record(db, "unclean_boot", service=guess.name, cause=cause)
+    for row in ran:
+        _enter_safe_mode(db, row, cause, extra=1 if row is guess else 0)
     return guess.name
 
 
-def _ran(one: Service, boot: str) -> bool:
-    found = lifecycle.identity(one)
-    return found is not None and found.boot != boot and one.state in ALIVE
+def _ran(row: Service, boot: str) -> bool:
+    identity = lifecycle.identity(row)
+    return identity is not None and identity.boot != boot and row.state in ALIVE
 
 
-def _enter_safe_mode(db: Database, one: Service, told: str, more: int) -> None:
+def _enter_safe_mode(db: Database, row: Service, cause: str, extra: int) -> None:
     """Hold a tier back, the suspect one level further; one that was as far back as can be is left down."""
-    before = safe_mode.of(db, one.name).level
-    safe_mode.enter(db, one.name, SafeMode(min(plan.MOST, max(1, before) + more), "unclean_boot", f"{told} {LESS}"))
-    if more and before >= plan.MOST:
+    before = safe_mode.of(db, row.name).level
+    safe_mode.enter(db, row.name, SafeMode(min(plan.MOST, max(1, before) + extra), "unclean_boot", f"{cause} {LESS}"))
+    if extra and before >= plan.MOST:
         problem = EngineFailed(
-            f"The machine went down again while {one.name} ran, even in safe mode.",
-            hint=f"mlxq restart {one.name}",
+            f"The machine went down again while {row.name} ran, even in safe mode.",
+            hint=f"mlxq restart {row.name}",
         )
-        exits.give_up(db, one.name, problem)
+        exits.give_up(db, row.name, problem)

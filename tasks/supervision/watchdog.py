@@ -82,12 +82,12 @@ class Watchdog:
                 self._charges.clear()
             services = service.listing(db)
             self._resume_paused_writers(services)
-            self._awake.hold(any(one.kind == "engine" and one.state in SERVING for one in services))
+            self._awake.hold(any(row.kind == "engine" and row.state in SERVING for row in services))
             self._escalate(db, services)
             self.kill_overdue(services)
             compared = self._next_to_compare(db, services)
-            for one in services:
-                self._tend(db, one, compare=one.name == compared)
+            for row in services:
+                self._tend(db, row, compare=row.name == compared)
         finally:
             self._busy.release()
 
@@ -104,35 +104,35 @@ class Watchdog:
         """Resume processes that an earlier worker paused to rotate their logs; once in this worker's life."""
         if not self._begun:
             self._begun = True
-            for found in filter(None, map(lifecycle.running, services)):
-                log_rotation.let_go(process.members(found))
+            for identity in filter(None, map(lifecycle.running, services)):
+                log_rotation.let_go(process.members(identity))
 
     def kill_overdue(self, services: list[Service]) -> None:
         """Kill replaced processes that outlive the longest allowed response."""
         now = time.monotonic()
-        there = [found for one in services for found in lifecycle.leaving(one)]
-        self._leaving = {found: self._leaving.get(found, now) for found in there}
-        for found, since in self._leaving.items():
+        leaving = [identity for row in services for identity in lifecycle.leaving(row)]
+        self._leaving = {identity: self._leaving.get(identity, now) for identity in leaving}
+        for identity, since in self._leaving.items():
             if now - since > LEAVE_S:
-                log.warning("did_not_leave", pid=found.pid)
-                process.send(found, signal.SIGKILL)
+                log.warning("did_not_leave", pid=identity.pid)
+                process.send(identity, signal.SIGKILL)
 
-    def _tend(self, db: Database, one: Service, *, compare: bool) -> None:
+    def _tend(self, db: Database, row: Service, *, compare: bool) -> None:
         """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
-        found = lifecycle.running(one)
-        spec_hash = _desired_spec_hash(db, one) if compare else None
-        held = lifecycle.held(one.name)
-        need = decide(one, alive=found is not None, now=db.now(), spec_hash=spec_hash, held=held)
-        if need == Action.RECORD_EXIT and (dead := lifecycle.identity(one)):
-            repairs.handle_exit(one.name, dead)
+        identity = lifecycle.running(row)
+        spec_hash = _desired_spec_hash(db, row) if compare else None
+        locked = lifecycle.held(row.name)
+        need = decide(row, alive=identity is not None, now=db.now(), spec_hash=spec_hash, locked=locked)
+        if need == Action.RECORD_EXIT and (dead := lifecycle.identity(row)):
+            repairs.handle_exit(row.name, dead)
         elif need == Action.START:
-            repairs.request_restart(db, one.name, "gone")
+            repairs.request_restart(db, row.name, "gone")
         elif need == Action.REPLACE:
-            repairs.request_restart(db, one.name, "changed")
+            repairs.request_restart(db, row.name, "changed")
         elif need == Action.STOP:
-            ledger.enqueue(db, new("stop", {"service": one.name, "unwanted": True}), source="watchdog")
-        elif need == Action.PROBE and found:
-            self._probe(db, one, found)
+            ledger.enqueue(db, new("stop", {"service": row.name, "unwanted": True}), source="watchdog")
+        elif need == Action.PROBE and identity:
+            self._probe(db, row, identity)
 
     def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
         """Choose who is compared with what would be started now, once in the worker's life.
@@ -140,81 +140,81 @@ class Watchdog:
         One at a look, while all serve and none is about to be replaced: what an upgrade changed for every tier is
         replaced one after another, and the others answer. Later changes come through jobs, which compare.
         """
-        up = [one for one in services if one.desired == "up"]
-        left = [one.name for one in up if one.name not in self._checked]
-        if not left or any(one.state != State.READY for one in up) or _restarting(db):
+        up = [row for row in services if row.desired == "up"]
+        unchecked = [row.name for row in up if row.name not in self._checked]
+        if not unchecked or any(row.state != State.READY for row in up) or _restarting(db):
             return None
-        self._checked.add(left[0])
-        return left[0]
+        self._checked.add(unchecked[0])
+        return unchecked[0]
 
-    def _probe(self, db: Database, one: Service, found: Identity) -> None:
+    def _probe(self, db: Database, row: Service, identity: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
-        charge = self._monitored(one.name, found)
-        limits = _limits(db, one)
+        charge = self._monitored(row.name, identity)
+        limits = _limits(db, row)
         now = time.monotonic()
-        status = _ask(one)
+        status = _ask(row)
         answer, charge.answer = charge.answer, None
-        frozen = status is None and process.frozen(found)
+        frozen = status is None and process.frozen(identity)
         charge.track = health.follow(charge.track, HealthSample(now, status, answer, frozen))
         verdict = health.verdict(charge.track, now, limits, woke_at=self._wakes.woke_at)
-        if status and one.kind == "engine" and health.canary_due(charge.track, status, now, limits):
-            _send_canary(charge, one)
-        self._act(db, one, charge, verdict, status)
+        if status and row.kind == "engine" and health.canary_due(charge.track, status, now, limits):
+            _send_canary(charge, row)
+        self._act(db, row, charge, verdict, status)
 
-    def _monitored(self, name: str, found: Identity) -> Monitored:
+    def _monitored(self, name: str, identity: Identity) -> Monitored:
         """Return what is remembered of the process; a new one is followed from now on."""
         charge = self._charges.get(name)
-        if charge is None or charge.identity != found:
-            charge = self._charges[name] = Monitored(found, health.begin(time.monotonic()))
-            repairs.follow(name, found)
+        if charge is None or charge.identity != identity:
+            charge = self._charges[name] = Monitored(identity, health.begin(time.monotonic()))
+            repairs.follow(name, identity)
         return charge
 
     def _act(
-        self, db: Database, one: Service, charge: Monitored, verdict: Verdict, status: EngineStatus | None
+        self, db: Database, row: Service, charge: Monitored, verdict: Verdict, status: EngineStatus | None
     ) -> None:
         """Write down what the verdict changes, and have a hung service replaced."""
         if verdict in {Verdict.SILENT, Verdict.STALLED, Verdict.BROKEN}:
             step = ServiceEvent.STALLED if verdict == Verdict.STALLED else ServiceEvent.DEGRADED
-            if service.apply(db, one.name, step, fence=one.generation, cause_code=verdict, cause=HUNG[verdict]):
-                log.warning("service_hangs", service=one.name, verdict=verdict)
-            del self._charges[one.name]
-            repairs.request_restart(db, one.name, "hung")
-        elif verdict == Verdict.HEALTHY and one.state != State.READY:
-            service.apply(db, one.name, ServiceEvent.BECAME_READY, fence=one.generation)
+            if service.apply(db, row.name, step, fence=row.generation, cause_code=verdict, cause=HUNG[verdict]):
+                log.warning("service_hangs", service=row.name, verdict=verdict)
+            del self._charges[row.name]
+            repairs.request_restart(db, row.name, "hung")
+        elif verdict == Verdict.HEALTHY and row.state != State.READY:
+            service.apply(db, row.name, ServiceEvent.BECAME_READY, fence=row.generation)
         elif verdict == Verdict.HEALTHY and time.monotonic() - charge.noted_at > NOTE_S:
             charge.noted_at = time.monotonic()
             used = memory.resident(charge.identity)
-            service.update(db, one.name, memory_bytes=used)
-            if one.kind == "engine" and status:
-                self._check_memory(db, one, charge, status, used)
+            service.update(db, row.name, memory_bytes=used)
+            if row.kind == "engine" and status:
+                self._check_memory(db, row, charge, status, used)
 
-    def _check_memory(self, db: Database, one: Service, charge: Monitored, status: EngineStatus, used: int) -> None:
+    def _check_memory(self, db: Database, row: Service, charge: Monitored, status: EngineStatus, used: int) -> None:
         """Have an engine whose memory only grows drop its cache, and be replaced when that did not help."""
         charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
         with suppress(NotFound):
-            budget = stack.tier(db, one.name).memory_bytes
-            spare = not (status.num_running or status.num_waiting) and _others_serve(db, one)
+            budget = stack.tier(db, row.name).memory_bytes
+            spare = not (status.num_running or status.num_waiting) and _others_serve(db, row)
             short = memory.memory().pressure != memory.Pressure.NORMAL
             advice = leak.advise(charge.trend, budget, short=short, spare=spare)
-            told = f"Its memory grows by {leak.rise(charge.trend) * 60 / 2**20:.0f} MB a minute."
+            cause = f"Its memory grows by {leak.rise(charge.trend) * 60 / 2**20:.0f} MB a minute."
             if advice == Advice.PURGE:
                 charge.trend = Trend(purged_at=time.monotonic())
-                event.record(db, "cache_purged", service=one.name, cause=told)
-                threading.Thread(target=_purge, args=(one,), name=f"purge-{one.name}", daemon=True).start()
+                event.record(db, "cache_purged", service=row.name, cause=cause)
+                threading.Thread(target=_purge, args=(row,), name=f"purge-{row.name}", daemon=True).start()
             elif advice == Advice.RECYCLE and service.apply(
-                db, one.name, ServiceEvent.DRAIN_STARTED, fence=one.generation, cause=told
+                db, row.name, ServiceEvent.DRAIN_STARTED, fence=row.generation, cause=cause
             ):
-                repairs.request_restart(db, one.name, "leaks")
+                repairs.request_restart(db, row.name, "leaks")
 
 
 def _restarting(db: Database) -> bool:
-    return any(one.live for one in job.listing(db, kind="restart", limit=1))
+    return any(restart.live for restart in job.listing(db, kind="restart", limit=1))
 
 
-def _desired_spec_hash(db: Database, one: Service) -> str | None:
+def _desired_spec_hash(db: Database, row: Service) -> str | None:
     """Return the spec_hash of what would be started now; None where nothing could be."""
     with suppress(MlxqError):
-        return spec.launch_spec(db, runtime.home, one.name).spec_hash
+        return spec.launch_spec(db, runtime.home, row.name).spec_hash
     return None
 
 
@@ -228,14 +228,14 @@ IDLE = health.read_status(None)
 """What a gateway that answers counts as: there, with nothing to do."""
 
 
-def _ask(one: Service) -> EngineStatus | None:
+def _ask(row: Service) -> EngineStatus | None:
     """Ask a service how it is; None when it does not say."""
     try:
-        if one.kind == "gateway":
-            return IDLE if probe.gateway_ready(one.port, PROBE_S) else None
-        if one.kind == "page":
-            return IDLE if probe.answers(one.port, page.HEALTH, PROBE_S) else None
-        return probe.status(one.port, _key(), PROBE_S, release=one.release)
+        if row.kind == "gateway":
+            return IDLE if probe.gateway_ready(row.port, PROBE_S) else None
+        if row.kind == "page":
+            return IDLE if probe.answers(row.port, page.HEALTH, PROBE_S) else None
+        return probe.status(row.port, _key(), PROBE_S, release=row.release)
     except (EngineFailed, GatewayFailed):
         return None
 
@@ -244,42 +244,44 @@ def _key() -> str:
     return secrets.read(runtime.home.secrets).get(secrets.TIER, "")
 
 
-def _others_serve(db: Database, one: Service) -> bool:
+def _others_serve(db: Database, row: Service) -> bool:
     """Return whether requests for a tier would be answered while it is away."""
-    return any(it.kind == "engine" and it.name != one.name and it.state in ROUTED for it in service.listing(db))
+    return any(
+        other.kind == "engine" and other.name != row.name and other.state in ROUTED for other in service.listing(db)
+    )
 
 
-def _purge(one: Service) -> None:
+def _purge(row: Service) -> None:
     with suppress(EngineFailed):
-        probe.purge(one.port, _key(), release=one.release)
+        probe.purge(row.port, _key(), release=row.release)
 
 
-def _limits(db: Database, one: Service) -> Limits:
+def _limits(db: Database, row: Service) -> Limits:
     """Return how long a service may be silent on this machine as busy as it is."""
     crowding = memory.crowding()
-    if one.kind == "gateway":
+    if row.kind == "gateway":
         return health.patience(health.GATEWAY, min(crowding, health.MOST_CROWDED_GATEWAY))
     with suppress(NotFound):
-        if one.kind == "engine":
-            limits = adapters.named(one.release).limits(vision=stack.tier(db, one.name).vision)
+        if row.kind == "engine":
+            limits = adapters.named(row.release).limits(vision=stack.tier(db, row.name).vision)
             return health.patience(limits, crowding)
     return health.patience(health.TEXT, crowding)
 
 
-def _send_canary(charge: Monitored, one: Service) -> None:
+def _send_canary(charge: Monitored, row: Service) -> None:
     """Ask for one token beside the tick, which must not wait for it."""
     if charge.canary and charge.canary.is_alive():
         return
 
     def sing() -> None:
         try:
-            probe.one_token(one.port, _key(), one.name, CANARY_S * min(health.MOST_CROWDED, memory.crowding()))
+            probe.one_token(row.port, _key(), row.name, CANARY_S * min(health.MOST_CROWDED, memory.crowding()))
         except EngineFailed:
             charge.answer = False
         else:
             charge.answer = True
 
-    charge.canary = threading.Thread(target=sing, name=f"canary-{one.name}", daemon=True)
+    charge.canary = threading.Thread(target=sing, name=f"canary-{row.name}", daemon=True)
     charge.canary.start()
 
 

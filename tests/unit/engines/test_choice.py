@@ -16,7 +16,7 @@ def test_auto_takes_the_engine_that_reads_a_prompt_once():
     chosen = choose(HYBRID, [OWN, RAPID])
 
     assert chosen.installation == RAPID
-    assert (chosen.why, chosen.rereads) == ("it reads a prompt once", False)
+    assert (chosen.reason, chosen.rereads) == ("it reads a prompt once", False)
 
 
 def test_reuse_is_worth_more_than_speed():

@@ -36,7 +36,7 @@ def seen(
     doing: str, wanted: Desired = "up", *, alive: bool = True, next_try_at: float | None = None, held: bool = False
 ) -> Action:
     one = dataclasses.replace(READY, state=State(doing), desired=wanted, next_try_at=next_try_at)
-    return decide(one, alive=alive, now=NOW, spec_hash="f1", held=held)
+    return decide(one, alive=alive, now=NOW, spec_hash="f1", locked=held)
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,10 @@ def test_an_unwanted_service_is_stopped_whatever_it_does(doing: State):
 def test_a_replacement_that_was_cut_short_is_finished():
     one = dataclasses.replace(READY, successor={"argv": [], "spec_hash": "f2"})
 
-    assert decide(one, alive=True, now=NOW, spec_hash="f1", held=False) == Action.REPLACE
+    assert decide(one, alive=True, now=NOW, spec_hash="f1", locked=False) == Action.REPLACE
     assert (
-        decide(dataclasses.replace(one, desired="down"), alive=True, now=NOW, spec_hash="f1", held=False) == Action.STOP
+        decide(dataclasses.replace(one, desired="down"), alive=True, now=NOW, spec_hash="f1", locked=False)
+        == Action.STOP
     )
 
 
@@ -120,8 +121,8 @@ def test_only_what_died_or_hangs_is_mended(doing: str, why: str, this_boot: bool
 
 
 def test_another_fingerprint_is_replaced_and_an_unknown_one_is_not():
-    assert decide(READY, alive=True, now=NOW, spec_hash="f2", held=False) == Action.REPLACE
-    assert decide(READY, alive=True, now=NOW, spec_hash=None, held=False) == Action.PROBE
+    assert decide(READY, alive=True, now=NOW, spec_hash="f2", locked=False) == Action.REPLACE
+    assert decide(READY, alive=True, now=NOW, spec_hash=None, locked=False) == Action.PROBE
 
 
 def flapping(*doing: str, gateway: str = "ready") -> bool:
