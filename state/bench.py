@@ -77,7 +77,7 @@ def speeds(db: Database, model: str, quant: str, chip: str) -> dict[str, float]:
     return {str(row["engine"]).partition(" ")[0]: float(row["decode_tps"]) for row in rows}
 
 
-def _benches(db: Database, where: str, *values: str) -> list[Bench]:
+def _benches(db: Database, condition: str, *values: str) -> list[Bench]:
     names = [field.name for field in fields(Bench)]
-    rows = db.rows(f"SELECT {', '.join(names)} FROM benches {where}", values)  # noqa: S608 (our own names)
+    rows = db.rows(f"SELECT {', '.join(names)} FROM benches {condition}", values)  # noqa: S608 (our own names)
     return [Bench(**{name: row[name] for name in names}) for row in rows]

@@ -34,11 +34,11 @@ def today() -> str:
 def read(path: Path) -> Spent:
     """Return today's sums; nothing was spent where the file tells of another day, is absent or damaged."""
     try:
-        known: dict[str, Any] = json.loads(path.read_bytes())
-        found = Spent(str(known["day"]), float(known["usd"]), int(known["requests"]))
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        spent = Spent(str(document["day"]), float(document["usd"]), int(document["requests"]))
     except (OSError, ValueError, KeyError, TypeError):
         return Spent(today())
-    return found if found.day == today() else Spent(today())
+    return spent if spent.day == today() else Spent(today())
 
 
 def write(path: Path, spent: Spent) -> None:

@@ -60,8 +60,8 @@ class Database:
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """Run a query and return the first column of its first row, or None."""
-        found = self.row(sql, parameters)
-        return None if found is None else found[0]
+        row = self.row(sql, parameters)
+        return None if row is None else row[0]
 
     def run(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> int:
         """Run a statement and return the number of rows it hit."""
@@ -202,9 +202,9 @@ def _migrate(home: Home) -> None:
     argv = [sys.executable, "-P", "-m", "state.migrations", str(home.root)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        last_line = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise StateUnavailable(
-            f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {said[0]}.", done="It is as it was."
+            f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {last_line[0]}.", done="It is as it was."
         )
     _version(home)  # a newer mlxq may have been quicker
 
@@ -215,10 +215,10 @@ def _told(home: Home) -> Generator[None]:
     try:
         yield
     except sqlite3.Error as problem:
-        known = _known(problem, home)
-        if known is None:
+        error = _known(problem, home)
+        if error is None:
             raise
-        raise known from problem
+        raise error from problem
 
 
 def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:

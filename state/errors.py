@@ -187,10 +187,10 @@ class Internal(MlxqError):
 
 def _family(kind: type[MlxqError]) -> dict[str, type[MlxqError]]:
     """Map every code below `kind` to its class."""
-    found = {kind.code: kind}
+    classes = {kind.code: kind}
     for child in kind.__subclasses__():
-        found |= _family(child)
-    return found
+        classes |= _family(child)
+    return classes
 
 
 def rebuild(code: str, message: str, hint: str | None = None) -> MlxqError:

@@ -181,11 +181,11 @@ def dependents(db: Database, job: int) -> list[int]:
     return [row["job"] for row in db.rows("SELECT job FROM job_deps WHERE needs = ? ORDER BY job", (job,))]
 
 
-def cancel_asked(db: Database, held: Claim) -> bool:
+def cancel_asked(db: Database, claim: Claim) -> bool:
     """Return whether a running job was asked to stop. Raises Fenced when the claim is lost."""
     row = db.row(
         "SELECT cancel_at FROM jobs WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running'",
-        (held.id, held.attempt, held.owner),
+        (claim.id, claim.attempt, claim.owner),
     )
     if row is None:
         raise Fenced

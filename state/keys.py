@@ -68,18 +68,18 @@ def create(
     if name in {key.name for key in keys.values()}:
         raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
     secret = generate()
-    made = Key(name, digest(secret), time.time(), tiers, rpm, background)
-    _write(path, {**keys, made.digest: made})
+    entry = Key(name, digest(secret), time.time(), tiers, rpm, background)
+    _write(path, {**keys, entry.digest: entry})
     return secret
 
 
 def revoke(path: Path, name: str) -> None:
     """Take a key away; the gateway refuses it from its next request on. Raises NotFound."""
     keys = read(path)
-    kept = {one: key for one, key in keys.items() if key.name != name}
-    if len(kept) == len(keys):
+    remaining = {key_digest: key for key_digest, key in keys.items() if key.name != name}
+    if len(remaining) == len(keys):
         raise NotFound(f"There is no key named {name}.", hint="mlxq keys list")
-    _write(path, kept)
+    _write(path, remaining)
 
 
 def admit(path: Path, host: str) -> None:

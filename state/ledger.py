@@ -48,8 +48,8 @@ WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
 
 def enqueue(db: Database, new: NewJob, *, source: Source = "person") -> tuple[int, bool]:
     """Enqueue one job; return its id, and whether it is new (False: attached to a live job with its unique_key)."""
-    made = enqueue_all(db, [new], source=source)
-    return made[new.label or new.kind]
+    ids = enqueue_all(db, [new], source=source)
+    return ids[new.label or new.kind]
 
 
 @atomic
@@ -60,18 +60,18 @@ def enqueue_all(
 
     Without `chain` the first new job's id names the chain.
     """
-    made: dict[str, tuple[int, bool]] = {}
+    ids: dict[str, tuple[int, bool]] = {}
     for new in batch:
         job = _live_with(db, new.unique_key)
         if job is not None:
-            made[new.label or new.kind] = (job, False)
+            ids[new.label or new.kind] = (job, False)
             _hurry(db, job, source)
         else:
-            job = _insert(db, new, source, chain, {label: pair[0] for label, pair in made.items()})
-            made[new.label or new.kind] = (job, True)
+            job = _insert(db, new, source, chain, {label: pair[0] for label, pair in ids.items()})
+            ids[new.label or new.kind] = (job, True)
             chain = chain or job
     db.wake()
-    return made
+    return ids
 
 
 def _hurry(db: Database, job: int, source: Source) -> None:
@@ -88,9 +88,9 @@ def _live_with(db: Database, unique_key: str | None) -> int | None:
     )
 
 
-def _insert(db: Database, new: NewJob, source: Source, chain: int | None, known: Mapping[str, int]) -> int:
+def _insert(db: Database, new: NewJob, source: Source, chain: int | None, ids: Mapping[str, int]) -> int:
     """Write the row, its needs and its first event."""
-    needs = [*((need, 0) for need in _ids(new.needs, known)), *((need, 1) for need in _ids(new.after, known))]
+    needs = [*((need, 0) for need in _ids(new.needs, ids)), *((need, 1) for need in _ids(new.after, ids))]
     now = db.now()
     job = db.insert(
         "jobs",
@@ -119,9 +119,9 @@ def _insert(db: Database, new: NewJob, source: Source, chain: int | None, known:
     return job
 
 
-def _ids(needs: Sequence[int | str], known: Mapping[str, int]) -> list[int | str]:
-    """Return jobs by their ids, those of the same batch by what they are `known` as."""
-    return [known.get(need, need) if isinstance(need, str) else need for need in needs]
+def _ids(needs: Sequence[int | str], ids: Mapping[str, int]) -> list[int | str]:
+    """Return jobs by their ids, those of the same batch by what they are `ids` as."""
+    return [ids.get(need, need) if isinstance(need, str) else need for need in needs]
 
 
 def _settle_new(db: Database, job: int) -> None:
@@ -186,64 +186,64 @@ def _held(row: Row) -> Claim:
 
 
 @atomic
-def succeed(db: Database, held: Claim, result: Any, fan_out: Sequence[NewJob] = ()) -> None:
+def succeed(db: Database, claim: Claim, result: Any, fan_out: Sequence[NewJob] = ()) -> None:
     """Record a success: keep the result, enqueue follow-up jobs, unblock dependents. Raises Fenced."""
     columns = NO_ERROR | {"result": json.dumps(result), "finished_at": db.now(), "owner": None}
-    row = _step(db, held.id, JobEvent.SUCCEEDED, held, **columns)
+    row = _step(db, claim.id, JobEvent.SUCCEEDED, claim, **columns)
     if fan_out:
         enqueue_all(db, fan_out, source="chain", chain=row["chain"])
-    _after(db, held.id)
+    _after(db, claim.id)
 
 
 @atomic
-def fail(db: Database, held: Claim, problem: MlxqError) -> None:
+def fail(db: Database, claim: Claim, problem: MlxqError) -> None:
     """Record a failure and cancel the jobs that need this one. Raises Fenced."""
-    _step(db, held.id, JobEvent.FAILED, held, owner=None, finished_at=db.now(), **_error(problem))
-    _after(db, held.id)
+    _step(db, claim.id, JobEvent.FAILED, claim, owner=None, finished_at=db.now(), **_error(problem))
+    _after(db, claim.id)
 
 
 @atomic
-def retry_later(db: Database, held: Claim, problem: MlxqError, wait_s: float) -> None:
+def retry_later(db: Database, claim: Claim, problem: MlxqError, wait_s: float) -> None:
     """Put a failed job back for another try in `wait_s` seconds. Raises Fenced."""
-    columns = _wait(db, wait_s) | _error(problem) | {"failures": held.failures + 1}
-    _put_back(db, held, JobEvent.RETRIED, **columns)
+    columns = _wait(db, wait_s) | _error(problem) | {"failures": claim.failures + 1}
+    _put_back(db, claim, JobEvent.RETRIED, **columns)
 
 
 @atomic
-def snooze(db: Database, held: Claim, wait_s: float, why: str) -> None:
+def snooze(db: Database, claim: Claim, wait_s: float, reason: str) -> None:
     """Put a job back for later; no failure is counted. Raises Fenced."""
-    _put_back(db, held, JobEvent.SNOOZED, phase=why, **_wait(db, wait_s))
+    _put_back(db, claim, JobEvent.SNOOZED, phase=reason, **_wait(db, wait_s))
 
 
 @atomic
-def release(db: Database, held: Claim) -> None:
+def release(db: Database, claim: Claim) -> None:
     """Requeue a running job because the worker stops. Raises Fenced."""
-    _put_back(db, held, JobEvent.RELEASED, **_wait(db, 0.0))
+    _put_back(db, claim, JobEvent.RELEASED, **_wait(db, 0.0))
 
 
-def _put_back(db: Database, held: Claim, step: JobEvent, **columns: Any) -> None:
+def _put_back(db: Database, claim: Claim, step: JobEvent, **columns: Any) -> None:
     """Queue a running job again, or end it here when its cancel was requested: no later step would."""
-    if cancel_asked(db, held):
-        end_cancelled(db, held)
+    if cancel_asked(db, claim):
+        end_cancelled(db, claim)
     else:
-        _step(db, held.id, step, held, owner=None, **columns)
+        _step(db, claim.id, step, claim, owner=None, **columns)
         db.wake()
 
 
 @atomic
-def end_cancelled(db: Database, held: Claim) -> None:
+def end_cancelled(db: Database, claim: Claim) -> None:
     """Record that a running job was cancelled as requested. Raises Fenced."""
-    _step(db, held.id, JobEvent.CANCELLED, held, owner=None, finished_at=db.now())
-    _after(db, held.id)
+    _step(db, claim.id, JobEvent.CANCELLED, claim, owner=None, finished_at=db.now())
+    _after(db, claim.id)
 
 
 @atomic
-def report(db: Database, held: Claim, phase: str, progress: Mapping[str, Any]) -> None:
+def report(db: Database, claim: Claim, phase: str, progress: Mapping[str, Any]) -> None:
     """Write how far a job is. Raises Fenced."""
     hit = db.run(
         "UPDATE jobs SET phase = ?, progress = ?, beat_at = ?"
         " WHERE id = ? AND attempt = ? AND owner = ? AND state = 'running'",
-        (phase, json.dumps(dict(progress)), db.now(), held.id, held.attempt, held.owner),
+        (phase, json.dumps(dict(progress)), db.now(), claim.id, claim.attempt, claim.owner),
     )
     if not hit:
         raise Fenced
@@ -261,26 +261,26 @@ def rescue(db: Database, lost: Iterable[Claim]) -> list[int]:
     The caller knows by the owner's identity who is dead; a lease would run out while a Mac sleeps.
     """
     rescued: list[int] = []
-    for held in lost:
+    for claim in lost:
         with suppress(Fenced):  # it ended meanwhile
-            _rescue(db, held)
-            rescued.append(held.id)
+            _rescue(db, claim)
+            rescued.append(claim.id)
     return rescued
 
 
 @atomic
-def _rescue(db: Database, held: Claim) -> None:
-    if cancel_asked(db, held):
-        end_cancelled(db, held)
+def _rescue(db: Database, claim: Claim) -> None:
+    if cancel_asked(db, claim):
+        end_cancelled(db, claim)
         return
-    rescues = _rescues(db, held.id)
+    rescues = _rescues(db, claim.id)
     if rescues >= MAX_RESCUES:
-        problem = WorkerLost(f"The worker died {rescues + 1} times while it ran job {held.id}.", hint="mlxq doctor")
-        _step(db, held.id, JobEvent.LOST, held, owner=None, finished_at=db.now(), **_error(problem))
-        _after(db, held.id)
+        problem = WorkerLost(f"The worker died {rescues + 1} times while it ran job {claim.id}.", hint="mlxq doctor")
+        _step(db, claim.id, JobEvent.LOST, claim, owner=None, finished_at=db.now(), **_error(problem))
+        _after(db, claim.id)
     else:
         wait_s = 0.0 if rescues == 0 else 2.0**rescues
-        _step(db, held.id, JobEvent.RESCUED, held, owner=None, rescues=rescues + 1, **_wait(db, wait_s))
+        _step(db, claim.id, JobEvent.RESCUED, claim, owner=None, rescues=rescues + 1, **_wait(db, wait_s))
         db.wake()
 
 
@@ -320,17 +320,17 @@ def revive(db: Database, job: int) -> list[int]:
     Raises NotFound, Busy (it has not ended, or the same is already being done), Upstream (a job it needs must be
     revived first).
     """
-    found = get(db, job)
-    if found.state not in (JobState.FAILED, JobState.CANCELLED):
-        raise Busy(f"Job {job} is {found.state}; only a failed or cancelled one can be tried again.")
+    row = get(db, job)
+    if row.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise Busy(f"Job {job} is {row.state}; only a failed or cancelled one can be tried again.")
     broken = db.value(BROKEN_NEED, (job,))
     if broken is not None:
         raise Upstream(f"Job {job} needs job {broken}, which did not succeed.", hint=f"mlxq jobs retry {broken}")
     _refuse_twin(db, job)
     _step(db, job, JobEvent.REVIVED, **RUNNABLE)
     revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
-    for each in revived:
-        _unblock(db, each)
+    for revived_id in revived:
+        _unblock(db, revived_id)
     db.wake()
     return revived
 
@@ -361,7 +361,7 @@ def prune(db: Database, *, older_than_s: float = 30 * 86400.0, keep: int = 2000)
     A chain with a live job is kept whole. Old events of services are deleted too.
     """
     limits = {"before": db.now() - older_than_s, "keep": keep}
-    gone = db.rows(
+    deleted = db.rows(
         "DELETE FROM jobs WHERE finished_at < :before"
         " AND id NOT IN (SELECT id FROM jobs ORDER BY id DESC LIMIT :keep)"
         " AND chain NOT IN (SELECT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running')) RETURNING id",
@@ -373,13 +373,13 @@ def prune(db: Database, *, older_than_s: float = 30 * 86400.0, keep: int = 2000)
         " AND id NOT IN (SELECT id FROM events WHERE job IS NULL ORDER BY id DESC LIMIT :keep)",
         limits,
     )
-    return len(gone)
+    return len(deleted)
 
 
 # ---------------------------------------------------------------- the machinery
 
 
-def _step(db: Database, job: int, step: JobEvent, held: Claim | None = None, **columns: Any) -> Row:
+def _step(db: Database, job: int, step: JobEvent, claim: Claim | None = None, **columns: Any) -> Row:
     """Make one step: the state, the given columns, the event. Raises Fenced when no row was hit."""
     sources, target = TRANSITIONS[step]
     columns["state"] = target
@@ -387,10 +387,10 @@ def _step(db: Database, job: int, step: JobEvent, held: Claim | None = None, **c
     if step is JobEvent.CLAIMED:
         sets += ", attempt = attempt + 1"
     allowed = ", ".join(f"'{source}'" for source in sorted(sources))
-    fence = " AND attempt = :held_attempt AND owner = :held_owner" if held else ""
+    fence = " AND attempt = :held_attempt AND owner = :held_owner" if claim else ""
     row = db.row(
         f"UPDATE jobs SET {sets} WHERE id = :id AND state IN ({allowed}){fence} RETURNING *",  # noqa: S608 (names from the table above)
-        columns | {"id": job} | ({"held_attempt": held.attempt, "held_owner": held.owner} if held else {}),
+        columns | {"id": job} | ({"held_attempt": claim.attempt, "held_owner": claim.owner} if claim else {}),
     )
     if row is None:
         raise Fenced
@@ -448,8 +448,8 @@ def _wait(db: Database, wait_s: float) -> dict[str, Any]:
 
 def _error(problem: MlxqError) -> dict[str, Any]:
     """Return the columns that keep an error; what mlxq did about it belongs to its message."""
-    told = f"{problem.message} {problem.done}" if problem.done else problem.message
-    return {"error_code": problem.code, "error": told, "hint": problem.hint}
+    message = f"{problem.message} {problem.done}" if problem.done else problem.message
+    return {"error_code": problem.code, "error": message, "hint": problem.hint}
 
 
 def _ended_word(now: JobState) -> str:

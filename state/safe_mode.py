@@ -65,10 +65,10 @@ def record_oom(db: Database, name: str, most: int) -> None:
 def leave(db: Database, name: str) -> None:
     """Leave safe mode: the user starts the tier, or changed what it is."""
     with db.transaction():
-        found = listing(db)
-        if found.pop(name, None):
-            _keep(db, found)
+        modes = listing(db)
+        if modes.pop(name, None):
+            _keep(db, modes)
 
 
-def _keep(db: Database, found: dict[str, SafeMode]) -> None:
-    facts.put(db, FACT, {name: asdict(each) for name, each in found.items()})
+def _keep(db: Database, modes: dict[str, SafeMode]) -> None:
+    facts.put(db, FACT, {name: asdict(mode) for name, mode in modes.items()})

@@ -99,9 +99,9 @@ def thin(db: Database) -> None:
     with db.transaction():
         db.run(FOLD, {"quarter": QUARTER_S, "minute": MINUTE_S, "before": before})
         db.run("DELETE FROM samples WHERE span_s = ? AND at < ?", (MINUTE_S, before))
-        gone = {"quarter": QUARTER_S, "before": int(db.now()) - KEPT_S}
-        db.run(FORGET, gone)
-        db.run("DELETE FROM samples WHERE span_s = :quarter AND at < :before", gone)
+        limits = {"quarter": QUARTER_S, "before": int(db.now()) - KEPT_S}
+        db.run(FORGET, limits)
+        db.run("DELETE FROM samples WHERE span_s = :quarter AND at < :before", limits)
 
 
 def history(db: Database, service: str, since: float) -> list[Sample]:

@@ -175,10 +175,10 @@ def find(db: Database, name: str) -> Service | None:
 
 def get(db: Database, name: str) -> Service:
     """Return one service. Raises NotFound."""
-    found = find(db, name)
-    if found is None:
+    service = find(db, name)
+    if service is None:
         raise NotFound(f"There is no service {name}.", hint="mlxq status")
-    return found
+    return service
 
 
 def ensure(db: Database, name: str, kind: Kind, port: int) -> None:
@@ -211,7 +211,7 @@ def set_desired(db: Database, name: str, desired: Desired) -> None:
         db.announce()
 
 
-def apply(db: Database, name: str, what: ServiceEvent, *, fence: int | None = None, **columns: Any) -> bool:
+def apply(db: Database, name: str, step: ServiceEvent, *, fence: int | None = None, **columns: Any) -> bool:
     """Make one step and write its event; False when the table does not allow it from where the service is.
 
     `fence`: the generation the caller acts for; a service that was started again since is left alone.
@@ -219,13 +219,13 @@ def apply(db: Database, name: str, what: ServiceEvent, *, fence: int | None = No
     """
     with db.transaction():
         service = get(db, name)
-        if service.state not in TRANSITIONS[what][0] or fence not in {None, service.generation}:
+        if service.state not in TRANSITIONS[step][0] or fence not in {None, service.generation}:
             return False
-        state = transition(service.state, what)
+        state = transition(service.state, step)
         changed = {"state": state, "observed": observe(state, service.desired)} | columns
         update(db, name, **changed)
-        told = {key: columns[key] for key in ("cause", "exit_code", "next_try_at") if columns.get(key) is not None}
-        event.record(db, what, service=name, attempt=columns.get("generation", service.generation), **told)
+        details = {key: columns[key] for key in ("cause", "exit_code", "next_try_at") if columns.get(key) is not None}
+        event.record(db, step, service=name, attempt=columns.get("generation", service.generation), **details)
         db.announce()
     return True
 

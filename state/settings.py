@@ -61,86 +61,86 @@ class Value:
 
 
 def _number(low: int, high: int) -> Callable[[Any], int]:
-    def parse(given: Any) -> int:
+    def parse(value: Any) -> int:
         try:
-            number = int(str(given).strip())
+            number = int(str(value).strip())
         except ValueError:
             number = low - 1
-        if isinstance(given, bool) or not low <= number <= high:
+        if isinstance(value, bool) or not low <= number <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return number
 
     return parse
 
 
-def _port_or_off(given: Any) -> int:
-    if str(given).strip() == "0":
+def _port_or_off(value: Any) -> int:
+    if str(value).strip() == "0":
         return 0
     try:
-        return PORT(given)
+        return PORT(value)
     except ValueError as problem:
         raise ValueError(f"{problem}, or 0 for off") from problem
 
 
-def _share(given: Any) -> int | str:
-    if given == AUTO:
+def _share(value: Any) -> int | str:
+    if value == AUTO:
         return AUTO
     try:
-        return _number(10, 90)(given)
+        return _number(10, 90)(value)
     except ValueError as problem:
         raise ValueError(f"{problem}, or {AUTO}") from problem
 
 
 def _choice(*words: str) -> Callable[[Any], str]:
-    def parse(given: Any) -> str:
-        if given not in words:
+    def parse(value: Any) -> str:
+        if value not in words:
             raise ValueError(f"one of {', '.join(words)}")
-        return given
+        return value
 
     return parse
 
 
-def _switch(given: Any) -> bool:
+def _switch(value: Any) -> bool:
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    found = words.get(str(given).strip().lower())
-    if found is None:
+    switch = words.get(str(value).strip().lower())
+    if switch is None:
         raise ValueError("true or false")
-    return found
+    return switch
 
 
-def _folder(given: Any) -> str:
-    if not isinstance(given, str) or not given.strip():
+def _folder(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
         raise ValueError("the path of a folder")
-    return str(Path(given).expanduser().absolute())
+    return str(Path(value).expanduser().absolute())
 
 
-def _key(given: Any) -> str:
-    if not isinstance(given, str) or not all("!" <= letter <= "~" for letter in given):
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or not all("!" <= letter <= "~" for letter in value):
         raise ValueError("a key: printable ASCII without spaces")
-    return given
+    return value
 
 
-def _dollars(given: Any) -> float:
+def _dollars(value: Any) -> float:
     try:
-        amount = float(str(given).strip())
+        amount = float(str(value).strip())
     except ValueError:
         amount = -1.0
-    if isinstance(given, bool) or not 0 <= amount <= LARGEST_CAP_USD:
+    if isinstance(value, bool) or not 0 <= amount <= LARGEST_CAP_USD:
         raise ValueError(f"an amount in dollars from 0 to {LARGEST_CAP_USD}, such as 0.50")
     return amount
 
 
-def _model_id(given: Any) -> str:
-    if not isinstance(given, str) or not re.fullmatch(r"[\w.-]+/[\w.:-]+", given):
+def _model_id(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+/[\w.:-]+", value):
         raise ValueError("the id of a model at OpenRouter, such as qwen/qwen3-coder")
-    return given
+    return value
 
 
-def _address(given: Any) -> str:
+def _address(value: Any) -> str:
     import ipaddress
 
     try:
-        return str(ipaddress.IPv4Address(str(given).strip()))
+        return str(ipaddress.IPv4Address(str(value).strip()))
     except ValueError as problem:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
@@ -148,28 +148,28 @@ def _address(given: Any) -> str:
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,200}")
 
 
-def _origins(given: Any) -> list[str]:
-    words = cast("list[Any]", given) if isinstance(given, list) else str(given).split(",")
+def _origins(value: Any) -> list[str]:
+    words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
     origins = [str(word).strip().rstrip("/") for word in words if str(word).strip()]
     if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
         raise ValueError("origins such as http://localhost:3000,https://app.example, or * for all")
     return origins
 
 
-def _aliases(given: Any) -> dict[str, str]:
-    pairs = cast("dict[Any, Any]", given) if isinstance(given, dict) else _pairs(str(given))
-    found = {str(name).strip(): str(tier).strip() for name, tier in pairs.items()}
-    if not all(_ALIAS.fullmatch(name) and tier for name, tier in found.items()):
+def _aliases(value: Any) -> dict[str, str]:
+    pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
+    aliases = {str(name).strip(): str(tier).strip() for name, tier in pairs.items()}
+    if not all(_ALIAS.fullmatch(name) and tier for name, tier in aliases.items()):
         raise ValueError("pairs of a model name and a tier, such as gpt-5=standard,o3*=fast")
-    return found
+    return aliases
 
 
-def _engines(given: Any) -> dict[str, str]:
-    pairs = cast("dict[Any, Any]", given) if isinstance(given, dict) else _pairs(str(given))
-    found = {str(tier).strip(): str(engine).strip() for tier, engine in pairs.items()}
-    if not all(tier and engine in (AUTO, *ENGINES) for tier, engine in found.items()):
+def _engines(value: Any) -> dict[str, str]:
+    pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
+    engines = {str(tier).strip(): str(engine).strip() for tier, engine in pairs.items()}
+    if not all(tier and engine in (AUTO, *ENGINES) for tier, engine in engines.items()):
         raise ValueError(f"pairs of a tier and one of {', '.join((AUTO, *ENGINES))}, such as fast=vllm-mlx")
-    return found
+    return engines
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -256,39 +256,39 @@ def load(home: Home) -> Settings:
 
 def _checked(home: Home, written: Mapping[str, Any]) -> Settings:
     """Check each setting by its own rule, and that the ports differ."""
-    found = Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
-    tiers = range(found["tier-port-base"], found["tier-port-base"] + TIER_PORTS)
+    settings = Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
+    tiers = range(settings["tier-port-base"], settings["tier-port-base"] + TIER_PORTS)
     for name in ("litellm-port", "page-port"):
-        if found[name] in tiers:
+        if settings[name] in tiers:
             raise UsageProblem(
-                f"{name} {found[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
+                f"{name} {settings[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
                 hint=f"mlxq config set {name} {tiers[-1] + 1}",
             )
-    if found["litellm-port"] == found["page-port"]:
-        port = found["page-port"]
+    if settings["litellm-port"] == settings["page-port"]:
+        port = settings["page-port"]
         raise UsageProblem(f"litellm-port and page-port are both {port}.", hint=f"mlxq config set page-port {port + 1}")
-    return found
+    return settings
 
 
 def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
-    given = os.environ.get(setting.variable)
-    if given is not None:
-        return Value(setting, check(setting, given, setting.variable), "environment")
+    value = os.environ.get(setting.variable)
+    if value is not None:
+        return Value(setting, check(setting, value, setting.variable), "environment")
     if setting.name in written:
         return Value(setting, check(setting, written[setting.name], str(home.config)), "file")
     return Value(setting, setting.default, "default")
 
 
-def check(setting: Setting, given: Any, where: str = "") -> Any:
-    """Return the value that was meant; `where` says what holds it already. Raises UsageProblem."""
+def check(setting: Setting, value: Any, origin: str = "") -> Any:
+    """Return the value that was meant; `origin` says what holds it already. Raises UsageProblem."""
     try:
-        return setting.parse(given)
+        return setting.parse(value)
     except ValueError as problem:
-        said = "that value" if setting.secret else repr(given)
-        place = f"{where}: " if where else ""
-        verb = "reset" if where else "get"
+        shown = "that value" if setting.secret else repr(value)
+        prefix = f"{origin}: " if origin else ""
+        verb = "reset" if origin else "get"
         raise UsageProblem(
-            f"{place}{setting.name} must be {problem}, not {said}.", hint=f"mlxq config {verb} {setting.name}"
+            f"{prefix}{setting.name} must be {problem}, not {shown}.", hint=f"mlxq config {verb} {setting.name}"
         ) from problem
 
 
@@ -301,23 +301,23 @@ def read_file(home: Home) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(text)
+        document = yaml.safe_load(text)
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        location = f", line {mark.line + 1}" if mark else ""
         raise UsageProblem(
-            f"{home.config}{where}: this is not YAML.", done="It was left as it is.", hint=f"$EDITOR {home.config}"
+            f"{home.config}{location}: this is not YAML.", done="It was left as it is.", hint=f"$EDITOR {home.config}"
         ) from problem
-    if not isinstance(found or {}, dict):
+    if not isinstance(document or {}, dict):
         raise UsageProblem(f"{home.config}: this must be `name: value` lines.", hint=f"$EDITOR {home.config}")
-    written: dict[Any, Any] = dict(found or {})
-    return {find(str(name)).name: given for name, given in written.items()}
+    written: dict[Any, Any] = dict(document or {})
+    return {find(str(name)).name: value for name, value in written.items()}
 
 
-def write(home: Home, name: str, given: Any) -> Any:
+def write(home: Home, name: str, text: Any) -> Any:
     """Set one setting in config.yaml and return the value. Raises UsageProblem."""
     setting = find(name)
-    value = check(setting, given)
+    value = check(setting, text)
     written = read_file(home) | {name: value}
     _checked(home, written)
     _save(home, written)

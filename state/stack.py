@@ -62,18 +62,18 @@ def tier(db: Database, name: str) -> Tier:
     row = db.row("SELECT * FROM tiers WHERE name = ?", (name,))
     if row is not None:
         return _tier(row)
-    there = [found.name for found in tiers(db)]
-    if not there:
+    names = [entry.name for entry in tiers(db)]
+    if not names:
         raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
-    raise NotFound(f"There is no tier {name!r}; there is: {', '.join(there)}.", hint="mlxq status")
+    raise NotFound(f"There is no tier {name!r}; there is: {', '.join(names)}.", hint="mlxq status")
 
 
 def replace(db: Database, wanted: Sequence[Tier]) -> None:
     """Make these the stack, all at once."""
     with db.transaction():
         db.run("DELETE FROM tiers")
-        for position, each in enumerate(wanted):
-            values = asdict(each) | {"position": position, "assigned_at": db.now(), "vision": int(each.vision)}
+        for position, entry in enumerate(wanted):
+            values = asdict(entry) | {"position": position, "assigned_at": db.now(), "vision": int(entry.vision)}
             db.insert("tiers", values)
         db.wake()
 

@@ -33,7 +33,7 @@ class Usage:
     """Prompt tokens that the engine told it did not read again."""
 
 
-SUMS = tuple(one.name for one in fields(Usage))[3:]
+SUMS = tuple(field.name for field in fields(Usage))[3:]
 """The columns that add up."""
 
 

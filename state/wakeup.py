@@ -98,12 +98,12 @@ class Listener:
         self.close()
 
 
-def own(place: Path) -> None:
+def own(path: Path) -> None:
     """Make the folder. Raises MlxqError when another process made it first: /tmp is shared."""
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = place.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
-        raise MlxqError(f"{place} belongs to another user.", hint="export MLXQ_HOME=/a/shorter/path")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise MlxqError(f"{path} belongs to another user.", hint="export MLXQ_HOME=/a/shorter/path")
 
 
 def worker_listener(home: Home) -> Listener:
