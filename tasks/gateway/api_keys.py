@@ -50,16 +50,16 @@ class KeyRing:
     def _refresh(self) -> None:
         try:
             stat = self._path.stat()
-            seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         except FileNotFoundError:
-            seen = None
-        if seen == self._seen:
+            version = None
+        if version == self._seen:
             return
         try:
             self._keys = keys.read(self._path)
         except Damaged:
             self._keys = {}  # no key is better than one that was revoked
-        self._seen = seen
+        self._seen = version
 
 
 def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -139,8 +139,8 @@ class Application:
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
 
     def _no_model(self, name: str) -> Refusal:
-        known = ", ".join(self._routes.exact_names)
-        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {known}.", "model_not_found", "model")
+        names = ", ".join(self._routes.exact_names)
+        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", "model_not_found", "model")
 
     def _rate_limited(self, key: Key) -> Refusal | None:
         wait = self._ring.rate_limited(key)
@@ -190,7 +190,7 @@ def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> 
 def _route_refusal(scope: Scope) -> Refusal | None:
     """Return the refusal of a path that is no route, or not for this method; None for a route."""
     path, method = scope["path"], scope["method"]
-    reads = any(path == known or path.startswith(f"{known}/") for known in MODELS)
+    reads = any(path == prefix or path.startswith(f"{prefix}/") for prefix in MODELS)
     if not reads and path not in BY_PATH:
         return Refusal(404, f"There is nothing at {method} {path[:100]}.", "unknown_route")
     allowed = {"GET", "HEAD"} if reads else {"POST"}
@@ -200,8 +200,8 @@ def _route_refusal(scope: Scope) -> Refusal | None:
     return Refusal(405, message, "method_not_allowed", headers={"allow": ", ".join(sorted(allowed))})
 
 
-def _unknown_key(given: str | None) -> Refusal:
-    message = "The key is not valid, or was revoked." if given else "A key is needed: Authorization: Bearer KEY."
+def _unknown_key(key: str | None) -> Refusal:
+    message = "The key is not valid, or was revoked." if key else "A key is needed: Authorization: Bearer KEY."
     return Refusal(401, message, "invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 

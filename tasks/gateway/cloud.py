@@ -110,8 +110,8 @@ class Cloud:
 class CloudAnswer:
     """What LiteLLM gives back, as the bytes that an engine would have sent."""
 
-    def __init__(self, given: Any, plan: Plan) -> None:
-        self._given = given
+    def __init__(self, stream: Any, plan: Plan) -> None:
+        self._given = stream
         self._plan = plan
         self.usage: Mapping[str, Any] = {}
 
@@ -125,18 +125,18 @@ class CloudAnswer:
         """Yield its events. Raises EngineDown."""
         named = self._plan.dialect is RESPONSES
         with _failures():
-            async for given in self._given:
-                event = _plain(given)
+            async for chunk in self._given:
+                event = _plain(chunk)
                 self.usage = obj(event.get("usage")) or obj(obj(event.get("response")).get("usage")) or self.usage
                 yield sse.encode(event, event.get("type", "") if named else "")
         if not named:
             yield b"data: " + sse.DONE + sse.END
 
 
-def _plain(given: Any) -> dict[str, Any]:
+def _plain(source: Any) -> dict[str, Any]:
     """Return an object of LiteLLM's as JSON has it, without its private parts."""
-    made = obj(given) or obj(given.model_dump(mode="json", exclude_none=True))
-    return {name: value for name, value in made.items() if not name.startswith("_")}
+    document = obj(source) or obj(source.model_dump(mode="json", exclude_none=True))
+    return {name: value for name, value in document.items() if not name.startswith("_")}
 
 
 class _failures:  # noqa: N801 - read as a word

@@ -75,8 +75,8 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _close_oldest(self) -> None:
-        others = cast("set[Connection]", self.connections)
-        keyless = sorted((one for one in others if not one.known), key=lambda one: one.opened)
+        connections = cast("set[Connection]", self.connections)
+        keyless = sorted((peer for peer in connections if not peer.known), key=lambda peer: peer.opened)
         for connection in keyless[: max(0, len(keyless) - KEYLESS)]:
             connection.transport.abort()
 

@@ -44,19 +44,19 @@ class Wall:
         """Let nothing else out from now on."""
         sys.addaudithook(self._hear)
 
-    def _hear(self, event: str, given: tuple[Any, ...]) -> None:
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Raise PermissionError for a connection or look-up that leads elsewhere."""
         if not event.startswith("socket."):
             return
         if event in _LOOK_UPS:
-            self._check_name(given[0])
-        elif event in _SENDINGS and isinstance(given[1], tuple):  # a unix socket's address is a str
-            host, port = cast("tuple[Any, Any]", given[1])[:2]
+            self._check_name(arguments[0])
+        elif event in _SENDINGS and isinstance(arguments[1], tuple):  # a unix socket's address is a str
+            host, port = cast("tuple[Any, Any]", arguments[1])[:2]
             if not self.allows(str(host), int(port)):
                 raise refused(f"{host}:{port}")
 
-    def _check_name(self, given: Any) -> None:
-        name = given.decode("ascii", "replace") if isinstance(given, bytes) else given
+    def _check_name(self, host: Any) -> None:
+        name = host.decode("ascii", "replace") if isinstance(host, bytes) else host
         if name is None or name in self._names or getattr(self._own, "looks", False):
             return
         if self._cloud is None or name not in {self._cloud[0], *self._resolved}:
@@ -86,7 +86,7 @@ class Wall:
         return self._resolved
 
 
-def refused(where: str) -> PermissionError:
+def refused(address: str) -> PermissionError:
     """Return the error that a library meets at the wall."""
-    log.warning("A connection to %s was refused: the gateway asks engines and the cloud's host alone.", where)
-    return PermissionError(f"mlxq's gateway may not connect to {where}")
+    log.warning("A connection to %s was refused: the gateway asks engines and the cloud's host alone.", address)
+    return PermissionError(f"mlxq's gateway may not connect to {address}")

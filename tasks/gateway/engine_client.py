@@ -92,8 +92,8 @@ class EngineClient:
     async def count_tokens(self, route: Route, text: str) -> int | None:
         """Return how many tokens `text` has for the tier's model; None when its engine does not say."""
         body = {"model": route.name, "messages": [{"role": "user", "content": text}]}
-        said = await self._ask("POST", route, "/v1/messages/count_tokens", orjson.dumps(body))
-        counted = obj(said).get("input_tokens")
+        answer = await self._ask("POST", route, "/v1/messages/count_tokens", orjson.dumps(body))
+        counted = obj(answer).get("input_tokens")
         return counted if isinstance(counted, int) else None
 
     async def _ask(self, method: str, route: Route, path: str, content: bytes | None) -> Any:

@@ -49,9 +49,9 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
     return Refusal(400, message, code, param)
 
 
-def unsupported(param: str, why: str) -> Refusal:
+def unsupported(param: str, reason: str) -> Refusal:
     """Return the refusal of a field that is valid and that mlxq does not carry out."""
-    return Refusal(400, f"`{param}` is not supported: {why}", "unsupported_parameter", param)
+    return Refusal(400, f"`{param}` is not supported: {reason}", "unsupported_parameter", param)
 
 
 def overflow(context: int) -> Refusal:
@@ -62,8 +62,8 @@ def overflow(context: int) -> Refusal:
 
 def unavailable(failures: Mapping[str, str]) -> Refusal:
     """Return the refusal where no tier can answer now: why, and what to do."""
-    why = "; ".join(f"{tier}: {problem}" for tier, problem in failures.items())
-    message = f"No tier is available ({why}). mlxq is restarting them; check: mlxq status"
+    reasons = "; ".join(f"{tier}: {problem}" for tier, problem in failures.items())
+    message = f"No tier is available ({reasons}). mlxq is restarting them; check: mlxq status"
     return Refusal(503, message, "no_tier_available", headers={"retry-after": str(RETRY_AFTER_S)})
 
 

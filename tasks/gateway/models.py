@@ -22,7 +22,7 @@ def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False
         return shown[0] if shown else None
     if not anthropic:
         return {"object": "list", "data": shown}
-    ids = [one["id"] for one in shown]
+    ids = [model["id"] for model in shown]
     return {"data": shown, "has_more": False, "first_id": next(iter(ids), None), "last_id": next(reversed(ids), None)}
 
 

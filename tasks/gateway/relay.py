@@ -244,8 +244,8 @@ class Relay:
 
         The engine's account has no request id that we know, so the one nearest in progress is taken.
         """
-        said = await self._client.get(route, "/v1/status")
-        running = objects(obj(said).get("requests"))
+        status = await self._client.get(route, "/v1/status")
+        running = objects(obj(status).get("requests"))
         if not running:
             return None
         nearest = min(running, key=lambda request: abs(int(request.get("completion_tokens") or 0) - answered))

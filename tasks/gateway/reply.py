@@ -93,9 +93,9 @@ class Reply:
         await self.write(self._dialect.error_event(refusal))
         await self.end()
 
-    async def _head(self, status: int, more: Mapping[str, str]) -> None:
+    async def _head(self, status: int, extra: Mapping[str, str]) -> None:
         call = self._call
-        headers = {"x-request-id": call.id, **self._headers, **more}
+        headers = {"x-request-id": call.id, **self._headers, **extra}
         if self._dialect.anthropic:
             headers["request-id"] = call.id
         if call.tried:

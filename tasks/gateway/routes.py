@@ -53,11 +53,11 @@ class Routes:
         """The names without the patterns, in order."""
         return sorted(name for name in self.names if "*" not in name)
 
-    def tier(self, asked: str) -> str | None:
+    def tier(self, model: str) -> str | None:
         """Return the tier behind a name, or None. Of two patterns the longer one counts."""
-        if asked in self.names:
-            return self.names[asked]
-        fitting = [name for name in self.names if "*" in name and fnmatch.fnmatchcase(asked, name)]
+        if model in self.names:
+            return self.names[model]
+        fitting = [name for name in self.names if "*" in name and fnmatch.fnmatchcase(model, name)]
         return self.names[max(fitting, key=len)] if fitting else None
 
     def chain(self, tier: str) -> list[str]:

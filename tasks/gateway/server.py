@@ -50,15 +50,15 @@ def _bound_beside(address: Address) -> socket.socket:
 
 
 def _bound(address: Address, *options: int) -> socket.socket:
-    place = socket.socket()
+    listener = socket.socket()
     for option in (socket.SO_REUSEADDR, *options):
-        place.setsockopt(socket.SOL_SOCKET, option, 1)
+        listener.setsockopt(socket.SOL_SOCKET, option, 1)
     try:
-        place.bind(address)
+        listener.bind(address)
     except OSError as problem:
-        place.close()
+        listener.close()
         raise OSError(f"{address[0]}:{address[1]}: {problem}") from problem
-    return place
+    return listener
 
 
 class Server(uvicorn.Server):
@@ -125,23 +125,23 @@ class Server(uvicorn.Server):
             self.servers.remove(server)
         door.start()
 
-    def _matched(self, given: Sequence[socket.socket]) -> list[socket.socket]:
+    def _matched(self, sockets: Sequence[socket.socket]) -> list[socket.socket]:
         """Return a socket for each address: one that was handed over, or a new one. What is not needed is closed."""
-        there = {one.getsockname(): one for one in given}
-        for address in there.keys() - set(self._addresses):
-            there.pop(address).close()
-        if not there:
+        by_address = {listener.getsockname(): listener for listener in sockets}
+        for address in by_address.keys() - set(self._addresses):
+            by_address.pop(address).close()
+        if not by_address:
             return bound(self._addresses)
-        return [there.get(address) or _bound_beside(address) for address in self._addresses]
+        return [by_address.get(address) or _bound_beside(address) for address in self._addresses]
 
-    async def _listen(self, place: socket.socket) -> None:
+    async def _listen(self, listener: socket.socket) -> None:
         """Accept connections from one socket more, as uvicorn does from its first ones."""
         make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
 
         def connected() -> asyncio.Protocol:
             return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-        server = await asyncio.get_running_loop().create_server(connected, sock=place, backlog=self.config.backlog)
+        server = await asyncio.get_running_loop().create_server(connected, sock=listener, backlog=self.config.backlog)
         self.servers.append(server)
 
     def _open_door(self) -> None:
@@ -181,11 +181,11 @@ class Server(uvicorn.Server):
         self.config.encoded_headers.append(_LAST_ANSWER)
         self.server_state.default_headers = [*self.server_state.default_headers, _LAST_ANSWER]
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while (gone := loop.time() - begun) < LINGER_S or (self._used() and gone < LEAVE_SECONDS):  # noqa: ASYNC110 - uvicorn has no event for it
+        began = loop.time()
+        while (elapsed_s := loop.time() - began) < LINGER_S or (self._used() and elapsed_s < LEAVE_SECONDS):  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(LOOK_S)
         self.should_exit = True
 
     def _used(self) -> bool:
         """Return whether a connection is left on which anything was ever asked."""
-        return any(getattr(one, "cycle", None) for one in self.server_state.connections)
+        return any(getattr(connection, "cycle", None) for connection in self.server_state.connections)

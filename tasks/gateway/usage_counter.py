@@ -84,6 +84,6 @@ class Counter:
                 self._sums[row.day, row.key, row.tier] = row if newer is None else _sum(row, newer)
 
 
-def _sum(one: Usage, other: Usage) -> Usage:
-    added = {name: getattr(one, name) + getattr(other, name) for name in usage.SUMS}
-    return Usage(one.day, one.key, one.tier, **added)
+def _sum(usage_row: Usage, addend: Usage) -> Usage:
+    added = {name: getattr(usage_row, name) + getattr(addend, name) for name in usage.SUMS}
+    return Usage(usage_row.day, usage_row.key, usage_row.tier, **added)

@@ -79,11 +79,11 @@ def _messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _assistant(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     calls = [_call(block) for block in blocks if block["type"] == "tool_use"]
     thoughts = "\n".join(block["thinking"] for block in blocks if block["type"] == "thinking")
-    made: dict[str, Any] = {
+    turn: dict[str, Any] = {
         "role": "assistant",
         "content": _plain([part for block in blocks for part in _parts(block)]),
     }
-    return made | ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thoughts} if thoughts else {})
+    return turn | ({"tool_calls": calls} if calls else {}) | ({"reasoning_content": thoughts} if thoughts else {})
 
 
 def _call(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,11 +127,11 @@ def _reason(finish: str | None, stop: str | None) -> str:
 
 
 def _usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
-    given: Mapping[str, Any] = usage or {}
-    cached = int(obj(given.get("prompt_tokens_details")).get("cached_tokens") or 0)
+    counts: Mapping[str, Any] = usage or {}
+    cached = int(obj(counts.get("prompt_tokens_details")).get("cached_tokens") or 0)
     return {
-        "input_tokens": int(given.get("prompt_tokens") or 0) - cached,
-        "output_tokens": int(given.get("completion_tokens") or 0),
+        "input_tokens": int(counts.get("prompt_tokens") or 0) - cached,
+        "output_tokens": int(counts.get("completion_tokens") or 0),
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
     }
@@ -140,13 +140,13 @@ def _usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
 def message(answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
     """Return a chat's whole answer as a message. `stop`: the stop string that ended it."""
     choice = answer["choices"][0]
-    said: Mapping[str, Any] = choice["message"]
+    reply: Mapping[str, Any] = choice["message"]
     blocks: list[dict[str, Any]] = []
-    if thoughts := said.get("reasoning_content") or said.get("reasoning"):
+    if thoughts := reply.get("reasoning_content") or reply.get("reasoning"):
         blocks.append({"type": "thinking", "thinking": thoughts, "signature": ""})
-    if said.get("content"):
-        blocks.append({"type": "text", "text": said["content"]})
-    for call in objects(said.get("tool_calls")):
+    if reply.get("content"):
+        blocks.append({"type": "text", "text": reply["content"]})
+    for call in objects(reply.get("tool_calls")):
         function = call["function"]
         blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)})
     return {

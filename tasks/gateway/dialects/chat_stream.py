@@ -35,9 +35,9 @@ async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
                     return
                 raise EngineDown(BROKE_OFF)
             chunk = parsed(payload)
-            if chunk is None or (seen := CHAT.look(chunk)).failed:
+            if chunk is None or (look := CHAT.look(chunk)).failed:
                 raise EngineDown(BROKE_OFF)
-            finished = finished or seen.finished
+            finished = finished or look.finished
             yield cast("Chunk", chunk)
     if not finished:
         raise EngineDown(BROKE_OFF)
@@ -77,8 +77,8 @@ class Stopper:
                 async for chunk in source:
                     if usage := obj(chunk.get("usage")):
                         prompt = int(usage.get("prompt_tokens") or 0)
-                        made = {"prompt_tokens": prompt, "completion_tokens": self._tokens}
-                        return made | {"total_tokens": prompt + self._tokens}
+                        counts = {"prompt_tokens": prompt, "completion_tokens": self._tokens}
+                        return counts | {"total_tokens": prompt + self._tokens}
         return None
 
     def _scan(self, choice: dict[str, Any]) -> None:
@@ -140,13 +140,13 @@ class Fold:
                 self._message[key] = (self._message.get(key) or "") + value
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
-        known = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"arguments": ""}})
+        call = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"arguments": ""}})
         if piece.get("id"):
-            known["id"] = piece["id"]
+            call["id"] = piece["id"]
         function: Mapping[str, Any] = piece.get("function") or {}
         if function.get("name"):
-            known["function"]["name"] = function["name"]
-        known["function"]["arguments"] += function.get("arguments") or ""
+            call["function"]["name"] = function["name"]
+        call["function"]["arguments"] += function.get("arguments") or ""
 
     def answer(self) -> dict[str, Any]:
         """Return the whole answer: of a chat, or of /v1/completions."""

@@ -94,17 +94,17 @@ def _parsed(content: bytes) -> Any:
 def _path(fault: ErrorDetails, parsed: Any) -> tuple[str | int, ...]:
     """Return where in the body a fault is: pydantic's location also names the kinds that it tried."""
     path: list[str | int] = []
-    here = parsed
+    node = parsed
     location = fault["loc"]
     for at, step in enumerate(location):
-        if isinstance(step, str) and isinstance(here, dict):
-            inner = cast("dict[str, Any]", here)
+        if isinstance(step, str) and isinstance(node, dict):
+            inner = cast("dict[str, Any]", node)
             if step in inner or (at == len(location) - 1 and fault["type"] == "missing"):
                 path.append(step)
-                here = inner.get(step)
-        elif isinstance(step, int) and isinstance(here, list) and step < len(cast("list[Any]", here)):
+                node = inner.get(step)
+        elif isinstance(step, int) and isinstance(node, list) and step < len(cast("list[Any]", node)):
             path.append(step)
-            here = cast("list[Any]", here)[step]
+            node = cast("list[Any]", node)[step]
     return tuple(path)
 
 
@@ -114,7 +114,7 @@ def _written(path: Sequence[str | int]) -> str:
 
 
 def _sentence(field: str, fault: ErrorDetails, types: Sequence[str]) -> Refusal:
-    kind, given = fault["type"], cast("Mapping[str, Any]", fault.get("ctx") or {})
+    kind, context = fault["type"], cast("Mapping[str, Any]", fault.get("ctx") or {})
     if kind == "missing":
         return invalid(
             f"`{field}` is missing.", field, "missing_model" if field == "model" else "missing_required_parameter"
@@ -122,7 +122,7 @@ def _sentence(field: str, fault: ErrorDetails, types: Sequence[str]) -> Refusal:
     if kind == "too_short" and field == "messages":
         return invalid("`messages` must have at least one message.", field, "empty_messages")
     if kind in _RULES:
-        return invalid(f"`{field}` must {_RULES[kind].format(**given)}.", field)
+        return invalid(f"`{field}` must {_RULES[kind].format(**context)}.", field)
     if types:
         return invalid(f"`{field}` must be {' or '.join(types)}.", field, "invalid_type")
     return invalid(f"`{field or 'body'}` is not valid.", field or None)
@@ -202,17 +202,17 @@ def _of_completions(body: schemas.Completions, can: Abilities) -> Iterator[Refus
 
 def _of_responses(body: schemas.Responses, tier: str, can: Abilities, vision: bool) -> Iterator[Refusal]:
     if body.previous_response_id is not None:
-        why = "mlxq keeps no answers. Send the whole conversation in `input`."
+        reason = "mlxq keeps no answers. Send the whole conversation in `input`."
         yield Refusal(
-            400, f"`previous_response_id` is not supported: {why}", "unsupported_parameter", "previous_response_id"
+            400, f"`previous_response_id` is not supported: {reason}", "unsupported_parameter", "previous_response_id"
         )
-    for name, why in (
+    for name, reason in (
         ("conversation", "mlxq keeps no conversations."),
         ("prompt", "mlxq keeps no prompts."),
         ("background", "requests are answered at once."),
     ):
         if getattr(body, name):
-            yield unsupported(name, why)
+            yield unsupported(name, reason)
     if body.top_logprobs and not can.logprobs:
         yield unsupported("top_logprobs", f"the engine of {tier} does not give them.")
     yield from _of_response_tools(body)

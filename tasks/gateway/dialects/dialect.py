@@ -60,9 +60,9 @@ class Dialect:
         return sse.encode(payload, "error" if self.anthropic else "")
 
 
-def tokens(said: Any) -> Tokens | None:
+def tokens(value: Any) -> Tokens | None:
     """Return the tokens that a `usage` of any dialect says."""
-    usage = obj(said)
+    usage = obj(value)
     if not usage:
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))

@@ -76,15 +76,15 @@ def _checker(schema: Mapping[str, Any]) -> Any:
     from jsonschema import validators
     from referencing import Registry
 
-    known = cast("Any", validators).validator_for(dict(schema))
+    validator = cast("Any", validators).validator_for(dict(schema))
     extend = cast("Any", validators).extend
-    left, room = STEPS, ERROR_BYTES
+    steps, room = STEPS, ERROR_BYTES
 
     def counted(check: Callable[..., Iterator[Any] | None]) -> Callable[..., Iterator[Any]]:
         def step(*arguments: Any) -> Iterator[Any]:
-            nonlocal left, room
-            left -= 1
-            if left < 0:
+            nonlocal steps, room
+            steps -= 1
+            if steps < 0:
                 raise _TooMuch
             for error in check(*arguments) or ():
                 room -= len(error.message)
@@ -94,7 +94,7 @@ def _checker(schema: Mapping[str, Any]) -> Any:
 
         return step
 
-    bounded: Any = extend(known, {name: counted(check) for name, check in known.VALIDATORS.items()})
+    bounded: Any = extend(validator, {name: counted(check) for name, check in validator.VALIDATORS.items()})
     return bounded(schema, registry=cast("Any", Registry)())
 
 

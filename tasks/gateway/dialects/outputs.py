@@ -173,8 +173,8 @@ class ByteStream:
         async for run in sse.whole_events(source.chunks()):
             if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
                 yield run
-            elif seen := self._inspected(run):
-                yield seen
+            elif events := self._inspected(run):
+                yield events
             if self._broken:
                 break
         if self._broken or not self._finished:
@@ -184,37 +184,37 @@ class ByteStream:
 
     def _inspected(self, run: bytes) -> bytes:
         """Return a run of events without what the caller did not ask for, up to where the answer broke off."""
-        kept = bytearray()
+        output = bytearray()
         for event in sse.split(run):
             if self._broken:
                 break
             payload = sse.data(event)
             if payload is None:
-                kept += event if self._spoke else b""
+                output += event if self._spoke else b""
             elif payload == sse.DONE:
                 self._done, self._broken = True, not self._finished
-                kept += event if self._finished else b""
+                output += event if self._finished else b""
             else:
-                kept += self._event(event, payload)
-        return bytes(kept)
+                output += self._event(event, payload)
+        return bytes(output)
 
     def _event(self, event: bytes, payload: bytes) -> bytes:
-        said = parsed(payload)
-        if said is None or (seen := self._plan.dialect.look(said)).failed:
+        chunk = parsed(payload)
+        if chunk is None or (look := self._plan.dialect.look(chunk)).failed:
             self._broken = True
             return b""
-        self._spoke = self._spoke or seen.spoke
-        self._finished = self._finished or seen.finished
+        self._spoke = self._spoke or look.spoke
+        self._finished = self._finished or look.finished
         self._called = self._called or b'"function_call"' in payload
-        if seen.finished:
-            self._last = said.get("response") or {}
-        if seen.tokens is None:
+        if look.finished:
+            self._last = chunk.get("response") or {}
+        if look.tokens is None:
             return event
         before = self.tokens or (0, 0)
-        self.tokens = (seen.tokens[0] or before[0], seen.tokens[1] or before[1])
+        self.tokens = (look.tokens[0] or before[0], look.tokens[1] or before[1])
         if self._plan.shows_usage:
             return event
-        rest = {name: value for name, value in said.items() if name != "usage"}
+        rest = {name: value for name, value in chunk.items() if name != "usage"}
         return sse.encode(rest) if rest.get("choices") else b""
 
 

@@ -59,13 +59,13 @@ def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
     if dialect is RESPONSES:
         return _responses(body, can)
     if dialect is MESSAGES and not can.relays(MESSAGES.name):
-        made = _chat(anthropic_chat.to_chat(body), can)
-        return Plan(CHAT, made.body, made.streams, True, made.stops, made.schema, made.needs_call, as_message=True)
+        chat = _chat(anthropic_chat.to_chat(body), can)
+        return Plan(CHAT, chat.body, chat.streams, True, chat.stops, chat.schema, chat.needs_call, as_message=True)
     if dialect is MESSAGES:
         return _messages(body)
     if dialect in {CHAT, COMPLETIONS}:
-        made = _chat(body, can)
-        return made if dialect is CHAT else _completion(made)
+        chat = _chat(body, can)
+        return chat if dialect is CHAT else _completion(chat)
     return Plan(dialect, body, streams=False)
 
 
@@ -89,23 +89,23 @@ def _chat(body: dict[str, Any], can: Abilities) -> Plan:
     if not can.forced_tools:
         needs_call = body.get("tool_choice") not in (None, "auto", "none")
     shown = bool(obj(body.pop("stream_options", None)).get("include_usage"))
-    made = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call)
+    chat = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call)
     body.pop("stream", None)
-    if made.asks_stream:
+    if chat.asks_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return made
+    return chat
 
 
-def _completion(made: Plan) -> Plan:
-    prompt = made.body["prompt"]
-    body = {**made.body, "prompt": prompt if isinstance(prompt, str) else prompt[0]}
-    return Plan(COMPLETIONS, body, made.streams, made.shows_usage, made.stops)
+def _completion(chat: Plan) -> Plan:
+    prompt = chat.body["prompt"]
+    body = {**chat.body, "prompt": prompt if isinstance(prompt, str) else prompt[0]}
+    return Plan(COMPLETIONS, body, chat.streams, chat.shows_usage, chat.stops)
 
 
 def _take_stops(body: dict[str, Any], can: Abilities) -> tuple[str, ...]:
     """Return the stop strings that are the gateway's to find, and take them out of the body."""
-    given = body.pop("stop", None) or ()
-    stops = (given,) if isinstance(given, str) else tuple(given)
+    value = body.pop("stop", None) or ()
+    stops = (value,) if isinstance(value, str) else tuple(value)
     if stops and can.stop_strings:
         body["stop"] = list(stops)
         return ()
@@ -155,11 +155,11 @@ def _responses(body: dict[str, Any], can: Abilities) -> Plan:
     return Plan(RESPONSES, body, bool(body.get("stream")), schema=schema, needs_call=needs_call, dropped=dropped)
 
 
-def _items(given: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+def _items(value: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     """Return a Responses' input with each item's kind named, and what functions gave back as text."""
-    if isinstance(given, str):
-        return given
-    items = [{"type": "message", **item} for item in given]
+    if isinstance(value, str):
+        return value
+    items = [{"type": "message", **item} for item in value]
     for item in items:
         parts = objects(item.get("output"))
         if parts and all("text" in part for part in parts):

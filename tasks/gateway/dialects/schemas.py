@@ -86,14 +86,14 @@ class Other(Fields):
     type: str
 
 
-def _tag(known: frozenset[str], default: str = "") -> Discriminator:
+def _tag(names: frozenset[str], default: str = "") -> Discriminator:
     """Return the discriminator of a part: by `type`; all other known names are one kind."""
 
     def kind(part: Any) -> str | None:
         name = part.get("type", default) if isinstance(part, dict) else getattr(part, "type", default)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - a client's JSON
         if not isinstance(name, str):
             return None
-        return name if name in known else "other"
+        return name if name in names else "other"
 
     return Discriminator(kind)
 

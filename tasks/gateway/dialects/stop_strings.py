@@ -38,8 +38,8 @@ class Scanner:
 
     def rest(self) -> str:
         """Return what was held back, when the text ended without a hit."""
-        held, self._held = self._held, ""
-        return held
+        text, self._held = self._held, ""
+        return text
 
     def _overlap(self, text: str) -> int:
         """Return the length of the longest end of `text` that is a start of a stop string.
