@@ -129,7 +129,7 @@ def _wait_for_quiet(context: Context, began: float) -> None:
     row = context.db.row(
         f"SELECT id, kind FROM jobs WHERE (state = 'running' OR finished_at > ?) AND kind IN ({marks})"  # noqa: S608 (our own names)
         " AND id != ? AND (kind != 'bench' OR id < ?) ORDER BY id",
-        (began, *IN_THE_WAY, context.claim.id, context.held.id),
+        (began, *IN_THE_WAY, context.claim.id, context.claim.id),
     )
     if row:
         raise Later(f"job {row['id']} ({row['kind']}) is at work", AGAIN_S)

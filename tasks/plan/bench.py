@@ -80,15 +80,15 @@ def verdict(decode: float, prompt_tps: float, predicted_decode: float, predicted
 
 def regressions(rows: Sequence[Bench]) -> dict[int, str]:
     """Return how much slower a benchmark is than the last one like it, by its index in `rows` (oldest first)."""
-    said: dict[int, str] = {}
+    notes: dict[int, str] = {}
     last: dict[tuple[object, ...], Bench] = {}
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         alike = (row.quant, row.concurrency, row.prompt_tokens // 256)
         before = last.get(alike)
         if before and row.decode_tps < (1 - WARN) * before.decode_tps:
-            said[place] = f"{1 - row.decode_tps / before.decode_tps:.0%} slower{_since(before, row)}"
+            notes[position] = f"{1 - row.decode_tps / before.decode_tps:.0%} slower{_since(before, row)}"
         last[alike] = row
-    return said
+    return notes
 
 
 def _engines(before: str, after: str) -> tuple[str, str, str]:

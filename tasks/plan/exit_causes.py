@@ -39,11 +39,11 @@ class CauseRule:
         """Return the cause when the rule applies; {0} in the sentence is what the marker's group caught."""
         if self.codes and exit_code not in self.codes:
             return None
-        found = re.search(self.marker, log, re.MULTILINE)
-        if found is None:
+        match = re.search(self.marker, log, re.MULTILINE)
+        if match is None:
             return None
         return Cause(
-            self.code, self.sentence.format(*found.groups()), self.hint.format(service=service), self.permanent
+            self.code, self.sentence.format(*match.groups()), self.hint.format(service=service), self.permanent
         )
 
 
@@ -140,9 +140,9 @@ def explain(
     for rule in (*FIRST, *rules, *LAST):
         if cause := rule.cause(exit_code, log, service):
             return cause
-    code, told = (
+    code, sentence = (
         ("unknown", "Exited; the cause is unknown.")
         if exit_code is None
         else ("failed", f"Exited with code {exit_code}.")
     )
-    return Cause(code, told, LOGS.format(service=service), permanent=False)
+    return Cause(code, sentence, LOGS.format(service=service), permanent=False)

@@ -75,17 +75,21 @@ def configuration(
     """
     if not tiers:
         raise ValueError("a gateway needs at least one tier")
-    known = {tier.name for tier in tiers}
-    names = {alias: name if name in known else tiers[0].name for alias, name in aliases.items() if alias not in known}
-    made: dict[str, Any] = {
+    tier_names = {tier.name for tier in tiers}
+    names = {
+        alias: name if name in tier_names else tiers[0].name
+        for alias, name in aliases.items()
+        if alias not in tier_names
+    }
+    document: dict[str, Any] = {
         "tiers": {tier.name: _tier(tier, (engines or {}).get(tier.name, FALLBACK)) for tier in tiers},
         "names": names,
     }
     if cloud_model:
-        made["cloud_model"] = cloud_model
+        document["cloud_model"] = cloud_model
     if allowed_origins:
-        made["allowed_origins"] = list(allowed_origins)
-    return made
+        document["allowed_origins"] = list(allowed_origins)
+    return document
 
 
 def _tier(tier: Tier, engine: str) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def order(name: str, contexts: Mapping[str, int]) -> list[str]:
     smallest window.
     """
     own = contexts[name]
-    others = [(context, other) for other, context in contexts.items() if other != name]
-    larger = sorted((pair for pair in others if pair[0] >= own), key=lambda pair: pair[0])
-    smaller = sorted((pair for pair in others if pair[0] < own), key=lambda pair: -pair[0])
+    candidates = [(context, other) for other, context in contexts.items() if other != name]
+    larger = sorted((pair for pair in candidates if pair[0] >= own), key=lambda pair: pair[0])
+    smaller = sorted((pair for pair in candidates if pair[0] < own), key=lambda pair: -pair[0])
     return [other for _, other in larger + smaller]

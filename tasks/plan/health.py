@@ -39,22 +39,22 @@ class EngineStatus:
 
 def read_status(body: Any) -> EngineStatus:
     """Read `/v1/status` of vllm-mlx and of rapid-mlx; a missing or odd field counts as nothing."""
-    said = _mapping(body)
-    residency = _mapping(said.get("residency"))
-    running = [_mapping(request) for request in _list(said.get("requests"))]
-    metal = _mapping(said.get("metal")).get("active_memory_gb")
+    status = _mapping(body)
+    residency = _mapping(status.get("residency"))
+    running = [_mapping(request) for request in _list(status.get("requests"))]
+    metal = _mapping(status.get("metal")).get("active_memory_gb")
     return EngineStatus(
-        loaded=said.get("status") != "not_loaded",
+        loaded=status.get("status") != "not_loaded",
         failed=str(residency.get("last_error") or "") if residency.get("state") == "failed" else "",
-        steps_executed=_int(said.get("steps_executed")),
-        num_running=_int(said.get("num_running")),
-        num_waiting=_int(said.get("num_waiting")),
+        steps_executed=_int(status.get("steps_executed")),
+        num_running=_int(status.get("num_running")),
+        num_waiting=_int(status.get("num_waiting")),
         prefilling=any(request.get("phase") == "prefill" for request in running),
-        requests=_int(said.get("total_requests_processed")),
-        prompt_tokens=_int(said.get("total_prompt_tokens")),
-        completion_tokens=_int(said.get("total_completion_tokens")),
+        requests=_int(status.get("total_requests_processed")),
+        prompt_tokens=_int(status.get("total_prompt_tokens")),
+        completion_tokens=_int(status.get("total_completion_tokens")),
         metal_bytes=int(metal * GIB) if isinstance(metal, int | float) else None,
-        cached_tokens=_int(_mapping(said.get("cache")).get("tokens_saved")),
+        cached_tokens=_int(_mapping(status.get("cache")).get("tokens_saved")),
     )
 
 
@@ -172,23 +172,23 @@ def begin(now: float) -> Track:
 
 def follow(track: Track, sample: HealthSample) -> Track:
     """Add one look. A canary that failed beside steps that grow was slow, not dead."""
-    seen = sample.status
-    if seen and 0 <= track.steps != seen.steps_executed and not sample.canary:
+    status = sample.status
+    if status and 0 <= track.steps != status.steps_executed and not sample.canary:
         sample = replace(sample, canary=None)
     track = replace(_count_canary(track, sample), frozen=sample.frozen)
-    if seen is None:
+    if status is None:
         return track
-    moved = seen.steps_executed != track.steps or not (seen.num_running or seen.num_waiting)
-    made = seen.completion_tokens != track.tokens
+    moved = status.steps_executed != track.steps or not (status.num_running or status.num_waiting)
+    grew = status.completion_tokens != track.tokens
     return replace(
         track,
         answered_at=sample.at,
         moved_at=sample.at if moved else track.moved_at,
-        token_at=sample.at if made else track.token_at,
-        steps=seen.steps_executed,
-        tokens=seen.completion_tokens,
-        prefilling=seen.prefilling,
-        misses=track.misses + 1 if seen.failed else track.misses,
+        token_at=sample.at if grew else track.token_at,
+        steps=status.steps_executed,
+        tokens=status.completion_tokens,
+        prefilling=status.prefilling,
+        misses=track.misses + 1 if status.failed else track.misses,
     )
 
 

@@ -43,9 +43,9 @@ class Trend:
 
 def add(trend: Trend, at: float, used: int) -> Trend:
     """Add one look."""
-    kept = tuple(look for look in trend.looks if at - look[0] <= WINDOW_S)
+    looks = tuple(look for look in trend.looks if at - look[0] <= WINDOW_S)
     old = trend.purged_at is not None and at - trend.purged_at > FORGET_PURGE_S
-    return Trend((*kept, (at, used)), None if old else trend.purged_at)
+    return Trend((*looks, (at, used)), None if old else trend.purged_at)
 
 
 def rise(trend: Trend) -> float:

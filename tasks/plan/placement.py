@@ -67,9 +67,9 @@ def check_name(name: str, before: Sequence[Tier]) -> None:
         raise UsageProblem(f"{name!r} is no name for a tier: small letters, digits and dashes.")
     if name in TAKEN:
         raise UsageProblem(f"{name} cannot be a tier's name: it means something else already.")
-    if held := next((tier for tier in before if tier.name == name), None):
+    if holder := next((tier for tier in before if tier.name == name), None):
         raise UsageProblem(
-            f"There is a tier {name} already; it serves {held.model}.", hint=f"mlxq setup --remove {name}"
+            f"There is a tier {name} already; it serves {holder.model}.", hint=f"mlxq setup --remove {name}"
         )
 
 
@@ -84,8 +84,8 @@ def _kept(model: Model, context: int) -> int:
 
 def _port(before: Sequence[Tier], base_port: int) -> int:
     """Return the first of the tiers' ports that none has."""
-    held = {tier.port for tier in before}
-    free = next((port for port in range(base_port, base_port + TIER_PORTS) if port not in held), None)
+    ports = {tier.port for tier in before}
+    free = next((port for port in range(base_port, base_port + TIER_PORTS) if port not in ports), None)
     if free is None:
         raise UsageProblem(f"There are {len(before)} tiers, and {TIER_PORTS} are the most.", hint="mlxq status")
     return free

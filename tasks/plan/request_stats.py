@@ -49,8 +49,8 @@ class EngineRequest:
 
 def read_requests(body: Any) -> list[EngineRequest]:
     """Read the requests in `/v1/status` of vllm-mlx and of rapid-mlx; what is missing or odd counts as nothing."""
-    said = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
-    listed = said.get("requests")
+    status = cast("dict[str, Any]", body) if isinstance(body, dict) else {}
+    listed = status.get("requests")
     entries = cast("list[Any]", listed) if isinstance(listed, list) else []
     return [_request(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict)]
 
@@ -91,7 +91,7 @@ class EngineSample:
 def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[EngineSample]) -> Sample:
     """Return the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
     chain = [*([before] if before else []), *looks]
-    seen, now = _statuses(chain), _statuses(looks)
+    earlier, now = _statuses(chain), _statuses(looks)
     requests = _requests(looks)
     return Sample(
         service,
@@ -100,16 +100,16 @@ def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[Eng
         up=fmean(look.serving for look in looks),
         running=_mean(status.num_running for status in now) or 0.0,
         waiting=_mean(status.num_waiting for status in now) or 0.0,
-        requests=_grown(seen, lambda status: status.requests),
+        requests=_grown(earlier, lambda status: status.requests),
         errors=_grown(chain, lambda look: look.failed),
         fallbacks=_grown(chain, lambda look: look.fallbacks),
-        prompt_tokens=_grown(seen, lambda status: status.prompt_tokens),
-        completion_tokens=_grown(seen, lambda status: status.completion_tokens),
+        prompt_tokens=_grown(earlier, lambda status: status.prompt_tokens),
+        completion_tokens=_grown(earlier, lambda status: status.completion_tokens),
         decode_tps=_mean(request.decode_tps for request in requests),
         prompt_tps=_mean(request.prompt_tps for request in requests),
         ttft_s=_mean(request.ttft_s for request in requests),
         memory_bytes=looks[-1].memory_bytes,
-        cached_tokens=_grown(seen, lambda status: status.cached_tokens),
+        cached_tokens=_grown(earlier, lambda status: status.cached_tokens),
     )
 
 
@@ -132,5 +132,5 @@ def _grown(looks: Sequence[T], count: Callable[[T], int]) -> int:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return fmean(there) if there else None
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None

@@ -33,8 +33,8 @@ class Retry:
 
 def remember(exits: Sequence[float], now: float, ready_s: float) -> list[float]:
     """Add an exit. `ready_s`: how long the service was ready before it; long enough clears the earlier ones."""
-    kept = [] if ready_s >= FORGET_S else [at for at in exits if at <= now]
-    return [*kept[1 - KEPT_EXITS :], now]
+    recent = [] if ready_s >= FORGET_S else [at for at in exits if at <= now]
+    return [*recent[1 - KEPT_EXITS :], now]
 
 
 def next_try(
@@ -65,5 +65,5 @@ def left_s(next_try_at: float | None, now: float) -> float:
 
     A clock that was set back by an hour must not keep a service down for that long.
     """
-    left = (next_try_at or 0.0) - now
-    return left if 0 < left <= LONGEST_PAUSE_S else 0.0
+    pause_s = (next_try_at or 0.0) - now
+    return pause_s if 0 < pause_s <= LONGEST_PAUSE_S else 0.0

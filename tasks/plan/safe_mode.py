@@ -30,25 +30,27 @@ def reduced(tier: Tier, level: int) -> Tier:
 
 def suspect(ran: Sequence[Service]) -> Service:
     """Choose who most likely took the machine down: what was loading, else what held the most memory."""
-    return max(ran, key=lambda one: (one.state == State.LOADING, one.memory_bytes or 0, one.started_at or 0.0))
+    return max(
+        ran, key=lambda service: (service.state == State.LOADING, service.memory_bytes or 0, service.started_at or 0.0)
+    )
 
 
-def may_start(name: str, services: Sequence[Service], held: Mapping[str, SafeMode], now: float) -> bool:
+def may_start(name: str, services: Sequence[Service], safe_modes: Mapping[str, SafeMode], now: float) -> bool:
     """Return whether a tier may start, `now` in unix seconds; after an unclean boot each waits for those before it.
 
     Those with the lower level come first, and a tier that cannot start does not block the others.
     """
-    order = sorted((each.level, other) for other, each in held.items() if each.why == "unclean_boot")
+    order = sorted((mode.level, other) for other, mode in safe_modes.items() if mode.why == "unclean_boot")
     names = [other for _, other in order]
     if name not in names:
         return True
-    before = [one for one in services if one.desired == "up" and one.name in names[: names.index(name)]]
-    return all(_settled(one, now) for one in before)
+    before = [service for service in services if service.desired == "up" and service.name in names[: names.index(name)]]
+    return all(_settled(service, now) for service in before)
 
 
-def _settled(one: Service, now: float) -> bool:
-    if one.state in {State.FAILED, State.CRASH_LOOP}:
+def _settled(service: Service, now: float) -> bool:
+    if service.state in {State.FAILED, State.CRASH_LOOP}:
         return True
-    if one.state != State.READY or one.ready_at is None:
+    if service.state != State.READY or service.ready_at is None:
         return False
-    return not 0 <= now - one.ready_at < SETTLE_S  # ready in the future: the clock was set back since
+    return not 0 <= now - service.ready_at < SETTLE_S  # ready in the future: the clock was set back since

@@ -131,9 +131,9 @@ def _outcome(message: dict[str, Any]) -> dict[str, Any]:
 
 def _death(module: str, code: int, log: IO[bytes]) -> Internal:
     log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-    said = log.read().decode(errors="replace").strip().splitlines()
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return Internal(f"{module} {how}: {said[-1] if said else 'it said nothing'}")
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return Internal(f"{module} {ending}: {lines[-1] if lines else 'it said nothing'}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -170,8 +170,8 @@ def answer(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
     except Later as wait:
         _say(out, {"later": {"reason": wait.reason, "after_s": wait.after_s}})
     except MlxqError as error:
-        told = {"code": error.code, "message": error.message, "hint": error.hint, "done": error.done}
-        _say(out, {"error": told})
+        document = {"code": error.code, "message": error.message, "hint": error.hint, "done": error.done}
+        _say(out, {"error": document})
 
 
 def _die_with_parent() -> None:

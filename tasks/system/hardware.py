@@ -75,8 +75,8 @@ def detect() -> Machine:
     """Look at this machine; takes about two seconds, most of it a child process that asks MLX."""
     if sys.platform == "darwin":
         return machine({command: _printed(command.split()) for command in MAC} | {METAL: _ask_mlx()})
-    said = {command: _printed(command.split()) for command in LINUX} | {METAL: _ask_mlx()}
-    return machine(said | {COPY: f"{copy_speed():.1f}"})
+    recording = {command: _printed(command.split()) for command in LINUX} | {METAL: _ask_mlx()}
+    return machine(recording | {COPY: f"{copy_speed():.1f}"})
 
 
 def parse_fixture(text: str) -> Machine:
@@ -87,33 +87,33 @@ def parse_fixture(text: str) -> Machine:
     ValueError when there is neither a `sysctl` nor a `/proc/meminfo` to read.
     """
     parts = re.split(r"^\$ (.*)$", text, flags=re.MULTILINE)
-    said = {_known_command(command): printed for command, printed in zip(parts[1::2], parts[2::2], strict=True)}
-    if SYSCTL not in said and MEMINFO not in said:
+    recording = {_known_command(command): printed for command, printed in zip(parts[1::2], parts[2::2], strict=True)}
+    if SYSCTL not in recording and MEMINFO not in recording:
         raise ValueError("This is no recording of a machine: it has neither `$ sysctl` nor `$ cat /proc/meminfo`.")
-    return machine(said)
+    return machine(recording)
 
 
 def _known_command(line: str) -> str:
     """Return the full command a shortened one such as `sysctl` stands for."""
-    every = (*MAC, *LINUX, METAL, COPY)
-    return next((command for command in every if command.startswith(line.strip())), line.strip())
+    commands = (*MAC, *LINUX, METAL, COPY)
+    return next((command for command in commands if command.startswith(line.strip())), line.strip())
 
 
-def machine(said: Recording) -> Machine:
+def machine(recording: Recording) -> Machine:
     """Read the machine out of what the programs printed. Raises ValueError when memory cannot be read at all."""
-    if said.get(SYSCTL, "").strip():
-        return _mac(said)
-    return _card(said) or _linux(said)
+    if recording.get(SYSCTL, "").strip():
+        return _mac(recording)
+    return _card(recording) or _linux(recording)
 
 
-def _mac(said: Recording) -> Machine:
-    facts = pairs(said[SYSCTL])
+def _mac(recording: Recording) -> Machine:
+    facts = pairs(recording[SYSCTL])
     brand, size = facts.get("machdep.cpu.brand_string", ""), _number(facts.get("hw.memsize"))
     if size < SMALLEST:
         raise ValueError("hw.memsize is missing or no size of a memory.")
-    cpu, gpu = _number(facts.get("hw.ncpu")), gpu_cores(said.get(IOREG, ""))
+    cpu, gpu = _number(facts.get("hw.ncpu")), gpu_cores(recording.get(IOREG, ""))
     chip = chips.identify(brand, gpu, cpu, size)
-    metal = mlx_info(said.get(METAL, ""))
+    metal = mlx_info(recording.get(METAL, ""))
     limit = _number(facts.get("iogpu.wired_limit_mb")) << 20
     usable = _metal_usable(metal, limit, size)
     swap_total, swap_used = swap(facts.get("vm.swapusage", ""))
@@ -133,7 +133,7 @@ def _mac(said: Recording) -> Machine:
         wired_limit_bytes=limit,
         swap_total_bytes=swap_total,
         swap_used_bytes=swap_used,
-        power=power(said.get(POWER, "")),
+        power=power(recording.get(POWER, "")),
         virtual="(Virtual)" in brand or facts.get("kern.hv_vmm_present") == "1",
         note=chip.guess,
     )
@@ -141,27 +141,27 @@ def _mac(said: Recording) -> Machine:
 
 def _metal_usable(metal: Mapping[str, Any], limit: int, size: int) -> Usable:
     """Ask Metal before the user's limit, and that before a rule of thumb: Metal's figure already follows it."""
-    told = int(metal.get("max_recommended_working_set_size") or 0)
-    if told >= SMALLEST:
-        return Usable(min(told, size), "Metal")
+    reported = int(metal.get("max_recommended_working_set_size") or 0)
+    if reported >= SMALLEST:
+        return Usable(min(reported, size), "Metal")
     if limit:
         return Usable(min(limit, size), "wired limit")
     share = next(share for top, share in WITHOUT_METAL if size <= top * chips.GIB)
     return Usable(int(share * size), "estimate: Metal was not asked")
 
 
-def _linux(said: Recording) -> Machine:
-    facts, cpu = pairs(said.get(MEMINFO, "")), pairs(said.get(LSCPU, ""))
+def _linux(recording: Recording) -> Machine:
+    facts, cpu = pairs(recording.get(MEMINFO, "")), pairs(recording.get(LSCPU, ""))
     size = _number(facts.get("MemTotal")) << 10
     if size < SMALLEST:
         raise ValueError("MemTotal is missing or no size of a memory.")
-    ceiling = max(_number(said.get(CGROUP)) or size, SMALLEST)
+    ceiling = max(_number(recording.get(CGROUP)) or size, SMALLEST)
     cores = _number(cpu.get("CPU(s)")) or 1
-    measured = float(said.get(COPY, "").strip() or 0)
+    measured = float(recording.get(COPY, "").strip() or 0)
     return Machine(
         chip=cpu.get("Model name", "CPU"),
         backend="cpu",
-        os=said.get(UNAME, "Linux").strip(),
+        os=recording.get(UNAME, "Linux").strip(),
         memory_bytes=min(size, ceiling),
         usable_bytes=int(LINUX_SHARE * min(size, ceiling)),
         usable_source="MemTotal" if ceiling >= size else "cgroup",
@@ -175,29 +175,29 @@ def _linux(said: Recording) -> Machine:
     )
 
 
-def _card(said: Recording) -> Machine | None:
+def _card(recording: Recording) -> Machine | None:
     """Return the first NVIDIA card, when MLX itself would run on it. Experimental."""
-    name, _, megabytes = said.get(NVIDIA, "").strip().partition("\n")[0].rpartition(",")
-    if not name or mlx_info(said.get(METAL, "")).get("device") != "gpu":
+    name, _, megabytes = recording.get(NVIDIA, "").strip().partition("\n")[0].rpartition(",")
+    if not name or mlx_info(recording.get(METAL, "")).get("device") != "gpu":
         return None
     size = _number(megabytes) << 20
     if size < SMALLEST:
         return None
-    known = chips.nvidia(name)
-    bandwidth, tflops = known or (UNKNOWN_BANDWIDTH * 10, UNKNOWN_TFLOPS * 10)
+    figures = chips.nvidia(name)
+    bandwidth, tflops = figures or (UNKNOWN_BANDWIDTH * 10, UNKNOWN_TFLOPS * 10)
     return Machine(
         chip=name.strip(),
         backend="cuda",
-        os=said.get(UNAME, "Linux").strip(),
+        os=recording.get(UNAME, "Linux").strip(),
         memory_bytes=size,
         usable_bytes=int(CARD_SHARE * size),
         usable_source="nvidia-smi",
         bandwidth_gbps=bandwidth,
-        bandwidth_source="table" if known else "cautious guess",
+        bandwidth_source="table" if figures else "cautious guess",
         fp16_tflops=tflops,
-        cpu_cores=_number(pairs(said.get(LSCPU, "")).get("CPU(s)")),
+        cpu_cores=_number(pairs(recording.get(LSCPU, "")).get("CPU(s)")),
         note="NVIDIA is experimental."
-        if known
+        if figures
         else "NVIDIA is experimental, and this card is not in the table; the figures are a cautious guess.",
     )
 
@@ -210,21 +210,21 @@ def pairs(text: str) -> dict[str, str]:
 
 def _number(text: str | None) -> int:
     """Return the first whole number of a text; 0 when there is none."""
-    found = re.search(r"\d+", text or "")
-    return int(found[0]) if found else 0
+    match = re.search(r"\d+", text or "")
+    return int(match[0]) if match else 0
 
 
 def gpu_cores(text: str) -> int:
     """Read the GPU's cores from ioreg, or from the text of system_profiler SPDisplaysDataType; 0 if neither says."""
-    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', text) or re.search(r"Total Number of Cores:\s*(\d+)", text)
-    return int(found[1]) if found else 0
+    match = re.search(r'"gpu-core-count"\s*=\s*(\d+)', text) or re.search(r"Total Number of Cores:\s*(\d+)", text)
+    return int(match[1]) if match else 0
 
 
 def swap(text: str) -> tuple[int, int]:
     """Read vm.swapusage, `total = 2048.00M  used = 1032.25M ...`: total and used in bytes."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = dict(re.findall(r"(total|used) = ([\d.]+[KMG])", text))
-    total, used = (found.get(name, "0K") for name in ("total", "used"))
+    sizes = dict(re.findall(r"(total|used) = ([\d.]+[KMG])", text))
+    total, used = (sizes.get(name, "0K") for name in ("total", "used"))
     return int(float(total[:-1]) * units[total[-1]]), int(float(used[:-1]) * units[used[-1]])
 
 
@@ -237,9 +237,9 @@ def power(text: str) -> str:
 
 def mlx_info(text: str) -> dict[str, Any]:
     """Read what the MLX child printed; empty when it said nothing."""
-    found = re.search(r"\{.*\}", text, re.DOTALL)
+    match = re.search(r"\{.*\}", text, re.DOTALL)
     try:
-        return cast("dict[str, Any]", json.loads(found[0])) if found else {}
+        return cast("dict[str, Any]", json.loads(match[0])) if match else {}
     except json.JSONDecodeError:
         return {}
 

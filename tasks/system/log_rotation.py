@@ -36,10 +36,10 @@ Stillness = Callable[[], AbstractContextManager[object]]
 
 def archives(log: Path) -> list[Path]:
     """Return the archives of a log, the newest first."""
-    found = {
+    numbers = {
         path: path.name.removeprefix(f"{log.name}.").removesuffix(".gz") for path in log.parent.glob(f"{log.name}.*.gz")
     }
-    return sorted((path for path, number in found.items() if number.isdecimal()), key=lambda path: int(found[path]))
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
 
 
 def rotate(log: Path, keep: int, still: Stillness) -> int:
@@ -118,21 +118,21 @@ def _shift(log: Path, keep: int) -> None:
 def held(writers: Sequence[Identity]) -> Generator[None]:
     """Pause processes (SIGSTOP). A worker that dies meanwhile leaves them so; the next one resumes them (`let_go`)."""
     try:
-        for one in writers:
-            process.send(one, signal.SIGSTOP)
+        for writer in writers:
+            process.send(writer, signal.SIGSTOP)
         until = time.monotonic() + STILL_S
-        while time.monotonic() < until and not all(_still(one) for one in writers):
+        while time.monotonic() < until and not all(_still(writer) for writer in writers):
             time.sleep(0.001)
         yield
     finally:
         let_go(writers)
 
 
-def _still(one: Identity) -> bool:
-    return process.frozen(one) or not process.alive(one)
+def _still(writer: Identity) -> bool:
+    return process.frozen(writer) or not process.alive(writer)
 
 
 def let_go(writers: Sequence[Identity]) -> None:
     """Resume processes that may have been paused."""
-    for one in writers:
-        process.send(one, signal.SIGCONT)
+    for writer in writers:
+        process.send(writer, signal.SIGCONT)

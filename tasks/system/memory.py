@@ -42,9 +42,9 @@ def memory() -> SystemMemory:
     """Look at the machine's memory."""
     import psutil
 
-    seen, swap = psutil.virtual_memory(), psutil.swap_memory()
-    level = _macos_pressure() if sys.platform == "darwin" else by_share(seen.available, seen.total)
-    return SystemMemory(seen.total, seen.available, getattr(seen, "wired", None), swap.used, level)
+    virtual, swap = psutil.virtual_memory(), psutil.swap_memory()
+    level = _macos_pressure() if sys.platform == "darwin" else by_share(virtual.available, virtual.total)
+    return SystemMemory(virtual.total, virtual.available, getattr(virtual, "wired", None), swap.used, level)
 
 
 def by_share(available: int, total: int) -> Pressure:
@@ -68,7 +68,7 @@ def parse_pressure(text: str) -> Pressure:
 
 def resident(identity: Identity) -> int:
     """Return the resident bytes of a service: its process and all others of its group; 0 when it is dead."""
-    return sum(_resident(one.pid) for one in members(identity))
+    return sum(_resident(member.pid) for member in members(identity))
 
 
 def _resident(pid: int) -> int:

@@ -166,11 +166,11 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
 
     Raises MlxqError when no process could be made for it.
     """
-    kept = run / f"{name}.exit"
-    kept.unlink(missing_ok=True)
+    exit_file = run / f"{name}.exit"
+    exit_file.unlink(missing_ok=True)
     with appended(log) as output:
         shim = subprocess.Popen(
-            ["/bin/sh", "-c", SHIM, str(kept), *argv],
+            ["/bin/sh", "-c", SHIM, str(exit_file), *argv],
             env=dict(env),
             cwd=run,
             stdin=subprocess.DEVNULL,
@@ -243,16 +243,16 @@ def stop(identity: Identity, grace_s: float) -> Stopped:
     group = members(identity)
     if not group:
         return Stopped(How.GONE, 0.0)
-    how = How.ASKED
-    for one in group:
-        send(one, signal.SIGTERM)
+    outcome = How.ASKED
+    for member in group:
+        send(member, signal.SIGTERM)
     if not wait(identity, grace_s):
         send(identity, signal.SIGKILL)
-        how = How.KILLED if wait(identity, CONFIRM_S) else How.STUCK
-    for one in group:
-        if one != identity and not wait(one, 1.0):
-            send(one, signal.SIGKILL)
-    return Stopped(how, time.monotonic() - began)
+        outcome = How.KILLED if wait(identity, CONFIRM_S) else How.STUCK
+    for member in group:
+        if member != identity and not wait(member, 1.0):
+            send(member, signal.SIGKILL)
+    return Stopped(outcome, time.monotonic() - began)
 
 
 def members(identity: Identity) -> list[Identity]:
@@ -261,18 +261,18 @@ def members(identity: Identity) -> list[Identity]:
         group = os.getpgid(identity.pid)
     except ProcessLookupError:
         return []
-    found = [one for pid in _pids_of_group(group) if (one := identify(pid))]
-    return found if identity in found else []
+    group_members = [member for pid in _pids_of_group(group) if (member := identify(pid))]
+    return group_members if identity in group_members else []
 
 
 def _pids_of_group(group: int) -> list[int]:
     """Return the pids that belong to a process group."""
-    found: list[int] = []
+    pids: list[int] = []
     for pid in _pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(pid) == group:
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 def _pids() -> list[int]:
@@ -358,21 +358,21 @@ def find_orphans(home: str, service: str) -> dict[Identity, int]:
     Meant for those that were started and never recorded. The shim bears the same marks and is left out, as is what
     the service has started itself.
     """
-    found = {one: generation for one, generation in _marked(home, service) if not _is_shim(one.pid)}
-    pids = {one.pid for one in found}
-    return {one: generation for one, generation in found.items() if _parent(one.pid) not in pids}
+    orphans = {identity: generation for identity, generation in _marked(home, service) if not _is_shim(identity.pid)}
+    pids = {identity.pid for identity in orphans}
+    return {identity: generation for identity, generation in orphans.items() if _parent(identity.pid) not in pids}
 
 
 def find_shims(home: str, service: str) -> list[Identity]:
     """Find the shims of our service's processes."""
-    return [one for one, _ in _marked(home, service) if _is_shim(one.pid)]
+    return [identity for identity, _ in _marked(home, service) if _is_shim(identity.pid)]
 
 
 def shim(engine: Identity) -> Identity | None:
     """Find the shim of a living process that we started: its parent, and the leader of its session. None when gone."""
     parent = _parent(engine.pid)
-    found = identify(parent) if parent else None
-    return found if found and alive(engine) and _session(engine.pid) == found.pid else None
+    leader = identify(parent) if parent else None
+    return leader if leader and alive(engine) and _session(engine.pid) == leader.pid else None
 
 
 def end_barren(shim: Identity) -> None:
@@ -391,8 +391,8 @@ def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
     wanted = {"MLXQ_HOME": home, "MLXQ_SERVICE": service}
     for pid in _pids():
         marks = _environment(pid)
-        if wanted.items() <= marks.items() and (one := identify(pid)):
-            yield one, int(marks.get("MLXQ_GENERATION", "0"))
+        if wanted.items() <= marks.items() and (identity := identify(pid)):
+            yield identity, int(marks.get("MLXQ_GENERATION", "0"))
 
 
 def _parent(pid: int) -> int | None:

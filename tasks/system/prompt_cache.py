@@ -18,27 +18,27 @@ def folder(home: Home, tier: str) -> Path:
 
 def folders(home: Home) -> list[Path]:
     """Return one folder a tier, also of tiers that are gone."""
-    place = home.root / "cache"
-    return sorted(path for path in place.iterdir() if path.is_dir()) if place.is_dir() else []
+    root = home.root / "cache"
+    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 
-def size(place: Path) -> int:
+def size(root: Path) -> int:
     """Return the bytes in a folder and below."""
-    return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
 
 
-def cap(place: Path, limit: int) -> int:
+def cap(root: Path, limit: int) -> int:
     """Delete the caches of single models, the oldest first, until the folder holds at most `limit` bytes.
 
     Returns the bytes that were freed.
     """
-    if not place.is_dir():
+    if not root.is_dir():
         return 0
-    before = left = size(place)
-    models = sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    before = used = size(root)
+    models = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for model in models:
-        if left <= limit:
+        if used <= limit:
             break
         shutil.rmtree(model, ignore_errors=True)
-        left = size(place)
-    return before - left
+        used = size(root)
+    return before - used

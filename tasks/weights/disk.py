@@ -20,11 +20,11 @@ PROMISE = ".promise"
 def require(models: Path, need_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -> None:
     """Make sure `need_bytes` more fit beside what other fetches still have to bring. Raises DoesNotFit with the sum."""
     free = shutil.disk_usage(existing(models)).free
-    others = promised(models)
-    if need_bytes + others + floor_bytes <= free:
+    reserved = promised(models)
+    if need_bytes + reserved + floor_bytes <= free:
         return
-    short = need_bytes + others + floor_bytes - free
-    also = f", {units.files(others)} for other pulls" if others else ""
+    short = need_bytes + reserved + floor_bytes - free
+    also = f", {units.files(reserved)} for other pulls" if reserved else ""
     raise DoesNotFit(
         f"Needs {units.files(need_bytes)}{also} and {units.files(floor_bytes)} kept free; "
         f"{models} has {units.files(free)}: {units.files(short)} too little.",
@@ -64,4 +64,4 @@ def _total(folder: Path) -> int:
 
 def existing(folder: Path) -> Path:
     """Return the nearest folder above that exists: the one to be made lies on its disk."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -233,14 +233,14 @@ class Download:
 
     def _watch(self, threads: Sequence[threading.Thread], total: int, report: Report) -> None:
         """Report until the threads end or one fails; pause the fetch when the disk gets too full."""
-        seen = deque([(time.monotonic(), self._received)])
+        samples = deque([(time.monotonic(), self._received)])
         while not self._stop.is_set() and any(thread.is_alive() for thread in threads):
             next((thread for thread in threads if thread.is_alive()), threads[0]).join(_LOOK_S)
-            seen.append((time.monotonic(), self._received))
-            while seen[-1][0] - seen[0][0] > _RATE_WINDOW_S:
-                seen.popleft()
-            (then, before), (now, received) = seen[0], seen[-1]
-            rate = max(0.0, (received - before) / max(now - then, 1e-3))
+            samples.append((time.monotonic(), self._received))
+            while samples[-1][0] - samples[0][0] > _RATE_WINDOW_S:
+                samples.popleft()
+            (start, before), (now, received) = samples[0], samples[-1]
+            rate = max(0.0, (received - before) / max(now - start, 1e-3))
             now_at = {"file": self._current, "files": self._files(), "resumed": self._resumed}
             report({"phase": "fetching", "bytes": received, "total": total, "rate": round(rate)} | now_at)
             if shutil.disk_usage(self._folder).free < self._floor_bytes:

@@ -87,10 +87,10 @@ def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Head
     )
 
 
-def _with_origin(found: ScannedWeights) -> ScannedWeights:
+def _with_origin(scanned: ScannedWeights) -> ScannedWeights:
     """Add what the manifest tells, where there is one."""
-    made = manifest.read(Path(found.folder))
-    return replace(found, source=made.source, revision=made.revision, recipe=made.recipe) if made else found
+    record = manifest.read(Path(scanned.folder))
+    return replace(scanned, source=record.source, revision=record.revision, recipe=record.recipe) if record else scanned
 
 
 def scan(models: Path) -> list[ScannedFolder]:
@@ -110,23 +110,23 @@ def _found(folder: Path) -> ScannedFolder:
         return ScannedFolder(folder, "damaged", size, problem=problem.message)
 
 
-def check_config(what: str, config: Mapping[str, Any]) -> None:
+def check_config(subject: str, config: Mapping[str, Any]) -> None:
     """Raise NotFound when the installed loaders cannot run a model with this config.json."""
     kind = config.get("model_type")
-    other: Mapping[str, Any] = config.get("quantization_config") or {}
-    method = other.get("quant_method")
+    quantization: Mapping[str, Any] = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
     if method and "quantization" not in config:
         raise NotFound(
-            f"{what} is quantised with {method}, which MLX cannot load.",
+            f"{subject} is quantised with {method}, which MLX cannot load.",
             hint="Look for a conversion at https://huggingface.co/mlx-community",
         )
     if not isinstance(kind, str):
         raise NotFound(
-            f"{what} has a config.json without a model_type: it is not a language model.", hint="mlxq models"
+            f"{subject} has a config.json without a model_type: it is not a language model.", hint="mlxq models"
         )
     if kind not in _loadable():
         raise NotFound(
-            f"{what} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
+            f"{subject} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
             hint="uv tool upgrade mlxq   (a newer loader may know it)",
         )
 
@@ -134,13 +134,13 @@ def check_config(what: str, config: Mapping[str, Any]) -> None:
 @cache
 def _loadable() -> frozenset[str]:
     """Return every model_type for which mlx-lm or mlx-vlm has a file; importing mlx_lm would take 740 MB."""
-    found: set[str] = set()
+    names: set[str] = set()
     for package in ("mlx_lm", "mlx_vlm"):
         spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            found |= {path.stem for path in (Path(place) / "models").iterdir()}
-            found |= _renamed((Path(place) / "utils.py").read_text(encoding="utf-8"))
-    return frozenset(found)
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            names |= {path.stem for path in (Path(location) / "models").iterdir()}
+            names |= _renamed((Path(location) / "utils.py").read_text(encoding="utf-8"))
+    return frozenset(names)
 
 
 def _renamed(source: str) -> set[str]:
@@ -152,12 +152,12 @@ def _renamed(source: str) -> set[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises Damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except ValueError as problem:
         raise Damaged(f"{path} is not JSON: {problem}.", hint=_again(path.parent)) from problem
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise Damaged(f"{path} is not a JSON object.", hint=_again(path.parent))
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", document)
 
 
 def _header(path: Path) -> Header:
@@ -236,8 +236,8 @@ def _float_bytes(tensors: Header) -> int:
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
-    found = config.get("quantization")
-    return f"{found['bits']}-bit g{found['group_size']}" if found else None
+    quantization = config.get("quantization")
+    return f"{quantization['bits']}-bit g{quantization['group_size']}" if quantization else None
 
 
 def _again(folder: Path) -> str:

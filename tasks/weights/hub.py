@@ -120,7 +120,7 @@ class Hub:
         address = f"/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         response = self._get(address)
         if response.status_code == HTTPStatus.UNAUTHORIZED and self.token and "x-error-code" not in response.headers:
-            kept, self.token = self.token, None
+            token, self.token = self.token, None
             again = self._get(address)
             if again.is_success:
                 self.notes.append(
@@ -128,11 +128,11 @@ class Hub:
                 )
                 response = again
             else:
-                self.token = kept
-        found = self._json(response, repo, revision)
-        if not isinstance(found, dict) or "sha" not in found or "siblings" not in found:
+                self.token = token
+        document = self._json(response, repo, revision)
+        if not isinstance(document, dict) or "sha" not in document or "siblings" not in document:
             raise Offline(f"{self.endpoint} does not answer like a Hub.", hint="Check HF_ENDPOINT.")
-        return cast("dict[str, Any]", found)
+        return cast("dict[str, Any]", document)
 
     def _tree(self, repo: str, revision: str) -> list[dict[str, Any]]:
         entries = self._json(self._get(f"/api/models/{repo}/tree/{revision}?recursive=true"), repo, revision)
@@ -171,14 +171,14 @@ class Hub:
     def _near(self, repo: str) -> list[str]:
         """Return up to three repos whose names look alike; none when the search does not answer."""
         owner, name = repo.split("/")
-        found: list[str] = []
+        names: list[str] = []
         for query in (f"search={quote(name)}", f"author={quote(owner)}"):
             try:
                 response = self._get(f"/api/models?{query}&limit=100")
-                found += [entry["id"] for entry in response.json()] if response.is_success else []
+                names += [entry["id"] for entry in response.json()] if response.is_success else []
             except (Offline, ValueError, TypeError, KeyError):
                 continue
-        return difflib.get_close_matches(repo, sorted(set(found)), n=3, cutoff=0.6)
+        return difflib.get_close_matches(repo, sorted(set(names)), n=3, cutoff=0.6)
 
 
 def connect() -> httpx.Client:
@@ -203,10 +203,10 @@ def unreachable(endpoint: str, problem: Exception) -> Offline:
     return Offline(f"{endpoint} does not answer: {problem}.", hint="Check the network, HF_ENDPOINT and the proxy.")
 
 
-def web_page(where: str) -> Offline:
+def web_page(endpoint: str) -> Offline:
     """Say that a page for people came instead of data."""
     return Offline(
-        f"{where} answered with a web page: a login page of this network, or no Hub at all.",
+        f"{endpoint} answered with a web page: a login page of this network, or no Hub at all.",
         hint="Open a browser once on this network, or check HF_ENDPOINT.",
     )
 
@@ -219,8 +219,8 @@ def _gated(endpoint: str, repo: str, *, token: bool) -> Gated:
 
 
 def _pause_s(response: httpx.Response) -> float:
-    said = response.headers.get("retry-after", "")
-    return float(said) if said.isdigit() else _UNNAMED_WAIT_S
+    header = response.headers.get("retry-after", "")
+    return float(header) if header.isdigit() else _UNNAMED_WAIT_S
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> dict[str, File | None]:
@@ -240,8 +240,8 @@ def _file(entry: Mapping[str, Any]) -> File | None:
 
 def _licence(info: Mapping[str, Any]) -> str | None:
     card: Mapping[str, object] = info.get("cardData") or {}
-    said = card.get("license")
-    return said if isinstance(said, str) else None
+    licence = card.get("license")
+    return licence if isinstance(licence, str) else None
 
 
 def hub_reachable(timeout_s: float = 3.0) -> bool:

@@ -78,12 +78,12 @@ def _good(answer: Any, endpoint: str) -> Any:
 
 def _rows(answer: Any, endpoint: str) -> list[Mapping[str, Any]]:
     try:
-        found = answer.json()
+        document = answer.json()
     except ValueError as problem:
         raise web_page(endpoint) from problem
-    if not isinstance(found, list):
+    if not isinstance(document, list):
         raise web_page(endpoint)
-    return [cast("Mapping[str, Any]", row) for row in cast("list[Any]", found) if isinstance(row, dict)]
+    return [cast("Mapping[str, Any]", row) for row in cast("list[Any]", document) if isinstance(row, dict)]
 
 
 def _repo(row: Mapping[str, Any]) -> Repo:

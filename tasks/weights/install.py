@@ -24,68 +24,72 @@ _MADE = "made"
 
 def plan(text: str) -> dict[str, Any]:
     """Return the Plan of a Hub source as JSON."""
-    asked = source.parse(text)
-    if asked.kind != "hub":
+    wanted = source.parse(text)
+    if wanted.kind != "hub":
         raise UsageProblem(f"{text} is not on the Hub.")
-    return asdict(Hub().plan(asked.name, asked.revision))
+    return asdict(Hub().plan(wanted.name, wanted.revision))
 
 
 def fetch(request: PullRequest, report: Report) -> dict[str, Any]:
     """Make the folder and return {"folder", "revision", "notes"}. Raises what the pieces raise."""
-    asked = source.parse(request.source)
-    if asked.convert:
-        convert.check(asked.convert)
-    report({"phase": "asking", "file": asked.name})
-    if asked.kind == "file":
-        return _from_disk(request, asked, report)
+    wanted = source.parse(request.source)
+    if wanted.convert:
+        convert.check(wanted.convert)
+    report({"phase": "asking", "file": wanted.name})
+    if wanted.kind == "file":
+        return _from_disk(request, wanted, report)
     hub = Hub()
-    return _from_hub(request, asked, hub, hub.plan(asked.name, asked.revision, code=request.code), report)
+    return _from_hub(request, wanted, hub, hub.plan(wanted.name, wanted.revision, code=request.code), report)
 
 
-def _from_hub(request: PullRequest, asked: Source, hub: Hub, planned: DownloadPlan, report: Report) -> dict[str, Any]:
+def _from_hub(request: PullRequest, wanted: Source, hub: Hub, planned: DownloadPlan, report: Report) -> dict[str, Any]:
     from tasks.weights.downloader import Download
 
-    target = _target(request, asked, planned.revision)
+    target = _target(request, wanted, planned.revision)
     if _is_done(request, target):
         return _told(target, planned.revision, planned.notes)
-    with staging.hold(target) as held:
-        into = held.folder / _SOURCE if asked.convert else held.folder
+    with staging.hold(target) as stage:
+        into = stage.folder / _SOURCE if wanted.convert else stage.folder
         into.mkdir(exist_ok=True)
-        extra = convert.result_bytes(asked.convert, planned.size) if asked.convert else 0
+        extra = convert.result_bytes(wanted.convert, planned.size) if wanted.convert else 0
         report({"phase": "adopting"})
         adopt_cached(planned.repo, planned.files, into)
-        disk.reserve(held.folder, planned.size + extra, floor_bytes=request.floor_bytes)
+        disk.reserve(stage.folder, planned.size + extra, floor_bytes=request.floor_bytes)
         transfer = Download(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
         small, large = _by_kind(planned.files)
         transfer.fetch(small, _unheard)
         headers.check_config(planned.repo, headers.read_json(into / "config.json"))
         transfer.fetch([*small, *large], report)
         _finish(
-            request, asked, held, Manifest(str(asked), planned.revision, planned.files, licence=planned.licence), report
+            request,
+            wanted,
+            stage,
+            Manifest(str(wanted), planned.revision, planned.files, licence=planned.licence),
+            report,
         )
     return _told(target, planned.revision, planned.notes)
 
 
-def _from_disk(request: PullRequest, asked: Source, report: Report) -> dict[str, Any]:
-    place = Path(asked.name)
-    revision = local.revision(place)
-    local.check(place)
-    target = _target(request, asked, revision)
+def _from_disk(request: PullRequest, wanted: Source, report: Report) -> dict[str, Any]:
+    path = Path(wanted.name)
+    revision = local.revision(path)
+    local.check(path)
+    target = _target(request, wanted, revision)
     if _is_done(request, target):
         return _told(target, revision)
-    with staging.hold(target) as held:
-        into = held.folder / _SOURCE if asked.convert else held.folder
+    with staging.hold(target) as stage:
+        into = stage.folder / _SOURCE if wanted.convert else stage.folder
         into.mkdir(exist_ok=True)
-        disk.reserve(held.folder, local.size(place), floor_bytes=request.floor_bytes)
-        report({"phase": "copying", "total": local.size(place)})
-        local.copy(place, into, code=request.code)
+        disk.reserve(stage.folder, local.size(path), floor_bytes=request.floor_bytes)
+        report({"phase": "copying", "total": local.size(path)})
+        local.copy(path, into, code=request.code)
         headers.inventory(into)
-        _finish(request, asked, held, Manifest(str(asked), revision, _hashed(into, report)), report)
+        _finish(request, wanted, stage, Manifest(str(wanted), revision, _hashed(into, report)), report)
     return _told(target, revision)
 
 
-def _target(request: PullRequest, asked: Source, revision: str) -> Path:
-    return Path(request.models) / source.folder_name(asked, revision)
+def _target(request: PullRequest, wanted: Source, revision: str) -> Path:
+    return Path(request.models) / source.folder_name(wanted, revision)
 
 
 def _is_done(request: PullRequest, target: Path) -> bool:
@@ -106,23 +110,23 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
     return [file for file in files if file not in large], large
 
 
-def _finish(request: PullRequest, asked: Source, held: Staging, came: Manifest, report: Report) -> None:
+def _finish(request: PullRequest, wanted: Source, stage: Staging, came: Manifest, report: Report) -> None:
     """Convert when asked, fit the weights to this machine, check them and rename the folder into place."""
     files, pristine = came.files, ()
-    if asked.convert:
+    if wanted.convert:
         report({"phase": "converting"})
-        _convert(held.folder, asked.convert, Path(request.log) if request.log else held.folder / ".convert.log")
-        files, pristine = _hashed(held.folder, report), came.files
+        _convert(stage.folder, wanted.convert, Path(request.log) if request.log else stage.folder / ".convert.log")
+        files, pristine = _hashed(stage.folder, report), came.files
     report({"phase": "preparing"})
-    recipe = convert.choose_recipe(convert.backend(), held.folder)
-    changed = set(convert.apply_recipe(recipe, held.folder))
+    recipe = convert.choose_recipe(convert.backend(), stage.folder)
+    changed = set(convert.apply_recipe(recipe, stage.folder))
     if changed:
         pristine = pristine or tuple(file for file in files if file.name in changed)
-        files = tuple(_file(held.folder / file.name) if file.name in changed else file for file in files)
+        files = tuple(_file(stage.folder / file.name) if file.name in changed else file for file in files)
     report({"phase": "checking"})
-    headers.inventory(held.folder)
+    headers.inventory(stage.folder)
     done = recipe if changed else None
-    held.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, asked.convert))
+    stage.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, wanted.convert))
 
 
 def _convert(folder: Path, quant: str, log: Path) -> None:

@@ -18,8 +18,8 @@ def damaged(folder: Path, report: Report) -> list[str]:
 
     Raises NotFound for a folder without a manifest: nothing says what should be in it.
     """
-    made = manifest.read(folder)
-    if made is None:
+    record = manifest.read(folder)
+    if record is None:
         raise NotFound(f"{folder} has no {manifest.NAME}, so there is nothing to compare with.", hint="mlxq models")
     wrong: list[str] = []
     read = 0
@@ -27,12 +27,12 @@ def damaged(folder: Path, report: Report) -> list[str]:
     def count(size: int) -> None:
         nonlocal read
         read += size
-        report({"phase": "checking", "bytes": read, "total": made.size})
+        report({"phase": "checking", "bytes": read, "total": record.size})
 
-    for file in made.files:
+    for file in record.files:
         path = folder / file.name
-        there = path.is_file() and path.stat().st_size == file.size
-        if not there or manifest.hash_file(path, file.algorithm, count) != file.digest:
+        whole = path.is_file() and path.stat().st_size == file.size
+        if not whole or manifest.hash_file(path, file.algorithm, count) != file.digest:
             wrong.append(file.name)
     return wrong
 
@@ -43,13 +43,13 @@ def quarantine(folder: Path, names: list[str]) -> None:
     It becomes a staging folder without the damaged files. Files that a recipe or a conversion made go too: the
     fetch must make them from the pristine ones again.
     """
-    made = manifest.read(folder)
-    with staging.hold(folder) as held:
-        shutil.rmtree(held.folder)
-        folder.rename(held.folder)
-        if made:
-            names = [*names, *(file.name for file in made.pristine), manifest.NAME]
-        if made and made.convert:
-            names = [path.name for path in held.folder.iterdir() if path.is_file()]
+    record = manifest.read(folder)
+    with staging.hold(folder) as stage:
+        shutil.rmtree(stage.folder)
+        folder.rename(stage.folder)
+        if record:
+            names = [*names, *(file.name for file in record.pristine), manifest.NAME]
+        if record and record.convert:
+            names = [path.name for path in stage.folder.iterdir() if path.is_file()]
         for name in names:
-            (held.folder / name).unlink(missing_ok=True)
+            (stage.folder / name).unlink(missing_ok=True)

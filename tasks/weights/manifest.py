@@ -70,11 +70,11 @@ def write(folder: Path, manifest: Manifest) -> None:
 def read(folder: Path) -> Manifest | None:
     """Return the folder's manifest, or None when there is none that can be read."""
     try:
-        found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        files = tuple(File(**file) for file in found.pop("files"))
-        pristine = tuple(File(**file) for file in found.pop("pristine"))
-        found.pop("version")
-        return Manifest(**found, files=files, pristine=pristine)
+        document = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        files = tuple(File(**file) for file in document.pop("files"))
+        pristine = tuple(File(**file) for file in document.pop("pristine"))
+        document.pop("version")
+        return Manifest(**document, files=files, pristine=pristine)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

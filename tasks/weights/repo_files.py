@@ -34,16 +34,16 @@ def safe(name: str) -> str:
     return name
 
 
-def check_loadable(what: str, names: Sequence[str]) -> None:
+def check_loadable(subject: str, names: Sequence[str]) -> None:
     """Raise NotFound, saying what the files are instead, when they are no model that MLX can load."""
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return
     kinds = sorted({kind for name in names for end, kind in _OTHERS.items() if name.endswith(end)})
-    said = f"it holds {' and '.join(kinds)} files" if kinds else "it holds no config.json with *.safetensors"
+    problem = f"it holds {' and '.join(kinds)} files" if kinds else "it holds no config.json with *.safetensors"
     if any(name.endswith("adapter_config.json") for name in names):
-        said = "it holds an adapter (LoRA), not a whole model"
+        problem = "it holds an adapter (LoRA), not a whole model"
     raise NotFound(
-        f"{what} is not a model that MLX can load: {said}.",
+        f"{subject} is not a model that MLX can load: {problem}.",
         done="Nothing was fetched.",
         hint="Look for a conversion at https://huggingface.co/mlx-community",
     )

@@ -55,22 +55,22 @@ class PullRequest:
 
 def parse(text: str) -> Source:
     """Read a source; a bare `org/name` is a repo of the Hub. Raises UsageProblem."""
-    place, _, convert = text.partition("#")
-    kind, colon, rest = place.partition(":")
+    location, _, convert = text.partition("#")
+    kind, colon, rest = location.partition(":")
     if not colon:
-        kind, rest = "hub", place
-    found = _READERS[kind](rest, convert or None) if rest and kind in _READERS else None
-    if found is None:
+        kind, rest = "hub", location
+    source = _READERS[kind](rest, convert or None) if rest and kind in _READERS else None
+    if source is None:
         raise UsageProblem(
             f"{text!r} is not a valid model source.",
             hint="mlxq pull org/name   or hub:org/name@revision, file:/a/folder",
         )
-    return found
+    return source
 
 
 def _of_hub(rest: str, convert: str | None) -> Source | None:
-    found = None if ".." in rest else _HUB.fullmatch(rest)
-    return Source("hub", found["repo"], found["revision"] or DEFAULT, convert) if found else None
+    match = None if ".." in rest else _HUB.fullmatch(rest)
+    return Source("hub", match["repo"], match["revision"] or DEFAULT, convert) if match else None
 
 
 def _of_pypi(rest: str, _convert: str | None) -> Source:
@@ -97,10 +97,10 @@ def pinned(text: str, revision: str | None) -> str:
     """Return the source with this revision in place of its own. Raises UsageProblem for one that has no revisions."""
     if revision is None:
         return text
-    found = parse(text)
-    if found.kind != "hub":
-        raise UsageProblem(f"{found} has no revisions.")
-    return f"{found}@{revision}" + (f"#{found.convert}" if found.convert else "")
+    source = parse(text)
+    if source.kind != "hub":
+        raise UsageProblem(f"{source} has no revisions.")
+    return f"{source}@{revision}" + (f"#{source.convert}" if source.convert else "")
 
 
 def folder_name(source: Source, revision: str) -> str:

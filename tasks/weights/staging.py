@@ -34,13 +34,13 @@ class Staging:
         """What it is called until then."""
         return self.target.with_name(self.target.name + SUFFIX)
 
-    def finish(self, made: Manifest) -> None:
+    def finish(self, record: Manifest) -> None:
         """Delete what the manifest does not name, write it, and rename the folder into place."""
-        keep = {file.name for file in made.files}
+        keep = {file.name for file in record.files}
         for path in self.folder.iterdir():
             if path.name not in keep:
                 _remove(path)
-        manifest.write(self.folder, made)
+        manifest.write(self.folder, record)
         old = self.folder.with_name(f".{self.target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if self.target.exists():
@@ -70,10 +70,10 @@ def held(target: Path) -> bool:
 
 def remove(folder: Path) -> int:
     """Delete a folder of weights, whole or in the making, and return its bytes. Raises Busy while a fetch writes it."""
-    with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as held:
+    with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as stage:
         size = used(folder)
         shutil.rmtree(folder)
-        shutil.rmtree(held.folder, ignore_errors=True)
+        shutil.rmtree(stage.folder, ignore_errors=True)
     return size
 
 

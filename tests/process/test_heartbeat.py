@@ -41,59 +41,59 @@ def keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heartbeat]:
 
 def running(db: Database, owner: str) -> Claim:
     ledger.enqueue(db, NewJob("a"))
-    held = ledger.claim(db, "ops", {"a"}, owner)
-    assert held
-    return held
+    claim = ledger.claim(db, "ops", {"a"}, owner)
+    assert claim
+    return claim
 
 
 def test_a_dead_owners_job_is_rescued_at_the_first_look(keeper: Heartbeat, db: Database) -> None:
-    held = running(db, DEAD)
+    claim = running(db, DEAD)
     keeper.beat()
-    assert get(db, held.id).state is JobState.QUEUED
+    assert get(db, claim.id).state is JobState.QUEUED
 
 
 def test_a_living_owners_job_is_left_alone_whoever_it_is(keeper: Heartbeat, db: Database) -> None:
     """Deleting run/worker.lock lets a second worker start; it must not take what the first one does."""
     parent = process.identify(os.getppid())
     assert parent
-    held = running(db, process.encode(parent))
+    claim = running(db, process.encode(parent))
     keeper.beat()
     keeper.beat()
-    assert get(db, held.id).state is JobState.RUNNING
+    assert get(db, claim.id).state is JobState.RUNNING
 
 
 def test_a_claim_of_our_own_that_no_thread_has_is_rescued_at_the_second_look(keeper: Heartbeat, db: Database) -> None:
     """At the first it may be on its way from the ledger to its thread."""
-    held = running(db, runtime.owner)
+    claim = running(db, runtime.owner)
     keeper.beat()
-    assert get(db, held.id).state is JobState.RUNNING
+    assert get(db, claim.id).state is JobState.RUNNING
     keeper.beat()
-    assert get(db, held.id).state is JobState.QUEUED
+    assert get(db, claim.id).state is JobState.QUEUED
 
 
 def test_a_job_in_hand_is_nobodys_stray(keeper: Heartbeat, db: Database) -> None:
-    held = running(db, runtime.owner)
-    with runtime.having(held, 60):
+    claim = running(db, runtime.owner)
+    with runtime.having(claim, 60):
         keeper.beat()
         keeper.beat()
-    assert get(db, held.id).state is JobState.RUNNING
+    assert get(db, claim.id).state is JobState.RUNNING
 
 
 def test_a_job_far_over_its_limit_fails_and_ends_the_worker(keeper: Heartbeat, db: Database) -> None:
     """A thread cannot be killed, so its worker is."""
-    held = running(db, runtime.owner)
-    with runtime.having(held, -OVERRUN_S - 1):
+    claim = running(db, runtime.owner)
+    with runtime.having(claim, -OVERRUN_S - 1):
         keeper.beat()
-    assert (get(db, held.id).error_code, type(keeper.problem)) == ("deadline", DeadlinePassed)
+    assert (get(db, claim.id).error_code, type(keeper.problem)) == ("deadline", DeadlinePassed)
 
 
 def test_what_the_lanes_did_not_give_back_is_taken_from_them(keeper: Heartbeat, db: Database) -> None:
-    held = running(db, runtime.owner)
-    with runtime.having(held, 60):
+    claim = running(db, runtime.owner)
+    with runtime.having(claim, 60):
         keeper.hand_back()
-    assert (get(db, held.id).state, get(db, held.id).rescues) == (JobState.QUEUED, 0)
+    assert (get(db, claim.id).state, get(db, claim.id).rescues) == (JobState.QUEUED, 0)
     with pytest.raises(Fenced):
-        ledger.succeed(db, held, None)
+        ledger.succeed(db, claim, None)
 
 
 def test_the_reserve_is_laid_again_when_there_is_room(keeper: Heartbeat, home: Home) -> None:

@@ -208,20 +208,20 @@ def test_the_history_of_weights_put_there_by_hand_is_found_by_their_name(
 class Asking:
     """As much of a job's context as the wait for quiet reads."""
 
-    def __init__(self, db: Database, held: object) -> None:
-        self.db, self.held = db, held
+    def __init__(self, db: Database, claim: object) -> None:
+        self.db, self.claim = db, claim
 
 
 def test_a_benchmark_waits_for_jobs_that_it_would_measure_too(home: Home, db: Database) -> None:
     pull = ledger.enqueue(db, kinds.new("pull", {"source": "hub:a/b"}))[0]
     mine = ledger.enqueue(db, kinds.new("bench", {"target": "fast"}))[0]
     for kind in ("pull", "bench"):
-        held = ledger.claim(db, "heavy", {kind}, "a/1/1")
-    assert held
-    assert held.id == mine
+        claim = ledger.claim(db, "heavy", {kind}, "a/1/1")
+    assert claim
+    assert claim.id == mine
 
     with pytest.raises(Later, match=rf"job {pull} \(pull\) is at work"):
-        task._wait_for_quiet(Asking(db, held), db.now())  # pyright: ignore[reportArgumentType] (it reads these two alone)
+        task._wait_for_quiet(Asking(db, claim), db.now())  # pyright: ignore[reportArgumentType] (it reads these two alone)
 
 
 def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) -> None:
