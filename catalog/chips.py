@@ -62,30 +62,30 @@ def identify(brand: str, gpu_cores: int = 0, cpu_cores: int = 0, memory_bytes: i
     gets the slowest bin of its size in the newest generation, marked as a guess.
     """
     name = chip_name(brand)
-    found = bins().get(name)
-    if found is None:
+    known_bins = bins().get(name)
+    if known_bins is None:
         return _stranger(name)
     size = round(memory_bytes / GIB)
-    left = list(found)
+    candidates = list(known_bins)
     for agrees in (_has_gpu(gpu_cores), _has_cpu(cpu_cores), _has_memory(size)):
-        left = [one for one in left if agrees(one)] or left
-    return _slowest(left)
+        candidates = [candidate for candidate in candidates if agrees(candidate)] or candidates
+    return _slowest(candidates)
 
 
 def _has_gpu(cores: int) -> Callable[[Bin], bool]:
-    return lambda one: one.gpu == cores
+    return lambda candidate: candidate.gpu == cores
 
 
 def _has_cpu(cores: int) -> Callable[[Bin], bool]:
-    return lambda one: one.cpu == cores
+    return lambda candidate: candidate.cpu == cores
 
 
 def _has_memory(size: int) -> Callable[[Bin], bool]:
-    return lambda one: size in one.memory
+    return lambda candidate: size in candidate.memory
 
 
 def _slowest(some: list[Bin]) -> Bin:
-    return min(some, key=lambda one: (one.bandwidth, one.fp16))
+    return min(some, key=lambda candidate: (candidate.bandwidth, candidate.fp16))
 
 
 def _stranger(name: str) -> Bin:
@@ -93,7 +93,7 @@ def _stranger(name: str) -> Bin:
     nearest = _OLDEST
     if re.match(r"M\d+( |$)", name):
         size = next(size for size in _SIZES if name.endswith(size))
-        nearest = [known for known in bins() if known.partition(" ")[2] == size][-1]
+        nearest = [chip for chip in bins() if chip.partition(" ")[2] == size][-1]
     like = _slowest(list(bins()[nearest]))
     guess = f"{name or 'This chip'} is not in the table of chips; the figures are those of the slowest {nearest}."
     return Bin(name, like.gpu, like.cpu, like.bandwidth, like.fp16, like.memory, like.accelerated, guess)

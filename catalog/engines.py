@@ -133,10 +133,10 @@ def entry(name: str) -> EngineEntry:
 
 def abilities(name: str, backend: str) -> Abilities:
     """Return what the engine `name` does by itself on `backend` (metal, cpu or cuda). Raises KeyError."""
-    told = dict(entry(name).abilities)
-    told.pop("disk_cache")
-    dialects, schema = frozenset(told.pop("dialects")), bool(told.pop("json_schema").get(backend, False))
-    return Abilities(engine=name, dialects=dialects, json_schema=schema, **told)
+    row = dict(entry(name).abilities)
+    row.pop("disk_cache")
+    dialects, schema = frozenset(row.pop("dialects")), bool(row.pop("json_schema").get(backend, False))
+    return Abilities(engine=name, dialects=dialects, json_schema=schema, **row)
 
 
 def reuses(name: str, model: ModelKind) -> bool:
@@ -169,7 +169,7 @@ def _entry(name: str, row: Mapping[str, Any]) -> EngineEntry:
         installed_mb=int(row.get("installed_mb", 0)),
         resident_mb=int(row["resident_mb"]),
         abilities=row["abilities"],
-        reuse={ModelKind(word): Reuse(**told) for word, told in row["reuse"].items()},
+        reuse={ModelKind(word): Reuse(**reuse) for word, reuse in row["reuse"].items()},
         serial=frozenset(map(ModelKind, row["serial"])),
         unmeasured=frozenset(map(ModelKind, row["unmeasured"])),
         disk_cache=frozenset(map(ModelKind, row["abilities"]["disk_cache"])),

@@ -31,15 +31,15 @@ def runner_up(
     offer: Offer, chosen: Sequence[Offer], groups: Mapping[Shape, Sequence[Sequence[Offer]]], limit: int
 ) -> str:
     """Return "model quant" of what would serve in place of this engine's model; empty where nothing else fits."""
-    others = [one for one in chosen if one is not offer]
+    neighbors = [rival for rival in chosen if rival is not offer]
     offered: Sequence[Offer] = next(
         (some for shape in groups.values() for some in shape if some and some[0].tiers == offer.tiers), ()
     )
     rivals = (
-        one for one in offered
-        if one.model.id != offer.model.id and peak([*others, one]) <= limit and agree(others, one)
+        rival for rival in offered
+        if rival.model.id != offer.model.id and peak([*neighbors, rival]) <= limit and agree(neighbors, rival)
     )  # fmt: skip
-    second = max(rivals, key=lambda one: one.worth, default=None)
+    second = max(rivals, key=lambda rival: rival.worth, default=None)
     return f"{second.model.id} {second.quant} with {tokens(second.context)}" if second else ""
 
 
@@ -65,47 +65,47 @@ def _details(pick: Pick, model: Model) -> list[str]:
     details = ["calls tools" if model.tool_calling else "its tool calls are not read"]
     if model.reasoning_parser:
         details.append("thinks before it answers, unless a request says no")
-    kept = f"keeps {units.memory(pick.cache_bytes)} of earlier prompts" if pick.cache_bytes else ""
-    details.append(kept or "reads every prompt from its first token")
+    cache = f"keeps {units.memory(pick.cache_bytes)} of earlier prompts" if pick.cache_bytes else ""
+    details.append(cache or "reads every prompt from its first token")
     if not model.attention.query_heads:
         details.append("its file names no query heads: memory is planned with the most that such a model has")
     return details
 
 
 def explain(
-    made: Recommendation,
+    stack: Recommendation,
     offers: Sequence[Offer],
     richer: Sequence[Pick],
     absent: Absent | None = None,
 ) -> str:
     """Return why these, what was next, what is missing, and what more memory would change."""
-    lines = [_used(made)]
-    for pick in made.picks:
+    lines = [_used(stack)]
+    for pick in stack.picks:
         lines.append(_line(pick))
         if not pick.shares:
             lines.append(f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here.")
     lines += _one_family(offers)
     if absent:
-        lines.append(_missing(absent, made))
-    lines.append(_with_more(made, richer))
+        lines.append(_missing(absent, stack))
+    lines.append(_with_more(stack, richer))
     return "\n".join(lines)
 
 
-def explain_chosen(made: Recommendation) -> str:
+def explain_chosen(stack: Recommendation) -> str:
     """Return what speaks for each model of a stack that a user chose."""
-    return "\n".join([_used(made), *map(_line, made.picks)])
+    return "\n".join([_used(stack), *map(_line, stack.picks)])
 
 
-def _used(made: Recommendation) -> str:
+def _used(stack: Recommendation) -> str:
     """Return what the stack takes, with one window being read and with all of them."""
     used = (
-        f"Intent {made.intent}, budget {units.memory(made.budget)}; uses {units.memory(made.total)} "
+        f"Intent {stack.intent}, budget {units.memory(stack.budget)}; uses {units.memory(stack.total)} "
         "while one full window is read"
     )
-    if len(made.engines) < 2:  # noqa: PLR2004 - one engine reads one prompt
+    if len(stack.engines) < 2:  # noqa: PLR2004 - one engine reads one prompt
         return f"{used}."
-    every = f"{used}, {units.memory(made.at_once)} when all engines read at once"
-    return f"{every}: {units.memory(made.over)} more than the machine allows." if made.over else f"{every}."
+    sentence = f"{used}, {units.memory(stack.at_once)} when all engines read at once"
+    return f"{sentence}: {units.memory(stack.over)} more than the machine allows." if stack.over else f"{sentence}."
 
 
 def _line(pick: Pick) -> str:
@@ -121,11 +121,11 @@ def _one_family(offers: Sequence[Offer]) -> list[str]:
     return [f"All engines serve {families.pop()}: a fault of its template or parser would reach every tier."]
 
 
-def _missing(absent: Absent, made: Recommendation) -> str:
+def _missing(absent: Absent, stack: Recommendation) -> str:
     """Return why the best model that is not here is not here."""
     name = f"{absent.model} (quality {absent.quality}) is not here"
-    if absent.needs_bytes > made.budget:
-        needs, limit = units.apart(absent.needs_bytes, made.budget)
+    if absent.needs_bytes > stack.budget:
+        needs, limit = units.apart(absent.needs_bytes, stack.budget)
         return f"{name}: with a window of {tokens(absent.context)} it needs {needs}; the budget is {limit}."
     return (
         f"{name}: it would answer at {absent.decode:.0f} tokens/s and read {tokens(absent.context)} in "
@@ -133,20 +133,20 @@ def _missing(absent: Absent, made: Recommendation) -> str:
     )
 
 
-def _with_more(made: Recommendation, richer: Sequence[Pick]) -> str:
+def _with_more(stack: Recommendation, richer: Sequence[Pick]) -> str:
     """Return what half as much memory again would change."""
-    then = {pick.tier: pick for pick in richer}
-    changes = [change for pick in made.picks if (change := _change(pick, then.get(pick.tier)))]
-    return f"With {units.memory(int(made.budget * 1.5))}: {'; '.join(changes) or 'the same models and windows'}."
+    later = {pick.tier: pick for pick in richer}
+    changes = [change for pick in stack.picks if (change := _change(pick, later.get(pick.tier)))]
+    return f"With {units.memory(int(stack.budget * 1.5))}: {'; '.join(changes) or 'the same models and windows'}."
 
 
-def _change(now: Pick, then: Pick | None) -> str:
+def _change(current: Pick, later: Pick | None) -> str:
     """Return what would become of one tier; empty where nothing would."""
-    if then is None or (now.model, now.quant, now.context) == (then.model, then.quant, then.context):
+    if later is None or (current.model, current.quant, current.context) == (later.model, later.quant, later.context):
         return ""
-    if (now.model, now.quant) == (then.model, then.quant):
-        return f"{now.tier} would have a window of {tokens(then.context)}"
-    return f"{now.tier} would be {then.model} {then.quant} with {tokens(then.context)}"
+    if (current.model, current.quant) == (later.model, later.quant):
+        return f"{current.tier} would have a window of {tokens(later.context)}"
+    return f"{current.tier} would be {later.model} {later.quant} with {tokens(later.context)}"
 
 
 def tokens(count: int) -> str:

@@ -120,8 +120,8 @@ def score_bytes(model: Model, context: int, chunk: int) -> int:
 def query_heads(model: Model) -> int:
     """Return the heads that ask in a full-attention layer; a cautious guess where the file does not say."""
     layers = model.attention
-    kept = layers.full_kv_heads or layers.kv_heads
-    return layers.query_heads or UNKNOWN_GROUP * max(1, kept)
+    kv_heads = layers.full_kv_heads or layers.kv_heads
+    return layers.query_heads or UNKNOWN_GROUP * max(1, kv_heads)
 
 
 def recurrent_width(model: Model) -> int:

@@ -71,22 +71,22 @@ def model(row: Mapping[str, Any]) -> Model:
     plain["text_params_b"] = row.get("text_params_b", row["total_params_b"])
     for key in ("tags", "aliases"):
         plain[key] = tuple(row.get(key, ()))
-    quants = {name: _quant(name, told) for name, told in row["quants"].items()}
+    quants = {name: _quant(name, details) for name, details in row["quants"].items()}
     return Model(attention=Attention(**row["attention"]), quants=quants, **plain)
 
 
-def _quant(name: str, told: Mapping[str, Any]) -> Quant:
-    plain: dict[str, Any] = dict(told) | {"seen_in": tuple(told.get("seen_in", ()))}
+def _quant(name: str, row: Mapping[str, Any]) -> Quant:
+    plain: dict[str, Any] = dict(row) | {"seen_in": tuple(row.get("seen_in", ()))}
     return Quant(name=name, **plain)
 
 
-def resolve(name: str, known: Mapping[str, Model]) -> Match:
+def resolve(name: str, models: Mapping[str, Model]) -> Match:
     """Find a model by id, alias, repo, or a name mlx-stack invented (then with a note).
 
     Raises UnknownModel, which holds the nearest names.
     """
     wanted = name.strip().lower().removeprefix("hub:").removeprefix("https://huggingface.co/")
-    names = dict(_names(known))
+    names = dict(_names(models))
     if wanted in names:
         return names[wanted]
     import difflib
@@ -94,19 +94,19 @@ def resolve(name: str, known: Mapping[str, Model]) -> Match:
     raise UnknownModel(name, tuple(difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)))
 
 
-def find(name: str, known: Mapping[str, Model]) -> Model:
+def find(name: str, models: Mapping[str, Model]) -> Model:
     """Return the model of a name; see `resolve`, which also gives the quant and the note."""
-    return resolve(name, known).model
+    return resolve(name, models).model
 
 
-def _names(known: Mapping[str, Model]) -> Iterator[tuple[str, Match]]:
+def _names(models: Mapping[str, Model]) -> Iterator[tuple[str, Match]]:
     """Return every name by which a model can be asked for; later ones win, so ids come last."""
-    for one in known.values():
-        for wrong, why in one.stands_for.items():
-            yield wrong.lower(), Match(one, note=f"{wrong} is not a real model: {why}. Using {one.id}.")
-        for alias in (*one.aliases, one.name, one.repo):
-            yield alias.lower(), Match(one)
-        for quant in one.quants.values():
-            yield quant.source.removeprefix("hub:").lower(), Match(one, quant.name)
-    for one in known.values():
-        yield one.id.lower(), Match(one)
+    for entry in models.values():
+        for wrong, reason in entry.stands_for.items():
+            yield wrong.lower(), Match(entry, note=f"{wrong} is not a real model: {reason}. Using {entry.id}.")
+        for alias in (*entry.aliases, entry.name, entry.repo):
+            yield alias.lower(), Match(entry)
+        for quant in entry.quants.values():
+            yield quant.source.removeprefix("hub:").lower(), Match(entry, quant.name)
+    for entry in models.values():
+        yield entry.id.lower(), Match(entry)

@@ -56,8 +56,8 @@ def from_row(row: Mapping[str, Any]) -> Machine:
 
     Raises TypeError when a field without a default is missing.
     """
-    known = {field.name for field in fields(Machine)}
-    return Machine(**{key: value for key, value in row.items() if key in known})
+    names = {field.name for field in fields(Machine)}
+    return Machine(**{key: value for key, value in row.items() if key in names})
 
 
 def budget(machine: Machine) -> int:

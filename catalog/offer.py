@@ -100,7 +100,7 @@ def full_attention(model: Model) -> bool:
 
 def rate_all(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     intent: str,
     measured: Sequence[Measured],
     only: str | None,
@@ -112,8 +112,8 @@ def rate_all(
     """Return every model and quant that may serve at all and whose weights fit, with its speed at these contexts."""
     wanted = (PROMPT_TOKENS, *contexts)
     return [
-        rate(machine, known, model.id, quant, contexts=wanted, measured=measured, reuses=reuses)
-        for model in _newest(known)
+        rate(machine, models, model.id, quant, contexts=wanted, measured=measured, reuses=reuses)
+        for model in _newest(models)
         if model.id != BUILTIN and not model.retired and (intent != AGENTS or model.tool_calling)
         for quant, conversion in model.quants.items()
         if only in {None, quant} and conversion.bytes < limit
@@ -122,7 +122,7 @@ def rate_all(
 
 def rate(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     model: str,
     quant: str,
     *,
@@ -131,16 +131,16 @@ def rate(
     reuses: Reuses = full_attention,
 ) -> Rated:
     """Return one model and quant with its speed here. Raises KeyError."""
-    entry = known[model]
+    entry = models[model]
     able = sorted({min(context, entry.context) for context in contexts} | {PROMPT_TOKENS})
-    speeds = predict_all(machine, entry, quant, able, measured, known=known)
+    speeds = predict_all(machine, entry, quant, able, measured, models=models)
     return Rated(entry, quant, speeds, reuses(entry), worth(entry, quant), worth(entry, quant, agents=True))
 
 
-def _newest(known: Mapping[str, Model]) -> Iterable[Model]:
+def _newest(models: Mapping[str, Model]) -> Iterable[Model]:
     """Return of each maker's models of one shape the best: Qwen3.8 27B stands for its elders of 27B."""
     best: dict[tuple[object, ...], Model] = {}
-    for model in known.values():
+    for model in models.values():
         shape = (model.repo.partition("/")[0] or model.id, model.layers, model.hidden_size, model.total_params_b)
         if shape not in best or quality(model).points > quality(best[shape]).points:
             best[shape] = model
@@ -152,13 +152,13 @@ def offers_for(rated: Sequence[Rated], tiers: Sequence[str], wishes: Mapping[str
 
     `small`: memory is so short that prompts are read in small steps whatever the window.
     """
-    found = [
+    offers = [
         offer
-        for one in rated
-        if tiers[0] != LONGCTX or lasts(one.model)
-        for offer in offers_of(one, tiers, wishes, small=small)
+        for candidate in rated
+        if tiers[0] != LONGCTX or lasts(candidate.model)
+        for offer in offers_of(candidate, tiers, wishes, small=small)
     ]
-    return _thinned(found)
+    return _thinned(offers)
 
 
 def offers_of(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *, small: bool) -> list[Offer]:
@@ -192,10 +192,10 @@ def _offer(rated: Rated, tiers: tuple[str, ...], context: int, wishes: Mapping[s
     model, quant, speed = rated.model, rated.quant, rated.speeds[context]
     step = SMALL_STEP if small else step_for(model, context)
     need = memory(model, quant, context, 1, step)
-    kept = cache_bytes(model, context) if rated.reuses else 0
+    cache = cache_bytes(model, context) if rated.reuses else 0
     value = sum(_worth(rated, context, wishes[tier], own=at == 0) for at, tier in enumerate(tiers))
     return Offer(
-        tiers, model, quant, context, step, need.resident + kept, need.prefill, kept,
+        tiers, model, quant, context, step, need.resident + cache, need.prefill, cache,
         rated.speed, speed.decode, context / speed.prompt, rated.points, value,
     )  # fmt: skip
 
@@ -228,34 +228,34 @@ def _thinned(offers: Sequence[Offer]) -> list[Offer]:
     That is: three other models with as long a context are as small, worth more, and leave the other tiers as much
     choice; or its own model is all that in another quant.
     """
-    kept: list[Offer] = []
-    for offer in sorted(offers, key=lambda one: (-one.worth, one.bytes)):
-        if not _needless(offer, kept):
-            kept.append(offer)
-    return kept
+    thinned: list[Offer] = []
+    for offer in sorted(offers, key=lambda candidate: (-candidate.worth, candidate.bytes)):
+        if not _needless(offer, thinned):
+            thinned.append(offer)
+    return thinned
 
 
-def _needless(offer: Offer, kept: Sequence[Offer]) -> bool:
+def _needless(offer: Offer, rivals: Sequence[Offer]) -> bool:
     """Return whether enough other models, or its own in another quant, do all that this offer does."""
     better: set[str] = set()
-    for one in kept:
-        if one.resident <= offer.resident and _beats(one, offer):
-            better.add(one.model.id)
-            if len(better) == SPARE or one.model.id == offer.model.id:
+    for rival in rivals:
+        if rival.resident <= offer.resident and _beats(rival, offer):
+            better.add(rival.model.id)
+            if len(better) == SPARE or rival.model.id == offer.model.id:
                 return True
     return False
 
 
-def _beats(one: Offer, other: Offer) -> bool:
-    """Return whether `one`, which is worth as much, is as small as `other` and no harder to put beside other tiers."""
-    if one.reading > other.reading:
+def _beats(rival: Offer, offer: Offer) -> bool:
+    """Return whether `rival`, worth as much as `offer`, is as small and no harder to put beside other tiers."""
+    if rival.reading > offer.reading:
         return False
-    if one.tier == LONGCTX:
-        return one.context >= other.context and one.points <= other.points
-    if one.tier == FAST:
-        return one.context >= other.context and one.decode >= other.decode
+    if rival.tier == LONGCTX:
+        return rival.context >= offer.context and rival.points <= offer.points
+    if rival.tier == FAST:
+        return rival.context >= offer.context and rival.decode >= offer.decode
     return (
-        one.context == other.context
-        and one.points >= other.points
-        and (one.tier != STANDARD or one.decode <= other.decode)
+        rival.context == offer.context
+        and rival.points >= offer.points
+        and (rival.tier != STANDARD or rival.decode <= offer.decode)
     )

@@ -129,11 +129,11 @@ class GrowingEngine:
         pick, model = self.pick, self.rated.model
         small = pick.prefill_step == SMALL_STEP and step_for(model, pick.context) != SMALL_STEP
         step = SMALL_STEP if small else step_for(model, context)
-        kept = max(pick.cache_bytes, cache_bytes(model, context)) if self.rated.reuses else 0
+        cache = max(pick.cache_bytes, cache_bytes(model, context)) if self.rated.reuses else 0
         need = memory(model, pick.quant, context, concurrency, step)
         reading = context / self.rated.speeds[context].prompt if context in self.rated.speeds else pick.reading_s
         return replace(
-            pick, context=context, concurrency=concurrency, memory=need, cache_bytes=kept,
+            pick, context=context, concurrency=concurrency, memory=need, cache_bytes=cache,
             prefill_step=step, reading_s=reading,
         )  # fmt: skip
 
@@ -155,10 +155,10 @@ def grow(engines: Sequence[GrowingEngine], limit: int, bound: Mapping[str, str])
     progress = True
     while progress:
         progress = False
-        for at, one in enumerate(grown):
-            for bigger in one.steps():
-                after = [*grown[:at], replace(one, pick=bigger), *grown[at + 1 :]]
-                if together([each.pick for each in after]) <= limit and _in_bounds(after, bound):
+        for at, candidate in enumerate(grown):
+            for bigger in candidate.steps():
+                after = [*grown[:at], replace(candidate, pick=bigger), *grown[at + 1 :]]
+                if together([member.pick for member in after]) <= limit and _in_bounds(after, bound):
                     grown, progress = after, True
                     break
     return grown
@@ -166,7 +166,7 @@ def grow(engines: Sequence[GrowingEngine], limit: int, bound: Mapping[str, str])
 
 def _in_bounds(engines: Sequence[GrowingEngine], bound: Mapping[str, str]) -> bool:
     """Return whether no window has outgrown the one it must stay below."""
-    windows = {one.pick.tier: one.pick.context for one in engines}
+    windows = {candidate.pick.tier: candidate.pick.context for candidate in engines}
     return all(
         2 * windows[lower] <= windows[upper] for lower, upper in bound.items() if lower in windows and upper in windows
     )

@@ -9,8 +9,8 @@ class BadModelFile(ValueError):
     def __init__(self, file: str, line: int, field: str, problem: str, allowed: str) -> None:
         """Take the place and the two halves of the sentence."""
         self.file, self.line, self.field, self.allowed = file, line, field, allowed
-        where = f"{file}:{line}: " + (f"{field}: " if field else "")
-        super().__init__(f"{where}{problem}; allowed: {allowed}." if allowed else f"{where}{problem}.")
+        location = f"{file}:{line}: " + (f"{field}: " if field else "")
+        super().__init__(f"{location}{problem}; allowed: {allowed}." if allowed else f"{location}{problem}.")
 
 
 class UnknownModel(LookupError):

@@ -70,19 +70,19 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_text(one) for one in cast("list[Any]", value))
+    return isinstance(value, list) and all(_is_text(item) for item in cast("list[Any]", value))
 
 
 def _is_text_map(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(key) and _is_text(one) for key, one in cast("dict[Any, Any]", value).items()
+        _is_text(key) and _is_text(item) for key, item in cast("dict[Any, Any]", value).items()
     )
 
 
 def _is_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(key) and _is_positive(one) and one <= 100  # noqa: PLR2004 - scores are percent
-        for key, one in cast("dict[Any, Any]", value).items()
+        _is_text(key) and _is_positive(points) and points <= 100  # noqa: PLR2004 - scores are percent
+        for key, points in cast("dict[Any, Any]", value).items()
     )
 
 
@@ -169,8 +169,8 @@ def parse(text: str, file: str) -> dict[str, Any]:
         mark = getattr(problem, "problem_mark", None)
         reason = getattr(problem, "problem", None) or "it holds characters that YAML forbids"
         raise BadModelFile(file, mark.line + 1 if mark else 1, "", f"not YAML: {reason}", "") from problem
-    for place, problem, allowed in faults(row):
-        raise BadModelFile(file, _line(text, place), ".".join(place), problem, allowed)
+    for path, problem, allowed in faults(row):
+        raise BadModelFile(file, _line(text, path), ".".join(path), problem, allowed)
     return row
 
 
@@ -202,36 +202,36 @@ def _section(row: Mapping[Any, Any], rules: Mapping[str, Rule], above: Place) ->
 
 
 def _quant(name: Any, quant: Any) -> Iterator[Fault]:
-    place = ("quants", str(name))
+    path = ("quants", str(name))
     if not _matches(QUANT)(name):
-        yield place, "no such quant", "int2 to int8, bf16, fp16, mxfp4, mxfp8, nvfp4, mxfp4-q4, mxfp4-q8"
+        yield path, "no such quant", "int2 to int8, bf16, fp16, mxfp4, mxfp8, nvfp4, mxfp4-q4, mxfp4-q8"
     elif not isinstance(quant, dict):
-        yield place, f"{quant!r} is not allowed", ", ".join(QUANTS)
+        yield path, f"{quant!r} is not allowed", ", ".join(QUANTS)
     else:
-        yield from _section(cast("dict[Any, Any]", quant), QUANTS, place)
+        yield from _section(cast("dict[Any, Any]", quant), QUANTS, path)
 
 
 def _agreement(row: Mapping[str, Any]) -> Iterator[Fault]:
     """Return the mistakes that only two fields together show."""
-    told = row["attention"]
+    attention = row["attention"]
     if row.get("active_params_b", 0) > row["total_params_b"]:
         yield ("active_params_b",), "more than total_params_b", f"up to {row['total_params_b']}"
-    if told["full"] + told.get("sliding", 0) + told.get("recurrent", 0) > row["layers"]:
+    if attention["full"] + attention.get("sliding", 0) + attention.get("recurrent", 0) > row["layers"]:
         yield ("attention",), "more layers than the model has", f"up to {row['layers']} in all"
-    if told.get("sliding") and not told.get("window"):
+    if attention.get("sliding") and not attention.get("window"):
         yield ("attention",), "sliding layers without a window", "window: tokens"
-    if not told.get("latent") and not (told.get("kv_heads") and told.get("head_dim")):
+    if not attention.get("latent") and not (attention.get("kv_heads") and attention.get("head_dim")):
         yield ("attention",), "the size of a token's cache is missing", "kv_heads and head_dim, or latent"
 
 
-def _line(text: str, place: Place) -> int:
+def _line(text: str, path: Place) -> int:
     """Find the line (from 1) of a field, or of the nearest field above it that exists."""
     node: Any = yaml.compose(text, Loader=yaml.CSafeLoader)
     line = 1
-    for key in place:
+    for key in path:
         pairs = cast("list[tuple[Any, Any]]", node.value if isinstance(node, yaml.MappingNode) else [])
-        found = next((pair for pair in pairs if pair[0].value == key), None)
-        if found is None:
+        entry = next((pair for pair in pairs if pair[0].value == key), None)
+        if entry is None:
             break
-        line, node = int(found[0].start_mark.line) + 1, found[1]
+        line, node = int(entry[0].start_mark.line) + 1, entry[1]
     return line

@@ -55,7 +55,7 @@ class Choice:
 
 def recommend(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     intent: str = "balanced",
     *,
     budget_bytes: int | None = None,
@@ -71,38 +71,38 @@ def recommend(
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
     wishes = {tier: INTENTS[intent][tier] for tier in tiers}
-    if not any(quant in {None, *model.quants} for model in known.values() if model.id != BUILTIN):
+    if not any(quant in {None, *model.quants} for model in models.values() if model.id != BUILTIN):
         raise ValueError(f"No model that could serve exists in {quant}.")
     contexts, richer = _contexts(wishes.values()), int(1.5 * limit)
-    rated = rate_all(machine, known, intent, measured, quant, contexts=contexts, limit=richer, reuses=reuses)
+    rated = rate_all(machine, models, intent, measured, quant, contexts=contexts, limit=richer, reuses=reuses)
     choice = _choose(rated, wishes, limit)
     if choice is None:
-        whole = rate_all(machine, known, intent, measured, quant, contexts=contexts, limit=10**18, reuses=reuses)
+        whole = rate_all(machine, models, intent, measured, quant, contexts=contexts, limit=10**18, reuses=reuses)
         raise TooSmall(_smallest(whole, wishes), limit)
     picks = _reasoned(_grown(choice, rated, limit), choice, limit)
-    made = Recommendation(picks, intent, limit, usable_bytes=machine.usable_bytes)
-    then = replace(choice, offers=_best(choice.groups, richer))
-    better = _absent(machine, known, made, measured)
-    return replace(made, explain=explain(made, choice.offers, _grown(then, rated, richer), better))
+    stack = Recommendation(picks, intent, limit, usable_bytes=machine.usable_bytes)
+    enlarged = replace(choice, offers=_best(choice.groups, richer))
+    better = _absent(machine, models, stack, measured)
+    return replace(stack, explain=explain(stack, choice.offers, _grown(enlarged, rated, richer), better))
 
 
 def _absent(
-    machine: Machine, known: Mapping[str, Model], made: Recommendation, measured: Sequence[Measured]
+    machine: Machine, models: Mapping[str, Model], stack: Recommendation, measured: Sequence[Measured]
 ) -> Absent | None:
     """Return the best model that is rated above all of the stack, with what it would take; None where none is."""
-    here = max(pick.quality.points for pick in made.picks)
-    agents = made.intent == AGENTS
+    best = max(pick.quality.points for pick in stack.picks)
+    agents = stack.intent == AGENTS
     better = [
-        model for model in known.values()
-        if not model.retired and quality(model).points > here and (model.tool_calling or not agents)
+        model for model in models.values()
+        if not model.retired and quality(model).points > best and (model.tool_calling or not agents)
     ]  # fmt: skip
     if not better:
         return None
-    model = max(better, key=lambda one: quality(one).points)
+    model = max(better, key=lambda candidate: quality(candidate).points)
     quant = smallest(model).name
-    context = min(model.context, next(iter(INTENTS[made.intent].values())).contexts[0])
+    context = min(model.context, next(iter(INTENTS[stack.intent].values())).contexts[0])
     need = memory(model, quant, context, 1, step_for(model, context))
-    speed = predict(machine, model, quant, context, measured, known=known)
+    speed = predict(machine, model, quant, context, measured, models=models)
     return Absent(model.id, quant, str(quality(model)), context, need.total, speed.decode, context / speed.prompt)
 
 
@@ -129,13 +129,13 @@ def _best(groups: Groups, limit: int) -> list[Offer]:
 def _groups(rated: Sequence[Rated], wishes: Wishes, *, small: bool) -> dict[Shape, list[list[Offer]]]:
     """Return all that could serve, by the way in which the tiers share engines and by engine."""
     groups: dict[tuple[str, ...], list[Offer]] = {}
-    found: dict[Shape, list[list[Offer]]] = {}
+    by_shape: dict[Shape, list[list[Offer]]] = {}
     for shape in shapes(tuple(wishes)):
         for group in shape:
             if group not in groups:
                 groups[group] = offers_for(rated, group, wishes, small=small)
-        found[shape] = [groups[group] for group in shape]
-    return found
+        by_shape[shape] = [groups[group] for group in shape]
+    return by_shape
 
 
 def _cramped(wishes: Wishes, *, patience: float = PATIENCE_S) -> dict[str, Wish]:
@@ -155,19 +155,19 @@ def _smallest(rated: Sequence[Rated], wishes: Wishes) -> int:
 
 def _grown(choice: Choice, rated: Sequence[Rated], limit: int) -> list[Pick]:
     """Return the picks of all tiers, grown into the memory that is left, in the order of the tiers."""
-    by_name = {(one.model.id, one.quant): one for one in rated}
+    by_name = {(candidate.model.id, candidate.quant): candidate for candidate in rated}
     engines = [engine(offer, by_name[offer.model.id, offer.quant], choice.wishes) for offer in choice.offers]
     bound = {STANDARD: LONGCTX} if any(offer.tier == LONGCTX for offer in choice.offers) else {}
     grown = grow(engines, limit, bound)
-    return _spread(choice.offers, [one.pick for one in grown], tuple(choice.wishes))
+    return _spread(choice.offers, [candidate.pick for candidate in grown], tuple(choice.wishes))
 
 
 def _spread(offers: Sequence[Offer], picks: Sequence[Pick], tiers: Sequence[str]) -> list[Pick]:
     """Return one pick a tier: an engine's own, or a note of the tier whose engine serves it."""
-    made = {pick.tier: pick for pick in picks}
+    by_tier = {pick.tier: pick for pick in picks}
     for offer, pick in zip(offers, picks, strict=True):
-        made |= {tier: replace(pick, tier=tier, shares=pick.tier) for tier in offer.tiers[1:]}
-    return [made[tier] for tier in tiers]
+        by_tier |= {tier: replace(pick, tier=tier, shares=pick.tier) for tier in offer.tiers[1:]}
+    return [by_tier[tier] for tier in tiers]
 
 
 def _reasoned(picks: Sequence[Pick], choice: Choice, limit: int) -> tuple[Pick, ...]:
@@ -185,7 +185,7 @@ def _reasoned(picks: Sequence[Pick], choice: Choice, limit: int) -> tuple[Pick, 
 
 def compose(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     choice: Mapping[str, tuple[str, str]],
     intent: str = "balanced",
     *,
@@ -203,14 +203,14 @@ def compose(
     contexts = _contexts(wishes.values())
     groups = _named_groups(choice)
     rated = {
-        group: rate(machine, known, *choice[group[0]], contexts=contexts, measured=measured, reuses=reuses)
+        group: rate(machine, models, *choice[group[0]], contexts=contexts, measured=measured, reuses=reuses)
         for group in groups
     }
-    found = _together(rated, wishes, limit)
-    picks = _grown(found, list(rated.values()), limit)
-    told = tuple(replace(pick, reasons=reasons_for(pick, known[pick.model])) for pick in picks)
-    made = Recommendation(told, intent, limit, usable_bytes=machine.usable_bytes)
-    return replace(made, explain=explain_chosen(made))
+    selection = _together(rated, wishes, limit)
+    picks = _grown(selection, list(rated.values()), limit)
+    reasoned = tuple(replace(pick, reasons=reasons_for(pick, models[pick.model])) for pick in picks)
+    stack = Recommendation(reasoned, intent, limit, usable_bytes=machine.usable_bytes)
+    return replace(stack, explain=explain_chosen(stack))
 
 
 def _named_groups(choice: Mapping[str, tuple[str, str]]) -> list[tuple[str, ...]]:
@@ -226,9 +226,9 @@ def _together(rated: Mapping[tuple[str, ...], Rated], wishes: Wishes, limit: int
     small = limit < SMALL_BUDGET
     most: list[list[Offer]] = []
     for wanted in (wishes, _cramped(wishes)):
-        most = [reached(one, group, wanted, small=small) for group, one in rated.items()]
-        if found := _windows(most, limit):
-            return Choice(found, {tuple(rated): most}, wanted)
+        most = [reached(rating, group, wanted, small=small) for group, rating in rated.items()]
+        if offers := _windows(most, limit):
+            return Choice(offers, {tuple(rated): most}, wanted)
     raise TooSmall(peak([min(some, key=lambda offer: offer.bytes) for some in most]), limit)
 
 
@@ -248,7 +248,7 @@ def _windows(groups: Sequence[Sequence[Offer]], limit: int) -> list[Offer]:
 
 def alternatives(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     now: Recommendation,
     tier: str,
     *,
@@ -263,12 +263,12 @@ def alternatives(
     """
     group = (tier, *followers(now, tier))
     wishes = _cramped({pick.tier: INTENTS[now.intent][pick.tier] for pick in now.picks})
-    others = _least(machine, known, now, group, measured)
+    neighbors = _least(machine, models, now, group, measured)
     small, contexts = now.budget < SMALL_BUDGET, _contexts(wishes.values())
-    rated = rate_all(machine, known, now.intent, measured, quant, contexts=contexts, limit=now.budget, reuses=reuses)
-    free = [one for one in rated if _may_serve(one.model, tier, now)]
-    offers = [offer for one in free for offer in offers_of(one, group, wishes, small=small)]
-    return _best_of_each([offer for offer in offers if peak([*others, offer]) <= now.budget])
+    rated = rate_all(machine, models, now.intent, measured, quant, contexts=contexts, limit=now.budget, reuses=reuses)
+    free = [candidate for candidate in rated if _may_serve(candidate.model, tier, now)]
+    offers = [offer for candidate in free for offer in offers_of(candidate, group, wishes, small=small)]
+    return _best_of_each([offer for offer in offers if peak([*neighbors, offer]) <= now.budget])
 
 
 def followers(now: Recommendation, tier: str) -> tuple[str, ...]:
@@ -278,19 +278,19 @@ def followers(now: Recommendation, tier: str) -> tuple[str, ...]:
 
 def _least(
     machine: Machine,
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     now: Recommendation,
     group: Sequence[str],
     measured: Sequence[Measured],
 ) -> list[Offer]:
     """Return the engines of the other tiers with the least they can serve with."""
-    left = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier not in group}
-    wishes = _cramped({name: INTENTS[now.intent][name] for name in left})
+    remaining = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier not in group}
+    wishes = _cramped({name: INTENTS[now.intent][name] for name in remaining})
     contexts, small = _contexts(wishes.values()), now.budget < SMALL_BUDGET
     least: list[Offer] = []
-    for others in _named_groups(left):
-        one = rate(machine, known, *left[others[0]], contexts=contexts, measured=measured)
-        least.append(min(reached(one, others, wishes, small=small), key=lambda offer: offer.bytes))
+    for names in _named_groups(remaining):
+        candidate = rate(machine, models, *remaining[names[0]], contexts=contexts, measured=measured)
+        least.append(min(reached(candidate, names, wishes, small=small), key=lambda offer: offer.bytes))
     return least
 
 
@@ -307,19 +307,19 @@ def _best_of_each(offers: Sequence[Offer]) -> list[Offer]:
     return list(best.values())
 
 
-def builtin(machine: Machine, known: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
+def builtin(machine: Machine, models: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
     """Return all three tiers on the model that travels with mlxq, for when no Hub is in reach.
 
     Raises TooSmall when not even that fits.
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
-    contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: known[BUILTIN].context}
-    picks = tuple(_builtin_pick(machine, known[BUILTIN], tier, context) for tier, context in contexts.items())
+    contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: models[BUILTIN].context}
+    picks = tuple(_builtin_pick(machine, models[BUILTIN], tier, context) for tier, context in contexts.items())
     explained = "No Hub is in reach: every tier serves the built-in model."
-    made = Recommendation(picks, "built-in", limit, explained, machine.usable_bytes)
-    if made.total > limit:
-        raise TooSmall(made.total, limit)
-    return made
+    stack = Recommendation(picks, "built-in", limit, explained, machine.usable_bytes)
+    if stack.total > limit:
+        raise TooSmall(stack.total, limit)
+    return stack
 
 
 def _builtin_pick(machine: Machine, model: Model, tier: str, context: int) -> Pick:

@@ -48,7 +48,7 @@ def shapes(tiers: Sequence[str]) -> list[Shape]:
 
 def peak(offers: Sequence[Offer]) -> int:
     """Return the bytes that engines take together while one of them reads a prompt of its full context."""
-    return sum(one.resident for one in offers) + max((one.reading for one in offers), default=0)
+    return sum(offer.resident for offer in offers) + max((offer.reading for offer in offers), default=0)
 
 
 def search(groups: Sequence[Sequence[Offer]], limit: int, value: Callable[[Offer], float]) -> list[Offer]:
@@ -61,32 +61,32 @@ def search(groups: Sequence[Sequence[Offer]], limit: int, value: Callable[[Offer
     best: list[Offer] = []
     most = -math.inf
 
-    def go(at: int, taken: list[Offer], so_far: float) -> None:
+    def go(at: int, chosen: list[Offer], so_far: float) -> None:
         nonlocal best, most
         if at == len(ordered):
-            best, most = list(taken), so_far
+            best, most = list(chosen), so_far
             return
         for offer in ordered[at]:
             if so_far + value(offer) + hope[at + 1] <= most:
                 return
-            together = [*taken, offer]
-            if peak(together) + least[at + 1] <= limit and agree(taken, offer):
+            together = [*chosen, offer]
+            if peak(together) + least[at + 1] <= limit and agree(chosen, offer):
                 go(at + 1, together, so_far + value(offer))
 
     go(0, [], 0.0)
     return best
 
 
-def agree(taken: Sequence[Offer], offer: Offer) -> bool:
+def agree(chosen: Sequence[Offer], offer: Offer) -> bool:
     """Return whether an engine may stand beside those taken.
 
     It serves another model; fast is much faster than standard, each at its own context; longctx has at least twice the
     window of standard, and standard is no weaker than longctx.
     """
-    for one in taken:
-        if one.model.id == offer.model.id:
+    for neighbor in chosen:
+        if neighbor.model.id == offer.model.id:
             return False
-        pair = {one.tier: one, offer.tier: offer}
+        pair = {neighbor.tier: neighbor, offer.tier: offer}
         if STANDARD in pair and FAST in pair and not _faster(pair[STANDARD], pair[FAST]):
             return False
         if STANDARD in pair and LONGCTX in pair and not _farther(pair[STANDARD], pair[LONGCTX]):

@@ -12,7 +12,7 @@ SHOWN_CONTEXT = 8192
 
 
 def select(
-    known: Mapping[str, Model],
+    models: Mapping[str, Model],
     *,
     family: str | None = None,
     tag: str | None = None,
@@ -24,25 +24,25 @@ def select(
     Family and tag are compared without regard to case, spaces and dashes ("gemma3" is "Gemma 3"); the budget is
     held against the smallest quant with one request of 8K tokens.
     """
-    found = [
+    matches = [
         model
-        for model in known.values()
+        for model in models.values()
         if _among(family, [model.family])
         and _among(tag, model.tags)
         and (model.tool_calling or not tool_calling)
         and (budget_bytes is None or memory(model, smallest(model).name, SHOWN_CONTEXT).total <= budget_bytes)
     ]
-    return sorted(found, key=lambda model: (model.family, model.total_params_b))
+    return sorted(matches, key=lambda model: (model.family, model.total_params_b))
 
 
-def families(known: Mapping[str, Model]) -> list[str]:
+def families(models: Mapping[str, Model]) -> list[str]:
     """Return every family, sorted."""
-    return sorted({model.family for model in known.values()})
+    return sorted({model.family for model in models.values()})
 
 
-def tags(known: Mapping[str, Model]) -> list[str]:
+def tags(models: Mapping[str, Model]) -> list[str]:
     """Return every tag, sorted."""
-    return sorted({tag for model in known.values() for tag in model.tags})
+    return sorted({tag for model in models.values() for tag in model.tags})
 
 
 def _among(wanted: str | None, words: Sequence[str]) -> bool:

@@ -132,8 +132,8 @@ def decode_seconds(c: Constants, work: Work) -> Any:
     weights = streamed / (bandwidth * _by_engine(c, "bandwidth share", work))
     attend = _by_engine(c, "cache", work) * c["soft cap"] ** work.softcap * c["latent cache"] ** work.latent
     compute = _by_engine(c, "compute", work) * work.active / (work.tflops * 1000)
-    asked = 4 * work.context * work.attend * work.full_layers / 1e9
-    cache = (attend * work.kv + _by_engine(c, "asked cache", work) * asked) / bandwidth
+    queried = 4 * work.context * work.attend * work.full_layers / 1e9
+    cache = (attend * work.kv + _by_engine(c, "asked cache", work) * queried) / bandwidth
     seconds = launch / 1000 + weights + cache + compute
     return seconds * _version(c, "decode", work)
 
@@ -188,8 +188,8 @@ def _least(value: Any, most: int) -> Any:
 
 
 def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
-    told = model.attention
-    own = told.full + told.sliding + told.recurrent
+    attention = model.attention
+    own = attention.full + attention.sliding + attention.recurrent
     return Work(
         bandwidth=machine.bandwidth_gbps,
         tflops=machine.fp16_tflops,
@@ -200,16 +200,16 @@ def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
         idle=model.input_params_b / model.active_params_b,
         spread=model.expert_spread,
         layers=model.layers,
-        attend=query_heads(model) * (told.full_head_dim or told.head_dim or LATENT_HEAD),
+        attend=query_heads(model) * (attention.full_head_dim or attention.head_dim or LATENT_HEAD),
         scores=query_heads(model) if score_bytes(model, 1, 1) else 0,
-        full_layers=told.full,
+        full_layers=attention.full,
         computed=own / model.layers if model.architecture == "transformer-ple" else 1,
         tokens=max(context, 1),
         context=max(context, 1),
         generations_back=generations_back(machine.chip),
         moe=int(model.moe),
-        recurrent=int(told.recurrent > 0),
-        latent=int(told.latent > 0),
+        recurrent=int(attention.recurrent > 0),
+        latent=int(attention.latent > 0),
         gemma=int(model.family.startswith("Gemma")),
         softcap=0,
         two_dies=int("Ultra" in machine.chip),
@@ -257,16 +257,16 @@ def predict(
     context: int,
     measured: Sequence[Measured] = (),
     *,
-    known: Mapping[str, Model] | None = None,
+    models: Mapping[str, Model] | None = None,
 ) -> Speed:
     """Return how fast `model` answers on `machine` once a prompt of `context` tokens was read.
 
     The prompt speed is the average over that prompt. `measured` are benchmarks of this machine. One of this very model
-    and quant gives the figure itself; those of other models (looked up in `known`, else among the shipped ones) shift
+    and quant gives the figure itself; those of other models (looked up in `models`, else among the shipped ones) shift
     the prediction by their mean ratio k, shrunk to k^(n/(n+1)) for n of them. Raises KeyError when the model has no
     such quant.
     """
-    return predict_all(machine, model, quant, (context,), measured, known=known)[context]
+    return predict_all(machine, model, quant, (context,), measured, models=models)[context]
 
 
 def predict_all(
@@ -276,10 +276,10 @@ def predict_all(
     contexts: Iterable[int],
     measured: Sequence[Measured] = (),
     *,
-    known: Mapping[str, Model] | None = None,
+    models: Mapping[str, Model] | None = None,
 ) -> dict[int, Speed]:
     """Return what `predict` says, by context. Raises KeyError when the model has no such quant."""
-    shift = _shift(machine, model, quant, measured, known)
+    shift = _shift(machine, model, quant, measured, models)
     low, high = constants()["band"][shift.band]
     tighter = 1 / math.sqrt(1 + shift.benchmarks)
     speeds: dict[int, Speed] = {}
@@ -305,18 +305,18 @@ class _Shift:
 
 
 def _shift(
-    machine: Machine, model: Model, quant: str, measured: Sequence[Measured], known: Mapping[str, Model] | None
+    machine: Machine, model: Model, quant: str, measured: Sequence[Measured], models: Mapping[str, Model] | None
 ) -> _Shift:
     """Return the factors on decode and prompt speed: of this very model and quant, else of others here, else 1."""
-    same = [one for one in measured if (one.model, one.quant) == (model.id, quant)]
+    same = [benchmark for benchmark in measured if (benchmark.model, benchmark.quant) == (model.id, quant)]
     if same:
         return _carried(machine, model, same, "measured here")
-    if ratios := _ratios(machine, measured, known or entries()) if measured else []:
+    if ratios := _ratios(machine, measured, models or entries()) if measured else []:
         decode, prompt = _shrunk([d for d, _ in ratios]), _shrunk([p for _, p in ratios if p])
         return _Shift(decode, prompt, "calibrated here", _band(machine), benchmarks=len(ratios))
-    others, source = _published(machine, model, quant)
-    if others:
-        return replace(_carried(machine, model, others, "published"), source=source)
+    published, source = _published(machine, model, quant)
+    if published:
+        return replace(_carried(machine, model, published, "published"), source=source)
     return _Shift(1.0, 1.0, "predicted" if machine.backend == "metal" else "rough guess", _band(machine))
 
 
@@ -327,7 +327,7 @@ def _band(machine: Machine) -> str:
 
 def _carried(machine: Machine, model: Model, same: Sequence[Measured], basis: str) -> _Shift:
     """Return the factors that benchmarks of this very model and quant give, whatever their context."""
-    ratios = [_ratio(machine, model, one.quant, one) for one in same]
+    ratios = [_ratio(machine, model, benchmark.quant, benchmark) for benchmark in same]
     return _Shift(_mean([d for d, _ in ratios]), _mean([p for _, p in ratios if p]), basis, basis)
 
 
@@ -341,24 +341,28 @@ def _table() -> dict[str, Any]:
 def _published(machine: Machine, model: Model, quant: str) -> tuple[list[Measured], str]:
     """Return the measurements others published of this model on this very bin, and where."""
     rows = _table().get(model.id, {}).get(quant, {}).get(f"{machine.chip}/{machine.gpu_cores}", [])
-    found = [Measured(model.id, quant, int(tokens), decode, prompt) for tokens, decode, prompt, _ in rows]
-    return found, ", ".join(sorted({source for *_, source in rows}))
+    benchmarks = [Measured(model.id, quant, int(tokens), decode, prompt) for tokens, decode, prompt, _ in rows]
+    return benchmarks, ", ".join(sorted({source for *_, source in rows}))
 
 
-def _ratio(machine: Machine, model: Model, quant: str, one: Measured) -> tuple[float, float]:
+def _ratio(machine: Machine, model: Model, quant: str, benchmark: Measured) -> tuple[float, float]:
     """Return measured over predicted, for decode and for prompt (0 when that was not measured)."""
-    decode, prompt = _raw(machine, model, quant, one.context)
-    return one.decode / decode, one.prompt / prompt
+    decode, prompt = _raw(machine, model, quant, benchmark.context)
+    return benchmark.decode / decode, benchmark.prompt / prompt
 
 
-def _ratios(machine: Machine, measured: Sequence[Measured], known: Mapping[str, Model]) -> list[tuple[float, float]]:
-    comparable = [one for one in measured if one.model in known and one.quant in known[one.model].quants]
-    return [_ratio(machine, known[one.model], one.quant, one) for one in comparable]
+def _ratios(machine: Machine, measured: Sequence[Measured], models: Mapping[str, Model]) -> list[tuple[float, float]]:
+    comparable = [
+        benchmark
+        for benchmark in measured
+        if benchmark.model in models and benchmark.quant in models[benchmark.model].quants
+    ]
+    return [_ratio(machine, models[benchmark.model], benchmark.quant, benchmark) for benchmark in comparable]
 
 
 def _mean(ratios: Sequence[float]) -> float:
     """Return the geometric mean; 1 of none."""
-    return math.exp(sum(math.log(one) for one in ratios) / len(ratios)) if ratios else 1.0
+    return math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios)) if ratios else 1.0
 
 
 def _shrunk(ratios: Sequence[float]) -> float:
