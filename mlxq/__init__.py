@@ -14,14 +14,14 @@ SIBLINGS = ("tasks", "catalog", "state")
 def shadowed_packages() -> list[str]:
     """Return the files that Python would import in place of mlxq's own packages; empty when all is well."""
     ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs 8 ms here)
-    found = ((name, PathFinder.find_spec(name)) for name in SIBLINGS)
+    specs = ((name, PathFinder.find_spec(name)) for name in SIBLINGS)
     return [
         str(spec.origin if spec else name)
-        for name, spec in found
+        for name, spec in specs
         if spec is None or not _same(str(spec.origin), f"{ours}/{name}/__init__.py")
     ]
 
 
-def _same(found: str, wanted: str) -> bool:
+def _same(path: str, other: str) -> bool:
     """Return whether two paths are one file, however they are spelled."""
-    return found == wanted or (os.path.exists(found) and os.path.exists(wanted) and os.path.samefile(found, wanted))  # noqa: PTH110, PTH121 (as above)
+    return path == other or (os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other))  # noqa: PTH110, PTH121 (as above)

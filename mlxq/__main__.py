@@ -11,9 +11,9 @@ from mlxq import shadowed_packages
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    if found := shadowed_packages():
+    if shadowed := shadowed_packages():
         sys.exit(
-            f"mlxq: {found[0]} stands in the way of a package of mlxq with the same name.\n"
+            f"mlxq: {shadowed[0]} stands in the way of a package of mlxq with the same name.\n"
             "Next: go to another folder and run the program `mlxq` there"
         )
     _mind_streams()

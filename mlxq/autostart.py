@@ -45,9 +45,9 @@ class Unit:
 
 def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
     """Return the variables the worker needs of the user's shell; a proxy that holds a password is left out."""
-    kept = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
-    kept |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
-    return kept | {"MLXQ_HOME": str(home.root)}
+    variables = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
+    variables |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
+    return variables | {"MLXQ_HOME": str(home.root)}
 
 
 def launchd(unit: Unit) -> bytes:
@@ -244,5 +244,5 @@ def _run(*command: str, allowed: Sequence[int] = ()) -> None:
         raise MlxqError(f"{command[0]} is not installed.", hint="mlxq worker   (run it with your own supervisor)")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode and done.returncode not in allowed:
-        said = (done.stderr or done.stdout).strip() or "nothing"
-        raise MlxqError(f"`{' '.join(command)}` failed ({done.returncode}): {said}", hint=" ".join(command))
+        output = (done.stderr or done.stdout).strip() or "nothing"
+        raise MlxqError(f"`{' '.join(command)}` failed ({done.returncode}): {output}", hint=" ".join(command))

@@ -67,5 +67,5 @@ def _refused(status: int, body: bytes) -> GatewayFailed:
 
 
 def _failed(error: Any) -> GatewayFailed:
-    said = cast("dict[str, Any]", error).get("message", "") if isinstance(error, dict) else error
-    return GatewayFailed(f"The gateway refused: {said}", hint="mlxq status")
+    message = cast("dict[str, Any]", error).get("message", "") if isinstance(error, dict) else error
+    return GatewayFailed(f"The gateway refused: {message}", hint="mlxq status")

@@ -276,8 +276,8 @@ class LiveView:
 
     def _line(self, job: Job, name: str, *, wide: bool) -> RenderableType:
         style = "red" if job.state is JobState.FAILED else "bright_black"
-        said = self._note(job, wide=wide)
-        return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLORS[job.state]), (said, style))
+        remark = self._note(job, wide=wide)
+        return _text((f"{job.id:>4} ", "bright_black"), (f"{name}  ", render.COLORS[job.state]), (remark, style))
 
     def _note(self, job: Job, *, wide: bool) -> str:
         done, total = amounts(job)
@@ -310,8 +310,8 @@ def _files(job: Job, indent: int) -> list[RenderableType]:
         return []
     files: Sequence[tuple[str, int, int]] = job.progress.get("files") or ()
     return [
-        _text((f"{'':{indent}}{name}  {here / size:.0%} of {units.files(size)}", "bright_black"))
-        for name, here, size in files
+        _text((f"{'':{indent}}{name}  {done / size:.0%} of {units.files(size)}", "bright_black"))
+        for name, done, size in files
         if size >= SMALL_FILE
     ]
 

@@ -132,13 +132,13 @@ def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) ->
                 return now
             if not woken:
                 starter.ensure()
-            left = GUARD_S if until is None else until - time.monotonic()
-            if left <= 0:
+            remaining_s = GUARD_S if until is None else until - time.monotonic()
+            if remaining_s <= 0:
                 raise TimedOut(
                     f"Not done after {render.span(timeout_s)}; job {live[0].id} continues.",
                     hint=f"mlxq jobs watch {live[0].id}",
                 )
-            woken = listener.wait(min(GUARD_S, left))
+            woken = listener.wait(min(GUARD_S, remaining_s))
 
 
 class WorkerStarter:

@@ -59,57 +59,57 @@ class Installed:
         }
 
 
-def listing(home: Home, db: Database | None, known: Mapping[str, Model]) -> list[Installed]:
+def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> list[Installed]:
     """Return all models in the models folder; without a database none is in use."""
     folders = headers.scan(settings.load(home).models(home))
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
     users = {str(scan.folder): tuple(t.name for t in tiers if t.weights == str(scan.folder)) for scan in folders}
-    return [_installed(scan, users[str(scan.folder)], rows.get(str(scan.folder)), known) for scan in folders]
+    return [_installed(scan, users[str(scan.folder)], rows.get(str(scan.folder)), models) for scan in folders]
 
 
 def _installed(
-    found: ScannedFolder, users: tuple[str, ...], row: Weights | None, known: Mapping[str, Model]
+    scan: ScannedFolder, users: tuple[str, ...], row: Weights | None, models: Mapping[str, Model]
 ) -> Installed:
-    made = manifest.read(found.folder)
-    source = made.asked if made else ""
-    model, quant = _named(source, found, known)
+    record = manifest.read(scan.folder)
+    source = record.asked if record else ""
+    model, quant = _named(source, scan, models)
     return Installed(
-        folder=found.folder,
+        folder=scan.folder,
         model=model,
         quant=quant,
         source=source,
-        revision=made.revision if made else "",
-        state="loadable" if row and row.loaded_at and found.state == "valid" else found.state,
-        size=found.size,
+        revision=record.revision if record else "",
+        state="loadable" if row and row.loaded_at and scan.state == "valid" else scan.state,
+        size=scan.size,
         used_by=users,
-        problem=found.problem,
-        pulled=found.folder.stat().st_mtime,
+        problem=scan.problem,
+        pulled=scan.folder.stat().st_mtime,
         verified=row.verified_at if row else None,
     )
 
 
-def _named(source: str, found: ScannedFolder, known: Mapping[str, Model]) -> tuple[str, str]:
+def _named(source: str, scan: ScannedFolder, models: Mapping[str, Model]) -> tuple[str, str]:
     """Return the model's name and quant, from the catalog if it knows the source."""
-    by_source = {quant.source: (model.id, quant.name) for model in known.values() for quant in model.quants.values()}
+    by_source = {quant.source: (model.id, quant.name) for model in models.values() for quant in model.quants.values()}
     if source in by_source:
         return by_source[source]
     repo, _, converted = source.partition("#")
-    name = repo.removeprefix("hub:") if repo.startswith("hub:") else found.folder.name.partition("@")[0]
-    return name, converted or _measured_quant(found)
+    name = repo.removeprefix("hub:") if repo.startswith("hub:") else scan.folder.name.partition("@")[0]
+    return name, converted or _measured_quant(scan)
 
 
-def _measured_quant(found: ScannedFolder) -> str:
-    if found.weights is None:
+def _measured_quant(scan: ScannedFolder) -> str:
+    if scan.weights is None:
         return ""
-    return found.weights.quantization or f"{found.weights.bits:.0f}-bit"
+    return scan.weights.quantization or f"{scan.weights.bits:.0f}-bit"
 
 
 def choose(
-    name: str, installed: Sequence[Installed], known: Mapping[str, Model], quant: str | None = None
+    name: str, installed: Sequence[Installed], models: Mapping[str, Model], quant: str | None = None
 ) -> list[Installed]:
     """Return the installed models that a name means: folder, catalog id, alias, repo or source. Raises NotFound."""
-    model = _catalog_id(name, known)
+    model = _catalog_id(name, models)
     wanted = model or name.removeprefix("hub:").rstrip("/")
     matches = [row for row in installed if wanted in _names(row) and quant in {None, row.quant}]
     if matches:
@@ -124,9 +124,9 @@ def _nearest(wanted: str, installed: Sequence[Installed]) -> str:
     return f" The nearest are {near[0]}." if near else ""
 
 
-def _catalog_id(name: str, known: Mapping[str, Model]) -> str | None:
+def _catalog_id(name: str, models: Mapping[str, Model]) -> str | None:
     try:
-        return resolve(name, known).model.id
+        return resolve(name, models).model.id
     except UnknownModel:
         return None
 

@@ -34,7 +34,7 @@ class ModelRef:
         return self.model.id if self.model else self.source.removeprefix("hub:")
 
 
-def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: str) -> ModelRef:
+def find(name: str, quant: str | None, models: Mapping[str, Model], preferred: str) -> ModelRef:
     """Resolve a MODEL and its --quant; `preferred` is the default quant.
 
     Raises NotFound with the nearest names, UsageProblem for a quant that does not exist.
@@ -43,16 +43,16 @@ def find(name: str, quant: str | None, known: Mapping[str, Model], preferred: st
         raise UsageProblem("There is no model.", hint="mlxq models --catalog")
     if name.startswith(FOLDERS):
         return _elsewhere(f"file:{sources.folder(name.removeprefix('file:'))}", quant)
-    match = _match(name, known)
+    match = _match(name, models)
     return _in_catalog(name, match, quant, preferred) if match else _elsewhere(name, quant)
 
 
-def _match(name: str, known: Mapping[str, Model]) -> Match | None:
+def _match(name: str, models: Mapping[str, Model]) -> Match | None:
     """Return the match in the catalog; None for a repo or package that is not in it. Raises NotFound."""
     try:
-        return resolve(name, known)
+        return resolve(name, models)
     except UnknownModel:
-        return None if "/" in name or name.startswith("pypi:") else recommend.find(name, known)
+        return None if "/" in name or name.startswith("pypi:") else recommend.find(name, models)
 
 
 def _in_catalog(name: str, match: Match, quant: str | None, preferred: str) -> ModelRef:
@@ -72,12 +72,12 @@ def _must_be_made(model: Model, quant: str) -> bool:
 
 def _elsewhere(text: str, quant: str | None) -> ModelRef:
     """Resolve a source that is not in the catalog; another quant is converted locally. Raises UsageProblem."""
-    asked = sources.parse(text)
+    source = sources.parse(text)
     if quant is None:
-        return ModelRef(text if asked.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
-    if asked.kind == "pypi" or quant not in recommend.CONVERTED:
-        raise UsageProblem(f"{asked} cannot be converted to {quant}.", hint="int4, int8 and bf16 can be made.")
-    return ModelRef(f"{asked}#{quant}", None, quant, (_converts(asked.name, quant),))
+        return ModelRef(text if source.kind != "hub" or text.startswith("hub:") else f"hub:{text}")
+    if source.kind == "pypi" or quant not in recommend.CONVERTED:
+        raise UsageProblem(f"{source} cannot be converted to {quant}.", hint="int4, int8 and bf16 can be made.")
+    return ModelRef(f"{source}#{quant}", None, quant, (_converts(source.name, quant),))
 
 
 def _converts(name: str, quant: str) -> str:

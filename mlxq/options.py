@@ -112,9 +112,9 @@ class Seconds(click.FloatRange):
     name = "number of seconds"
 
 
-def model(*, here: bool = False, required: bool = True) -> Callable[[Function], Function]:
-    """Add the MODEL a command is about; `here`: its weights are on this machine."""
-    kind = InstalledName() if here else ModelName()
+def model(*, installed: bool = False, required: bool = True) -> Callable[[Function], Function]:
+    """Add the MODEL a command is about; `installed`: its weights are on this machine."""
+    kind = InstalledName() if installed else ModelName()
     return click.argument("model", metavar="MODEL" if required else "[MODEL]", type=kind, required=required)
 
 
@@ -142,12 +142,12 @@ def service_name(function: Function) -> Function:
 
 def check_services(db: Database, names: Sequence[str]) -> None:
     """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
-    there = [*(tier.name for tier in stack.tiers(db)), *BESIDE]
+    existing = [*(tier.name for tier in stack.tiers(db)), *BESIDE]
     for name in names:
-        if len(there) == len(BESIDE):
+        if len(existing) == len(BESIDE):
             raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
-        if name not in there:
-            raise NotFound(f"There is no service {name!r}; there is: {', '.join(there)}.", hint="mlxq status")
+        if name not in existing:
+            raise NotFound(f"There is no service {name!r}; there is: {', '.join(existing)}.", hint="mlxq status")
 
 
 def tiers(flag: str, text: str) -> Callable[[Function], Function]:

@@ -27,10 +27,10 @@ def save(home: Home, client: str, text: str | None) -> None:
     """Store a backup and delete all but the last five. `text` is None for a missing file."""
     folder = home.root / "backups" / client
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    kept = kept_backups(home, client)
-    number = int(kept[-1].name.partition(".")[0]) + 1 if kept else 1
+    backups = kept_backups(home, client)
+    number = int(backups[-1].name.partition(".")[0]) + 1 if backups else 1
     write(folder / f"{number:06}{NONE if text is None else ''}", text or "", mode=0o600)
-    for old in kept[: max(0, len(kept) + 1 - KEPT)]:
+    for old in backups[: max(0, len(backups) + 1 - KEPT)]:
         old.unlink(missing_ok=True)
 
 
@@ -41,10 +41,10 @@ def kept_backups(home: Home, client: str) -> list[Path]:
 
 def newest(home: Home, client: str) -> tuple[Path, str | None]:
     """Return the newest backup and its text, None for a missing file. Raises NotFound."""
-    kept = kept_backups(home, client)
-    if not kept:
+    backups = kept_backups(home, client)
+    if not backups:
         raise NotFound(f"There is no backup of the configuration of {client}.", hint=f"mlxq connect {client}")
-    return kept[-1], None if kept[-1].name.endswith(NONE) else kept[-1].read_bytes().decode()
+    return backups[-1], None if backups[-1].name.endswith(NONE) else backups[-1].read_bytes().decode()
 
 
 def write(path: Path, text: str | None, *, mode: int) -> None:

@@ -32,12 +32,12 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
         if text[at] != "{":
             raise ValueError(f"line {_line(text, at)}: {'.'.join(path[:depth]) or 'the file'} is no object")
         members = _members(text, at)
-        found = next((member for member in members if member.name == name), None)
-        if found is None:
+        existing = next((member for member in members if member.name == name), None)
+        if existing is None:
             return _insert(text, at, members, depth, (name, _nested(path[depth + 1 :], value)))
-        at = found.start
+        at = existing.start
         if depth == len(path) - 1:
-            return text[:at] + _dump(value, depth + 1) + text[found.end :]
+            return text[:at] + _dump(value, depth + 1) + text[existing.end :]
     raise ValueError("a path has one name at least")
 
 
@@ -59,9 +59,9 @@ def _insert(text: str, at: int, members: Sequence[_Member], depth: int, added: t
     end = members[-1].end
     comma = _skip(text, end)
     trailing = text[comma] == ","
-    place = _line_end(text, comma + 1 if trailing else end)
-    before = text[:place] if trailing else text[:end] + "," + text[end:place]
-    return before + _added(name, value, depth) + ("," if trailing else "") + text[place:]
+    position = _line_end(text, comma + 1 if trailing else end)
+    before = text[:position] if trailing else text[:end] + "," + text[end:position]
+    return before + _added(name, value, depth) + ("," if trailing else "") + text[position:]
 
 
 def _added(name: str, value: Any, depth: int) -> str:
@@ -71,8 +71,8 @@ def _added(name: str, value: Any, depth: int) -> str:
 
 def _line_end(text: str, at: int) -> int:
     """Return the end of the line if only a comment follows, else `at`."""
-    found = _REST.match(text, at)
-    return found.end() if found else at
+    match = _REST.match(text, at)
+    return match.end() if match else at
 
 
 def _dump(value: Any, depth: int) -> str:
@@ -82,7 +82,7 @@ def _dump(value: Any, depth: int) -> str:
 
 def _members(text: str, at: int) -> list[_Member]:
     """Return the members of the object that begins at `at`. Raises ValueError."""
-    found: list[_Member] = []
+    members: list[_Member] = []
     at = _skip(text, at + 1)
     while _sign(text, at) != "}":
         end = _string(text, at)
@@ -92,9 +92,9 @@ def _members(text: str, at: int) -> list[_Member]:
             raise _wrong(text, at)
         start = _skip(text, at + 1)
         end = _value(text, start)
-        found.append(_Member(name, start, end))
+        members.append(_Member(name, start, end))
         at = _next(text, end, "}")
-    return found
+    return members
 
 
 def _value(text: str, at: int) -> int:
@@ -133,27 +133,27 @@ def _next(text: str, at: int, closing: str) -> int:
 
 
 def _string(text: str, at: int) -> int:
-    found = _STRING.match(text, at)
-    if not found:
+    match = _STRING.match(text, at)
+    if not match:
         raise _wrong(text, at)
-    return found.end()
+    return match.end()
 
 
 def _word(text: str, at: int) -> int:
     """Read a number, true, false or null."""
-    found = _WORD.match(text, at)
+    match = _WORD.match(text, at)
     try:
-        json.loads(found[0] if found else "")
+        json.loads(match[0] if match else "")
     except ValueError:
         raise _wrong(text, at) from None
-    assert found
-    return found.end()
+    assert match
+    return match.end()
 
 
 def _skip(text: str, at: int) -> int:
-    found = _BLANK.match(text, at)
-    assert found, "the pattern matches nothing at all too"
-    return found.end()
+    match = _BLANK.match(text, at)
+    assert match, "the pattern matches nothing at all too"
+    return match.end()
 
 
 def _sign(text: str, at: int) -> str:
@@ -167,5 +167,5 @@ def _line(text: str, at: int) -> int:
 
 
 def _wrong(text: str, at: int) -> ValueError:
-    seen = repr(text[at]) if at < len(text) else "the end"
-    return ValueError(f"line {_line(text, at)}: did not expect {seen}")
+    sign = repr(text[at]) if at < len(text) else "the end"
+    return ValueError(f"line {_line(text, at)}: did not expect {sign}")

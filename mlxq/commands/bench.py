@@ -100,9 +100,9 @@ def command(
         _history(home, history, as_json=as_json)
         return
     with jobs_client.reading(home) as db:
-        what = _what(home, db, str(target), quant)
+        subject = _what(home, db, str(target), quant)
     with jobs_client.writing(home) as db:
-        ids = jobs_client.enqueue(db, [kinds.new("bench", {"target": what, "save": save, **shape})])
+        ids = jobs_client.enqueue(db, [kinds.new("bench", {"target": subject, "save": save, **shape})])
     (job,) = jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     assert job.state is JobState.SUCCEEDED, "follow raises what failed"
     if as_json:
@@ -117,8 +117,8 @@ def _what(home: Home, db: Database, target: str, quant: str | None) -> str:
     """Return the tier's name, or the folder of the weights. Raises NotFound."""
     if target in {tier.name for tier in stack.tiers(db)}:
         return target
-    known = recommend.known(home)
-    chosen = local_models.choose(target, local_models.listing(home, db, known), known, quant)
+    models = recommend.known(home)
+    chosen = local_models.choose(target, local_models.listing(home, db, models), models, quant)
     complete = [row for row in chosen if row.state in {"valid", "loadable"}]
     if not complete:
         raise NotFound(f"The weights of {target} are {chosen[0].state}.", hint=f"mlxq verify {target}")
@@ -175,13 +175,13 @@ def _history(home: Home, name: str, *, as_json: bool) -> None:
 
 def _known_as(home: Home, db: Database, name: str) -> str:
     """Return the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
-    known = recommend.known(home)
-    for row in local_models.listing(home, db, known):
-        if row.model not in known and name in {row.model, row.folder.name, row.source}:
+    models = recommend.known(home)
+    for row in local_models.listing(home, db, models):
+        if row.model not in models and name in {row.model, row.folder.name, row.source}:
             return row.source or f"file:{row.folder}"
-    if "/" in name and name not in {quant.repo for model in known.values() for quant in model.quants.values()}:
+    if "/" in name and name not in {quant.repo for model in models.values() for quant in model.quants.values()}:
         return f"hub:{name.removeprefix('hub:')}"
-    return recommend.find(name, known).model.id
+    return recommend.find(name, models).model.id
 
 
 def plot(rows: Sequence[Bench], slower: Mapping[int, str]) -> list[str]:
@@ -191,7 +191,7 @@ def plot(rows: Sequence[Bench], slower: Mapping[int, str]) -> list[str]:
     for number, row in enumerate(rows):
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.at))
         bar = "█" * max(1, round(BAR * row.decode_tps / fastest))
-        what = f"{row.quant} x{row.concurrency}"
-        line = f"{day}  {row.engine}/{row.mlx}  {what:<8} {bar:<{BAR}} {recommendation.brief(row.decode_tps)} tok/s"
+        label = f"{row.quant} x{row.concurrency}"
+        line = f"{day}  {row.engine}/{row.mlx}  {label:<8} {bar:<{BAR}} {recommendation.brief(row.decode_tps)} tok/s"
         lines += [line, *([f"  ! {slower[number]}"] if number in slower else [])]
     return lines

@@ -35,20 +35,20 @@ def check(*, offline: bool, as_json: bool) -> None:
         render.say("Checking files and parsers.")
     models, findings = catalog_check.files(home.catalog)
     findings += catalog_check.parsers(models)
-    asked = not offline and hub.hub_reachable()
-    if asked:
+    online = not offline and hub.hub_reachable()
+    if online:
         render.say("Checking repositories on the Hub.")
         findings += catalog_check.repos(models)
-    _report(len(models), findings, asked=asked, as_json=as_json)
+    _report(len(models), findings, online=online, as_json=as_json)
     if wrong := sum(finding.wrong for finding in findings):
         raise MlxqError(f"The catalog has {wrong} {'error' if wrong == 1 else 'errors'}.")
 
 
-def _report(count: int, findings: list[CatalogFinding], *, asked: bool, as_json: bool) -> None:
+def _report(count: int, findings: list[CatalogFinding], *, online: bool, as_json: bool) -> None:
     if as_json:
-        render.data({"models": count, "hub_asked": asked, "findings": [asdict(finding) for finding in findings]})
+        render.data({"models": count, "hub_asked": online, "findings": [asdict(finding) for finding in findings]})
         return
     for finding in findings:
         click.echo(f"{finding.model}: {finding.problem}")
     models = "1 model" if count == 1 else f"{count} models"
-    click.echo(f"{models} checked, {'with' if asked else 'without'} the Hub.")
+    click.echo(f"{models} checked, {'with' if online else 'without'} the Hub.")

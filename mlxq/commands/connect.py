@@ -159,10 +159,10 @@ def _written(client: Client, path: Path, before: str | None, target: Target) -> 
 
 def _known_key(home: Home, client: Client, text: str | None) -> str | None:
     """Return the key that the file contains, when it is one of ours and still valid."""
-    known = keys.read(keys.place(home))
-    if not client.holds_key and client.name in {key.name for key in known.values()}:
+    valid = keys.read(keys.place(home))
+    if not client.holds_key and client.name in {key.name for key in valid.values()}:
         return MASKED
-    return next((key for key in OURS.findall(text or "") if keys.digest(key) in known), None)
+    return next((key for key in OURS.findall(text or "") if keys.digest(key) in valid), None)
 
 
 def _new_key(home: Home, client: Client) -> str:
@@ -176,13 +176,13 @@ def _new_key(home: Home, client: Client) -> str:
 def _shell_key(home: Home) -> str:
     """Return the key of shells; a new one where there is none, or it was revoked."""
     gateway_client.key(home)  # says that nothing is set up yet
-    where, kept = keys.place(home), secrets.read(home.secrets).get(secrets.SHELL, "")
-    made = keys.read(where)
-    if keys.digest(kept) in made:
-        return kept
-    if SHELL in {key.name for key in made.values()}:
-        keys.revoke(where, SHELL)
-    key = keys.create(where, SHELL)
+    path, stored = keys.place(home), secrets.read(home.secrets).get(secrets.SHELL, "")
+    valid = keys.read(path)
+    if keys.digest(stored) in valid:
+        return stored
+    if SHELL in {key.name for key in valid.values()}:
+        keys.revoke(path, SHELL)
+    key = keys.create(path, SHELL)
     secrets.put(home.secrets, secrets.SHELL, key)
     return key
 

@@ -104,7 +104,9 @@ def _next(home: Home, findings: Sequence[Finding]) -> str | None:
     """Return the command that helps first: a fix, then what errors name, then setup, then what warnings name."""
     if any(finding.fix for finding in findings):
         return "mlxq doctor --fix"
-    hints = {grade: [found.hint for found in findings if found.grade is grade and found.hint] for grade in Grade}
+    hints = {
+        grade: [finding.hint for finding in findings if finding.grade is grade and finding.hint] for grade in Grade
+    }
     setup = [] if _has_stack(home) else ["mlxq setup"]
     return next(iter([*hints[Grade.FAIL], *setup, *hints[Grade.WARN]]), None)
 

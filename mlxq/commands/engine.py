@@ -46,10 +46,10 @@ def command() -> None:
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List the engines: which are here, which are used, and what runs on them."""
-    place = get_home()
-    rows = _rows(place)
+    home = get_home()
+    rows = _rows(home)
     if as_json:
-        render.data({"engine": settings.load(place)["engine"], "engines": rows})
+        render.data({"engine": settings.load(home)["engine"], "engines": rows})
         return
     render.table(
         ["ENGINE", "VERSION", "STATE", "SIZE", "READS A PROMPT ONCE", "TIERS"],
@@ -73,10 +73,10 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
     Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best go
     over to it one after another.
     """
-    known = _installable(engine)
+    entry = _installable(engine)
     if not as_json:
-        size = units.files(known.installed_mb * MB)
-        render.say(f"{engine} {version or known.version} takes {size} in {get_home().engines}.")
+        size = units.files(entry.installed_mb * MB)
+        render.say(f"{engine} {version or entry.version} takes {size} in {get_home().engines}.")
     job = _run(
         kinds.new("install_engine", {"engine": engine, "version": version, "force": force}),
         timeout_s=timeout_s,
@@ -95,18 +95,18 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
 
     The tiers that change are restarted one after another, and the others serve meanwhile.
     """
-    place = get_home()
+    home = get_home()
     if engine not in (settings.AUTO, *entries()):
         raise UsageProblem(f"There is no engine {engine!r}; there is: auto, {', '.join(entries())}.")
-    _require(place, engine)
+    _require(home, engine)
     if tier:
-        with jobs_client.reading(place) as db:
+        with jobs_client.reading(home) as db:
             stack.tier(db, tier)
-        own: dict[str, str] = dict(settings.load(place)["tier-engines"]) | {tier: engine}
-        settings.write(place, "tier-engines", {name: each for name, each in own.items() if name != tier or each})
+        own: dict[str, str] = dict(settings.load(home)["tier-engines"]) | {tier: engine}
+        settings.write(home, "tier-engines", {name: choice for name, choice in own.items() if name != tier or choice})
     else:
-        settings.write(place, "engine", engine)
-    _go_over(place, timeout_s)
+        settings.write(home, "engine", engine)
+    _go_over(home, timeout_s)
 
 
 @command.command()
@@ -129,9 +129,9 @@ def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool)
 
     It is timed against the old one; a version on which a tier does not come up is taken back.
     """
-    known = _installable(engine)
+    entry = _installable(engine)
     if check:
-        _check(known, as_json=as_json)
+        _check(entry, as_json=as_json)
         return
     job = _run(kinds.new("upgrade_engine", {"engine": engine}), timeout_s=timeout_s, as_json=as_json)
     if not as_json:
@@ -150,93 +150,93 @@ def rollback(engine: str, *, timeout_s: float | None) -> None:
 
 def _installable(engine: str) -> EngineEntry:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
-    found = entries().get(engine)
-    if found is None or found.environment != "own":
-        names = ", ".join(name for name, each in entries().items() if each.environment == "own")
+    entry = entries().get(engine)
+    if entry is None or entry.environment != "own":
+        names = ", ".join(name for name, candidate in entries().items() if candidate.environment == "own")
         raise UsageProblem(f"{engine} cannot be installed; {names} can.", hint="mlxq engine list")
-    return found
+    return entry
 
 
-def _require(place: Home, engine: str) -> None:
+def _require(home: Home, engine: str) -> None:
     """Raise NotFound for an engine that is not here."""
     from tasks.engines import installed
 
-    if engine != settings.AUTO and all(each.installation.engine != engine for each in installed.releases(place)):
+    if engine != settings.AUTO and all(release.installation.engine != engine for release in installed.releases(home)):
         raise NotFound(f"{engine} is not installed here.", hint=f"mlxq engine install {engine}")
 
 
 def _run(new: NewJob, *, timeout_s: float | None, as_json: bool = False) -> Job:
-    place = get_home()
-    with jobs_client.writing(place) as db:
+    home = get_home()
+    with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [new])
     view = job_view.view(as_json=as_json)
-    ended = jobs_client.follow(place, jobs_client.with_chains(ids), view, timeout_s=timeout_s)
-    job = next(each for each in ended if each.id == ids[0])
+    ended = jobs_client.follow(home, jobs_client.with_chains(ids), view, timeout_s=timeout_s)
+    job = next(row for row in ended if row.id == ids[0])
     if as_json:
         render.data(job.result)
     return job
 
 
-def _go_over(place: Home, timeout_s: float | None) -> None:
+def _go_over(home: Home, timeout_s: float | None) -> None:
     """Restart the tiers whose engine is another one now."""
     from tasks.stack_jobs import engine_changes
 
-    with jobs_client.writing(place) as db:
-        jobs = engine_changes(db, place)
+    with jobs_client.writing(home) as db:
+        jobs = engine_changes(db, home)
         ids = jobs_client.enqueue(db, jobs) if jobs else []
     if not ids:
         render.say("No tier that runs has to change.")
         return
-    jobs_client.follow(place, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     from mlxq.commands import status
 
-    status.brief(place)
+    status.brief(home)
 
 
-def _rows(place: Home) -> list[dict[str, Any]]:
+def _rows(home: Home) -> list[dict[str, Any]]:
     """Return a row for each version that is here, and for each engine that is not."""
     from tasks.engines import installed
 
-    used, running, bad = _in_use(place)
+    used, running, bad = _in_use(home)
     rows: list[dict[str, Any]] = []
-    for release in installed.releases(place):
-        each = release.installation
-        state = "used" if each in used else "broken" if not release.whole else "installed"
-        if each.version in bad.get(each.engine, ()):
+    for release in installed.releases(home):
+        installation = release.installation
+        state = "used" if installation in used else "broken" if not release.whole else "installed"
+        if installation.version in bad.get(installation.engine, ()):
             state = "rolled back"
         size = release.proof.get("size_bytes")
-        told = {"engine": each.engine, "version": each.version, "state": state, "bytes": size}
-        rows.append(told | {"tiers": running.get(each.name, []), "reuse": _reuse(each.engine)})
-    there = {row["engine"] for row in rows}
-    for name, known in entries().items():
-        if name not in there:
-            told = {"engine": name, "version": known.version, "state": "not installed"}
-            rows.append(told | {"bytes": known.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
+        columns = {"engine": installation.engine, "version": installation.version, "state": state, "bytes": size}
+        rows.append(columns | {"tiers": running.get(installation.name, []), "reuse": _reuse(installation.engine)})
+    engines = {row["engine"] for row in rows}
+    for name, entry in entries().items():
+        if name not in engines:
+            columns = {"engine": name, "version": entry.version, "state": "not installed"}
+            rows.append(columns | {"bytes": entry.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
     return rows
 
 
-def _in_use(place: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, tuple[str, ...]]]:
+def _in_use(home: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, tuple[str, ...]]]:
     """Return what is used, the tiers that run on each release, and the versions that failed; before setup too."""
     from tasks.engines import installed
 
-    if not place.database.exists():
+    if not home.database.exists():
         return [installed.own()], {}, {}
-    with jobs_client.reading(place) as db:
+    with jobs_client.reading(home) as db:
         bad = {name: installed.wish(db, name).bad for name in entries()}
-        return installed.used(db, place), _running(db), bad
+        return installed.used(db, home), _running(db), bad
 
 
 def _running(db: Database) -> dict[str, list[str]]:
     """Return the tiers that run on each release."""
-    found: dict[str, list[str]] = {}
+    tiers: dict[str, list[str]] = {}
     for row in service.listing(db):
         if row.kind == "engine" and row.pid:
-            found.setdefault(row.release or FALLBACK, []).append(row.name)
-    return found
+            tiers.setdefault(row.release or FALLBACK, []).append(row.name)
+    return tiers
 
 
 def _reuse(engine: str) -> list[str]:
-    return [str(kind) for kind, told in entries()[engine].reuse.items() if told.turn]
+    return [str(kind) for kind, reuse in entries()[engine].reuse.items() if reuse.turn]
 
 
 def _size(row: dict[str, Any]) -> str:
@@ -264,17 +264,17 @@ def _tell_installed(result: dict[str, Any]) -> None:
     render.next_step("mlxq engine list")
 
 
-def _check(known: EngineEntry, *, as_json: bool) -> None:
-    place = get_home()
-    used = next((each.version for each in _in_use(place)[0] if each.engine == known.name), None)
-    newer = used != known.version
+def _check(entry: EngineEntry, *, as_json: bool) -> None:
+    home = get_home()
+    used = next((installation.version for installation in _in_use(home)[0] if installation.engine == entry.name), None)
+    newer = used != entry.version
     if as_json:
-        render.data({"engine": known.name, "used": used, "newest": known.version, "newer": newer})
+        render.data({"engine": entry.name, "used": used, "newest": entry.version, "newer": newer})
     elif newer:
-        render.say(f"{known.name} {known.version} can be installed; {used or 'none'} is used.")
-        render.next_step(f"mlxq engine upgrade {known.name}")
+        render.say(f"{entry.name} {entry.version} can be installed; {used or 'none'} is used.")
+        render.next_step(f"mlxq engine upgrade {entry.name}")
     else:
-        render.say(f"{known.name} {used} is the newest that this mlxq knows.")
+        render.say(f"{entry.name} {used} is the newest that this mlxq knows.")
 
 
 def _tell_upgraded(result: dict[str, Any]) -> None:

@@ -42,16 +42,16 @@ def command(
     if ctx.invoked_subcommand is not None:
         return
     with jobs_client.reading(get_home()) as db:
-        found = job.listing(db, state=state, kind=kind, chain=chain, limit=limit)
+        rows = job.listing(db, state=state, kind=kind, chain=chain, limit=limit)
     if as_json:
-        render.data({"jobs": [job_view.row(row) for row in found]})
-    elif found:
-        _table(found)
+        render.data({"jobs": [job_view.row(row) for row in rows]})
+    elif rows:
+        _table(rows)
     else:
         render.say("There are no such jobs." if state or kind or chain else "There are no jobs yet.")
 
 
-def _table(found: Sequence[Job]) -> None:
+def _table(rows: Sequence[Job]) -> None:
     render.table(
         ["ID", "JOB", "STATE", "TOOK", "CREATED", "CHAIN", "NOTE"],
         [
@@ -64,26 +64,26 @@ def _table(found: Sequence[Job]) -> None:
                 row.chain,
                 _note(row),
             ]
-            for row in found
+            for row in rows
         ],
         right=(0, 5),
     )
-    live = [row.id for row in found if row.live]
-    failed = [row.id for row in found if row.state is JobState.FAILED]
-    render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {[*failed, found[0].id][0]}")
+    live = [row.id for row in rows if row.live]
+    failed = [row.id for row in rows if row.state is JobState.FAILED]
+    render.next_step(f"mlxq jobs watch {min(live)}" if live else f"mlxq jobs show {[*failed, rows[0].id][0]}")
 
 
-def _took(found: Job) -> str:
+def _took(row: Job) -> str:
     """Return how long its last attempt took, or has taken so far."""
-    if not found.started_at or found.state in (JobState.BLOCKED, JobState.QUEUED):
+    if not row.started_at or row.state in (JobState.BLOCKED, JobState.QUEUED):
         return ""
-    return render.span(max(0.0, (found.finished_at or time.time()) - found.started_at))
+    return render.span(max(0.0, (row.finished_at or time.time()) - row.started_at))
 
 
-def _note(found: Job) -> str:
+def _note(row: Job) -> str:
     """Return what the other columns do not say."""
-    note = job_view.counted(found)
-    return "" if found.state is JobState.SUCCEEDED or note == str(found.state) else note
+    note = job_view.counted(row)
+    return "" if row.state is JobState.SUCCEEDED or note == str(row.state) else note
 
 
 @command.command()
@@ -116,21 +116,21 @@ def _read(db: Database, number: int) -> tuple[Job, list[Event], list[int]]:
     return job.get(db, number), event.of_job(db, number), job.dependents(db, number)
 
 
-def _facts(found: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
+def _facts(row: Job, needed_by: Sequence[int]) -> list[tuple[str, Any]]:
     """Return what is worth a line, the most important first."""
-    meaning = KINDS[found.kind].meaning if found.kind in KINDS else "a kind that this version of mlxq does not know"
+    meaning = KINDS[row.kind].meaning if row.kind in KINDS else "a kind that this version of mlxq does not know"
     lines = [
-        ("Job", f"{found.id}, {job_view.title(found)}: {meaning}"),
-        ("State", f"{found.state}: {found.state.meaning}"),
-        ("Now", job_view.counted(found) if found.live else ""),
-        ("Error", found.error),
-        ("Arguments", json.dumps(found.args) if found.args else ""),
-        ("Result", json.dumps(found.result) if found.result else ""),
-        ("Chain", f"{found.chain}, requested by {SOURCES.get(found.source, found.source)}"),
-        ("Needs", ", ".join(map(str, found.needs))),
+        ("Job", f"{row.id}, {job_view.title(row)}: {meaning}"),
+        ("State", f"{row.state}: {row.state.meaning}"),
+        ("Now", job_view.counted(row) if row.live else ""),
+        ("Error", row.error),
+        ("Arguments", json.dumps(row.args) if row.args else ""),
+        ("Result", json.dumps(row.result) if row.result else ""),
+        ("Chain", f"{row.chain}, requested by {SOURCES.get(row.source, row.source)}"),
+        ("Needs", ", ".join(map(str, row.needs))),
         ("Needed by", ", ".join(map(str, needed_by))),
-        ("Attempts", f"{found.attempt}, failed {found.failures} of {found.max_attempts}, rescued {found.rescues}"),
-        ("Took", _took(found) if found.finished_at else ""),
+        ("Attempts", f"{row.attempt}, failed {row.failures} of {row.max_attempts}, rescued {row.rescues}"),
+        ("Took", _took(row) if row.finished_at else ""),
     ]
     return [(name, value) for name, value in lines if value]
 

@@ -139,22 +139,22 @@ def names(home: Home) -> list[str]:
 
 def find(home: Home, name: str) -> Path:
     """Return the log of that name. Raises NotFound with the names there are, NotSetUp; a name is never a path."""
-    there = _existing(home)
-    if name not in there:
-        raise NotFound(f"There is no log {name!r}; there is: {', '.join(there)}.", hint="mlxq logs")
+    existing = _existing(home)
+    if name not in existing:
+        raise NotFound(f"There is no log {name!r}; there is: {', '.join(existing)}.", hint="mlxq logs")
     return home.log(name)
 
 
 def _existing(home: Home) -> list[str]:
     """Return the names of the logs there are. Raises NotSetUp when there is none."""
-    if there := names(home):
-        return there
+    if existing := names(home):
+        return existing
     raise NotSetUp(f"There are no logs in {home.root} yet.", hint="mlxq setup")
 
 
 def _list(home: Home, *, as_json: bool) -> None:
-    there = _existing(home)
-    stats = {name: home.log(name).stat() for name in there}
+    existing = _existing(home)
+    stats = {name: home.log(name).stat() for name in existing}
     if as_json:
         rows = [
             {"name": name, "path": str(home.log(name)), "size_bytes": stat.st_size, "written_at": stat.st_mtime}
@@ -167,4 +167,4 @@ def _list(home: Home, *, as_json: bool) -> None:
         [[name, units.files(stat.st_size), render.ago(stat.st_mtime)] for name, stat in stats.items()],
         right=(1,),
     )
-    render.next_step(f"mlxq logs {there[0]} -f")
+    render.next_step(f"mlxq logs {existing[0]} -f")

@@ -68,15 +68,15 @@ def command(*, as_json: bool, **params: Any) -> None:
     """
     view = _view(params)
     home = get_home()
-    known = recommend.known(home)
+    models = recommend.known(home)
     if view == "catalog":
-        _catalog(home, _selected(known, params), as_json=as_json)
+        _catalog(home, _selected(models, params), as_json=as_json)
     elif view == "recommend":
-        _recommend(home, known, params, as_json=as_json)
+        _recommend(home, models, params, as_json=as_json)
     elif view == "available":
         _available(params, as_json=as_json)
     else:
-        _local(home, known, as_json=as_json)
+        _local(home, models, as_json=as_json)
 
 
 def _view(params: Mapping[str, Any]) -> str:
@@ -103,26 +103,26 @@ def _value(option: str, value: Any) -> list[str]:
     return [f"{value // MIB}mb" if option == "budget" else str(value)]
 
 
-def _selected(known: Mapping[str, Model], params: Mapping[str, Any]) -> dict[str, Model]:
+def _selected(models: Mapping[str, Model], params: Mapping[str, Any]) -> dict[str, Model]:
     """Return the models that match the filters. Raises UsageProblem when none does."""
     budget = params["budget"] if params["catalog"] else None
     wanted = {name: params[name] for name in ("family", "tag", "tool_calling")}
-    found = select(known, budget_bytes=budget, **wanted)
-    if not found:
-        for name, values in (("family", families(known)), ("tag", tags(known))):
-            if params[name] and not select(known, **{name: params[name]}):
+    matches = select(models, budget_bytes=budget, **wanted)
+    if not matches:
+        for name, values in (("family", families(models)), ("tag", tags(models))):
+            if params[name] and not select(models, **{name: params[name]}):
                 raise UsageProblem(f"No model has the {name} {params[name]!r}; there is {', '.join(values)}.")
         raise UsageProblem("No model matches all filters.", hint="mlxq models --catalog")
-    return {model.id: model for model in found}
+    return {model.id: model for model in matches}
 
 
-def _local(home: Home, known: Mapping[str, Model], *, as_json: bool) -> None:
+def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     """Show the weights on this machine."""
     try:
         with jobs_client.reading(home) as db:
-            installed = local_models.listing(home, db, known)
+            installed = local_models.listing(home, db, models)
     except NotSetUp:
-        installed = local_models.listing(home, None, known)
+        installed = local_models.listing(home, None, models)
     total = sum(row.size for row in installed)
     if as_json:
         render.data({"models": [row.row() for row in installed], "total_bytes": total})
@@ -180,16 +180,16 @@ def _here(home: Home) -> Here:
 
 def _catalog(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     """Show what mlxq knows; sizes and speeds are those of the first quant named."""
-    here = _here(home)
+    machine = _here(home)
     if as_json:
-        render.data({"models": [_entry(model, here) for model in models.values()]})
+        render.data({"models": [_entry(model, machine) for model in models.values()]})
         return
     render.table(
         ["MODEL", "GB", "CTX", "TOK/S", "TOOLS", "QUANTS"],
-        [_catalog_row(model, here) for model in models.values()],
+        [_catalog_row(model, machine) for model in models.values()],
         right=(1, 2, 3),
     )
-    if here.machine is None:
+    if machine.machine is None:
         render.say("Speeds are shown after mlxq setup, or with mlxq models --recommend.")
 
 
@@ -197,24 +197,24 @@ def _by_size(model: Model) -> list[str]:
     return sorted(model.quants, key=lambda quant: model.quants[quant].bytes)
 
 
-def _catalog_row(model: Model, here: Here) -> list[Any]:
+def _catalog_row(model: Model, machine: Here) -> list[Any]:
     quant = smallest(model)
-    speed = here.speed(model, quant.name)
+    speed = machine.speed(model, quant.name)
     rate = recommendation.brief(speed.decode) if speed else None
     return [
         model.id,
         units.gigabytes_of_files(quant.bytes),
         recommendation.tokens(model.context),
-        rate if here.fits(model, quant.name) else NO_ROOM,
+        rate if machine.fits(model, quant.name) else NO_ROOM,
         "yes" if model.tool_calling else "no",
         " ".join(_by_size(model)),
     ]
 
 
-def _entry(model: Model, here: Here) -> dict[str, Any]:
+def _entry(model: Model, machine: Here) -> dict[str, Any]:
     """Return one model as it is printed for programs."""
     plain = ("id", "name", "family", "repo", "licence", "gated", "total_params_b", "active_params_b", "context")
-    speed = {quant: here.speed(model, quant) for quant in model.quants}
+    speed = {quant: machine.speed(model, quant) for quant in model.quants}
     return {
         **{name: getattr(model, name) for name in plain},
         "tags": list(model.tags),
@@ -227,7 +227,7 @@ def _entry(model: Model, here: Here) -> dict[str, Any]:
                 "source": quant.source,
                 "size_bytes": quant.bytes,
                 "confidence": quant.confidence,
-                "fits": here.fits(model, name) if here.machine else None,
+                "fits": machine.fits(model, name) if machine.machine else None,
                 "speed": asdict(rate) if (rate := speed[name]) else None,
             }
             for name, quant in model.quants.items()
@@ -235,17 +235,17 @@ def _entry(model: Model, here: Here) -> dict[str, Any]:
     }
 
 
-def _recommend(home: Home, known: Mapping[str, Model], params: Mapping[str, Any], *, as_json: bool) -> None:
+def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any], *, as_json: bool) -> None:
     """Choose for this machine and show it."""
     wanted = settings.load(home)
     machine, benches = _this_machine(home)
     budget = _budget(machine, params["budget"], wanted["memory-budget-pct"])
-    models = _selected(known, params)
+    matches = _selected(models, params)
     if params["show_all"]:
-        _every(machine, models, benches, budget, as_json=as_json)
+        _every(machine, matches, benches, budget, as_json=as_json)
         return
     chosen = recommend.recommend(
-        machine, models, params["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
+        machine, matches, params["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
     )
     if as_json:
         render.data(recommendation.document(machine, chosen))
@@ -279,9 +279,9 @@ def _warn_offline() -> None:
 
 def _this_machine(home: Home) -> tuple[Machine, list[Measured]]:
     """Return this machine, from the job database or inspected now, and what was measured on it."""
-    here = _here(home)
-    if here.machine:
-        return here.machine, here.measured
+    local = _here(home)
+    if local.machine:
+        return local.machine, local.measured
     from tasks.system import hardware
 
     render.say("Inspecting this machine.")
@@ -292,7 +292,7 @@ def _every(
     machine: Machine, models: Mapping[str, Model], benches: list[Measured], budget: int, *, as_json: bool
 ) -> None:
     """Show every model that fits the budget alone, in each quant that fits, best first."""
-    here = Here(machine, benches)
+    local = Here(machine, benches)
     rows = [
         (model, quant, need)
         for model in models.values()
@@ -302,7 +302,7 @@ def _every(
     rows.sort(key=lambda row: -worth(row[0], row[1]))
     if as_json:
         fitting = [
-            {"model": model.id, "quant": quant, "memory_bytes": need, "speed": asdict(predicted(here, model, quant))}
+            {"model": model.id, "quant": quant, "memory_bytes": need, "speed": asdict(predicted(local, model, quant))}
             for model, quant, need in rows
         ]
         render.data({"budget_bytes": budget, "models": fitting})
@@ -314,7 +314,7 @@ def _every(
                 model.id,
                 quant,
                 units.memory(need),
-                recommendation.ranged(predicted(here, model, quant)),
+                recommendation.ranged(predicted(local, model, quant)),
                 recommendation.points(quality(model)),
             ]
             for model, quant, need in rows
@@ -323,11 +323,11 @@ def _every(
     )
 
 
-def predicted(here: Here, model: Model, quant: str) -> Speed:
+def predicted(local: Here, model: Model, quant: str) -> Speed:
     """Return the speed on a machine that is known."""
-    found = here.speed(model, quant)
-    assert found
-    return found
+    speed = local.speed(model, quant)
+    assert speed
+    return speed
 
 
 def _available(params: Mapping[str, Any], *, as_json: bool) -> None:
@@ -335,21 +335,21 @@ def _available(params: Mapping[str, Any], *, as_json: bool) -> None:
     from tasks.weights import hub_search
 
     page, limit = params["page"] or 1, params["limit"] or 20
-    found = hub_search.page(page, limit, search=params["search"], author=params["author"], tag=params["tag"])
+    results = hub_search.page(page, limit, search=params["search"], author=params["author"], tag=params["tag"])
     if as_json:
-        render.data({"page": page, "more": found.more, "models": [asdict(repo) for repo in found.repos]})
+        render.data({"page": page, "more": results.more, "models": [asdict(repo) for repo in results.repos]})
         return
-    if not found.repos:
+    if not results.repos:
         render.say("The Hub has no such MLX model.")
         return
     render.table(
         ["REPO", "DOWNLOADS", "LIKES", "UPDATED", "ACCESS"],
         [
             [repo.name, repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
-            for repo in found.repos
+            for repo in results.repos
         ],
         right=(1, 2),
     )
-    if found.more:
+    if results.more:
         render.say(f"More results: --page {page + 1}.")
-    render.next_step(f"mlxq pull {found.repos[0].name}")
+    render.next_step(f"mlxq pull {results.repos[0].name}")

@@ -58,8 +58,8 @@ def requested(db: Database, names: Sequence[str] = ()) -> list[str]:
 def restarts(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:
     """Return the jobs, each of which waits for the one before."""
     labels = [f"restart {name}" for name in names]
-    more = {"purge": True} if purge else {}
+    flags = {"purge": True} if purge else {}
     return [
-        kinds.new("restart", {"service": name, **more}, needs=labels[:number][-1:], label=labels[number])
+        kinds.new("restart", {"service": name, **flags}, needs=labels[:number][-1:], label=labels[number])
         for number, name in enumerate(names)
     ]

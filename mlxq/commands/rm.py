@@ -16,7 +16,7 @@ from tasks import kinds, recommend
 
 
 @click.command()
-@options.model(here=True)
+@options.model(installed=True)
 @click.option("--quant", metavar="NAME", help="Only the weights in this quant.")
 @click.option("--force", is_flag=True, help="Delete even if in use.")
 @options.dry_run
@@ -24,9 +24,9 @@ from tasks import kinds, recommend
 def command(model: str, *, quant: str | None, force: bool, dry_run: bool, yes: bool) -> None:
     """Delete a model."""
     home = get_home()
-    known = recommend.known(home)
+    models = recommend.known(home)
     with jobs_client.reading(home) as db:
-        chosen = local_models.choose(model, local_models.listing(home, db, known), known, quant)
+        chosen = local_models.choose(model, local_models.listing(home, db, models), models, quant)
     if not force:
         _refuse_served(chosen)
     if dry_run:

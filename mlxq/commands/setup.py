@@ -105,11 +105,11 @@ class Consent:
         self.given = yes
         self._silent = no_input or not sys.stdin.isatty()
 
-    def to(self, what: str) -> None:
+    def to(self, prompt: str) -> None:
         """Ask for confirmation. Raises UsageProblem where stdin is no terminal, Abort for a no."""
         if not self.given:
             self.expect_answer("the same command with --yes")
-            click.confirm(what, default=True, abort=True, err=True)
+            click.confirm(prompt, default=True, abort=True, err=True)
 
     def expect_answer(self, hint: str) -> None:
         """Raise UsageProblem where stdin is no terminal, or --no-input was given."""
@@ -194,19 +194,19 @@ def preview(home: Home, arguments: dict[str, Any], *, as_json: bool) -> None:
     running = _under_way(home)
     if running is not None:
         render.say(f"Setup is already running (job {running}); without --dry-run, it would be followed.")
-    found = inspection.inspect(home)
+    report = inspection.inspect(home)
     if as_json:
-        render.data(outlook.document(found, arguments))
+        render.data(outlook.document(report, arguments))
     else:
-        outlook.show(found, arguments)
-    outlook.require_room(found, arguments)
+        outlook.show(report, arguments)
+    outlook.require_room(report, arguments)
 
 
 def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
     """Return the arguments of the task score."""
     arguments: dict[str, Any] = {"pull": not no_pull, "start": not (no_pull or no_start)}
-    given = {"intent": intent, "budget_pct": budget_pct}
-    return arguments | {name: value for name, value in given.items() if value is not None}
+    values = {"intent": intent, "budget_pct": budget_pct}
+    return arguments | {name: value for name, value in values.items() if value is not None}
 
 
 class Commented:
@@ -239,9 +239,9 @@ def remarks(jobs: Sequence[Job]) -> list[str]:
 
 def chosen(result: Mapping[str, Any]) -> str:
     """Return what the task score chose."""
-    why = result.get("explain", "").partition("\n")[0]
+    explanation = result.get("explain", "").partition("\n")[0]
     tiers = "".join(f"\n  {name:<10} {model}" for name, model in result["tiers"].items())
-    return f"{why} {'Kept' if result['kept'] else 'Chosen'}:{tiers}".lstrip()
+    return f"{explanation} {'Kept' if result['kept'] else 'Chosen'}:{tiers}".lstrip()
 
 
 def begin(db: Database, batch: list[NewJob]) -> int:

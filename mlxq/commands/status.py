@@ -60,22 +60,22 @@ def live(home: Home, show: Callable[[StatusReport], None], before: Callable[[], 
             bell.wait(LOOK_S)
 
 
-def _line(found: StatusReport) -> None:
-    render.line(found.document())
+def _line(status: StatusReport) -> None:
+    render.line(status.document())
 
 
 def _document(home: Home) -> None:
     """Print the report for programs. Raises NotSetUp once it is printed, where there is no stack."""
-    found = read(home)
-    render.data(found.document())
-    _require_setup(home, found)
+    status = read(home)
+    render.data(status.document())
+    _require_setup(home, status)
 
 
-def show(found: StatusReport) -> None:
+def show(status: StatusReport) -> None:
     """Print the whole report."""
-    _machine(found)
-    _services(found)
-    _next(found)
+    _machine(status)
+    _services(status)
+    _next(status)
 
 
 def _simulate(file: Path, *, as_json: bool) -> None:
@@ -100,39 +100,39 @@ def _simulate(file: Path, *, as_json: bool) -> None:
 def overview() -> None:
     """Show what `mlxq` alone shows: the machine, the services, the next command."""
     home = get_home()
-    found = read(home)
-    if found.is_set_up:
-        show(found)
+    status = read(home)
+    if status.is_set_up:
+        show(status)
         return
     click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
     click.echo("It is not set up here yet.")
-    render.next_step(_first_step(found))
+    render.next_step(_first_step(status))
 
 
 def brief(home: Home) -> None:
     """Show the services after a command changed them."""
-    found = report(home)
-    _services(found)
-    _next(found)
+    status = report(home)
+    _services(status)
+    _next(status)
 
 
 def welcome(home: Home) -> None:
     """Show the result of setup: the services, the endpoint, where the key is, a line to paste, and the next command."""
-    found = report(home)
+    status = report(home)
     click.echo()
-    _services(found)
-    click.echo(f"\nEndpoint  {found.endpoint}")
+    _services(status)
+    click.echo(f"\nEndpoint  {status.endpoint}")
     if home.secrets.exists():
         click.echo(f"Key       LITELLM_MASTER_KEY in {home.secrets}")
         click.echo('Paste     eval "$(mlxq connect env)"   (for OpenAI clients in this shell)')
-    _next(found)
+    _next(status)
 
 
 def report(home: Home) -> StatusReport:
     """Return the report. Raises NotSetUp where there is no stack."""
-    found = read(home)
-    _require_setup(home, found)
-    return found
+    status = read(home)
+    _require_setup(home, status)
+    return status
 
 
 def read(home: Home) -> StatusReport:
@@ -142,22 +142,22 @@ def read(home: Home) -> StatusReport:
     return status_report.empty(home)
 
 
-def _require_setup(home: Home, found: StatusReport) -> None:
-    if not found.is_set_up:
-        raise NotSetUp(f"There is no stack in {home.root} yet.", hint=_first_step(found))
+def _require_setup(home: Home, status: StatusReport) -> None:
+    if not status.is_set_up:
+        raise NotSetUp(f"There is no stack in {home.root} yet.", hint=_first_step(status))
 
 
-def _first_step(found: StatusReport) -> str:
-    return f"mlxq jobs watch {found.jobs[0]['id']}" if found.jobs else "mlxq setup"
+def _first_step(status: StatusReport) -> str:
+    return f"mlxq jobs watch {status.jobs[0]['id']}" if status.jobs else "mlxq setup"
 
 
-def _machine(found: StatusReport) -> None:
-    if found.machine:
-        click.echo(machine_line(found.machine))
-    click.echo(f"Endpoint  {found.endpoint}")
-    if found.cloud["on"] or found.cloud["requests_today"]:
-        click.echo(f"Cloud     {_cloud_line(found.cloud)}")
-    click.echo(f"Worker    {_worker_line(found)}\n")
+def _machine(status: StatusReport) -> None:
+    if status.machine:
+        click.echo(machine_line(status.machine))
+    click.echo(f"Endpoint  {status.endpoint}")
+    if status.cloud["on"] or status.cloud["requests_today"]:
+        click.echo(f"Cloud     {_cloud_line(status.cloud)}")
+    click.echo(f"Worker    {_worker_line(status)}\n")
 
 
 def machine_line(machine: dict[str, Any]) -> str:
@@ -179,23 +179,23 @@ def _cloud_line(cloud: dict[str, Any]) -> str:
     return f"{state}; {count}, ${cloud['usd_today']:.2f} of ${cloud['cap_usd']:.2f}"
 
 
-def _worker_line(found: StatusReport) -> str:
-    if found.worker.state == "running":
-        return f"running (pid {found.worker.pid})"
-    if found.worker.state == "hung":
-        return f"hung (pid {found.worker.pid}): no heartbeat; the services were checked just now"
-    if any(service["pid"] for service in found.services):
+def _worker_line(status: StatusReport) -> str:
+    if status.worker.state == "running":
+        return f"running (pid {status.worker.pid})"
+    if status.worker.state == "hung":
+        return f"hung (pid {status.worker.pid}): no heartbeat; the services were checked just now"
+    if any(service["pid"] for service in status.services):
         return "stopped: nothing restarts a crashed service; the services were checked just now"
     return "stopped; the next command that needs it starts it"
 
 
-def _services(found: StatusReport) -> None:
+def _services(status: StatusReport) -> None:
     render.table(
         ["SERVICE", "STATE", "PORT", "PID", "UP", "MEMORY", "RESTARTS", "MODEL"],
-        [_row(service) for service in found.services],
+        [_row(service) for service in status.services],
         right=(2, 3, 5, 6),
     )
-    for name, cause, _ in found.troubles:
+    for name, cause, _ in status.troubles:
         click.echo(f"\n{name}: {cause}")
 
 
@@ -209,15 +209,15 @@ def _row(service: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _next(found: StatusReport) -> None:
+def _next(status: StatusReport) -> None:
     """Name the one command that helps most now."""
-    hints = [hint for _, _, hint in found.troubles if hint]
-    states = {service["state"] for service in found.services}
-    if found.jobs:
-        render.next_step(f"mlxq jobs watch {found.jobs[0]['id']}")
+    hints = [hint for _, _, hint in status.troubles if hint]
+    states = {service["state"] for service in status.services}
+    if status.jobs:
+        render.next_step(f"mlxq jobs watch {status.jobs[0]['id']}")
     elif hints:
         render.next_step(hints[0])
-    elif states - {"healthy"} or found.worker.state == "stopped":
+    elif states - {"healthy"} or status.worker.state == "stopped":
         render.next_step("mlxq up")
     else:
         render.next_step('mlxq chat "What is the capital of France?"')

@@ -65,11 +65,11 @@ def _snapshot(db: Database, key: str) -> Snapshot:
     return snapshot.take(db, engine_status.ask(service.listing(db), key))
 
 
-def _print(seen: Snapshot) -> None:
+def _print(snapshot: Snapshot) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, no_color=render.refuses_color())
-    console.print(draw(seen, console.width))
+    console.print(draw(snapshot, console.width))
 
 
 def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
@@ -83,17 +83,17 @@ def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
             time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
 
 
-def draw(seen: Snapshot, columns: int) -> Group:
+def draw(snapshot: Snapshot, columns: int) -> Group:
     """Draw everything; the small charts only where `columns` leave room for them."""
     from rich.console import Group
     from rich.text import Text
 
-    head = _label(seen.label)
-    head.append(f"   {seen.endpoint}", style="bright_black")
+    head = _label(snapshot.label)
+    head.append(f"   {snapshot.endpoint}", style="bright_black")
     wide = columns >= WIDE
-    tiers = _tiers([*seen.cards, *seen.others], seen.at, charts=wide)
-    parts: list[RenderableType] = [head, _memory(seen, 24 if wide else 16), Text(), tiers]
-    for title, lines in (("Requests", _requests(seen)), ("Jobs", _jobs(seen)), ("Events", _events(seen))):
+    tiers = _tiers([*snapshot.cards, *snapshot.others], snapshot.at, charts=wide)
+    parts: list[RenderableType] = [head, _memory(snapshot, 24 if wide else 16), Text(), tiers]
+    for title, lines in (("Requests", _requests(snapshot)), ("Jobs", _jobs(snapshot)), ("Events", _events(snapshot))):
         if lines:
             parts += [Text(f"\n{title}", style="bold"), *lines]
     return Group(*parts)
@@ -110,15 +110,15 @@ def _label(label: StatusLabel) -> Text:
     return text
 
 
-def _memory(seen: Snapshot, width: int) -> Text:
+def _memory(snapshot: Snapshot, width: int) -> Text:
     from rich.text import Text
 
-    memory = seen.memory
+    memory = snapshot.memory
     if not memory.total:
-        return Text(f"worker {seen.worker}", style="bright_black")
+        return Text(f"worker {snapshot.worker}", style="bright_black")
     text = Text(f"{job_view.bar(memory.used / memory.total, width)} ")
     text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
-    text.append(f", swap {units.memory(memory.swap)}   worker {seen.worker}", style="bright_black")
+    text.append(f", swap {units.memory(memory.swap)}   worker {snapshot.worker}", style="bright_black")
     return text
 
 
@@ -174,7 +174,7 @@ def _level(value: float | None, top: float) -> int:
     return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
 
 
-def _requests(seen: Snapshot) -> list[Text]:
+def _requests(snapshot: Snapshot) -> list[Text]:
     from rich.text import Text
 
     return [
@@ -183,15 +183,15 @@ def _requests(seen: Snapshot) -> list[Text]:
             f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
             f"  {render.span(request.elapsed_s)}"
         )
-        for tier, request in seen.requests
+        for tier, request in snapshot.requests
     ]
 
 
-def _jobs(seen: Snapshot) -> list[Text]:
+def _jobs(snapshot: Snapshot) -> list[Text]:
     from rich.text import Text
 
     lines: list[Text] = []
-    for job in [*seen.attention, *(job for chain in seen.chains for job in chain if job.live)][:MOST_JOBS]:
+    for job in [*snapshot.attention, *(job for chain in snapshot.chains for job in chain if job.live)][:MOST_JOBS]:
         done, total = job_view.amounts(job)
         progress = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
         style = "red" if job.error_code else ""
@@ -200,11 +200,11 @@ def _jobs(seen: Snapshot) -> list[Text]:
     return lines
 
 
-def _events(seen: Snapshot) -> list[Text]:
+def _events(snapshot: Snapshot) -> list[Text]:
     from rich.text import Text
 
     lines: list[Text] = []
-    for entry in seen.story[:MOST_EVENTS]:
+    for entry in snapshot.story[:MOST_EVENTS]:
         text = Text(f"{render.clock(entry.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
         text.append(f"{MARKS[entry.shape]} {entry.service} {entry.word}", style=COLORS[entry.shape])
         text.append(f"  {entry.text}")

@@ -15,7 +15,7 @@ from tasks import kinds, recommend
 
 
 @click.command()
-@options.model(here=True, required=False)
+@options.model(installed=True, required=False)
 @options.timeout
 @options.as_json
 def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> None:
@@ -24,10 +24,10 @@ def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> Non
     Compares the hash of every file of MODEL, or of all models.
     """
     home = get_home()
-    known = recommend.known(home)
+    models = recommend.known(home)
     with jobs_client.reading(home) as db:
-        installed = local_models.listing(home, db, known)
-    chosen = [row for row in (local_models.choose(model, installed, known) if model else installed) if row.source]
+        installed = local_models.listing(home, db, models)
+    chosen = [row for row in (local_models.choose(model, installed, models) if model else installed) if row.source]
     if not chosen:
         raise NotFound(_nothing(model, installed), hint="mlxq pull MODEL")
     with jobs_client.writing(home) as db:

@@ -45,17 +45,20 @@ def write(home: Home, findings: Sequence[Finding], target: Path) -> None:
 
 def _secrets(home: Home) -> list[str]:
     """Return every secret that is known, so that none can pass whatever its form."""
-    known = [token] if (token := checks.hub_token()) else []
+    values = [token] if (token := checks.hub_token()) else []
     with suppress(MlxqError):
-        known += secrets.read(home.secrets).values()
+        values += secrets.read(home.secrets).values()
     with suppress(MlxqError):
-        known += [str(value.value) for value in settings.load(home).values.values() if value.setting.secret]
-    return known
+        values += [str(value.value) for value in settings.load(home).values.values() if value.setting.secret]
+    return values
 
 
 def _parts(home: Home, findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     """Return each file's name in the archive and its text."""
-    yield "doctor.json", _json([{"area": found.area, "grade": found.grade, "text": found.text} for found in findings])
+    yield (
+        "doctor.json",
+        _json([{"area": finding.area, "grade": finding.grade, "text": finding.text} for finding in findings]),
+    )
     yield "packages.txt", "\n".join(sorted(f"{package.name} {package.version}" for package in metadata.distributions()))
     yield "environment.txt", "\n".join(sorted(os.environ))
     for path in (home.config, home.gateway_config):

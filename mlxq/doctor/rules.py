@@ -96,11 +96,11 @@ def sqlite(version: Version) -> Finding:
     return passed("sqlite", text)
 
 
-def back_end(platform: str, said: Mapping[str, object]) -> Finding:
+def back_end(platform: str, device_info: Mapping[str, object]) -> Finding:
     """Check what MLX said of its default device; it says nothing when it could not be imported."""
-    if not said:
+    if not device_info:
         return error("mlx", "MLX cannot be imported", "uv tool install --reinstall mlxq")
-    device, name = str(said.get("device", "")), str(said.get("device_name", ""))
+    device, name = str(device_info.get("device", "")), str(device_info.get("device_name", ""))
     text = f"MLX uses the {device.upper()}" + (f" ({name})" if name else "")
     if platform == "darwin" and device != "gpu":
         return error("mlx", f"{text}: Metal is not available, as in every virtual machine", "mlxq status --json")
@@ -170,20 +170,20 @@ def power(settings: Mapping[str, int], source: str) -> list[Finding]:
     """Check sleep and power: `settings` of parse_pmset, `source` mains, battery or unknown."""
     if not settings:
         return []
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if minutes := settings.get("sleep", 0):
-        found.append(
+        findings.append(
             warning(
                 "power", f"the Mac sleeps after {minutes} min and does not serve while asleep", "sudo pmset -a sleep 0"
             )
         )
     if settings.get("autorestart") == 0:
-        found.append(warning("power", "the Mac stays off after a power failure", "sudo pmset -a autorestart 1"))
+        findings.append(warning("power", "the Mac stays off after a power failure", "sudo pmset -a autorestart 1"))
     if settings.get("lowpowermode") == 1 or settings.get("powermode") == 1:
-        found.append(warning("power", "low power mode is on: about half the speed", "sudo pmset -a lowpowermode 0"))
+        findings.append(warning("power", "low power mode is on: about half the speed", "sudo pmset -a lowpowermode 0"))
     if source == "battery":
-        found.append(warning("power", "running on battery"))
-    return found or [passed("power", "does not sleep; restarts after a power failure")]
+        findings.append(warning("power", "running on battery"))
+    return findings or [passed("power", "does not sleep; restarts after a power failure")]
 
 
 def port(name: str, number: int, holder: str | None, *, ours: bool) -> Finding:
@@ -249,19 +249,19 @@ def packages(versions: Mapping[str, str]) -> list[Finding]:
 
 def start_files(files: Mapping[str, str]) -> list[Finding]:
     """Check the .pth files of site-packages, name -> text: their import lines run at every start of Python."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     for name, text in sorted(files.items()):
         runs = any(line.startswith(("import ", "import\t")) for line in text.splitlines())
         if name in BAD_PTH:
-            found.append(error("packages", f"{name} is {BAD_PTH[name]}", "uv tool install --reinstall mlxq"))
+            findings.append(error("packages", f"{name} is {BAD_PTH[name]}", "uv tool install --reinstall mlxq"))
         elif runs and not KNOWN_PTH.fullmatch(name):
-            found.append(warning("packages", f"{name} is unknown and runs code at every start of Python"))
-    return found
+            findings.append(warning("packages", f"{name} is unknown and runs code at every start of Python"))
+    return findings
 
 
-def modes(seen: Sequence[tuple[str, int]]) -> list[Finding]:
+def modes(entries: Sequence[tuple[str, int]]) -> list[Finding]:
     """Check who may read the home: (path, mode bits) of what exists."""
-    open_ones = [(path, mode) for path, mode in seen if mode & 0o077]
+    open_ones = [(path, mode) for path, mode in entries if mode & 0o077]
     if not open_ones:
         return [passed("home", "readable by you only")]
     return [

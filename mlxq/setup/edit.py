@@ -73,11 +73,11 @@ def plan(db: Database | None, home: Home, change: StackChange) -> EditPlan:
     now = stack.tiers(db) if db else []
     if not now and change.alone is None:
         raise NotSetUp("There is no stack to change.", hint="mlxq setup")
-    gone = _gone(db, now, change)
-    kept = [tier for tier in now if tier not in gone]
-    if not kept and not change.additions:
+    removed = _gone(db, now, change)
+    remaining = [tier for tier in now if tier not in removed]
+    if not remaining and not change.additions:
         raise UsageProblem("The stack would have no tiers.", done="Nothing was changed.", hint="mlxq down")
-    return EditPlan(kept, gone, _placed(db, home, kept, change.additions))
+    return EditPlan(remaining, removed, _placed(db, home, remaining, change.additions))
 
 
 def _gone(db: Database | None, now: list[Tier], change: StackChange) -> list[Tier]:
@@ -87,13 +87,15 @@ def _gone(db: Database | None, now: list[Tier], change: StackChange) -> list[Tie
     return [stack.tier(db, name) for name in change.remove]
 
 
-def _placed(db: Database | None, home: Home, kept: Sequence[Tier], additions: Sequence[tuple[str, str]]) -> list[Tier]:
+def _placed(
+    db: Database | None, home: Home, remaining: Sequence[Tier], additions: Sequence[tuple[str, str]]
+) -> list[Tier]:
     """Place each (model, tier) next to the other tiers. Raises NotFound, UsageProblem, DoesNotFit."""
-    limit, known, port = _budget(db, home), recommend.known(home), settings.load(home)["tier-port-base"]
+    limit, models, port = _budget(db, home), recommend.known(home), settings.load(home)["tier-port-base"]
     new: list[Tier] = []
     for name, tier in additions:
-        entry, quant = model(name, None, known, home)
-        new.append(assign_ports(tier, entry, quant, [*kept, *new], base_port=port, budget_bytes=limit))
+        entry, quant = model(name, None, models, home)
+        new.append(assign_ports(tier, entry, quant, [*remaining, *new], base_port=port, budget_bytes=limit))
     return new
 
 
@@ -106,9 +108,9 @@ def _budget(db: Database | None, home: Home) -> int:
     return recommend.budget(hardware.detect(), settings.load(home)["memory-budget-pct"])
 
 
-def model(name: str, quant: str | None, known: Mapping[str, Model], home: Home) -> tuple[Model, str]:
+def model(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> tuple[Model, str]:
     """Return the catalog's entry and the quant. Raises NotFound, UsageProblem for a model not in the catalog."""
-    reference = model_ref.find(name, quant, known, settings.load(home)["default-quant"])
+    reference = model_ref.find(name, quant, models, settings.load(home)["default-quant"])
     if reference.model is None or reference.quant is None or reference.quant not in reference.model.quants:
         raise UsageProblem(
             f"{name} is not in the catalog, so the memory it needs is unknown.",
@@ -122,8 +124,8 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
 
     `serving`: whether the gateway should be running.
     """
-    gone = [] if change.alone is not None else [tier.name for tier in edit_plan.gone]
-    batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(gone, serving=serving) if gone else [])]
+    removed = [] if change.alone is not None else [tier.name for tier in edit_plan.gone]
+    batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(removed, serving=serving) if removed else [])]
     before = "detect"
     for tier in edit_plan.new:
         pull, label = f"pull {tier.source}", f"assign {tier.name}"
@@ -144,8 +146,8 @@ def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:
 
     with db.transaction():
         if edit_plan.gone and change.alone is None:
-            gone = {tier.name for tier in edit_plan.gone}
-            stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in gone])
+            removed = {tier.name for tier in edit_plan.gone}
+            stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in removed])
             stack_jobs.mark_customized(db)
         row = service.find(db, stack_jobs.GATEWAY)
         return jobs_client.enqueue(db, jobs(edit_plan, change, serving=row is not None and row.desired == "up"))

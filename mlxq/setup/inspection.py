@@ -120,20 +120,20 @@ def inspect(home: Home) -> Inspection:
     from tasks.weights.disk import existing
     from tasks.weights.source import FLOOR_BYTES
 
-    known, values = advice.known(home), settings.load(home)
+    models, values = advice.known(home), settings.load(home)
     machine = hardware.detect()
     free = shutil.disk_usage(existing(values.models(home))).free
     try:
         with jobs_client.reading(home) as db:
             stored = _stored(db, machine)
-            weights = local_models.listing(home, db, known)
+            weights = local_models.listing(home, db, models)
     except NotSetUp:
         stored = NOTHING
-        weights = local_models.listing(home, None, known)
+        weights = local_models.listing(home, None, models)
     return Inspection(
         home=home,
         machine=machine,
-        known=known,
+        known=models,
         hub=hub.hub_reachable(),
         here=frozenset(row.source for row in weights if row.state in {"loadable", "valid"}),
         partial={row.folder.name.removesuffix(staging.SUFFIX): row.size for row in weights if row.state == "partial"},

@@ -99,8 +99,8 @@ def _download(pick: Pick, fetches: Mapping[str, int]) -> str:
 def total(chosen: Recommendation) -> str:
     """Return a sentence about the memory used and the basis of the speeds."""
     basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
-    more = f" {units.memory(chosen.over)} too much if all engines read long prompts at once." if chosen.over else ""
-    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}.{more} Speeds: {basis}."
+    excess = f" {units.memory(chosen.over)} too much if all engines read long prompts at once." if chosen.over else ""
+    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}.{excess} Speeds: {basis}."
 
 
 def fetch(size: int) -> str:

@@ -66,9 +66,9 @@ class Broadcaster:
             for task in self._tasks:
                 task.add_done_callback(lambda _: self._notify())
         try:
-            seen = 0
+            version = 0
             while not (self._closed.is_set() or any(task.done() for task in self._tasks)):
-                new, seen, news = self._since(seen), self._version, self._news
+                new, version, news = self._since(version), self._version, self._news
                 yield new
                 await self._wait_for_news(news)
         finally:
@@ -76,11 +76,13 @@ class Broadcaster:
             if not self._viewers:
                 await self._stop()
 
-    def _since(self, seen: int) -> bytes:
-        """Return the events of all changes after version `seen`."""
-        if seen == self._version - 1:
+    def _since(self, version: int) -> bytes:
+        """Return the events of all changes after version `version`."""
+        if version == self._version - 1:
             return self._newest
-        return _encode({name: text for name, (version, text) in self._sections.items() if version > seen}) or BEAT
+        return (
+            _encode({name: text for name, (changed_at, text) in self._sections.items() if changed_at > version}) or BEAT
+        )
 
     def close(self) -> None:
         """End every viewer's stream."""

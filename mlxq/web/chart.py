@@ -40,15 +40,15 @@ def hour(samples: Sequence[Sample], now: float) -> Chart:
 
 def draw(values: Sequence[float | None], width: float = WIDTH, height: float = HEIGHT) -> Chart:
     """Draw values from left to right, scaled to their highest; None leaves a gap."""
-    known = [value for value in values if value is not None]
-    top = max(known, default=0.0)
+    numbers = [value for value in values if value is not None]
+    top = max(numbers, default=0.0)
     runs = _runs(values, width, height, top)
     return Chart(
         line="".join(_line(run) for run in runs),
         dots="".join(_line([point]) for run in runs for point in run),
         area="".join(f"M{run[0][0]:.1f} {height}L{_joined(run)}L{run[-1][0]:.1f} {height}Z" for run in runs),
         top=top,
-        last=known[-1] if known else 0.0,
+        last=numbers[-1] if numbers else 0.0,
     )
 
 

@@ -68,9 +68,9 @@ class HtmlRenderer:
         """Return the URL of a static file; it contains the digest of the content."""
         return f"/static/{name}?{self._digests[name]}"
 
-    def sections(self, seen: Snapshot) -> Mapping[str, str]:
+    def sections(self, snapshot: Snapshot) -> Mapping[str, str]:
         """Render every section."""
-        return {name: self.part(name, seen=seen) for name in SECTIONS}
+        return {name: self.part(name, seen=snapshot) for name in SECTIONS}
 
     def part(self, name: str, **values: Any) -> str:
         """Render one template."""

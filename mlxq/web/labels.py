@@ -102,22 +102,24 @@ def of_all(services: Sequence[Service], worker: WorkerState, *, chosen: bool) ->
     label = _requested(gateway, engines)
     if worker is WorkerState.ALIVE:
         return label
-    why = HANGS if worker is WorkerState.HUNG else service_status.NO_WORKER
-    return StatusLabel(Shape.WARN, label.word, why, hint="mlxq status")
+    reason = HANGS if worker is WorkerState.HUNG else service_status.NO_WORKER
+    return StatusLabel(Shape.WARN, label.word, reason, hint="mlxq status")
 
 
 def _requested(gateway: Service, engines: Sequence[Service]) -> StatusLabel:
     """Return the label of what is requested to run: healthy, degraded, crashed, or down."""
     requested = [gateway, *(engine for engine in engines if engine.desired == "up")]
     states = {engine.state for engine in requested[1:]}
-    why = "; ".join(f"{each.name}: {of_service(each).word}" for each in requested if each.state != State.READY)
-    if not why:
+    reason = "; ".join(
+        f"{service.name}: {of_service(service).word}" for service in requested if service.state != State.READY
+    )
+    if not reason:
         return StatusLabel(Shape.FULL, Observed.HEALTHY)
     if gateway.state in ROUTED and states & ROUTED:
-        return StatusLabel(Shape.WARN, Observed.DEGRADED, why)
+        return StatusLabel(Shape.WARN, Observed.DEGRADED, reason)
     if State.FAILED in states | {gateway.state}:
-        return StatusLabel(Shape.CROSS, Observed.CRASHED, why, hint="mlxq doctor")
-    return StatusLabel(Shape.HALF, Observed.DOWN, why)
+        return StatusLabel(Shape.CROSS, Observed.CRASHED, reason, hint="mlxq doctor")
+    return StatusLabel(Shape.HALF, Observed.DOWN, reason)
 
 
 @dataclass(frozen=True)

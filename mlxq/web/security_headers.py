@@ -41,5 +41,5 @@ class SecurityHeaders:
             await send(message)
 
         host = Headers(scope=scope).get("host", "").rpartition(":")[0] or Headers(scope=scope).get("host", "")
-        known = self._app if host in HOSTS else PlainTextResponse("Unknown host name.\n", status_code=421)
-        await known(scope, receive, send_with_headers)
+        app = self._app if host in HOSTS else PlainTextResponse("Unknown host name.\n", status_code=421)
+        await app(scope, receive, send_with_headers)
