@@ -18,7 +18,9 @@ from catalog.machine import Machine
 from catalog.model import Model, Quant
 from catalog.quality import quality
 from catalog.score import recommend
-from mlxq import autostart
+from mlxq.autostart import launchd as launchd_unit
+from mlxq.autostart import systemd as systemd_unit
+from mlxq.autostart.unit import Unit, environment
 from mlxq.cli import SECTIONS, mlxq
 from state import settings
 from state.paths import Home
@@ -191,20 +193,21 @@ def kinds() -> str:
 
 def launchd() -> str:
     """Return the launchd property list of an example user."""
-    return f"```xml\n{autostart.launchd(_unit('/Users/you')).decode()}```\n"
+    return f"```xml\n{launchd_unit.text(_unit('/Users/you')).decode()}```\n"
 
 
 def systemd() -> str:
     """Return the systemd unit of an example user."""
-    return f"```ini\n{autostart.systemd(_unit('/home/you'))}```\n"
+    return f"```ini\n{systemd_unit.text(_unit('/home/you'))}```\n"
 
 
-def _unit(user_folder: str) -> autostart.Unit:
+def _unit(user_folder: str) -> Unit:
     home = Home(Path(user_folder) / ".mlxq")
-    return autostart.Unit(
-        program=[f"{user_folder}/.local/bin/mlxq", "worker"],
+    return Unit(
+        program=[f"{user_folder}/.local/bin/mlxq", "worker", "--wait"],
         home=home,
-        environment=autostart.environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user_folder}, home),
+        environment=environment({"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": user_folder}, home),
+        user_home=Path(user_folder),
     )
 
 

@@ -26,3 +26,9 @@ def held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def wait(path: Path) -> None:
+    """Wait until no process holds a lock; a signal that ends this process ends the wait."""
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import click
 
 from mlxq import autostart, options, render
 
-WORDS: Mapping[object, str] = {True: "yes", False: "no"}
+WORDS: Mapping[bool, str] = {True: "yes", False: "no"}
 
 
 @click.command()
@@ -22,12 +23,12 @@ def command(*, system: bool, status: bool, dry_run: bool, as_json: bool) -> None
     The system also restarts the worker when it exits. Without --system it starts when you log in. --json goes with
     --status.
     """
-    if status:
-        _show(autostart.status(system=system), as_json=as_json)
-        return
     unit = autostart.describe(system=system)
+    if status:
+        _show(autostart.status(unit), as_json=as_json)
+        return
     if dry_run:
-        render.say(f"This would be written to {autostart.path(system=system)}, and started:")
+        render.say(f"This would be written to {autostart.path(unit)}, and started:")
         click.echo(autostart.text(unit), nl=False)
         return
     for sentence in autostart.install(unit):
@@ -35,12 +36,16 @@ def command(*, system: bool, status: bool, dry_run: bool, as_json: bool) -> None
     render.next_step("mlxq status")
 
 
-def _show(status: dict[str, object], *, as_json: bool) -> None:
+def _show(status: autostart.AutostartStatus, *, as_json: bool) -> None:
     if as_json:
-        render.data({"autostart": status})
+        render.data({"autostart": asdict(status)})
         return
+    says = " ".join(filter(None, (status.domain, status.message or status.state)))
     render.table(
-        ["FILE", "INSTALLED", "RUNNING", "SYSTEM SAYS"], [[WORDS.get(value, value) for value in status.values()]]
+        ["FILE", "INSTALLED", "RUNNING", "PID", "SYSTEM SAYS"],
+        [[status.path, WORDS[status.installed], WORDS[status.running], status.pid or "-", says]],
     )
-    if not status["installed"]:
+    if not status.installed:
         render.next_step("mlxq install")
+    elif not status.running:
+        render.next_step("mlxq logs worker")

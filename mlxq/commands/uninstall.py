@@ -11,5 +11,5 @@ from mlxq import autostart
 @click.option("--system", is_flag=True, help="Remove what was installed with --system.")
 def command(*, system: bool) -> None:
     """Remove the autostart entry; services keep running."""
-    for sentence in autostart.uninstall(system=system):
+    for sentence in autostart.uninstall(autostart.describe(system=system)):
         click.echo(sentence)

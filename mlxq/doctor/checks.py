@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -245,16 +246,10 @@ def _services(home: Home) -> list[Finding]:
 
 
 def _autostart(_: Home) -> list[Finding]:
-    statuses = [autostart.status(system=system) for system in (False, True)]
-    best = next((status for status in statuses if status["installed"]), statuses[0])
-    return [
-        rules.autostart(
-            installed=bool(best["installed"]),
-            loaded=bool(best["loaded"]),
-            path=str(best["path"]),
-            says=str(best["says"]),
-        )
-    ]
+    unit = autostart.describe(system=False)
+    statuses = [autostart.status(entry) for entry in (unit, replace(unit, system=True))]
+    best = next((status for status in statuses if status.installed or status.state), statuses[0])
+    return [rules.autostart(best)]
 
 
 def _ports(home: Home) -> list[Finding]:

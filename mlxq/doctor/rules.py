@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from catalog import units
+from mlxq.autostart.unit import AutostartStatus
 from mlxq.service_status import WAITING, ServiceStatus
 from state.service import Observed
 
@@ -217,13 +218,14 @@ def service(name: str, status: ServiceStatus, cause: str | None, hint: str | Non
     return error("services", text, hint or f"mlxq up {name}")
 
 
-def autostart(*, installed: bool, loaded: bool, path: str, says: str) -> Finding:
-    """Check the autostart entry of launchd or systemd."""
-    if installed and not loaded:
-        return warning("autostart", f"{path} is installed but not running ({says})", "mlxq install")
-    if installed:
-        return passed("autostart", f"installed: {path}")
-    return warning("autostart", "not installed: the worker does not start after a reboot", "mlxq install")
+def autostart(status: AutostartStatus) -> Finding:
+    """Check autostart: whether the system runs a worker of it now, not only whether it is there."""
+    if not status.installed and not status.state:
+        return warning("autostart", "not installed: the worker does not start after a reboot", "mlxq install")
+    if status.running:
+        return passed("autostart", f"running (pid {status.pid}): {status.path}")
+    text = f"{status.path} is installed but its worker does not run: {status.message or status.state}"
+    return error("autostart", text, "mlxq logs worker") if status.state else warning("autostart", text, "mlxq install")
 
 
 def clock(skew_s: float | None) -> Finding | None:

@@ -136,6 +136,30 @@ def test_a_second_worker_says_that_there_is_one(home: Home, start: Callable[...,
     assert second.returncode == 1
 
 
+def test_the_systems_worker_waits_for_the_one_that_runs_and_takes_over(
+    home: Home, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """launchd would start a worker that fails for ever, every five seconds."""
+    first = start("worker")
+    line_with(first, "worker_started")
+    later = start("worker", "--wait")
+    line_with(later, "waiting for it to exit")
+
+    first.send_signal(signal.SIGTERM)
+
+    assert f'"pid": {later.pid}' in line_with(later, "worker_started")
+
+
+def test_a_worker_that_waits_ends_when_it_is_told_to(home: Home, start: Callable[..., subprocess.Popen[str]]) -> None:
+    line_with(start("worker"), "worker_started")
+    later = start("worker", "--wait")
+    line_with(later, "waiting for it to exit")
+
+    later.send_signal(signal.SIGTERM)
+
+    assert later.wait(PATIENCE_S) == -signal.SIGTERM
+
+
 def test_a_worker_that_dies_while_a_command_waits_is_replaced_and_ctrl_c_leaves_the_job(
     home: Home, db: Database, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
