@@ -139,7 +139,7 @@ def test_a_second_worker_says_that_there_is_one(home: Home, start: Callable[...,
 def test_the_systems_worker_waits_for_the_one_that_runs_and_takes_over(
     home: Home, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """launchd would start a worker that fails for ever, every five seconds."""
+    """Launchd would start a worker that fails for ever, every five seconds."""
     first = start("worker")
     line_with(first, "worker_started")
     later = start("worker", "--wait")
