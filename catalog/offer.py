@@ -67,7 +67,7 @@ class Offer:
     """Bytes that stay: weights, the cache of one full context, the prompts that are kept, the process."""
     reading: int
     """Bytes on top while a prompt of full context is read."""
-    kept: int
+    cache_bytes: int
     """Of the resident bytes those for prompts of earlier turns."""
     speed: Speed
     """At the context of comparison."""

@@ -95,7 +95,7 @@ def first_pick(offer: Offer) -> Pick:
     """Return the least that an offer can serve with."""
     need = memory(offer.model, offer.quant, offer.context, 1, offer.prefill_step)
     return Pick(
-        offer.tier, offer.model.id, offer.quant, offer.context, 1, need, offer.kept,
+        offer.tier, offer.model.id, offer.quant, offer.context, 1, need, offer.cache_bytes,
         offer.speed, quality(offer.model), offer.prefill_step, offer.reading_s,
     )  # fmt: skip
 

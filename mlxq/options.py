@@ -98,7 +98,7 @@ class InstalledName(ModelName):
 
         home = get_home()
         try:
-            installed = local_models.listing(home, None, recommend.known(home))
+            installed = local_models.listing(home, None, recommend.all_models(home))
         except MlxqError:
             return []
         return [

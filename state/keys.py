@@ -36,7 +36,7 @@ class Key:
     """Whether its requests yield to those of other keys."""
 
 
-def place(home: Home) -> Path:
+def file(home: Home) -> Path:
     """Return the file of the keys."""
     return home.root / "keys.json"
 

@@ -369,6 +369,20 @@ def m010_engines(db: Database) -> None:
     db.execute("UPDATE benches SET engine = 'vllm-mlx ' || engine WHERE engine NOT LIKE '% %'")
 
 
+@schema()
+def m011_reasons(db: Database) -> None:
+    """Rename the argument that says why a service or an engine is changed, in the jobs of every state."""
+    for table, column, key, value in (
+        ("jobs", "args", "kind", "restart"),
+        ("jobs", "args", "kind", "rollback_engine"),
+        ("facts", "value", "name", "restraint"),
+    ):
+        db.execute(
+            f"""UPDATE {table} SET {column} = replace({column}, '"why":', '"reason":') WHERE {key} = ?""",  # noqa: S608 (the names above)
+            (value,),
+        )
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

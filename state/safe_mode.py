@@ -14,7 +14,7 @@ TOGETHER_S = 3600.0
 
 TOLD = "It ran out of memory twice, and runs with a smaller cache and fewer requests at once."
 
-Why = Literal["out_of_memory", "unclean_boot"]
+Reason = Literal["out_of_memory", "unclean_boot"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SafeMode:
 
     level: int = 0
     """0: nothing is held back. tasks/plan/safe_mode.py says what each level means."""
-    why: Why = "out_of_memory"
+    reason: Reason = "out_of_memory"
     sentence: str = ""
     """The sentence for people."""
     at: float = 0.0
@@ -32,7 +32,7 @@ class SafeMode:
     @property
     def hint(self) -> str:
         """The command that ends it, or the trouble behind it."""
-        return "mlxq up" if self.why == "unclean_boot" else "mlxq config set memory-budget-pct 30"
+        return "mlxq up" if self.reason == "unclean_boot" else "mlxq config set memory-budget-pct 30"
 
 
 def listing(db: Database) -> dict[str, SafeMode]:

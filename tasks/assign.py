@@ -26,7 +26,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
         alone and len(now) > 1
     ):
         before = [] if alone else now
-        catalog_model = recommend.find(model, recommend.known(home)).model
+        catalog_model = recommend.find(model, recommend.all_models(home)).model
         downloaded = weights.newest(db, catalog_model.quants[quant].source)
         new_tier = assign_ports(
             tier,

@@ -75,7 +75,7 @@ def bench(
     """
     began = context.db.now()
     _wait_for_quiet(context, began)
-    models, machine = recommend.known(context.home), _machine(context)
+    models, machine = recommend.all_models(context.home), _machine(context)
     usual = SLOW if machine.backend == "cpu" else FAST
     shape = {
         "runs": runs,

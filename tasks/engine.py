@@ -86,7 +86,7 @@ def settle_engine(context: Context, engine: str, version: str) -> dict[str, Any]
 
 
 @job("rollback_engine")
-def rollback_engine(context: Context, engine: str, version: str | None = None, why: str = "asked") -> dict[str, Any]:
+def rollback_engine(context: Context, engine: str, version: str | None = None, reason: str = "asked") -> dict[str, Any]:
     """Use the version of an engine that was used before, or without one the engine that is always there.
 
     `version`: the one that failed; by default the one in use. Gives {"engine", "version", "now"}. Raises NotFound.
@@ -94,7 +94,7 @@ def rollback_engine(context: Context, engine: str, version: str | None = None, w
     failed = version or installed.wish(context.db, engine).version
     if failed is None:
         raise NotFound(f"No version of {engine} is in use.", hint="mlxq engine list")
-    return _take_back(context, engine, failed, why)
+    return _take_back(context, engine, failed, reason)
 
 
 @job("remove_engine")

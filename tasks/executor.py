@@ -139,7 +139,7 @@ def _outcome(context: Context, task: Task) -> Outcome:
 
 
 def _snoozing(claim: Claim, later: Later) -> Outcome:
-    log.info("job_snoozed", wait_s=later.after_s, why=later.reason)
+    log.info("job_snoozed", wait_s=later.after_s, reason=later.reason)
     return lambda db: ledger.snooze(db, claim, later.after_s, later.reason)
 
 

@@ -27,7 +27,7 @@ CONVERTED = ("int4", "int8", "bf16")
 """What mlx-lm makes of a repo that holds no MLX weights."""
 
 
-def known(home: Home) -> dict[str, Model]:
+def all_models(home: Home) -> dict[str, Model]:
     """Return every model, the user's own files laid over the shipped ones.
 
     Raises UsageProblem with file, line, field and allowed values of a file that is wrong.

@@ -52,7 +52,7 @@ def score(
     now = stack.tiers(context.db)
     stored = facts.get(context.db, "stack")
     request = recommend.question(intent, budget_pct, stored, wanted)
-    models = recommend.known(context.home)
+    models = recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged:

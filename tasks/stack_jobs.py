@@ -79,7 +79,7 @@ def restarts(db: Database, names: Sequence[str]) -> list[NewJob]:
     """Return the jobs that restart tiers one after another, whatever becomes of each, and tell the gateway."""
     labels = [f"restart {name}" for name in names]
     jobs = [
-        kinds.new("restart", {"service": name, "why": "changed"}, after=labels[:number][-1:], label=labels[number])
+        kinds.new("restart", {"service": name, "reason": "changed"}, after=labels[:number][-1:], label=labels[number])
         for number, name in enumerate(names)
     ]
     if not names:

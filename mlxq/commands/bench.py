@@ -117,7 +117,7 @@ def _what(home: Home, db: Database, target: str, quant: str | None) -> str:
     """Return the tier's name, or the folder of the weights. Raises NotFound."""
     if target in {tier.name for tier in stack.tiers(db)}:
         return target
-    models = recommend.known(home)
+    models = recommend.all_models(home)
     chosen = local_models.choose(target, local_models.listing(home, db, models), models, quant)
     complete = [row for row in chosen if row.state in {"valid", "loadable"}]
     if not complete:
@@ -175,7 +175,7 @@ def _history(home: Home, name: str, *, as_json: bool) -> None:
 
 def _known_as(home: Home, db: Database, name: str) -> str:
     """Return the name a model has in the benchmarks: its id, else where it came from. Raises NotFound."""
-    models = recommend.known(home)
+    models = recommend.all_models(home)
     for row in local_models.listing(home, db, models):
         if row.model not in models and name in {row.model, row.folder.name, row.source}:
             return row.source or f"file:{row.folder}"

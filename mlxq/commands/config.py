@@ -70,7 +70,7 @@ def put(name: str, value: str) -> None:
     setting = settings.find(name)
     text = sys.stdin.readline().strip() if value == "-" else value
     if setting.name == HOST:
-        keys.admit(keys.place(get_home()), settings.check(setting, text))
+        keys.admit(keys.file(get_home()), settings.check(setting, text))
     settings.write(get_home(), name, text)
     now = settings.load(get_home()).values[name]
     render.say(f"{name} = {_text(now.shown)}")

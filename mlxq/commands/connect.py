@@ -159,7 +159,7 @@ def _written(client: Client, path: Path, before: str | None, target: Target) -> 
 
 def _known_key(home: Home, client: Client, text: str | None) -> str | None:
     """Return the key that the file contains, when it is one of ours and still valid."""
-    valid = keys.read(keys.place(home))
+    valid = keys.read(keys.file(home))
     if not client.holds_key and client.name in {key.name for key in valid.values()}:
         return MASKED
     return next((key for key in OURS.findall(text or "") if keys.digest(key) in valid), None)
@@ -167,7 +167,7 @@ def _known_key(home: Home, client: Client, text: str | None) -> str | None:
 
 def _new_key(home: Home, client: Client) -> str:
     """Create a key for the client; an older one of its name, which cannot be shown again, is revoked."""
-    store = keys.place(home)
+    store = keys.file(home)
     if client.name in {key.name for key in keys.read(store).values()}:
         keys.revoke(store, client.name)
     return keys.create(store, client.name)
@@ -176,7 +176,7 @@ def _new_key(home: Home, client: Client) -> str:
 def _shell_key(home: Home) -> str:
     """Return the key of shells; a new one where there is none, or it was revoked."""
     gateway_client.key(home)  # says that nothing is set up yet
-    path, stored = keys.place(home), secrets.read(home.secrets).get(secrets.SHELL, "")
+    path, stored = keys.file(home), secrets.read(home.secrets).get(secrets.SHELL, "")
     valid = keys.read(path)
     if keys.digest(stored) in valid:
         return stored

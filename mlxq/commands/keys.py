@@ -50,7 +50,7 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool) -
     if allowed:
         with jobs_client.reading(home) as db:
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
-    secret = keys.create(keys.place(home.make()), name, tiers=allowed, rpm=rpm, background=background)
+    secret = keys.create(keys.file(home.make()), name, tiers=allowed, rpm=rpm, background=background)
     click.echo(secret)
     render.say("Store this key now; it cannot be shown again.")
 
@@ -83,12 +83,12 @@ def revoke(name: str) -> None:
 
     The gateway rejects it from the next request on.
     """
-    keys.revoke(keys.place(get_home()), name)
+    keys.revoke(keys.file(get_home()), name)
     render.say(f"Key {name} revoked.")
 
 
 def _all(home: Home) -> list[Key]:
-    return sorted(keys.read(keys.place(home)).values(), key=lambda key: key.name)
+    return sorted(keys.read(keys.file(home)).values(), key=lambda key: key.name)
 
 
 def _priority(key: Key) -> str:

@@ -68,7 +68,7 @@ def command(*, as_json: bool, **params: Any) -> None:
     """
     view = _view(params)
     home = get_home()
-    models = recommend.known(home)
+    models = recommend.all_models(home)
     if view == "catalog":
         _catalog(home, _selected(models, params), as_json=as_json)
     elif view == "recommend":

@@ -26,7 +26,7 @@ def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     """
     home = get_home()
     with jobs_client.reading(home) as db:
-        installed = local_models.listing(home, db, recommend.known(home))
+        installed = local_models.listing(home, db, recommend.all_models(home))
     leftover = leftovers(installed, unused=unused)
     if leftover and not dry_run:
         rm.remove(home, leftover, force=False, yes=yes, listed=not as_json)

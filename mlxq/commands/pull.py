@@ -45,7 +45,7 @@ def command(
     """
     home = get_home()
     chosen = settings.load(home)
-    ref = model_ref.find(model, quant, recommend.known(home), chosen["default-quant"])
+    ref = model_ref.find(model, quant, recommend.all_models(home), chosen["default-quant"])
     for note in ref.notes:
         render.say(note)
     if not detach:

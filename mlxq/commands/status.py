@@ -89,7 +89,7 @@ def _simulate(file: Path, *, as_json: bool) -> None:
         machine = parse_fixture(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise UsageProblem(f"{file}: {problem}", hint="mlxq status --help") from problem
-    chosen = recommend.recommend(machine, recommend.known(get_home()), "balanced", budget(machine))
+    chosen = recommend.recommend(machine, recommend.all_models(get_home()), "balanced", budget(machine))
     if as_json:
         render.data(recommendation.document(machine, chosen))
         return

@@ -105,8 +105,8 @@ def _label(label: StatusLabel) -> Text:
     text = Text(f"{MARKS[label.shape]} {label.word}", style=COLORS[label.shape], no_wrap=True, overflow="ellipsis")
     if label.until:
         text.append(f" in {render.span(max(0.0, label.until - time.time()))}")
-    if label.why:
-        text.append(f"  {label.why}", style="default")
+    if label.reason:
+        text.append(f"  {label.reason}", style="default")
     return text
 
 

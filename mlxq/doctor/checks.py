@@ -185,7 +185,7 @@ def _home(home: Home) -> list[Finding]:
         findings.append(rules.warning("home", f"{path} is a stale socket", "mlxq doctor --fix", fix="sockets"))
     settings.load(home)
     secrets.read(home.secrets)
-    keys.read(keys.place(home))
+    keys.read(keys.file(home))
     return findings
 
 

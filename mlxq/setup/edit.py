@@ -47,13 +47,14 @@ class StackChange:
 class EditPlan:
     """The stack after a change: the tiers that are kept, removed and added."""
 
-    kept: list[Tier]
-    gone: list[Tier]
+    remaining: list[Tier]
+    removed: list[Tier]
     new: list[Tier]
 
     def document(self) -> dict[str, Any]:
         """Return the plan as printed with --json. Sizes are bytes."""
-        return {name: [_row(tier) for tier in getattr(self, name)] for name in ("kept", "gone", "new")}
+        parts = {"kept": self.remaining, "gone": self.removed, "new": self.new}
+        return {name: [_row(tier) for tier in tiers] for name, tiers in parts.items()}
 
 
 def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], alone: str | None) -> StackChange:
@@ -91,7 +92,7 @@ def _placed(
     db: Database | None, home: Home, remaining: Sequence[Tier], additions: Sequence[tuple[str, str]]
 ) -> list[Tier]:
     """Place each (model, tier) next to the other tiers. Raises NotFound, UsageProblem, DoesNotFit."""
-    limit, models, port = _budget(db, home), recommend.known(home), settings.load(home)["tier-port-base"]
+    limit, models, port = _budget(db, home), recommend.all_models(home), settings.load(home)["tier-port-base"]
     new: list[Tier] = []
     for name, tier in additions:
         entry, quant = model(name, None, models, home)
@@ -124,7 +125,7 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
 
     `serving`: whether the gateway should be running.
     """
-    removed = [] if change.alone is not None else [tier.name for tier in edit_plan.gone]
+    removed = [] if change.alone is not None else [tier.name for tier in edit_plan.removed]
     batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(removed, serving=serving) if removed else [])]
     before = "detect"
     for tier in edit_plan.new:
@@ -145,8 +146,8 @@ def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:
     from mlxq import jobs_client
 
     with db.transaction():
-        if edit_plan.gone and change.alone is None:
-            removed = {tier.name for tier in edit_plan.gone}
+        if edit_plan.removed and change.alone is None:
+            removed = {tier.name for tier in edit_plan.removed}
             stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in removed])
             stack_jobs.mark_customized(db)
         row = service.find(db, stack_jobs.GATEWAY)
@@ -155,7 +156,7 @@ def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:
 
 def show(edit_plan: EditPlan, *, err: bool = False) -> None:
     """Print the plan; `err`: to stderr, if stdout is for JSON."""
-    marks = {"+": edit_plan.new, " ": edit_plan.kept, "-": edit_plan.gone}
+    marks = {"+": edit_plan.new, " ": edit_plan.remaining, "-": edit_plan.removed}
     render.table(
         ["", "TIER", "MODEL", "QUANT", "CTX", "MEMORY", "PORT"],
         [

@@ -31,11 +31,11 @@ class Inspection:
 
     home: Home
     machine: Machine
-    known: Mapping[str, Model]
+    models: Mapping[str, Model]
     measured: Sequence[Measured]
     hub: bool
     """Whether the Hub is reachable."""
-    here: frozenset[str]
+    installed: frozenset[str]
     """Sources whose weights are installed."""
     partial: Mapping[str, int]
     """Bytes of interrupted downloads, by the name of the final folder."""
@@ -65,14 +65,14 @@ class Inspection:
     @property
     def missing(self) -> int:
         """The bytes of the current stack that are not downloaded yet."""
-        sizes = advice.sizes(self.tiers, self.known)
+        sizes = advice.sizes(self.tiers, self.models)
         return sum(self._remaining(source, size) for source, size in sizes.items())
 
     @property
     def unsized(self) -> list[str]:
         """The sources of the current stack that are not installed and whose size the catalog does not know."""
         sources = {tier.source for tier in self.tiers}
-        return sorted(sources - self.here - advice.sizes(self.tiers, self.known).keys())
+        return sorted(sources - self.installed - advice.sizes(self.tiers, self.models).keys())
 
     @property
     def quant(self) -> str | None:
@@ -82,7 +82,7 @@ class Inspection:
     def recommend(self, arguments: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
         """Return what the task score would choose for these arguments. Raises DoesNotFit, NotFound, UsageProblem."""
         question = self._question(arguments)
-        return advice.choose(self.machine, self.known, question | {"choice": choice}, self.measured, hub=self.hub)
+        return advice.choose(self.machine, self.models, question | {"choice": choice}, self.measured, hub=self.hub)
 
     def stays(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether the task score would keep the current stack for these arguments."""
@@ -90,7 +90,7 @@ class Inspection:
 
     def fetch_of(self, model: str, quant: str) -> int:
         """Return the bytes of one model that are not downloaded yet."""
-        variant = self.known[model].quants[quant]
+        variant = self.models[model].quants[quant]
         return self._remaining(variant.source, variant.bytes)
 
     def to_fetch(self, chosen: Recommendation) -> int:
@@ -106,7 +106,7 @@ class Inspection:
 
         At least 1 until the weights are installed: the catalog does not count the small files next to them.
         """
-        if source in self.here:
+        if source in self.installed:
             return 0
         parsed = sources.parse(source)
         downloaded = (count for name, count in self.partial.items() if sources.is_of(name, parsed))
@@ -120,7 +120,7 @@ def inspect(home: Home) -> Inspection:
     from tasks.weights.disk import existing
     from tasks.weights.source import FLOOR_BYTES
 
-    models, values = advice.known(home), settings.load(home)
+    models, values = advice.all_models(home), settings.load(home)
     machine = hardware.detect()
     free = shutil.disk_usage(existing(values.models(home))).free
     try:
@@ -133,9 +133,9 @@ def inspect(home: Home) -> Inspection:
     return Inspection(
         home=home,
         machine=machine,
-        known=models,
+        models=models,
         hub=hub.hub_reachable(),
-        here=frozenset(row.source for row in weights if row.state in {"loadable", "valid"}),
+        installed=frozenset(row.source for row in weights if row.state in {"loadable", "valid"}),
         partial={row.folder.name.removesuffix(staging.SUFFIX): row.size for row in weights if row.state == "partial"},
         free_bytes=max(0, free - FLOOR_BYTES),
         settings=values,

@@ -152,7 +152,7 @@ def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recom
     if not tier:
         return chosen
     offers = alternatives(
-        inspection.machine, inspection.known, chosen, tier, measured=inspection.measured, quant=inspection.quant
+        inspection.machine, inspection.models, chosen, tier, measured=inspection.measured, quant=inspection.quant
     )
     _offer(inspection, offers[:MOST_OFFERED])
     keys = {
@@ -208,7 +208,7 @@ def _typed(question: str) -> str:
 def _named(inspection: Inspection, text: str) -> str:
     """Return "model quant" for what the user typed. Raises NotFound, UsageProblem."""
     name, _, quant = text.partition(" ")
-    model, chosen = edit.model(name, quant.strip() or None, inspection.known, inspection.home)
+    model, chosen = edit.model(name, quant.strip() or None, inspection.models, inspection.home)
     return f"{model.id} {chosen}"
 
 

@@ -30,7 +30,7 @@ class StatusLabel:
     shape: Shape
     word: str
     """The state, then the reason: `crashed, restarting`."""
-    why: str = ""
+    reason: str = ""
     """The cause; empty when there is nothing to explain."""
     since: float | None = None
     """Unix seconds since when."""

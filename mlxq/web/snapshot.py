@@ -54,7 +54,7 @@ class ServiceCard:
     hour: Sequence[Sample]
     last: Sample | None
     """The newest sample with a request."""
-    held: SafeMode | None
+    safe_mode: SafeMode | None
     """Its safe mode; None if it runs with its normal limits."""
 
     @property

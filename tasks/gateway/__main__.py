@@ -71,7 +71,7 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
         if not server.proving:
             counter.add(call)
 
-    application = Application(table, KeyRing(keys.place(home), secrets[MASTER]), start, count)
+    application = Application(table, KeyRing(keys.file(home), secrets[MASTER]), start, count)
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
     _wall(table, wanted.host, has_cloud=cloud is not None).stand()
     try:

@@ -159,7 +159,7 @@ class Application:
                 call.waited_s = waited
                 await self._parts()[1].serve(request, reply)
         except asyncio.CancelledError:
-            if not call.gone:
+            if not call.disconnected:
                 raise
             task.uncancel()
             call.status = LEFT
@@ -177,7 +177,7 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
     """Cancel a request's task when its client closes the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    call.gone = True
+    call.disconnected = True
     task.cancel()
 
 

@@ -34,7 +34,7 @@ class Call:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     status: int = 0
-    gone: bool = False
+    disconnected: bool = False
     """Whether the client has closed its connection."""
 
     def heard(self) -> None:

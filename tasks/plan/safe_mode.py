@@ -40,7 +40,7 @@ def may_start(name: str, services: Sequence[Service], safe_modes: Mapping[str, S
 
     Those with the lower level come first, and a tier that cannot start does not block the others.
     """
-    order = sorted((mode.level, other) for other, mode in safe_modes.items() if mode.why == "unclean_boot")
+    order = sorted((mode.level, other) for other, mode in safe_modes.items() if mode.reason == "unclean_boot")
     names = [other for _, other in order]
     if name not in names:
         return True

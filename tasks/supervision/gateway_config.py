@@ -82,6 +82,6 @@ def queue_refresh(db: Database, home: Home) -> bool:
     except MlxqError as problem:
         log.warning("configuration_unknown", cause=problem.message)
         return False
-    restart = new("restart", {"service": gateway.SERVICE, "why": "changed"}, needs=["configure"])
+    restart = new("restart", {"service": gateway.SERVICE, "reason": "changed"}, needs=["configure"])
     ledger.enqueue_all(db, [new("configure"), restart], source="watchdog")
     return True

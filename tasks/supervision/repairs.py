@@ -55,7 +55,7 @@ def _blame_engine(db: Database, row: Service) -> None:
     if row.state == State.CRASH_LOOP and engine and entry(engine).environment == "own":
         reason = f"{row.name} exited again and again: {row.cause}"
         ledger.enqueue(
-            db, new("rollback_engine", {"engine": engine, "version": version, "why": reason}), source="watchdog"
+            db, new("rollback_engine", {"engine": engine, "version": version, "reason": reason}), source="watchdog"
         )
 
 
@@ -68,4 +68,4 @@ def request_restart(db: Database, name: str, reason: str) -> None:
     if settings.load(runtime.home)["auto-health-check"] or not is_repair(
         row, reason, this_boot=lifecycle.this_boot(row)
     ):
-        ledger.enqueue(db, new("restart", {"service": name, "why": reason}), source="watchdog")
+        ledger.enqueue(db, new("restart", {"service": name, "reason": reason}), source="watchdog")

@@ -41,17 +41,17 @@ def start(context: Context, service: str) -> dict[str, Any]:
 
 
 @job("restart")
-def restart(context: Context, service: str, why: str = "asked", *, purge: bool = False) -> dict[str, Any]:
-    """Ensure that a service that should run serves; end its process first unless `why` is "gone".
+def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:
+    """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
-    `why`: "asked" by the user, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
+    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
     wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
     """
-    if why == "asked":
+    if reason == "asked":
         _lift(context, service)
     if purge and rows.get(context.db, service).kind == "engine":
         _end_and_purge(context, service)
-    return bring_up(context, service, replace=why != "gone", hung=why == "hung")
+    return bring_up(context, service, replace=reason != "gone", hung=reason == "hung")
 
 
 def _replaced(context: Context, row: Service) -> bool:

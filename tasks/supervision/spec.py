@@ -71,7 +71,7 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
     if not config.exists():
         raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
     values, keys = settings.load(home), secrets.ensure(home.secrets)
-    app_keys.admit(app_keys.place(home), values["gateway-host"])
+    app_keys.admit(app_keys.file(home), values["gateway-host"])
     port: int = values["litellm-port"]
     argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"])
     cloud = {secrets.CLOUD: values["openrouter-key"]} if values["openrouter-key"] else {}

@@ -76,7 +76,7 @@ class How(StrEnum):
 class Stopped:
     """How `stop` went, and how many seconds it took."""
 
-    how: How
+    outcome: How
     seconds: float
 
 

@@ -167,7 +167,7 @@ def test_its_drain_has_an_end(weights: Path, tmp_path: Path):
     reader.join(10)
     print(f"drained in {stopped.seconds:.1f} s")
 
-    assert stopped.how == How.ASKED
+    assert stopped.outcome == How.ASKED
     assert process.wait(engine.spawned.shim, 5)
     assert process.exit_status(tmp_path, "fast", engine.identity) == 143
 

@@ -217,7 +217,7 @@ def test_its_end_has_a_bound(at: Installation, models: dict[str, Path], tmp_path
     reader.join(10)
     print(f"{at.name}: ended in {stopped.seconds:.1f} s")
 
-    assert stopped.how == How.ASKED
+    assert stopped.outcome == How.ASKED
     assert engine.exit_code() == 143
 
 

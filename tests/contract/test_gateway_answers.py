@@ -273,7 +273,7 @@ def test_a_request_that_kills_tiers_meets_two_of_them_at_most(proxy: Gateway, up
 
 @pytest.fixture
 def ring(proxy: Gateway) -> Any:
-    path = keys.place(Home(proxy.home))
+    path = keys.file(Home(proxy.home))
     yield path
     path.unlink(missing_ok=True)
 

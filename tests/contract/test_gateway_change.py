@@ -148,7 +148,7 @@ def test_no_client_notices_that_the_gateway_is_replaced(
 ):
     """More tiers, another setting, a restart, be it one that purges: nothing refused or cut, no proof counted."""
     key = secrets.read(home.secrets)[secrets.MASTER]
-    keys.create(keys.place(home), "app")
+    keys.create(keys.file(home), "app")
     with Load(serving.port, key) as load:
         streams = [load.long_stream(25)]
         stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=free_port())])
@@ -177,7 +177,7 @@ def test_a_gateway_that_cannot_take_over_changes_nothing(
     home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
 ):
     """Once its address is not this machine's, once its port is another's; the error names which."""
-    keys.create(keys.place(home), "app")
+    keys.create(keys.file(home), "app")
     with Load(serving.port, secrets.read(home.secrets)[secrets.MASTER]) as load:
         settings.write(home, "gateway-host", "203.0.113.7")
         errors = [run("restart", service="gateway").error or ""]
@@ -223,7 +223,7 @@ def test_a_gateway_that_was_killed_is_started_anew(home: Home, db: Database, run
     assert identity
     process.stop(identity, 0)
 
-    assert run("restart", service="gateway", why="gone").state == "succeeded"
+    assert run("restart", service="gateway", reason="gone").state == "succeeded"
 
     assert "replaced" not in [each.name for each in event.of_service(db, "gateway")]
     assert settled(home, db).generation == serving.generation + 1

@@ -67,7 +67,7 @@ def evil() -> Iterator[Listener]:
 @pytest.fixture
 def app(proxy: Gateway) -> Iterator[str]:
     """Return an app's key for the tier fast alone."""
-    place = keys.place(Home(proxy.home))
+    place = keys.file(Home(proxy.home))
     yield keys.create(place, "app", tiers=("fast",))
     place.unlink()
 

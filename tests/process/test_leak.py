@@ -134,7 +134,7 @@ def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Databa
     assert (one.cause or "").startswith("Its memory grows by ")
     held = ledger.claim(db, "ops", {"restart"}, "a/1/1")
     assert held
-    assert held.args == {"service": "fast", "why": "leaks"}
+    assert held.args == {"service": "fast", "reason": "leaks"}
 
 
 def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home, engine: Path) -> None:
@@ -150,7 +150,7 @@ def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home
     ledger.succeed(db, held, None)
     watchdog._escalate(db, service.listing(db))
 
-    assert held.args == {"service": "gateway", "why": "escalated"}
+    assert held.args == {"service": "gateway", "reason": "escalated"}
     assert ledger.claim(db, "ops", {"restart"}, "a/1/1") is None
 
 

@@ -106,7 +106,7 @@ def test_a_reused_pid_is_never_signalled(child: subprocess.Popen[bytes], change:
     stranger = replace(process.identify(child.pid), **change)
 
     assert not process.send(stranger, signal.SIGKILL)
-    assert process.stop(stranger, 0).how == How.GONE
+    assert process.stop(stranger, 0).outcome == How.GONE
     assert child.poll() is None
 
 
@@ -189,7 +189,7 @@ def test_a_killed_shim_loses_the_code_and_not_the_program(place: Place):
     assert process.wait(one.shim, LIMIT_S)
 
     assert process.alive(one.engine)
-    assert process.stop(one.engine, LIMIT_S).how == How.ASKED
+    assert process.stop(one.engine, LIMIT_S).outcome == How.ASKED
     assert process.exit_status(place.folder, "fast", one.engine) is None
 
 
@@ -207,9 +207,9 @@ def test_stop_asks_first(place: Place):
     one = place.spawn(SLEEPER)
     place.await_log("up")
 
-    assert process.stop(one.engine, LIMIT_S).how == How.ASKED
+    assert process.stop(one.engine, LIMIT_S).outcome == How.ASKED
     assert place.status(one) == 143
-    assert process.stop(one.engine, LIMIT_S).how == How.GONE
+    assert process.stop(one.engine, LIMIT_S).outcome == How.GONE
 
 
 def test_stop_kills_the_deaf(place: Place):
@@ -218,7 +218,7 @@ def test_stop_kills_the_deaf(place: Place):
 
     stopped = process.stop(one.engine, 0.3)
 
-    assert stopped.how == How.KILLED
+    assert stopped.outcome == How.KILLED
     assert stopped.seconds >= 0.3
     assert place.status(one) == 137
 
@@ -230,7 +230,7 @@ def test_stop_takes_a_frozen_process(place: Place):
     process.send(one.engine, signal.SIGSTOP)
     until(lambda: process.frozen(one.engine))
 
-    assert process.stop(one.engine, 0.2).how == How.KILLED
+    assert process.stop(one.engine, 0.2).outcome == How.KILLED
 
 
 def test_stop_takes_the_whole_group(place: Place):

@@ -84,8 +84,8 @@ def furnish(db: Database) -> None:
         ],
     )
     with patch.object(keys.time, "time", lambda: NOW - 86_400):
-        keys.create(keys.place(db.home), "editor", tiers=("fast",), rpm=60)
-        keys.create(keys.place(db.home), "night-batch", background=True)
+        keys.create(keys.file(db.home), "editor", tiers=("fast",), rpm=60)
+        keys.create(keys.file(db.home), "night-batch", background=True)
 
 
 def environment(hub: str, **more: str) -> dict[str, str]:

@@ -25,10 +25,10 @@ def runner(db: Database, home: Home, tasks: Tasks, monkeypatch: pytest.MonkeyPat
 
     def one(kind: str, /, **args: Any) -> Job:
         number = ledger.enqueue(db, kinds.new(kind, args))[0]
-        held = ledger.claim(db, kinds.KINDS[kind].queue, {kind}, "the worker")
-        assert held
-        assert number == held.id
-        executor.perform(kinds.KINDS[kind], tasks[kind], held)
+        claim = ledger.claim(db, kinds.KINDS[kind].queue, {kind}, "the worker")
+        assert claim
+        assert number == claim.id
+        executor.perform(kinds.KINDS[kind], tasks[kind], claim)
         return job.get(db, number)
 
     return one

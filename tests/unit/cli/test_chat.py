@@ -104,10 +104,10 @@ def test_connect_env_can_be_evaluated(home: Home, port: int, capsys: pytest.Capt
     url, key = printed[0].splitlines()
     assert url == f"export OPENAI_BASE_URL=http://127.0.0.1:{port}/v1"
     secret = key.removeprefix("export OPENAI_API_KEY=")
-    assert keys.read(keys.place(home))[keys.digest(secret)].name == "env"
+    assert keys.read(keys.file(home))[keys.digest(secret)].name == "env"
     assert secrets.read(home.secrets)[secrets.MASTER] not in printed[0]
     assert printed[0] == printed[1]
 
-    keys.revoke(keys.place(home), "env")
+    keys.revoke(keys.file(home), "env")
     assert cli.run(["connect", "env"]) == 0
     assert capsys.readouterr().out != printed[0]

@@ -221,7 +221,7 @@ def test_zed_is_shown_its_key_once_and_the_file_holds_none(
     jsonschema.validate(json.loads(text), ZED)
     assert KEY.search(text) is None
     (shown,) = KEY.findall(capsys.readouterr().out)
-    assert keys.digest(shown) in keys.read(keys.place(home))
+    assert keys.digest(shown) in keys.read(keys.file(home))
     assert cli.run(["connect", "zed", "--yes"]) == 0
     assert KEY.search(capsys.readouterr().out) is None
 
@@ -253,7 +253,7 @@ def test_a_program_gets_a_key_of_its_own_in_a_file_that_is_its_owner_s(person: P
 
     assert master not in text
     (held,) = set(KEY.findall(text))
-    assert keys.read(keys.place(home))[keys.digest(held)].name == client
+    assert keys.read(keys.file(home))[keys.digest(held)].name == client
     assert stat.S_IMODE((person / FILES[client]).stat().st_mode) == 0o600
 
 
@@ -261,13 +261,13 @@ def test_a_program_gets_a_key_of_its_own_in_a_file_that_is_its_owner_s(person: P
 def test_connecting_again_changes_nothing(
     person: Path, home: Home, client: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, made = connected(person, client), keys.read(keys.place(home))
+    first, made = connected(person, client), keys.read(keys.file(home))
     capsys.readouterr()
 
     assert connected(person, client) == first
 
     assert "already" in capsys.readouterr().err
-    assert keys.read(keys.place(home)) == made
+    assert keys.read(keys.file(home)) == made
     assert len(list((home.root / "backups" / client).iterdir())) == 1
 
 
@@ -281,7 +281,7 @@ def test_a_dry_run_shows_the_change_without_a_key_and_makes_none(
     assert f"+++ {person / FILES[client]}" in out
     assert KEY.search(out) is None
     assert not (person / FILES[client]).exists()
-    assert keys.read(keys.place(home)) == {}
+    assert keys.read(keys.file(home)) == {}
 
 
 def test_the_shown_change_masks_a_key_that_is_there(

@@ -380,7 +380,7 @@ def test_the_archive_holds_what_happened_and_no_secret(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "my-own-odd-token")
     master = secrets.ensure(home.secrets)[secrets.MASTER]
-    app = keys.create(keys.place(home), "app")
+    app = keys.create(keys.file(home), "app")
     home.config.write_text("openrouter-key: or-plain-words\n")
     home.log("gateway").write_text(f"asked with {master}, {app}, my-own-odd-token\nAuthorization: Bearer abcdefghijk\n")
     stack.replace(db, [replace(TIER, port=free_port())])

@@ -24,9 +24,9 @@ def test_a_key_is_printed_alone_and_once(home: Home, capsys: pytest.CaptureFixtu
 
     secret, rest = capsys.readouterr().out.split("\n", 1)
     assert rest == ""
-    made = keys.read(keys.place(home))[keys.digest(secret)]
+    made = keys.read(keys.file(home))[keys.digest(secret)]
     assert (made.name, made.tiers, made.rpm, made.background) == ("app", (), 60, True)
-    assert stat.S_IMODE(keys.place(home).stat().st_mode) == 0o600
+    assert stat.S_IMODE(keys.file(home).stat().st_mode) == 0o600
     assert [path for path in home.root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
 
 
@@ -46,7 +46,7 @@ def test_a_key_is_held_to_tiers_that_exist(home: Home, db: Database, capsys: pyt
     assert cli.run(["keys", "create", "other", "--tiers", "fast,fastest"]) == 1
 
     assert "fastest" in capsys.readouterr().err
-    assert [(key.name, key.tiers) for key in keys.read(keys.place(home)).values()] == [("app", ("fast",))]
+    assert [(key.name, key.tiers) for key in keys.read(keys.file(home)).values()] == [("app", ("fast",))]
 
 
 def test_a_revoked_key_is_gone_from_the_list(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +80,7 @@ def test_the_list_shows_no_key_and_no_hash(home: Home, capsys: pytest.CaptureFix
 )
 def test_wrong_use_is_said_to_be_one(home: Home, argv: list[str]) -> None:
     assert cli.run(["keys", *argv]) == 2
-    assert keys.read(keys.place(home)) == {}
+    assert keys.read(keys.file(home)) == {}
 
 
 def used(db: Database) -> None:
@@ -136,4 +136,4 @@ def test_no_usage_is_said_in_words(home: Home, capsys: pytest.CaptureFixture[str
 def test_an_empty_list_of_tiers_is_not_all_of_them(home: Home, tiers: str) -> None:
     """As from a script's unset variable."""
     assert cli.run(["keys", "create", "app", "--tiers", tiers]) == 2
-    assert keys.read(keys.place(home)) == {}
+    assert keys.read(keys.file(home)) == {}

@@ -99,7 +99,7 @@ def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Data
 
     made = edit.plan(settled, home, wanted)
 
-    assert [tier.name for tier in (*made.kept, *made.gone, *made.new)] == ["standard", "fast", "one", "two"]
+    assert [tier.name for tier in (*made.remaining, *made.removed, *made.new)] == ["standard", "fast", "one", "two"]
     pull = f"pull {made.new[0].source}"
     assert labelled(edit.jobs(made, wanted, serving=True)) == {
         "detect": [],

@@ -37,7 +37,7 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
 def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Inspection:
     """Give what set-up would find in a home with two tiers."""
     return Inspection(
-        home=home, machine=MACHINE, known=entries(), measured=(), hub=hub, here=frozenset(), partial={},
+        home=home, machine=MACHINE, models=entries(), measured=(), hub=hub, installed=frozenset(), partial={},
         free_bytes=10**12, tiers=[STANDARD, FAST], stack_facts=told, settings=settings.load(home),
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_what_the_disk_cannot_hold_is_refused_as_the_fetch_would(home: Home, mon
     with pytest.raises(DoesNotFit, match=r"Needs 6 GB and 2 GB kept free; .* has 1 GB: 7 GB too little\."):
         preview.require_room(full, ALL)
     preview.require_room(full, ALL | {"pull": False})
-    preview.require_room(replace(full, here=frozenset({STANDARD.source})), ALL)
+    preview.require_room(replace(full, installed=frozenset({STANDARD.source})), ALL)
 
 
 def test_of_a_fetch_that_was_broken_off_only_the_rest_is_to_come(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.disk import mounted
 
-from state import ledger
+from state import job, ledger, safe_mode
 from state.db import SCHEMA_VERSION, Database, atomic, open_database, read_database
 from state.errors import DiskFull, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.job import NewJob
@@ -41,6 +41,19 @@ def test_four_processes_make_one_database(tmp_path: Path, empty_database: Path) 
     home = Home(tmp_path / "home").make()
     assert [process.wait() for process in [migrate(home) for _ in range(4)]] == [0] * 4
     assert schema(empty_database) == schema(home.database)
+
+
+def test_jobs_of_an_earlier_mlxq_keep_their_reason(home: Home, db: Database) -> None:
+    """A restart that is queued while mlxq is upgraded must not fail for an argument that has another name now."""
+    queued, _ = ledger.enqueue(db, NewJob("restart", {"service": "fast", "why": "hung"}))
+    safe_mode.enter(db, "fast", safe_mode.SafeMode(1, "unclean_boot", "The machine went down."))
+    db.run("""UPDATE facts SET value = replace(value, '"reason":', '"why":') WHERE name = 'restraint'""")
+    db.run("DELETE FROM _sqlite_migrations WHERE name = 'm011_reasons'")
+    db.run("PRAGMA user_version=10")
+
+    assert migrate(home).wait() == 0
+    assert job.get(db, queued).args == {"service": "fast", "reason": "hung"}
+    assert safe_mode.of(db, "fast").reason == "unclean_boot"
 
 
 def test_a_database_of_a_newer_mlxq_is_refused_and_left_alone(home: Home) -> None:

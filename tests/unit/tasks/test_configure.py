@@ -85,11 +85,11 @@ def test_other_machines_are_let_in_only_with_keys_for_apps(
     assert "mlxq keys create" in capsys.readouterr().err
     assert settings.load(home)["gateway-host"] == "127.0.0.1"
 
-    keys.create(keys.place(home), "app")
+    keys.create(keys.file(home), "app")
     assert cli.run(["config", "set", "gateway-host", "0.0.0.0"]) == 0
     assert blueprint(home, db).argv[-2:] == ["--host", "0.0.0.0"]
 
-    keys.revoke(keys.place(home), "app")
+    keys.revoke(keys.file(home), "app")
     with pytest.raises(UsageProblem, match="there is none"):
         blueprint(home, db)
 

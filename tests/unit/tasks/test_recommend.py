@@ -23,16 +23,16 @@ def test_a_wrong_model_file_is_told_with_file_line_field_and_allowed_values(home
     home.catalog.joinpath("mine.yaml").write_text("id: mine\ntotal_params_b: 4\nlayers: many\n")
 
     with pytest.raises(UsageProblem, match=r"mine.yaml:3: layers: 'many' is not allowed; allowed: a whole number"):
-        recommend.known(home)
+        recommend.all_models(home)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(home: Home) -> None:
     with pytest.raises(NotFound, match="nearest are: qwen3-8b"):
-        recommend.find("qwen3-8bb", recommend.known(home))
+        recommend.find("qwen3-8bb", recommend.all_models(home))
 
 
 def test_a_model_that_never_existed_gives_the_nearest_real_one_with_a_note(home: Home) -> None:
-    match = recommend.find("qwen3.5-72b", recommend.known(home))
+    match = recommend.find("qwen3.5-72b", recommend.all_models(home))
 
     assert match.note
     assert match.model.id in match.note
@@ -44,13 +44,13 @@ def test_a_model_that_never_existed_gives_the_nearest_real_one_with_a_note(home:
 def test_the_quant_is_the_one_wanted_else_the_preferred_else_the_smallest(
     home: Home, wanted: str | None, preferred: str, quant: str
 ) -> None:
-    model = recommend.known(home)["deepseek-r1-qwen3-8b"]
+    model = recommend.all_models(home)["deepseek-r1-qwen3-8b"]
 
     assert quant == recommend.quant_of(model, wanted, preferred)
 
 
 def test_a_quant_that_does_not_exist_is_refused_with_those_that_do(home: Home) -> None:
-    model = recommend.known(home)["smollm2-135m"]
+    model = recommend.all_models(home)["smollm2-135m"]
 
     with pytest.raises(UsageProblem, match="does not exist in int3; there is"):
         recommend.quant_of(model, "int3", "int4")
@@ -58,7 +58,7 @@ def test_a_quant_that_does_not_exist_is_refused_with_those_that_do(home: Home) -
 
 def test_a_budget_too_small_for_anything_says_what_the_smallest_stack_needs(home: Home) -> None:
     with pytest.raises(DoesNotFit, match=r"smallest stack needs \d") as told:
-        recommend.recommend(MACHINE, recommend.known(home), "balanced", GIB // 2)
+        recommend.recommend(MACHINE, recommend.all_models(home), "balanced", GIB // 2)
 
     assert told.value.hint
     assert told.value.hint.startswith("mlxq setup --budget-pct")
@@ -66,7 +66,7 @@ def test_a_budget_too_small_for_anything_says_what_the_smallest_stack_needs(home
 
 def test_a_quant_that_no_model_has_is_refused(home: Home) -> None:
     with pytest.raises(UsageProblem, match="int2"):
-        recommend.recommend(MACHINE, recommend.known(home), "balanced", 30 * GIB, quant="int2")
+        recommend.recommend(MACHINE, recommend.all_models(home), "balanced", 30 * GIB, quant="int2")
 
 
 def test_a_saved_benchmark_becomes_the_figure_of_that_model(home: Home, db: Database) -> None:
@@ -76,7 +76,7 @@ def test_a_saved_benchmark_becomes_the_figure_of_that_model(home: Home, db: Data
         decode_tps=33.0, decode_low=30.0, decode_high=35.0, total_tps=33.0, peak_bytes=1,
     )  # fmt: skip
     bench.save(db, row)
-    models = recommend.known(home)
+    models = recommend.all_models(home)
 
     from catalog.speed import predict
 
@@ -96,7 +96,7 @@ def test_only_a_quant_that_a_person_set_binds_the_choice(home: Home, monkeypatch
 def test_the_built_in_stack_too_keeps_to_the_share_of_memory_that_a_person_named(home: Home) -> None:
     asked = {"intent": "balanced", "budget_pct": 20, "quant": None}
 
-    assert recommend.choose(MACHINE, recommend.known(home), asked, hub=False).budget == 48 * GIB * 20 // 100
+    assert recommend.choose(MACHINE, recommend.all_models(home), asked, hub=False).budget == 48 * GIB * 20 // 100
     small = replace(MACHINE, memory_bytes=8 * GIB, usable_bytes=6 * GIB)
     with pytest.raises(DoesNotFit, match="too little"):
-        recommend.choose(small, recommend.known(home), asked | {"budget_pct": 10}, hub=False)
+        recommend.choose(small, recommend.all_models(home), asked | {"budget_pct": 10}, hub=False)

@@ -37,12 +37,12 @@ def test_every_state_has_a_mark():
 
 
 def test_all_ready_is_serving(rows: Database):
-    assert (whole(rows).word, whole(rows).shape, whole(rows).why) == ("healthy", Shape.FULL, "")
+    assert (whole(rows).word, whole(rows).shape, whole(rows).reason) == ("healthy", Shape.FULL, "")
 
 
 def test_one_tier_down_is_degraded_and_named(rows: Database):
     scene.die(rows, "fast")
-    assert (whole(rows).word, whole(rows).why) == ("degraded", "fast: crashed, restarting")
+    assert (whole(rows).word, whole(rows).reason) == ("degraded", "fast: crashed, restarting")
 
 
 def test_without_the_gateway_nobody_is_served(rows: Database):
@@ -78,14 +78,14 @@ def test_a_stack_that_was_never_started_is_stopped(rows: Database):
 def test_what_nobody_watches_over_is_not_well(rows: Database, worker: WorkerState):
     told = whole(rows, worker)
     assert (told.word, told.shape) == ("healthy", Shape.WARN)
-    assert told.why == ("the worker hangs" if worker is WorkerState.HUNG else "no worker is running")
+    assert told.reason == ("the worker hangs" if worker is WorkerState.HUNG else "no worker is running")
 
 
 def test_backing_off_says_until_when_and_why(rows: Database):
     scene.die(rows, "fast", wait_s=30)
     told = labels.of_service(service.get(rows, "fast"))
     assert (told.word, told.shape) == ("crashed, restarting", Shape.CROSS)
-    assert told.why == "Killed by SIGKILL. (exit 1 of 5)"
+    assert told.reason == "Killed by SIGKILL. (exit 1 of 5)"
     assert told.until == service.get(rows, "fast").next_try_at
 
 
