@@ -7,13 +7,12 @@ Linux has pidfds, macOS has kqueue's NOTE_EXIT; both are waited on by one thread
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from tasks.system.process import Identity, alive, pin
+from tasks.system.process import Identity
 
 
 class ExitWatcher(threading.Thread):
@@ -55,15 +54,21 @@ class ExitWatcher(threading.Thread):
 
     def run(self) -> None:
         """Wait for deaths and for changes of what is watched."""
-        deaths = _deaths(self._woken)
+        waiter = _waiter(self._woken)
         while self._open:
-            with self._lock:
-                wanted = dict(self._watched)
-            dead = deaths.follow(set(wanted.values())) or deaths.wait()
-            for name, identity in wanted.items():
-                if identity in dead and self._settle(name, identity):
-                    self._on_exit(name, identity)
-        deaths.close()
+            self.step(waiter)
+        waiter.close()
+
+    def step(self, waiter: ExitWaiter) -> None:
+        """Report those who are dead; wait for a death, or a change of what is watched, when none is."""
+        with self._lock:
+            wanted = dict(self._watched)
+        self._report(wanted, waiter.follow(set(wanted.values())) or waiter.wait())
+
+    def _report(self, wanted: Mapping[str, Identity], dead: set[Identity]) -> None:
+        for name, identity in wanted.items():
+            if identity in dead and self._settle(name, identity):
+                self._on_exit(name, identity)
 
     def _settle(self, name: str, identity: Identity) -> bool:
         """Take a dead process off the list; False when it was forgotten or replaced meanwhile."""
@@ -80,7 +85,7 @@ class ExitWatcher(threading.Thread):
             return  # a full pipe wakes the thread as well
 
 
-class _ExitWaiter(Protocol):
+class ExitWaiter(Protocol):
     """What the two systems offer."""
 
     def follow(self, wanted: set[Identity]) -> set[Identity]:
@@ -96,97 +101,11 @@ class _ExitWaiter(Protocol):
         ...
 
 
-class _Pidfds:
-    """Linux: a pidfd becomes readable when its process ends."""
+def _waiter(wake_pipe: int) -> ExitWaiter:
+    if sys.platform == "linux":
+        from tasks.supervision.pidfd_waiter import PidfdWaiter
 
-    def __init__(self, woken: int) -> None:
-        self._woken = woken
-        self._held: dict[Identity, int] = {}
-        self._poll = select.poll()
-        self._poll.register(woken, select.POLLIN)
+        return PidfdWaiter(wake_pipe)
+    from tasks.supervision.kqueue_waiter import KqueueWaiter
 
-    def follow(self, wanted: set[Identity]) -> set[Identity]:
-        for identity in self._held.keys() - wanted:
-            self._drop(identity)
-        return {identity for identity in wanted - self._held.keys() if not self._add(identity)}
-
-    def wait(self) -> set[Identity]:
-        ready = {descriptor for descriptor, _ in self._poll.poll()}
-        if self._woken in ready:
-            _drain(self._woken)
-        dead = {identity for identity, descriptor in self._held.items() if descriptor in ready}
-        for identity in dead:
-            self._drop(identity)
-        return dead
-
-    def close(self) -> None:
-        for identity in tuple(self._held):
-            self._drop(identity)
-
-    def _add(self, identity: Identity) -> bool:
-        descriptor = pin(identity)
-        if descriptor is None:
-            return False
-        self._held[identity] = descriptor
-        self._poll.register(descriptor, select.POLLIN)
-        return True
-
-    def _drop(self, identity: Identity) -> None:
-        descriptor = self._held.pop(identity)
-        self._poll.unregister(descriptor)
-        os.close(descriptor)
-
-
-def _drain(pipe: int) -> None:
-    """Empty the pipe that woke us."""
-    try:
-        while os.read(pipe, 4096):
-            pass
-    except BlockingIOError:
-        return
-
-
-if sys.platform == "linux":
-
-    def _deaths(woken: int) -> _ExitWaiter:
-        return _Pidfds(woken)
-
-else:
-    from tasks.system.process import exit_event
-
-    class _Kqueue:
-        """macOS: NOTE_EXIT fires for any process of this user."""
-
-        def __init__(self, woken: int) -> None:
-            self._woken = woken
-            self._held: set[Identity] = set()
-            self._queue = select.kqueue()
-            self._queue.control([select.kevent(woken, select.KQ_FILTER_READ, select.KQ_EV_ADD)], 0)
-
-        def follow(self, wanted: set[Identity]) -> set[Identity]:
-            self._held &= wanted
-            return {identity for identity in wanted - self._held if not self._add(identity)}
-
-        def wait(self) -> set[Identity]:
-            ready = {event.ident for event in self._queue.control(None, 16, None)}
-            if self._woken in ready:
-                _drain(self._woken)
-            dead = {identity for identity in self._held if identity.pid in ready and not alive(identity)}
-            self._held -= dead
-            return dead
-
-        def close(self) -> None:
-            self._queue.close()
-
-        def _add(self, identity: Identity) -> bool:
-            try:
-                self._queue.control([exit_event(identity.pid)], 0)
-            except ProcessLookupError:
-                return False
-            if not alive(identity):
-                return False
-            self._held.add(identity)
-            return True
-
-    def _deaths(woken: int) -> _ExitWaiter:
-        return _Kqueue(woken)
+    return KqueueWaiter(wake_pipe)

@@ -20,7 +20,7 @@ def settle_handover(db: Database, home: Home, name: str) -> None:
     row = service.get(db, name)
     if row.successor is None or promote(db, home, row):
         return
-    for barren in process.find_shims(str(home.root), name):
+    for barren in process.find_shims(home.run, name):
         process.end_barren(barren)
     for stray in lifecycle.strays(home, row):
         if stray != lifecycle.identity(row):

@@ -89,7 +89,7 @@ def _record(db: Database, name: str, step: ServiceEvent, process_identity: Ident
 
 def adopt_orphan(db: Database, home: Home, row: Service, plan: LaunchSpec) -> bool:
     """Take over the process of a start that was never recorded; end every other one of this service."""
-    for shim in process.find_shims(str(home.root), row.name):
+    for shim in process.find_shims(home.run, row.name):
         process.end_barren(shim)
     adopted = False
     for orphan, generation in strays(home, row).items():

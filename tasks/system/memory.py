@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tasks.system.process import Identity, members
+from tasks.system import tool
+from tasks.system.process import Identity, members, table
 
 WARN_SHARE = 0.10
 CRITICAL_SHARE = 0.05
@@ -56,9 +56,7 @@ def by_share(available: int, total: int) -> Pressure:
 
 def _macos_pressure() -> Pressure:
     """Ask the kernel, as Activity Monitor does."""
-    command = ["/usr/sbin/sysctl", "-n", "kern.memorystatus_vm_pressure_level"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=5)
-    return parse_pressure(answer.stdout)
+    return parse_pressure(tool.run("sysctl", "-n", "kern.memorystatus_vm_pressure_level", timeout_s=5.0).stdout)
 
 
 def parse_pressure(text: str) -> Pressure:
@@ -68,22 +66,7 @@ def parse_pressure(text: str) -> Pressure:
 
 def resident(identity: Identity) -> int:
     """Return the resident bytes of a service: its process and all others of its group; 0 when it is dead."""
-    return sum(_resident(member.pid) for member in members(identity))
-
-
-def _resident(pid: int) -> int:
-    """Return one process's resident bytes."""
-    if sys.platform == "linux":
-        try:
-            return int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except OSError:
-            return 0
-    import psutil
-
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0
+    return sum(table.resident(member.pid) for member in members(identity))
 
 
 def oom_kills() -> int:

@@ -23,6 +23,11 @@ from pathlib import Path
 
 from state.errors import MlxqError
 
+if sys.platform == "linux":
+    from tasks.system import linux_process_table as table
+else:
+    from tasks.system import macos_process_table as table
+
 SHIM = """\
 "$@" >&2 &
 engine=$!
@@ -83,17 +88,12 @@ class Stopped:
 @functools.cache
 def boot() -> str:
     """Return the id of this boot; it changes when the machine restarts, and only then."""
-    if sys.platform == "linux":
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    answer = subprocess.run(
-        ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True
-    )
-    return answer.stdout.strip()
+    return table.boot()
 
 
 def identify(pid: int) -> Identity | None:
     """Return the identity of a living process, or None; a zombie counts as dead."""
-    start = _start(pid)
+    start = table.start(pid)
     return None if start is None else Identity(pid, start, boot())
 
 
@@ -104,15 +104,7 @@ def alive(identity: Identity) -> bool:
 
 def frozen(identity: Identity) -> bool:
     """Return whether the process was stopped by a signal or a debugger, and so cannot answer anybody."""
-    if sys.platform == "linux":
-        stat = _stat(identity.pid)
-        return stat is not None and stat.state in "Tt"
-    import psutil
-
-    try:
-        return psutil.Process(identity.pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        return False
+    return table.stopped(identity.pid)
 
 
 def encode(identity: Identity) -> str:
@@ -126,47 +118,12 @@ def decode(text: str) -> Identity:
     return Identity(int(pid), start, name)
 
 
-def _start(pid: int) -> str | None:
-    """Return the start mark of a living process; psutil's own moves when the clock is set, this does not."""
-    if sys.platform == "linux":
-        stat = _stat(pid)
-        return stat.start if stat and stat.state not in "ZX" else None
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return repr(process._proc.create_time(monotonic=True))  # noqa: SLF001 # pyright: ignore - the public one follows the wall clock
-    except psutil.Error:
-        return None
-
-
-@dataclass(frozen=True)
-class _Stat:
-    """The fields of /proc/PID/stat that matter here (proc(5))."""
-
-    state: str
-    parent: int
-    group: int
-    start: str
-
-
-def _stat(pid: int) -> _Stat | None:
-    """Read /proc/PID/stat. The name in brackets may hold spaces and brackets, so count from its end."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return _Stat(state=fields[0], parent=int(fields[1]), group=int(fields[2]), start=fields[19])
-
-
 def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, name: str) -> Spawned:
     """Start `argv` in a session of its own, its output appended to `log`, its exit code kept in `run`.
 
     Raises MlxqError when no process could be made for it.
     """
-    exit_file = run / f"{name}.exit"
+    exit_file = _exit_file(run, name)
     exit_file.unlink(missing_ok=True)
     with appended(log) as output:
         shim = subprocess.Popen(
@@ -183,6 +140,11 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
     if not pid:
         raise MlxqError(f"{name} ended at once.", hint=f"mlxq logs {name}")
     return Spawned(_name(pid), shim_identity)
+
+
+def _exit_file(run: Path, name: str) -> Path:
+    """Return where the shim of a service writes its exit code."""
+    return run / f"{name}.exit"
 
 
 def _first_word(shim: subprocess.Popen[bytes]) -> int:
@@ -210,7 +172,7 @@ def appended(log: Path) -> Generator[int]:
 def exit_status(run: Path, name: str, engine: Identity) -> int | None:
     """Return the exit code the shim kept for `engine`, 128 + N after signal N; None when none was kept."""
     try:
-        code, pid = run.joinpath(f"{name}.exit").read_text("ascii").split()
+        code, pid = _exit_file(run, name).read_text("ascii").split()
     except (OSError, ValueError):
         return None
     return int(code) if int(pid) == engine.pid else None
@@ -268,20 +230,11 @@ def members(identity: Identity) -> list[Identity]:
 def _pids_of_group(group: int) -> list[int]:
     """Return the pids that belong to a process group."""
     pids: list[int] = []
-    for pid in _pids():
+    for pid in table.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if os.getpgid(pid) == group:
                 pids.append(pid)
     return pids
-
-
-def _pids() -> list[int]:
-    """Return the pids of all processes."""
-    if sys.platform == "linux":
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - Path.iterdir is 5 times slower
-    import psutil
-
-    return psutil.pids()
 
 
 def send(identity: Identity, number: signal.Signals) -> bool:
@@ -312,21 +265,7 @@ def wait(identity: Identity, limit_s: float) -> bool:
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
             return bool(poll.poll(max(0, limit_s) * 1000))
-    queue = select.kqueue()
-    try:
-        queue.control([exit_event(identity.pid)], 0)
-        return not alive(identity) or bool(queue.control(None, 1, max(0, limit_s)))
-    except ProcessLookupError:
-        return True
-    finally:
-        queue.close()
-
-
-if sys.platform != "linux":
-
-    def exit_event(pid: int) -> select.kevent:
-        """Return the kqueue filter that fires when `pid` exits; macOS allows it for processes of others too."""
-        return select.kevent(pid, select.KQ_FILTER_PROC, select.KQ_EV_ADD | select.KQ_EV_ONESHOT, select.KQ_NOTE_EXIT)
+    return table.await_exit(identity.pid, lambda: alive(identity), limit_s)
 
 
 @contextlib.contextmanager
@@ -342,6 +281,7 @@ def _pinned(identity: Identity) -> Generator[int | None]:
 
 def pin(identity: Identity) -> int | None:
     """Open a pidfd; the identity is read again afterwards, as the pid may have changed hands before."""
+    assert sys.platform == "linux"
     try:
         descriptor = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -360,17 +300,22 @@ def find_orphans(home: str, service: str) -> dict[Identity, int]:
     """
     orphans = {identity: generation for identity, generation in _marked(home, service) if not _is_shim(identity.pid)}
     pids = {identity.pid for identity in orphans}
-    return {identity: generation for identity, generation in orphans.items() if _parent(identity.pid) not in pids}
+    return {identity: generation for identity, generation in orphans.items() if table.parent(identity.pid) not in pids}
 
 
-def find_shims(home: str, service: str) -> list[Identity]:
-    """Find the shims of our service's processes."""
-    return [identity for identity, _ in _marked(home, service) if _is_shim(identity.pid)]
+def find_shims(run: Path, service: str) -> list[Identity]:
+    """Find the shims of our service's processes by their command line.
+
+    macOS withholds the environment of /bin/sh, as of every program of Apple's (XNU kern_sysctl.c, cs_restricted).
+    """
+    exit_file = [str(_exit_file(run, service))]
+    shims = (pid for pid in table.pids() if table.arguments(pid)[3:4] == exit_file and _is_shim(pid))
+    return [identity for pid in shims if (identity := identify(pid))]
 
 
 def shim(engine: Identity) -> Identity | None:
     """Find the shim of a living process that we started: its parent, and the leader of its session. None when gone."""
-    parent = _parent(engine.pid)
+    parent = table.parent(engine.pid)
     leader = identify(parent) if parent else None
     return leader if leader and alive(engine) and _session(engine.pid) == leader.pid else None
 
@@ -389,23 +334,10 @@ def end_barren(shim: Identity) -> None:
 def _marked(home: str, service: str) -> Generator[tuple[Identity, int]]:
     """Return the living processes that bear our marks, each with its generation."""
     wanted = {"MLXQ_HOME": home, "MLXQ_SERVICE": service}
-    for pid in _pids():
-        marks = _environment(pid)
+    for pid in table.pids():
+        marks = table.environment(pid)
         if wanted.items() <= marks.items() and (identity := identify(pid)):
             yield identity, int(marks.get("MLXQ_GENERATION", "0"))
-
-
-def _parent(pid: int) -> int | None:
-    """Return the pid of a living process's parent."""
-    if sys.platform == "linux":
-        stat = _stat(pid)
-        return stat.parent if stat else None
-    import psutil
-
-    try:
-        return psutil.Process(pid).ppid()
-    except psutil.Error:
-        return None
 
 
 def _is_shim(pid: int) -> bool:
@@ -419,20 +351,3 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except ProcessLookupError:
         return None
-
-
-def _environment(pid: int) -> dict[str, str]:
-    """Read the environment a process was started with; {} for another user's."""
-    if sys.platform == "linux":
-        try:
-            raw = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return {}
-        pairs = (entry.partition("=") for entry in raw.decode(errors="replace").split("\0"))
-        return {name: value for name, _, value in pairs if name}
-    import psutil
-
-    try:
-        return psutil.Process(pid).environ()
-    except psutil.Error:
-        return {}

@@ -56,7 +56,7 @@ def assert_one_engine(mlxq: Mlxq) -> Service:
     assert holder
     assert list(process.find_orphans(str(mlxq.home.root), "fast")) == [holder.identity]
     assert one.identity == process.encode(holder.identity)
-    until(lambda: len(process.find_shims(str(mlxq.home.root), "fast")) <= 1)
+    until(lambda: len(process.find_shims(mlxq.home.run, "fast")) <= 1)
     return one
 
 

@@ -309,14 +309,10 @@ def test_the_last_word_of_a_shim_is_no_orphan(place: Place):
 
 def test_a_shim_that_may_yet_start_its_program_is_ended(place: Place):
     """It lost its worker in between: what it starts later, nobody would know."""
-    marks = {"MLXQ_HOME": str(place.folder), "MLXQ_SERVICE": "fast"}
-    with subprocess.Popen(
-        ["/bin/sh", "-c", "read line; sleep 600 & wait"], env=marks, stdin=subprocess.PIPE, start_new_session=True
-    ) as slow:
-        until(
-            lambda: process.find_shims(str(place.folder), "fast")
-        )  # exec ends a moment before its environment is there
-        (barren,) = process.find_shims(str(place.folder), "fast")
+    argv = ["/bin/sh", "-c", "read line; sleep 600 & wait", str(place.folder / "fast.exit")]
+    with subprocess.Popen(argv, env={}, stdin=subprocess.PIPE, start_new_session=True) as slow:
+        until(lambda: process.find_shims(place.folder, "fast"))  # exec ends a moment before its arguments are there
+        (barren,) = process.find_shims(place.folder, "fast")
         process.end_barren(barren)
 
         assert slow.wait(LIMIT_S) == -signal.SIGKILL
@@ -325,7 +321,7 @@ def test_a_shim_that_may_yet_start_its_program_is_ended(place: Place):
 def test_a_shim_that_looks_after_its_program_is_left_alone(place: Place):
     one = place.spawn(SLEEPER, MLXQ_HOME=str(place.folder), MLXQ_SERVICE="fast")
 
-    assert process.find_shims(str(place.folder), "fast") == [one.shim]
+    assert process.find_shims(place.folder, "fast") == [one.shim]
     process.end_barren(one.shim)
 
     assert process.alive(one.shim)

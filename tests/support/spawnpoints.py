@@ -146,7 +146,7 @@ def seen(home: Home, port: int) -> dict[str, Any]:
     events = {row["name"] for row in db.rows("SELECT name FROM events")}
     for each in there:
         process.stop(each, 5.0)
-    until(lambda: not process.find_shims(str(home.root), "fast"))
+    until(lambda: not process.find_shims(home.run, "fast"))
     db.close()
     return found | {"how": "adopted" if "adopted" in events else f"generation {one.generation}"}
 
