@@ -79,16 +79,21 @@ def explain(
     absent: Absent | None = None,
 ) -> str:
     """Return why these, what was next, what is missing, and what more memory would change."""
-    lines = [_used(stack)]
-    for pick in stack.picks:
-        lines.append(_line(pick))
-        if not pick.shares:
-            lines.append(f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here.")
-    lines += _one_family(offers)
+    lines = [
+        _used(stack),
+        *(line for pick in stack.picks for line in (_line(pick), *_next(pick))),
+        *_one_family(offers),
+    ]
     if absent:
         lines.append(_missing(absent, stack))
     lines.append(_with_more(stack, richer))
     return "\n".join(lines)
+
+
+def _next(pick: Pick) -> list[str]:
+    if pick.shares:
+        return []
+    return [f"  Next would be {pick.runner_up}." if pick.runner_up else "  Nothing else fits here."]
 
 
 def explain_chosen(stack: Recommendation) -> str:

@@ -76,13 +76,9 @@ def bench(
     began = context.db.now()
     _wait_for_quiet(context, began)
     models, machine = recommend.all_models(context.home), _machine(context)
-    usual = SLOW if machine.backend == "cpu" else FAST
-    shape = {
-        "runs": runs,
-        "prompt_tokens": prompt_tokens or usual[0],
-        "gen_tokens": gen_tokens or usual[1],
-        "concurrency": list(concurrency),
-    }
+    prompt, answer = SLOW if machine.backend == "cpu" else FAST
+    shape = {"runs": runs, "prompt_tokens": prompt_tokens or prompt, "gen_tokens": gen_tokens or answer}
+    shape |= {"concurrency": list(concurrency)}
     subject = _subject(context, target, models, shape)
     if subject.pid is None:
         _check_room(context, machine, subject.tier)
@@ -246,7 +242,6 @@ def _told(
         "model": tier.model,
         "quant": tier.quant,
         "engine": figures["release"],
-        "mlx": figures["mlx"],
         "predicted": asdict(predicted) if predicted else None,
         "verdict": _verdict(alone, predicted) if alone and predicted else None,
     }

@@ -54,11 +54,8 @@ class Recorder:
 def _look(row: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
     """Look at one service. `counted`: the gateway's sums by tier; all of them are the gateway's own."""
     own = [count for count in counted if row.kind == "gateway" or count["tier"] == row.name]
-    counts: dict[str, Any] = {
-        "memory_bytes": row.memory_bytes,
-        "failed": sum(count["failed"] for count in own),
-        "fallbacks": sum(count["fallbacks"] for count in own),
-    }
+    counts: dict[str, Any] = {name: sum(count[name] for count in own) for name in ("failed", "fallbacks")}
+    counts["memory_bytes"] = row.memory_bytes
     serving = row.state in SERVING
     if row.kind != "engine" or not serving:
         return EngineSample(serving, **counts)

@@ -12,6 +12,7 @@ from catalog.machine import from_row
 from catalog.model import Model
 from catalog.pick import Recommendation
 from state import facts, settings, stack
+from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import PREFILL_STEP, Tier
@@ -56,20 +57,24 @@ def score(
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged:
-        question = request | {"choice": choice}
-        chosen = recommend.choose(
-            from_row(row), models, question, recommend.measured(context.db, from_row(row)), hub=hub
-        )
+        measured = recommend.measured(context.db, from_row(row))
+        chosen = recommend.choose(from_row(row), models, request | {"choice": choice}, measured, hub=hub)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
-        stored = _told(chosen, request) | {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
-        stack.replace(context.db, now)
-        facts.put(context.db, "stack", stored)
+        named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
+        stored = _store(context.db, now, _told(chosen, request) | named)
     _enqueue(context, now, pull=pull, start=start)
     return stored | {
         "kept": unchanged,
         "tiers": recommend.named(now, stored.get("shares", {})),
         "sizes": recommend.sizes(now, models),
     }
+
+
+def _store(db: Database, tiers: Sequence[Tier], answers: dict[str, Any]) -> dict[str, Any]:
+    """Make `tiers` the stack and keep what was asked for; return the latter."""
+    stack.replace(db, tiers)
+    facts.put(db, "stack", answers)
+    return answers
 
 
 def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool) -> None:

@@ -60,9 +60,9 @@ class AutostartStatus:
 
 def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
     """Return the variables the worker needs of the user's shell; a proxy that holds a password is left out."""
-    kept = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
-    kept |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
-    return kept | {"MLXQ_HOME": str(home.root)}
+    variables = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
+    variables |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
+    return variables | {"MLXQ_HOME": str(home.root)}
 
 
 def program() -> list[str]:

@@ -101,16 +101,23 @@ def command(
         return
     with jobs_client.reading(home) as db:
         subject = _what(home, db, str(target), quant)
+    result = _run({"target": subject, "save": save, **shape}, timeout_s)
+    if as_json:
+        render.data(result)
+        return
+    show(result)
+    if not result["saved"]:
+        render.next_step(f"mlxq bench {target} --save")
+
+
+def _run(args: Mapping[str, Any], timeout_s: float | None) -> Any:
+    """Run the job and return its result. Raises its error."""
+    home = get_home()
     with jobs_client.writing(home) as db:
-        ids = jobs_client.enqueue(db, [kinds.new("bench", {"target": subject, "save": save, **shape})])
+        ids = jobs_client.enqueue(db, [kinds.new("bench", args)])
     (job,) = jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     assert job.state is JobState.SUCCEEDED, "follow raises what failed"
-    if as_json:
-        render.data(job.result)
-        return
-    show(job.result)
-    if not job.result["saved"]:
-        render.next_step(f"mlxq bench {target} --save")
+    return job.result
 
 
 def _what(home: Home, db: Database, target: str, quant: str | None) -> str:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -152,15 +152,16 @@ def _existing(home: Home) -> list[str]:
     raise NotSetUp(f"There are no logs in {home.root} yet.", hint="mlxq setup")
 
 
+def _document(home: Home, name: str) -> dict[str, Any]:
+    stat = home.log(name).stat()
+    return {"name": name, "path": str(home.log(name)), "size_bytes": stat.st_size, "written_at": stat.st_mtime}
+
+
 def _list(home: Home, *, as_json: bool) -> None:
     existing = _existing(home)
     stats = {name: home.log(name).stat() for name in existing}
     if as_json:
-        rows = [
-            {"name": name, "path": str(home.log(name)), "size_bytes": stat.st_size, "written_at": stat.st_mtime}
-            for name, stat in stats.items()
-        ]
-        render.data({"logs": rows})
+        render.data({"logs": [_document(home, name) for name in existing]})
         return
     render.table(
         ["LOG", "SIZE", "WRITTEN"],

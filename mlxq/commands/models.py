@@ -293,34 +293,30 @@ def _every(
 ) -> None:
     """Show every model that fits the budget alone, in each quant that fits, best first."""
     local = Here(machine, benches)
+    rows = [(*row, predicted(local, row[0], row[1])) for row in _fitting(models, budget)]
+    if as_json:
+        fitting = [
+            {"model": model.id, "quant": quant, "memory_bytes": need, "speed": asdict(speed)}
+            for model, quant, need, speed in rows
+        ]
+        render.data({"budget_bytes": budget, "models": fitting})
+        return
+    cells = [
+        [model.id, quant, units.memory(need), recommendation.ranged(speed), recommendation.points(quality(model))]
+        for model, quant, need, speed in rows
+    ]
+    render.table(["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"], cells, right=(2, 3))
+
+
+def _fitting(models: Mapping[str, Model], budget: int) -> list[tuple[Model, str, int]]:
+    """Return each model and quant that fits `budget` bytes alone, and what it needs, best first."""
     rows = [
         (model, quant, need)
         for model in models.values()
         for quant in _by_size(model)
         if (need := memory(model, quant, SHOWN_CONTEXT).total) <= budget
     ]
-    rows.sort(key=lambda row: -worth(row[0], row[1]))
-    if as_json:
-        fitting = [
-            {"model": model.id, "quant": quant, "memory_bytes": need, "speed": asdict(predicted(local, model, quant))}
-            for model, quant, need in rows
-        ]
-        render.data({"budget_bytes": budget, "models": fitting})
-        return
-    render.table(
-        ["MODEL", "QUANT", "MEMORY", "TOK/S", "QUALITY"],
-        [
-            [
-                model.id,
-                quant,
-                units.memory(need),
-                recommendation.ranged(predicted(local, model, quant)),
-                recommendation.points(quality(model)),
-            ]
-            for model, quant, need in rows
-        ],
-        right=(2, 3),
-    )
+    return sorted(rows, key=lambda row: -worth(row[0], row[1]))
 
 
 def predicted(local: Here, model: Model, quant: str) -> Speed:

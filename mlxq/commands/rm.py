@@ -50,14 +50,18 @@ def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, liste
     if listed:
         show(chosen)
     if not yes:
-        if not sys.stdin.isatty():
-            raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
-        click.confirm("Delete", abort=True, err=True)
+        _confirm()
     with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [_job(row, force=force) for row in chosen])
     ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view())
     freed = sum(job.result["bytes"] for job in ended if job.state is JobState.SUCCEEDED)
     render.say(f"Deleted {units.files(freed)}.")
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
+    click.confirm("Delete", abort=True, err=True)
 
 
 def _job(row: Installed, *, force: bool) -> kinds.NewJob:

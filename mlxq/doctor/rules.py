@@ -146,17 +146,11 @@ def wired(total_bytes: int, limit_bytes: int, usable_bytes: int, stack_bytes: in
     """Check macOS's limit on what the GPU may hold; None where there is nothing to say. Bytes; 0 is no limit."""
     share = limit_bytes / total_bytes if total_bytes else 0.0
     if share > WIRED_SHARE:
-        return warning(
-            "memory",
-            f"iogpu.wired_limit_mb gives the GPU {share:.0%} of memory: macOS may freeze",
-            f"sudo sysctl iogpu.wired_limit_mb={int(total_bytes * 0.8) >> 20}",
-        )
+        text = f"iogpu.wired_limit_mb gives the GPU {share:.0%} of memory: macOS may freeze"
+        return warning("memory", text, f"sudo sysctl iogpu.wired_limit_mb={int(total_bytes * 0.8) >> 20}")
     if usable_bytes and stack_bytes > usable_bytes:
-        return warning(
-            "memory",
-            f"the stack needs {units.memory(stack_bytes)}, the GPU may hold {units.memory(usable_bytes)}",
-            "mlxq setup",
-        )
+        text = f"the stack needs {units.memory(stack_bytes)}, the GPU may hold {units.memory(usable_bytes)}"
+        return warning("memory", text, "mlxq setup")
     return passed("memory", f"wired limit {units.memory(limit_bytes)}") if limit_bytes else None
 
 

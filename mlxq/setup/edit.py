@@ -129,12 +129,11 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
     batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(removed, serving=serving) if removed else [])]
     before = "detect"
     for tier in edit_plan.new:
-        pull, label = f"pull {tier.source}", f"assign {tier.name}"
-        if pull not in {entry.label for entry in batch}:
-            batch.append(kinds.new("pull", {"source": tier.source}, label=pull))
+        pull = kinds.new("pull", {"source": tier.source}, label=f"pull {tier.source}")
+        batch += [] if pull.label in {entry.label for entry in batch} else [pull]
         args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": change.alone is not None}
-        batch.append(kinds.new("assign", args, needs=[before, pull], label=label))
-        before = label
+        batch.append(kinds.new("assign", args, needs=[before, pull.label], label=f"assign {tier.name}"))
+        before = batch[-1].label
     return batch
 
 

@@ -63,12 +63,16 @@ def own_engine(request: dict[str, Any]) -> Generator[int]:
         _until_ready(request, engine)
         yield engine.pid
     finally:
-        engine.terminate()
-        try:
-            engine.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            engine.kill()
-            engine.wait()
+        _end(engine)
+
+
+def _end(engine: subprocess.Popen[bytes]) -> None:
+    engine.terminate()
+    try:
+        engine.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        engine.kill()
+        engine.wait()
 
 
 def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> None:

@@ -88,17 +88,15 @@ def _await_take_over(home: Home, trial: Candidate) -> None:
     until = time.monotonic() + TAKE_OVER_S
     while not _serves(home, trial.spawned):
         if process.wait(trial.spawned.engine, LOOK_S):
-            raise GatewayFailed(
-                f"A gateway with the new configuration exited during the handover: {candidate.last_cause(home, trial)}",
-                done=candidate.LATER,
-                hint=f"mlxq logs {trial.name}",
-            )
+            raise _failure(trial, f"exited during the handover: {candidate.last_cause(home, trial)}")
         if time.monotonic() > until:
-            raise GatewayFailed(
-                f"A gateway with the new configuration did not take over within {TAKE_OVER_S:.0f} s.",
-                done=candidate.LATER,
-                hint=f"mlxq logs {trial.name}",
-            )
+            raise _failure(trial, f"did not take over within {TAKE_OVER_S:.0f} s.")
+
+
+def _failure(trial: Candidate, what: str) -> GatewayFailed:
+    return GatewayFailed(
+        f"A gateway with the new configuration {what}", done=candidate.LATER, hint=f"mlxq logs {trial.name}"
+    )
 
 
 def _serves(home: Home, spawned: Spawned) -> bool:

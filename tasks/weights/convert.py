@@ -51,12 +51,16 @@ def convert(source: Path, target: Path, quant: str, log: Path) -> None:
             [*command, *_QUANTS[quant]], stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
         )
     if ran.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        raise MlxqError(
-            f"mlx_lm convert ended with code {ran.returncode}: {lines[-1] if lines else 'it said nothing'}",
-            done="The fetched files were kept.",
-            hint=f"less {log}",
-        )
+        raise _failure(ran.returncode, log)
+
+
+def _failure(code: int, log: Path) -> MlxqError:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return MlxqError(
+        f"mlx_lm convert ended with code {code}: {lines[-1] if lines else 'it said nothing'}",
+        done="The fetched files were kept.",
+        hint=f"less {log}",
+    )
 
 
 Recipe = Literal["f32-scales"]

@@ -200,19 +200,22 @@ class Download:
     def _finish(self, part: PartialFile) -> None:
         """Name the file when its hash is right; else fetch it once more."""
         if not part.right():
-            self._count(-part.received)
-            part.restart()
-            for number in range(part.segments):
-                self._segment(part, number)
-            if not part.right():
-                part.discard()
-                raise Damaged(
-                    f"{self._where(part.file.name)} sent wrong bytes for {part.file.name} of {self._repo}, twice.",
-                    done="They were thrown away; nothing was installed.",
-                    hint=f"mlxq pull {self._repo}   (try again, or another mirror in HF_ENDPOINT)",
-                )
+            self._fetch_again(part)
         part.finish()
         del self._open[part.file.name]
+
+    def _fetch_again(self, part: PartialFile) -> None:
+        self._count(-part.received)
+        part.restart()
+        for number in range(part.segments):
+            self._segment(part, number)
+        if not part.right():
+            part.discard()
+            raise Damaged(
+                f"{self._where(part.file.name)} sent wrong bytes for {part.file.name} of {self._repo}, twice.",
+                done="They were thrown away; nothing was installed.",
+                hint=f"mlxq pull {self._repo}   (try again, or another mirror in HF_ENDPOINT)",
+            )
 
     def _is_last(self, part: PartialFile) -> bool:
         with self._lock:

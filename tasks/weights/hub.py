@@ -120,19 +120,23 @@ class Hub:
         address = f"/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         response = self._get(address)
         if response.status_code == HTTPStatus.UNAUTHORIZED and self.token and "x-error-code" not in response.headers:
-            token, self.token = self.token, None
-            again = self._get(address)
-            if again.is_success:
-                self.notes.append(
-                    "The Hub refused your token; this repo is public and was read without. Run: hf auth login"
-                )
-                response = again
-            else:
-                self.token = token
+            response = self._without_token(address) or response
         document = self._json(response, repo, revision)
         if not isinstance(document, dict) or "sha" not in document or "siblings" not in document:
             raise Offline(f"{self.endpoint} does not answer like a Hub.", hint="Check HF_ENDPOINT.")
         return cast("dict[str, Any]", document)
+
+    def _without_token(self, address: str) -> httpx.Response | None:
+        """Return what the Hub says without the token, and leave the token out from now on; None for a refusal."""
+        token, self.token = self.token, None
+        response = self._get(address)
+        if response.is_success:
+            self.notes.append(
+                "The Hub refused your token; this repo is public and was read without. Run: hf auth login"
+            )
+            return response
+        self.token = token
+        return None
 
     def _tree(self, repo: str, revision: str) -> list[dict[str, Any]]:
         entries = self._json(self._get(f"/api/models/{repo}/tree/{revision}?recursive=true"), repo, revision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -17,6 +18,31 @@ SMALL_LINES = 50
 MOST_SMALL = 25
 """Modules of fewer than 50 lines that one other module alone imports."""
 MOST_FILES_OF_A_PULL = 12
+FUNCTION_LINES = {"median": 6, "p90": 15, "longest": 41}
+NO_NOUNS = frozenset(
+    [
+        "one",
+        "found",
+        "told",
+        "asked",
+        "each",
+        "held",
+        "place",
+        "said",
+        "known",
+        "made",
+        "given",
+        "seen",
+        "kept",
+        "gone",
+        "there",
+        "here",
+        "why",
+        "left",
+        "others",
+    ]
+)
+"""Names that say nothing of what a variable holds: `row`, `job`, `path`, `model`, `message`, `reason` do."""
 
 
 def named(path: Path) -> str:
@@ -76,3 +102,38 @@ def test_a_pull_can_be_followed_through_a_dozen_files() -> None:
     assert {file for file in named_files if not (ROOT / file).is_file()} == set()
     assert {"mlxq/commands/pull.py", "tasks/pull.py", "tasks/weights/install.py"} <= named_files
     assert len(named_files) <= MOST_FILES_OF_A_PULL, sorted(named_files)
+
+
+def _functions(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def _bound(function: ast.AST) -> set[str]:
+    """Return the names of a function's parameters and variables, those of its lambdas and comprehensions among them."""
+    nodes = list(ast.walk(function))
+    variables = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    caught = {node.name for node in nodes if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar)}
+    return variables | {node.arg for node in nodes if isinstance(node, ast.arg)} | {name for name in caught if name}
+
+
+def test_variables_are_named_by_their_noun() -> None:
+    named_badly = {
+        f"{module}.{function.name}": sorted(names)
+        for module, tree in TREES.items()
+        for function in _functions(tree)
+        if (names := _bound(function) & NO_NOUNS)
+    }
+    assert named_badly == {}
+
+
+def test_functions_stay_short() -> None:
+    """The bounds are those of the best code that mlxq was compared with; split what outgrows them."""
+    lengths = sorted(
+        ((node.end_lineno or 0) - node.lineno + 1, f"{module}.{node.name}")
+        for module, tree in TREES.items()
+        for node in _functions(tree)
+    )
+    lines = [length for length, _ in lengths]
+    measured = {"median": statistics.median(lines), "p90": lines[len(lines) * 9 // 10], "longest": lines[-1]}
+
+    assert all(measured[name] <= most for name, most in FUNCTION_LINES.items()), (measured, lengths[-20:])

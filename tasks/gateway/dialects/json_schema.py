@@ -18,6 +18,9 @@ STEPS = 200_000
 ERROR_BYTES = 32 * 2**20
 """Of all errors' messages together: each one quotes what it is about."""
 _FENCED = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_PATTERN = frozenset({"pattern"})
+_OF_PATTERNS = _PATTERN | {"patternProperties", "additionalProperties", "unevaluatedProperties"}
+"""What may not be checked without the regular expressions beside it."""
 _BY_NAME = frozenset({"properties", "$defs", "definitions", "dependentSchemas"})
 """Keywords whose keys are names and no keywords."""
 
@@ -105,12 +108,9 @@ def _without_patterns(node: Any, *, names: bool = False) -> Any:
     if not isinstance(node, dict):
         return node
     inside = cast("dict[str, Any]", node)
-    left_out: set[str] = set()
-    if not names:
-        left_out = {"pattern", "patternProperties"}
-        left_out |= {"additionalProperties", "unevaluatedProperties"} if "patternProperties" in inside else set()
+    omitted = frozenset[str]() if names else _OF_PATTERNS if "patternProperties" in inside else _PATTERN
     return {
         name: _without_patterns(inner, names=name in _BY_NAME and not names)
         for name, inner in inside.items()
-        if name not in left_out
+        if name not in omitted
     }
