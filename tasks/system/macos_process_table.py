@@ -75,11 +75,10 @@ def start(pid: int) -> str | None:
     at fork and kept over exec.
     """
 
-    def mark_of(process: psutil.Process) -> str | None:
+    def mark_of(process: Any) -> str | None:
         if process.status() == psutil.STATUS_ZOMBIE:
             return None
-        mark = process._proc.create_time(monotonic=True)  # noqa: SLF001 # pyright: ignore - see above
-        return repr(float(mark))
+        return repr(process._proc.create_time(monotonic=True))  # noqa: SLF001 - see above
 
     return _look(pid, mark_of, None)
 
