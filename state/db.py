@@ -147,8 +147,6 @@ def open_database(home: Home, *, clock: Callable[[], float] = time.time, checkpo
     with _told(home):
         connection = _connect(home.database)
         connection.execute("PRAGMA synchronous=FULL")
-        if sys.platform == "darwin":
-            connection.execute("PRAGMA checkpoint_fullfsync=1")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA wal_autocheckpoint={1000 if checkpoints else 0}")
     return Database(connection, home, clock)
@@ -173,6 +171,8 @@ def read_database(home: Home) -> Database:
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    if sys.platform == "darwin":  # the last reader's close folds the WAL back, too
+        connection.execute("PRAGMA checkpoint_fullfsync=1")
     return connection
 
 

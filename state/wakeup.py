@@ -27,7 +27,7 @@ def folder(home: Home) -> Path:
 
     Not $TMPDIR: a worker that launchd started has another one than a shell.
     """
-    if len(str(home.wake)) + 24 <= LONGEST_SOCKET_PATH:
+    if len(os.fsencode(home.wake)) + 24 <= LONGEST_SOCKET_PATH:
         return home.run
     digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:16]
     return Path("/tmp", f"mlxq-{os.getuid()}-{digest}")  # noqa: S108 (0700, and refused when it is not ours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import socket
@@ -27,7 +28,7 @@ from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUna
 from state.paths import Home
 from state.ports import listing as listening
 from tasks import worker_status
-from tasks.system import hardware, memory, ports, process
+from tasks.system import hardware, memory, ports, process, tool
 
 LIMIT_S = 4.5
 """Seconds for all checks together; one that is slower is reported as such."""
@@ -76,16 +77,20 @@ def _unreadable(area: str, problem: MlxqError) -> Finding:
 
 
 def _python(_: Home) -> list[Finding]:
-    return [rules.python(sys.version_info[:3], sys.platform, platform.machine())]
+    translated = sys.platform == "darwin" and _printed("sysctl", "-n", "sysctl.proc_translated").strip() == "1"
+    return [rules.python(sys.version_info[:3], sys.platform, platform.machine(), translated=translated)]
 
 
 def _sqlite(_: Home) -> list[Finding]:
     return [rules.sqlite(sqlite3.sqlite_version_info)]
 
 
-def _mlx(_: Home) -> list[Finding]:
+def _mlx(_: Home) -> list[Finding | None]:
     """Ask MLX for its device in a child process: importing it costs memory and may hang."""
-    return [rules.back_end(sys.platform, hardware.mlx_info(_printed(sys.executable, "-P", "-c", hardware.ASK_MLX)))]
+    device = hardware.mlx_info(_printed(sys.executable, "-P", "-c", hardware.ASK_MLX))
+    macos = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdecimal())
+    accelerators = rules.neural_accelerators(str(device.get("device_name", "")), macos) if macos else None
+    return [rules.back_end(sys.platform, device), accelerators]
 
 
 def _packages(_: Home) -> list[Finding]:
@@ -173,7 +178,7 @@ def _power(_: Home) -> list[Finding]:
 
 
 def _printed(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S).stdout
+    return tool.run(*command, timeout_s=LIMIT_S).stdout
 
 
 def _home(home: Home) -> list[Finding]:
@@ -202,12 +207,17 @@ def stale_sockets(home: Home) -> list[Path]:
 
 
 def _has_listener(path: Path) -> bool:
-    """Return whether a process listens at a socket; connecting sends nothing."""
+    """Return whether a process listens at a socket; connecting sends nothing.
+
+    The gateway's is a stream and the worker's takes datagrams: a socket of the other type refuses with EPROTOTYPE.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             client.connect(str(path))
     except ConnectionRefusedError:
         return False
+    except OSError as problem:
+        return problem.errno == errno.EPROTOTYPE
     return True
 
 

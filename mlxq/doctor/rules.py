@@ -29,6 +29,8 @@ FULL_BYTES = 500_000_000
 """Bytes of disk below which the job database itself is in danger."""
 WIRED_SHARE = 0.92
 """A wired limit above this share of memory leaves macOS too little to live on."""
+NEURAL_ACCELERATORS_FROM = (26, 2)
+"""The macOS from which MLX uses the neural accelerators of an M5."""
 CLOCK_S = 120.0
 """Seconds; a clock this far off breaks TLS and the times of jobs."""
 
@@ -73,16 +75,18 @@ def error(area: str, text: str, hint: str | None = None, fix: str | None = None)
     return Finding(area, Grade.FAIL, text, hint, fix)
 
 
-def python(version: Version, platform: str, machine: str) -> Finding:
-    """Check the interpreter: `platform` as sys.platform, `machine` as platform.machine()."""
+def python(version: Version, platform: str, machine: str, *, translated: bool = False) -> Finding:
+    """Check the interpreter: `platform` as sys.platform, `machine` as platform.machine(), `translated` by Rosetta."""
     text = f"Python {dotted(version)} for {machine}"
     if not OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
         supported = f"{dotted(OLDEST_PYTHON)} to {dotted(NEWEST_PYTHON)}"
         return error(
             "python", f"{text}; mlxq needs {supported}", f"uv tool install --python {dotted(NEWEST_PYTHON)} mlxq"
         )
-    if platform == "darwin" and machine != "arm64":
+    if platform == "darwin" and translated:
         return error("python", f"{text}: running under Rosetta, where MLX does not work", "uv python install 3.13")
+    if platform == "darwin" and machine != "arm64":
+        return error("python", f"{text}: MLX has no build for Intel Macs")
     return passed("python", text)
 
 
@@ -104,10 +108,21 @@ def back_end(platform: str, device_info: Mapping[str, object]) -> Finding:
     device, name = str(device_info.get("device", "")), str(device_info.get("device_name", ""))
     text = f"MLX uses the {device.upper()}" + (f" ({name})" if name else "")
     if platform == "darwin" and device != "gpu":
-        return error("mlx", f"{text}: Metal is not available, as in every virtual machine", "mlxq status --json")
+        return error("mlx", f"{text}: MLX found no Metal device (a sandbox, or a virtual machine without a GPU)")
     if platform != "darwin" and device == "cpu":
         return passed("mlx", f"{text}: slow; expected on Linux without a GPU")
     return passed("mlx", text)
+
+
+def neural_accelerators(chip: str, macos: Version) -> Finding | None:
+    """Check that MLX can use an M5's neural accelerators; `chip` as Metal names it.
+
+    MLX needs macOS 26.2 for them (mlx backend/metal/device.cpp); without them prompts are read at about half the speed.
+    """
+    if not re.search(r"\bM[5-9]\b", chip) or macos >= NEURAL_ACCELERATORS_FROM:
+        return None
+    text = f"{chip} with macOS {dotted(macos)}: prompts are read at about half the speed until macOS 26.2"
+    return warning("mlx", text, "softwareupdate --list")
 
 
 def hub(endpoint: str, status: int | None, *, token: bool, offline: bool) -> Finding:
@@ -155,10 +170,19 @@ def wired(total_bytes: int, limit_bytes: int, usable_bytes: int, stack_bytes: in
 
 
 def parse_pmset(text: str) -> dict[str, int]:
-    """Read the settings in use from `pmset -g`: ` sleep  1 (sleep prevented by caffeinate)` is sleep, 1 minute."""
-    _, _, used = text.partition("Currently in use:")
+    """Read the settings in use from `pmset -g`: ` sleep  1 (sleep prevented by caffeinate)` is sleep, 1 minute.
+
+    SleepDisabled stands above them, system-wide; sleep that caffeinate prevents, as mlxq does while a tier runs, is
+    told as `prevented`.
+    """
+    system_wide, _, used = text.partition("Currently in use:")
     pairs = re.findall(r"^\s+([\w ]+?)\s+(\d+)\b", used or text, re.MULTILINE)
-    return {name: int(value) for name, value in pairs}
+    settings = {name: int(value) for name, value in pairs}
+    if re.search(r"^\s+SleepDisabled\s+1\b", system_wide, re.MULTILINE):
+        settings["SleepDisabled"] = 1
+    if re.search(r"^\s+sleep\s+\d+\s+\(sleep prevented by [^)]*\bcaffeinate\b", used, re.MULTILINE):
+        settings["prevented"] = 1
+    return settings
 
 
 def power(settings: Mapping[str, int], source: str) -> list[Finding]:
@@ -166,7 +190,8 @@ def power(settings: Mapping[str, int], source: str) -> list[Finding]:
     if not settings:
         return []
     findings: list[Finding] = []
-    if minutes := settings.get("sleep", 0):
+    minutes = settings.get("sleep", 0)
+    if minutes and not (settings.get("SleepDisabled") or settings.get("prevented")):
         findings.append(
             warning(
                 "power", f"the Mac sleeps after {minutes} min and does not serve while asleep", "sudo pmset -a sleep 0"

@@ -67,6 +67,13 @@ FIRST = (
         marker=r"memory allocation of \d+ bytes failed|^MemoryError|std::bad_alloc",
     ),
     CauseRule(
+        "metal_unreachable",
+        "macOS's shader compiler could not be reached, as after a log-out.",
+        LOGS,
+        permanent=False,
+        marker=r"MTLCompilerService",
+    ),
+    CauseRule(
         "disk_full",
         "The disk is full.",
         "df -h",

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, cast
 
-GIB = 2**30
-
 
 @dataclass(frozen=True)
 class EngineStatus:
@@ -53,7 +51,7 @@ def read_status(body: Any) -> EngineStatus:
         requests=_int(status.get("total_requests_processed")),
         prompt_tokens=_int(status.get("total_prompt_tokens")),
         completion_tokens=_int(status.get("total_completion_tokens")),
-        metal_bytes=int(metal * GIB) if isinstance(metal, int | float) else None,
+        metal_bytes=int(metal * 1e9) if isinstance(metal, int | float) else None,
         cached_tokens=_int(_mapping(status.get("cache")).get("tokens_saved")),
     )
 

@@ -11,17 +11,17 @@ import importlib.util
 import json
 import math
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count, environ
+from os import cpu_count
 from typing import Any, cast
 
 from catalog import chips
 from catalog.machine import Machine
+from tasks.system import tool
 
 Recording = Mapping[str, str]
 """What each program printed, by the command line."""
@@ -221,9 +221,9 @@ def gpu_cores(text: str) -> int:
 
 
 def swap(text: str) -> tuple[int, int]:
-    """Read vm.swapusage, `total = 2048.00M  used = 1032.25M ...`: total and used in bytes."""
+    """Read vm.swapusage, `total = 2048.00M  used = 1032.25M ...`, in bytes; the locale may set a decimal comma."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    sizes = dict(re.findall(r"(total|used) = ([\d.]+[KMG])", text))
+    sizes = dict(re.findall(r"(total|used) = ([\d.]+[KMG])", text.replace(",", ".")))
     total, used = (sizes.get(name, "0K") for name in ("total", "used"))
     return int(float(total[:-1]) * units[total[-1]]), int(float(used[:-1]) * units[used[-1]])
 
@@ -273,9 +273,4 @@ def _ask_mlx() -> str:
 
 def _printed(argv: list[str], wait_s: float = PROGRAM_WAIT_S) -> str:
     """Return what a program printed, also when it failed half way; nothing when it is missing or hangs."""
-    plain = {name: value for name, value in environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=wait_s, check=False, env=plain)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return ""
-    return done.stdout
+    return tool.run(*argv, timeout_s=wait_s).stdout

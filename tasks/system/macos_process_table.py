@@ -1,6 +1,6 @@
 """The process table of macOS: psutil, libproc and kqueue.
 
-psutil 7.2.2 raises SystemError when a process ends while its arguments are read (psutil issue 2854, mended in 8), and
+psutil 7.2.2 raises SystemError when a process ends while its arguments are read (psutil issue 2854, fixed in 8), and
 psutil.Error for the rest, so every look catches both. Facts of the kernel are cited from XNU 11417 (macOS 15.4).
 """
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 
+from tasks.system import tool
 from tasks.system.process import Identity, identify
 
 ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - bound for a moment, never listened on
@@ -72,9 +72,8 @@ def _listener(port: int) -> int | None:
 
 
 def _lsof(port: int) -> int | None:
-    """Ask lsof, as psutil may list only our own processes on macOS."""
-    command = ["/usr/sbin/lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    """Ask lsof, as psutil may list only our own processes on macOS; -b, as a network mount that hangs would hang it."""
+    answer = tool.run("lsof", "-b", "-w", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp", timeout_s=10.0)
     return parse_lsof(answer.stdout) if answer.stdout else (None if free(port) else 0)
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from state import files
 from state.errors import Damaged, Internal, MlxqError, Offline
 from tasks.system.child import Later
 from tasks.weights.hub import REDIRECTS, Hub, unreachable, web_page
@@ -329,7 +330,7 @@ class PartialFile:
     def finish(self) -> None:
         """Rename the complete, verified file to its final name."""
         os.ftruncate(self._descriptor, self.file.size)
-        os.fsync(self._descriptor)
+        files.sync(self._descriptor)
         self.close()
         self._path.replace(self._target)
 

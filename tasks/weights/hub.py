@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
+from tasks.system import file_copy
 from tasks.system.child import Later
 from tasks.weights import repo_files
 from tasks.weights.manifest import File, hash_file
@@ -305,5 +305,5 @@ def link_or_copy(source: Path, target: Path) -> None:
         if problem.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}:
             raise
         temporary = target.with_name(target.name + ".copy")
-        shutil.copyfile(source, temporary)
+        file_copy.copy(source, temporary)
         temporary.replace(target)

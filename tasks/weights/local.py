@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 from state.errors import Damaged, NotFound
+from tasks.system import file_copy
 from tasks.weights import repo_files
 
 
@@ -41,7 +42,7 @@ def copy(path: Path, folder: Path, *, code: bool = False) -> None:
     """Bring the files a loader reads into `folder`. Raises Damaged for an archive that would write elsewhere."""
     if path.is_dir():
         for name in repo_files.choose([member.name for member in path.iterdir() if member.is_file()], code=code):
-            shutil.copyfile(path / name, folder / name)
+            file_copy.copy(path / name, folder / name)
     elif zipfile.is_zipfile(path):
         _unzip(path, folder, code=code)
     elif tarfile.is_tarfile(path):

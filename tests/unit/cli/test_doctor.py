@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import sqlite3
@@ -134,6 +135,43 @@ def test_a_mac_that_never_sleeps_is_well() -> None:
     assert [one.grade for one in rules.power({"sleep": 0, "autorestart": 1}, "mains")] == [Grade.OK]
     assert [one.grade for one in rules.power({"sleep": 0}, "battery")] == [Grade.WARN]
     assert rules.power({}, "unknown") == []
+
+
+def test_a_mac_that_is_kept_awake_does_not_sleep() -> None:
+    """AlDente issue 603: `pmset -g` of a Mac whose sleep is disabled, or prevented, as by mlxq's own assertion."""
+    disabled = PMSET.replace("SleepDisabled\t\t0", "SleepDisabled\t\t1")
+    prevented = re.sub(r"( sleep +1).*", r"\1 (sleep prevented by caffeinate, powerd)", PMSET)
+
+    for text in (disabled, prevented):
+        assert "sleeps after" not in str(rules.power(rules.parse_pmset(text), "mains"))
+
+
+def test_intel_and_rosetta_differ() -> None:
+    assert "Rosetta" in rules.python((3, 13, 1), "darwin", "x86_64", translated=True).text
+    assert "Intel" in rules.python((3, 13, 1), "darwin", "x86_64").text
+    assert rules.python((3, 13, 1), "darwin", "arm64").grade is Grade.OK
+
+
+@pytest.mark.parametrize(
+    ("chip", "macos", "warned"),
+    [
+        ("Apple M5 Max", (26, 1), True),
+        ("Apple M5", (26, 2), False),
+        ("Apple M4 Max", (15, 5), False),
+        ("", (14,), False),
+    ],
+)
+def test_an_m5_needs_a_macos_that_uses_its_accelerators(chip: str, macos: tuple[int, ...], warned: bool) -> None:
+    assert (rules.neural_accelerators(chip, macos) is not None) is warned
+
+
+def test_a_stream_socket_with_a_listener_is_not_stale(tmp_path: Path) -> None:
+    """The gateway's: a datagram probe of it ends with EPROTOTYPE, and the whole area could not be seen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "gateway.sock"))
+        listener.listen()
+        assert checks._has_listener(tmp_path / "gateway.sock")
+    assert not checks._has_listener(tmp_path / "gateway.sock")
 
 
 @pytest.mark.parametrize("version", ["1.82.7", "1.82.8"])

@@ -31,7 +31,7 @@ def test_status_of_the_real_engine_is_read():
         "requests": [{"phase": "generation"}, {"phase": "prefill"}],
     }
 
-    assert health.read_status(body) == EngineStatus(True, "", 41, 2, 1, True, 9, 100, 50, int(1.5 * health.GIB))
+    assert health.read_status(body) == EngineStatus(True, "", 41, 2, 1, True, 9, 100, 50, 1_500_000_000)
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"requests": 5, "metal": None}, {"steps_executed": "many"}])

@@ -92,6 +92,14 @@ def test_power_and_swap_are_read():
     assert recorded("m5-pro-mini").power == "mains"
 
 
+def test_a_decimal_comma_of_the_locale_is_read():
+    """German and French Macs, powerlevel9k issue 1108."""
+    assert hardware.swap("total = 2048,00M  used = 1024,50M  free = 1023,50M  (encrypted)") == (
+        2048 << 20,
+        int(1024.5 * (1 << 20)),
+    )
+
+
 def test_a_virtual_mac_is_named_by_its_chip_and_marked():
     found = recorded("virtual")
 

@@ -59,9 +59,9 @@ def test_stop_ends_the_whole_group(kernel: Kernel, process: Any) -> None:
 
     stopped = process.stop(process.identify(50), grace_s=0.01)
 
-    assert stopped.how is process.How.KILLED
+    assert stopped.outcome is process.How.KILLED
     assert {pid for pid, number in kernel.sent if number == signal.SIGKILL} == {50, 51}
-    assert process.stop(process.Identity(50, "1001.0", process.boot()), 0.01).how is process.How.GONE
+    assert process.stop(process.Identity(50, "1001.0", process.boot()), 0.01).outcome is process.How.GONE
 
 
 @pytest.mark.parametrize("moment", ["before", "exiting", "zombie", "gone", "while it waits", "never"])
