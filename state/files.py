@@ -9,6 +9,9 @@ import os
 import sys
 from pathlib import Path
 
+F_FULLFSYNC = 51
+"""macOS's sys/fcntl.h; Python names it on macOS alone."""
+
 
 def replace_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read. Raises OSError; the file is then as it was."""
@@ -39,7 +42,7 @@ def sync(descriptor: int) -> None:
     """
     if sys.platform == "darwin":
         try:
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            fcntl.fcntl(descriptor, F_FULLFSYNC)
         except OSError as problem:
             if problem.errno not in {errno.ENOTTY, errno.ENOTSUP, errno.EINVAL}:
                 raise

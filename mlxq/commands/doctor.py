@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mlxq import jobs_client, options, render
-from mlxq.doctor import bundle, checks, fixes
+from mlxq.doctor import bundle, checks, fixes, trials
 from mlxq.doctor.rules import Finding, Grade
 from state import stack
 from state.errors import MlxqError, NotSetUp, UsageProblem
@@ -24,15 +24,23 @@ MARKS = {Grade.OK: ("✓", "green"), Grade.WARN: ("⚠", "yellow"), Grade.FAIL: 
 @click.option("--fix", is_flag=True, help="Repair what can be repaired without losing data.")
 @options.yes
 @click.option("--bundle", "archive", type=click.Path(path_type=Path), metavar="FILE", help="Write an archive to share.")
+@click.option("--self-test", is_flag=True, help="Try what mlxq assumes about this machine, in at most 30 seconds.")
+@click.option("--record", type=click.Path(path_type=Path), metavar="FILE", help="With --self-test: write a recording.")
 @options.as_json
-def command(*, fix: bool, yes: bool, archive: Path | None, as_json: bool) -> None:
+def command(*, fix: bool, yes: bool, archive: Path | None, self_test: bool, record: Path | None, as_json: bool) -> None:
     """Diagnose problems.
 
     Takes at most five seconds. Exits 1 when there is an error (✗), 0 when there are none, or only warnings (⚠).
     --fix asks before it moves a damaged state.db aside. The archive of --bundle is a .tar.gz of logs, jobs and
-    settings; it holds neither keys nor prompts.
+    settings; it holds neither keys nor prompts. --self-test leaves nothing behind. The recording of --record describes
+    the machine without names or paths, so that it can be attached to a report.
     """
     home = get_home()
+    if record and not self_test:
+        raise UsageProblem("--record goes with --self-test.", hint="mlxq doctor --self-test --record FILE")
+    if self_test:
+        trials.run(home, record, as_json=as_json)
+        return
     findings = checks.run_checks(home)
     fixed = _fix(home, findings, yes=yes) if fix else []
     if fixed:

@@ -88,15 +88,19 @@ def _await_take_over(home: Home, trial: Candidate) -> None:
     until = time.monotonic() + TAKE_OVER_S
     while not _serves(home, trial.spawned):
         if process.wait(trial.spawned.engine, LOOK_S):
-            raise _failure(trial, f"exited during the handover: {candidate.last_cause(home, trial)}")
+            raise GatewayFailed(
+                f"A gateway with the new configuration exited during the handover: {candidate.last_cause(home, trial)}",
+                **_after(trial),
+            )
         if time.monotonic() > until:
-            raise _failure(trial, f"did not take over within {TAKE_OVER_S:.0f} s.")
+            raise GatewayFailed(
+                f"A gateway with the new configuration did not take over within {TAKE_OVER_S:.0f} s.", **_after(trial)
+            )
 
 
-def _failure(trial: Candidate, what: str) -> GatewayFailed:
-    return GatewayFailed(
-        f"A gateway with the new configuration {what}", done=candidate.LATER, hint=f"mlxq logs {trial.name}"
-    )
+def _after(trial: Candidate) -> dict[str, str]:
+    """Return what an error says of the state that it leaves, and of what to do next."""
+    return {"done": candidate.LATER, "hint": f"mlxq logs {trial.name}"}
 
 
 def _serves(home: Home, spawned: Spawned) -> bool:

@@ -18,7 +18,7 @@ from tasks.plan import restart
 from tasks.plan.reconcile import is_repair
 from tasks.runtime import log, runtime
 from tasks.supervision import exits, lifecycle
-from tasks.supervision.exit_watcher import ExitWatcher
+from tasks.system.exit_watcher import ExitWatcher
 from tasks.system.process import Identity
 
 _watchers: list[ExitWatcher] = []

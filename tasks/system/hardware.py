@@ -40,6 +40,8 @@ LSCPU = "lscpu"
 NVIDIA = "nvidia-smi --query-gpu=name,memory.total --format=csv,noheader,nounits"
 METAL = "mlx device_info"
 COPY = "copy of memory, GB/s"
+RECORDED_TOO = ("sw_vers", "pmset -g", "launchctl managername", "uname -sr")
+"""What no figure is read from today, and a reader of the recording wants to know."""
 MAC, LINUX = (SYSCTL, IOREG, POWER), (UNAME, MEMINFO, CGROUP, LSCPU, NVIDIA)
 ASK_MLX = (
     "import json, mlx.core as mx; "
@@ -77,6 +79,16 @@ def detect() -> Machine:
         return machine({command: _printed(command.split()) for command in MAC} | {METAL: _ask_mlx()})
     recording = {command: _printed(command.split()) for command in LINUX} | {METAL: _ask_mlx()}
     return machine(recording | {COPY: f"{copy_speed():.1f}"})
+
+
+def record() -> str:
+    """Return what this machine's programs print, as `parse_fixture` reads it; it names no user, host or path."""
+    commands = (*MAC, *RECORDED_TOO) if sys.platform == "darwin" else LINUX
+    printed = {command: _printed(command.split()) for command in commands} | {METAL: _ask_mlx()}
+    if sys.platform != "darwin":
+        printed[COPY] = f"{copy_speed():.1f}"
+    parts = [f"$ {command}\n{text.strip()}\n" for command, text in printed.items() if text.strip()]
+    return "\n".join(["Recorded by `mlxq doctor --self-test --record`.\n", *parts])
 
 
 def parse_fixture(text: str) -> Machine:

@@ -26,7 +26,7 @@ from state.errors import MlxqError
 if sys.platform == "linux":
     from tasks.system import linux_process_table as table
 else:
-    from tasks.system import macos_process_table as table
+    from tasks.system.macos import process_table as table
 
 SHIM = """\
 "$@" >&2 &

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.supervision.exit_watcher import ExitWatcher
 from tasks.system import process
+from tasks.system.exit_watcher import ExitWatcher
 from tasks.system.process import Identity
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -28,12 +28,16 @@ import pytest
 
 MODULES = (
     "tasks.system.tool",
-    "tasks.system.macos_process_table",
+    "tasks.system.macos.process_table",
     "tasks.system.process",
     "tasks.system.memory",
     "tasks.system.ports",
-    "tasks.supervision.kqueue_waiter",
-    "tasks.supervision.exit_watcher",
+    "tasks.system.exit_watcher",
+    "tasks.system.hardware",
+    "tasks.system.self_test",
+    "tasks.system.macos.kqueue_waiter",
+    "tasks.system.macos.disk",
+    "tasks.system.macos.self_test",
 )
 
 
@@ -230,6 +234,27 @@ class Libraries:
         return 0
 
 
+class CoreFoundation:
+    """ctypes.CDLL of CoreFoundation: what a volume's URL tells, by the name of the key."""
+
+    def __init__(self, capacities: dict[str, int]) -> None:
+        self.capacities, self.released = capacities, 0
+
+    def CFURLCreateFromFileSystemRepresentation(self, _allocator: Any, path: bytes, length: int, _folder: bool) -> int:  # noqa: N802
+        return 1 if len(path) == length else 0
+
+    def CFURLCopyResourcePropertyForKey(self, _url: Any, key: str, number: Any, _error: Any) -> bool:  # noqa: N802
+        number._obj.value = self.capacities.get(key)
+        return key in self.capacities
+
+    def CFNumberGetValue(self, number: Any, _type: int, value: Any) -> bool:  # noqa: N802
+        value._obj.value = number.value
+        return True
+
+    def CFRelease(self, _object: Any) -> None:  # noqa: N802
+        self.released += 1
+
+
 def load(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, *names: str) -> list[Any]:
     """Return fresh copies of modules with their darwin branches, on the simulated kernel."""
     names_of_select = {"KQ_FILTER_READ": -1, "KQ_FILTER_PROC": -5, "KQ_EV_ADD": 1, "KQ_EV_DELETE": 2}
@@ -240,14 +265,12 @@ def load(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, *names: str) -> list[A
     monkeypatch.setitem(sys.modules, "psutil", _psutil(kernel))
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    for package in ("tasks.system", "tasks.supervision"):
-        for name in MODULES:
-            if name.startswith(package):
-                monkeypatch.delattr(importlib.import_module(package), name.rpartition(".")[2], raising=False)
+        package, _, short = name.rpartition(".")
+        monkeypatch.delattr(importlib.import_module(package), short, raising=False)
     monkeypatch.setitem(sys.modules, "select", fake_select)
     modules = [importlib.import_module(name) for name in names]
     monkeypatch.setitem(sys.modules, "select", select)
-    table: Any = sys.modules["tasks.system.macos_process_table"]
+    table: Any = sys.modules["tasks.system.macos.process_table"]
     table._library = lambda _path: Libraries(kernel)
     table.boot = lambda: "00000000-0000-0000-0000-000000000001"
     for name in MODULES:

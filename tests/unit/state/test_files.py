@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +51,26 @@ def test_the_end_of_a_log_is_read_and_no_more(tmp_path: Path, most: int, text: s
 
     assert files.tail(tmp_path / "log", most) == text
     assert files.tail(tmp_path / "none", most) == ""
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOTTY, errno.ENOTSUP, errno.EIO])
+def test_macos_reaches_the_medium_where_the_disk_can(refusal: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ExFAT and network disks answer ENOTSUP or ENOTTY (restic rest-server issue 198): then fsync is what there is."""
+    calls: list[str] = []
+
+    def fcntl_call(_descriptor: int, command: int) -> int:
+        calls.append(f"fcntl {command}")
+        if refusal:
+            raise OSError(refusal, "refused")
+        return 0
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(files.fcntl, "fcntl", fcntl_call)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: calls.append("fsync"))
+
+    if refusal == errno.EIO:
+        with pytest.raises(OSError, match="refused"):
+            files.sync(3)
+    else:
+        files.sync(3)
+    assert calls == ["fcntl 51"] + ["fsync"] * (refusal in {errno.ENOTTY, errno.ENOTSUP})

@@ -185,7 +185,7 @@ class Run:
 
 def test_every_death_is_reported_once_in_any_interleaving(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 random ones of exit, zombie, reuse of the pid, watch and forget, in XNU's order of events."""
-    names = ("tasks.system.process", "tasks.supervision.kqueue_waiter", "tasks.supervision.exit_watcher")
+    names = ("tasks.system.process", "tasks.system.macos.kqueue_waiter", "tasks.system.exit_watcher")
     modules = macos.load(monkeypatch, kernel, *names)
     for seed in range(SEEDS):
         kernel.processes.clear()

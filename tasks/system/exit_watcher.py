@@ -103,9 +103,9 @@ class ExitWaiter(Protocol):
 
 def _waiter(wake_pipe: int) -> ExitWaiter:
     if sys.platform == "linux":
-        from tasks.supervision.pidfd_waiter import PidfdWaiter
+        from tasks.system.pidfd_waiter import PidfdWaiter
 
         return PidfdWaiter(wake_pipe)
-    from tasks.supervision.kqueue_waiter import KqueueWaiter
+    from tasks.system.macos.kqueue_waiter import KqueueWaiter
 
     return KqueueWaiter(wake_pipe)

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 
-from tasks.system import macos_process_table as table
+from tasks.system.macos import process_table as table
 from tasks.system.process import Identity, alive
 
 assert sys.platform == "darwin"

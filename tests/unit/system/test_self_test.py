@@ -1,0 +1,170 @@
+"""What mlxq assumes about a machine: tried on this one, and macOS's part on a simulated Mac."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxq import cli
+from tasks.system import hardware, self_test
+from tasks.system.self_test import Assumption, Trial
+from tests.support import launchctl, macos
+from tests.support.macos import CoreFoundation, Kernel
+
+
+def test_this_machine_holds_to_all_and_nothing_is_left(tmp_path: Path) -> None:
+    results = list(self_test.run(tmp_path, self_test.assumptions()))
+
+    assert [result.assumption.name for result in results if not result.trial.holds] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_that_hangs_or_fails_is_a_result(tmp_path: Path) -> None:
+    def fail(_: Path) -> Trial:
+        raise PermissionError(1, "Operation not permitted")
+
+    def hang(_: Path) -> Trial:
+        threading.Event().wait(60)
+        return Trial(True, "")
+
+    trials = [Assumption("fails", "x", fail), Assumption("hangs", "y", hang)]
+
+    results = [result.trial for result in self_test.run(tmp_path, trials, limit_s=0.3)]
+
+    assert results[0] == Trial(False, "PermissionError: [Errno 1] Operation not permitted")
+    assert results[1].holds is False
+
+
+def test_the_recording_is_a_fixture_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names neither this user, nor this host, nor a path."""
+    assert cli.run(["doctor", "--self-test", "--record", str(tmp_path / "machine.txt"), "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    text = (tmp_path / "machine.txt").read_text()
+    assert hardware.parse_fixture(text).memory_bytes == hardware.detect().memory_bytes
+    assert str(Path.home()) not in text
+    assert not re.search(rf"(?<![\w.]){re.escape(os.uname().nodename)}(?![\w.])", text)
+    assert str(tmp_path) not in text
+
+
+def test_record_alone_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["doctor", "--record", "x"]) == 2
+    assert "--self-test" in capsys.readouterr().err
+
+
+TOOLS = {
+    "launchctl": f'#!/bin/sh\nexec "{sys.executable}" -S "{launchctl.__file__}" "$@"\n',
+    "pmset": '#!/bin/sh\npgrep -f "sleep 61" | sed "s/.*/   pid &(caffeinate): PreventUserIdleSystemSleep/"\n',
+    "caffeinate": "#!/bin/sh\nexec sleep 61\n",
+    "sysctl": '#!/bin/sh\ncase "$2" in vm.swapusage) echo "total = 2048.00M  used = 1.00M";; *) echo 0;; esac\n',
+}
+
+
+class SimulatedMac:
+    """The trials of macOS, on tools that misbehave as the originals."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel, self.state = Kernel(), folder / "launchd.json"
+        names = ("tasks.system.macos.self_test", "tasks.system.macos.disk", "tasks.system.memory", "tasks.system.tool")
+        self.trials, self.disk, memory, tool = macos.load(monkeypatch, self.kernel, *names)
+        for name, text in TOOLS.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+            tool.MACOS_PATHS[name] = str(folder / name)
+        memory.stay_awake_argv = lambda *_: [str(folder / "caffeinate")]
+        monkeypatch.setenv("FAKE_LAUNCHD", str(self.state))
+        self.scratch = folder / "models" / "scratch"
+        self.scratch.mkdir(parents=True)
+
+    def set(self, **values: object) -> None:
+        self.state.write_text(json.dumps(values))
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedMac:
+    return SimulatedMac(tmp_path, monkeypatch)
+
+
+def test_a_job_of_launchd_says_what_it_may_do_and_is_removed(mac: SimulatedMac) -> None:
+    mac.set(executes=True, drain=0.1)
+
+    trial = mac.trials.launchd_at_the_screen(mac.scratch)
+
+    assert (trial.holds, "models readable" in trial.detail) == (True, True), trial
+    jobs = json.loads(mac.state.read_text())["jobs"]
+    assert [job for job in jobs.values() if not job["gone_at"]] == []
+
+
+@pytest.mark.parametrize(
+    ("state", "holds", "words"),
+    [
+        ({"gui": False}, None, "no user at the screen"),
+        ({"executes": False}, False, "did not answer"),
+        ({"jobs": {f"gui/{os.getuid()}/dev.mlxq.selftest": {"path": "x", "runs": 1, "gone_at": 0.0}}}, False, "37"),
+    ],
+)
+def test_a_job_that_does_not_run_is_said(
+    mac: SimulatedMac, state: dict[str, Any], holds: bool | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mac.trials, "LAUNCHD_S", 0.3)
+    mac.set(**state)
+
+    trial = mac.trials.launchd_at_the_screen(mac.scratch)
+
+    assert (trial.holds, words in trial.detail) == (holds, True), trial
+
+
+def test_staying_awake_is_seen_and_ends(mac: SimulatedMac) -> None:
+    assert mac.trials.caffeinate_is_seen(mac.scratch).holds is True
+
+
+def test_both_figures_of_free_space_are_read_and_released(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {
+        "kCFURLVolumeAvailableCapacityKey": 5 << 40,
+        "kCFURLVolumeAvailableCapacityForImportantUsageKey": 6 << 40,
+    }
+    library = CoreFoundation(keys)
+    monkeypatch.setattr(mac.disk, "_core_foundation", lambda: library)
+    monkeypatch.setattr(mac.disk, "_key", lambda _library, name: name)
+
+    assert mac.disk.plain_free(mac.scratch) == 5 << 40  # beyond what statvfs of Python 3.12 can tell
+    assert mac.disk.free_for_important(mac.scratch) == 6 << 40
+    assert library.released == 4
+    library.capacities.clear()
+    assert mac.disk.free_for_important(mac.scratch) is None
+    assert mac.disk.plain_free(mac.scratch) > 0
+    assert mac.trials.free_space_agrees(mac.scratch).holds is False
+
+
+def test_figures_of_the_system(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mac.trials.locale_is_english(mac.scratch).holds is True
+    assert mac.trials.session_is_known(mac.scratch).detail == "audit session 100007"
+    monkeypatch.setattr(mac.trials.os, "uname", lambda: SimpleNamespace(machine="arm64"), raising=False)
+    assert mac.trials.runs_natively(mac.scratch).holds is True
+
+
+def test_metal_is_asked_for_a_kernel_it_has_never_seen(mac: SimulatedMac) -> None:
+    """The program runs on MLX here, where the device is a CPU."""
+    trial = mac.trials.metal_computes(mac.scratch)
+
+    assert (trial.holds, trial.detail.endswith("GB")) == (False, True), trial
+
+
+def test_a_clone_is_tried(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clone(source: bytes, target: bytes, _flags: int) -> int:
+        Path(os.fsdecode(target)).write_bytes(Path(os.fsdecode(source)).read_bytes())
+        return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(clonefile=clone))
+    (mac.scratch / "._source").touch()
+
+    assert mac.trials.clone_and_full_sync(mac.scratch).detail == "clones; 1 AppleDouble files"
