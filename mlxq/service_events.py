@@ -21,7 +21,16 @@ from tasks.plan import gateway, page
 EXITS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
 """Events that are shown with the last lines of the log."""
 PROBLEMS: Collection[str] = frozenset(
-    {*EXITS, ServiceEvent.STALLED, ServiceEvent.DEGRADED, "unclean_boot", "escalated", "cache_purged", "safe_mode"}
+    {
+        *EXITS,
+        ServiceEvent.STALLED,
+        ServiceEvent.DEGRADED,
+        "unclean_boot",
+        "escalated",
+        "cache_purged",
+        "safe_mode",
+        "logged_out",
+    }
 )
 """Events of what went wrong, and of what mlxq did about it."""
 LINES = 3
@@ -47,6 +56,7 @@ REASONS: Mapping[str, str] = {
     "escalated": "Escalated",
     "cache_purged": "Prompt cache cleared",
     "safe_mode": "Safe mode",
+    "logged_out": "Logged out",
     "handover_started": "Handover started",
     "start_requested": "Start requested",
     "stop_requested": "Stop requested",
@@ -70,6 +80,7 @@ MESSAGES: Mapping[str, str] = {
     "escalated": "every tier is in a crash loop, so the gateway is restarted",
     "cache_purged": "to free memory",
     "safe_mode": "it starts with a smaller cache from now on",
+    "logged_out": "it outlived the login session it was started in, and cannot compile GPU kernels any more; replaced",
     "handover_started": "a replacement process is being tested",
     "start_requested": "by user",
     "stop_requested": "by user",

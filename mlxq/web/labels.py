@@ -149,6 +149,7 @@ MARKS: Mapping[str, Shape] = {
     "escalated": Shape.WARN,
     "cache_purged": Shape.HALF,
     "safe_mode": Shape.WARN,
+    "logged_out": Shape.WARN,
     "handover_started": Shape.HALF,
     "start_requested": Shape.HALF,
     "stop_requested": Shape.RING,

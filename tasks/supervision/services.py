@@ -44,7 +44,8 @@ def start(context: Context, service: str) -> dict[str, Any]:
 def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
-    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", or "changed". A service that is not
+    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", or
+    "logged_out". A service that is not
     wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
     """
     if reason == "asked":

@@ -81,7 +81,7 @@ class Watchdog:
             if self._wakes.look(memory.asleep_s(), time.monotonic()):
                 self._charges.clear()
             services = service.listing(db)
-            self._resume_paused_writers(services)
+            self._take_over(db, services)
             self._awake.hold(any(row.kind == "engine" and row.state in SERVING for row in services))
             self._escalate(db, services)
             self.kill_overdue(services)
@@ -100,12 +100,20 @@ class Watchdog:
             event.record(db, "escalated", service=gateway.SERVICE, cause="Every tier is in a crash loop.")
             repairs.request_restart(db, gateway.SERVICE, "escalated")
 
-    def _resume_paused_writers(self, services: list[Service]) -> None:
-        """Resume processes that an earlier worker paused to rotate their logs; once in this worker's life."""
-        if not self._begun:
-            self._begun = True
-            for identity in filter(None, map(lifecycle.running, services)):
+    def _take_over(self, db: Database, services: list[Service]) -> None:
+        """Take over from an earlier worker; once in this worker's life.
+
+        Processes that it paused to rotate their logs are resumed, engines that outlived their login session replaced.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        for row in services:
+            if identity := lifecycle.running(row):
                 log_rotation.let_go(process.members(identity))
+                if row.kind == "engine" and process.outlived_session(identity):
+                    event.record(db, "logged_out", service=row.name)
+                    repairs.request_restart(db, row.name, "logged_out")
 
     def kill_overdue(self, services: list[Service]) -> None:
         """Kill replaced processes that outlive the longest allowed response."""

@@ -43,6 +43,8 @@ Signals to the group are for the program; the shim outlives it by one write. The
 so that an old shim's late word is not taken for the new program's. The last word is an exec: a child of the shim
 would bear the program's marks."""
 
+SESSION = "MLXQ_SESSION"
+"""The variable of a child with the id of the login session that it was started in."""
 CONFIRM_S = 5.0
 """Seconds a killed process may take to be gone; only one stuck in the kernel takes longer."""
 LAST_WORD_S = 0.5
@@ -128,7 +130,7 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
     with appended(log) as output:
         shim = subprocess.Popen(
             ["/bin/sh", "-c", SHIM, str(exit_file), *argv],
-            env=dict(env),
+            env=_in_session(env),
             cwd=run,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -140,6 +142,21 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
     if not pid:
         raise MlxqError(f"{name} ended at once.", hint=f"mlxq logs {name}")
     return Spawned(_name(pid), shim_identity)
+
+
+def _in_session(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment with the login session that the process begins in; only macOS has one that matters."""
+    session = table.session()
+    return {**env, SESSION: session} if session else dict(env)
+
+
+def outlived_session(identity: Identity) -> bool:
+    """Return whether the login session that a process was started in is another one than this process's.
+
+    After a log-out of macOS it can compile no Metal kernel any more (codex issue 36696, omlx issue 1335).
+    """
+    began = table.environment(identity.pid).get(SESSION)
+    return began is not None and began != table.session()
 
 
 def _exit_file(run: Path, name: str) -> Path:

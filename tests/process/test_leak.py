@@ -93,7 +93,7 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     key = secrets.ensure(home.secrets)[secrets.TIER]
     with log.open("w") as out:
         command = [sys.executable, program, "--port", str(port)]
-        child = subprocess.Popen(command, stderr=out, env=os.environ | {"MLXQ_TIER_KEY": key})
+        child = subprocess.Popen(command, stderr=out, env=os.environ | {"MLXQ_TIER_KEY": key, "MLXQ_SESSION": "1"})
     identity = process.identify(child.pid)
     assert identity
     fast = Tier("fast", "m", "int4", "file:/m", port, 2048, GIB, cache_bytes=0, concurrency=1)
@@ -152,6 +152,25 @@ def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home
 
     assert held.args == {"service": "gateway", "reason": "escalated"}
     assert ledger.claim(db, "ops", {"restart"}, "a/1/1") is None
+
+
+def test_an_engine_that_outlived_its_login_session_is_replaced_once(
+    db: Database, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only macOS has such sessions: the id of this process's is given here."""
+    for session in ("1", "2"):
+        monkeypatch.setattr(process.table, "session", lambda session=session: session)
+        watchdog = watch.Watchdog()
+        watchdog._take_over(db, service.listing(db))
+        watchdog._take_over(db, service.listing(db))
+
+    jobs = [ledger.claim(db, "ops", {"restart"}, f"a/{number}/1") for number in range(3)]
+    assert [job.args if job else None for job in jobs] == [
+        {"service": "fast", "reason": "logged_out"},
+        {"service": "standard", "reason": "logged_out"},
+        None,
+    ]
+    assert [happened.name for happened in event.of_service(db, "fast")].count("logged_out") == 1
 
 
 def test_the_machine_is_kept_awake_exactly_while_that_is_needed() -> None:

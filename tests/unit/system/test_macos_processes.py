@@ -117,6 +117,17 @@ def test_memory_is_what_activity_monitor_shows(kernel: Kernel, monkeypatch: pyte
     assert process.table.session() == "100007"
 
 
+def test_an_engine_that_outlived_its_login_session_is_told_from_others(kernel: Kernel, process: Any) -> None:
+    for pid, session in ((50, "100007"), (51, "100003")):
+        kernel.spawn(pid, environment={"MLXQ_SESSION": session})
+    kernel.spawn(52, environment={"MLXQ_SERVICE": "fast"})  # started by an mlxq that did not know of sessions
+
+    outlived = [pid for pid in (50, 51, 52) if process.outlived_session(process.identify(pid))]
+
+    assert outlived == [51]
+    assert process._in_session({"A": "1"}) == {"A": "1", "MLXQ_SESSION": "100007"}
+
+
 class Run:
     """One random interleaving of what processes do and what is watched."""
 
