@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -177,3 +179,53 @@ def test_this_machine_is_found_in_time_and_without_loading_mlx():
 
     assert said[0] in {"cpu", "metal", "cuda"}
     assert float(said[1]) > 0.5
+
+
+def test_a_runner_of_github_computes_on_its_paravirtual_gpu():
+    found = recorded("github-macos-15")
+
+    assert (found.backend, found.virtual, found.usable_source) == ("metal", True, "Metal")
+    assert found.usable_bytes == 5_010_800_640
+
+
+def test_a_german_mac_has_its_swap():
+    found = recorded("german-m1-pro")
+
+    assert (found.swap_total_bytes, found.swap_used_bytes) == (2048 << 20, 1024 << 20)
+
+
+@given(
+    name=st.sampled_from([path.stem for path in RECORDINGS]),
+    seed=st.randoms(use_true_random=False),
+    change=st.sampled_from(["comma", "reorder", "drop", "carriage return", "unknown lines"]),
+)
+def test_a_changed_recording_gives_a_machine_or_a_named_refusal(name: str, seed: Random, change: str):
+    """What another locale, release or terminal does to it: never another exception, never more memory than there is."""
+    text = (MACHINES / f"{name}.txt").read_text()
+    lines = text.splitlines()
+    body = [number for number, line in enumerate(lines) if ":" in line and not line.startswith("$")]
+    if change == "comma":
+        text = re.sub(r"(\d)\.(\d\d[KMG])", r"\1,\2", text)
+    elif change == "carriage return":
+        text = text.replace("\n", "\r\n")
+    elif change == "drop" and body:
+        del lines[seed.choice(body)]
+        text = "\n".join(lines)
+    elif change == "unknown lines" and body:
+        lines.insert(seed.choice(body), "sysctl: unknown oid 'hw.new'")
+        text = "\n".join(lines)
+    elif change == "reorder":
+        head, *parts = re.split(r"(?=^\$ )", text, flags=re.MULTILINE)
+        seed.shuffle(parts)
+        text = head + "\n".join(parts)
+
+    try:
+        found = hardware.parse_fixture(text)
+    except ValueError:
+        assert change == "drop"  # of the memory's line alone
+        return
+    before = recorded(name)
+    assert found.usable_bytes <= found.memory_bytes
+    assert found.memory_bytes <= max(before.memory_bytes, hardware.SMALLEST) or change == "drop"
+    if change in {"comma", "reorder", "carriage return", "unknown lines"}:
+        assert found == before
