@@ -16,7 +16,7 @@ from state.db import Database
 from state.errors import NotFound
 from state.paths import Home
 from state.weights import Weights
-from tasks.weights import headers, manifest
+from tasks.weights import headers, manifest, staging
 from tasks.weights.headers import ScannedFolder
 
 
@@ -29,10 +29,10 @@ class Installed:
     """Catalog id, else the repo or the folder's name."""
     quant: str
     source: str
-    """Empty for weights that the user copied there."""
+    """Empty for weights that the user copied or linked there."""
     revision: str
     state: str
-    """loadable (an engine served them), valid, partial or damaged."""
+    """loadable (an engine served them), valid, partial, damaged, unsupported or unreadable."""
     size: int
     """Bytes on the disk."""
     used_by: tuple[str, ...]
@@ -42,6 +42,8 @@ class Installed:
     """When they were installed, in unix seconds."""
     verified: float | None
     """When the hashes were last checked, in unix seconds; None without known hashes."""
+    recorded: bool
+    """Whether this mlxq downloaded them; else they were put there, also if another mlxq did that."""
 
     def row(self) -> dict[str, Any]:
         """Return the row as printed with --json."""
@@ -71,7 +73,8 @@ def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> lis
 def _installed(
     scan: ScannedFolder, users: tuple[str, ...], row: Weights | None, models: Mapping[str, Model]
 ) -> Installed:
-    record = manifest.read(scan.folder)
+    foreign = scan.state == "unreadable" or scan.folder.is_symlink()
+    record = None if foreign else manifest.read(scan.folder)
     source = record.asked if record else ""
     model, quant = _named(source, scan, models)
     return Installed(
@@ -84,9 +87,18 @@ def _installed(
         size=scan.size,
         used_by=users,
         problem=scan.problem,
-        pulled=scan.folder.stat().st_mtime,
+        pulled=_changed_at(scan.folder),
         verified=row.verified_at if row else None,
+        recorded=staging.is_ours(scan.folder) if scan.state == "partial" else row is not None,
     )
+
+
+def _changed_at(folder: Path) -> float:
+    """Return when a folder was last changed, in unix seconds; 0 for one that the disk does not give."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _named(source: str, scan: ScannedFolder, models: Mapping[str, Model]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from state import ledger, settings, stack, weights
-from state.errors import Busy, NotFound, UsageProblem
+from state.errors import Busy, MlxqError, NotFound, UsageProblem
 from state.job import get as read_job
 from tasks import kinds
 from tasks.executor import Context
@@ -55,6 +55,8 @@ def verify_weights(context: Context, folder: str) -> dict[str, Any]:
     Returns {"damaged": names}. Raises NotFound, UsageProblem for a folder outside the models folder.
     """
     path = _inside(context, folder)
+    if path.is_symlink():
+        raise UsageProblem(f"{path} is a link; mlxq checks what it downloaded.", hint="mlxq models")
     report = _reporter(context)
     names = client.verify(path, on_progress=report, cancelled=context.cancelled)
     if not names:
@@ -86,7 +88,10 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
     serving = [tier.name for tier in stack.tiers(context.db) if tier.weights == folder]
     if serving and not force:
         raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
-    size = staging.remove(path)
+    try:
+        size = staging.remove(path)
+    except OSError as problem:
+        raise MlxqError(f"Cannot delete {path}: {problem.strerror}.", hint=f"ls -ld {path}") from problem
     weights.forget(context.db, folder)
     return {"bytes": size}
 

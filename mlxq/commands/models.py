@@ -136,6 +136,8 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     for row in installed:
         if row.problem:
             click.echo(f"{row.folder.name}: {row.problem}")
+    if damaged := next((row for row in installed if row.state == "damaged" and row.source), None):
+        render.next_step(f"mlxq verify {damaged.folder.name}")
 
 
 def _local_table(installed: list[Installed]) -> None:

@@ -11,7 +11,7 @@ from mlxq.commands import rm
 from mlxq.local_models import Installed
 from state.paths import get_home
 from tasks import recommend
-from tasks.weights import staging
+from tasks.weights import manifest, staging
 
 
 @click.command()
@@ -42,18 +42,22 @@ def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
 def leftovers(installed: Sequence[Installed], *, unused: bool) -> list[Installed]:
     """Return what no tier serves and no job downloads: incomplete, damaged, or an older revision of what is installed.
 
-    `unused`: also complete weights. What was not downloaded by mlxq is never in the list.
+    `unused`: also complete weights. What this mlxq did not download is never in the list, nor what `mlxq verify` would
+    find right.
     """
     return [row for row in installed if _is_free(row) and (unused or _is_useless(row, installed))]
 
 
 def _is_free(row: Installed) -> bool:
-    """Return whether a folder may go: mlxq made it, no tier serves it and no job is writing to it."""
-    return bool(row.source or row.state == "partial") and not row.used_by and not _is_downloading(row)
+    """Return whether a folder may go: this mlxq made it, no tier serves it and no job is writing to it."""
+    ours = row.recorded and bool(row.source or row.state == "partial")
+    return ours and row.state != "unreadable" and not row.used_by and not _is_downloading(row)
 
 
 def _is_useless(row: Installed, installed: Sequence[Installed]) -> bool:
-    return row.state in {"partial", "damaged"} or _is_outdated(row, installed)
+    """Return whether nothing can use a folder; one is damaged when files are missing or of another size."""
+    damaged = row.state == "damaged" and bool(manifest.changed(row.folder))
+    return row.state == "partial" or damaged or _is_outdated(row, installed)
 
 
 def _is_downloading(row: Installed) -> bool:
@@ -61,8 +65,11 @@ def _is_downloading(row: Installed) -> bool:
 
 
 def _is_outdated(row: Installed, installed: Sequence[Installed]) -> bool:
-    """Return whether the same source is installed in a newer revision."""
+    """Return whether this mlxq downloaded a newer revision of the same source, and can use it."""
     return bool(row.source) and any(
-        other.source == row.source and other.pulled > row.pulled and other.state in {"valid", "loadable"}
+        (other.source, other.recorded) == (row.source, True)
+        and other.revision != row.revision
+        and other.pulled > row.pulled
+        and other.state in {"valid", "loadable"}
         for other in installed
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from catalog import config_json
 from catalog.engines import kind
 from state.errors import Damaged
 from tasks.engines.base import ModelFacts
@@ -25,42 +24,15 @@ def read(folder: Path) -> ModelFacts:
         config = headers.read_json(folder / "config.json")
     except (OSError, Damaged):
         return ModelFacts()
-    text: Mapping[str, Any] = config.get("text_config") or config
+    told = config_json.read(config)
     words = _template(folder)
     return ModelFacts(
-        kind=kind(recurrent=_recurrent(text) > 0, sliding=_sliding(text), vision="vision_config" in config),
+        kind=kind(recurrent=told.attention.recurrent > 0, sliding=told.slides, vision=told.vision),
         thinks="enable_thinking" in words,
         keeps_thinking="preserve_thinking" in words,
-        state_bytes=_recurrent(text) * _state(text),
-        token_bytes=headers.kv_values(text) * CACHE_VALUE_BYTES,
+        state_bytes=told.attention.recurrent * told.state_values * STATE_VALUE_BYTES,
+        token_bytes=told.kv_values * CACHE_VALUE_BYTES,
     )
-
-
-def _recurrent(text: Mapping[str, Any]) -> int:
-    """Return the number of layers that keep one state of fixed size: Gated DeltaNet, Mamba, short convolutions."""
-    types: list[str] = text.get("layer_types") or text.get("layers_block_type") or []
-    if types:
-        return sum(any(word in name for word in ("linear", "mamba", "conv", "recurrent", "ssm")) for name in types)
-    pattern = text.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        return pattern.count("M")
-    layers, interval = int(text.get("num_hidden_layers") or 0), int(text.get("full_attention_interval") or 0)
-    return layers - layers // interval if interval > 1 else 0
-
-
-def _sliding(text: Mapping[str, Any]) -> bool:
-    """Return whether some layers keep the last tokens only."""
-    types: list[str] = text.get("layer_types") or []
-    if types:
-        return any("sliding" in name or "chunked" in name for name in types)
-    return bool(text.get("sliding_window")) and text.get("use_sliding_window") is not False
-
-
-def _state(text: Mapping[str, Any]) -> int:
-    """Return the bytes of one layer's state; 0 for a family whose sizes are named otherwise."""
-    heads = int(text.get("linear_num_value_heads") or 0)
-    keys, values = int(text.get("linear_key_head_dim") or 0), int(text.get("linear_value_head_dim") or 0)
-    return heads * keys * values * STATE_VALUE_BYTES
 
 
 def _template(folder: Path) -> str:

@@ -9,16 +9,19 @@ ones: nothing is done there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from state.errors import MlxqError, UsageProblem
+from catalog import config_json
+from catalog.config_json import Packing, Quantization
+from state.errors import MlxqError, NotFound, UsageProblem
+from tasks.weights import headers
 
 _QUANTS: dict[str, tuple[str, ...]] = {
     "int4": ("-q", "--q-bits", "4", "--q-group-size", "64"),
@@ -27,6 +30,8 @@ _QUANTS: dict[str, tuple[str, ...]] = {
 }
 _SHARE = {"int4": 4.5 / 16, "int8": 8.5 / 16, "bf16": 1.0}
 """Size of the result to a source of 16 bits: groups of 64 add half a bit of scales."""
+_LARGEST_GROUP = 1024
+"""Above every group that MLX knows; a trial of a larger one would take memory."""
 
 
 def result_bytes(quant: str, source_bytes: int) -> int:
@@ -63,6 +68,25 @@ def _failure(code: int, log: Path) -> MlxqError:
     )
 
 
+def check_packing(subject: str, quantization: Quantization) -> None:
+    """Raise NotFound, in MLX's own words, when it cannot unpack what the model `subject` says of its quantization."""
+    import mlx.core as mx
+
+    for packing in dict.fromkeys([Packing(**_fields(quantization)), *quantization.modules.values()]):
+        try:
+            if packing.group_size > _LARGEST_GROUP:
+                raise ValueError(f"a group size of {packing.group_size}")  # noqa: TRY301 (told as MLX's own refusal is)
+            mx.eval(mx.quantize(mx.zeros((1, 32 * packing.group_size)), **_fields(packing)))
+        except ValueError as problem:
+            raise NotFound(
+                f"{subject} is quantized in a way that MLX {version('mlx')} cannot load: {problem}."
+            ) from problem
+
+
+def _fields(packing: Packing) -> dict[str, Any]:
+    return {"bits": packing.bits, "group_size": packing.group_size, "mode": packing.mode}
+
+
 Recipe = Literal["f32-scales"]
 ConversionBackend = Literal["metal", "cuda", "cpu"]
 
@@ -78,8 +102,8 @@ def backend() -> ConversionBackend:
 
 def choose_recipe(conversion_backend: ConversionBackend, folder: Path) -> Recipe | None:
     """Return what to do with the weights in `folder` for the back end, or None for nothing."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return "f32-scales" if conversion_backend == "cpu" and "quantization" in config else None
+    config = config_json.read(headers.read_json(folder / "config.json"))
+    return "f32-scales" if conversion_backend == "cpu" and config.quantization else None
 
 
 def apply_recipe(recipe: Recipe | None, folder: Path) -> Sequence[str]:

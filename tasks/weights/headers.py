@@ -1,31 +1,37 @@
-"""What weights are, read from their headers in about a millisecond; no tensor is loaded and mlx is not imported."""
+"""What weights are, read from their headers in about a millisecond; no tensor is loaded and mlx is not imported.
+
+Whatever a folder holds, it ends in words: the files come from strangers, from broken disks and from editors.
+"""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from catalog import config_json
+from catalog.config_json import ModelConfig
 from state.errors import Damaged, NotFound
 from state.weights import Facts
-from tasks.weights import manifest, repo_files
+from tasks.weights import loaders, manifest, repo_files, safetensors
+from tasks.weights.safetensors import Header
 from tasks.weights.staging import SUFFIX, used
 
-_LONGEST_HEADER = 100 << 20  # the safetensors format's own limit
+_LONGEST_JSON = 256 << 20
+"""Bytes. The index of a model of 10^12 parameters has 10 MB."""
 _WORD_BITS = 32  # MLX packs quantised values into 32-bit words
+_BESIDE_PACKED = frozenset({"scales", "biases", "qzeros", "g_idx"})
+"""Tensors of a packed module that hold no values of their own."""
+_FOREIGN_BITS = 4
+"""Of AWQ and GPTQ, where MLX loads no others."""
 _HALF, _SINGLE = 2, 4
 _FLOATS = {"F32": _SINGLE, "F16": _HALF, "BF16": _HALF}
+INDEX = "model.safetensors.index.json"
 TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "tiktoken.model"})
 """Any of these makes text of tokens."""
-Header = Mapping[str, Mapping[str, Any]]
-"""What a shard says of its tensors, by name."""
 
 
 @dataclass(frozen=True)
@@ -45,45 +51,74 @@ class ScannedFolder:
 
     folder: Path
     state: str
-    """`valid`, `partial` or `damaged`."""
+    """`valid`, `partial`, `damaged` (files are missing or not what they were), `unsupported` (the installed loaders
+    cannot load it) or `unreadable` (the disk does not give it)."""
     size: int
     """Bytes on the disk."""
     weights: ScannedWeights | None = None
     problem: str | None = None
 
 
-def inventory(folder: Path) -> ScannedWeights:
-    """Read one folder of weights.
+def inventory(folder: Path, *, name: str = "", hint: str = "") -> ScannedWeights:
+    """Read one folder of weights. `name` and `hint`: what errors call it in place of its path, and what they advise.
 
-    Raises NotFound when it holds no model MLX can load, Damaged when a file is cut short, missing or unreadable.
+    Raises NotFound when it holds no model MLX can load, Damaged when a file is cut short, missing or unreadable, and
+    OSError when the disk does not give it.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    try:
+        return _inventory(folder)
+    except (Damaged, NotFound) as problem:
+        problem.message = problem.message.replace(str(folder), name or str(folder))
+        problem.hint = hint or problem.hint or _again(folder)
+        raise
+
+
+def _inventory(folder: Path) -> ScannedWeights:
+    names = plain_files(folder)
     repo_files.check_loadable(str(folder), names)
-    config = read_json(folder / "config.json")
-    check_config(str(folder), config)
-    if TOKENIZERS.isdisjoint(names):
-        raise Damaged(f"{folder} has no tokenizer: the engine would start and fail every request.", hint=_again(folder))
-    headers = {name: _header(folder / name) for name in names if name.endswith(".safetensors")}
+    config = loaders.check(str(folder), read_json(folder / "config.json"))
+    shards = check_files(str(folder), names, config)
+    headers = {name: safetensors.read(folder / name) for name in shards}
     _check_index(folder, headers)
     return _with_origin(_weights(folder, config, headers))
 
 
-def _weights(folder: Path, config: Mapping[str, Any], headers: Mapping[str, Header]) -> ScannedWeights:
+def check_files(subject: str, names: Sequence[str], config: ModelConfig) -> list[str]:
+    """Return the files with the weights of a model, out of the names of all its files.
+
+    Raises NotFound where no loader would find them, Damaged without a tokenizer or with a part missing. With an index,
+    tensors decide what is missing.
+    """
+    shards = loaders.weight_files(names, config)
+    if not shards:
+        raise NotFound(f"{subject} has no model*.safetensors, and mlx-lm reads no others.", hint=loaders.CONVERSIONS)
+    if TOKENIZERS.isdisjoint(names):
+        raise Damaged(f"{subject} has no tokenizer: the engine would start and fail every request.")
+    if INDEX not in names:
+        repo_files.check_parts(subject, shards)
+    return shards
+
+
+def plain_files(folder: Path) -> list[str]:
+    """Return the names of a folder's files, without those that begin with a dot. Raises OSError."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+
+
+def _weights(folder: Path, config: ModelConfig, headers: Mapping[str, Header]) -> ScannedWeights:
     """Return what the config and the headers of the shards tell."""
     tensors = {name: tensor for header in headers.values() for name, tensor in header.items()}
-    parameters = _parameters(tensors, config.get("quantization") or {})
+    parameters = count_parameters(tensors, config)
     size = sum((folder / name).stat().st_size for name in headers)
-    text = _text(config)
     return ScannedWeights(
         folder=str(folder),
-        model_type=config["model_type"],
+        model_type=config.model_type,
         parameters=parameters,
         bits=round(8 * size / max(1, parameters), 2),
         quantization=_quantization(config),
-        context=int(text.get("max_position_embeddings") or 0),
-        kv_bytes_per_token=kv_values(text) * _float_bytes(tensors),
+        context=config.context,
+        kv_bytes_per_token=config.kv_values * _float_bytes(tensors),
         size=size,
-        vision="vision_config" in config,
+        vision=config.vision,
     )
 
 
@@ -94,151 +129,117 @@ def _with_origin(scanned: ScannedWeights) -> ScannedWeights:
 
 
 def scan(models: Path) -> list[ScannedFolder]:
-    """Look at every folder under `models`, also those the user copied there; staging folders are `partial`."""
+    """Look at every folder under `models`, also those the user copied there; staging folders are `partial`.
+
+    A folder that cannot be read is one entry of the list. Raises OSError where `models` itself cannot be read.
+    """
     if not models.is_dir():
         return []
-    return [_found(path) for path in sorted(models.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return [_found(path) for path in sorted(models.iterdir()) if not path.name.startswith(".") and _is_folder(path)]
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether an entry is a folder, also one that the disk does not give."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def _found(folder: Path) -> ScannedFolder:
-    size = used(folder)
+    try:
+        return _scanned(folder, used(folder))
+    except OSError as problem:
+        return ScannedFolder(folder, "unreadable", 0, problem=f"{folder} cannot be read: {problem.strerror}.")
+
+
+def _scanned(folder: Path, size: int) -> ScannedFolder:
+    """Return one entry. Raises OSError."""
     if folder.name.endswith(SUFFIX):
         return ScannedFolder(folder, "partial", size)
+    if changed := manifest.changed(folder):
+        problem = f"{folder} has files that are not as they were fetched: {', '.join(changed)}."
+        return ScannedFolder(folder, "damaged", size, problem=problem)
     try:
         return ScannedFolder(folder, "valid", size, inventory(folder))
-    except (NotFound, Damaged) as problem:
+    except NotFound as problem:
+        return ScannedFolder(folder, "unsupported", size, problem=problem.message)
+    except Damaged as problem:
         return ScannedFolder(folder, "damaged", size, problem=problem.message)
 
 
-def check_config(subject: str, config: Mapping[str, Any]) -> None:
-    """Raise NotFound when the installed loaders cannot run a model with this config.json."""
-    kind = config.get("model_type")
-    quantization: Mapping[str, Any] = config.get("quantization_config") or {}
-    method = quantization.get("quant_method")
-    if method and "quantization" not in config:
-        raise NotFound(
-            f"{subject} is quantised with {method}, which MLX cannot load.",
-            hint="Look for a conversion at https://huggingface.co/mlx-community",
-        )
-    if not isinstance(kind, str):
-        raise NotFound(
-            f"{subject} has a config.json without a model_type: it is not a language model.", hint="mlxq models"
-        )
-    if kind not in _loadable():
-        raise NotFound(
-            f"{subject} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
-            hint="uv tool upgrade mlxq   (a newer loader may know it)",
-        )
-
-
-@cache
-def _loadable() -> frozenset[str]:
-    """Return every model_type for which mlx-lm or mlx-vlm has a file; importing mlx_lm would take 740 MB."""
-    names: set[str] = set()
-    for package in ("mlx_lm", "mlx_vlm"):
-        spec = importlib.util.find_spec(package)
-        for location in (spec.submodule_search_locations or []) if spec else []:
-            names |= {path.stem for path in (Path(location) / "models").iterdir()}
-            names |= _renamed((Path(location) / "utils.py").read_text(encoding="utf-8"))
-    return frozenset(names)
-
-
-def _renamed(source: str) -> set[str]:
-    """Return the keys of MODEL_REMAPPING in a loader's utils.py."""
-    table = re.search(r"^MODEL_REMAPPING = (\{.*?^\})", source, re.DOTALL | re.MULTILINE)
-    return set(ast.literal_eval(table[1])) if table else set()
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises Damaged."""
+    """Read a JSON object. Raises Damaged, and OSError."""
+    if path.stat().st_size > _LONGEST_JSON:
+        raise Damaged(f"{path} has {path.stat().st_size:,} bytes: it is no description.")
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as problem:
-        raise Damaged(f"{path} is not JSON: {problem}.", hint=_again(path.parent)) from problem
+    except (ValueError, RecursionError) as problem:
+        raise Damaged(f"{path} is not JSON: {problem}.") from problem
     if not isinstance(document, dict):
-        raise Damaged(f"{path} is not a JSON object.", hint=_again(path.parent))
+        raise Damaged(f"{path} is not a JSON object.")
     return cast("dict[str, Any]", document)
-
-
-def _header(path: Path) -> Header:
-    """Read a safetensors header and check that the file is as long as it says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size, _LONGEST_HEADER):
-            raise Damaged(f"{path} has no readable header.", hint=_again(path.parent))
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as problem:
-            raise Damaged(f"{path} has no readable header.", hint=_again(path.parent)) from problem
-    header.pop("__metadata__", None)
-    end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if end != size:
-        raise Damaged(f"{path} has {size:,} bytes; its header says {end:,}.", hint=_again(path.parent))
-    return header
 
 
 def _check_index(folder: Path, headers: Mapping[str, Header]) -> None:
     """Raise Damaged when the index names a tensor that no shard has."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return
-    places: dict[str, str] = read_json(index).get("weight_map") or {}
-    lost = sorted({shard for name, shard in places.items() if name not in headers.get(shard, {})})
-    if lost:
-        raise Damaged(f"{folder} lacks tensors of {', '.join(lost)}.", hint=_again(folder))
+    index = folder / INDEX
+    if index.exists() and (lost := lost_shards(read_json(index), headers.values())):
+        raise Damaged(f"{folder} lacks tensors of {', '.join(lost)}.")
 
 
-def _parameters(tensors: Header, quantization: Mapping[str, Any]) -> int:
+def lost_shards(index: Mapping[str, Any], headers: Iterable[Header]) -> list[str]:
+    """Return the shards of an index with a tensor that none of the files has.
+
+    In which file a tensor lies does not matter: a loader reads them all, and some indexes name files that were renamed.
+    """
+    present = {name for header in headers for name in header}
+    return sorted({shard for name, shard in _places(index).items() if name not in present})
+
+
+def shards_of(index: Mapping[str, Any]) -> set[str]:
+    """Return the files that an index names."""
+    return set(_places(index).values())
+
+
+def _places(index: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the file of each tensor, as an index tells it."""
+    return {name: str(shard) for name, shard in config_json.mapping(index.get("weight_map")).items()}
+
+
+def count_parameters(tensors: Header, config: ModelConfig) -> int:
     """Count parameters; a packed weight holds 32 / bits in each word, and scales and biases hold none."""
     total = 0
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         packed = f"{module}.scales" in tensors
-        if packed and kind in {"scales", "biases"}:
+        if packed and kind in _BESIDE_PACKED:
             continue
-        count = math.prod(tensor["shape"])
-        if packed and kind == "weight":
-            own: Mapping[str, Any] = quantization.get(module) or quantization
-            count = count * _WORD_BITS // int(own.get("bits", _WORD_BITS))
-        total += count
+        bits = _bits(module, config) if packed and kind in {"weight", "qweight"} else _WORD_BITS
+        total += math.prod(tensor["shape"]) * _WORD_BITS // bits
     return total
 
 
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the language part of a config; models with vision nest it."""
-    return config.get("text_config") or config
-
-
-def kv_values(text: Mapping[str, Any]) -> int:
-    """Return how many values one more token adds to the cache, over all layers whose cache grows."""
-    layers = _growing_layers(text)
-    if "kv_lora_rank" in text:  # multi-head latent attention keeps one compressed vector
-        return layers * (int(text["kv_lora_rank"]) + int(text.get("qk_rope_head_dim") or 0))
-    heads = int(text.get("num_attention_heads") or 0)
-    width = int(text.get("head_dim") or int(text.get("hidden_size") or 0) // max(1, heads))
-    return 2 * layers * int(text.get("num_key_value_heads") or heads) * width
-
-
-def _growing_layers(text: Mapping[str, Any]) -> int:
-    """Count the layers of full attention; sliding and linear ones keep a cache of fixed size."""
-    kinds: Sequence[str] = text.get("layer_types") or ()
-    if "full_attention" in kinds:
-        return sum(kind == "full_attention" for kind in kinds)
-    layers = int(text.get("num_hidden_layers") or 0)
-    return layers // int(text.get("full_attention_interval") or 1)
+def _bits(module: str, config: ModelConfig) -> int:
+    """Return the bits of one packed value of a module."""
+    if config.quantization is None:
+        return _FOREIGN_BITS if config.foreign_quantization in {"awq", "gptq"} else _WORD_BITS
+    return config.quantization.modules.get(module, config.quantization).bits
 
 
 def _float_bytes(tensors: Header) -> int:
     """Return the width of the engine's values: that of the norms, which activations take on."""
-    widths = [_FLOATS[t["dtype"]] for name, t in tensors.items() if "norm" in name and t["dtype"] in _FLOATS]
-    return max(widths, default=_HALF)
+    widths = [_FLOATS.get(tensor["dtype"], 0) for name, tensor in tensors.items() if "norm" in name]
+    return max(widths, default=0) or _HALF
 
 
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    quantization = config.get("quantization")
-    return f"{quantization['bits']}-bit g{quantization['group_size']}" if quantization else None
+def _quantization(config: ModelConfig) -> str | None:
+    """Return how the weights are packed, such as `4-bit g64`; None for weights that are not quantized."""
+    if config.quantization:
+        return f"{config.quantization.bits}-bit g{config.quantization.group_size}"
+    return config.foreign_quantization or None
 
 
-def _again(folder: Path) -> str:
-    return f"mlxq verify {folder.name}   (fetches again what is damaged)"
+def _again(folder: Path) -> str | None:
+    """Return the command that repairs a folder; None for one that mlxq did not fetch."""
+    return f"mlxq verify {folder.name}" if manifest.read(folder) else None

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,17 +23,20 @@ from urllib.parse import quote
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
 from tasks.system import file_copy
 from tasks.system.child import Later
-from tasks.weights import repo_files
+from tasks.weights import repo_files, safetensors
 from tasks.weights.manifest import File, hash_file
 
 if TYPE_CHECKING:
     import httpx
+
+    from tasks.weights.safetensors import Header
 
 CONNECT_S = 10.0
 _ENDPOINT = "https://huggingface.co"
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _UNNAMED_WAIT_S = 30.0
+_LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Hub:
             raise Offline("HF_HUB_OFFLINE is set, so nothing is fetched from the Hub.", hint="unset HF_HUB_OFFLINE")
         self.endpoint = constants.ENDPOINT.rstrip("/")
         self.token = get_token()
+        self.refused = False
+        """Whether the endpoint does not know the token; it is not sent again."""
         self.notes: list[str] = []
         self.client = client or connect()
 
@@ -77,7 +84,7 @@ class Hub:
             files = _files(self._tree(repo, info["sha"]))
         repo_files.check_loadable(repo, list(files))
         if info.get("gated") and not self.token:
-            raise _gated(self.endpoint, repo, token=False)
+            raise self._gated(repo)
         chosen = [files[name] for name in repo_files.choose(files, code=code)]
         whole = tuple(file for file in chosen if file is not None)
         if len(whole) < len(chosen):
@@ -89,6 +96,30 @@ class Hub:
         import httpx
 
         return httpx.URL(f"{self.endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}")
+
+    def header(self, repo: str, revision: str, file: File) -> Header:
+        """Return the header of a safetensors file without its tensors. Raises Damaged, and what `refusal` returns."""
+        name, first = f"{repo}/{file.name}", safetensors.LENGTH_BYTES
+        header_bytes = safetensors.length(self._bytes(repo, revision, file.name, 0, first), file.size, name)
+        return safetensors.parse(self._bytes(repo, revision, file.name, first, first + header_bytes), file.size, name)
+
+    def _bytes(self, repo: str, revision: str, name: str, start: int, end: int) -> bytes:
+        """Return the bytes of a file from `start` to before `end`; a host that knows no ranges is cut off there."""
+        import httpx
+
+        url = self.url(repo, revision, name)
+        try:
+            for _ in range(_MOST_REDIRECTS):
+                wanted = {"range": f"bytes={start}-{end - 1}"} | self.headers(url)
+                with self.client.stream("GET", url, headers=wanted) as response:
+                    if response.status_code not in REDIRECTS:
+                        if not response.is_success:
+                            raise self.refusal(response, repo, revision)
+                        return _first(response, end)[start if response.status_code == HTTPStatus.OK else 0 :]
+                    url = url.join(response.headers["location"])
+        except httpx.TransportError as problem:
+            raise unreachable(self.endpoint, problem) from problem
+        raise Offline(f"{self.endpoint} redirects in a circle.", hint="Check HF_ENDPOINT.")
 
     def owns(self, url: httpx.URL) -> bool:
         """Return whether `url` lies on the endpoint's own host."""
@@ -107,7 +138,7 @@ class Hub:
         if response.status_code == HTTPStatus.TOO_MANY_REQUESTS or "retry-after" in response.headers:
             return Later(f"{response.url.host} asked for a pause", _pause_s(response))
         if code == "GatedRepo" or (response.status_code == HTTPStatus.FORBIDDEN and code != "RepoNotFound"):
-            return _gated(self.endpoint, repo, token=self.token is not None)
+            return self._gated(repo)
         if code == "RevisionNotFound":
             return NotFound(f"{repo} has no revision {revision!r}.", hint=f"{self.endpoint}/{repo}/refs lists them.")
         if code == "EntryNotFound":
@@ -120,23 +151,14 @@ class Hub:
         address = f"/api/models/{repo}/revision/{quote(revision, safe='')}?blobs=true"
         response = self._get(address)
         if response.status_code == HTTPStatus.UNAUTHORIZED and self.token and "x-error-code" not in response.headers:
-            response = self._without_token(address) or response
+            self.refused, self.token = True, None
+            response = self._get(address)
+            if response.is_success:
+                self.notes.append(f"The Hub refused your token; this repo was read without. Run: {_login()}")
         document = self._json(response, repo, revision)
         if not isinstance(document, dict) or "sha" not in document or "siblings" not in document:
             raise Offline(f"{self.endpoint} does not answer like a Hub.", hint="Check HF_ENDPOINT.")
         return cast("dict[str, Any]", document)
-
-    def _without_token(self, address: str) -> httpx.Response | None:
-        """Return what the Hub says without the token, and leave the token out from now on; None for a refusal."""
-        token, self.token = self.token, None
-        response = self._get(address)
-        if response.is_success:
-            self.notes.append(
-                "The Hub refused your token; this repo is public and was read without. Run: hf auth login"
-            )
-            return response
-        self.token = token
-        return None
 
     def _tree(self, repo: str, revision: str) -> list[dict[str, Any]]:
         entries = self._json(self._get(f"/api/models/{repo}/tree/{revision}?recursive=true"), repo, revision)
@@ -167,10 +189,20 @@ class Hub:
 
     def _missing(self, repo: str) -> NotFound:
         near = self._near(repo)
-        hint = f"mlxq pull {near[0]}" if near else "hf auth login, if the repo is private."
+        hint = f"mlxq pull {near[0]}" if near else f"{_login()}, if the repo is private."
         also = f" Nearest: {', '.join(near)}." if near else ""
         unseen = "or your token may not see it" if self.token else "or is private"
+        unseen += "; the Hub refused your token" if self.refused else ""
         return NotFound(f"{repo} does not exist on {self.endpoint}, {unseen}.{also}", hint=hint)
+
+    def _gated(self, repo: str) -> Gated:
+        """Say what opens a gated repo: a valid token, the license, or the publisher's consent."""
+        page = f"{self.endpoint}/{repo}"
+        if self.refused:
+            return Gated(f"{repo} is gated, and the Hub refused your token: it is not a valid one.", hint=_login())
+        if self.token:
+            return Gated(f"{repo} is gated and your token has no access yet.", hint=f"Ask for it at {page}")
+        return Gated(f"{repo} is gated: you must accept its license.", hint=f"Accept it at {page}, then: hf auth login")
 
     def _near(self, repo: str) -> list[str]:
         """Return up to three repos whose names look alike; none when the search does not answer."""
@@ -183,6 +215,16 @@ class Hub:
             except (Offline, ValueError, TypeError, KeyError):
                 continue
         return difflib.get_close_matches(repo, sorted(set(names)), n=3, cutoff=0.6)
+
+
+def _first(response: httpx.Response, most: int) -> bytes:
+    """Return at most the first `most` bytes of a body."""
+    data = b""
+    for piece in response.iter_raw():
+        data += piece
+        if len(data) >= most:
+            break
+    return data[:most]
 
 
 def connect() -> httpx.Client:
@@ -215,16 +257,31 @@ def web_page(endpoint: str) -> Offline:
     )
 
 
-def _gated(endpoint: str, repo: str, *, token: bool) -> Gated:
-    page = f"{endpoint}/{repo}"
-    if token:
-        return Gated(f"{repo} is gated and your token has no access yet.", hint=f"Ask for it at {page}")
-    return Gated(f"{repo} is gated: you must accept its license.", hint=f"Accept it at {page}, then: hf auth login")
+def _login() -> str:
+    """Return how to replace the token: one in the environment goes before the one that `hf auth login` keeps."""
+    return "unset HF_TOKEN, or correct it" if os.environ.get("HF_TOKEN") else "hf auth login"
 
 
 def _pause_s(response: httpx.Response) -> float:
+    """Return the seconds that a host asks to be left alone, an hour at most.
+
+    By Retry-After, in seconds or as a date, or by `t` of RateLimit: seconds to the next window
+    (draft-ietf-httpapi-ratelimit-headers-10, as the Hub sends it: `"api";r=0;t=55`).
+    """
     header = response.headers.get("retry-after", "")
-    return float(header) if header.isdigit() else _UNNAMED_WAIT_S
+    window = re.search(r";\s*t=(\d+)", response.headers.get("ratelimit", ""))
+    pauses = [float(header)] if header.isdecimal() else [*_until(header), *([float(window[1])] if window else [])]
+    return min(max(pauses, default=_UNNAMED_WAIT_S), _LONGEST_WAIT_S)
+
+
+def _until(date: str) -> list[float]:
+    """Return the seconds until a date as HTTP writes it; nothing for what is none."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return [max(0.0, parsedate_to_datetime(date).timestamp() - time.time())]
+    except ValueError:
+        return []
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> dict[str, File | None]:

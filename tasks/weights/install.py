@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from state.errors import UsageProblem
-from tasks.weights import convert, disk, headers, local, manifest, source, staging
+from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from tasks.weights import convert, disk, headers, loaders, local, manifest, precheck, source, staging
 from tasks.weights.hub import DownloadPlan, Hub, adopt_cached
 from tasks.weights.manifest import File, Manifest
 from tasks.weights.source import PullRequest, Source
@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 _SOURCE = "source"
 _MADE = "made"
+
+
+@dataclass(frozen=True)
+class Install:
+    """One folder in the making."""
+
+    request: PullRequest
+    wanted: Source
+    staging: Staging
+    report: Report
+
+    @property
+    def into(self) -> Path:
+        """Where files of the source go: beside those that a conversion makes of them."""
+        return self.staging.folder / _SOURCE if self.wanted.convert else self.staging.folder
 
 
 def plan(text: str) -> dict[str, Any]:
@@ -43,49 +58,66 @@ def fetch(request: PullRequest, report: Report) -> dict[str, Any]:
 
 
 def _from_hub(request: PullRequest, wanted: Source, hub: Hub, planned: DownloadPlan, report: Report) -> dict[str, Any]:
-    from tasks.weights.downloader import Download
-
     target = _target(request, wanted, planned.revision)
     if _is_done(request, target):
         return _told(target, planned.revision, planned.notes)
     with staging.hold(target) as stage:
-        into = stage.folder / _SOURCE if wanted.convert else stage.folder
-        into.mkdir(exist_ok=True)
-        extra = convert.result_bytes(wanted.convert, planned.size) if wanted.convert else 0
-        report({"phase": "adopting"})
-        adopt_cached(planned.repo, planned.files, into)
-        disk.reserve(stage.folder, planned.size + extra, floor_bytes=request.floor_bytes)
-        transfer = Download(hub, planned.repo, planned.revision, into, floor_bytes=request.floor_bytes)
-        small, large = _by_kind(planned.files)
-        transfer.fetch(small, _unheard)
-        headers.check_config(planned.repo, headers.read_json(into / "config.json"))
-        transfer.fetch([*small, *large], report)
-        _finish(
-            request,
-            wanted,
-            stage,
-            Manifest(str(wanted), planned.revision, planned.files, licence=planned.licence),
-            report,
-        )
+        work = Install(request, wanted, stage, report)
+        work.into.mkdir(exist_ok=True)
+        _download(work, hub, planned)
+        record = Manifest(str(wanted), planned.revision, planned.files, licence=planned.licence)
+        _finish(work, record, planned.repo, loaders.CONVERSIONS)
     return _told(target, planned.revision, planned.notes)
+
+
+def _download(work: Install, hub: Hub, planned: DownloadPlan) -> None:
+    """Bring the files of a repo: first the small ones, which tell whether the weights are worth their bytes."""
+    from tasks.weights.downloader import Download
+
+    quant, floor_bytes = work.wanted.convert, work.request.floor_bytes
+    extra = convert.result_bytes(quant, planned.size) if quant else 0
+    work.report({"phase": "adopting"})
+    adopt_cached(planned.repo, planned.files, work.into)
+    disk.reserve(work.staging.folder, planned.size + extra, floor_bytes=floor_bytes)
+    transfer = Download(hub, planned.repo, planned.revision, work.into, floor_bytes=floor_bytes)
+    small, large = _by_kind(planned.files)
+    transfer.fetch(small, _unheard)
+    try:
+        precheck.check(hub, planned, work.into)
+    except (NotFound, Damaged):
+        work.staging.discard()
+        raise
+    transfer.fetch([*small, *large], work.report)
 
 
 def _from_disk(request: PullRequest, wanted: Source, report: Report) -> dict[str, Any]:
     path = Path(wanted.name)
-    revision = local.revision(path)
-    local.check(path)
+    try:
+        revision = local.revision(path)
+        local.check(path)
+    except OSError as problem:
+        raise NotFound(f"{path} cannot be read: {problem.strerror}.", hint=f"ls -ld {path}") from problem
     target = _target(request, wanted, revision)
     if _is_done(request, target):
         return _told(target, revision)
     with staging.hold(target) as stage:
-        into = stage.folder / _SOURCE if wanted.convert else stage.folder
-        into.mkdir(exist_ok=True)
-        disk.reserve(stage.folder, local.size(path), floor_bytes=request.floor_bytes)
-        report({"phase": "copying", "total": local.size(path)})
-        local.copy(path, into, code=request.code)
-        headers.inventory(into)
-        _finish(request, wanted, stage, Manifest(str(wanted), revision, _hashed(into, report)), report)
+        try:
+            _copy(Install(request, wanted, stage, report), path, revision)
+        except (MlxqError, OSError):
+            stage.discard()  # to copy it again takes less than to find out what it is
+            raise
     return _told(target, revision)
+
+
+def _copy(work: Install, path: Path, revision: str) -> None:
+    """Make the folder from one on this machine, or from an archive."""
+    advice = f"Replace what is wrong in {path}, then: mlxq pull {path}"
+    work.into.mkdir(exist_ok=True)
+    disk.reserve(work.staging.folder, local.size(path), floor_bytes=work.request.floor_bytes)
+    work.report({"phase": "copying", "total": local.size(path)})
+    local.copy(path, work.into, code=work.request.code)
+    headers.inventory(work.into, name=str(path), hint=advice)
+    _finish(work, Manifest(str(work.wanted), revision, _hashed(work.into, work.report)), str(path), advice)
 
 
 def _target(request: PullRequest, wanted: Source, revision: str) -> Path:
@@ -110,27 +142,30 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
     return [file for file in files if file not in large], large
 
 
-def _finish(request: PullRequest, wanted: Source, stage: Staging, came: Manifest, report: Report) -> None:
-    """Convert when asked, fit the weights to this machine, check them and rename the folder into place."""
-    files, pristine = came.files, ()
-    if wanted.convert:
-        report({"phase": "converting"})
-        _convert(stage.folder, wanted.convert, Path(request.log) if request.log else stage.folder / ".convert.log")
-        files, pristine = _hashed(stage.folder, report), came.files
-    report({"phase": "preparing"})
-    recipe = convert.choose_recipe(convert.backend(), stage.folder)
-    changed = set(convert.apply_recipe(recipe, stage.folder))
+def _finish(work: Install, record: Manifest, name: str, advice: str) -> None:
+    """Convert when wanted, fit the weights to this machine, check them and rename the folder into path.
+
+    `name` and `advice`: what an error calls the weights, and what it advises.
+    """
+    folder, quant, files, pristine = work.staging.folder, work.wanted.convert, record.files, ()
+    if quant:
+        work.report({"phase": "converting"})
+        _convert(folder, quant, Path(work.request.log) if work.request.log else folder / ".convert.log")
+        files, pristine = _hashed(folder, work.report), record.files
+    work.report({"phase": "preparing"})
+    recipe = convert.choose_recipe(convert.backend(), folder)
+    changed = set(convert.apply_recipe(recipe, folder))
     if changed:
         pristine = pristine or tuple(file for file in files if file.name in changed)
-        files = tuple(_file(stage.folder / file.name) if file.name in changed else file for file in files)
-    report({"phase": "checking"})
-    headers.inventory(stage.folder)
+        files = tuple(_file(folder / file.name) if file.name in changed else file for file in files)
+    work.report({"phase": "checking"})
+    headers.inventory(folder, name=name, hint=advice)
     done = recipe if changed else None
-    stage.finish(Manifest(came.source, came.revision, files, done, pristine, came.licence, wanted.convert))
+    work.staging.finish(Manifest(record.source, record.revision, files, done, pristine, record.licence, quant))
 
 
 def _convert(folder: Path, quant: str, log: Path) -> None:
-    """Put what mlx-lm makes of the source in its place."""
+    """Put what mlx-lm makes of the source in its path."""
     convert.convert(folder / _SOURCE, folder / _MADE, quant, log)
     for path in (folder / _MADE).iterdir():
         path.replace(folder / path.name)
@@ -140,7 +175,7 @@ def _convert(folder: Path, quant: str, log: Path) -> None:
 def _hashed(folder: Path, report: Report) -> tuple[File, ...]:
     """Name and hash every plain file of a folder."""
     report({"phase": "checking"})
-    return tuple(_file(path) for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return tuple(_file(folder / name) for name in headers.plain_files(folder))
 
 
 def _file(path: Path) -> File:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from state.errors import Damaged, NotFound
 from tasks.system import file_copy
-from tasks.weights import repo_files
+from tasks.weights import headers, repo_files
+
+NOTHING = "Nothing was installed."
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""What Python's archives raise for damaged members, unknown methods and passwords."""
 
 
 def revision(path: Path) -> str:
@@ -23,9 +30,25 @@ def revision(path: Path) -> str:
 
 
 def check(path: Path) -> None:
-    """Raise NotFound for a folder that holds no model; what an archive holds is seen when it is opened."""
+    """Raise NotFound for a folder that holds no model, Damaged for one with links to other places in it.
+
+    What an archive holds is seen when it is opened.
+    """
     if path.is_dir():
-        repo_files.check_loadable(str(path), [file.name for file in path.iterdir() if file.is_file()])
+        names = headers.plain_files(path)
+        repo_files.check_loadable(str(path), names)
+        _refuse_foreign_links(path, repo_files.choose(names))
+
+
+def _refuse_foreign_links(path: Path, names: Sequence[str]) -> None:
+    """Raise Damaged for a link: what it leads to, say a file of keys, would be copied as a part of the model.
+
+    The Hub's cache is made of links, each from `snapshots/<commit>` to `blobs` of the same repo.
+    """
+    blobs = path.resolve().parent.parent / "blobs" if path.resolve().parent.name == "snapshots" else None
+    for name in names:
+        if (path / name).is_symlink() and (path / name).resolve().parent != blobs:
+            raise Damaged(f"{path} holds {name!r}, which is a link to another path.", done=NOTHING)
 
 
 def size(path: Path) -> int:
@@ -39,16 +62,23 @@ def size(path: Path) -> int:
 
 
 def copy(path: Path, folder: Path, *, code: bool = False) -> None:
-    """Bring the files a loader reads into `folder`. Raises Damaged for an archive that would write elsewhere."""
+    """Bring the files a loader reads into `folder`.
+
+    Raises Damaged for an archive that would write elsewhere or cannot be unpacked, NotFound for what is no archive.
+    """
     if path.is_dir():
-        for name in repo_files.choose([member.name for member in path.iterdir() if member.is_file()], code=code):
+        names = repo_files.choose(headers.plain_files(path), code=code)
+        _refuse_foreign_links(path, names)
+        for name in names:
             file_copy.copy(path / name, folder / name)
-    elif zipfile.is_zipfile(path):
-        _unzip(path, folder, code=code)
-    elif tarfile.is_tarfile(path):
-        _untar(path, folder, code=code)
-    else:
+        return
+    unpack = _unzip if zipfile.is_zipfile(path) else _untar if tarfile.is_tarfile(path) else None
+    if unpack is None:
         raise NotFound(f"{path} is neither a folder nor a zip or tar archive.", hint="mlxq pull file:/a/folder")
+    try:
+        unpack(path, folder, code=code)
+    except UNREADABLE as problem:
+        raise Damaged(f"{path} cannot be unpacked: {problem}.", done=NOTHING) from problem
 
 
 def _unzip(path: Path, folder: Path, *, code: bool) -> None:
@@ -73,11 +103,11 @@ def _untar(path: Path, folder: Path, *, code: bool) -> None:
 def _refuse_links(path: Path, archive: tarfile.TarFile) -> None:
     odd = [member.name for member in archive.getmembers() if not (member.isfile() or member.isdir())]
     if odd:
-        raise Damaged(f"{path} holds {odd[0]!r}, which is not a regular file.", done="Nothing was installed.")
+        raise Damaged(f"{path} holds {odd[0]!r}, which is not a regular file.", done=NOTHING)
 
 
 def _top(names: list[str], *, code: bool) -> dict[str, str]:
-    """Map each wanted file's name to its place in an archive that may hold one folder around everything."""
+    """Map each wanted file's name to its path in an archive that may hold one folder around everything."""
     for name in names:
         repo_files.safe(name.removeprefix("./"))
     plain = {name.removeprefix("./"): name for name in names}

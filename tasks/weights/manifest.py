@@ -11,11 +11,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from state.files import replace_private
 
 Algorithm = Literal["sha256", "git-sha1"]
+_ALGORITHMS = get_args(Algorithm)
 _BLOCK = 1 << 20
 NAME = "mlxq.json"
 _VERSION = 1
@@ -49,7 +50,7 @@ class Manifest:
     """What the recipe changed, as it came."""
     licence: str | None = None
     convert: str | None = None
-    """The quant mlx_lm made of the source; None when the source holds MLX weights."""
+    """The quant mlx_lm record of the source; None when the source holds MLX weights."""
 
     @property
     def asked(self) -> str:
@@ -68,15 +69,47 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read(folder: Path) -> Manifest | None:
-    """Return the folder's manifest, or None when there is none that can be read."""
+    """Return the folder's manifest, or None when there is none that can be read, or one that mlxq did not write."""
     try:
         document = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        files = tuple(File(**file) for file in document.pop("files"))
-        pristine = tuple(File(**file) for file in document.pop("pristine"))
+        files = tuple(_file(file) for file in document.pop("files"))
+        pristine = tuple(_file(file) for file in document.pop("pristine"))
         document.pop("version")
-        return Manifest(**document, files=files, pristine=pristine)
-    except (OSError, ValueError, KeyError, TypeError):
+        return Manifest(**_texts(document, "source", "revision"), files=files, pristine=pristine)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _texts(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return what was told when these fields are texts. Raises TypeError, KeyError."""
+    if not all(isinstance(entry[name], str) for name in names):
+        raise TypeError(names)
+    return entry
+
+
+def _file(entry: dict[str, Any]) -> File:
+    """Return one file of a manifest. Raises TypeError, KeyError, and ValueError for one that is not in the folder."""
+    name, algorithm = _texts(entry, "name", "digest")["name"], entry["algorithm"]
+    if type(entry["size"]) is not int or "/" in name or name in {"", ".", ".."} or algorithm not in _ALGORITHMS:
+        raise ValueError(name)
+    return File(**entry)
+
+
+def changed(folder: Path) -> list[str]:
+    """Return the files of the folder's manifest that are missing or of another size, without reading them.
+
+    Empty also for a folder without a manifest. Raises OSError where the disk does not give the folder.
+    """
+    record = read(folder)
+    return [file.name for file in record.files if not is_there(folder, file)] if record else []
+
+
+def is_there(folder: Path, file: File) -> bool:
+    """Return whether a file exists with the size it must have. Raises OSError where the disk does not give it."""
+    try:
+        return (folder / file.name).stat().st_size == file.size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class Digest(Protocol):

@@ -34,6 +34,10 @@ class Staging:
         """What it is called until then."""
         return self.target.with_name(self.target.name + SUFFIX)
 
+    def discard(self) -> None:
+        """Delete what is there of it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def finish(self, record: Manifest) -> None:
         """Delete what the manifest does not name, write it, and rename the folder into place."""
         keep = {file.name for file in record.files}
@@ -68,12 +72,23 @@ def held(target: Path) -> bool:
     return lock.held(target.parent / LOCKS / target.name)
 
 
+def is_ours(folder: Path) -> bool:
+    """Return whether mlxq made this staging folder; a user may have one of such a name."""
+    return (folder.parent / LOCKS / folder.name.removesuffix(SUFFIX)).exists()
+
+
 def remove(folder: Path) -> int:
-    """Delete a folder of weights, whole or in the making, and return its bytes. Raises Busy while a fetch writes it."""
+    """Delete a folder of weights, whole or in the making, and return its bytes. Raises Busy while a fetch writes it.
+
+    Of a link, only the link goes.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return 0
     with hold(folder.with_name(folder.name.removesuffix(SUFFIX))) as stage:
         size = used(folder)
         shutil.rmtree(folder)
-        shutil.rmtree(stage.folder, ignore_errors=True)
+        stage.discard()
     return size
 
 

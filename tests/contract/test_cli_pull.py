@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from state.db import Database, open_database
 from state.paths import Home
 from state.stack import Tier
 from tasks import kinds
+from tasks.weights import manifest, staging
 
 REPO = "ok/tiny-4bit"
 FAST = Tier("fast", REPO, "int4", f"hub:{REPO}", 9132, 1024, 1, 1, 1)
@@ -137,15 +139,19 @@ def test_detached_the_job_goes_on(mlxq: Type, db: Database) -> None:
     assert job.get(db, number).state is job.JobState.SUCCEEDED
 
 
-def test_prune_takes_torn_weights_and_old_revisions_and_leaves_the_rest(mlxq: Type, home: Home) -> None:
+def test_prune_takes_torn_weights_and_old_revisions_and_leaves_the_rest(mlxq: Type, home: Home, db: Database) -> None:
     mlxq("pull", REPO)
     new = folder(home)
     old = home.models / "ok--tiny-4bit@older"
-    old.mkdir()
-    for file in new.iterdir():
-        (old / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(new, old)
+    made = manifest.read(new)
+    assert made
+    manifest.write(old, replace(made, revision="older"))
+    db.run("UPDATE weights SET folder = ?", (str(old),))
+    assert mlxq("pull", REPO, "--force").returncode == 0
     os.utime(old, (1_000_000_000, 1_000_000_000))
-    (home.models / "torn@abc.partial").mkdir()
+    with staging.hold(home.models / "torn@abc"):
+        pass
     (home.models / "by-hand").mkdir()
     for file in new.glob("[!m]*"):
         (home.models / "by-hand" / file.name).write_bytes(file.read_bytes())

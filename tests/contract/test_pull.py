@@ -31,12 +31,40 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Generator[Hub]:
     make(root / "strange-4bit", model_type="no_such_architecture")
     (root / "tiny-gguf").mkdir()
     (root / "tiny-gguf" / "tiny.Q4_K_M.gguf").write_bytes(b"GGUF")
-    gptq = make(root / "tiny-gptq")
-    (gptq / "config.json").write_text(
-        json.dumps({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}})
-    )
+    _make_odd(root)
     with running(root) as served:
         yield served
+
+
+def _make_odd(root: Path) -> None:
+    """Make models of which something is wrong that their small files tell."""
+    change(make(root / "tiny-exl2"), quantization=None, quantization_config={"quant_method": "exl2"})
+    change(make(root / "seven-bits"), quantization={"group_size": 64, "bits": 7})
+    change(make(root / "no-bits"), quantization={"mode": "mxfp4"})
+    change(make(root / "program-4bit"), model_file="modeling.py")
+    (make(root / "mute-4bit") / "tokenizer.json").unlink()
+    (make(root / "lost-4bit") / SHARDS[1]).unlink()
+    unindexed = make(root / "unindexed-4bit")
+    (unindexed / SHARDS[1]).unlink()
+    (unindexed / headers.INDEX).unlink()
+    twin = make(root / "twin-4bit")
+    (twin / "Config.json").write_bytes((twin / "config.json").read_bytes())
+    stale = make(root / "stale-4bit")
+    for name in SHARDS:
+        (stale / name).rename(stale / name.replace("model-", "model-part-"))
+    doubled = make(root / "doubled-4bit")
+    (doubled / "consolidated.safetensors").write_bytes((doubled / SHARDS[0]).read_bytes())
+    (doubled / f"._{SHARDS[0]}").write_bytes(b"laid there by macOS")
+    (doubled / manifest.NAME).write_text("{}")
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def change(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text()) | values
+    plain = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(plain))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +75,7 @@ def outside(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "2")
-    hub.set(drop_after=5 << 20, failures=2, retry_after=1, rate=2 << 20)
+    hub.set(drop_after=5 << 20, failures=2, retry_after=1, rate=2 << 20, limited=None)
 
 
 @pytest.fixture
@@ -137,6 +165,8 @@ def test_a_stale_token_does_not_close_a_public_repo(models: Path, monkeypatch: p
         ("hf_known", "gated/tiny-4bit", Gated, "your token has no access yet"),
         ("", "private/tiny-4bit", NotFound, "or is private"),
         ("hf_known", "private/tiny-4bit", NotFound, "your token may not see it"),
+        ("hf_wrong", "gated/tiny-4bit", Gated, "the Hub refused your token: it is not a valid one"),
+        ("hf_wrong", "private/tiny-4bit", NotFound, "or is private; the Hub refused your token"),
     ],
 )
 def test_a_closed_repo_says_what_is_missing(  # noqa: PLR0917 (a row of the table and three fixtures)
@@ -156,7 +186,13 @@ def test_a_closed_repo_says_what_is_missing(  # noqa: PLR0917 (a row of the tabl
     ("repo", "kind", "said"),
     [
         ("ok/tiny-gguf", NotFound, "GGUF"),
-        ("ok/tiny-gptq", NotFound, "gptq"),
+        ("ok/tiny-exl2", NotFound, "exl2"),
+        ("ok/seven-bits", NotFound, "number of bits 7 is not supported"),
+        ("ok/no-bits", NotFound, "does not say with how many bits"),
+        ("ok/program-4bit", NotFound, "names the Python file 'modeling.py', and mlxq runs none"),
+        ("ok/mute-4bit", Damaged, "^ok/mute-4bit has no tokenizer"),
+        ("ok/unindexed-4bit", Damaged, "lacks model-00002-of-00002.safetensors"),
+        ("ok/twin-4bit", Damaged, "'Config.json' and 'config.json', which are one file on most Macs"),
         ("ok/strange-4bit", NotFound, "no_such_architecture"),
         ("ok/tiny-4bit@no-such-branch", NotFound, "no revision 'no-such-branch'"),
         ("traversal/tiny-4bit", Damaged, "outside the folder"),
@@ -170,6 +206,47 @@ def test_what_cannot_be_loaded_is_told_before_any_weights_come(
         pull(models, repo)
     assert caught.value.hint or caught.value.done
     assert not hub.heard("cdn")
+    assert headers.scan(models) == []
+
+
+def test_a_shard_that_the_repo_lacks_is_told_from_its_index_before_any_weights_come(hub: Hub, models: Path):
+    """The headers of the other shards are asked for, since an index may be out of date: 8 bytes, then the header."""
+    with pytest.raises(Damaged, match=f"^ok/lost-4bit does not have {SHARDS[1]}, which its index names"):
+        pull(models, "ok/lost-4bit")
+    assert sum(line["sent"] for line in hub.heard("cdn")) < 4096
+    assert headers.scan(models) == []
+
+
+def test_an_index_that_names_files_which_were_renamed_is_no_harm(hub: Hub, models: Path):
+    """As mlx-lm does, which reads all files: ranges show that no tensor is missing."""
+    folder = pull(models, "ok/stale-4bit")
+    assert same(folder, hub, "stale-4bit")
+    assert [found.state for found in headers.scan(models)] == ["valid"]
+
+
+def test_what_no_loader_reads_is_not_fetched_and_not_counted(models: Path):
+    """A second copy for other programs, a file of macOS, and the manifest of the mlxq that uploaded the folder."""
+    folder = pull(models, "ok/doubled-4bit")
+    assert headers.inventory(folder).parameters == headers.inventory(pull(models, "ok/tiny-4bit")).parameters
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == list(SHARDS)
+    assert download.verify(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("header", "pause_s"),
+    [
+        ({"retry-after": "77"}, 77),
+        ({"ratelimit": '"api";r=0;t=55'}, 55),
+        ({"ratelimit": "limit=500, remaining=0, reset=9"}, 30),
+        ({"retry-after": "Fri, 01 Jan 2100 00:00:00 GMT"}, 3600),
+        ({"retry-after": "soon"}, 30),
+    ],
+)
+def test_the_pause_that_the_hub_names_is_kept(header: dict[str, str], pause_s: float, hub: Hub, models: Path):
+    hub.set(failures=100, limited=header)
+    with pytest.raises(Later) as caught:
+        pull(models, "apilimit/tiny-4bit")
+    assert caught.value.after_s == pause_s
 
 
 def test_a_typo_names_the_nearest_repos(models: Path):

@@ -32,7 +32,7 @@ MODES = (
     *("nocommit", "html", "traversal", "norange", "expiring", "nosizes", "code"),
 )
 
-settings: dict[str, Any] = {"drop_after": 5 << 20, "failures": 2, "retry_after": 1, "rate": 2 << 20}
+settings: dict[str, Any] = {"drop_after": 5 << 20, "failures": 2, "retry_after": 1, "rate": 2 << 20, "limited": None}
 log: list[dict[str, Any]] = []
 counts: dict[str, int] = {}
 root = Path()
@@ -98,7 +98,8 @@ async def info(request: Request) -> Response:
     if mode == "api500" and times("api500") <= settings["failures"]:
         return problem(500)
     if mode == "apilimit" and times("apilimit") <= settings["failures"]:
-        return problem(429, None, "Too many requests", **{"retry-after": str(settings["retry_after"])})
+        named = settings["limited"] or {"retry-after": str(settings["retry_after"])}
+        return problem(429, None, "Too many requests", **named)
     siblings = [entry(path) for path in sorted((root / name).iterdir())]
     if mode == "traversal":
         siblings.append({"rfilename": "../../escaped.json", "size": 2, "blobId": "0" * 40})

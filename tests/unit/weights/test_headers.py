@@ -11,7 +11,7 @@ import pytest
 from hub.model import make
 
 from state.errors import Damaged, MlxqError, NotFound
-from tasks.weights import headers
+from tasks.weights import headers, loaders
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_model_the_loaders_do_not_know_is_told(config: dict[str, Any], said: s
 
 def test_names_that_a_loader_renames_are_known():
     """mlx-lm loads a `mistral` model with its llama code; there is no mistral.py."""
-    headers.check_config("it", {"model_type": "mistral"})
+    loaders.check("it", {"model_type": "mistral"})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Disks that go away, hang, or cannot be written: real mounts, in a mount namespace of this process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+NEW_NAMESPACE, PRIVATE, RECURSIVE = 0x20000, 1 << 18, 0x4000
+BIND, REMOUNT, READ_ONLY, DETACH = 0x1000, 0x20, 0x1, 0x2
+
+
+@cache
+def _system() -> ctypes.CDLL:
+    """Move this process into a mount namespace of its own, which ends with it. Skips the test where it may not."""
+    if sys.platform != "linux" or os.geteuid():
+        pytest.skip("mounts need root on Linux")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_NAMESPACE) or libc.mount(b"none", b"/", None, PRIVATE | RECURSIVE, None):
+        pytest.skip("this account may have no mount namespace")
+    return libc
+
+
+def _mount(source: str, place: Path, kind: str = "", flags: int = 0, options: str = "") -> None:
+    if _system().mount(source.encode(), bytes(place), kind.encode() or None, flags, options.encode() or None):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(place))
+
+
+def _unmount(place: Path) -> None:
+    """Take a disk away at once, as when its cable is pulled; who has a file of it open keeps that."""
+    _system().umount2(bytes(place), DETACH)
+
+
+@contextmanager
+def small(place: Path, size: str) -> Generator[Path]:
+    """Lay an empty disk of that size, such as 8m, over a folder."""
+    place.mkdir(parents=True, exist_ok=True)
+    _mount("tmpfs", place, "tmpfs", options=f"size={size},mode=0700")
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+@contextmanager
+def over(place: Path, source: Path) -> Generator[Path]:
+    """Lay the folder `source` over a folder: what was there is away until the end."""
+    _mount(str(source), place, flags=BIND)
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+@contextmanager
+def read_only(place: Path) -> Generator[Path]:
+    """Make a folder read-only, as a disk with errors is mounted again."""
+    _mount(str(place), place, flags=BIND)
+    _mount("none", place, flags=BIND | REMOUNT | READ_ONLY)
+    try:
+        yield place
+    finally:
+        _unmount(place)
+
+
+@contextmanager
+def hanging(place: Path) -> Generator[Callable[[], None]]:
+    """Lay a disk over a folder that answers nothing, as a network disk whose server is gone: every access waits.
+
+    What is yielded ends the connection: from then on every access fails, and those that waited too.
+    """
+    descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    closed = False
+
+    def close() -> None:
+        nonlocal closed
+        if not closed:
+            closed = True
+            os.close(descriptor)
+
+    options = f"fd={descriptor},rootmode=40755,user_id=0,group_id=0,allow_other"
+    _mount("nowhere", place, "fuse", options=options)
+    try:
+        yield close
+    finally:
+        _unmount(place)
+        close()
+
+
+@contextmanager
+def dead(place: Path) -> Generator[Path]:
+    """Lay a disk over a folder whose every access fails with ENOTCONN."""
+    with hanging(place) as close:
+        close()
+        yield place
