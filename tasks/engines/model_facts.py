@@ -21,17 +21,17 @@ def read(folder: Path) -> ModelFacts:
     A model whose config.json is damaged is started all the same, and the engine says what is wrong with it.
     """
     try:
-        config = headers.read_json(folder / "config.json")
+        document = headers.read_json(folder / "config.json")
     except (OSError, Damaged):
         return ModelFacts()
-    told = config_json.read(config)
+    config = config_json.read(document)
     words = _template(folder)
     return ModelFacts(
-        kind=kind(recurrent=told.attention.recurrent > 0, sliding=told.slides, vision=told.vision),
+        kind=kind(recurrent=config.attention.recurrent > 0, sliding=config.slides, vision=config.vision),
         thinks="enable_thinking" in words,
         keeps_thinking="preserve_thinking" in words,
-        state_bytes=told.attention.recurrent * told.state_values * STATE_VALUE_BYTES,
-        token_bytes=told.kv_values * CACHE_VALUE_BYTES,
+        state_bytes=config.attention.recurrent * config.state_values * STATE_VALUE_BYTES,
+        token_bytes=config.kv_values * CACHE_VALUE_BYTES,
     )
 
 

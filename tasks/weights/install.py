@@ -143,7 +143,7 @@ def _by_kind(files: Sequence[File]) -> tuple[list[File], list[File]]:
 
 
 def _finish(work: Install, record: Manifest, name: str, advice: str) -> None:
-    """Convert when wanted, fit the weights to this machine, check them and rename the folder into path.
+    """Convert when wanted, fit the weights to this machine, check them and rename the folder into place.
 
     `name` and `advice`: what an error calls the weights, and what it advises.
     """
@@ -165,7 +165,7 @@ def _finish(work: Install, record: Manifest, name: str, advice: str) -> None:
 
 
 def _convert(folder: Path, quant: str, log: Path) -> None:
-    """Put what mlx-lm makes of the source in its path."""
+    """Put what mlx-lm makes of the source in its place."""
     convert.convert(folder / _SOURCE, folder / _MADE, quant, log)
     for path in (folder / _MADE).iterdir():
         path.replace(folder / path.name)

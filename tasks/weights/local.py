@@ -48,7 +48,7 @@ def _refuse_foreign_links(path: Path, names: Sequence[str]) -> None:
     blobs = path.resolve().parent.parent / "blobs" if path.resolve().parent.name == "snapshots" else None
     for name in names:
         if (path / name).is_symlink() and (path / name).resolve().parent != blobs:
-            raise Damaged(f"{path} holds {name!r}, which is a link to another path.", done=NOTHING)
+            raise Damaged(f"{path} holds {name!r}, which is a link to another place.", done=NOTHING)
 
 
 def size(path: Path) -> int:
@@ -107,7 +107,7 @@ def _refuse_links(path: Path, archive: tarfile.TarFile) -> None:
 
 
 def _top(names: list[str], *, code: bool) -> dict[str, str]:
-    """Map each wanted file's name to its path in an archive that may hold one folder around everything."""
+    """Map each wanted file's name to its place in an archive that may hold one folder around everything."""
     for name in names:
         repo_files.safe(name.removeprefix("./"))
     plain = {name.removeprefix("./"): name for name in names}

@@ -11,8 +11,8 @@ import pytest
 from hub.model import make
 
 from state.errors import Damaged, NotFound, UsageProblem
-from tasks.weights import local, repo_files, source
-from tasks.weights.source import Source
+from tasks.weights import install, local, repo_files, source, staging
+from tasks.weights.source import PullRequest, Source
 
 
 @pytest.fixture
@@ -77,6 +77,60 @@ def test_an_archive_with_a_link_in_it_is_refused(tmp_path: Path, into: Path):
         archive.addfile(member)
     with pytest.raises(Damaged, match="not a regular file"):
         local.copy(place, into)
+
+
+def test_a_folder_with_a_link_to_another_place_is_refused(model: Path, into: Path, tmp_path: Path):
+    """What the link leads to, here a file of keys, would become a part of the model."""
+    keys = tmp_path / "secrets.env"
+    keys.write_text("KEY=1")
+    (model / "vocab.json").symlink_to(keys)
+    for bring in (local.check, lambda place: local.copy(place, into)):
+        with pytest.raises(Damaged, match=r"holds 'vocab.json', which is a link to another place"):
+            bring(model)
+    assert list(into.iterdir()) == []
+
+
+def test_the_links_of_the_hub_s_cache_are_followed(model: Path, into: Path, tmp_path: Path):
+    """Each leads from `snapshots/<commit>` to `blobs` beside it, where huggingface_hub keeps the files."""
+    blobs, snapshot = tmp_path / "models--x--y" / "blobs", tmp_path / "models--x--y" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    model.rename(blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
+    local.check(snapshot)
+    local.copy(snapshot, into)
+    assert (into / "config.json").read_bytes() == (blobs / "config.json").read_bytes()
+    assert not (into / "config.json").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_damaged_archive_ends_in_words(kind: str, model: Path, into: Path):
+    archive = packed(model, kind, "")
+    content = bytearray(archive.read_bytes())
+    at = 200 if kind == "zip" else len(content) // 2  # a tar that begins wrong is no tar at all
+    content[at : at + 200] = bytes(200)
+    archive.write_bytes(content)
+    with pytest.raises(Damaged, match="cannot be unpacked"):
+        local.copy(archive, into)
+
+
+@pytest.mark.parametrize("spoil", ["shard", "config", "zip"])
+def test_a_local_pull_that_fails_leaves_nothing_and_names_what_to_repair(spoil: str, model: Path, tmp_path: Path):
+    place = packed(model, "zip", "") if spoil == "zip" else model
+    if spoil == "shard":
+        (model / "model-00001-of-00002.safetensors").write_bytes(b"\xff" * 99)
+    elif spoil == "config":
+        (model / "config.json").write_text("[]")
+    else:
+        place.write_bytes(place.read_bytes().replace(b"llama", b"lamma"))
+    models = tmp_path / "models"
+
+    with pytest.raises(Damaged) as caught:
+        install.fetch(PullRequest(f"file:{place}", str(models), floor_bytes=0), lambda _: None)
+
+    assert caught.value.message.startswith(str(place))
+    assert staging.SUFFIX not in f"{caught.value.message} {caught.value.hint}"
+    assert [path.name for path in models.iterdir()] == [staging.LOCKS]
 
 
 def test_another_kind_of_file_is_told(tmp_path: Path, into: Path):

@@ -32,13 +32,17 @@ ODD = st.recursive(
 STATES = {"valid", "damaged", "unsupported"}
 
 
+def is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 @st.composite
 def configs(draw: st.DrawFn) -> Any:
     """Return a real config.json with some of its fields removed, replaced or nested."""
     config: dict[str, Any] = copy.deepcopy(draw(st.sampled_from(list(CONFIGS.values()))))
     for _ in range(draw(st.integers(0, 4))):
-        inner = [config, *(part for part in config.values() if isinstance(part, dict))]
-        part: dict[str, Any] = draw(st.sampled_from(inner))
+        inner: list[dict[str, Any]] = [config, *filter(is_object, config.values())]
+        part = draw(st.sampled_from(inner))
         name = draw(st.sampled_from(sorted(part)) if part else st.text(max_size=5))
         match draw(st.sampled_from(["remove", "replace", "nest", "wrap"])):
             case "remove":
