@@ -60,11 +60,12 @@ class Memory:
 def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill_step: int = PREFILL_STEP) -> Memory:
     """Return what one engine needs, in bytes, with `concurrency` requests of `context` tokens, one of them being read.
 
-    `prefill_step` is the size of a chunk of prompt in tokens. The weights are those of the whole folder: an engine
-    that serves a model with a vision tower loads it. Raises KeyError when the model has no such quant.
+    `prefill_step` is the size of a chunk of prompt in tokens. The weights are those of the whole folder, for an engine
+    that serves a model with a vision tower loads it, or more where the loader unpacks them. Raises KeyError when the
+    model has no such quant.
     """
     return Memory(
-        weights=model.quants[quant].bytes,
+        weights=max(model.quants[quant].bytes, model.quants[quant].loaded),
         kv=concurrency * cache_bytes(model, context),
         prefill=reading_bytes(model, context, prefill_step),
         overhead=PROCESS_BYTES,
@@ -112,7 +113,7 @@ def _work_bytes(model: Model, chunk: int) -> int:
 def score_bytes(model: Model, context: int, chunk: int) -> int:
     """Return the bytes of attention scores while the last `chunk` of `context` tokens is read; 0 where none is kept."""
     layers = model.attention
-    if not layers.latent and (layers.full_head_dim or layers.head_dim) in FUSED_HEADS:
+    if not layers.full or (not layers.latent and (layers.full_head_dim or layers.head_dim) in FUSED_HEADS):
         return 0
     return chunk * context * query_heads(model) * SCORE_BYTES
 
@@ -139,7 +140,7 @@ def cache_bytes(model: Model, context: int) -> int:
     layers = model.attention
     tokens = token_bytes(layers) * context
     window = layers.sliding * _pair(layers.kv_heads, layers.head_dim) * min(context, layers.window)
-    state = STATE_VALUE_BYTES * STATE_SIZE * recurrent_width(model)
+    state = STATE_VALUE_BYTES * (layers.recurrent_state or STATE_SIZE) * recurrent_width(model)
     return tokens + window + layers.recurrent * state
 
 

@@ -17,7 +17,8 @@ class Quant:
     bytes: int
     """Size of the weights on disk."""
     loaded: int = 0
-    """Bytes of them that an engine keeps for text, where that was measured; 0 for all but the vision tower."""
+    """Bytes that an engine keeps of them for text: measured, or more than on disk where the loader unpacks them; 0 for
+    all but the vision tower."""
     bytes_from: str = ""
     confidence: str = "low"
     """high: three or more independent sources name this repo; medium: two; low: one."""
@@ -52,6 +53,8 @@ class Attention:
     """Heads that ask, in one full-attention layer; 0 where the file does not say."""
     recurrent_width: int = 0
     """Value heads times their size in one recurrent layer; 0 where the file does not say."""
+    recurrent_state: int = 0
+    """Values that each of these channels keeps; 0 for 128, which most families keep."""
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,11 @@ both and are not Qwen3.8 27B, which the index puts 15 points higher."""
 MMLU_SLOPE, MMLU_OFFSET = 1.49, -42.3
 """The line from MMLU-Pro to GPQA Diamond, in percent: least squares over the models that publish both."""
 ROUNDING_COST = {
-    **dict.fromkeys(("bf16", "fp16", "mxfp4-q8"), 0.0),
+    **dict.fromkeys(("bf16", "fp16", "fp32", "mxfp4-q8"), 0.0),
     **dict.fromkeys(("int4", "mxfp4", "nvfp4"), 1.0),
     "int8": 0.06,
     "mxfp8": 0.1,
+    "int7": 0.1,
     "int6": 0.2,
     "mxfp4-q4": 0.4,
     "int5": 0.5,

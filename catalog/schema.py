@@ -37,8 +37,8 @@ ARCHITECTURES = (
     "transformer", "transformer-ple", "moe", "moe-mla", "hybrid-linear", "hybrid-linear-moe", "hybrid-mamba2",
     "hybrid-mamba2-moe", "hybrid-conv", "hybrid-conv-moe",
 )  # fmt: skip
-QUANT = re.compile(r"int[2-8]|bf16|fp16|mxfp4|mxfp8|nvfp4|mxfp4-q[48]")
-_SOURCE = re.compile(r"hub:[\w.-]+/[\w.-]+|pypi:[\w.-]+==[\w.]+|file:/.+")
+QUANT = re.compile(r"int[2-8]|bf16|fp16|fp32|mxfp4|mxfp8|nvfp4|mxfp4-q[48]")
+_SOURCE = re.compile(r"hub:[\w.-]+/[\w.-]+(?:@[\w./-]+)?(?:#\w+)?|pypi:[\w.-]+==[\w.]+|file:/.+")
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 Place = tuple[str, ...]
@@ -147,9 +147,10 @@ ATTENTION = {
     "latent": COUNT,
     "query_heads": COUNT,
     "recurrent_width": COUNT,
+    "recurrent_state": COUNT,
 }
 QUANTS = {
-    "source": _must(Rule(_matches(_SOURCE), "hub:org/name, pypi:name==version, file:/path")),
+    "source": _must(Rule(_matches(_SOURCE), "hub:org/name, hub:org/name@revision, pypi:name==version, file:/path")),
     "bytes": _must(SIZE),
     "bytes_from": TEXT,
     "loaded": SIZE,
@@ -204,7 +205,7 @@ def _section(row: Mapping[Any, Any], rules: Mapping[str, Rule], above: Place) ->
 def _quant(name: Any, quant: Any) -> Iterator[Fault]:
     path = ("quants", str(name))
     if not _matches(QUANT)(name):
-        yield path, "no such quant", "int2 to int8, bf16, fp16, mxfp4, mxfp8, nvfp4, mxfp4-q4, mxfp4-q8"
+        yield path, "no such quant", "int2 to int8, bf16, fp16, fp32, mxfp4, mxfp8, nvfp4, mxfp4-q4, mxfp4-q8"
     elif not isinstance(quant, dict):
         yield path, f"{quant!r} is not allowed", ", ".join(QUANTS)
     else:
@@ -216,11 +217,12 @@ def _agreement(row: Mapping[str, Any]) -> Iterator[Fault]:
     attention = row["attention"]
     if row.get("active_params_b", 0) > row["total_params_b"]:
         yield ("active_params_b",), "more than total_params_b", f"up to {row['total_params_b']}"
-    if attention["full"] + attention.get("sliding", 0) + attention.get("recurrent", 0) > row["layers"]:
-        yield ("attention",), "more layers than the model has", f"up to {row['layers']} in all"
+    attending = attention["full"] + attention.get("sliding", 0)
+    if max(attending, attention.get("recurrent", 0)) > row["layers"]:
+        yield ("attention",), "more layers than the model has", f"up to {row['layers']} of each"
     if attention.get("sliding") and not attention.get("window"):
         yield ("attention",), "sliding layers without a window", "window: tokens"
-    if not attention.get("latent") and not (attention.get("kv_heads") and attention.get("head_dim")):
+    if attending and not attention.get("latent") and not (attention.get("kv_heads") and attention.get("head_dim")):
         yield ("attention",), "the size of a token's cache is missing", "kv_heads and head_dim, or latent"
 
 
