@@ -74,11 +74,11 @@ class Description:
 
 def describe(facts: RepoFacts) -> Description:
     """Return the description of a repo or folder. Raises NoShape where not even layers or width are told."""
-    found = shape(facts)
-    counted = parameters(facts, found.layers)
+    geometry = shape(facts)
+    counted = parameters(facts, geometry.layers)
     quant = quant_of(facts)
     numbers = _numbers(counted) if counted else _guessed(facts, quant)
-    unknown = _unknown(facts, found, counted)
+    unknown = _unknown(facts, geometry, counted)
     vision = "vision_config" in facts.config and not (counted and not counted.tower_bytes)
     row: dict[str, Any] = {
         "id": model_id(facts.source),
@@ -86,11 +86,11 @@ def describe(facts: RepoFacts) -> Description:
         "family": family(type_of(facts.config)),
         **_origin(facts),
         **numbers,
-        "architecture": _architecture(found, float(numbers["expert_spread"])),
-        "layers": found.layers,
-        "hidden_size": found.hidden_size,
-        "attention": _written(asdict(found.attention)) | {"full": found.attention.full},
-        "context": found.context,
+        "architecture": _architecture(geometry, float(numbers["expert_spread"])),
+        "layers": geometry.layers,
+        "hidden_size": geometry.hidden_size,
+        "attention": _written(asdict(geometry.attention)) | {"full": geometry.attention.full},
+        "context": geometry.context,
         "tool_parser": tool_parser(facts),
         "reasoning_parser": reasoning_parser(facts),
         "vision": vision,
@@ -117,28 +117,28 @@ def family(model_type: str) -> str:
 
 def _name(source: str) -> str:
     """Return what a source is called: `org/name`, or the last part of a folder."""
-    kind, _, place = source.partition("#")[0].partition(":")
+    kind, _, name = source.partition("#")[0].partition(":")
     if kind == "file":
-        return place.rstrip("/").rpartition("/")[2] or "model"
-    return place.partition("@")[0]
+        return name.rstrip("/").rpartition("/")[2] or "model"
+    return name.partition("@")[0]
 
 
 def _origin(facts: RepoFacts) -> dict[str, Any]:
     """Return where it is from, as far as that is known."""
-    kind, _, place = facts.source.partition(":")
-    repo = {"repo": place.partition("@")[0].partition("#")[0]} if kind == "hub" else {}
+    kind, _, name = facts.source.partition(":")
+    repo = {"repo": name.partition("@")[0].partition("#")[0]} if kind == "hub" else {}
     return repo | {"licence": facts.licence or "unknown", "gated": facts.gated}
 
 
 def _numbers(counted: Parameters) -> dict[str, Any]:
     """Return the counts in billions, as model files have them."""
-    told = {
+    counts = {
         "total_params_b": max(1, counted.total),
         "active_params_b": max(1, counted.active),
         "text_params_b": max(1, counted.text),
         "input_params_b": counted.input,
     }
-    billions = {name: max(LEAST_PARAMS_B, round(value / 1e9, 6)) for name, value in told.items() if value}
+    billions = {name: max(LEAST_PARAMS_B, round(value / 1e9, 6)) for name, value in counts.items() if value}
     return billions | {"expert_spread": round(counted.spread, 3)}
 
 
@@ -148,13 +148,13 @@ def _guessed(facts: RepoFacts, quant: str) -> dict[str, Any]:
     return {"total_params_b": max(LEAST_PARAMS_B, total), "expert_spread": 1.0}
 
 
-def _architecture(found: Geometry, spread: float) -> str:
+def _architecture(geometry: Geometry, spread: float) -> str:
     """Return the catalog's word, with what experts and a compressed cache add to it."""
     if spread <= 1:
-        return found.architecture
-    if found.attention.latent and found.architecture == "transformer":
+        return geometry.architecture
+    if geometry.attention.latent and geometry.architecture == "transformer":
         return "moe-mla"
-    return "moe" if found.architecture.startswith("transformer") else f"{found.architecture}-moe"
+    return "moe" if geometry.architecture.startswith("transformer") else f"{geometry.architecture}-moe"
 
 
 def _written(attention: Mapping[str, int]) -> dict[str, int]:
@@ -164,23 +164,23 @@ def _written(attention: Mapping[str, int]) -> dict[str, int]:
 
 def _conversion(facts: RepoFacts, counted: Parameters | None) -> dict[str, Any]:
     """Return the one quant that there is."""
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "source": facts.source,
         "bytes": max(LEAST_BYTES, facts.weights_bytes),
         "bytes_from": "its files",
         "confidence": "low",
     }
     if unpacks_to_16_bits(facts) and counted:
-        return told | {"loaded": max(LEAST_BYTES, 2 * counted.text)}
+        return fields | {"loaded": max(LEAST_BYTES, 2 * counted.text)}
     left_out = counted.draft_bytes if counted else 0
     if left_out and counted:
-        told["loaded"] = max(LEAST_BYTES, facts.weights_bytes - counted.tower_bytes - left_out)
-    return told
+        fields["loaded"] = max(LEAST_BYTES, facts.weights_bytes - counted.tower_bytes - left_out)
+    return fields
 
 
-def _unknown(facts: RepoFacts, found: Geometry, counted: Parameters | None) -> tuple[str, ...]:
+def _unknown(facts: RepoFacts, geometry: Geometry, counted: Parameters | None) -> tuple[str, ...]:
     """Return what nothing tells, with what is planned instead."""
-    unknown = list(found.unknown)
+    unknown = list(geometry.unknown)
     if counted is None:
         unknown.append("its parameters: they are counted by its size, as if a token passed all of them")
     if not facts.template:

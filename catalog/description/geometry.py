@@ -133,7 +133,7 @@ def _heads(config: Config, hidden: int, tensors: Tensors) -> tuple[int, int]:
 
 def _mean(config: Config, *names: str) -> int:
     """Return the mean of the sizes of keys and values, which differ in some families."""
-    sizes = [found for name in names if (found := count(config, name))]
+    sizes = [size for name in names if (size := count(config, name))]
     return sum(sizes) // len(sizes) if sizes else 0
 
 
@@ -193,8 +193,8 @@ def _recurrent(config: Config, hidden: int) -> tuple[int, int]:
 
 def _context(config: Config, attention: Attention) -> tuple[int, tuple[str, ...]]:
     """Return the tokens that a model was made for, and what was not told."""
-    if found := count(config, *CONTEXT):
-        return found, ()
+    if window := count(config, *CONTEXT):
+        return window, ()
     planned = UNKNOWN_CONTEXT if attention.full else ENDLESS_CONTEXT
     return planned, (f"its window: {planned // 1024}K are planned",)
 
@@ -212,7 +212,7 @@ def _architecture(config: Config, layers: int) -> str:
 
 def _layers_of(tensors: Tensors) -> int:
     """Return the number of layers that tensors are named after."""
-    return max((int(found[1]) + 1 for name in tensors if (found := LAYER.search(name))), default=0)
+    return max((int(match[1]) + 1 for name in tensors if (match := LAYER.search(name))), default=0)
 
 
 def _width_of(tensors: Tensors) -> int:
@@ -232,6 +232,6 @@ def _rows(tensors: Tensors, pattern: re.Pattern[str]) -> int:
 def _first(tensors: Tensors, pattern: re.Pattern[str], axis: int) -> int:
     """Return one length of the first tensor of such a name; 0 where there is none."""
     for name in sorted(tensors):
-        if pattern.search(name) and (found := lengths(tensors[name])):
-            return found[axis]
+        if pattern.search(name) and (shape_of_tensor := lengths(tensors[name])):
+            return shape_of_tensor[axis]
     return 0

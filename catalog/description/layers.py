@@ -48,17 +48,17 @@ MARKS = {"M": Keeps.STATE, "*": Keeps.ALL, "-": Keeps.NOTHING, "E": Keeps.NOTHIN
 
 def layer_count(config: Config) -> int:
     """Return the number of layers; 0 where config.json does not tell it."""
-    found = count(config, *LAYER_COUNT) or len(words(config, "layer_types"))
-    return found if found <= MOST_LAYERS else 0
+    layers = count(config, *LAYER_COUNT) or len(words(config, "layer_types"))
+    return layers if layers <= MOST_LAYERS else 0
 
 
 def kept(config: Config, layers: int) -> list[Keeps]:
     """Return what each of `layers` layers keeps. `config` is the part of a config.json that writes."""
     kind = type_of(config)
     read = FAMILIES.get(kind, _shared)
-    found = read(config, layers) or _shared(config, layers)
+    kinds = read(config, layers) or _shared(config, layers)
     slides = kind in SLIDE
-    return [Keeps.ALL if one is Keeps.WINDOW and not slides else one for one in found]
+    return [Keeps.ALL if keeps is Keeps.WINDOW and not slides else keeps for keeps in kinds]
 
 
 def _shared(config: Config, layers: int) -> list[Keeps]:
@@ -66,8 +66,8 @@ def _shared(config: Config, layers: int) -> list[Keeps]:
     pattern = text(config, "hybrid_override_pattern")
     if pattern:
         return [MARKS.get(mark, Keeps.ALL) for mark in pattern]
-    if found := _named(words(config, "layer_types", "layers_block_type")):
-        return found
+    if kinds := _named(words(config, "layer_types", "layers_block_type")):
+        return kinds
     every = count(config, "full_attention_interval")
     if every > 1:
         return [Keeps.ALL if (at + 1) % every == 0 else Keeps.STATE for at in range(layers)]
@@ -109,8 +109,8 @@ def _alternate(config: Config, layers: int) -> list[Keeps]:
 def _sharing(config: Config, layers: int) -> list[Keeps]:
     """Read Gemma 3n and 4, whose last layers use the cache of earlier ones."""
     own = layers - count(config, "num_kv_shared_layers")
-    found = _every(5)(config, layers)
-    return [keeps if at < own else Keeps.NOTHING for at, keeps in enumerate(found)]
+    kinds = _every(5)(config, layers)
+    return [keeps if at < own else Keeps.NOTHING for at, keeps in enumerate(kinds)]
 
 
 def _exaone(config: Config, layers: int) -> list[Keeps]:
@@ -122,7 +122,7 @@ def _exaone(config: Config, layers: int) -> list[Keeps]:
 
 
 def _mimo(config: Config, layers: int) -> list[Keeps]:
-    return [Keeps.WINDOW if one == 1 else Keeps.ALL for one in numbers(config, "hybrid_layer_pattern")][:layers]
+    return [Keeps.WINDOW if mark == 1 else Keeps.ALL for mark in numbers(config, "hybrid_layer_pattern")][:layers]
 
 
 def _baichuan(config: Config, layers: int) -> list[Keeps]:
@@ -176,7 +176,7 @@ def _ling(config: Config, layers: int) -> list[Keeps]:
 def _nas(config: Config, _: int) -> list[Keeps]:
     """Read Nemotron NAS, whose blocks may have no attention."""
     attentions = [part(block, "attention") for block in parts(config.get("block_configs"))]
-    idle = [bool(one.get("no_op") or one.get("replace_with_linear")) for one in attentions]
+    idle = [bool(attention.get("no_op") or attention.get("replace_with_linear")) for attention in attentions]
     return [Keeps.NOTHING if none else Keeps.ALL for none in idle]
 
 

@@ -71,22 +71,24 @@ def parameters(facts: RepoFacts, layers: int) -> Parameters | None:
     if not facts.tensors:
         return None
     counted = list(_counted(facts))
-    towers = [one for one in counted if TOWER.search(one.name)]
-    drafts = [one for one in counted if _is_draft(one.name, layers)]
-    apart = {one.name for one in (*towers, *drafts)}
-    text = [one for one in counted if one.name not in apart]
-    written = sum(one.parameters for one in text)
+    towers = [tensor for tensor in counted if TOWER.search(tensor.name)]
+    drafts = [tensor for tensor in counted if _is_draft(tensor.name, layers)]
+    apart = {tensor.name for tensor in (*towers, *drafts)}
+    text = [tensor for tensor in counted if tensor.name not in apart]
+    written = sum(tensor.parameters for tensor in text)
     spread = _spread(facts.config)
-    experts = sum(one.parameters for one in text if EXPERTS.search(one.name) and not SHARED.search(one.name))
-    tables = sum(one.parameters for one in text if PER_LAYER_TABLE.search(one.name))
+    experts = sum(
+        tensor.parameters for tensor in text if EXPERTS.search(tensor.name) and not SHARED.search(tensor.name)
+    )
+    tables = sum(tensor.parameters for tensor in text if PER_LAYER_TABLE.search(tensor.name))
     return Parameters(
-        total=sum(one.parameters for one in counted),
+        total=sum(tensor.parameters for tensor in counted),
         active=max(1, written - tables - round(experts * (1 - 1 / spread))),
         text=written,
         input=0 if experts else _input(text),
         spread=spread if experts else 1.0,
-        tower_bytes=sum(one.bytes for one in towers),
-        draft_bytes=sum(one.bytes for one in drafts),
+        tower_bytes=sum(tensor.bytes for tensor in towers),
+        draft_bytes=sum(tensor.bytes for tensor in drafts),
     )
 
 
@@ -100,13 +102,13 @@ class _Tensor:
 def _counted(facts: RepoFacts) -> Iterator[_Tensor]:
     """Return each tensor with the parameters that it holds, packed ones unpacked."""
     packed = _packing(facts.config)
-    for name, told in facts.tensors.items():
-        held = math.prod(lengths(told))
+    for name, header in facts.tensors.items():
+        values = math.prod(lengths(header))
         if _says_how(name, facts.tensors):
-            yield _Tensor(name, 0, held * SIZES.get(str(told.get("dtype")), 1))
+            yield _Tensor(name, 0, values * SIZES.get(str(header.get("dtype")), 1))
             continue
         yield _Tensor(
-            name, held * _times(name, told, facts.tensors, packed), held * SIZES.get(str(told.get("dtype")), 1)
+            name, values * _times(name, header, facts.tensors, packed), values * SIZES.get(str(header.get("dtype")), 1)
         )
 
 
@@ -118,14 +120,14 @@ def _says_how(name: str, tensors: Tensors) -> bool:
     return last in BESIDE or last.endswith("_scales")
 
 
-def _times(name: str, told: Mapping[str, Any], tensors: Tensors, packed: Config) -> int:
+def _times(name: str, header: Mapping[str, Any], tensors: Tensors, packed: Config) -> int:
     """Return how many parameters one value of a tensor holds."""
     module, _, last = name.rpartition(".")
     if last.endswith("_blocks"):
         return 2  # mxfp4 as gpt-oss was published: two values a byte
     if last in {"qweight", "weight_packed"}:
         return WORD_BITS // (count(packed, "bits", "num_bits") or 4)
-    if told.get("dtype") == "U32" and f"{module}.scales" in tensors:
+    if header.get("dtype") == "U32" and f"{module}.scales" in tensors:
         return WORD_BITS // (_own_bits(module, packed) or 4)
     return 1
 
@@ -140,9 +142,9 @@ def _packing(config: Config) -> Config:
     """Return how the weights are packed, as MLX says it or as others do."""
     for holder in (config, text_of(config)):
         for name in ("quantization", "quantization_config"):
-            if found := part(holder, name):
-                groups = [part(group, "weights") for group in parts(found.get("config_groups"))]
-                return {**found, **groups[0]} if groups else found
+            if packing := part(holder, name):
+                groups = [part(group, "weights") for group in parts(packing.get("config_groups"))]
+                return {**packing, **groups[0]} if groups else packing
     return {}
 
 
@@ -163,6 +165,6 @@ def _spread(config: Config) -> float:
 
 def _input(text: list[_Tensor]) -> int:
     """Return the parameters of an embedding that a token looks up and does not pass: where the head has its own."""
-    if not any(HEAD.search(one.name) for one in text):
+    if not any(HEAD.search(tensor.name) for tensor in text):
         return 0
-    return sum(one.parameters for one in text if TABLE.search(one.name))
+    return sum(tensor.parameters for tensor in text if TABLE.search(tensor.name))

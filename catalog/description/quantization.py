@@ -34,8 +34,8 @@ def _packed(config: Config) -> Config:
     """Return how the weights are packed, as MLX says it, else as others do; empty where they are not."""
     for name in ("quantization", "quantization_config"):
         for holder in (config, text_of(config)):
-            if found := part(holder, name):
-                return found
+            if packing := part(holder, name):
+                return packing
     return {}
 
 
@@ -46,7 +46,7 @@ def _bits_of_groups(packed: Config) -> int:
 
 def _beside_mxfp4(packed: Config) -> str:
     """Return the name by what is packed beside the experts: 8 or 4 bits, or nothing."""
-    own = [count(one, "bits") for one in parts(packed)]
+    own = [count(module, "bits") for module in parts(packed)]
     if EIGHT in own:
         return "mxfp4-q8"
     return "mxfp4-q4" if FOUR in own else "mxfp4"
@@ -54,7 +54,7 @@ def _beside_mxfp4(packed: Config) -> str:
 
 def _unpacked(facts: RepoFacts) -> str:
     """Return the name of weights as they were trained, by what most of their bytes are."""
-    kinds = [str(told.get("dtype")) for told in facts.tensors.values()]
+    kinds = [str(header.get("dtype")) for header in facts.tensors.values()]
     said = text(facts.config, "torch_dtype") or text(facts.config, "dtype")
     if kinds and max(kinds.count("F32"), 1) > len(kinds) / 2:
         return "fp32"

@@ -60,8 +60,8 @@ def type_of(config: Config) -> str:
 def count(config: Config, *names: str) -> int:
     """Return the first of these fields that is a number above 0; of a list its largest; 0 where there is none."""
     for name in names:
-        if found := _number(config.get(name)):
-            return found
+        if number := _number(config.get(name)):
+            return number
     return 0
 
 
@@ -77,9 +77,9 @@ def words(config: Config, *names: str) -> Sequence[str]:
     for name in names:
         value = config.get(name)
         if isinstance(value, list) and value:
-            found = cast("list[Any]", value)
-            if all(isinstance(word, str) for word in found):
-                return found
+            items = cast("list[Any]", value)
+            if all(isinstance(word, str) for word in items):
+                return items
     return ()
 
 
@@ -88,8 +88,8 @@ def numbers(config: Config, name: str) -> Sequence[int]:
     value = config.get(name)
     if not isinstance(value, list):
         return ()
-    found = cast("list[Any]", value)
-    return found if all(isinstance(number, int) and not isinstance(number, bool) for number in found) else ()
+    items = cast("list[Any]", value)
+    return items if all(isinstance(number, int) and not isinstance(number, bool) for number in items) else ()
 
 
 def part(config: Config, name: str) -> Config:
@@ -111,8 +111,8 @@ def parts(value: Any) -> list[Config]:
     return [cast("Config", item) if isinstance(item, dict) else {} for item in items]
 
 
-def lengths(told: Mapping[str, Any]) -> list[int]:
+def lengths(header: Mapping[str, Any]) -> list[int]:
     """Return the shape of a tensor; empty where its header tells none."""
-    shape: Any = told.get("shape")
-    found = cast("list[Any]", shape) if isinstance(shape, list) else []
-    return [int(length) for length in found if isinstance(length, int)]
+    shape: Any = header.get("shape")
+    items = cast("list[Any]", shape) if isinstance(shape, list) else []
+    return [int(length) for length in items if isinstance(length, int)]
