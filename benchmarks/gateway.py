@@ -101,9 +101,9 @@ async def latency(way: Way, straight: Way, size: Size) -> dict[str, str]:
     return rows
 
 
-async def rate(way: Way, size: Size) -> dict[str, str]:
-    """Tell the requests a second of sixteen clients, and the CPU that each costs."""
-    done, end, before = 0, time.perf_counter() + size.seconds, way.cpu_s()
+async def throughput(way: Way, seconds: float) -> tuple[float, float]:
+    """Return the requests a second of sixteen clients, and the CPU seconds that each costs the way."""
+    done, end, before = 0, time.perf_counter() + seconds, way.cpu_s()
 
     async def one(client: aiohttp.ClientSession) -> None:
         nonlocal done
@@ -113,8 +113,13 @@ async def rate(way: Way, size: Size) -> dict[str, str]:
 
     async with session(16) as client:
         await asyncio.gather(*(one(client) for _ in range(16)))
-    spent = (way.cpu_s() - before) * 1000 / max(done, 1)
-    return {"requests/s, 16 clients": f"{done / size.seconds:.0f}", "CPU a request, ms": _cpu(way, spent)}
+    return done / seconds, (way.cpu_s() - before) / max(done, 1)
+
+
+async def rate(way: Way, size: Size) -> dict[str, str]:
+    """Return the rows of a table."""
+    requests, spent = await throughput(way, size.seconds)
+    return {"requests/s, 16 clients": f"{requests:.0f}", "CPU a request, ms": _cpu(way, spent * 1000)}
 
 
 def _cpu(way: Way, milliseconds: float) -> str:

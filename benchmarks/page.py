@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gateway
+import gateways
 from playwright.sync_api import Page, expect, sync_playwright
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
@@ -185,35 +186,35 @@ class Load:
     shares: list[float] = field(default_factory=list)
     """The page's CPU seconds a second."""
 
-    def add(self, url: str, served: support.Running) -> None:
+    def add(self, way: gateways.Way, served: support.Running) -> None:
         began, at = served.cpu_s(), time.monotonic()
-        rate, cost = asyncio.run(gateway.throughput(url, ROUND_S))
+        rate, cost = asyncio.run(gateway.throughput(way, ROUND_S))
         self.shares.append((served.cpu_s() - began) / (time.monotonic() - at))
         self.rates.append(rate)
         self.costs.append(cost)
 
 
 def _crowd(home: Home, served: support.Running, rounds: int) -> None:
-    """Load the gateway before stand-in engines while nobody and while fifty look, in turns."""
+    """Load the gateway before stand-in engines while no one and while fifty look, in turns."""
     loads = {0: Load(), VIEWERS: Load()}
-    engines = gateway.Engines()
+    engines = gateways.engines()
     try:
-        engines.start()
         with (
             tempfile.TemporaryDirectory() as folder,
-            gateway.mlxq(Path(folder), engines) as (url, _),
+            gateways.mlxq(gateways.Setup(engines, Path(folder), peers=Path(folder))) as way,
             moving(home),
             served.viewers() as look,
         ):
-            asyncio.run(gateway.throughput(url, 3 * ROUND_S))
+            asyncio.run(gateway.ready(way))
+            asyncio.run(gateway.throughput(way, 3 * ROUND_S))
             for number in range(rounds):
                 for viewers in sorted(loads, reverse=bool(number % 2)):
                     look(viewers)
-                    loads[viewers].add(url, served)
+                    loads[viewers].add(way, served)
             told("memory, 50 viewers came and went, MiB", served.memory_bytes() / MIB, 60)
     finally:
-        for process in engines.processes.values():
-            process.kill()
+        for engine in engines.values():
+            engine.kill()
     _compare(loads[0], loads[VIEWERS])
 
 
