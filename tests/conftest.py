@@ -6,6 +6,7 @@ import faulthandler
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
+from support import real_home
 from support.scheduling import ByFile
 from xdist.remote import Producer
 
@@ -25,6 +27,7 @@ GRACE_S = 60.0
 """How much longer than a test's limit one of its phases may take until the process is ended."""
 MOST_PROCESSES = 4
 
+real_home.guard()
 # What runs with `&`, under nohup or in many runners ignores SIGINT, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -83,6 +86,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "unnamed-home"))
 
 
+@pytest.fixture(autouse=True)
+def _no_real_home() -> Iterator[None]:
+    """Fail the test during which anything, also a thread of an earlier one, reached for the real home."""
+    yield
+    stacks = real_home.taken()
+    assert not stacks, f"the real home was touched:\n{stacks}"
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One migrated state.db; making it costs seconds, copying it nothing."""
@@ -101,7 +112,15 @@ def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) 
     made.database.chmod(0o600)
     monkeypatch.setenv("MLXQ_HOME", str(made.root))
     yield made
+    _end_watchers()
     end_worker(made)
+
+
+def _end_watchers() -> None:
+    """End the thread that waits for the exits of services: one of a later test would be recorded in its home."""
+    if repairs := sys.modules.get("tasks.supervision.repairs"):
+        while repairs._watchers:
+            repairs._watchers.pop().close()
 
 
 def end_worker(home: Home) -> None:

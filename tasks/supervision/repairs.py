@@ -37,8 +37,8 @@ def follow(name: str, identity: Identity) -> None:
 
 def handle_exit(name: str, identity: Identity) -> None:
     """Record an exit, and queue the restart of the service when it is due at once."""
-    db = runtime.database()
     with suppress(NotFound, StateUnavailable):  # the next tick finds what cannot be written now
+        db = runtime.database()
         cause = exits.record_exit(db, runtime.home, name, identity)
         if cause is None:
             return

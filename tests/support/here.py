@@ -12,6 +12,7 @@ from state.db import Database
 from state.job import Job
 from state.paths import Home
 from tasks import executor, kinds, runtime
+from tasks.supervision import repairs
 
 Run = Callable[..., Job]
 Tasks = Mapping[str, Callable[..., Any]]
@@ -21,7 +22,8 @@ def runner(db: Database, home: Home, tasks: Tasks, monkeypatch: pytest.MonkeyPat
     """Give what puts one job in, runs it by `tasks`, and gives its row as it is then."""
     ours = runtime.Runtime()
     ours.home, ours.owner, ours._local.database = home, "the worker", db
-    monkeypatch.setattr(executor, "runtime", ours)
+    for module in (executor, repairs):
+        monkeypatch.setattr(module, "runtime", ours)
 
     def one(kind: str, /, **args: Any) -> Job:
         number = ledger.enqueue(db, kinds.new(kind, args))[0]
