@@ -26,7 +26,7 @@ from tasks.weights import builtin
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RESIDENT = 400 * MIB
+RESIDENT = {"vllm-mlx": 350 * MIB, "rapid-mlx": 400 * MIB}
 ASK = str(Path(__file__).parents[1] / "support" / "ask_once.py")
 INSIDE = """
 ip link set lo up
@@ -87,7 +87,7 @@ def test_it_is_small(engine: Engine):
     """Without torch, which costs 750 MB an engine."""
     print(f"{engine.at.name}: start {engine.started_s:.1f} s, resident {engine.resident / MIB:.0f} MiB")
 
-    assert engine.resident <= RESIDENT
+    assert engine.resident <= RESIDENT[engine.at.engine]
     maps = Path(f"/proc/{engine.identity.pid}/maps")
     assert not maps.exists() or "libtorch" not in maps.read_text()
 
@@ -101,10 +101,13 @@ def test_the_key_is_in_no_command_line_and_no_log(engine: Engine):
 
 
 def test_what_users_write_stays_out_of_the_log(engine: Engine):
+    """A request adds nothing at all to it, but a warning that an engine has once in its life."""
+    engine.ask("A first request.", max_tokens=4)
+    before = engine.log.read_text()
     engine.ask(SECRET, max_tokens=4)
 
     assert SECRET not in engine.log.read_text()
-    assert "Ferdinand" not in engine.log.read_text()
+    assert engine.log.read_text() == before
 
 
 def test_its_status_shows_progress(engine: Engine):
@@ -255,15 +258,16 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     assert (share >= 0.95) is reuses(at.engine, kind)
 
 
-def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, weights: Path, tmp_path: Path):
+def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, models: dict[str, Path], tmp_path: Path):
     """It holds what users wrote, so that it must be where mlxq can purge it, and only its owner can read it."""
-    engine = Engine(tmp_path, weights, at)
+    engine = Engine(tmp_path, models["plain"], at)
     engine.start()
     engine.ask("word " * 300, max_tokens=2)
     engine.stop()
     saved = [file for file in (tmp_path / "cache" / "fast").rglob("*") if file.is_file()]
 
-    assert any(file.name == "index.json" for file in saved)
+    index = next(file for file in saved if file.name == "index.json")
+    assert json.loads(index.read_text())
     assert all(file.stat().st_mode & 0o077 == 0 for file in saved)
 
 
