@@ -7,6 +7,7 @@ check:
     uv run ruff format --check
     uv run ruff check
     uv run pyright
+    uv run pyright -p tests
     uv run pyright --pythonplatform Darwin
     uv run lint-imports --no-cache
     uv run codespell

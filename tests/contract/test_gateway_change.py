@@ -15,7 +15,8 @@ from support.load import Load
 from support.mlxq_home import Mlxq, until
 from support.ports import free_port
 
-from mlxq import autostart as units
+from mlxq import autostart
+from mlxq.autostart import launchd, systemd
 from state import event, keys, secrets, service, settings, stack, usage
 from state.db import Database
 from state.paths import Home
@@ -288,8 +289,8 @@ def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: 
         del contents[path]
     identity = process.decode(service.get(db, "gateway").identity or "")
     contents[home.root / "argv"] = " ".join(psutil.Process(identity.pid).cmdline()).encode()
-    unit = units.describe(system=False)
-    contents[home.root / "unit"] = units.systemd(unit).encode() + units.launchd(unit)
+    unit = autostart.describe(system=False)
+    contents[home.root / "unit"] = systemd.text(unit).encode() + launchd.text(unit)
     assert any(path.name == "state.db" for path in contents)
     assert any(path.name == "gateway.log" for path in contents)
     assert [(path, key) for path, content in contents.items() for key in keys if key.encode() in content] == []

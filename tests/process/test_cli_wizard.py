@@ -236,7 +236,7 @@ def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: st
     screen = typing(home.root, hub, "setup")
     answer(screen, [(KEEP, "c"), (INTENT, "")])
     screen.expect("Changes to the current stack:(.*)" + GO)
-    assert screen.match
+    assert isinstance(screen.match, re.Match)
     lines = [line for line in screen.match.group(1).splitlines() if line.strip()]
     interrupt(screen)
 

@@ -64,10 +64,10 @@ def bomb(number: int) -> Callable[[str], None]:
 def task(context: Context) -> str:
     """Leave a mark for the effect, and from a ask for one job more."""
     with (context.home.root / "notes").open("a") as notes:
-        notes.write(f"{context.held.kind}\n")
-    if context.held.kind == "a":
-        context.then(NewJob("extra", needs=[context.held.id], unique_key="extra"))
-    return context.held.kind
+        notes.write(f"{context.claim.kind}\n")
+    if context.claim.kind == "a":
+        context.then(NewJob("extra", needs=[context.claim.id], unique_key="extra"))
+    return context.claim.kind
 
 
 def work_diamond(home: Home, number: int) -> None:

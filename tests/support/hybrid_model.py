@@ -138,10 +138,8 @@ def _save(file: Path, model: Any) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    weights = {
-        name: value.astype(mx.bfloat16) if value.dtype == mx.float32 else value
-        for name, value in tree_flatten(model.parameters())
-    }
+    parameters: Any = tree_flatten(model.parameters())
+    weights = {name: value.astype(mx.bfloat16) if value.dtype == mx.float32 else value for name, value in parameters}
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
 
 

@@ -37,7 +37,7 @@ for kind in (
 
 
 def note(context: queue.Context, word: str) -> None:
-    line = f"{context.held.id} {context.held.attempt} {word} {time.monotonic()}\n"
+    line = f"{context.claim.id} {context.claim.attempt} {word} {time.monotonic()}\n"
     with (context.home.root / "notes").open("a") as notes:
         notes.write(line)
 
@@ -51,7 +51,7 @@ def act(context: queue.Context, do: str = "ok", **more: Any) -> Any:
 
 def ok(context: queue.Context, seconds: float = 0.0, words: str = "") -> dict[str, int]:
     time.sleep(seconds)
-    return {"attempt": context.held.attempt}
+    return {"attempt": context.claim.attempt}
 
 
 def wait(context: queue.Context, seconds: float = 60.0) -> None:
@@ -67,7 +67,7 @@ def report(context: queue.Context, seconds: float = 60.0) -> None:
 
 def fail(context: queue.Context, times: int = 99, seconds: float = 0.0) -> None:
     time.sleep(seconds)
-    if context.held.failures < times:
+    if context.claim.failures < times:
         raise Busy("Somebody is at it.") if times < 99 else MlxqError("It cannot be.", done="Nothing was changed.")
 
 
@@ -92,7 +92,7 @@ def kill(context: queue.Context) -> None:
 
 
 def snooze(context: queue.Context, seconds: float = 0.1) -> None:
-    if context.held.attempt == 1:
+    if context.claim.attempt == 1:
         raise child.Later("the host asked for a pause", seconds)
 
 
