@@ -2,8 +2,10 @@
 
 `plain` has full attention (llama), `hybrid` is qwen3_5 as text, three recurrent layers to one of full attention, and
 `vision` the same with a vision tower and processor, as the published Qwen 3.5 to 3.8 folders are. The last two carry a
-chat template with the logic of Qwen 3.6 and later: the thoughts of turns before the last user message are dropped
-unless `preserve_thinking` is true, and a prompt ends with an open <think> unless `enable_thinking` is false.
+chat template with the logic of Qwen 3.6 and later: the thoughts of a turn come as `reasoning_content` or in <think> at
+the start of its text, those of turns before the last user message are dropped unless `preserve_thinking` is true, a
+system message that is not the first fails, and a prompt ends with an open <think> unless `enable_thinking` is false. <think> and </think> are one token each, as they
+are there; random weights never write the second one, so that only a budget ends what they think.
 """
 
 from __future__ import annotations
@@ -18,20 +20,9 @@ TOKENS = 49_152
 """Of the built-in model's tokenizer, which all three use."""
 CONTEXT = 32_768
 
-TEMPLATE = (
-    "{%- set ns = namespace(last=messages|length - 1) %}"
-    "{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}"
-    "{%- for message in messages %}{%- if message.role == 'assistant' %}"
-    "{%- set rc = message.reasoning_content if message.reasoning_content is string else '' %}"
-    "{%- if (preserve_thinking is defined and preserve_thinking is true) or (loop.index0 > ns.last) %}"
-    "{{- '<|im_start|>assistant\\n<think>\\n' + rc + '\\n</think>\\n\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- else %}{{- '<|im_start|>assistant\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
-    "{%- else %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n' }}"
-    "{%- else %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}{%- endif %}"
-)
+TEMPLATE = Path(__file__).with_name("hybrid_template.jinja")
+THINKING = {"<issue_start>": "<think>", "<issue_closed>": "</think>"}
+"""Tokens of the built-in model -> what they are called in those that think."""
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -107,6 +98,7 @@ def make(name: str, folder: Path, builtin: Path) -> Path:
         shutil.copy(builtin / each, folder)
     if name != "plain":
         _write_template(folder, vision=name == "vision")
+        _name_thinking_tokens(folder / "tokenizer.json")
     return folder
 
 
@@ -145,9 +137,19 @@ def _save(file: Path, model: Any) -> None:
 
 def _write_template(folder: Path, *, vision: bool) -> None:
     file = folder / "tokenizer_config.json"
-    told = json.loads(file.read_text()) | {"chat_template": TEMPLATE}
+    told = json.loads(file.read_text()) | {"chat_template": TEMPLATE.read_text()}
     if vision:
         told["processor_class"] = "Qwen3VLProcessor"
         for name, content in PROCESSORS.items():
             folder.joinpath(f"{name}.json").write_text(json.dumps(content))
+    file.write_text(json.dumps(told))
+
+
+def _name_thinking_tokens(file: Path) -> None:
+    """Call two tokens that no text of ours has <think> and </think>; they are shown as text, not as control tokens."""
+    told = json.loads(file.read_text())
+    for token in told["added_tokens"]:
+        if new := THINKING.get(token["content"]):
+            told["model"]["vocab"][new] = told["model"]["vocab"].pop(token["content"])
+            token |= {"content": new, "special": False}
     file.write_text(json.dumps(told))
