@@ -20,11 +20,13 @@ from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.outputs import ChunkSource, NotAsAsked
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.schemas import Fields
+from tasks.gateway.dialects.usage import ReuseSource, Tokens
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import Refusal
 from tasks.gateway.poison_requests import PoisonGuard
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
+from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter
 from tasks.gateway.routes import Route, Routes
 from tasks.plan.gateway import CLOUD
 
@@ -66,6 +68,8 @@ class RelayRequest:
     """Tiers that are too small for it."""
     busy: dict[str, str] = field(default_factory=dict[str, str])
     """Tiers that are at their limit -> seconds after which to ask again."""
+    reuse: ReuseSource = field(default_factory=ReportedReuse)
+    """What was not read again of its prompt, by the tier that is asked now."""
 
 
 class Relay:
@@ -79,6 +83,7 @@ class Relay:
         self._guard = guard
         self._cooldown = cooldown
         self._cloud = cloud
+        self._meter = ReuseMeter(client)
         self._in_flight: Counter[str] = Counter()
 
     async def serve(self, request: RelayRequest, reply: Reply) -> None:
@@ -156,13 +161,22 @@ class Relay:
         for name in plan.dropped:
             reply.add("x-mlxq-dropped", name)
         with self._counted(tier):
-            answer = await self._client.post(route, plan.dialect.path, content, stream=plan.asks_stream)
+            request.reuse = await self._meter.begin(route)
             try:
-                if answer.status >= _BAD:
-                    await self._bad(request, tier, answer)
-                await self._pass_on(request, plan, route, answer, reply)
+                await self._post(request, plan, content, reply)
             finally:
-                answer.close()
+                self._meter.end(request.reuse)
+
+    async def _post(self, request: RelayRequest, plan: Plan, content: bytes, reply: Reply) -> None:
+        """Send what was planned to the engine that is asked now, and its answer on. Raises as `_ask`."""
+        route = self._routes.tiers[request.call.tier]
+        answer = await self._client.post(route, plan.dialect.path, content, stream=plan.asks_stream)
+        try:
+            if answer.status >= _BAD:
+                await self._bad(request, route.name, answer)
+            await self._pass_on(request, plan, route, answer, reply)
+        finally:
+            answer.close()
 
     @contextmanager
     def _counted(self, tier: str) -> Generator[None]:
@@ -218,12 +232,12 @@ class Relay:
             return await self._usage_so_far(route, answered)
 
         if not plan.streams:
-            content, used = await outputs.whole(plan, source, count, _message_id(call))
+            content, used = await outputs.whole(plan, source, count, request.reuse, _message_id(call))
             call.heard()
             _note(call, used)
             await reply.whole(content)
             return
-        stream = outputs.stream(plan, source, count, _message_id(call))
+        stream = outputs.stream(plan, source, count, request.reuse, _message_id(call))
         opening = await stream.opening()
         await reply.stop_waiting()
         call.heard()
@@ -263,13 +277,15 @@ class Relay:
             raise _Unfit
         plan = await self._planned(request, self._cloud.route)
         call.tried.append(CLOUD)
+        request.reuse = ReportedReuse()
         async with self._cloud.asked(call, plan) as source:
             await self._pass_on(request, plan, self._cloud.route, source, reply)
 
 
-def _note(call: Call, used: tuple[int, int] | None) -> None:
+def _note(call: Call, used: Tokens | None) -> None:
     if used is not None:
-        call.prompt_tokens, call.completion_tokens = used
+        call.prompt_tokens, call.completion_tokens = used.prompt, used.answer
+        call.cached_tokens = used.cached or 0
 
 
 def _message_id(call: Call) -> str:

@@ -33,6 +33,8 @@ class Call:
     """What went wrong at which tier, in words for a user."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Tokens of the prompt that were not read again."""
     status: int = 0
     disconnected: bool = False
     """Whether the client has closed its connection."""

@@ -41,6 +41,7 @@ class Counter:
             row.fallbacks += len(set(call.tried)) > 1 and call.status < _FAILED
             row.prompt_tokens += call.prompt_tokens
             row.completion_tokens += call.completion_tokens
+            row.cached_tokens += call.cached_tokens
             row.seconds += time.monotonic() - call.began
             row.first_byte_seconds += call.first_byte_s or 0.0
             row.waited_seconds += call.waited_s

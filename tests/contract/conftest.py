@@ -99,6 +99,8 @@ class Gateway:
     home: Path
     tiers: list[Tier]
     secrets: dict[str, str]
+    engines: dict[str, str] = field(default_factory=dict)
+    """The engine of each tier; vllm-mlx where none is named."""
     cloud_model: str | None = None
     allowed_origins: list[str] = field(default_factory=list)
     cloud_url: str = plan.OPENROUTER
@@ -142,7 +144,9 @@ class Gateway:
         return time.monotonic() - began
 
     def _configuration(self) -> dict[str, object]:
-        return plan.configuration(self.tiers, cloud_model=self.cloud_model, allowed_origins=self.allowed_origins)
+        return plan.configuration(
+            self.tiers, cloud_model=self.cloud_model, allowed_origins=self.allowed_origins, engines=self.engines
+        )
 
     def up(self) -> bool:
         return answers(f"{self.url}/health/readiness")

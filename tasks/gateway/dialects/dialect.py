@@ -9,13 +9,11 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway.dialects import schemas, sse
+from tasks.gateway.dialects import schemas, sse, usage
 from tasks.gateway.dialects.json_values import first, obj
 from tasks.gateway.dialects.schemas import Fields
+from tasks.gateway.dialects.usage import Tokens
 from tasks.gateway.errors import Refusal
-
-Tokens = tuple[int, int]
-"""Of the prompt and of the answer."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,6 @@ class Dialect:
         return sse.encode(payload, "error" if self.anthropic else "")
 
 
-def tokens(value: Any) -> Tokens | None:
-    """Return the tokens that a `usage` of any dialect says."""
-    usage = obj(value)
-    if not usage:
-        return None
-    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    answer = usage.get("completion_tokens", usage.get("output_tokens"))
-    return int(prompt or 0), int(answer or 0)
-
-
 def _look_chat(chunk: Mapping[str, Any]) -> Seen:
     if "error" in chunk or "detail" in chunk:
         return Seen(failed=True)
@@ -77,17 +65,17 @@ def _look_chat(chunk: Mapping[str, Any]) -> Seen:
     delta = obj(choice.get("delta"))
     words = any(value for name, value in delta.items() if name != "role") or bool(choice.get("text"))
     finished = bool(choice.get("finish_reason"))
-    return Seen(words or finished, finished, tokens=tokens(chunk.get("usage")))
+    return Seen(words or finished, finished, tokens=usage.read(chunk.get("usage")))
 
 
 def _look_messages(event: Mapping[str, Any]) -> Seen:
     match event.get("type"):
         case "message_start":
-            return Seen(tokens=tokens(obj(event.get("message")).get("usage")))
+            return Seen(tokens=usage.read(obj(event.get("message")).get("usage")))
         case "content_block_delta":
             return Seen(spoke=True)
         case "message_delta":
-            return Seen(spoke=True, tokens=tokens(event.get("usage")))
+            return Seen(spoke=True, tokens=usage.read(event.get("usage")))
         case "message_stop":
             return Seen(spoke=True, finished=True)
         case "error":
@@ -99,7 +87,7 @@ def _look_messages(event: Mapping[str, Any]) -> Seen:
 def _look_responses(event: Mapping[str, Any]) -> Seen:
     kind = str(event.get("type", ""))
     if kind in {"response.completed", "response.incomplete"}:
-        return Seen(spoke=True, finished=True, tokens=tokens(obj(event.get("response")).get("usage")))
+        return Seen(spoke=True, finished=True, tokens=usage.read(obj(event.get("response")).get("usage")))
     if kind in {"error", "response.failed"}:
         return Seen(failed=True)
     return Seen(spoke=kind.endswith(".delta"))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import orjson
 
-from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse
+from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
-from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, Tokens, parsed, tokens
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
+from tasks.gateway.dialects.usage import ReuseSource, Tokens
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import Refusal
 
 _CALLS = "tool_calls"
+_USAGE = re.compile(rb'"usage": ?\{')
+_MESSAGE_END = "message_delta"
 HELD_BYTES = 16 * 2**20
 """How much of a stream is held back while its tool call has not come."""
 
@@ -56,21 +61,38 @@ async def _checked(text: str, schema: Mapping[str, Any]) -> None:
 # Whole answers
 
 
-async def whole(plan: Plan, source: ChunkSource, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+async def whole(
+    plan: Plan,
+    source: ChunkSource,
+    count: Count,
+    reuse: ReuseSource,
+    id: str,  # noqa: A002 - the field's name
+) -> tuple[bytes, Tokens | None]:
     """Return an answer that is not streamed, and its tokens. Raises EngineDown, NotAsAsked."""
     if plan.chunked and plan.asks_stream:
-        return await _folded(plan, source, count, id)
+        return await _folded(plan, source, count, reuse, id)
     content = await source.read()
     answer = parsed(content)
     if answer is None:
         raise EngineDown(BROKE_OFF)
+    await reuse.settle()
+    filled, tokens = _filled(plan.dialect.name, answer, reuse)
     if plan.needs_call and not _calls(plan, answer):
         raise _without_call()
     if plan.schema is not None and answer.get("status") == "completed":
         await _checked(_response_text(answer), plan.schema)
     if plan.as_message:
-        content = orjson.dumps(anthropic_chat.message(answer, id, None))
-    return content, tokens(answer.get("usage"))
+        return orjson.dumps(anthropic_chat.message(filled, id, None)), tokens
+    return content if filled is answer else orjson.dumps(filled), tokens
+
+
+def _filled(dialect: str, answer: Mapping[str, Any], reuse: ReuseSource) -> tuple[Mapping[str, Any], Tokens | None]:
+    """Return an answer whose usage says what was not read again, and its tokens; itself where it says so already."""
+    tokens = usage.read(answer.get("usage"))
+    if tokens is None or tokens.cached == (cached := reuse.cached(tokens)):
+        return answer, tokens
+    filled = {**answer, "usage": usage.with_cached(answer["usage"], dialect, cached)}
+    return filled, replace(tokens, cached=cached)
 
 
 def _calls(plan: Plan, answer: Mapping[str, Any]) -> bool:
@@ -84,16 +106,22 @@ def _response_text(answer: Mapping[str, Any]) -> str:
     return "".join(part.get("text", "") for part in parts if part.get("type") == "output_text")
 
 
-async def _folded(plan: Plan, source: ChunkSource, count: Count, id: str) -> tuple[bytes, Tokens | None]:  # noqa: A002 - the field's name
+async def _folded(
+    plan: Plan,
+    source: ChunkSource,
+    count: Count,
+    reuse: ReuseSource,
+    id: str,  # noqa: A002 - the field's name
+) -> tuple[bytes, Tokens | None]:
     stopper, fold = Stopper(plan.stops, count), Fold()
-    async with aclosing(_cut(plan, source, stopper)) as chunks:
+    async with aclosing(_cut(plan, source, stopper, reuse)) as chunks:
         async for chunk in chunks:
             fold.add(chunk)
     await _check_fold(plan, fold)
     answer = fold.answer()
     if plan.as_message:
         answer = anthropic_chat.message(answer, id, stopper.hit)
-    return orjson.dumps(answer), tokens(fold.usage)
+    return orjson.dumps(answer), usage.read(fold.usage)
 
 
 async def _check_fold(plan: Plan, fold: Fold) -> None:
@@ -105,9 +133,18 @@ async def _check_fold(plan: Plan, fold: Fold) -> None:
         await _checked(fold.text, plan.schema)
 
 
-def _cut(plan: Plan, source: ChunkSource, stopper: Stopper) -> AsyncGenerator[Chunk]:
+async def _cut(plan: Plan, source: ChunkSource, stopper: Stopper, reuse: ReuseSource) -> AsyncGenerator[Chunk]:
+    """Yield a chat's chunks up to a stop string, with what was not read again in their usage."""
     chunks = chat_stream.chunks(source.chunks())
-    return cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
+    cut = cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
+    async with aclosing(cut):
+        async for chunk in cut:
+            if CHAT.look(chunk).spoke:
+                reuse.look()
+            if chunk.get("usage"):
+                await reuse.settle()
+                chunk = dict(_filled(CHAT.name, chunk, reuse)[0])  # noqa: PLW2901 - the same one, filled
+            yield chunk
 
 
 # Streams
@@ -132,19 +169,20 @@ def _check_room(content: bytearray) -> None:
         raise EngineDown("answered without an end")
 
 
-def stream(plan: Plan, source: ChunkSource, count: Count, id: str) -> Stream:  # noqa: A002 - the field's name
+def stream(plan: Plan, source: ChunkSource, count: Count, reuse: ReuseSource, id: str) -> Stream:  # noqa: A002 - the field's name
     """Return the stream that a plan wants of an answer."""
     if plan.chunked or (plan.needs_call and plan.dialect is CHAT):
-        return ChunkStream(plan, source, count, id)
-    return ByteStream(plan, source)
+        return ChunkStream(plan, source, count, reuse, id)
+    return ByteStream(plan, source, reuse)
 
 
 class ByteStream:
     """An engine's bytes as they are; what has to be seen is looked for."""
 
-    def __init__(self, plan: Plan, source: ChunkSource) -> None:
+    def __init__(self, plan: Plan, source: ChunkSource, reuse: ReuseSource) -> None:
         self.tokens: Tokens | None = None
         self._plan = plan
+        self._reuse = reuse
         self._spoke = self._finished = self._done = self._called = False
         self._runs = self._read(source)
         self._last: Mapping[str, Any] = {}
@@ -173,7 +211,10 @@ class ByteStream:
         async for run in sse.whole_events(source.chunks()):
             if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
                 yield run
-            elif events := self._inspected(run):
+                continue
+            if _USAGE.search(run):
+                await self._reuse.settle()
+            if events := self._inspected(run):
                 yield events
             if self._broken:
                 break
@@ -208,24 +249,36 @@ class ByteStream:
         self._called = self._called or b'"function_call"' in payload
         if look.finished:
             self._last = chunk.get("response") or {}
-        if look.tokens is None:
+        if look.spoke:
+            self._reuse.look()
+        return event if look.tokens is None else self._with_usage(event, chunk, look.tokens)
+
+    def _with_usage(self, event: bytes, chunk: Mapping[str, Any], tokens: Tokens) -> bytes:
+        """Return an event that has a usage: as the caller asked for it, and with what was not read again."""
+        dialect = self._plan.dialect
+        self.tokens = tokens.after(self.tokens)
+        if not self._plan.shows_usage:
+            rest = {name: value for name, value in chunk.items() if name != "usage"}
+            return sse.encode(rest) if rest.get("choices") else b""
+        if dialect is MESSAGES and chunk.get("type") != _MESSAGE_END:
             return event
-        before = self.tokens or (0, 0)
-        self.tokens = (look.tokens[0] or before[0], look.tokens[1] or before[1])
-        if self._plan.shows_usage:
+        inner = chunk["response"] if dialect is RESPONSES else chunk
+        filled, counted = _filled(dialect.name, inner, self._reuse)
+        self.tokens = counted.after(self.tokens) if counted else self.tokens
+        if filled is inner:
             return event
-        rest = {name: value for name, value in chunk.items() if name != "usage"}
-        return sse.encode(rest) if rest.get("choices") else b""
+        whole = {**chunk, "response": filled} if dialect is RESPONSES else filled
+        return sse.encode(whole, chunk["type"] if dialect in {MESSAGES, RESPONSES} else "")
 
 
 class ChunkStream:
     """A chat's chunks: cut at stop strings, checked, or written in another dialect."""
 
-    def __init__(self, plan: Plan, source: ChunkSource, count: Count, id: str) -> None:  # noqa: A002 - the field's name
+    def __init__(self, plan: Plan, source: ChunkSource, count: Count, reuse: ReuseSource, id: str) -> None:  # noqa: A002 - the field's name
         self.tokens: Tokens | None = None
         self._plan = plan
         self._stopper = Stopper(plan.stops, count)
-        self._chunks = _cut(plan, source, self._stopper)
+        self._chunks = _cut(plan, source, self._stopper, reuse)
         self._encoder = anthropic_chat.Encoder(id, plan.body["model"]) if plan.as_message else None
 
     async def opening(self) -> bytes:
@@ -264,7 +317,7 @@ class ChunkStream:
         yield self._encoder.end(self._stopper.hit) if self._encoder else b"data: " + sse.DONE + sse.END
 
     def _written(self, chunk: Chunk) -> bytes:
-        self.tokens = tokens(chunk.get("usage")) or self.tokens
+        self.tokens = usage.read(chunk.get("usage")) or self.tokens
         if self._encoder:
             return self._encoder.feed(chunk)
         if not self._plan.shows_usage:

@@ -1,0 +1,72 @@
+"""The `usage` of an answer in each dialect: how many tokens were read, written, and not read again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tasks.gateway.dialects.json_values import obj
+
+MESSAGES, RESPONSES = "messages", "responses"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one request."""
+
+    prompt: int = 0
+    """Of the whole prompt, also those that were not read again."""
+    answer: int = 0
+    cached: int | None = None
+    """Tokens of the prompt that were not read again; None where nothing says so."""
+
+    def after(self, before: Tokens | None) -> Tokens:
+        """Return these figures, and those of an earlier event where this one has none."""
+        if before is None:
+            return self
+        cached = before.cached if self.cached is None else self.cached
+        return Tokens(self.prompt or before.prompt, self.answer or before.answer, cached)
+
+
+def read(value: Any) -> Tokens | None:
+    """Return the tokens that a `usage` of any dialect says; None where there is none.
+
+    Anthropic's `input_tokens` are those that were read; those that were not stand beside them.
+    """
+    usage = obj(value)
+    if not usage:
+        return None
+    prompt = int(usage.get("prompt_tokens", usage.get("input_tokens")) or 0)
+    answer = int(usage.get("completion_tokens", usage.get("output_tokens")) or 0)
+    if "cache_read_input_tokens" in usage:
+        cached = int(usage["cache_read_input_tokens"] or 0)
+        return Tokens(prompt + cached + int(usage.get("cache_creation_input_tokens") or 0), answer, cached)
+    details = obj(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
+    return Tokens(prompt, answer, details.get("cached_tokens"))
+
+
+def with_cached(usage: Mapping[str, Any], dialect: str, cached: int) -> dict[str, Any]:
+    """Return a `usage` that says, in its dialect, how much of the prompt was not read again."""
+    if dialect == MESSAGES:
+        tokens = read(usage) or Tokens()
+        counts = {"cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}
+        return {**usage, "input_tokens": max(0, tokens.prompt - cached), **counts}
+    name = "input_tokens_details" if dialect == RESPONSES else "prompt_tokens_details"
+    return {**usage, name: {**obj(usage.get(name)), "cached_tokens": cached}}
+
+
+class ReuseSource(Protocol):
+    """Where the number of tokens that were not read again comes from, for one request."""
+
+    def look(self) -> None:
+        """Begin to find it out; called as the first words come."""
+        ...
+
+    async def settle(self) -> None:
+        """Wait until it is known, or will not be; called before `cached`."""
+        ...
+
+    def cached(self, tokens: Tokens) -> int:
+        """Return the number for a request whose answer says `tokens`."""
+        ...
