@@ -383,6 +383,12 @@ def m011_reasons(db: Database) -> None:
         )
 
 
+@schema()
+def m012_reused(db: Database) -> None:
+    """Add how much of a conversation an engine did not read again when it was asked a second turn."""
+    db.execute("ALTER TABLE services ADD COLUMN reused REAL")
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -126,13 +126,15 @@ class Total:
     fallbacks: int
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int
 
 
 def totals(db: Database) -> list[Total]:
     """Return the totals of every service; they only grow."""
     rows = db.rows(
         "SELECT service, sum(requests) AS requests, sum(errors) AS errors, sum(fallbacks) AS fallbacks,"
-        " sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens"
+        " sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,"
+        " sum(cached_tokens) AS cached_tokens"
         " FROM samples WHERE service <> ? GROUP BY service",
         (MACHINE,),
     )

@@ -148,6 +148,9 @@ class Service:
     """Identities of processes that were replaced; each ends by itself when its last answer is out."""
     release: str = ""
     """Name and version of the engine that the latest start runs, such as "rapid-mlx 0.16.10"; empty for the others."""
+    reused: float | None = None
+    """Share of a conversation's earlier part that its second turn did not read again, when a smoke test last asked;
+    None before, and after a start with another command line."""
 
     @property
     def pid(self) -> int | None:
@@ -251,9 +254,10 @@ def request_start(
     search for, not an unknown process.
     """
     with db.transaction():
-        generation = get(db, name).generation + 1
+        before = get(db, name)
+        generation = before.generation + 1
         fresh: dict[str, Any] = {"generation": generation, "argv": argv, "spec_hash": spec_hash, "port": port}
-        fresh |= {"release": release}
+        fresh |= {"release": release, "reused": before.reused if spec_hash == before.spec_hash else None}
         fresh |= dict.fromkeys(OF_ONE_START)
         return generation if apply(db, name, ServiceEvent.STARTING, **fresh) else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -35,6 +35,11 @@ class Usage:
 
 SUMS = tuple(field.name for field in fields(Usage))[3:]
 """The columns that add up."""
+
+
+def cached_share(sums: Mapping[str, Any]) -> float | None:
+    """Return the share, 0 to 1, of the prompt tokens that were not read again; None where no token was asked."""
+    return sums["cached_tokens"] / sums["prompt_tokens"] if sums["prompt_tokens"] else None
 
 
 def add(db: Database, rows: Iterable[Usage]) -> None:

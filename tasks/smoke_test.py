@@ -1,26 +1,36 @@
-"""Ask every tier, through the gateway, for a real answer."""
+"""Ask every tier, through the gateway, for a real answer, and for a second turn."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from state import ports, secrets, stack
+from state import ports, secrets, service, stack
 from state.errors import GatewayFailed, NotSetUp
 from state.stack import Tier
+from tasks.plan import bench
 from tasks.queue import Context, job
 
 ANSWER_S = 120.0
+TURN_S = 60.0
+"""Seconds for each of two turns; a machine that takes longer is not asked on, and nothing is known of its reuse."""
 WORDS = 4
 """Tokens asked for: enough to be an answer, quick on the slowest machine."""
+OVER_A_STEP = 128
+"""Tokens of the first turn beyond one prefill step: engines keep a hybrid's state at such steps alone."""
 
 
 @job("smoke_test")
 def smoke_test(context: Context) -> dict[str, Any]:
-    """Get one completion from each tier by way of the gateway, with fallbacks off.
+    """Get one completion from each tier by way of the gateway, with fallbacks off; then ask a second turn.
 
-    Returns {"endpoint", "tiers": {name: seconds}}. Raises GatewayFailed when a tier gives no answer of its own.
+    What the second turn did not read again is kept in the service's row.
+    Returns {"endpoint", "tiers": {name: seconds}, "reused": {name: share or None}}. Raises GatewayFailed when a tier
+    gives no answer of its own.
     """
     at = ports.listing(context.db)
     key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
@@ -34,19 +44,61 @@ def smoke_test(context: Context) -> dict[str, Any]:
         started = context.db.now()
         ask(at["gateway"], key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
-    return {"endpoint": ports.endpoint(at), "tiers": took}
+    reused = _reused(context, at["gateway"], key, tiers)
+    return {"endpoint": ports.endpoint(at), "tiers": took, "reused": reused}
+
+
+def _reused(context: Context, port: int, key: str, tiers: Sequence[Tier]) -> dict[str, float | None]:
+    """Ask each tier a second turn, and keep the shares."""
+    shares: dict[str, float | None] = {}
+    for done, tier in enumerate(tiers):
+        context.report(f"asking {tier.name} a second turn", done=done, total=len(tiers), unit="tiers")
+        context.check()
+        shares[tier.name] = second_turn(port, key, tier)
+        service.update(context.db, tier.name, reused=shares[tier.name])
+    return shares
 
 
 def ask(port: int, key: str, tier: Tier) -> None:
     """Get one answer from one tier. Raises GatewayFailed with what came instead."""
-    body = {
-        "model": tier.name,
-        "messages": [{"role": "user", "content": "Say hello."}],
-        "max_tokens": WORDS,
-        "disable_fallbacks": True,
-    }
+    _answered(_post(port, key, tier, [{"role": "user", "content": "Say hello."}], ANSWER_S), tier)
+
+
+def second_turn(port: int, key: str, tier: Tier) -> float | None:
+    """Return the share, 0 to 1, of a first turn's prompt that the second turn did not read again.
+
+    The client sends its text back as it came, as most do, without what the model thought. None where it takes too
+    long, or where someone else answered meanwhile.
+    """
+    text = bench.prompt(min(tier.prefill_step + OVER_A_STEP, tier.context // 2), uuid.uuid4().hex)
+    talk: list[dict[str, str]] = [{"role": "user", "content": text}]
+    try:
+        first = _answered(_post(port, key, tier, talk, TURN_S), tier)
+        words = first["choices"][0]["message"].get("content") or ""
+        talk += [{"role": "assistant", "content": words}, {"role": "user", "content": "And what comes after it?"}]
+        second = _answered(_post(port, key, tier, talk, TURN_S), tier)
+    except GatewayFailed:
+        return None
+    read = int(first["usage"]["prompt_tokens"])
+    details: Mapping[str, Any] = second["usage"].get("prompt_tokens_details") or {}
+    return round(min(1.0, int(details.get("cached_tokens") or 0) / read), 3) if read else None
+
+
+@dataclass(frozen=True)
+class _TierAnswer:
+    """What came back."""
+
+    status: int
+    tier: str
+    """Who answered."""
+    text: str
+
+
+def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], limit_s: float) -> _TierAnswer:
+    """Send one chat to one tier alone. Raises GatewayFailed where nothing answers within `limit_s` seconds."""
+    body = {"model": tier.name, "messages": talk, "max_tokens": WORDS, "temperature": 0, "disable_fallbacks": True}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
@@ -57,16 +109,22 @@ def ask(port: int, key: str, tier: Tier) -> None:
         ) from problem
     finally:
         connection.close()
-    responder = answer.getheader("x-mlxq-tier", "")
+    return _TierAnswer(answer.status, answer.getheader("x-mlxq-tier", ""), text)
+
+
+def _answered(answer: _TierAnswer, tier: Tier) -> dict[str, Any]:
+    """Return the completion that `tier` itself gave. Raises GatewayFailed with what came instead."""
     if answer.status != http.client.OK:
         raise GatewayFailed(
-            f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(text)}", hint=f"mlxq logs {tier.name}"
-        )
-    if responder != tier.name:
-        raise GatewayFailed(
-            f"Tier {tier.name} gave no answer; {responder or 'something unnamed'} answered instead.",
+            f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(answer.text)}",
             hint=f"mlxq logs {tier.name}",
         )
+    if answer.tier != tier.name:
+        raise GatewayFailed(
+            f"Tier {tier.name} gave no answer; {answer.tier or 'something unnamed'} answered instead.",
+            hint=f"mlxq logs {tier.name}",
+        )
+    return json.loads(answer.text)
 
 
 def reason(text: str) -> str:
