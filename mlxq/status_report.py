@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq import service_status
+from mlxq import prompt_reuse, service_status
+from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
 from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
 from state.db import Database
@@ -48,6 +49,8 @@ class StatusReport:
     worker: WorkerReport
     services: list[dict[str, Any]]
     """With exactly the keys that `status --json` prints."""
+    reuse: Mapping[str, PromptReuse]
+    """What each tier does not read again of its prompts."""
     troubles: list[tuple[str, str, str | None]]
     """Name, cause and next command of each service that needs an explanation."""
     tiers: list[Tier]
@@ -70,7 +73,7 @@ class StatusReport:
             "services": self.services,
             "jobs": self.jobs,
             "cloud": self.cloud,
-            "stack": {"tiers": [_tier(tier) for tier in self.tiers]},
+            "stack": {"tiers": [_tier(tier, self.reuse.get(tier.name, prompt_reuse.UNKNOWN)) for tier in self.tiers]},
         }
 
 
@@ -83,6 +86,7 @@ def collect(db: Database) -> StatusReport:
         endpoint=ports.endpoint(numbers),
         worker=running,
         services=_services(rows, tiers, numbers, watched=running.state == "running"),
+        reuse=prompt_reuse.of_tiers(db),
         troubles=_troubles(db, rows.values()),
         tiers=tiers,
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
@@ -93,7 +97,7 @@ def collect(db: Database) -> StatusReport:
 def empty(home: Home) -> StatusReport:
     """Return the report on a home that has no state.db."""
     endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
-    return StatusReport({}, endpoint, STOPPED, [], [], [], [], cloud_today(home))
+    return StatusReport({}, endpoint, STOPPED, [], {}, [], [], [], cloud_today(home))
 
 
 def _services(
@@ -150,12 +154,13 @@ def _service(name: str, row: Service | None, tier: Tier | None, port: int | None
         "port": port,
         "model": tier.model if tier else None,
         "quant": tier.quant if tier else None,
+        "engine": None,
         "restarts": 0,
         "uptime_s": None,
         "memory_mb": None,
     }
     if row:
-        document |= {"kind": row.kind, "phase": str(row.state), "restarts": row.restarts}
+        document |= {"kind": row.kind, "phase": str(row.state), "restarts": row.restarts, "engine": row.release or None}
     if row and status.state in {Observed.HEALTHY, Observed.DEGRADED, Observed.DOWN}:
         document |= _process(row)
     return document
@@ -192,7 +197,7 @@ def _answers(row: Service) -> bool:
         connection.close()
 
 
-def _tier(tier: Tier) -> dict[str, Any]:
+def _tier(tier: Tier, reuse: PromptReuse) -> dict[str, Any]:
     """Return one tier of the stack for programs."""
     return {
         "name": tier.name,
@@ -202,4 +207,10 @@ def _tier(tier: Tier) -> dict[str, Any]:
         "port": tier.port,
         "context": tier.context,
         "memory_mb": round(tier.memory_bytes / MIB),
+        "cached_share": _rounded(reuse.share),
+        "second_turn_cached_share": _rounded(reuse.second_turn),
     }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 3)

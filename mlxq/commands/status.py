@@ -12,7 +12,7 @@ import click
 
 from catalog import units
 from catalog.machine import planned
-from mlxq import jobs_client, options, render, status_report
+from mlxq import jobs_client, options, prompt_reuse, render, status_report
 from mlxq.service_status import ServiceStatus
 from mlxq.status_report import StatusReport
 from state import wakeup
@@ -36,7 +36,8 @@ LOOK_S = 2.0
 def command(*, simulate: str | None, live_view: bool, as_json: bool) -> None:
     """Show the state of every service.
 
-    A service is healthy, degraded, down, crashed or stopped; a reason follows where there is one. With --json the
+    A service is healthy, degraded, down, crashed or stopped; a reason follows where there is one. CACHED is the share
+    of a tier's input that was not read again in the last seven days. With --json the
     document is printed even where nothing is set up; the exit code is then 3.
     """
     home = get_home()
@@ -195,8 +196,21 @@ def _services(status: StatusReport) -> None:
         [_row(service) for service in status.services],
         right=(2, 3, 5, 6),
     )
+    _tiers(status)
     for name, cause, _ in status.troubles:
         click.echo(f"\n{name}: {cause}")
+
+
+def _tiers(status: StatusReport) -> None:
+    """Show which engine serves each tier, and how much of its prompts it does not read again."""
+    engines = {service["name"]: service["engine"] for service in status.services}
+    rows = [
+        [tier.name, engines.get(tier.name), status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text]
+        for tier in status.tiers
+    ]
+    if any(engine or cached for _, engine, cached in rows):
+        click.echo()
+        render.table(["TIER", "ENGINE", "CACHED"], rows)
 
 
 def _row(service: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from catalog import units
-from mlxq import job_view, jobs_client, render
+from mlxq import job_view, jobs_client, prompt_reuse, render
 from mlxq.web import engine_status, snapshot
 from mlxq.web.engine_status import EngineView
 from mlxq.web.labels import Shape, StatusLabel
@@ -20,6 +20,7 @@ from state import secrets, service, wakeup
 from state.db import Database
 from state.paths import get_home
 from state.sample import MINUTE_S, Sample
+from tasks.plan.request_stats import EngineRequest
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -84,7 +85,7 @@ def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
 
 
 def draw(snapshot: Snapshot, columns: int) -> Group:
-    """Draw everything; the small charts only where `columns` leave room for them."""
+    """Draw everything; small charts and the share of cached input only where `columns` leave room."""
     from rich.console import Group
     from rich.text import Text
 
@@ -128,17 +129,18 @@ def _tiers(cards: Sequence[ServiceCard], now: float, *, charts: bool) -> Table:
     table = Table(box=None, pad_edge=False, expand=True)
     for name in ("SERVICE", "STATE"):
         table.add_column(name, header_style="bright_black", no_wrap=True)
-    for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS"):
+    for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS", *(["CACHED"] if charts else [])):
         table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
     if charts:
         table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
     for card in cards:
-        table.add_row(*_row(card, now), *([spark(card.hour, now)] if charts else []))
+        cached = prompt_reuse.percent(card.reuse.share) or "-"
+        table.add_row(*_row(card, now), *([cached, spark(card.hour, now)] if charts else []))
     return table
 
 
 def _row(card: ServiceCard, now: float) -> list[Text | str]:
-    """Return one service's cells, in the order of the columns; the chart is apart."""
+    """Return one service's cells, in the order of the columns; those of wide terminals are apart."""
     row = card.service
     up = now - row.ready_at if row.ready_at and row.state in service.SERVING else None
     return [
@@ -179,12 +181,18 @@ def _requests(snapshot: Snapshot) -> list[Text]:
 
     return [
         Text(
-            f"{tier:<10} {request.doing:<10} {request.prompt_tokens:>8,} + {request.completion_tokens:<6,}"
+            f"{tier:<10} {request.doing:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
             f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
             f"  {render.span(request.elapsed_s)}"
         )
         for tier, request in snapshot.requests
     ]
+
+
+def _input(request: EngineRequest) -> str:
+    """Return the tokens of a prompt, and in brackets those of them that were not read again."""
+    cached = f" ({request.cached_tokens:,})" if request.cached_tokens else ""
+    return f"{request.prompt_tokens:,}{cached}"
 
 
 def _jobs(snapshot: Snapshot) -> list[Text]:

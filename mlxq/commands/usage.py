@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxq import jobs_client, options, render
+from mlxq import jobs_client, options, prompt_reuse, render
 from state import usage
 from state.paths import get_home
 
@@ -22,8 +22,9 @@ from state.paths import get_home
 def command(*, by: usage.By, days: int | None, as_json: bool) -> None:
     """Show request and token counts.
 
-    Times are means per request: LATENCY of the whole response, TTFT (time to first token), QUEUED before it began.
-    Days are UTC. Prompts and responses are never stored, only these sums.
+    CACHED is the share of the input that was not read again. Times are means per request: LATENCY of the whole
+    response, TTFT (time to first token), QUEUED before it began. Days are UTC. Prompts and responses are never stored,
+    only these sums.
     """
     since = "" if days is None else time.strftime("%Y-%m-%d", time.gmtime(time.time() - (days - 1) * render.DAY_S))
     with jobs_client.reading(get_home()) as db:
@@ -32,9 +33,9 @@ def command(*, by: usage.By, days: int | None, as_json: bool) -> None:
         render.data({"by": by, "since": since or None, "usage": totals})
     elif totals:
         render.table(
-            [by.upper(), "REQUESTS", "FAILED", "FALLBACKS", "INPUT", "OUTPUT", "LATENCY", "TTFT", "QUEUED"],
+            [by.upper(), "REQS", "FAILED", "FALLBACKS", "INPUT", "CACHED", "OUTPUT", "LATENCY", "TTFT", "QUEUED"],
             [_row(by, sums) for sums in totals],
-            right=range(1, 9),
+            right=range(1, 10),
         )
     else:
         render.say("No requests yet." if days is None else f"No requests in the last {days} days.")
@@ -49,6 +50,7 @@ def _row(by: str, sums: Mapping[str, Any]) -> list[Any]:
         sums["failed"],
         sums["fallbacks"],
         sums["prompt_tokens"],
+        prompt_reuse.percent(usage.cached_share(sums)),
         sums["completion_tokens"],
         render.span(sums["seconds"] * share),
         render.span(sums["first_byte_seconds"] * share),

@@ -18,7 +18,9 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from mlxq import autostart, service_status, status_report
+from catalog.engines import best_for, reuses
+from catalog.intent import AGENTS
+from mlxq import autostart, prompt_reuse, service_status, status_report
 from mlxq.doctor import rules
 from mlxq.doctor.rules import Finding
 from state import facts, keys, lock, secrets, settings, stack, wakeup, worker
@@ -27,7 +29,9 @@ from state.db import Database, read_database
 from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 from state.ports import listing as listening
+from state.stack import Tier
 from tasks import worker_status
+from tasks.engines import installed, serving
 from tasks.system import hardware, memory, ports, process, tool
 
 LIMIT_S = 4.5
@@ -255,6 +259,30 @@ def _services(home: Home) -> list[Finding]:
     return [rules.service(row.name, judge(row), row.cause, row.hint) for row in rows]
 
 
+def _reuse(home: Home) -> list[Finding | None]:
+    """Check what each tier's second turn did not read again, as the smoke test wrote it down."""
+    if not home.database.exists():
+        return []
+    with closing(read_database(home)) as db:
+        shares, tiers = prompt_reuse.of_tiers(db), stack.tiers(db)
+        agents = facts.get(db, "stack").get("asked", {}).get("intent") == AGENTS
+        return [
+            rules.reuse(tier.name, shares[tier.name], agents=agents, remedy=_remedy(db, home, tier))
+            for tier in tiers
+            if tier.name in shares
+        ]
+
+
+def _remedy(db: Database, home: Home, tier: Tier) -> str:
+    """Return what has a tier's prompts read once: the engine that does so for its kind of model, if there is one."""
+    kind, row = serving.facts_of(tier, home).kind, services.find(db, tier.name)
+    best = best_for(kind)
+    if not reuses(best, kind) or (row and row.release.startswith(best)):
+        return f"mlxq bench {tier.name}"
+    engines = {installation.engine for installation in installed.used(db, home)}
+    return f"mlxq engine use {settings.AUTO}" if best in engines else f"mlxq engine install {best}"
+
+
 def _autostart(_: Home) -> list[Finding]:
     unit = autostart.describe(system=False)
     statuses = [autostart.status(entry) for entry in (unit, replace(unit, system=True))]
@@ -305,6 +333,7 @@ CHECKS: Mapping[str, Check] = {
     "database": _database,
     "worker": _worker,
     "services": _services,
+    "reuse": _reuse,
     "autostart": _autostart,
     "ports": _ports,
 }

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from catalog import units
 from mlxq.autostart.unit import AutostartStatus
+from mlxq.prompt_reuse import REREADS, PromptReuse
 from mlxq.service_status import WAITING, ServiceStatus
 from state.service import Observed
 
@@ -235,6 +236,21 @@ def service(name: str, status: ServiceStatus, cause: str | None, hint: str | Non
     if status.state is Observed.DEGRADED or status.reason in STARTING:
         return warning("services", text, hint or f"mlxq why {name}")
     return error("services", text, hint or f"mlxq up {name}")
+
+
+def reuse(tier: str, prompts: PromptReuse, *, agents: bool, remedy: str) -> Finding | None:
+    """Check what a tier's second turn did not read again; None before it was asked.
+
+    Agents send their whole conversation every turn, so that it is a warning for them alone (`agents`); `remedy` is
+    the command that helps.
+    """
+    if prompts.second_turn is None:
+        return None
+    if not prompts.rereads:
+        return passed("reuse", f"{tier} read {1 - prompts.second_turn:.0%} of a conversation again at its second turn")
+    if not agents:
+        return passed("reuse", f"{tier} {REREADS}")
+    return warning("reuse", f"{tier} {REREADS}: each turn of an agent waits for all of it", remedy)
 
 
 def autostart(status: AutostartStatus) -> Finding:

@@ -14,10 +14,11 @@ import jinja2
 from markupsafe import Markup
 
 from catalog import units
-from mlxq import job_view, render
+from mlxq import job_view, prompt_reuse, render
 from mlxq.web import chart
 from mlxq.web.labels import Shape
 from mlxq.web.snapshot import Snapshot
+from state import usage
 from state.job import Job, JobState
 
 HERE = Path(__file__).parent
@@ -47,7 +48,13 @@ class HtmlRenderer:
             auto_reload=False,
         )
         self._templates.filters.update(
-            size=units.memory, span=span, number=number, count=count, title=job_view.title, note=job_view.note
+            size=units.memory,
+            span=span,
+            number=number,
+            count=count,
+            percent=percent,
+            title=job_view.title,
+            note=job_view.note,
         )
         tools: dict[str, Any] = {
             "mark": mark,
@@ -56,6 +63,8 @@ class HtmlRenderer:
             "draw": chart.draw,
             "shape_of": JOB_SHAPES.__getitem__,
             "share": share,
+            "cached_share": usage.cached_share,
+            "rereads": prompt_reuse.REREADS,
             "static": self.static,
         }
         self._templates.globals.update(tools)
@@ -115,6 +124,11 @@ def count(tokens: int) -> str:
         if tokens >= size:
             return f"{tokens / size:.1f}{unit}"
     return str(tokens)
+
+
+def percent(share: float | None) -> str:
+    """Format a share, 0 to 1; a dash for None."""
+    return prompt_reuse.percent(share) or NONE
 
 
 def share(job: Job) -> tuple[float, str] | None:

@@ -34,6 +34,7 @@ COUNTERS = {
     "errors": "Failed requests.",
     "fallbacks": "Requests answered by another tier.",
     "prompt_tokens": "Prompt tokens processed.",
+    "cached_tokens": "Prompt tokens that were not read again.",
     "completion_tokens": "Tokens generated.",
 }
 

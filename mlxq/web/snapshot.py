@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxq import status_report
+from mlxq import prompt_reuse, status_report
+from mlxq.prompt_reuse import PromptReuse
 from mlxq.web import labels
 from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
@@ -24,8 +25,6 @@ from tasks.plan.request_stats import EngineRequest
 from tasks.worker_status import WorkerState
 
 HOUR_S = 3600
-USAGE_S = 6 * 86_400
-"""Today and the six days before."""
 ATTENTION_S = 7 * 86_400
 """Failures older than a week are not shown as needing attention."""
 MOST_ATTENTION = 8
@@ -56,6 +55,8 @@ class ServiceCard:
     """The newest sample with a request."""
     safe_mode: SafeMode | None
     """Its safe mode; None if it runs with its normal limits."""
+    reuse: PromptReuse = prompt_reuse.UNKNOWN
+    """What it does not read again of its prompts."""
 
     @property
     def decode_tps(self) -> float | None:
@@ -166,7 +167,7 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         record=_jobs(db, ENDED, {"limit": MOST_RECORD}),
         story=labels.timeline(event.of_service(db, None, limit=MOST_STORY)),
         trends=_trends(db, str(machine.get("chip", ""))),
-        usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - USAGE_S))),
+        usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - prompt_reuse.WEEK_S))),
         cloud=status_report.cloud_today(db.home),
     )
 
@@ -176,10 +177,12 @@ def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Serv
     tiers = {tier.name: tier for tier in stacked}
     order = {name: number for number, name in enumerate(tiers)}
     modes = {name: mode for name, mode in safe_mode.listing(db).items() if mode.level}
-    return [
+    cards = [
         _card(db, row, tiers.get(row.name), engines.get(row.name), modes.get(row.name))
         for row in sorted(service.listing(db), key=lambda row: order.get(row.name, len(order)))
     ]
+    reuse = prompt_reuse.of_tiers(db)
+    return [replace(card, reuse=reuse.get(card.service.name, prompt_reuse.UNKNOWN)) for card in cards]
 
 
 def _requests(cards: Sequence[ServiceCard]) -> list[tuple[str, EngineRequest]]:

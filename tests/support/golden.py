@@ -14,7 +14,7 @@ import pexpect
 from hub.model import make
 from support import scene
 
-from state import facts, keys, ledger, stack, usage
+from state import facts, keys, ledger, service, stack, usage
 from state.db import Database
 from state.usage import Usage
 from tasks import kinds
@@ -66,6 +66,8 @@ def furnish(db: Database) -> None:
     with patch.object(os, "getpid", lambda: PID):
         scene.all_ready(db)
         scene.die(db, "fast")
+    for tier, release, reused in (("standard", "rapid-mlx 0.16.10", 0.99), ("longctx", "vllm-mlx 0.6.0", 0.0)):
+        service.update(db, tier, release=release, reused=reused)
     scene.beat(db)
     recorded = hardware.parse_fixture(MACHINE.read_text())
     facts.put(db, "machine", recorded.as_row())
@@ -79,8 +81,8 @@ def furnish(db: Database) -> None:
     usage.add(
         db,
         [
-            Usage("2023-11-14", "", tier, 120, 1, 2, 84_000, 9_600, 360.0, 66.0, 6.0)
-            for tier in ("fast", "longctx", "standard")
+            Usage("2023-11-14", "", tier, 120, 1, 2, 84_000, 9_600, 360.0, 66.0, 6.0, cached_tokens=cached)
+            for tier, cached in (("fast", 63_000), ("longctx", 0), ("standard", 78_000))
         ],
     )
     with patch.object(keys.time, "time", lambda: NOW - 86_400):

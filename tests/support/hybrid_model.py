@@ -4,8 +4,9 @@
 `vision` the same with a vision tower and processor, as the published Qwen 3.5 to 3.8 folders are. The last two carry a
 chat template with the logic of Qwen 3.6 and later: the thoughts of a turn come as `reasoning_content` or in <think> at
 the start of its text, those of turns before the last user message are dropped unless `preserve_thinking` is true, a
-system message that is not the first fails, and a prompt ends with an open <think> unless `enable_thinking` is false. <think> and </think> are one token each, as they
-are there; random weights never write the second one, so that only a budget ends what they think.
+system message that is not the first fails, and a prompt ends with an open <think> unless `enable_thinking` is false.
+<think> and </think> are one token each, as they are there; random weights never write the second one, so that only a
+budget ends what they think.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ def a_week(db: Database) -> None:
             db,
             [
                 Usage(day, "editor", name, requests=40 * share, failed=share // 2, prompt_tokens=90_000 * share,
-                      completion_tokens=9_000 * share, first_byte_seconds=24.0 * share)
+                      completion_tokens=9_000 * share, first_byte_seconds=24.0 * share,
+                      cached_tokens=60_000 * share)
                 for name, share in (("standard", 2), ("fast", 5), ("longctx", 1))
             ],
         )  # fmt: skip

@@ -152,10 +152,11 @@ def test_the_json_has_the_documented_shape(
     said = json.loads(capsys.readouterr().out)
     assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
     assert list(said["worker"]) == ["state", "pid"]
-    keys = ["name", "kind", "state", "reason", "next_try_at", "phase", "pid", "port", "model", "quant", "restarts"]
-    keys += ["uptime_s", "memory_mb"]
+    keys = ["name", "kind", "state", "reason", "next_try_at", "phase", "pid", "port", "model", "quant", "engine"]
+    keys += ["restarts", "uptime_s", "memory_mb"]
     assert [keys] * 2 == [list(each) for each in said["services"]]
     assert said["stack"]["tiers"][0]["name"] == "fast"
+    assert said["stack"]["tiers"][0]["second_turn_cached_share"] is None
 
 
 def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,7 +195,7 @@ def test_usage_and_the_clouds_spending_are_told(rows: Database, home: Home):
     scene.a_week(rows)
     usage.add(rows, [usage.Usage("2020-01-01", "editor", "fast", requests=9)])
     painted = HtmlRenderer().sections(snapshot.take(rows, {}))["use"]
-    assert re.findall(r"<td[^>]*>([^<]*)</td>", painted)[:6] == ["fast", "1,400", "14", "3.1M", "315.0k", "0.6s"]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", painted)[:7] == ["fast", "1,400", "14", "3.1M", "67%", "315.0k", "0.6s"]
     assert "Cloud: off. Today 3 requests, $0.03 of $1.00." in painted
     settings.write(home, "openrouter-key", "sk-or-secret")
     painted = HtmlRenderer().sections(snapshot.take(rows, {}))["use"]

@@ -1,0 +1,59 @@
+"""How much of its prompts a tier does not read again: the same on every surface.
+
+`mlxq status`, `mlxq top`, `mlxq usage`, `mlxq doctor`, the dashboard and `--json` all take it from here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from state import service, usage
+from state.db import Database
+
+WEEK_S = 6 * 86_400
+"""Today and the six days before."""
+LITTLE = 0.5
+"""A share below this is no reuse to speak of: engines that reuse a prompt reuse nearly all of it."""
+REREADS = "reads every prompt again"
+
+
+@dataclass(frozen=True)
+class PromptReuse:
+    """What is known of one tier. Shares are 0 to 1."""
+
+    share: float | None = None
+    """Of all prompt tokens of the last seven days, those that were not read again; None where there were none."""
+    second_turn: float | None = None
+    """Of a conversation's earlier part, when the smoke test last asked; None before."""
+
+    @property
+    def rereads(self) -> bool:
+        """Whether every turn of a conversation is read from its beginning."""
+        return self.second_turn is not None and self.second_turn < LITTLE
+
+    @property
+    def text(self) -> str:
+        """The share, and what is wrong; empty where nothing is known."""
+        return ", ".join(filter(None, (percent(self.share), REREADS if self.rereads else "")))
+
+
+UNKNOWN = PromptReuse()
+
+
+def percent(share: float | None) -> str:
+    """Return a share for people; empty for None."""
+    return "" if share is None else f"{share:.0%}"
+
+
+def of_tiers(db: Database) -> Mapping[str, PromptReuse]:
+    """Return what is known of every engine, by its tier's name."""
+    since = time.strftime("%Y-%m-%d", time.gmtime(db.now() - WEEK_S))
+    sums = {row["tier"]: row for row in usage.totals(db, "tier", since)}
+    engines = [row for row in service.listing(db) if row.kind == "engine"]
+    return {row.name: PromptReuse(_share(sums.get(row.name)), row.reused) for row in engines}
+
+
+def _share(sums: Mapping[str, int] | None) -> float | None:
+    return usage.cached_share(sums) if sums else None
