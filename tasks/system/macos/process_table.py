@@ -121,6 +121,11 @@ def resident(pid: int) -> int:
     usage = RusageInfo()
     if _library(LIBPROC).proc_pid_rusage(pid, 0, ctypes.byref(usage)) == 0:
         return usage.physical_footprint
+    return resident_set(pid)
+
+
+def resident_set(pid: int) -> int:
+    """Return a process's resident bytes, without what is compressed or on the GPU; 0 when it is gone."""
     return _look(pid, lambda process: process.memory_info().rss, 0)
 
 

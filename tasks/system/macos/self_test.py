@@ -26,6 +26,7 @@ NOTE_EXIT_STATUS = 0x04000000
 CODE = 7
 UMASK = 0o077
 LAUNCHD_S = 8.0
+SHOWN_S = 3.0
 MODULE = "tasks.system.macos.launchd_probe"
 COMPILE = """
 import json, mlx.core as mx
@@ -130,7 +131,7 @@ def caffeinate_is_seen(_: Path) -> Trial:
 
 
 def _named_in_assertions(pid: int, *, present: bool) -> bool:
-    end = time.monotonic() + 3.0
+    end = time.monotonic() + SHOWN_S
     while (f"pid {pid}(" in tool.run("pmset", "-g", "assertions").stdout) is not present:
         if time.monotonic() > end:
             return False
@@ -140,10 +141,8 @@ def _named_in_assertions(pid: int, *, present: bool) -> bool:
 
 def footprint_is_known(_: Path) -> Trial:
     """Try that the footprint of another process is known, beside its resident size."""
-    import psutil
-
     with child(SLEEPER) as running:
-        footprint, resident = table.resident(running.pid), psutil.Process(running.pid).memory_info().rss
+        footprint, resident = table.resident(running.pid), table.resident_set(running.pid)
     return Trial(footprint > 0, f"footprint {footprint >> 10} KiB, resident {resident >> 10} KiB")
 
 

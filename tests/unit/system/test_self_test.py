@@ -168,3 +168,85 @@ def test_a_clone_is_tried(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) ->
     (mac.scratch / "._source").touch()
 
     assert mac.trials.clone_and_full_sync(mac.scratch).detail == "clones; 1 AppleDouble files"
+
+
+class TellingQueue:
+    """A kqueue that tells the wait status of the process it was asked about, as NOTE_EXITSTATUS does."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def control(self, changes: list[Any] | None, _count: int, _timeout: float | None = 0) -> list[Any]:
+        return [] if changes else [SimpleNamespace(data=self.code << 8)]
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("code", "holds"), [(7, True), (0, False)])
+def test_the_exit_code_of_a_stranger_is_read(mac: SimulatedMac, code: int, holds: bool) -> None:
+    mac.trials.select.kqueue = lambda: TellingQueue(code)
+
+    assert mac.trials.exit_codes_are_told(mac.scratch).holds is holds
+
+
+def test_the_footprint_of_a_child_is_read(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mac.trials.table, "resident", lambda _pid: 5 << 20)
+    monkeypatch.setattr(mac.trials.table, "resident_set", lambda _pid: 3 << 20)
+
+    assert mac.trials.footprint_is_known(mac.scratch) == mac.trials.Trial(True, "footprint 5120 KiB, resident 3072 KiB")
+
+
+def test_caffeinate_that_does_not_show_is_said(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mac.trials, "SHOWN_S", 0.2)
+    pmset = sys.modules["tasks.system.tool"].MACOS_PATHS["pmset"]
+    Path(pmset).write_text("#!/bin/sh\nexit 0\n")
+
+    assert mac.trials.caffeinate_is_seen(mac.scratch).holds is False
+
+
+@pytest.mark.parametrize("text", ["", "no JSON\n"])
+def test_an_answer_of_launchd_that_is_none_is_empty(
+    mac: SimulatedMac, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mac.trials, "LAUNCHD_S", 0.1)
+    (mac.scratch / "gui.log").write_text(text)
+
+    assert mac.trials._answer(mac.scratch / "gui.log") == {}
+
+
+def test_mlx_that_does_not_start_is_quoted(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mac.trials, "COMPILE", "raise SystemExit('no Metal')")
+
+    assert mac.trials.metal_computes(mac.scratch).detail == "no Metal"
+
+
+def test_the_probe_says_what_it_may_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tasks.system.macos import launchd_probe
+
+    launchd_probe.main(str(tmp_path))
+    readable = json.loads(capsys.readouterr().out)
+    launchd_probe.main(str(tmp_path / "none"))
+
+    assert (readable["scan"], json.loads(capsys.readouterr().out)["scan"]) == ("", "No such file or directory")
+
+
+def test_core_foundation_is_loaded_by_its_path(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(path: str) -> Any:
+        loaded.append(path)
+        return SimpleNamespace(CFURLCreateFromFileSystemRepresentation=SimpleNamespace())
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    library = mac.disk._core_foundation()
+
+    assert loaded == ["/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation"]
+    assert library.CFURLCreateFromFileSystemRepresentation.restype is ctypes.c_void_p
+
+
+def test_all_trials_of_macos_run_together(mac: SimulatedMac, tmp_path: Path) -> None:
+    """None raises what the runner does not know, whatever this machine lacks."""
+    mac.set(executes=True)
+    shown = list(self_test.run(tmp_path, mac.trials.ASSUMPTIONS, limit_s=20.0))
+
+    assert [result.assumption.name for result in shown] == [trial.name for trial in mac.trials.ASSUMPTIONS]
