@@ -55,7 +55,7 @@ def _beside_mxfp4(packed: Config) -> str:
 def _unpacked(facts: RepoFacts) -> str:
     """Return the name of weights as they were trained, by what most of their bytes are."""
     kinds = [str(header.get("dtype")) for header in facts.tensors.values()]
-    said = text(facts.config, "torch_dtype") or text(facts.config, "dtype")
+    dtype = text(facts.config, "torch_dtype") or text(facts.config, "dtype")
     if kinds and max(kinds.count("F32"), 1) > len(kinds) / 2:
         return "fp32"
-    return "fp16" if said == "float16" or kinds.count("F16") > len(kinds) / 2 else "bf16"
+    return "fp16" if dtype == "float16" or kinds.count("F16") > len(kinds) / 2 else "bf16"

@@ -32,7 +32,7 @@ from state.ports import listing as listening
 from state.stack import Tier
 from tasks import worker_status
 from tasks.engines import installed, serving
-from tasks.system import hardware, memory, ports, process, tool
+from tasks.system import free_space, hardware, memory, ports, process, tool
 
 LIMIT_S = 4.5
 """Seconds for all checks together; one that is slower is reported as such."""
@@ -151,10 +151,9 @@ def _who_am_i(endpoint: str, token: str | None) -> tuple[int | None, float | Non
 
 
 def _disk(home: Home) -> list[Finding]:
-    import shutil
 
     folders = {"mlxq": home.root, "models": settings.load(home).models(home)}
-    free = {name: shutil.disk_usage(_existing(folder)).free for name, folder in folders.items()}
+    free = {name: free_space.available(_existing(folder)) for name, folder in folders.items()}
     same = _existing(folders["mlxq"]).stat().st_dev == _existing(folders["models"]).stat().st_dev
     shown = ["models"] if same else ["models", "mlxq"]
     return [rules.disk(f"{name} in {folders[name]}", free[name]) for name in shown]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from state.paths import Home
 from state.settings import Settings
 from state.stack import Tier
 from tasks import recommend as advice
+from tasks.system import free_space
 from tasks.weights import source as sources
 
 NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "stack_facts": {}}
@@ -122,7 +122,7 @@ def inspect(home: Home) -> Inspection:
 
     models, values = advice.all_models(home), settings.load(home)
     machine = hardware.detect()
-    free = shutil.disk_usage(existing(values.models(home))).free
+    free = free_space.available(existing(values.models(home)))
     try:
         with jobs_client.reading(home) as db:
             stored = _stored(db, machine)

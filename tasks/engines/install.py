@@ -21,6 +21,7 @@ from state.errors import Damaged, DoesNotFit, EngineFailed, MlxqError, NotFound,
 from tasks.engines import benchmark, installed, reuse
 from tasks.plan.environment import KEPT
 from tasks.supervision import probe
+from tasks.system import free_space
 from tasks.system.child import Report, answer
 
 LOCKS = Path(__file__).with_name("locks")
@@ -86,7 +87,7 @@ def check_room(folder: Path, engine: str) -> None:
     package = entry(engine)
     need = (package.installed_mb + package.download_mb) * 1_000_000 + FLOOR_BYTES
     parent = next(path for path in folder.parents if path.exists())
-    free = shutil.disk_usage(parent).free
+    free = free_space.available(parent)
     if free < need:
         raise DoesNotFit(
             f"{engine} needs {units.files(need)}, with what is kept free; {parent} has {units.files(free)}.",

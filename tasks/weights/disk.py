@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import shutil
 from pathlib import Path
 
 from catalog import units
 from state.errors import DoesNotFit
 from state.files import replace_private
+from tasks.system import free_space
 from tasks.weights import staging
 from tasks.weights.source import FLOOR_BYTES
 
@@ -19,7 +19,7 @@ PROMISE = ".promise"
 
 def require(models: Path, need_bytes: int, *, floor_bytes: int = FLOOR_BYTES) -> None:
     """Make sure `need_bytes` more fit beside what other fetches still have to bring. Raises DoesNotFit with the sum."""
-    free = shutil.disk_usage(existing(models)).free
+    free = free_space.available(existing(models))
     reserved = promised(models)
     if need_bytes + reserved + floor_bytes <= free:
         return

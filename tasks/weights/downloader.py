@@ -212,8 +212,9 @@ class Download:
             self._segment(part, number)
         if not part.right():
             part.discard()
+            name = part.file.name
             raise Damaged(
-                f"{self._where(part.file.name)} sent wrong bytes for {part.file.name} of {self._repo}, twice.",
+                f"{self._where(name)} sent wrong bytes for {name} of {self._repo} twice, or this disk changed them.",
                 done="They were thrown away; nothing was installed.",
                 hint=f"mlxq pull {self._repo}   (try again, or another mirror in HF_ENDPOINT)",
             )
@@ -304,6 +305,7 @@ class PartialFile:
     def restart(self) -> None:
         """Discard every byte."""
         os.ftruncate(self._descriptor, 0)
+        files.preallocate(self._descriptor, self._record(self.segments))
         os.ftruncate(self._descriptor, self._record(self.segments))
         os.pwrite(self._descriptor, _MARK, self.file.size)
         self._done = [0] * self.segments

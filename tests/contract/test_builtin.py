@@ -19,7 +19,7 @@ import pytest
 from support.ports import free_port
 
 from state.errors import Damaged, DoesNotFit, Offline
-from tasks.weights import builtin, disk, manifest
+from tasks.weights import builtin, manifest
 from tasks.weights.source import FLOOR_BYTES
 
 RESIDENT_BYTES = 350_000_000
@@ -128,7 +128,7 @@ def test_an_index_that_does_not_answer_is_offline(tmp_path: Path, monkeypatch: p
 
 def test_a_disk_without_room_is_told_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage("/")._replace(free=FLOOR_BYTES + builtin.SIZE)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DoesNotFit, match="Needs 244 MB"):
         builtin.make(tmp_path, lambda _: None)
     assert not list(tmp_path.rglob("wheel"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Generator
@@ -17,7 +18,7 @@ from hub.model import make
 from state.errors import Busy, Damaged, DoesNotFit, Gated, MlxqError, NotFound, Offline
 from tasks.system.child import Cancelled, Later
 from tasks.weights import client as download
-from tasks.weights import disk, headers, integrity, manifest, staging
+from tasks.weights import headers, integrity, manifest, staging
 from tasks.weights.hub import hub_reachable
 from tasks.weights.source import PullRequest
 
@@ -322,7 +323,7 @@ def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
     client = Client()
     plan = client.plan("slow/big-4bit", "main")
     models.mkdir()
-    floor = disk.shutil.disk_usage(models).free + (1 << 40)
+    floor = shutil.disk_usage(models).free + (1 << 40)
     with pytest.raises(Later, match="disk is almost full"):
         downloader.Download(client, plan.repo, plan.revision, models, floor_bytes=floor).fetch(
             plan.files, lambda _: None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import sys
 from pathlib import Path
 
@@ -74,3 +75,22 @@ def test_macos_reaches_the_medium_where_the_disk_can(refusal: int | None, monkey
     else:
         files.sync(3)
     assert calls == ["fcntl 51"] + ["fsync"] * (refusal in {errno.ENOTTY, errno.ENOTSUP})
+
+
+@pytest.mark.parametrize("refusal", [None, errno.ENOTSUP, errno.ENOSPC])
+def test_macos_claims_a_files_length_where_the_disk_can(refusal: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, bytes]] = []
+
+    def fcntl_call(_descriptor: int, command: int, request: bytes) -> bytes:
+        calls.append((command, request))
+        if refusal:
+            raise OSError(refusal, "refused")
+        return request
+
+    monkeypatch.setattr(files.fcntl, "fcntl", fcntl_call)
+    files.preallocate(3, 1 << 40)
+    assert calls == []  # Linux leaves it to the disk
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    files.preallocate(3, 1 << 40)
+    assert calls == [(42, struct.pack("Iiqqq", 4, 3, 0, 1 << 40, 0))]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mlxq import cli
-from tasks.system import hardware, self_test
+from tasks.system import free_space, hardware, self_test
 from tasks.system.self_test import Assumption, Trial
 from tests.support import launchctl, macos
 from tests.support.macos import CoreFoundation, Kernel
@@ -143,6 +143,13 @@ def test_both_figures_of_free_space_are_read_and_released(mac: SimulatedMac, mon
     assert mac.disk.free_for_important(mac.scratch) is None
     assert mac.disk.plain_free(mac.scratch) > 0
     assert mac.trials.free_space_agrees(mac.scratch).holds is False
+
+
+def test_what_a_purge_would_free_counts_as_free(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mac.disk, "plain_free", lambda _folder: 10 << 30)
+    for purgeable, expected in ((None, 10 << 30), (90 << 30, 90 << 30)):
+        monkeypatch.setattr(mac.disk, "free_for_important", lambda _folder, value=purgeable: value)
+        assert free_space.available(mac.scratch) == expected
 
 
 def test_figures_of_the_system(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:

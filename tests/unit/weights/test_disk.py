@@ -17,7 +17,7 @@ GB = 10**9
 @pytest.fixture(autouse=True)
 def hundred_gigabytes_free(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=100 * GB)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
 
 
 def test_what_fits_beside_the_floor_is_let_through(tmp_path: Path):
