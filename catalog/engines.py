@@ -75,6 +75,9 @@ class Abilities:
     logprobs: bool
     """Whether `logprobs` are given, and `n` over 1 is refused and not ignored."""
     frequency_penalty: bool
+    logit_bias: bool
+    thinking_budget: str
+    """The field of its chat that limits the tokens of thoughts."""
     response_formats: bool
     """Whether its Responses hold an answer to JSON, or to a schema."""
     response_images: bool

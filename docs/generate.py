@@ -231,7 +231,7 @@ def engines() -> str:
     ]
     rows = [[words, *(str(tell(known[name])) for name in names)] for words, tell in plain]
     for ability in known[names[0]].abilities:
-        if ability not in {"dialects", "translated", "silence_s", "disk_cache"}:
+        if ability not in {"dialects", "translated", "thinking_budget", "silence_s", "disk_cache"}:
             told = (known[name].abilities[ability] for name in names)
             rows.append([ability.replace("_", " "), *map(_able, told)])
     found = "\n".join(f"- [{name}]({known[name].home}) {known[name].version}: {known[name].found}." for name in names)

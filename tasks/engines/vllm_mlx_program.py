@@ -29,6 +29,7 @@ def main() -> None:
     sys.argv += key_arguments(os.environ.pop("MLXQ_TIER_KEY", ""))
     sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
     move_prefix_cache(os.environ.get("MLXQ_PREFIX_CACHE"))
+    let_waiting_requests_go()
     from vllm_mlx.cli import main as serve
 
     serve()
@@ -93,6 +94,29 @@ def move_prefix_cache(folder: str | None) -> None:
     original = server._get_cache_dir  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
     if folder:
         server._get_cache_dir = lambda: str(Path(folder) / Path(original()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+
+def let_waiting_requests_go() -> None:
+    """Take a request whose client left while it waited out of the queue; else it is answered all the same.
+
+    The engine forgets the request at once, and the abort, which runs before the next step, then does not find it in
+    the queue any more. So the abort is what forgets it.
+    """
+    from vllm_mlx.scheduler import Scheduler
+
+    forget, abort = Scheduler.remove_finished_request, Scheduler._do_abort_request  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
+
+    def remove(self: Scheduler, request_id: str) -> Any:
+        pending = self._pending_abort_ids  # pyright: ignore[reportPrivateUsage]
+        return None if request_id in pending else forget(self, request_id)
+
+    def abort_and_forget(self: Scheduler, request_id: str) -> bool:
+        aborted = abort(self, request_id)
+        forget(self, request_id)
+        return aborted
+
+    Scheduler.remove_finished_request = remove
+    Scheduler._do_abort_request = abort_and_forget  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 if __name__ == "__main__":

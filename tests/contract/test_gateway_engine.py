@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
-SCHEMA: Any = {
-    "type": "json_schema",
-    "json_schema": {"name": "n", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
-}
 
 
 @pytest.fixture(scope="module")
@@ -77,43 +73,6 @@ def client(gateway: Gateway) -> openai.OpenAI:
 def said(client: openai.OpenAI, **more: Any) -> Any:
     asked: dict[str, Any] = {"model": "standard", "messages": FRANCE, "temperature": 0, "max_tokens": 24, **more}
     return client.chat.completions.create(**asked)
-
-
-def stops(engine: Upstream) -> None:
-    deadline = time.monotonic() + 10
-    while httpx.get(f"{engine.url}/v1/status", headers={"Authorization": "Bearer sk-tier"}).json()["num_running"]:
-        assert time.monotonic() < deadline, "the engine still works on an answer whose client left"
-        time.sleep(0.1)
-
-
-def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, engine: Upstream):
-    """Text and usage are those of the whole answer, cut; the engine does not continue behind it."""
-    whole = said(client)
-    text = whole.choices[0].message.content
-    assert "Paris" in text
-    cut = said(client, stop=["Paris"], max_tokens=2000)
-    assert cut.choices[0].message.content == text.partition("Paris")[0]
-    assert cut.choices[0].finish_reason == "stop"
-    assert cut.usage.prompt_tokens == whole.usage.prompt_tokens
-    assert 0 < cut.usage.completion_tokens < whole.usage.completion_tokens
-    stops(engine)
-
-
-def test_an_engine_does_not_work_for_a_client_that_is_gone(client: openai.OpenAI, engine: Upstream):
-    stream = said(client, stream=True, max_tokens=2000)
-    next(iter(stream))
-    stream.close()
-    stops(engine)
-
-
-def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI):
-    """On this back end json_schema itself would end the other stream with an error."""
-    stream = said(client, stream=True, max_tokens=60)
-    chunks = [next(stream)]
-    with contextlib.suppress(openai.UnprocessableEntityError, openai.BadRequestError):  # so small a model may miss it
-        said(client, response_format=SCHEMA, max_tokens=40)
-    chunks += list(stream)
-    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in {"stop", "length"}
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": "hot"}, {"max_tokens": 10**9}])

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
+from tasks.gateway import errors
 from tasks.gateway.dialects import sse
 from tasks.gateway.dialects.dialect import CHAT, parsed
-from tasks.gateway.dialects.json_values import obj
+from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.engine_client import EngineDown
+from tasks.gateway.errors import NotAsAsked
 
 Chunk = dict[str, Any]
 Count = Callable[[int], Awaitable[Mapping[str, int] | None]]
@@ -23,7 +25,10 @@ END_S = 1.0
 
 
 async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
-    """Yield the chunks of a chat. Raises EngineDown where it ends without a finish reason: that reads as complete."""
+    """Yield the chunks of a chat. Raises NotAsAsked, and EngineDown also where it ends without a finish reason.
+
+    Such an end would read as complete.
+    """
     finished = False
     async for run in sse.whole_events(source):
         for event in sse.split(run):
@@ -36,11 +41,27 @@ async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
                 raise EngineDown(BROKE_OFF)
             chunk = parsed(payload)
             if chunk is None or (look := CHAT.look(chunk)).failed:
-                raise EngineDown(BROKE_OFF)
+                raise failure(payload)
             finished = finished or look.finished
             yield cast("Chunk", chunk)
     if not finished:
         raise EngineDown(BROKE_OFF)
+
+
+async def first_call_only(source: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    """Yield chunks without the second tool call and those after it."""
+    async for chunk in source:
+        for choice in objects(chunk.get("choices")):
+            delta = obj(choice.get("delta"))
+            if "tool_calls" in delta:
+                delta["tool_calls"] = [piece for piece in objects(delta["tool_calls"]) if not piece.get("index")]
+        yield chunk
+
+
+def failure(payload: bytes) -> EngineDown | NotAsAsked:
+    """Return the exception for an error event of an engine: the model's failure, or the engine's own."""
+    refusal = errors.about_answer(payload)
+    return NotAsAsked(refusal) if refusal else EngineDown(BROKE_OFF)
 
 
 class Stopper:

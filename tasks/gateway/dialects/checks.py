@@ -179,6 +179,8 @@ def _of_chat_tools(body: schemas.Chat) -> Iterator[Refusal]:
 def _of_sampling(body: schemas.Chat | schemas.Completions, can: Abilities) -> Iterator[Refusal]:
     if (body.n or 1) > 1:
         yield unsupported("n", "ask once for each choice.")
+    if body.logit_bias and not can.logit_bias:
+        yield unsupported("logit_bias", "the engine that serves this model has none.")
     if body.frequency_penalty and not can.frequency_penalty:
         yield unsupported("frequency_penalty", "use presence_penalty or repetition_penalty.")
     stops = body.stop if isinstance(body.stop, list) else []

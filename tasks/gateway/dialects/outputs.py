@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 
 import orjson
 
+from tasks.gateway import errors
 from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, parsed
@@ -18,11 +19,13 @@ from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
 from tasks.gateway.engine_client import EngineDown
-from tasks.gateway.errors import Refusal
+from tasks.gateway.errors import NotAsAsked
 
 _CALLS = "tool_calls"
 _USAGE = re.compile(rb'"usage": ?\{')
 _MESSAGE_END = "message_delta"
+_OPEN_END, _WITH_REASON = b"}}]}" + sse.END, b'},"finish_reason":null}]}' + sse.END
+"""The end of a chunk, of its only choice and of its delta; JSON has no newline within, so that no text can hold it."""
 HELD_BYTES = 16 * 2**20
 """How much of a stream is held back while its tool call has not come."""
 
@@ -39,23 +42,9 @@ class ChunkSource(Protocol):
         ...
 
 
-class NotAsAsked(Exception):
-    """An answer does not keep to what the request asks for."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
-
-
-def _without_call() -> NotAsAsked:
-    message = "The model answered without the tool call that `tool_choice` asks for."
-    return NotAsAsked(Refusal(422, message, "tool_call_missing", "tool_choice"))
-
-
 async def _checked(text: str, schema: Mapping[str, Any]) -> None:
     if fault := await asyncio.to_thread(json_schema.mismatch, text, schema):
-        message = f"The model's answer does not match the schema: {fault}"
-        raise NotAsAsked(Refusal(422, message, "schema_mismatch"))
+        raise NotAsAsked(errors.mismatch(fault))
 
 
 # Whole answers
@@ -77,8 +66,11 @@ async def whole(
         raise EngineDown(BROKE_OFF)
     await reuse.settle()
     filled, tokens = _filled(plan.dialect.name, answer, reuse)
+    if plan.one_call and (message := obj(first(filled.get("choices")).get("message"))).get(_CALLS):
+        message[_CALLS] = message[_CALLS][:1]
+        content = orjson.dumps(filled)
     if plan.needs_call and not _calls(plan, answer):
-        raise _without_call()
+        raise NotAsAsked(errors.without_call())
     if plan.schema is not None and answer.get("status") == "completed":
         await _checked(_response_text(answer), plan.schema)
     if plan.as_message:
@@ -127,7 +119,7 @@ async def _folded(
 async def _check_fold(plan: Plan, fold: Fold) -> None:
     """Check a whole answer. One that was cut by its length is not judged: its `finish_reason` says so."""
     if plan.needs_call and not fold.calls:
-        raise _without_call()
+        raise NotAsAsked(errors.without_call())
     if plan.schema is not None and not fold.calls and fold.finish != "length":
         fold.text = json_schema.bare(fold.text)
         await _checked(fold.text, plan.schema)
@@ -136,6 +128,8 @@ async def _check_fold(plan: Plan, fold: Fold) -> None:
 async def _cut(plan: Plan, source: ChunkSource, stopper: Stopper, reuse: ReuseSource) -> AsyncGenerator[Chunk]:
     """Yield a chat's chunks up to a stop string, with what was not read again in their usage."""
     chunks = chat_stream.chunks(source.chunks())
+    if plan.one_call:
+        chunks = chat_stream.first_call_only(chunks)
     cut = cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
     async with aclosing(cut):
         async for chunk in cut:
@@ -197,7 +191,7 @@ class ByteStream:
                 return bytes(content)
             _check_room(content)
         if plan.needs_call and not self._called:
-            raise _without_call()
+            raise NotAsAsked(errors.without_call())
         if plan.schema is not None and self._last.get("status") == "completed":
             await _checked(_response_text(self._last), plan.schema)
         return bytes(content)
@@ -207,15 +201,15 @@ class ByteStream:
         return self._runs
 
     async def _read(self, source: ChunkSource) -> AsyncIterator[bytes]:
-        marks = self._plan.dialect.marks
+        marks, written = self._plan.dialect.marks, _with_finish_reason if self._plan.dialect is CHAT else bytes
         async for run in sse.whole_events(source.chunks()):
             if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
-                yield run
+                yield written(run)
                 continue
             if _USAGE.search(run):
                 await self._reuse.settle()
             if events := self._inspected(run):
-                yield events
+                yield written(events)
             if self._broken:
                 break
         if self._broken or not self._finished:
@@ -242,6 +236,9 @@ class ByteStream:
     def _event(self, event: bytes, payload: bytes) -> bytes:
         chunk = parsed(payload)
         if chunk is None or (look := self._plan.dialect.look(chunk)).failed:
+            problem = chat_stream.failure(payload)
+            if isinstance(problem, NotAsAsked):
+                raise problem
             self._broken = True
             return b""
         self._spoke = self._spoke or look.spoke
@@ -271,6 +268,18 @@ class ByteStream:
         return sse.encode(whole, chunk["type"] if dialect in {MESSAGES, RESPONSES} else "")
 
 
+def _with_finish_reason(run: bytes) -> bytes:
+    """Return chunks of a chat with the `finish_reason` null that OpenAI's have, and rapid-mlx leaves out."""
+    if _OPEN_END not in run:
+        return run
+    if b'"finish_reason"' not in run:
+        return run.replace(_OPEN_END, _WITH_REASON)
+    events = sse.split(run)
+    return b"".join(
+        event if b'"finish_reason"' in event else event.replace(_OPEN_END, _WITH_REASON) for event in events
+    )
+
+
 class ChunkStream:
     """A chat's chunks: cut at stop strings, checked, or written in another dialect."""
 
@@ -292,7 +301,7 @@ class ChunkStream:
                 return bytes(content)
             _check_room(content)
         if self._plan.needs_call:
-            raise _without_call()
+            raise NotAsAsked(errors.without_call())
         return bytes(content)
 
     def _may_open(self, chunk: Chunk) -> bool:
@@ -324,4 +333,6 @@ class ChunkStream:
             chunk = {name: value for name, value in chunk.items() if name != "usage"}
             if not chunk.get("choices"):
                 return b""
+        for choice in objects(chunk.get("choices")):
+            choice.setdefault("finish_reason", None)
         return sse.encode(chunk)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catalog.engines import Abilities
-from tasks.gateway.dialects import anthropic_chat, json_schema
+from tasks.gateway.dialects import anthropic_chat, engine_fields, json_schema
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
@@ -33,9 +33,11 @@ class Plan:
     schema: Mapping[str, Any] | None = None
     """What the answer has to match, and the engine does not see to it."""
     needs_call: bool = False
-    """Whether the answer has to call a tool, and the engine does not see to it."""
+    """Whether the answer has to call a tool. An engine that enforces it may still stream text and then an error."""
     as_message: bool = False
     """Whether a chat's answer is to be written as Anthropic's message."""
+    one_call: bool = False
+    """Whether at most one tool may be called: `parallel_tool_calls` false, which not every engine heeds."""
     dropped: list[str] = field(default_factory=list[str])
     """What was left out and could be missed, such as tools that only OpenAI has."""
 
@@ -47,7 +49,8 @@ class Plan:
     @property
     def chunked(self) -> bool:
         """Whether the answer has to be gone through chunk by chunk; else its bytes pass as they are."""
-        return self.as_message or bool(self.stops) or (self.dialect is CHAT and self.schema is not None)
+        checked = self.schema is not None or self.one_call
+        return self.as_message or bool(self.stops) or (self.dialect is CHAT and checked)
 
 
 def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
@@ -59,8 +62,8 @@ def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
     if dialect is RESPONSES:
         return _responses(body, can)
     if dialect is MESSAGES and not can.relays(MESSAGES.name):
-        chat = _chat(anthropic_chat.to_chat(body), can)
-        return Plan(CHAT, chat.body, chat.streams, True, chat.stops, chat.schema, chat.needs_call, as_message=True)
+        chat = _chat(anthropic_chat.to_chat(body), replace(can, stop_strings=False))  # a chat names no stop string
+        return replace(chat, shows_usage=True, as_message=True)
     if dialect is MESSAGES:
         return _messages(body)
     if dialect in {CHAT, COMPLETIONS}:
@@ -70,15 +73,8 @@ def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
 
 
 def _chat(body: dict[str, Any], can: Abilities) -> Plan:
-    stops, schema, needs_call = _take_stops(body, can), None, False
-    limit = body.pop("max_completion_tokens", None)
-    if limit is not None:
-        body["max_tokens"] = limit
-    if not can.frequency_penalty:
-        body.pop("frequency_penalty", None)
-    if not body.get("logprobs"):
-        body.pop("logprobs", None)
-        body.pop("top_logprobs", None)
+    stops, schema = _take_stops(body, can), None
+    engine_fields.chat(body, can)
     form: Mapping[str, Any] = body.get("response_format") or {}
     if form.get("type") == "text":
         del body["response_format"]
@@ -86,10 +82,10 @@ def _chat(body: dict[str, Any], can: Abilities) -> Plan:
         schema = form["json_schema"]["schema"] if form["type"] == "json_schema" else _ANY_OBJECT
         del body["response_format"]
         _ask_for(body, schema)
-    if not can.forced_tools:
-        needs_call = body.get("tool_choice") not in (None, "auto", "none")
+    needs_call = body.get("tool_choice") not in (None, "auto", "none")
     shown = bool(obj(body.pop("stream_options", None)).get("include_usage"))
-    chat = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call)
+    one_call = bool(body.get("tools")) and body.get("parallel_tool_calls") is False
+    chat = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call, one_call=one_call)
     body.pop("stream", None)
     if chat.asks_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -134,24 +130,23 @@ def _messages(body: dict[str, Any]) -> Plan:
 def _responses(body: dict[str, Any], can: Abilities) -> Plan:
     body["store"] = False  # an engine would keep every answer in memory
     body["input"] = _items(body["input"])
+    engine_fields.responses(body)
     tools = objects(body.get("tools"))
     dropped = [f"tools.{tool['type']}" for tool in tools if tool["type"] != "function"]
     if dropped:
         body["tools"] = [tool for tool in tools if tool["type"] == "function"]
     schema: Mapping[str, Any] | None = None
-    needs_call = False
     form = obj(obj(body.get("text")).get("format"))
-    if not can.response_formats:
+    if not (can.response_formats and can.json_schema):
         body.pop("text", None)
         if form.get("type") in {"json_schema", "json_object"}:
             wanted: Mapping[str, Any] = form["schema"] if form["type"] == "json_schema" else _ANY_OBJECT
             body["instructions"] = "\n\n".join(filter(None, [body.get("instructions"), json_schema.order(wanted)]))
             schema = wanted
-    if not can.forced_tools:
-        choice = body.get("tool_choice")
-        needs_call = choice not in (None, "auto", "none")
-        if name := obj(choice).get("name"):
-            body["tool_choice"] = {"type": "function", "function": {"name": name}}
+    choice = body.get("tool_choice")
+    needs_call = choice not in (None, "auto", "none")
+    if not can.forced_tools and (name := obj(choice).get("name")):
+        body["tool_choice"] = {"type": "function", "function": {"name": name}}
     return Plan(RESPONSES, body, bool(body.get("stream")), schema=schema, needs_call=needs_call, dropped=dropped)
 
 

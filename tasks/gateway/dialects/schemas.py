@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,7}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
 Stops = Annotated[Each[Stop], Field(max_length=STOPS)]
@@ -37,16 +38,6 @@ class Fields(BaseModel):
     """Named fields, each of its exact type; what is not named is ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class Sampling(Fields):
-    """What the engines read beyond the references."""
-
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Share | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    disable_fallbacks: bool = False
-    """mlxq's own: have the named tier answer, or none."""
 
 
 # Parts of a message
@@ -188,20 +179,30 @@ class StreamOptions(Fields):
 # Requests
 
 
-class Request(Sampling):
+class Request(Fields):
     """What every request for words has."""
 
     model: Name
     stream: bool | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
+    disable_fallbacks: bool = False
+    """mlxq's own: have the named tier answer, or none."""
 
 
-class _Completion(Request):
+class Sampling(Request):
+    """What the engines' chat reads beyond the references; their Responses do not."""
+
+    top_k: Annotated[int, Field(ge=-1, le=2**20)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+
+
+class _Completion(Sampling):
     max_tokens: Count | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=BIASES)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=BIASES)] | None = None
     n: Count | None = None
     stop: Stop | Stops | None = None
     stream_options: StreamOptions | None = None
@@ -394,7 +395,7 @@ class CountTokens(Fields):
     thinking: ThinkingWish | None = None
 
 
-class Messages(CountTokens, Request):
+class Messages(CountTokens, Sampling):
     """POST /v1/messages."""
 
     max_tokens: Count
@@ -549,6 +550,7 @@ class Responses(Request):
     reasoning: ResponseEffort | None = None
     text: TextConfig | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     background: bool | None = None
     previous_response_id: str | None = None

@@ -17,8 +17,8 @@ from state.errors import Damaged, NotFound, UsageProblem
 from tasks.gateway import context_limit, errors
 from tasks.gateway.api_keys import KeyRing, secret_of
 from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
-from tasks.gateway.dialects import anthropic_chat, checks, json_schema, plans, schemas, sse
-from tasks.gateway.dialects.chat_stream import Fold
+from tasks.gateway.dialects import anthropic_chat, checks, json_schema, outputs, plans, schemas, sse
+from tasks.gateway.dialects.chat_stream import Fold, first_call_only
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, MESSAGES, RESPONSES
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
@@ -337,8 +337,8 @@ def test_the_catalog_calls_the_dialects_as_the_gateway_does():
     for able in (VLLM_MLX, RAPID_MLX):
         assert able.dialects <= known
         assert able.translated.keys() <= able.dialects
-    assert not VLLM_MLX.relays("messages")
-    assert RAPID_MLX.relays("messages")
+        assert able.relays("chat")
+        assert not able.relays("messages")
 
 
 def test_nothing_inside_a_message_passes_that_no_schema_names():
@@ -352,6 +352,39 @@ def test_a_tools_schema_passes_as_it_is():
     tools = [{"type": "function", "function": {"name": "look", "parameters": parameters}}]
     request = read(schemas.Chat, model="standard", messages=USER, tools=tools)
     assert plans.plan(CHAT, request, "standard", VLLM_MLX).body["tools"] == tools
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "vllm", "rapid"),
+    [
+        ("top_k", -1, {"top_k": 0}, {"top_k": 0}),
+        ("top_p", 0, {"top_p": 0.01}, {"top_p": 0.01}),
+        ("reasoning_effort", "max", {"reasoning_effort": "xhigh"}, {"reasoning_effort": "xhigh"}),
+        ("thinking_token_budget", 9, {"thinking_token_budget": 9}, {"reasoning_max_tokens": 9}),
+        ("enable_thinking", False, {"enable_thinking": False}, {"enable_thinking": False}),
+        ("frequency_penalty", 0, {}, {"frequency_penalty": 0}),
+        ("logit_bias", {}, {}, {}),
+    ],
+)
+def test_a_chats_fields_are_those_that_its_engine_reads(
+    field: str, value: Any, vllm: dict[str, Any], rapid: dict[str, Any]
+):
+    request = read(schemas.Chat, model="standard", messages=USER, **{field: value})
+    for can, wanted in ((VLLM_MLX, vllm), (RAPID_MLX, rapid)):
+        body = plans.plan(CHAT, request, "standard", can).body
+        assert body == {"model": "standard", "messages": USER, **wanted}
+
+
+@pytest.mark.parametrize("can", [VLLM_MLX, RAPID_MLX], ids=["vllm", "rapid"])
+def test_the_wish_to_think_reaches_the_engine_in_every_dialect(can: Any):
+    """Its name differs: both engines look for it among the template's arguments where Responses ask."""
+    chat = read(schemas.Chat, model="m", messages=USER, enable_thinking=True)
+    message = read(schemas.Messages, model="m", messages=USER, max_tokens=9, thinking={"type": "disabled"})
+    response = read(schemas.Responses, model="m", input="hi", enable_thinking=True, chat_template_kwargs={"a": 1})
+    assert plans.plan(CHAT, chat, "m", can).body["enable_thinking"] is True
+    assert plans.plan(MESSAGES, message, "m", can).body["enable_thinking"] is False
+    kwargs = plans.plan(RESPONSES, response, "m", can).body["chat_template_kwargs"]
+    assert kwargs == {"enable_thinking": True, "a": 1}
 
 
 def test_max_completion_tokens_is_max_tokens():
@@ -384,6 +417,77 @@ def test_what_clients_send_by_default_is_no_fault(fields: dict[str, Any]):
     assert checks.not_carried_out(request, "standard", VLLM_MLX, vision=False) is None
     body = plans.plan(CHAT, request, "standard", VLLM_MLX).body
     assert body == {"model": "standard", "messages": USER}
+
+
+# What engines say of an answer
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (b'{"error": {"message": "tool_choice forced a call to weather but"}}', 422, "tool_call_missing"),
+        (b'{"error": {"message": "Forced", "code": "tool_choice_violation"}}', 422, "tool_call_missing"),
+        (b'{"error": {"code": "strict_schema_violation"}}', 422, "schema_mismatch"),
+        (b'{"detail": {"error": "invalid_response_format_output"}}', 422, "schema_mismatch"),
+        (b'{"error": {"code": "invalid_strict_schema"}}', 400, "invalid_json_schema"),
+    ],
+)
+def test_a_model_that_does_not_do_as_told_is_no_engines_failure(said: bytes, status: int, code: str):
+    refusal = errors.about_answer(said)
+    assert refusal
+    assert (refusal.status, refusal.code) == (status, code)
+    assert errors.about_answer(b'{"detail": "Internal server error during generation"}') is None
+
+
+class Said:
+    """An engine's answer, in the pieces in which it came."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+
+    async def read(self) -> bytes:
+        return b"".join(self._pieces)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+def test_a_chunk_always_has_a_finish_reason():
+    """rapid-mlx leaves the null out; text that looks like a chunk's end is left alone."""
+    odd = json.dumps("}}]}\n\n")
+    pieces = [f'data: {{"choices":[{{"index":0,"delta":{{"content":{text}}}}}]}}\n\n' for text in ('"a"', odd, '"c"')]
+    last = 'data: {"choices":[{"index":0,"delta":{"content":"d"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    request = read(schemas.Chat, model="standard", messages=USER, stream=True)
+    plan = plans.plan(CHAT, request, "standard", RAPID_MLX)
+
+    async def sent() -> bytes:
+        source = Said(pieces[0].encode(), "".join([*pieces[1:], last]).encode())
+        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), "msg_1")
+        return await stream.opening() + b"".join([run async for run in stream.rest()])
+
+    choices = [json.loads(line[6:])["choices"][0] for line in asyncio.run(sent()).decode().split("\n\n") if "{" in line]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
+    assert [choice["delta"]["content"] for choice in choices] == ["a", "}}]}\n\n", "c", "d"]
+
+
+def test_at_most_one_call_where_parallel_ones_are_not_wanted():
+    piece = {"function": {"name": "a", "arguments": "{}"}}
+    deltas = [{"tool_calls": [{"index": 0, "id": "1", **piece}, {"index": 1, "id": "2", **piece}]}]
+    deltas += [{"tool_calls": [{"index": 1, **piece}]}, {"content": "b"}]
+
+    async def chunks() -> AsyncIterator[dict[str, Any]]:
+        for delta in deltas:
+            yield {"choices": [{"delta": delta}]}
+
+    async def kept() -> list[Any]:
+        return [chunk["choices"][0]["delta"] async for chunk in first_call_only(chunks())]
+
+    assert asyncio.run(kept()) == [
+        {"tool_calls": [{"index": 0, "id": "1", **piece}]},
+        {"tool_calls": []},
+        {"content": "b"},
+    ]
 
 
 # Anthropic's messages through a chat

@@ -1,0 +1,52 @@
+"""From the fields of the references to those that an engine reads: other names, and ranges that engines have narrower.
+
+A body is a dict of fields that the schemas have checked. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catalog.engines import Abilities
+from tasks.gateway.dialects.json_values import obj
+
+LEAST_TOP_P = 0.01
+"""What 0 is taken for: engines refuse it, or take it for no limit. A smaller share keeps no token with bfloat16."""
+MOST_EFFORT = "xhigh"
+"""The engines' word for Anthropic's `max`."""
+
+
+def chat(body: dict[str, Any], can: Abilities) -> None:
+    """Change the fields of a chat or a completion."""
+    _sampling(body)
+    if "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    if not can.frequency_penalty:
+        body.pop("frequency_penalty", None)
+    if not body.get("logit_bias"):
+        body.pop("logit_bias", None)
+    if not body.get("logprobs"):
+        body.pop("logprobs", None)
+        body.pop("top_logprobs", None)
+    if body.get("reasoning_effort") == "max":
+        body["reasoning_effort"] = MOST_EFFORT
+    if "thinking_token_budget" in body:
+        body[can.thinking_budget] = body.pop("thinking_token_budget")
+
+
+def responses(body: dict[str, Any]) -> None:
+    """Change the fields of Responses: both engines look for `enable_thinking` among the template's arguments."""
+    _sampling(body)
+    reasoning = obj(body.get("reasoning"))
+    if reasoning.get("effort") == "max":
+        body["reasoning"] = {**reasoning, "effort": MOST_EFFORT}
+    if "enable_thinking" in body:
+        wish = {"enable_thinking": body.pop("enable_thinking")}
+        body["chat_template_kwargs"] = wish | obj(body.get("chat_template_kwargs"))
+
+
+def _sampling(body: dict[str, Any]) -> None:
+    if body.get("top_k") == -1:
+        body["top_k"] = 0
+    if body.get("top_p") == 0:
+        body["top_p"] = LEAST_TOP_P
