@@ -25,6 +25,7 @@ from tasks.gateway.egress import Wall
 from tasks.gateway.errors import Refusal
 from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard
 from tasks.gateway.priority import LONGEST_WAIT_S, Queue
+from tasks.gateway.reuse_meter import ReportedReuse
 
 VLLM_MLX, RAPID_MLX = abilities("vllm-mlx", "cpu"), abilities("rapid-mlx", "cpu")
 
@@ -463,7 +464,7 @@ def test_a_chunk_always_has_a_finish_reason():
 
     async def sent() -> bytes:
         source = Said(pieces[0].encode(), "".join([*pieces[1:], last]).encode())
-        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), "msg_1")
+        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "msg_1")
         return await stream.opening() + b"".join([run async for run in stream.rest()])
 
     choices = [json.loads(line[6:])["choices"][0] for line in asyncio.run(sent()).decode().split("\n\n") if "{" in line]
