@@ -18,6 +18,10 @@ from tasks.queue import Context, job
 ANSWER_S = 120.0
 TURN_S = 60.0
 """Seconds for each of two turns; a machine that takes longer is not asked on, and nothing is known of its reuse."""
+LONGEST_TURN_S = 5.0
+"""Seconds that a turn may be expected to take; a machine without a GPU takes minutes, and set-up would wait for it."""
+HELLO_TOKENS = 32
+"""Tokens of the first question with its chat template, at least."""
 WORDS = 4
 """Tokens asked for: enough to be an answer, quick on the slowest machine."""
 OVER_A_STEP = 128
@@ -44,8 +48,18 @@ def smoke_test(context: Context) -> dict[str, Any]:
         started = context.db.now()
         ask(at["gateway"], key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
-    reused = _reused(context, at["gateway"], key, tiers)
+    quick = [tier for tier in tiers if expected_turn_s(tier, took[tier.name]) <= LONGEST_TURN_S]
+    reused = dict.fromkeys(took) | _reused(context, at["gateway"], key, quick)
     return {"endpoint": ports.endpoint(at), "tiers": took, "reused": reused}
+
+
+def expected_turn_s(tier: Tier, hello_s: float) -> float:
+    """Return the seconds that a first turn takes at most, by the seconds that the first question took."""
+    return hello_s * _turn_tokens(tier) / HELLO_TOKENS
+
+
+def _turn_tokens(tier: Tier) -> int:
+    return min(tier.prefill_step + OVER_A_STEP, tier.context // 2)
 
 
 def _reused(context: Context, port: int, key: str, tiers: Sequence[Tier]) -> dict[str, float | None]:
@@ -70,7 +84,7 @@ def second_turn(port: int, key: str, tier: Tier) -> float | None:
     The client sends its text back as it came, as most do, without what the model thought. None where it takes too
     long, or where someone else answered meanwhile.
     """
-    text = bench.prompt(min(tier.prefill_step + OVER_A_STEP, tier.context // 2), uuid.uuid4().hex)
+    text = bench.prompt(_turn_tokens(tier), uuid.uuid4().hex)
     talk: list[dict[str, str]] = [{"role": "user", "content": text}]
     try:
         first = _answered(_post(port, key, tier, talk, TURN_S), tier)
