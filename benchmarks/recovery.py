@@ -67,6 +67,18 @@ class Bench:
             ("SIGSTOP of an engine: replaced", "never", f"{frozen.ready_s:.1f} s", frozen.ready_s <= 20),
         ]
 
+    def waiting(self) -> list[Row]:
+        """Kill the gateway and a tier while a chain that will start them waits for a pull of ten minutes."""
+        with self.mlxq("fast") as mlxq:
+            mlxq.work_with_fakes()
+            recovery.up_with_gateway(mlxq, self.port)
+            recovery.wait_behind_a_pull(mlxq)
+            gate = recovery.hurt(mlxq, signal.SIGKILL, "gateway")
+            tier = recovery.hurt(mlxq, signal.SIGKILL)
+        told = f"{gate.begun_s:.3f} s, a tier {tier.begun_s:.3f} s"
+        what = "kill -9 of the gateway while a chain pulls: restart begun"
+        return [(what, "not tried", told, max(gate.begun_s, tier.begun_s) <= 0.25)]
+
     def worker(self) -> list[Row]:
         """Kill the worker over a real engine; the next one must adopt it, and notice its next death."""
         with self.mlxq("fast") as mlxq:
@@ -135,7 +147,7 @@ class Bench:
 
 def main() -> None:
     """Run the parts that were asked for, and print the table."""
-    parts = ("engine", "worker", "wedged", "dying", "reused", "gateway")
+    parts = ("engine", "waiting", "worker", "wedged", "dying", "reused", "gateway")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=parts, action="append", help="this part alone; may be repeated")
     parser.add_argument("--port", type=int, default=9291, help="of the gateway")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from state import lock
+from state import files
 from state.paths import Home
 
 STOP_LIMIT_S = 20.0
@@ -24,7 +24,7 @@ def ensure(home: Home) -> subprocess.Popen[bytes] | None:
     """Ensure that a worker is running or starting. Return the process if this call started it."""
     with _starter_lock(home).open("a") as file:
         # the holder is a worker, or is starting one
-        if not lock.take(file) or lock.held(home.worker_lock):
+        if not files.take_lock(file) or files.locked(home.worker_lock):
             return None
         return _start(home, file.fileno())
 
@@ -33,7 +33,7 @@ def stop(home: Home, owner: str) -> bool:
     """Stop the worker `owner` (boot/pid/start) if a command started it. Return whether it has exited."""
     from tasks.system import process
 
-    if not lock.held(_starter_lock(home)):
+    if not files.locked(_starter_lock(home)):
         return False
     identity = process.decode(owner)
     process.send(identity, signal.SIGTERM)

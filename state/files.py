@@ -1,4 +1,4 @@
-"""Files: replaced in one step, and read from their end."""
+"""Files: replaced in one step, read from their end, and locked; the kernel frees a lock when its holder dies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 from pathlib import Path
+from typing import IO, Any
 
 F_PREALLOCATE, F_FULLFSYNC = 42, 51
 F_ALLOCATEALL, F_PEOFPOSMODE = 4, 3
@@ -72,3 +73,30 @@ def tail(path: Path, most_bytes: int) -> str:
             return file.read(most_bytes).decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Take the lock of an open file without waiting; return whether it is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def locked(path: Path) -> bool:
+    """Return whether a living process holds a lock. Those who ask at once do not take each other for a holder."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def await_unlocked(path: Path) -> None:
+    """Wait until no process holds a lock; a signal that ends this process ends the wait."""
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)

@@ -12,6 +12,8 @@ from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
 Source = Literal["person", "chain", "watchdog"]
+Request = Literal["up", "down", "restart", "purge"]
+"""What a job asks for its service; "purge" is a restart that also deletes the prompts that its engine keeps on disk."""
 
 
 class JobState(DocumentedEnum):
@@ -38,6 +40,7 @@ class JobEvent(DocumentedEnum):
     RETRIED = "retried", "its task failed and may try again"
     SNOOZED = "snoozed", "its task asked to be run later"
     RELEASED = "released", "the worker stopped and gave it back"
+    REPEATED = "repeated", "requested again while it ran; it runs once more"
     RESCUED = "rescued", "its worker died; it runs again"
     FAILED = "failed", "its task failed for good"
     LOST = "lost", "its worker died too often"
@@ -52,6 +55,7 @@ TRANSITIONS: Mapping[JobEvent, tuple[frozenset[JobState], JobState]] = {
     JobEvent.RETRIED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     JobEvent.SNOOZED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     JobEvent.RELEASED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+    JobEvent.REPEATED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     JobEvent.RESCUED: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     JobEvent.FAILED: (frozenset({JobState.RUNNING}), JobState.FAILED),
     JobEvent.LOST: (frozenset({JobState.RUNNING}), JobState.FAILED),
@@ -78,7 +82,7 @@ class NewJob:
     queue: str = "ops"
     priority: int = 0
     unique_key: str | None = None
-    """At most one live job has it; asking again attaches to that one."""
+    """Asking again attaches to the live job that has it, unless that one waits for more than the new one would."""
     max_attempts: int = 1
     needs: Sequence[str | int] = ()
     """Labels within the same batch, or ids: all must succeed first."""
@@ -87,6 +91,12 @@ class NewJob:
     label: str = ""
     """What others of the batch call it; the kind when empty."""
     wait_s: float = 0.0
+    service: str | None = None
+    """The service that it starts or stops. One job at a time runs for a service."""
+    request: Request | None = None
+    """What it asks for that service; recorded as the job is enqueued (state/desired.py)."""
+    repeats: bool = False
+    """Whether it runs once more when the same is enqueued while it runs: it may have read what has changed since."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,8 @@ class Claim:
     owner: str
     failures: int
     max_attempts: int
+    seq: int = 0
+    """Number of the request that led to it, as state/desired.py counts; 0 where the watchdog enqueued it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,19 @@ class Job:
     def live(self) -> bool:
         """Whether it has not ended yet."""
         return self.state in LIVE
+
+
+INTERNAL = ("seq", "service", "request", "again")
+"""Columns for the ledger alone."""
+
+
+AFTER = " after "
+"""Between the unique key of a job that waits and the jobs that it waits for."""
+
+
+def base_key(unique_key: str | None) -> str | None:
+    """Return a unique key without the jobs that its job waits for."""
+    return None if unique_key is None else unique_key.partition(AFTER)[0]
 
 
 class Fenced(Exception):
@@ -194,6 +219,9 @@ def cancel_asked(db: Database, claim: Claim) -> bool:
 
 def _job(db: Database, row: Row) -> Job:
     values = dict(row)
+    for column in INTERNAL:
+        del values[column]
+    values["unique_key"] = base_key(values["unique_key"])
     values["args"] = json.loads(values["args"])
     values["state"] = JobState(values["state"])
     values["progress"] = json.loads(values["progress"] or "{}")

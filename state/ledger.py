@@ -12,18 +12,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from state import event
+from state import desired, event
 from state.db import Database, Row, atomic
 from state.errors import Busy, MlxqError, Upstream, WorkerLost
 from state.job import (
+    AFTER,
     ENDED,
+    LIVE,
     TRANSITIONS,
     Claim,
     Fenced,
     JobEvent,
     JobState,
     NewJob,
+    Request,
     Source,
+    base_key,
     cancel_asked,
     dependents,
     get,
@@ -36,7 +40,24 @@ HARMLESS_S = 600.0
 CLOCK_SLACK_S = 1.0
 NO_ERROR: dict[str, Any] = dict.fromkeys(("error_code", "error", "hint"))
 RUNNABLE: Mapping[str, Any] = NO_ERROR | {"cancel_at": None, "finished_at": None, "failures": 0, "rescues": 0}
-WAITING = "state = 'queued' AND queue = :queue AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)"
+WAITING = """
+state = 'queued' AND queue = :queue AND kind IN (SELECT value FROM json_each(:kinds)) AND json_valid(args)
+AND NOT EXISTS (SELECT 1 FROM jobs AS busy WHERE busy.state = 'running' AND busy.service = jobs.service)
+"""
+"""The second line: one that would only wait for its service must not occupy a thread."""
+WAITING_STARTS = """
+SELECT id FROM jobs WHERE state IN ('blocked', 'queued') AND request IN ('up', 'restart', 'purge')
+AND (? IS NULL OR service = ?)
+AND id NOT IN (SELECT needs FROM job_deps JOIN jobs ON jobs.id = job WHERE state = 'blocked')
+"""
+TWIN = """
+SELECT id, state FROM jobs WHERE state IN ('blocked', 'queued', 'running')
+AND (unique_key = :key OR substr(unique_key, 1, length(:key) + length(:after)) = :key || :after)
+"""
+LIVE_TWINS = f"{TWIN} AND cancel_at IS NULL ORDER BY state = 'blocked', id"
+PENDING = """
+SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs WHERE job = ? AND state IN ('blocked', 'queued', 'running')
+"""
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
 WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
@@ -47,50 +68,100 @@ WHERE job = ? AND NOT soft AND jobs.state IN ('failed', 'cancelled')
 
 
 def enqueue(db: Database, new: NewJob, *, source: Source = "person") -> tuple[int, bool]:
-    """Enqueue one job; return its id, and whether it is new (False: attached to a live job with its unique_key)."""
+    """Enqueue one job; return its id, and whether it is new (False: attached, as `enqueue_all` says)."""
     ids = enqueue_all(db, [new], source=source)
     return ids[new.label or new.kind]
 
 
 @atomic
 def enqueue_all(
-    db: Database, batch: Sequence[NewJob], *, source: Source = "person", chain: int | None = None
+    db: Database,
+    batch: Sequence[NewJob],
+    *,
+    source: Source = "person",
+    chain: int | None = None,
+    seq: int | None = None,
 ) -> dict[str, tuple[int, bool]]:
-    """Enqueue a batch in one transaction; return each label's id, and whether it is new.
+    """Enqueue a batch in one transaction, and record what it asks; return each label's id, and whether it is new.
 
-    Without `chain` the first new job's id names the chain.
+    A job attaches to a live one with its unique key that runs, can run, or waits for nothing that the new one would not
+    wait for too. Without `chain` the first new job's id names the chain. `seq`: the number of the request that led to
+    the batch; without it, it is a new request of a user, or none where the watchdog asks.
     """
+    if seq is None:
+        seq = 0 if source == "watchdog" else desired.next_seq(db)
     ids: dict[str, tuple[int, bool]] = {}
     for new in batch:
-        job = _live_with(db, new.unique_key)
-        if job is not None:
-            ids[new.label or new.kind] = (job, False)
-            _hurry(db, job, source)
-        else:
-            job = _insert(db, new, source, chain, {label: pair[0] for label, pair in ids.items()})
-            ids[new.label or new.kind] = (job, True)
+        labels = {label: pair[0] for label, pair in ids.items()}
+        needs = [*((need, 0) for need in _ids(new.needs, labels)), *((need, 1) for need in _ids(new.after, labels))]
+        job, fresh = _attach(db, new, {need for need, _ in needs}, source, seq), False
+        if job is None:
+            job, fresh = _insert(db, new, needs, source=source, chain=chain, seq=seq), True
             chain = chain or job
+        ids[new.label or new.kind] = (job, fresh)
+        _request(db, job, new.service, new.request, seq)
     db.wake()
     return ids
 
 
-def _hurry(db: Database, job: int, source: Source) -> None:
-    """Make a job in backoff due now, because the user asked for it again."""
-    if source == "person":
-        db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
+def _request(db: Database, job: int, service: str | None, what: Request | None, seq: int) -> None:
+    """Record what a user asks of a service with a job, unless the job was cancelled at once."""
+    state = get(db, job).state
+    if service and what and state in LIVE:
+        desired.request(db, service, what, seq, waits=state is JobState.BLOCKED)
+        if what == "down":
+            _cancel_starts(db, service)
 
 
-def _live_with(db: Database, unique_key: str | None) -> int | None:
+@atomic
+def request_down(db: Database, service: str | None) -> None:
+    """Record that users want a service down, without it every service, and cancel the starts that wait."""
+    seq = desired.next_seq(db)
+    if service is None:
+        desired.record(db, desired.EVERY, "down", seq)
+    else:
+        desired.request(db, service, "down", seq)
+    _cancel_starts(db, service)
+
+
+def _cancel_starts(db: Database, service: str | None) -> None:
+    """Cancel the waiting starts of a service, or of all, that no job waits for; the others see the request in time."""
+    for row in db.rows(WAITING_STARTS, (service, service)):
+        cancel(db, row["id"])
+
+
+def _attach(db: Database, new: NewJob, needs: Collection[int | str], source: Source, seq: int) -> int | None:
+    """Return the live job that does the same, or None. A user's request, or a service's repair, ends its backoff."""
+    job = _twin(db, new.unique_key, needs)
+    if job is not None:
+        if source == "person" or new.service:
+            db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
+        db.run("UPDATE jobs SET seq = ? WHERE id = ? AND seq = 0", (seq, job))
+        if new.repeats:
+            db.run("UPDATE jobs SET again = 1 WHERE id = ? AND state = 'running'", (job,))
+    return job
+
+
+def _twin(db: Database, unique_key: str | None, needs: Collection[int | str]) -> int | None:
+    """Return the live job with this key that waits for no more than `needs`, one that can run before others."""
     if unique_key is None:
         return None
-    return db.value(
-        "SELECT id FROM jobs WHERE unique_key = ? AND state IN ('blocked', 'queued', 'running')", (unique_key,)
-    )
+    for row in db.rows(LIVE_TWINS, {"key": unique_key, "after": AFTER}):
+        if row["state"] != JobState.BLOCKED or _pending(db, row["id"]) <= set(needs):
+            return row["id"]
+    return None
 
 
-def _insert(db: Database, new: NewJob, source: Source, chain: int | None, ids: Mapping[str, int]) -> int:
-    """Write the row, its needs and its first event."""
-    needs = [*((need, 0) for need in _ids(new.needs, ids)), *((need, 1) for need in _ids(new.after, ids))]
+def _pending(db: Database, job: int) -> set[int | str]:
+    """Return the jobs that a job still waits for."""
+    return {row["needs"] for row in db.rows(PENDING, (job,))}
+
+
+def _insert(
+    db: Database, new: NewJob, needs: list[tuple[int | str, int]], *, source: Source, chain: int | None, seq: int
+) -> int:
+    """Write the row, its needs and its first event. One whose twin is being cancelled comes after that."""
+    needs = [*needs, *((twin, 1) for twin in _ending_twins(db, new.unique_key))]
     now = db.now()
     job = db.insert(
         "jobs",
@@ -99,7 +170,7 @@ def _insert(db: Database, new: NewJob, source: Source, chain: int | None, ids: M
             "args": json.dumps(dict(new.args)),
             "queue": new.queue,
             "priority": new.priority,
-            "unique_key": new.unique_key,
+            "unique_key": _key(new.unique_key, [need for need, _ in needs]),
             "chain": chain or 0,
             "source": source,
             "state": JobState.BLOCKED if needs else JobState.QUEUED,
@@ -107,6 +178,9 @@ def _insert(db: Database, new: NewJob, source: Source, chain: int | None, ids: M
             "run_at": now + new.wait_s,
             "wait_s": new.wait_s,
             "created_at": now,
+            "service": new.service,
+            "request": new.request,
+            "seq": seq,
         },
     )
     if chain is None:
@@ -122,6 +196,19 @@ def _insert(db: Database, new: NewJob, source: Source, chain: int | None, ids: M
 def _ids(needs: Sequence[int | str], ids: Mapping[str, int]) -> list[int | str]:
     """Return jobs by their ids, those of the same batch by what they are `ids` as."""
     return [ids.get(need, need) if isinstance(need, str) else need for need in needs]
+
+
+def _key(unique_key: str | None, needs: Sequence[int | str]) -> str | None:
+    """Return the key of a new job: what waits has one of its own, so that nothing attaches to it that could run now."""
+    return f"{unique_key}{AFTER}{','.join(map(str, sorted(needs)))}" if unique_key and needs else unique_key
+
+
+def _ending_twins(db: Database, unique_key: str | None) -> list[int]:
+    """Return the running jobs of this key that were asked to stop."""
+    rows = db.rows(
+        "SELECT id FROM jobs WHERE unique_key = ? AND state = 'running' AND cancel_at IS NOT NULL", (unique_key,)
+    )
+    return [row["id"] for row in rows]
 
 
 def _settle_new(db: Database, job: int) -> None:
@@ -149,7 +236,7 @@ def _claim(db: Database, queue: str, kinds: Collection[str], owner: str) -> Clai
     if job is None:
         return None
     now = db.now()
-    row = _step(db, job, JobEvent.CLAIMED, started_at=now, owner=owner, beat_at=now, phase=None, progress=None)
+    row = _step(db, job, JobEvent.CLAIMED, started_at=now, owner=owner, beat_at=now, phase=None, progress=None, again=0)
     db.announce()
     return _held(row)
 
@@ -182,22 +269,35 @@ def _held(row: Row) -> Claim:
         owner=row["owner"],
         failures=row["failures"],
         max_attempts=row["max_attempts"],
+        seq=row["seq"],
     )
 
 
 @atomic
 def succeed(db: Database, claim: Claim, result: Any, fan_out: Sequence[NewJob] = ()) -> None:
-    """Record a success: keep the result, enqueue follow-up jobs, unblock dependents. Raises Fenced."""
+    """Record a success: keep the result, enqueue follow-up jobs, unblock dependents. Raises Fenced.
+
+    One that was enqueued again while it ran goes back to the queue instead.
+    """
+    if _requested_again(db, claim):
+        _put_back(db, claim, JobEvent.REPEATED, **_wait(db, 0.0))
+        return
     columns = NO_ERROR | {"result": json.dumps(result), "finished_at": db.now(), "owner": None}
     row = _step(db, claim.id, JobEvent.SUCCEEDED, claim, **columns)
     if fan_out:
-        enqueue_all(db, fan_out, source="chain", chain=row["chain"])
+        enqueue_all(db, fan_out, source="chain", chain=row["chain"], seq=row["seq"])
     _after(db, claim.id)
 
 
 @atomic
 def fail(db: Database, claim: Claim, problem: MlxqError) -> None:
-    """Record a failure and cancel the jobs that need this one. Raises Fenced."""
+    """Record a failure and cancel the jobs that need this one. Raises Fenced.
+
+    One that was enqueued again while it ran goes back to the queue instead.
+    """
+    if _requested_again(db, claim):
+        _put_back(db, claim, JobEvent.REPEATED, **_wait(db, 0.0))
+        return
     _step(db, claim.id, JobEvent.FAILED, claim, owner=None, finished_at=db.now(), **_error(problem))
     _after(db, claim.id)
 
@@ -205,7 +305,9 @@ def fail(db: Database, claim: Claim, problem: MlxqError) -> None:
 @atomic
 def retry_later(db: Database, claim: Claim, problem: MlxqError, wait_s: float) -> None:
     """Put a failed job back for another try in `wait_s` seconds. Raises Fenced."""
-    columns = _wait(db, wait_s) | _error(problem) | {"failures": claim.failures + 1}
+    columns = (
+        _wait(db, 0.0 if _requested_again(db, claim) else wait_s) | _error(problem) | {"failures": claim.failures + 1}
+    )
     _put_back(db, claim, JobEvent.RETRIED, **columns)
 
 
@@ -219,6 +321,13 @@ def snooze(db: Database, claim: Claim, wait_s: float, reason: str) -> None:
 def release(db: Database, claim: Claim) -> None:
     """Requeue a running job because the worker stops. Raises Fenced."""
     _put_back(db, claim, JobEvent.RELEASED, **_wait(db, 0.0))
+
+
+def _requested_again(db: Database, claim: Claim) -> bool:
+    """Return whether a job that runs once more in that case was enqueued again since its claim."""
+    return bool(
+        db.value("SELECT again FROM jobs WHERE id = ? AND attempt = ?", (claim.id, claim.attempt)),
+    )
 
 
 def _put_back(db: Database, claim: Claim, step: JobEvent, **columns: Any) -> None:
@@ -315,7 +424,7 @@ def cancel(db: Database, job: int) -> JobState:
 
 @atomic
 def revive(db: Database, job: int) -> list[int]:
-    """Requeue a failed or cancelled job and the jobs that its end cancelled; return their ids.
+    """Requeue a failed or cancelled job and the jobs that its end cancelled; return their ids. It is a new request.
 
     Raises NotFound, Busy (it has not ended, or the same is already being done), Upstream (a job it needs must be
     revived first).
@@ -329,8 +438,13 @@ def revive(db: Database, job: int) -> list[int]:
     _refuse_twin(db, job)
     _step(db, job, JobEvent.REVIVED, **RUNNABLE)
     revived = [job, *(descendant for descendant in _hard_below(db, job) if _revive_below(db, descendant))]
+    seq = desired.next_seq(db)
     for revived_id in revived:
         _unblock(db, revived_id)
+        db.run("UPDATE jobs SET seq = ? WHERE id = ?", (seq, revived_id))
+        row = db.row("SELECT service, request FROM jobs WHERE id = ?", (revived_id,))
+        if row:
+            _request(db, revived_id, row["service"], row["request"], seq)
     db.wake()
     return revived
 
@@ -349,9 +463,11 @@ def _revive_below(db: Database, job: int) -> bool:
 
 
 def _refuse_twin(db: Database, job: int) -> None:
-    twin = _live_with(db, get(db, job).unique_key)
-    if twin is not None:
-        raise Busy(f"The same as job {job} is already being done by job {twin}.", hint=f"mlxq jobs watch {twin}")
+    row = db.row(TWIN, {"key": get(db, job).unique_key, "after": AFTER})
+    if row is not None:
+        raise Busy(
+            f"The same as job {job} is already being done by job {row['id']}.", hint=f"mlxq jobs watch {row['id']}"
+        )
 
 
 @atomic
@@ -418,6 +534,8 @@ def _unblock(db: Database, job: int) -> None:
     blocked = db.value("SELECT state = 'blocked' FROM jobs WHERE id = ?", (job,))
     if blocked and not waiting:
         _step(db, job, JobEvent.UNBLOCKED, **_wait(db, 0.0))
+        key = base_key(db.value("SELECT unique_key FROM jobs WHERE id = ?", (job,)))
+        db.run("UPDATE OR IGNORE jobs SET unique_key = ? WHERE id = ?", (key, job))  # kept while a live job has it
 
 
 def _cancel_below(db: Database, job: int) -> None:

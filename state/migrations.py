@@ -229,6 +229,15 @@ CREATE TABLE benches (
 ) STRICT
 """
 
+DESIRED = """
+CREATE TABLE desired (
+  subject TEXT PRIMARY KEY,
+  value TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  at REAL NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -387,6 +396,24 @@ def m011_reasons(db: Database) -> None:
 def m012_reused(db: Database) -> None:
     """Add how much of a conversation an engine did not read again when it was asked a second turn."""
     db.execute("ALTER TABLE services ADD COLUMN reused REAL")
+
+
+@schema()
+def m013_desired(db: Database) -> None:
+    """Add what users asked for last and in which order, and let one job at a time run for a service."""
+    db.execute(DESIRED)
+    for column in (
+        "seq INTEGER NOT NULL DEFAULT 0",
+        "service TEXT",
+        "request TEXT",
+        "again INTEGER NOT NULL DEFAULT 0",
+    ):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
+    db.execute("ALTER TABLE services ADD COLUMN restarted INTEGER NOT NULL DEFAULT 0")
+    db.execute(
+        "UPDATE jobs SET service = json_extract(args, '$.service')"
+        " WHERE kind IN ('start', 'stop', 'drain', 'restart', 'retire')"
+    )
 
 
 def migrate(home: Home) -> None:

@@ -151,6 +151,8 @@ class Service:
     reused: float | None = None
     """Share of a conversation's earlier part that its second turn did not read again, when a smoke test last asked;
     None before, and after a start with another command line."""
+    restarted: int = 0
+    """Number of the newest request to restart it that the running process has met (state/desired.py)."""
 
     @property
     def pid(self) -> int | None:
@@ -244,11 +246,11 @@ def update(db: Database, name: str, **columns: Any) -> None:
 
 
 def request_start(
-    db: Database, name: str, argv: list[str], spec_hash: str, port: int, *, release: str = ""
+    db: Database, name: str, argv: list[str], spec_hash: str, port: int, *, release: str = "", restarted: int = 0
 ) -> int | None:
     """Record the intent to start the service, and return the generation of this start.
 
-    `release`: of an engine, its name and version.
+    `release`: of an engine, its name and version. `restarted`: the newest request to restart it that this start meets.
 
     None when it is up or under way already. This comes before the spawn: a crash in between leaves a mark to
     search for, not an unknown process.
@@ -258,18 +260,19 @@ def request_start(
         generation = before.generation + 1
         fresh: dict[str, Any] = {"generation": generation, "argv": argv, "spec_hash": spec_hash, "port": port}
         fresh |= {"release": release, "reused": before.reused if spec_hash == before.spec_hash else None}
+        fresh |= {"restarted": restarted}
         fresh |= dict.fromkeys(OF_ONE_START)
         return generation if apply(db, name, ServiceEvent.STARTING, **fresh) else None
 
 
-def begin_handover(db: Database, name: str, argv: list[str], spec_hash: str, port: int) -> int:
+def begin_handover(db: Database, name: str, argv: list[str], spec_hash: str, port: int, *, restarted: int = 0) -> int:
     """Record the intent to start a replacement of the running process, and return its generation.
 
-    As with `intend`, this comes before the spawn. The running process stays the recorded one.
+    As with `request_start`, this comes before the spawn. The running process stays the recorded one.
     """
     with db.transaction():
         generation = get(db, name).generation + 1
-        planned = {"argv": argv, "spec_hash": spec_hash, "port": port}
+        planned = {"argv": argv, "spec_hash": spec_hash, "port": port, "restarted": restarted}
         update(db, name, generation=generation, successor=planned)
         event.record(db, "handover_started", service=name, attempt=generation)
     return generation

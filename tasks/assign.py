@@ -53,17 +53,25 @@ def retire(context: Context, service: str) -> dict[str, Any]:
 
     Returns {"service", "gone"}.
     """
-    if service not in stack_jobs.leaving(context.db):
+    if not _await_last_answers(context, service):
         return {"service": service, "gone": False}
-    _await_last_answers(context)
-    rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
+        if service not in stack_jobs.leaving(context.db):
+            return {"service": service, "gone": False}
+        rows.set_desired(context.db, service, "down")
         lifecycle.stop(context.db, context.home, rows.get(context.db, service))
         return {"service": service, "gone": rows.remove(context.db, service)}
 
 
-def _await_last_answers(context: Context) -> None:
-    """Wait until a gateway that was replaced has ended: some of its requests may be with this tier."""
-    while (gate := rows.find(context.db, GATEWAY)) and lifecycle.leaving(gate):
+def _await_last_answers(context: Context, service: str) -> bool:
+    """Wait until a gateway that was replaced has ended: some of its requests may be with this tier.
+
+    Return False as soon as the service belongs to the stack again.
+    """
+    while service in stack_jobs.leaving(context.db):
+        row = rows.find(context.db, GATEWAY)
+        if row is None or not lifecycle.leaving(row) or rows.get(context.db, service).desired == "down":
+            return True
         context.report("waiting for the last answers")
         context.wait(0.5)
+    return False

@@ -90,6 +90,10 @@ class Context:
         ledger.report(self.db, self.claim, phase, progress)
         self.check()
 
+    def retries(self, problem: MlxqError) -> bool:
+        """Return whether the job is tried again when it fails with `problem`."""
+        return problem.retry and self.claim.failures + 1 < self.claim.max_attempts
+
     def then(self, job: NewJob) -> None:
         """Put another job of this chain in when this one succeeds, in the same transaction."""
         self.fan_out.append(job)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from state.job import NewJob
+from state.job import NewJob, Request
 
 LONGEST_BACKOFF_S = 300.0
 
@@ -32,6 +32,10 @@ class Kind:
     key_args: Sequence[str] = ()
     """Arguments that ask for something else when they are set; they belong to the unique key then."""
     priority: int = 0
+    request: Request | None = None
+    """What its jobs ask for their service, as users ask it."""
+    repeats: bool = False
+    """Whether a running job runs once more when it is enqueued again: it may have read what has changed since."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -48,9 +52,32 @@ KINDS: Mapping[str, Kind] = {
             unique_key="pull:{source}",
             key_args=("revision", "force", "code"),
         ),
-        Kind("configure", "write the gateway's configuration", max_attempts=3, limit_s=300, unique_key="configure"),
-        Kind("start", "start a service", max_attempts=3, limit_s=900, unique_key="service:{service}", priority=10),
-        Kind("stop", "stop a service", max_attempts=2, unique_key="service:{service}:stop", priority=10),
+        Kind(
+            "configure",
+            "write the gateway's configuration",
+            max_attempts=3,
+            limit_s=300,
+            unique_key="configure",
+            repeats=True,
+        ),
+        Kind(
+            "start",
+            "start a service",
+            max_attempts=3,
+            limit_s=900,
+            unique_key="service:{service}",
+            priority=10,
+            request="up",
+            repeats=True,
+        ),
+        Kind(
+            "stop",
+            "stop a service",
+            max_attempts=2,
+            unique_key="service:{service}:stop",
+            priority=10,
+            request="down",
+        ),
         Kind(
             "drain",
             "stop a service after its last request",
@@ -58,6 +85,7 @@ KINDS: Mapping[str, Kind] = {
             limit_s=900,
             unique_key="service:{service}:stop",
             priority=10,
+            request="down",
         ),
         Kind(
             "restart",
@@ -65,8 +93,9 @@ KINDS: Mapping[str, Kind] = {
             max_attempts=3,
             limit_s=900,
             unique_key="service:{service}",
-            key_args=("purge",),
             priority=20,
+            request="restart",
+            repeats=True,
         ),
         Kind("assign", "assign a model to a tier", unique_key="assign:{tier}"),
         Kind(
@@ -139,7 +168,17 @@ def new(
         needs=needs,
         after=after,
         label=label,
+        service=arguments.get("service"),
+        request=_request(kind, arguments),
+        repeats=kind.repeats,
     )
+
+
+def _request(kind: Kind, args: Mapping[str, Any]) -> Request | None:
+    """Return what a job asks for its service; what the watchdog enqueues is no request."""
+    if args.get("unwanted") or args.get("reason", "asked") != "asked":
+        return None
+    return "purge" if args.get("purge") else kind.request
 
 
 def _unique(kind: Kind, args: Mapping[str, Any]) -> str | None:

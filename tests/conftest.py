@@ -18,7 +18,7 @@ from support import real_home
 from support.scheduling import ByFile
 from xdist.remote import Producer
 
-from state import lock
+from state import files
 from state.db import Database, open_database
 from state.paths import Home
 from tasks.system import process
@@ -126,8 +126,8 @@ def _end_watchers() -> None:
 def end_worker(home: Home) -> None:
     """End the worker that a command started in this home; one that is only starting is waited for."""
     until = time.monotonic() + 20.0
-    while lock.held(home.run / "starter.lock") and time.monotonic() < until:
-        pid = home.worker_lock.read_text().strip() if lock.held(home.worker_lock) else ""
+    while files.locked(home.run / "starter.lock") and time.monotonic() < until:
+        pid = home.worker_lock.read_text().strip() if files.locked(home.worker_lock) else ""
         worker = process.identify(int(pid)) if pid else None
         if worker and worker.pid != os.getpid():
             process.stop(worker, 20.0)

@@ -17,7 +17,7 @@ from state.service import Observed, Service
 from tasks import kinds
 from tasks.plan.gateway import ANSWER_SECONDS
 
-DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND unique_key = ? AND state IN ('blocked', 'queued', 'running')"
+DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN ('blocked', 'queued', 'running')"
 
 
 @click.command()
@@ -38,7 +38,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_r
     with jobs_client.reading(home) as db:
         rows = service.listing(db)
         if not rows and not stack.tiers(db):
-            _stop_worker_alone(home, dry_run=dry_run)
+            _stop_alone(home, dry_run=dry_run)
             return
         options.check_services(db, names)
         running = [row for row in rows if (not names or row.name in names) and not is_down(row)]
@@ -46,7 +46,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_r
             dry.stops(db, [row.name for row in running], drain=drain)
             return
     with jobs_client.writing(home) as db:
-        ids = begin(db, running, drain=drain)
+        ids = begin(db, names, running, drain=drain)
     jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     if not names:
         jobs_client.stop_idle_worker(home)
@@ -54,14 +54,15 @@ def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_r
     render.next_step(" ".join(["mlxq up", *names]))
 
 
-def begin(db: Database, running: Sequence[Service], *, drain: bool) -> list[int]:
-    """Record that the services are requested to stop and enqueue the jobs, in one transaction; return the jobs' ids.
+def begin(db: Database, names: Sequence[str], running: Sequence[Service], *, drain: bool) -> list[int]:
+    """Request that `names`, or all services, stop, and enqueue the jobs for those that run. Return the jobs' ids.
 
-    A job of the watchdog that is already running does not record this by itself.
+    The request also concerns services that are not running yet, but are about to be started.
     """
     with db.transaction():
+        for name in names or [None]:
+            ledger.request_down(db, name)
         for row in running:
-            service.set_desired(db, row.name, "down")
             if not drain:
                 _cancel_drain(db, row.name)
         return jobs_client.enqueue(db, stops(running, drain=drain))
@@ -69,7 +70,7 @@ def begin(db: Database, running: Sequence[Service], *, drain: bool) -> list[int]
 
 def _cancel_drain(db: Database, name: str) -> None:
     """Have a drain of the service stop waiting; one that has not begun is dropped."""
-    for row in db.rows(DRAINS, (kinds.new("drain", {"service": name}).unique_key,)):
+    for row in db.rows(DRAINS, (name,)):
         ledger.cancel(db, row["id"])
 
 
@@ -86,8 +87,14 @@ def _job(kind: str, name: str, after: Sequence[str] = ()) -> NewJob:
     return kinds.new(kind, {"service": name}, after=after, label=f"{kind} {name}")
 
 
-def _stop_worker_alone(home: Home, *, dry_run: bool) -> None:
-    """Stop the worker that a command such as `mlxq pull` started. Raises NotSetUp when there is none either."""
+def _stop_alone(home: Home, *, dry_run: bool) -> None:
+    """Have a running setup start nothing, and stop the worker that a command such as `mlxq pull` started.
+
+    Raises NotSetUp when there is neither.
+    """
+    if not dry_run:
+        with jobs_client.writing(home) as db:
+            ledger.request_down(db, None)
     if dry_run or not jobs_client.stop_idle_worker(home):
         raise NotSetUp("There is no stack to stop.", hint="mlxq setup")
     render.say("There is no stack; the worker was stopped.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from mlxq import render
-from state import lock
+from state import files
 from state.paths import Home, get_home
 
 
@@ -28,6 +28,6 @@ def command(*, wait: bool) -> None:
 def _await_turn(home: Home) -> None:
     """Wait until no worker of this home runs; before the imports, so that it costs little memory for a long time."""
     home.make()
-    if lock.held(home.worker_lock):
+    if files.locked(home.worker_lock):
         render.say(f"A worker of {home.root} is running; waiting for it to exit.")
-        lock.wait(home.worker_lock)
+        files.await_unlocked(home.worker_lock)

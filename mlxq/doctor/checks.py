@@ -23,7 +23,7 @@ from catalog.intent import AGENTS
 from mlxq import autostart, prompt_reuse, service_status, status_report
 from mlxq.doctor import rules
 from mlxq.doctor.rules import Finding
-from state import facts, keys, lock, secrets, settings, stack, wakeup, worker
+from state import facts, files, keys, secrets, settings, stack, wakeup, worker
 from state import service as services
 from state.db import Database, read_database
 from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
@@ -204,7 +204,7 @@ def mode(path: Path) -> int:
 
 def stale_sockets(home: Home) -> list[Path]:
     """Return the sockets without a listener; none while a worker is running or starting."""
-    if lock.held(home.worker_lock):
+    if files.locked(home.worker_lock):
         return []
     return [path for path in wakeup.folder(home).glob("*.sock") if not _has_listener(path)]
 

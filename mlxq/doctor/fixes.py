@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mlxq.doctor import checks
-from state import lock
+from state import files
 from state.db import open_database
 from state.errors import Busy
 from state.paths import Home
@@ -31,7 +31,7 @@ def sockets(home: Home) -> str:
 
 def database(home: Home) -> str:
     """Move a damaged state.db aside with what belongs to it, and start a new one. Raises Busy while a worker has it."""
-    if lock.held(home.worker_lock):
+    if files.locked(home.worker_lock):
         pid = home.worker_lock.read_text().strip()
         raise Busy(
             f"A worker (pid {pid}) still has {home.database} open.",

@@ -132,12 +132,7 @@ class WebApp:
 
         def put(db: Database) -> str:
             service.get(db, name)
-            with db.transaction():
-                if verb in {"stop", "drain"}:
-                    service.set_desired(
-                        db, name, "down"
-                    )  # a job of the watchdog, which this may attach to, does not change it
-                number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
+            number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
             if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
                 ledger.cancel(db, number)  # the watchdog stops a service that is neither desired nor draining
                 return f"Job {number}: drain cancelled, stopping now."

@@ -71,7 +71,8 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
         if not server.proving:
             counter.add(call)
 
-    application = Application(table, KeyRing(keys.file(home), secrets[MASTER]), start, count)
+    ring = KeyRing(keys.file(home), secrets[MASTER], os.environ.pop(plan.TRIAL_KEY, ""), lambda: server.proving)
+    application = Application(table, ring, start, count)
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
     _wall(table, wanted.host, has_cloud=cloud is not None).stand()
     try:

@@ -18,6 +18,8 @@ LOG_LEVEL = "MLXQ_LOG_LEVEL"
 
 TRIAL = "MLXQ_TRIAL_PORT"
 """Names the port on which a gateway is proven beside the one that serves, before it takes that one's place."""
+TRIAL_KEY = "MLXQ_TRIAL_KEY"
+"""Names the key that a gateway takes as long as it is proven: another program on that port learns no other."""
 
 ALIASES: Mapping[str, str] = {
     "default": "standard",

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_urlsafe
 
 from state import secrets, service
-from state.errors import GatewayFailed
+from state.errors import EngineFailed, GatewayFailed
 from state.paths import Home
 from state.stack import Tier
 from tasks import smoke_test
 from tasks.plan import exit_causes, gateway
 from tasks.queue import Context
+from tasks.runtime import log
 from tasks.supervision import exits, lifecycle, probe, spec
 from tasks.system import ports, process
+from tasks.system.background_call import BackgroundCall
 from tasks.system.process import Spawned
 
 NAME = "gateway-proof"
 """The log of a candidate, and its mark in the environment, so that it is never taken for the gateway."""
 LOOK_S = 0.1
+ANSWERS_S = 30.0
+"""Seconds in which the tiers have to answer."""
 LATER = "The running gateway was left as it is."
 
 
@@ -34,6 +38,8 @@ class Candidate:
     """Of its log."""
     spawned: Spawned
     port: int
+    key: str
+    """Opens this gateway alone, and only as long as it is proven."""
 
 
 def start_candidate(context: Context, config: Path, tiers: Sequence[Tier]) -> int:
@@ -50,26 +56,44 @@ def _started(context: Context, config: Path) -> Generator[Candidate]:
         process.stop(stray, lifecycle.HUNG_GRACE_S)
     plan = spec.gateway_spec(context.db, home, config)
     log.unlink(missing_ok=True)
-    environment = plan.environment(0) | {"MLXQ_SERVICE": NAME, gateway.TRIAL: str(port)}
+    key = new_key()
+    environment = plan.environment(0) | {"MLXQ_SERVICE": NAME} | trial_environment(port, key)
     spawned = process.spawn(plan.argv, environment, log, home.run, NAME)
     try:
-        yield Candidate(NAME, spawned, port)
+        yield Candidate(NAME, spawned, port, key)
     finally:
         process.stop(spawned.engine, lifecycle.HUNG_GRACE_S)
+
+
+def new_key() -> str:
+    """Return a key for one candidate."""
+    return token_urlsafe(24)
+
+
+def trial_environment(port: int, key: str) -> dict[str, str]:
+    """Return what makes a gateway a candidate: the port on which it is proven, and the key with which."""
+    return {gateway.TRIAL: str(port), gateway.TRIAL_KEY: key}
 
 
 def check(context: Context, trial: Candidate, tiers: Sequence[Tier], check: Callable[[], None]) -> int:
     """Wait until the gateway is ready, and get an answer from each tier that is up; return how many answered.
 
     `check` is asked all the while, and may raise: that ends it at once. Raises GatewayFailed when the gateway does not
-    start, or such a tier does not answer.
+    start, or such a tier does not answer. A tier that has requests to answer and does not answer within ANSWERS_S is
+    busy, which is no fault of the configuration.
     """
     _await_ready(context, trial, check)
+    calls = {tier.name: _ask(trial, tier) for tier in tiers if _up(context, tier.name)}
+    until = time.monotonic() + ANSWERS_S
     answered = 0
-    for tier in tiers:
+    while calls and time.monotonic() < until:
         check()
-        context.report("proving", done=answered, total=len(tiers), unit="tiers")
-        answered += _answers(context, trial, tier, check)
+        context.report("proving", done=answered, total=answered + len(calls), unit="tiers")
+        next(iter(calls.values())).wait(LOOK_S)
+        for name in [name for name, call in calls.items() if call.ended or not _up(context, name)]:
+            answered += _answered(context, trial, name, calls.pop(name))
+    for name in calls:
+        _expect_busy(context, trial, name)
     return answered
 
 
@@ -112,38 +136,47 @@ def _has_port(trial: Candidate) -> bool:
     return holder is not None and holder.identity in process.members(trial.spawned.engine)
 
 
-def _answers(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> bool:
-    """Return whether the tier answers; False for one that is not up, or went down while it was asked."""
-    if not _up(context, tier):
-        return False
+def _ask(trial: Candidate, tier: Tier) -> BackgroundCall[None]:
+    """Ask the candidate for an answer of a tier, with a key that opens nothing else."""
+    return BackgroundCall(lambda: smoke_test.ask(trial.port, trial.key, tier), f"proof-{tier.name}")
+
+
+def _answered(context: Context, trial: Candidate, name: str, call: BackgroundCall[None]) -> bool:
+    """Return whether a tier has answered; False for one that went down while it was asked. Raises GatewayFailed."""
     try:
-        _ask(context, trial, tier, check)
+        if call.ended:
+            call.result()
+            return True
     except GatewayFailed as problem:
-        if not _up(context, tier):
-            return False
-        raise GatewayFailed(
-            f"With the new configuration: {problem.message}", done=LATER, hint=problem.hint
-        ) from problem
-    return True
+        if _up(context, name):
+            cause = problem
+            if process.wait(trial.spawned.engine, LOOK_S):
+                cause = GatewayFailed("The candidate gateway has exited.", hint=f"mlxq logs {trial.name}")
+            raise GatewayFailed(
+                f"With the new configuration: {cause.message}", done=LATER, hint=cause.hint
+            ) from problem
+    return False
 
 
-def _ask(context: Context, trial: Candidate, tier: Tier, check: Callable[[], None]) -> None:
-    """Get one answer. It may take minutes, and `check` may end the wait for it at once. Raises GatewayFailed."""
-    if not _has_port(trial):
-        raise GatewayFailed("The candidate gateway has exited.", hint=f"mlxq logs {trial.name}")
-    key = secrets.read(context.home.secrets)[secrets.MASTER]
-    pool = ThreadPoolExecutor(1)
-    try:
-        answer = pool.submit(smoke_test.ask, trial.port, key, tier)
-        while not wait([answer], LOOK_S).done:
-            check()
-        answer.result()
-    finally:
-        pool.shutdown(wait=False)
+def _expect_busy(context: Context, trial: Candidate, name: str) -> None:
+    """Raise GatewayFailed when a tier that gave no answer has nothing to do."""
+    row = service.find(context.db, name)
+    if row is None or row.state not in service.ROUTED:
+        return
+    key = secrets.read(context.home.secrets).get(secrets.TIER, "")
+    with suppress(EngineFailed):  # one that does not say how it is cannot answer either
+        status = probe.status(row.port, key, release=row.release)
+        if not (status.num_running or status.num_waiting):
+            raise GatewayFailed(
+                f"With the new configuration: tier {name} gave no answer within {ANSWERS_S:g} s.",
+                done=LATER,
+                hint=f"mlxq logs {trial.name}",
+            )
+    log.info("tier_not_proven", tier=name, waited_s=ANSWERS_S)
 
 
-def _up(context: Context, tier: Tier) -> bool:
-    row = service.find(context.db, tier.name)
+def _up(context: Context, name: str) -> bool:
+    row = service.find(context.db, name)
     return row is not None and row.state in service.ROUTED
 
 

@@ -43,19 +43,20 @@ def possible(home: Home, row: Service) -> bool:
     return holder is not None and holder.identity == row.identity
 
 
-def replace(context: Context, row: Service, plan: LaunchSpec) -> None:
+def replace(context: Context, row: Service, plan: LaunchSpec, *, restarted: int = 0) -> None:
     """Have a gateway made by `plan` take the place of the one that serves.
 
     Does nothing when none is wanted any more, or the one that serves ends meanwhile: a start takes less time then than
     to prove one. Raises GatewayFailed when it does not prove fit: the running one was left as it is.
     """
     db, home, port = context.db, context.home, ports.spare()
-    generation = rows.begin_handover(db, row.name, plan.argv, plan.spec_hash, plan.port)
+    generation = rows.begin_handover(db, row.name, plan.argv, plan.spec_hash, plan.port, restarted=restarted)
     lifecycle.write_start_marker(home.log(row.name), f"{row.name}, start {generation}")
-    environment = plan.environment(generation) | {gateway.TRIAL: str(port)}
+    key = candidate.new_key()
+    environment = plan.environment(generation) | candidate.trial_environment(port, key)
     try:
         spawned = process.spawn(plan.argv, environment, home.log(row.name), home.run, row.name)
-        trial = Candidate(row.name, spawned, port)
+        trial = Candidate(row.name, spawned, port, key)
         candidate.check(context, trial, stack.tiers(db), lambda: _check(context, row))
         process.send(spawned.engine, signal.SIGUSR1)
         _await_take_over(home, trial)

@@ -70,10 +70,15 @@ def this_boot(row: Service) -> bool:
     return marked is None or process.decode(marked).boot == process.boot()
 
 
-def spawn(db: Database, home: Home, name: str, plan: LaunchSpec) -> Service:
-    """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service."""
+def spawn(db: Database, home: Home, name: str, plan: LaunchSpec, *, restarted: int = 0) -> Service:
+    """Start the process and record it. Raises PortTaken, MlxqError; the caller holds the service.
+
+    `restarted`: the newest request to restart it, which this start meets.
+    """
     if not adopt_orphan(db, home, service.get(db, name), plan):
-        generation = service.request_start(db, name, plan.argv, plan.spec_hash, plan.port, release=plan.release)
+        generation = service.request_start(
+            db, name, plan.argv, plan.spec_hash, plan.port, release=plan.release, restarted=restarted
+        )
         assert generation is not None, "a service that is held and down can be started"
         _free_port(service.get(db, name))
         write_start_marker(home.log(name), f"{name}, start {generation}")

@@ -7,8 +7,9 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from state import safe_mode, settings, stack
+from state import desired, safe_mode, settings, stack
 from state import service as rows
+from state.desired import Requested
 from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
 from state.service import Service, ServiceEvent, State
@@ -19,6 +20,7 @@ from tasks.queue import Context, job
 from tasks.supervision import exits, gateway_config, handover, lifecycle, probe, repairs, spec
 from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, process, prompt_cache
+from tasks.system.background_call import BackgroundCall
 from tasks.system.child import Cancelled
 from tasks.system.process import Identity
 
@@ -33,26 +35,21 @@ AGAIN_S = 300.0
 
 @job("start")
 def start(context: Context, service: str) -> dict[str, Any]:
-    """Request a service to run, and wait until it serves. Return {"service", "state", "pid"}."""
+    """Bring a service up, unless a newer request wants it down. Return {"service", "state", "pid"}."""
     _row(context, service)
-    rows.set_desired(context.db, service, "up")
-    _lift(context, service)
+    if not desired.take_effect(context.db, service, context.claim.seq):
+        return _outcome(context, service)
     return bring_up(context, service)
 
 
 @job("restart")
-def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:
+def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:  # noqa: ARG001 (part of the request)
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
     `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", or
-    "logged_out". A service that is not
-    wanted stays down. `purge`: delete the old prompts that the engine keeps on disk, between its end and its start.
+    "logged_out". A service that is not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
     """
-    if reason == "asked":
-        _lift(context, service)
-    if purge and rows.get(context.db, service).kind == "engine":
-        _end_and_purge(context, service)
-    return bring_up(context, service, replace=reason != "gone", hung=reason == "hung")
+    return bring_up(context, service, replace=reason not in {"gone", "asked"}, hung=reason == "hung")
 
 
 def _replaced(context: Context, row: Service) -> bool:
@@ -61,63 +58,52 @@ def _replaced(context: Context, row: Service) -> bool:
     return context.claim.attempt > 1 and (row.started_at or 0.0) >= asked_at
 
 
-def _end_and_purge(context: Context, name: str) -> None:
-    """End an engine, which writes its old prompts to disk then, and delete them."""
-    with lifecycle.hold(name, context.check):
-        lifecycle.stop(context.db, context.home, rows.get(context.db, name))
-        prompt_cache.cap(prompt_cache.folder(context.home, name), 0)
+def _restart_request(context: Context, row: Service) -> Requested | None:
+    """Return the user's request for a restart that this job serves and the running process has not met yet."""
+    request = desired.restart_of(context.db, row.name)
+    first = context.db.value("SELECT seq FROM jobs WHERE id = ?", (context.claim.id,))  # grows when a user attaches
+    return request if request.seq >= first > 0 and request.seq > row.restarted else None
 
 
 @job("stop")
-def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:
-    """Request a service not to run, and end its process. Return what `start` returns.
+def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:  # noqa: ARG001 (as the watchdog asks)
+    """End the process of a service that should not run. Return what `start` returns.
 
-    `unwanted`: the watchdog asks, because it saw a service that should not run; a start that is requested
-    before this job's turn comes wins.
+    `unwanted`: the watchdog asks. A start that is requested before this job's turn comes wins in any case.
     """
-    if not unwanted:
-        _clear_desired(context, service)
     with lifecycle.hold(service, context.check):
-        row = rows.get(context.db, service)
-        if row.desired == "down":
+        row = rows.find(context.db, service)
+        if row is not None and row.desired == "down":
             lifecycle.stop(context.db, context.home, row)
     return _outcome(context, service)
 
 
-def _clear_desired(context: Context, name: str) -> None:
-    """Record that a service should not run. Raises NotFound."""
-    if rows.find(context.db, name) is None:
-        _row(context, name)
-    rows.set_desired(context.db, name, "down")
-
-
 @job("drain")
 def drain(context: Context, service: str) -> dict[str, Any]:
-    """Request a service not to run, and end its process once its last request has ended.
+    """End the process of a service that should not run once its last request has ended. Return what `start` returns.
 
     The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
-    this job is cancelled, what is left is stopped as `stop` does. Returns what `start` gives.
+    this job is cancelled, what is left is stopped as `stop` does. A start that is requested meanwhile ends the wait.
     """
-    rows.set_desired(context.db, service, "down")
     with lifecycle.hold(service, context.check):
-        if identity := lifecycle.drain(context.db, rows.get(context.db, service)):
-            with suppress(Cancelled):
-                _await_last_answer(context, identity)
-        lifecycle.stop(context.db, context.home, rows.get(context.db, service))
+        row = rows.find(context.db, service)
+        if row is not None and row.desired == "down":
+            if identity := lifecycle.drain(context.db, row):
+                with suppress(Cancelled):
+                    _await_last_answer(context, service, identity)
+            row = rows.get(context.db, service)
+            if row.desired == "down":
+                lifecycle.stop(context.db, context.home, row)
     return _outcome(context, service)
 
 
-def _await_last_answer(context: Context, identity: Identity) -> None:
-    """Wait until a drained engine ends, `DRAIN_S` at most. Raises Cancelled."""
+def _await_last_answer(context: Context, name: str, identity: Identity) -> None:
+    """Wait until a drained engine ends or should run again, `DRAIN_S` at most. Raises Cancelled."""
     began = time.monotonic()
     while time.monotonic() - began < DRAIN_S and not process.wait(identity, LOOK_S):
         context.report("draining", done=int(time.monotonic() - began), unit="s")
-
-
-def _lift(context: Context, name: str) -> None:
-    """Leave safe mode, because the user asked for a start; the second attempt of a rescued job does not."""
-    if context.claim.attempt == 1:
-        safe_mode.leave(context.db, name)
+        if rows.get(context.db, name).desired == "up":
+            return
 
 
 def _row(context: Context, name: str) -> None:
@@ -131,26 +117,47 @@ def _row(context: Context, name: str) -> None:
 
 
 def _outcome(context: Context, name: str) -> dict[str, Any]:
-    row = rows.get(context.db, name)
-    return {"service": name, "state": row.state, "pid": row.pid}
+    row = rows.find(context.db, name)
+    return {"service": name, "state": row.state if row else State.STOPPED, "pid": row.pid if row else None}
 
 
 def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
     """Start the service until it serves, should not run any more, or no further start can help. Raises MlxqError."""
     with lifecycle.hold(name, context.check):
         while rows.get(context.db, name).desired == "up":
-            plan = _plan(context, name)
-            row = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
-            again = replace and not _replaced(context, row)
-            if lifecycle.running(row) and (again or _outdated(row, plan)):
-                _replace(context, row, plan, hung=hung)
-            replace = False
-            _await_turn(context, name)
-            if _try(context, name, plan):
+            if _start_once(context, name, replace=replace, hung=hung):
                 return _outcome(context, name)
+            replace = False
             _pause(context, name)
         lifecycle.stop(context.db, context.home, rows.get(context.db, name))
     return _outcome(context, name)
+
+
+def _start_once(context: Context, name: str, *, replace: bool, hung: bool) -> bool:
+    """Start or replace the process and wait for it; return whether the service runs as requested. Raises MlxqError."""
+    request = _restart_request(context, rows.get(context.db, name))
+    restarted = desired.restart_of(context.db, name).seq
+    try:
+        plan = _plan(context, name)
+        row = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
+        again = request is not None or (replace and not _replaced(context, row))
+        if lifecycle.running(row) and (again or _outdated(row, plan)):
+            _replace(context, row, plan, hung=hung, restarted=restarted)
+        _purge(context, name, request)
+        _await_turn(context, name)
+        serves = _try(context, name, plan, restarted)
+    except MlxqError as problem:
+        if request is not None and not context.retries(problem):
+            rows.update(context.db, name, restarted=request.seq)  # it was answered, with an error
+        raise
+    return serves and _restart_request(context, rows.get(context.db, name)) is None
+
+
+def _purge(context: Context, name: str, request: Requested | None) -> None:
+    """Delete the old prompts that an engine keeps on disk, if a user asked for that; it wrote them as it ended."""
+    row = rows.get(context.db, name)
+    if request is not None and request.value == "purge" and row.kind == "engine" and not lifecycle.running(row):
+        prompt_cache.cap(prompt_cache.folder(context.home, name), 0)
 
 
 def _outdated(row: Service, plan: LaunchSpec) -> bool:
@@ -158,7 +165,7 @@ def _outdated(row: Service, plan: LaunchSpec) -> bool:
     return row.spec_hash != plan.spec_hash or row.state == State.DRAINING
 
 
-def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool) -> None:
+def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool, restarted: int) -> None:
     """Hand the process's sockets to a replacement where that is possible; end it where not.
 
     Raises GatewayFailed, PortTaken; the process was left as it is.
@@ -171,7 +178,7 @@ def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool) ->
         return
     lifecycle.may_move(row, plan)
     if handover.possible(context.home, row):
-        handover.replace(context, row, plan)
+        handover.replace(context, row, plan, restarted=restarted)
     else:
         lifecycle.stop(context.db, context.home, row)
 
@@ -200,13 +207,13 @@ def _plan(context: Context, name: str) -> LaunchSpec:
         raise
 
 
-def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
+def _try(context: Context, name: str, plan: LaunchSpec, restarted: int) -> bool:
     """Start the service unless it runs, and wait for it. Return False when it exited or should not run any more."""
     row = rows.get(context.db, name)
     if not lifecycle.running(row):
         context.report("starting")
         try:
-            row = lifecycle.spawn(context.db, context.home, name, plan)
+            row = lifecycle.spawn(context.db, context.home, name, plan, restarted=restarted)
         except MlxqError as problem:
             exits.give_up(context.db, name, problem)
             raise
@@ -221,18 +228,26 @@ def _try(context: Context, name: str, plan: LaunchSpec) -> bool:
 
 
 def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
-    """Wait for the first token; False when the process exited or should not run. Raises EngineFailed, PortTaken."""
+    """Wait for the first token; False when the process exited, should not run or should be another.
+
+    Raises EngineFailed, PortTaken.
+    """
     identity = lifecycle.identity(row)
     assert identity is not None, "a service that was spawned has an identity"
     began = thawed_at = time.monotonic()
     failed = 0
+    check = _ask_whether_ready(context, row)
     while not process.wait(identity, LOOK_S):
         spent_s = time.monotonic() - began
         context.report("loading", done=int(spent_s), unit="s")
-        if rows.get(context.db, row.name).desired == "down":
+        now = rows.get(context.db, row.name)
+        if now.desired == "down" or _restart_request(context, now):
             return False
+        thawed_at = _end_frozen(identity, thawed_at)
+        if not check.ended:
+            continue
         try:
-            if lifecycle.ready(context.home, row):
+            if check.result():
                 lifecycle.mark_ready(context.db, row)
                 repairs.follow(row.name, identity)
                 return True
@@ -246,9 +261,15 @@ def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
             raise EngineFailed(
                 f"{row.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {row.name}"
             )
-        thawed_at = _end_frozen(identity, thawed_at)
+        check = _ask_whether_ready(context, row)
     exits.record_exit(context.db, context.home, row.name, identity)
     return False
+
+
+def _ask_whether_ready(context: Context, row: Service) -> BackgroundCall[bool]:
+    """Ask beside this thread: the first token may take minutes, and a request to stop must not wait for it."""
+    home = context.home
+    return BackgroundCall(lambda: lifecycle.ready(home, row), f"ready-{row.name}")
 
 
 def _broken(row: Service, identity: Identity, problem: EngineFailed) -> MlxqError:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from state import lock
+from state import files
 from state.errors import Busy
 from tasks.weights import manifest
 from tasks.weights.manifest import Manifest
@@ -60,7 +60,7 @@ def hold(target: Path) -> Generator[Staging]:
     locks = target.parent / LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / target.name).open("a") as file:
-        if not lock.take(file):
+        if not files.take_lock(file):
             raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs")
         staging = Staging(target)
         staging.folder.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def hold(target: Path) -> Generator[Staging]:
 
 def held(target: Path) -> bool:
     """Return whether some process makes `target` right now."""
-    return lock.held(target.parent / LOCKS / target.name)
+    return files.locked(target.parent / LOCKS / target.name)
 
 
 def is_ours(folder: Path) -> bool:

@@ -77,6 +77,36 @@ def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_st
     assert again.spec_hash == before.spec_hash
 
 
+def test_an_up_that_comes_while_the_watchdog_restarts_a_tier_in_safe_mode_lifts_that(mlxq: Mlxq):
+    """It attaches to the restart that runs, which began with the smaller cache."""
+    mlxq.work_with_fakes("--load", "2")
+    before = mlxq.up()
+    recovery.unclean_boot(mlxq)
+    mlxq.work_with_fakes("--load", "2")
+    mlxq.await_doing(State.LOADING)
+
+    again = mlxq.up()
+
+    assert (again.state, again.spec_hash) == (State.READY, before.spec_hash)
+    assert safe_mode.of(mlxq.db, "fast").level == 0
+
+
+def test_what_dies_while_a_chain_waits_for_a_pull_is_restarted_at_once(mlxq: Mlxq):
+    """The chain's start of the same service waits for ten minutes. Nothing attaches to that one."""
+    mlxq.work_with_fakes()
+    gate = recovery.up_with_gateway(mlxq, free_port())
+    recovery.wait_behind_a_pull(mlxq)
+
+    for name in ("gateway", "fast"):
+        back = recovery.hurt(mlxq, signal.SIGKILL, name)
+        print(f"{name}: restart begun after {back.begun_s:.3f} s")
+        assert back.begun_s < 2.0
+    mlxq.ended(mlxq.put("stop", service="gateway"))
+    assert mlxq.up("gateway").generation == gate.generation + 2
+    done = mlxq.ended(mlxq.put("restart", service="gateway"))
+    assert (done.state, mlxq.one("gateway").generation) == ("succeeded", gate.generation + 3)
+
+
 def test_what_was_up_comes_up_after_a_boot_also_when_deaths_are_left_alone(mlxq: Mlxq):
     """auto-health-check=false leaves the dead to the person, and means nothing for what was wanted up."""
     settings.write(mlxq.home, "auto-health-check", False)

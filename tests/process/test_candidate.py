@@ -1,4 +1,4 @@
-"""A gateway on trial is told the master key; nobody else is."""
+"""A gateway on trial is told a key that opens it alone; another program on its port is told none."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tasks.supervision.candidate import Candidate
 from tasks.system import process
 
 Spawn = Callable[[str, int], Candidate]
+TRIAL_KEY = "a key for this trial"
 SLEEPS = "import time; time.sleep(600)"
 ANSWERS_ONCE = """
 import http.server, os, sys
@@ -63,7 +64,7 @@ def spawn(home: Home) -> Iterator[Spawn]:
 
     def one(code: str, port: int) -> Candidate:
         begun.append(process.spawn([sys.executable, "-c", code], {}, home.log("gateway"), home.run, "gateway"))
-        return Candidate("gateway", begun[-1], port)
+        return Candidate("gateway", begun[-1], port, TRIAL_KEY)
 
     yield one
     for each in begun:
@@ -131,3 +132,78 @@ def test_one_that_goes_in_the_midst_of_its_proof_has_not_proven_fit(
 
     assert failed.error
     assert "With the new configuration: The candidate gateway has exited." in failed.error
+
+
+class Engine(http.server.ThreadingHTTPServer):
+    """An engine that says how many requests it has."""
+
+    def __init__(self, running: int) -> None:
+        super().__init__(("127.0.0.1", 0), Status)
+        self.running = running
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Status(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        running = cast("Engine", self.server).running
+        self.wfile.write(b'{"num_running": %d, "num_waiting": 0, "steps_executed": 1}' % running)
+
+
+SILENT = """
+import http.server, time
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        time.sleep(600)
+http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Answers).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_a_proof_ends_in_its_time_and_a_busy_tier_is_no_fault_of_the_configuration(
+    spawn: Spawn, prove: Callable[[Candidate], Job], db: Database, monkeypatch: pytest.MonkeyPatch, running: int
+) -> None:
+    monkeypatch.setattr(candidate, "ANSWERS_S", 1.0)
+    port = free_port()
+    with Engine(running) as engine:
+        db.run("UPDATE services SET port = ?", (engine.server_address[1],))
+        done = prove(spawn(SILENT.format(port=port), port))
+        engine.shutdown()
+
+    if running:
+        assert done.state == "succeeded", done.error
+    else:
+        assert done.error
+        assert "gave no answer within 1 s" in done.error
+
+
+def test_a_proof_tells_the_candidate_alone_and_the_master_key_to_none(
+    spawn: Spawn, prove: Callable[[Candidate], Job], home: Home
+) -> None:
+    """Another program may take the port at any moment, also between a look and a question."""
+    port = free_port()
+    heard = home.root / "heard"
+    prove(spawn(TELLS.format(port=port, heard=heard), port))
+
+    told = heard.read_text()
+    assert TRIAL_KEY in told
+    assert secrets.read(home.secrets)[secrets.MASTER] not in told
+
+
+TELLS = """
+import http.server
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def do_POST(self):
+        with open("{heard}", "a") as heard:
+            print(self.headers, file=heard)
+        self.send_response(500)
+        self.end_headers()
+http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Answers).serve_forever()
+"""

@@ -188,7 +188,9 @@ def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
 ) -> None:
     home.gateway_config.write_text("tiers: {}")
     plan = spec.launch_spec(db, home, "gateway")
-    service.update(db, "gateway", successor={"argv": plan.argv, "spec_hash": plan.spec_hash, "port": plan.port})
+    service.update(
+        db, "gateway", successor={"argv": plan.argv, "spec_hash": plan.spec_hash, "port": plan.port, "restarted": 2}
+    )
     ledger.enqueue(db, kinds.new("restart", {"service": "gateway"}))
     cut_short = ledger.claim(db, "ops", {"restart"}, "the worker that was killed")
     assert cut_short

@@ -7,15 +7,16 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import psutil
 from support.mlxq_home import LIMIT_S, Mlxq, until
 
-from state import secrets, service, settings
+from state import ledger, secrets, service, settings
 from state.errors import EngineFailed
 from state.service import Service, State
+from tasks.kinds import new
 from tasks.plan import gateway, health
 from tasks.supervision import probe, watchdog
 from tasks.system import memory, ports, process
@@ -109,6 +110,15 @@ def up_with_gateway(mlxq: Mlxq, port: int) -> Service:
     for start in starts:
         assert mlxq.ended(start).state == "succeeded", mlxq.logs()
     return mlxq.one(gateway.SERVICE)
+
+
+def wait_behind_a_pull(mlxq: Mlxq) -> None:
+    """Enqueue what a change of the stack does: a pull, and what follows for every service, in ten minutes."""
+    pull = replace(new("pull", {"source": "hub:slow/model"}), wait_s=600.0)
+    starts = [
+        new("start", {"service": name}, needs=["configure"], label=name) for name in [*tiers(mlxq), gateway.SERVICE]
+    ]
+    ledger.enqueue_all(mlxq.db, [pull, new("configure", needs=["pull"]), *starts])
 
 
 def ask_gateway(mlxq: Mlxq) -> int:

@@ -25,7 +25,7 @@ from mlxq import cli
 from mlxq.doctor import checks, rules
 from mlxq.doctor.rules import Grade
 from mlxq.service_status import ServiceStatus
-from state import keys, lock, secrets, service, stack, wakeup
+from state import files, keys, secrets, service, stack, wakeup
 from state.db import Database, open_database
 from state.paths import Home
 from state.service import Observed, ServiceEvent
@@ -331,8 +331,8 @@ def test_nothing_is_moved_where_nobody_can_agree(home: Home, capsys: pytest.Capt
 def test_nothing_is_moved_while_a_worker_has_it_open(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     damage(home)
     with home.worker_lock.open("w") as file:
-        assert lock.take(file)
-        assert lock.held(home.worker_lock)
+        assert files.take_lock(file)
+        assert files.locked(home.worker_lock)
 
         code, _, err = doctor(capsys, "--fix", "--yes")
 

@@ -115,7 +115,7 @@ def test_what_runs_beside_the_tiers_is_named_as_they_are(
 
 
 def test_tiers_are_drained_before_what_brings_them_requests_goes_down(db: Database) -> None:
-    ids = down.begin(db, service.listing(db), drain=True)
+    ids = down.begin(db, [], service.listing(db), drain=True)
 
     jobs = [job.get(db, number) for number in ids]
     assert [(each.kind, each.args["service"]) for each in jobs] == [("drain", "fast"), ("stop", "gateway")]
@@ -128,25 +128,26 @@ def test_a_wish_is_not_lost_to_a_job_of_the_watchdog_that_is_under_way(db: Datab
     service.set_desired(db, "fast", "up")
     stale, _ = ledger.enqueue(db, kinds.new("stop", {"service": "fast", "unwanted": True}), source="watchdog")
 
-    assert down.begin(db, [service.get(db, "fast")], drain=False) == [stale]
+    assert down.begin(db, ["fast"], [service.get(db, "fast")], drain=False) == [stale]
     assert service.get(db, "fast").desired == "down"
 
 
 def test_a_plain_down_ends_the_waiting_of_a_drain(db: Database) -> None:
     fast = [service.get(db, "fast")]
-    (draining,) = down.begin(db, fast, drain=True)
+    (draining,) = down.begin(db, ["fast"], fast, drain=True)
     held = ledger.claim(db, "ops", {"drain"}, "a/1/1")
     assert held
 
-    assert down.begin(db, fast, drain=False) == [draining]
+    (stopping,) = down.begin(db, ["fast"], fast, drain=False)
     assert job.cancel_asked(db, held)
+    assert job.get(db, stopping).needs == (draining,)
 
 
 def test_a_plain_down_takes_the_place_of_a_drain_that_has_not_begun(db: Database) -> None:
     fast = [service.get(db, "fast")]
-    (draining,) = down.begin(db, fast, drain=True)
+    (draining,) = down.begin(db, ["fast"], fast, drain=True)
 
-    (stopping,) = down.begin(db, fast, drain=False)
+    (stopping,) = down.begin(db, ["fast"], fast, drain=False)
     assert (job.get(db, draining).state, job.get(db, stopping).kind) == (JobState.CANCELLED, "stop")
 
 

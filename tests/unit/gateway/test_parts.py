@@ -658,6 +658,17 @@ def test_a_damaged_file_is_named(path: Path, text: str):
         keys.read(path)
 
 
+def test_a_key_for_a_trial_opens_the_gateway_as_long_as_it_is_proven(path: Path):
+    proving = True
+    ring = KeyRing(path, "sk-master", "sk-trial", lambda: proving)
+    assert ring.find("sk-trial") == ring.find("sk-master")
+
+    proving = False
+
+    assert ring.find("sk-trial") is None
+    assert KeyRing(path, "sk-master").find("") is None
+
+
 def test_the_ring_sees_changes_at_once(path: Path):
     ring = KeyRing(path, "sk-master")
     assert ring.find("sk-app") is None

@@ -163,6 +163,87 @@ def test_one_ukey_has_one_live_job(db: Database) -> None:
     assert ledger.enqueue(db, NewJob("a", unique_key="k"))[1] is True
 
 
+def test_nothing_attaches_to_a_job_that_waits_for_more_than_it_would(db: Database) -> None:
+    """A start that waits for a pull of hours does not keep a restart from running now."""
+    waiting = put(db, NewJob("a"), NewJob("b", unique_key="service", needs=["a"]))
+
+    now, fresh = ledger.enqueue(db, NewJob("b", unique_key="service"), source="watchdog")
+
+    assert (fresh, state(db, now)) == (True, JobState.QUEUED)
+    assert ledger.enqueue(db, NewJob("b", unique_key="service")) == (now, False)
+    assert ledger.enqueue(db, NewJob("b", unique_key="service", needs=[waiting["a"]])) == (now, False)
+    assert get(db, waiting["b"]).unique_key == get(db, now).unique_key == "service"
+
+
+def test_what_waits_for_the_same_is_enqueued_once_and_attached_to_when_it_can_run(db: Database) -> None:
+    first = put(db, NewJob("a", unique_key="a"), NewJob("b", unique_key="b", needs=["a"]))
+    again = put(db, NewJob("a", unique_key="a"), NewJob("b", unique_key="b", needs=["a"]))
+
+    assert again == first
+    ledger.succeed(db, take(db), None)
+    assert ledger.enqueue(db, NewJob("b", unique_key="b")) == (first["b"], False)
+
+
+def test_a_job_that_became_able_to_run_beside_its_twin_runs_too(db: Database) -> None:
+    waiting = put(db, NewJob("a"), NewJob("b", unique_key="b", needs=["a"]))
+    put(db, NewJob("b", unique_key="b"))
+
+    done = []
+    while held := take(db):
+        ledger.succeed(db, held, None)
+        done.append(held.id)
+
+    assert len(done) == len({*done, *waiting.values()}) == 3
+    assert db.value("SELECT count(*) FROM jobs WHERE state <> 'succeeded'") == 0
+
+
+def test_nothing_attaches_to_a_job_that_is_being_cancelled(db: Database) -> None:
+    dying = put(db, NewJob("a", unique_key="k"))["a"]
+    held = take(db)
+    ledger.cancel(db, dying)
+
+    after, fresh = ledger.enqueue(db, NewJob("a", unique_key="k"))
+
+    assert (fresh, state(db, after), get(db, after).needs) == (True, JobState.BLOCKED, (dying,))
+    ledger.end_cancelled(db, held)
+    assert state(db, after) is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda db, held: ledger.succeed(db, held, None),
+        lambda db, held: ledger.fail(db, held, MlxqError("no")),
+        lambda db, held: ledger.retry_later(db, held, MlxqError("no"), 300),
+    ],
+)
+def test_what_is_asked_for_again_while_it_runs_runs_once_more(db: Database, end: Any) -> None:
+    """It may have read what has changed since."""
+    same = NewJob("a", unique_key="k", repeats=True)
+    job = ledger.enqueue(db, same)[0]
+    held = take(db)
+    assert ledger.enqueue(db, same) == (job, False)
+
+    end(db, held)
+
+    again = take(db)
+    assert (again.id, again.attempt) == (job, 2)
+    ledger.succeed(db, again, None)
+    assert state(db, job) is JobState.SUCCEEDED
+
+
+def test_one_job_at_a_time_runs_for_a_service(db: Database) -> None:
+    """The others occupy no thread, and the queue does not look for them in vain."""
+    put(db, NewJob("a", service="fast"), NewJob("b", service="fast"), NewJob("c", service="standard"), NewJob("d"))
+
+    first, second, third = take(db), take(db), take(db)
+    assert [held.kind for held in (first, second, third)] == ["a", "c", "d"]
+    assert take(db) is None
+    assert ledger.next_due(db, "ops", KINDS) is None
+    ledger.succeed(db, first, None)
+    assert take(db).kind == "b"
+
+
 def test_a_batch_attaches_to_a_live_job_and_waits_for_it(db: Database) -> None:
     pull = ledger.enqueue(db, NewJob("a", unique_key="pull"))[0]
 

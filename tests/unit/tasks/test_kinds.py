@@ -40,10 +40,10 @@ def test_pulls_that_ask_for_different_things_are_different_jobs() -> None:
     assert len({new("pull", args).unique_key for args in differing}) == 4
 
 
-def test_a_restart_that_purges_is_another_one() -> None:
-    assert (
-        new("restart", {"service": "fast", "purge": True}).unique_key != new("restart", {"service": "fast"}).unique_key
-    )
+def test_a_restart_that_purges_asks_for_more_than_a_plain_one() -> None:
+    plain, purging = new("restart", {"service": "fast"}), new("restart", {"service": "fast", "purge": True})
+    assert (plain.request, purging.request) == ("restart", "purge")
+    assert plain.unique_key == purging.unique_key
 
 
 def test_an_unknown_kind_is_a_fault() -> None:
