@@ -46,8 +46,8 @@ def start(context: Context, service: str) -> dict[str, Any]:
 def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:  # noqa: ARG001 (part of the request)
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
-    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", or
-    "logged_out". A service that is not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
+    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", or "logged_out". A service that is
+    not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
     """
     return bring_up(context, service, replace=reason not in {"gone", "asked"}, hung=reason == "hung")
 
@@ -135,20 +135,20 @@ def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool =
 
 def _start_once(context: Context, name: str, *, replace: bool, hung: bool) -> bool:
     """Start or replace the process and wait for it; return whether the service runs as requested. Raises MlxqError."""
-    request = _restart_request(context, rows.get(context.db, name))
-    restarted = desired.restart_of(context.db, name).seq
+    newest = desired.restart_of(context.db, name).seq
     try:
         plan = _plan(context, name)
         row = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
+        request = _restart_request(context, row)
         again = request is not None or (replace and not _replaced(context, row))
         if lifecycle.running(row) and (again or _outdated(row, plan)):
-            _replace(context, row, plan, hung=hung, restarted=restarted)
+            _replace(context, row, plan, hung=hung, restarted=newest)
         _purge(context, name, request)
         _await_turn(context, name)
-        serves = _try(context, name, plan, restarted)
+        serves = _try(context, name, plan, newest)
     except MlxqError as problem:
-        if request is not None and not context.retries(problem):
-            rows.update(context.db, name, restarted=request.seq)  # it was answered, with an error
+        if not context.retries(problem):
+            rows.update(context.db, name, restarted=newest)  # the request was answered, with an error
         raise
     return serves and _restart_request(context, rows.get(context.db, name)) is None
 

@@ -80,6 +80,7 @@ class Shells:
         self.hours = 0
         secrets.ensure(self.home.secrets)
         settings.write(self.home, "page-port", 0)
+        settings.write(self.home, "litellm-port", ports.spare())
         db = open_database(self.home)
         stack.replace(db, [replace(TIER, name=name, port=ports.spare(), weights=str(self.home.root)) for name in TIERS])
         db.close()
