@@ -97,6 +97,7 @@ def environment(served: Served) -> dict[str, str]:
         "RAPID_MLX_DISABLE_MODEL_DOWNLOADS": "1",
         "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
         "RAPID_MLX_NO_BANNER": "1",
+        "RAPID_MLX_REASONING_RESCUE": "off",  # else thoughts that were cut are shown as the answer
         "RAPID_MLX_MAX_GENERATION_TOKENS": str(longest_answer(tier)),
         "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(tier.prefill_step),
         **({"RAPID_MLX_PREFIX_CACHE_MAX_BYTES": str(size)} if size else {}),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import orjson
 
-from tasks.gateway.dialects import sse
+from tasks.gateway.dialects import sse, turns
 from tasks.gateway.dialects.json_values import first, obj, objects
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
@@ -21,7 +21,7 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     messages = [*_system(body.get("system"))]
     for message in body["messages"]:
         messages += _messages(message)
-    chat["messages"] = messages
+    chat["messages"] = turns.arranged(messages)
     if stops := body.get("stop_sequences"):
         chat["stop"] = stops
     if tools := body.get("tools"):
