@@ -29,6 +29,8 @@ PROBLEMS: Collection[str] = frozenset(
         "escalated",
         "cache_purged",
         "safe_mode",
+        "engine_changed",
+        "engine_fault",
         "logged_out",
     }
 )
@@ -57,6 +59,8 @@ REASONS: Mapping[str, str] = {
     "cache_purged": "Prompt cache cleared",
     "safe_mode": "Safe mode",
     "logged_out": "Logged out",
+    "engine_changed": "Engine changed",
+    "engine_fault": "Engine failed",
     "handover_started": "Handover started",
     "start_requested": "Start requested",
     "stop_requested": "Stop requested",

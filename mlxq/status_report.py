@@ -20,6 +20,7 @@ from state.paths import Home
 from state.service import Observed, Service
 from state.stack import Tier
 from state.worker import current
+from tasks.engines import notes
 
 PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
@@ -87,7 +88,7 @@ def collect(db: Database) -> StatusReport:
         worker=running,
         services=_services(rows, tiers, numbers, watched=running.state == "running"),
         reuse=prompt_reuse.of_tiers(db),
-        troubles=_troubles(db, rows.values()),
+        troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
         cloud=cloud_today(db.home),
@@ -111,11 +112,11 @@ def _services(
     ]
 
 
-def _troubles(db: Database, rows: Iterable[Service]) -> list[tuple[str, str, str | None]]:
-    """Return name, cause and next command of what is down, and of what runs in safe mode."""
+def _troubles(db: Database, rows: Iterable[Service], tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:
+    """Return name, cause and next command of what is down, of safe mode, and of tiers that miss an engine."""
     down = [(row.name, row.cause, row.hint) for row in rows if row.cause]
     reduced = [(name, mode.sentence, mode.hint) for name, mode in safe_mode.listing(db).items() if mode.level]
-    return [*down, *reduced]
+    return [*down, *reduced, *notes.listing(db, tiers)]
 
 
 def cloud_today(home: Home) -> dict[str, Any]:

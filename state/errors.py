@@ -13,6 +13,7 @@
     ├── Damaged               1   a file is not what it should be
     ├── PortTaken             1   another program listens on our port
     ├── EngineFailed          1   vllm-mlx would not start or answer   (retried)
+    │   └── EngineUnproven    1   a fresh version of an engine failed its smoke test
     ├── GatewayFailed         1   LiteLLM would not start or answer    (retried)
     ├── WorkerLost            1   the worker died too often at this job
     ├── DeadlinePassed        1   the job ran over its time limit
@@ -126,6 +127,13 @@ class EngineFailed(MlxqError):
 
     code = "engine_failed"
     retry = True
+
+
+class EngineUnproven(EngineFailed):
+    """A version of an engine failed its smoke test."""
+
+    code = "engine_unproven"
+    retry = False
 
 
 class GatewayFailed(MlxqError):

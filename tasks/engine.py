@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from catalog.engines import FALLBACK, entries, entry
-from state import event, secrets, service, settings
+from catalog.engines import FALLBACK, EngineEntry, entries, entry
+from state import event, service, settings
 from state.errors import Busy, EngineFailed, NotFound, UsageProblem
 from state.paths import Home
 from state.service import ROUTED
-from state.stack import Tier
-from tasks import kinds, stack_jobs
-from tasks.engines import install, installed, model_facts, serving
-from tasks.engines.base import Installation, Served
-from tasks.plan import health
-from tasks.queue import Context, job
-from tasks.supervision import lifecycle
-from tasks.system import ports
+from tasks import stack_jobs
+from tasks.engines import environments, faults, install, installed, smoke
+from tasks.engines.base import Installation
+from tasks.plan import bench
+from tasks.queue import Context, job, tick
+from tasks.runtime import runtime
+from tasks.supervision import engine_faults, lifecycle
 from tasks.system.child import run_child
 from tasks.weights import builtin
 
-SMOKE = "engine"
-"""Of the process that proves an engine, as a service and as a model; also the name of its log."""
-SLOWER = 0.9
-"""A new version that reaches less than this share of the old one's speed is not taken."""
-ROUNDS = {"runs": 3, "prompt_tokens": 256, "gen_tokens": 48, "concurrency": [1]}
-MIB = 2**20
+LOOK_S = 300.0
 
 
 @job("install_engine")
 def install_engine(context: Context, engine: str, version: str | None = None, *, force: bool = False) -> dict[str, Any]:
-    """Make sure a version of an engine is here and proven; the tiers that it serves best go over to it one by one.
+    """Make sure a version of an engine is here and proven; the tiers that it serves best change to it one by one.
 
-    `force`: make its environment again. What is here already is kept.
-    Gives {"engine", "version", "installed", "proof", "tiers"}. Raises NotFound, UsageProblem, Offline, Damaged,
-    DoesNotFit, EngineFailed.
+    `force`: make its environment again; what runs from the old one keeps running. What is here already is kept.
+    Returns {"engine", "version", "installed", "proof", "tiers"}. Raises NotFound, UsageProblem, Offline, Damaged,
+    DoesNotFit, EngineUnproven.
     """
     wanted = version or _known(engine).version
     release, fresh = _ensure(context, engine, wanted, force=force)
     if installed.wish(context.db, engine).version is None or wanted == version:
         installed.use(context.db, engine, wanted)
-    tiers = _go_over(context, engine, wanted)
+    if force:
+        faults.clear(context.db, engine)
+    tiers = _swap(context, engine, wanted)
     return {"engine": engine, "version": wanted, "installed": fresh, "proof": release.proof, "tiers": tiers}
 
 
@@ -50,46 +47,59 @@ def install_engine(context: Context, engine: str, version: str | None = None, *,
 def upgrade_engine(context: Context, engine: str) -> dict[str, Any]:
     """Install the newest version beside the one in use, time both, and use the new one unless it is slower.
 
-    Gives {"engine", "version", "before", "speeds", "used", "tiers"}; speeds in tokens/s by version. Raises as
-    `install_engine` does.
+    Returns {"engine", "version", "before", "speeds", "used", "why", "tiers"}; "speeds": version -> {"decode_tps",
+    "prompt_tps"}. "why" says what speaks against the new version. Raises as `install_engine` does.
     """
-    newest = _known(engine).version
-    before = next(
-        (installation for installation in installed.used(context.db, context.home) if installation.engine == engine),
-        None,
-    )
+    _known(engine)
+    newest = install.versions(context.home.engines, engine)[-1]
+    used = installed.used(context.db, context.home)
+    before = next((installation for installation in used if installation.engine == engine), None)
+    result: dict[str, Any] = {
+        "engine": engine,
+        "version": newest,
+        "before": before.version if before else None,
+        "speeds": {},
+        "used": False,
+        "tiers": [],
+    }
+    if failure := installed.wish(context.db, engine).bad.get(newest):
+        return result | {"why": failure}
     release, _ = _ensure(context, engine, newest)
-    result: dict[str, Any] = {"engine": engine, "version": newest, "before": before.version if before else None}
-    if before is None or before.version == newest:
-        installed.use(context.db, engine, newest)
-        return result | {"speeds": {}, "used": True, "tiers": _go_over(context, engine, newest)}
-    speeds = {installation.version: _speed(context, installation) for installation in (before, release.installation)}
-    used = speeds[newest] >= SLOWER * speeds[before.version]
-    if used:
-        installed.use(context.db, engine, newest)
-    tiers = _go_over(context, engine, newest) if used else []
-    return result | {"speeds": speeds, "used": used, "tiers": tiers}
+    if before and before.version != newest:
+        result["speeds"] = _speeds(context, [before, release.installation])
+        failure = bench.slower(result["speeds"][before.version], result["speeds"][newest])
+    if failure:
+        installed.take_back(context.db, engine, newest, failure)
+        return result | {"why": failure}
+    installed.use(context.db, engine, newest)
+    return result | {"used": True, "why": None, "tiers": _swap(context, engine, newest)}
 
 
 @job("settle_engine")
-def settle_engine(context: Context, engine: str, version: str) -> dict[str, Any]:
-    """Look whether the tiers that went over to a version serve; take the version back when one does not.
+def settle_engine(context: Context, engine: str, version: str, tier: str) -> dict[str, Any]:
+    """Look whether a tier that was started on a version serves on it; take the version back from all where it does not.
 
-    Gives {"engine", "version", "failed", "now"}.
+    A tier that serves on another release is left alone: what speaks against this one was found at its start.
+    Returns {"engine", "version", "tier", "now", "why"}.
     """
-    name = f"{engine} {version}"
-    rows = service.listing(context.db)
-    failed = [row.name for row in rows if row.release == name and row.desired == "up" and row.state not in ROUTED]
-    if not failed:
-        return {"engine": engine, "version": version, "failed": [], "now": version}
-    return _take_back(context, engine, version, f"{' and '.join(failed)} did not come up on it.") | {"failed": failed}
+    row = service.find(context.db, tier)
+    result = {"engine": engine, "version": version, "tier": tier, "now": version, "why": None}
+    if row is None or row.desired == "down" or row.state in ROUTED or row.release != f"{engine} {version}":
+        return result
+    if version in installed.wish(context.db, engine).bad:
+        return result
+    cause = (row.cause or "it did not come up").rstrip(".")
+    return result | _take_back(context, engine, version, f"{tier} did not serve on it: {cause}")
 
 
 @job("rollback_engine")
-def rollback_engine(context: Context, engine: str, version: str | None = None, reason: str = "asked") -> dict[str, Any]:
+def rollback_engine(
+    context: Context, engine: str, version: str | None = None, reason: str = "rolled back by the user"
+) -> dict[str, Any]:
     """Use the version of an engine that was used before, or without one the engine that is always there.
 
-    `version`: the one that failed; by default the one in use. Gives {"engine", "version", "now"}. Raises NotFound.
+    `version`: the one that failed; by default the one in use. Returns {"engine", "version", "now", "tiers"}.
+    Raises NotFound.
     """
     failed = version or installed.wish(context.db, engine).version
     if failed is None:
@@ -99,7 +109,7 @@ def rollback_engine(context: Context, engine: str, version: str | None = None, r
 
 @job("remove_engine")
 def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]:
-    """Delete a version of an engine. Gives {"bytes"}. Raises NotFound, Busy while a tier runs on it, UsageProblem."""
+    """Delete a version of an engine. Returns {"bytes"}. Raises NotFound, Busy while a tier runs on it, UsageProblem."""
     folder = _folder(context.home, engine, version)
     name = f"{engine} {version}"
     running = [row.name for row in service.listing(context.db) if row.release == name and lifecycle.running(row)]
@@ -109,12 +119,20 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
             hint=f"mlxq config set engine {FALLBACK}",
         )
     freed = install.size(folder)
-    (folder / installed.PROOF).unlink(missing_ok=True)  # first, so that a removal cut short leaves no engine
+    installed.forget(context.db, engine, version)
+    installed.discard(folder)  # before the rest, so that a removal cut short leaves no engine
     shutil.rmtree(folder)
     return {"bytes": freed}
 
 
-def _known(engine: str) -> Any:
+@tick("check engines", LOOK_S)
+def check_engines() -> None:
+    """Delete what killed installations left, and have a version installed again whose environment is gone."""
+    environments.sweep(runtime.home.engines)
+    engine_faults.request_missing(runtime.database(), runtime.home)
+
+
+def _known(engine: str) -> EngineEntry:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
     installable = [name for name, details in entries().items() if details.environment == "own"]
     if engine not in installable:
@@ -138,35 +156,39 @@ def _folder(home: Home, engine: str, version: str) -> Path:
 def _ensure(context: Context, engine: str, version: str, *, force: bool = False) -> tuple[installed.Release, bool]:
     """Return a version that is here and proven, and whether it was made for this. Raises as `install_engine` does."""
     _known(engine)
-    lock = install.lock(engine, version)
+    lock = install.lock(context.home.engines, engine, version)
     if not force and (release := _proven(context.home, engine, version)):
         return release, False
     folder = installed.folder(context.home, engine, version)
-    installation = Installation(engine, version, str(installed.python(folder)))
-    weights = builtin.ensure(
-        settings.load(context.home).models(context.home), lambda step: context.report(step["phase"]), context.cancelled
-    )
+    staging = environments.StagedEnvironment(folder).folder
+    installation = Installation(engine, version, str(installed.python(staging)))
     request = {
         "engine": engine,
-        "release": installation.name,
+        "version": version,
         "folder": str(folder),
         "lock": str(lock),
-        "smoke": _smoke(context, installation, weights),
+        "smoke": smoke.request(context.db, context.home, installation, _weights(context)),
     }
-    (folder / installed.PROOF).unlink(missing_ok=True)
-    proof = run_child(
+    began = time.monotonic()
+    run_child(
         "tasks.engines.install",
         request,
-        on_progress=lambda step: context.report(step["phase"]),
+        on_progress=lambda step: context.report(step.pop("phase"), **step),
         cancelled=context.cancelled,
         timeout_s=context.remaining_s,
     )
-    installed.write_proof(folder, {"engine": engine, "version": version, "at": context.db.now(), **proof})
-    event.record(context.db, "engine_installed", engine=engine, version=version)
+    smoke.clean(context.home)
+    event.record(context.db, "engine_installed", engine=engine, version=version, s=round(time.monotonic() - began, 1))
     release = _proven(context.home, engine, version)
     if release is None:
         raise EngineFailed(f"{installation.name} was installed, and its environment is not there.", hint="mlxq doctor")
     return release, True
+
+
+def _weights(context: Context) -> Path:
+    """Return the folder of the built-in model, which is fetched first where it is not here."""
+    models = settings.load(context.home).models(context.home)
+    return builtin.ensure(models, lambda step: context.report(step["phase"]), context.cancelled)
 
 
 def _proven(home: Home, engine: str, version: str) -> installed.Release | None:
@@ -177,69 +199,40 @@ def _proven(home: Home, engine: str, version: str) -> installed.Release | None:
     )
 
 
-def _smoke(context: Context, installation: Installation, weights: Path) -> dict[str, Any]:
-    """Describe the process that proves an engine, as tasks/engines/benchmark.py starts it."""
-    tier = Tier(
-        name=SMOKE,
-        model="smollm2-135m",
-        quant="int4",
-        source=builtin.SOURCE,
-        port=ports.spare(),
-        context=4096,
-        memory_bytes=2**30,
-        cache_bytes=256 * MIB,
-        concurrency=2,
-        weights=str(weights),
-    )
-    key = secrets.ensure(context.home.secrets)[secrets.TIER]
-    backend = serving.backend_of(context.db)
-    launch = serving.launch_with(
-        Served(tier, model_facts.read(weights), str(context.home.root), key, backend), installation
-    )
-    size = sum(file.stat().st_size for file in weights.glob("*.safetensors"))
-    return {
-        "argv": launch.argv,
-        "environment": launch.environment(0),
-        "log": str(context.home.log(SMOKE)),
-        "port": tier.port,
-        "key": key,
-        "name": SMOKE,
-        "release": launch.release,
-        "start_limit_s": health.start_limit_s(size),
-        "tools": False,
-        "pid": None,
+def _speeds(context: Context, installations: list[Installation]) -> dict[str, dict[str, float]]:
+    """Return the speeds of the built-in model on versions of an engine, asked in turn. Raises EngineFailed."""
+    weights = _weights(context)
+    request = {
+        "sides": {
+            installation.version: smoke.request(
+                context.db, context.home, installation, weights, name=f"engine-{number}"
+            )
+            for number, installation in enumerate(installations)
+        }
     }
-
-
-def _speed(context: Context, installation: Installation) -> float:
-    """Return the tokens/s of one answer of the built-in model on an engine. Raises EngineFailed."""
-    weights = builtin.folder(settings.load(context.home).models(context.home))
-    context.report(f"timing {installation.name}")
-    result = run_child(
-        "tasks.engines.benchmark",
-        ROUNDS | _smoke(context, installation, weights),
+    return run_child(
+        "tasks.engines.compare",
+        request,
+        on_progress=lambda step: context.report(step.pop("phase"), **step),
         cancelled=context.cancelled,
         timeout_s=context.remaining_s,
     )
-    return round(float(result["rounds"][0]["decode_tps"]), 2)
 
 
-def _go_over(context: Context, engine: str, version: str) -> list[str]:
-    """Have the tiers that another engine serves now restarted one after another, and looked at; return them."""
+def _swap(context: Context, engine: str, version: str) -> list[str]:
+    """Have the tiers that another release serves now restarted one after another, each looked at; return them."""
     names = stack_jobs.on_other_engines(context.db, context.home)
-    for new in stack_jobs.restarts(context.db, names):
+    for new in stack_jobs.swaps(context.db, names, engine, version):
         context.then(new)
-    if names:
-        context.then(kinds.new("settle_engine", {"engine": engine, "version": version}, after=["configure"]))
     return names
 
 
 def _take_back(context: Context, engine: str, version: str, reason: str) -> dict[str, Any]:
-    """Use what was used before a version that failed, and say so."""
-    after = installed.take_back(context.db, engine, version)
-    now = after.version or FALLBACK
+    """Use what was used before a version that failed."""
+    after = installed.take_back(context.db, engine, version, reason)
+    now = f"{engine} {after.version}" if after.version else FALLBACK
     event.record(context.db, "engine_taken_back", engine=engine, version=version, now=now, cause=reason)
     names = stack_jobs.on_other_engines(context.db, context.home)
     for new in stack_jobs.restarts(context.db, names):
         context.then(new)
-    return {"engine": engine, "version": version, "now": now, "tiers": names}
+    return {"engine": engine, "version": version, "now": now, "why": reason, "tiers": names}

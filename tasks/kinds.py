@@ -135,9 +135,9 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind(
             "settle_engine",
-            "look whether the tiers serve on a new engine",
+            "look whether a tier serves on a new engine",
             limit_s=120,
-            unique_key="engine:{engine}:settle",
+            unique_key="engine:{engine}:settle:{tier}",
         ),
         Kind("rollback_engine", "go back to the engine that was used before", unique_key="engine:{engine}:rollback"),
         Kind("remove_engine", "delete an engine", limit_s=300, unique_key="engine:{engine}:remove:{version}"),

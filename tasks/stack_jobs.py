@@ -76,15 +76,44 @@ def on_other_engines(db: Database, home: Home) -> list[str]:
 
 
 def restarts(db: Database, names: Sequence[str]) -> list[NewJob]:
-    """Return the jobs that restart tiers one after another, whatever becomes of each, and tell the gateway."""
+    """Return the jobs that restart tiers one after another, whatever becomes of each, and tell the gateway.
+
+    A tier that runs already as it would be started is left alone.
+    """
     labels = [f"restart {name}" for name in names]
     jobs = [
-        kinds.new("restart", {"service": name, "reason": "changed"}, after=labels[:number][-1:], label=labels[number])
-        for number, name in enumerate(names)
+        _restart(name, label, labels[:number][-1:])
+        for number, (name, label) in enumerate(zip(names, labels, strict=True))
     ]
-    if not names:
-        return []
-    jobs.append(kinds.new("configure", after=labels, label="configure"))
+    return [*jobs, *_tell_gateway(db, labels)] if names else []
+
+
+def swaps(db: Database, names: Sequence[str], engine: str, version: str) -> list[NewJob]:
+    """Return the jobs that restart tiers one after another on a version of an engine, and look at each.
+
+    A version on which one does not serve is taken back, and the tiers after it are left alone.
+    """
+    jobs: list[NewJob] = []
+    before: list[str] = []
+    for name in names:
+        settle = kinds.new(
+            "settle_engine",
+            {"engine": engine, "version": version, "tier": name},
+            after=[f"restart {name}"],
+            label=f"settle {name}",
+        )
+        jobs += [_restart(name, f"restart {name}", before), settle]
+        before = [settle.label]
+    return [*jobs, *_tell_gateway(db, before)] if names else []
+
+
+def _restart(name: str, label: str, after: Sequence[str]) -> NewJob:
+    return kinds.new("restart", {"service": name, "reason": "outdated"}, after=after, label=label)
+
+
+def _tell_gateway(db: Database, after: Sequence[str]) -> list[NewJob]:
+    """Return the jobs that write the gateway's configuration again, and replace a gateway that runs by it."""
+    jobs = [kinds.new("configure", after=after, label="configure")]
     row = rows.find(db, GATEWAY)
     if row and row.desired == "up":
         jobs.append(kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from catalog.engines import FALLBACK, EngineEntry, entries
 from mlxq import job_view, jobs_client, options, render
 from state import service, settings, stack
 from state.db import Database
-from state.errors import NotFound, UsageProblem
+from state.errors import EngineFailed, NotFound, UsageProblem
 from state.job import Job, NewJob
 from state.paths import Home, get_home
 from tasks import kinds
@@ -70,13 +71,13 @@ def listing(*, as_json: bool) -> None:
 def install(engine: str, *, version: str | None, force: bool, timeout_s: float | None, as_json: bool) -> None:
     """Install ENGINE beside the others, and prove it on the built-in model.
 
-    Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best go
-    over to it one after another.
+    Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best
+    change to it one after another.
     """
     entry = _installable(engine)
     if not as_json:
-        size = units.files(entry.installed_mb * MB)
-        render.say(f"{engine} {version or entry.version} takes {size} in {get_home().engines}.")
+        size, fetch = units.files(entry.installed_mb * MB), units.files(entry.download_mb * MB)
+        render.say(f"{engine} {version or entry.version}: about {fetch} to download, {size} in {get_home().engines}.")
     job = _run(
         kinds.new("install_engine", {"engine": engine, "version": version, "force": force}),
         timeout_s=timeout_s,
@@ -102,6 +103,8 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
     if tier:
         with jobs_client.reading(home) as db:
             stack.tier(db, tier)
+    _clear_faults(home, engine, tier)
+    if tier:
         own: dict[str, str] = dict(settings.load(home)["tier-engines"]) | {tier: engine}
         settings.write(home, "tier-engines", {name: choice for name, choice in own.items() if name != tier or choice})
     else:
@@ -127,15 +130,19 @@ def remove(engine: str, version: str, *, timeout_s: float | None) -> None:
 def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool) -> None:
     """Install the newest version of ENGINE that this mlxq knows, and use it unless it is slower here.
 
-    It is timed against the old one; a version on which a tier does not come up is taken back.
+    It is installed beside the old one, passes a smoke test and is timed against it. The tiers change to it one after
+    another while the others serve; a version on which one does not serve is taken back.
     """
-    entry = _installable(engine)
+    _installable(engine)
     if check:
-        _check(entry, as_json=as_json)
+        _check(engine, as_json=as_json)
         return
-    job = _run(kinds.new("upgrade_engine", {"engine": engine}), timeout_s=timeout_s, as_json=as_json)
-    if not as_json:
-        _tell_upgraded(job.result)
+    job = _run(kinds.new("upgrade_engine", {"engine": engine}), timeout_s=timeout_s)
+    taken_back = _failure(get_home(), engine, job.result["version"]) if job.result["used"] else None
+    if as_json:
+        render.data(job.result | {"taken_back": taken_back})
+    else:
+        _tell_upgraded(job.result, taken_back)
 
 
 @command.command()
@@ -144,8 +151,7 @@ def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool)
 def rollback(engine: str, *, timeout_s: float | None) -> None:
     """Go back to the version of ENGINE that was used before, or to vllm-mlx where there was none."""
     job = _run(kinds.new("rollback_engine", {"engine": engine}), timeout_s=timeout_s)
-    now = job.result["now"]
-    render.say(f"{engine} {job.result['version']} is not used any more; {now} is.")
+    render.say(f"{engine} {job.result['version']} is not used any more; {job.result['now']} is.")
 
 
 def _installable(engine: str) -> EngineEntry:
@@ -155,6 +161,26 @@ def _installable(engine: str) -> EngineEntry:
         names = ", ".join(name for name, candidate in entries().items() if candidate.environment == "own")
         raise UsageProblem(f"{engine} cannot be installed; {names} can.", hint="mlxq engine list")
     return entry
+
+
+def _clear_faults(home: Home, engine: str, tier: str | None) -> None:
+    """Forget with which models an engine failed, or with one tier's alone: the user wants it tried."""
+    from tasks.engines import faults
+
+    if not home.database.exists():
+        return
+    with jobs_client.writing(home) as db:
+        source = stack.tier(db, tier).source if tier else None
+        for name in entries() if engine == settings.AUTO else [engine]:
+            faults.clear(db, name, source)
+
+
+def _failure(home: Home, engine: str, version: str) -> str | None:
+    """Return why a version was taken back; None for one that was not."""
+    from tasks.engines import installed
+
+    with jobs_client.reading(home) as db:
+        return installed.wish(db, engine).bad.get(version)
 
 
 def _require(home: Home, engine: str) -> None:
@@ -202,20 +228,24 @@ def _rows(home: Home) -> list[dict[str, Any]]:
     for release in installed.releases(home):
         installation = release.installation
         state = "used" if installation in used else "broken" if not release.whole else "installed"
-        if installation.version in bad.get(installation.engine, ()):
-            state = "rolled back"
-        size = release.proof.get("size_bytes")
-        columns = {"engine": installation.engine, "version": installation.version, "state": state, "bytes": size}
+        failure = bad.get(installation.engine, {}).get(installation.version)
+        columns = {
+            "engine": installation.engine,
+            "version": installation.version,
+            "state": "taken back" if failure else state,
+            "failure": failure,
+            "bytes": release.proof.get("size_bytes"),
+        }
         rows.append(columns | {"tiers": running.get(installation.name, []), "reuse": _reuse(installation.engine)})
     engines = {row["engine"] for row in rows}
     for name, entry in entries().items():
         if name not in engines:
-            columns = {"engine": name, "version": entry.version, "state": "not installed"}
+            columns = {"engine": name, "version": entry.version, "state": "not installed", "failure": None}
             rows.append(columns | {"bytes": entry.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
     return rows
 
 
-def _in_use(home: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, tuple[str, ...]]]:
+def _in_use(home: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, Mapping[str, str]]]:
     """Return what is used, the tiers that run on each release, and the versions that failed; before setup too."""
     from tasks.engines import installed
 
@@ -264,23 +294,38 @@ def _tell_installed(result: dict[str, Any]) -> None:
     render.next_step("mlxq engine list")
 
 
-def _check(entry: EngineEntry, *, as_json: bool) -> None:
+def _check(engine: str, *, as_json: bool) -> None:
+    from tasks.engines import install
+
     home = get_home()
-    used = next((installation.version for installation in _in_use(home)[0] if installation.engine == entry.name), None)
-    newer = used != entry.version
+    used, _, bad = _in_use(home)
+    now = next((installation.version for installation in used if installation.engine == engine), None)
+    newest = install.versions(home.engines, engine)[-1]
+    failure = bad.get(engine, {}).get(newest)
+    newer = now != newest and failure is None
     if as_json:
-        render.data({"engine": entry.name, "used": used, "newest": entry.version, "newer": newer})
+        render.data({"engine": engine, "used": now, "newest": newest, "newer": newer, "failure": failure})
     elif newer:
-        render.say(f"{entry.name} {entry.version} can be installed; {used or 'none'} is used.")
-        render.next_step(f"mlxq engine upgrade {entry.name}")
+        render.say(f"{engine} {newest} can be installed; {now or 'none'} is used.")
+        render.next_step(f"mlxq engine upgrade {engine}")
+    elif failure:
+        render.say(f"{engine} {newest} was taken back: {failure}. {now or FALLBACK} is used.")
     else:
-        render.say(f"{entry.name} {used} is the newest that this mlxq knows.")
+        render.say(f"{engine} {now} is the newest that this mlxq knows.")
 
 
-def _tell_upgraded(result: dict[str, Any]) -> None:
-    speeds = ", ".join(f"{version} {speed:.1f} tokens/s" for version, speed in result["speeds"].items())
+def _tell_upgraded(result: dict[str, Any], taken_back: str | None) -> None:
+    """Print what an upgrade came to. Raises EngineFailed for a version on which a tier did not serve."""
+    engine, version, before = result["engine"], result["version"], result["before"]
+    if taken_back:
+        raise EngineFailed(
+            f"{engine} {version} was taken back: {taken_back}.",
+            done=f"{before or FALLBACK} serves again.",
+            hint="mlxq why",
+        )
+    speeds = ", ".join(f"{name} writes {speed['decode_tps']:.1f} tokens/s" for name, speed in result["speeds"].items())
     if result["used"]:
-        click.echo(f"{result['engine']} {result['version']} is used now. {speeds}")
+        click.echo(f"{engine} {version} is used now." + (f" On the built-in model {speeds}." if speeds else ""))
     else:
-        click.echo(f"{result['engine']} {result['before']} stays: the new version is slower here. {speeds}")
+        click.echo(f"{engine} {before or FALLBACK} stays, because {version} was taken back: {result['why']}.")
     render.next_step("mlxq engine list")

@@ -62,6 +62,8 @@ def own_engine(request: dict[str, Any]) -> Generator[int]:
     try:
         _until_ready(request, engine)
         yield engine.pid
+    except EngineFailed as problem:
+        raise (_ended(request, engine) or problem) from problem
     finally:
         _end(engine)
 
@@ -79,15 +81,22 @@ def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> No
     """Wait for the first token. Raises EngineFailed with the cause when the engine ends or takes too long."""
     until = time.monotonic() + request["start_limit_s"]
     while not probe.listening(request["port"]):
-        if (code := engine.poll()) is not None:
-            words = Path(request["log"]).read_text(encoding="utf-8", errors="replace")
-            rules = adapters.rules(request["release"])
-            cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", rules)
-            raise EngineFailed(cause.sentence, hint=f"tail {request['log']}")
+        if problem := _ended(request, engine):
+            raise problem
         if time.monotonic() > until:
             raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
-        time.sleep(READY_LOOK_S)
-    probe.one_token(request["port"], request["key"], request["name"], TOKEN_S)
+    probe.one_token(request["port"], request["key"], request["name"], request.get("token_limit_s", TOKEN_S))
+
+
+def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFailed | None:
+    """Return why an engine ended; None while it runs. A connection that breaks comes a moment before its end."""
+    try:
+        code = engine.wait(READY_LOOK_S)
+    except subprocess.TimeoutExpired:
+        return None
+    words = Path(request["log"]).read_text(encoding="utf-8", errors="replace")
+    cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", adapters.rules(request["release"]))
+    return EngineFailed(cause.sentence, hint=f"tail {request['log']}")
 
 
 def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from catalog.engines import FALLBACK, ModelKind, abilities, reuses
-from state.errors import NotSetUp
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation
 
@@ -25,6 +24,10 @@ class Question:
     reasoning_parser: str | None
     speeds: Mapping[str, float]
     """Tokens/s of one answer of this model that were measured on this machine, by engine."""
+    faults: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Releases that are known to fail with this model, and why."""
+    absent: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Engines of which no version can be used here, and why, to follow a "but"."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +38,53 @@ class EngineChoice:
     reason: str
     rereads: bool
     """Whether it reads every prompt again from its beginning."""
+    missed: str = ""
+    """Why a better engine, or the one that a setting names, does not serve; empty where there is none."""
+    hint: str | None = None
+    """The command that helps."""
 
 
 def choose(question: Question, installed: Sequence[Installation]) -> EngineChoice:
-    """Return the engine for a model; `installed` has at most one version of each. Raises NotSetUp for one not here."""
-    if question.wanted != AUTO:
-        match = next((installation for installation in installed if installation.engine == question.wanted), None)
-        if match is None:
-            raise NotSetUp(
-                f"The engine {question.wanted} is not installed.", hint=f"mlxq engine install {question.wanted}"
-            )
-        return _choice(match, "named by a setting", question)
-    able = [installation for installation in installed if _reads(installation.engine, question)] or [
-        installation for installation in installed if installation.engine == FALLBACK
+    """Return the engine for a model; `installed` has at most one version of each, the fallback among them.
+
+    An engine that is named and cannot be used is left out: what serves in its place answers requests, too.
+    """
+    sound = [installation for installation in installed if installation.name not in question.faults] or installed
+    match = next((installation for installation in sound if installation.engine == question.wanted), None)
+    if match:
+        return EngineChoice(match, "a setting names it", rereads=not reuses(match.engine, question.kind))
+    able = [installation for installation in sound if _reads(installation.engine, question)] or [
+        installation for installation in sound if installation.engine == FALLBACK
     ]
+    able = able or list(sound)
     best = max(able, key=lambda installation: _rank(installation.engine, question, able))
-    return _choice(best, _why(best, able, question), question)
+    missed, hint = _missed(best, question, installed)
+    return EngineChoice(best, _reason(best, able, question), not reuses(best.engine, question.kind), missed, hint)
+
+
+def _missed(best: Installation, question: Question, installed: Sequence[Installation]) -> tuple[str, str | None]:
+    """Return why an engine that is named, or that would read its prompts once, does not serve; and what helps."""
+    for name in ENGINES:
+        fault = next((question.faults.get(release.name) for release in installed if release.engine == name), None)
+        obstacle = f"it does not serve this model ({fault})" if fault else question.absent.get(name)
+        if obstacle and _is_better(name, best.engine, question):
+            hint = f"mlxq engine use {name}" if fault else f"mlxq engine install {name}"
+            return f"{_loss(name, question)}, but {obstacle}.", hint
+    return "", None
+
+
+def _loss(name: str, question: Question) -> str:
+    if name == question.wanted:
+        return f"A setting names {name}"
+    return f"It reads every prompt again from its beginning. {name} would read it once"
+
+
+def _is_better(name: str, best: str, question: Question) -> bool:
+    """Return whether an engine would serve in place of `best` if it could."""
+    if name == question.wanted:
+        return True
+    gains = reuses(name, question.kind) and not reuses(best, question.kind)
+    return question.wanted == AUTO and gains and _reads(name, question)
 
 
 def _reads(engine: str, question: Question) -> bool:
@@ -76,18 +110,12 @@ def _speaks(engine: str, backend: str) -> bool:
     return able.stop_strings and able.max_completion_tokens and able.counts_exactly and able.forced_tools
 
 
-def _why(best: Installation, able: Sequence[Installation], question: Question) -> str:
-    alternatives = [installation for installation in able if installation != best]
+def _reason(best: Installation, able: Sequence[Installation], question: Question) -> str:
+    alternatives = [installation.engine for installation in able if installation != best]
     if not alternatives:
-        return "the only engine here that reads this model"
-    if reuses(best.engine, question.kind) and not all(
-        reuses(installation.engine, question.kind) for installation in alternatives
-    ):
+        return "no other engine here reads this model"
+    if reuses(best.engine, question.kind) and not all(reuses(name, question.kind) for name in alternatives):
         return "it reads a prompt once"
-    if all(installation.engine in question.speeds for installation in able):
-        return f"the faster one here, {question.speeds[best.engine]:.0f} tokens/s"
-    return "it answers every dialect by itself" if _speaks(best.engine, question.backend) else "the engine of old"
-
-
-def _choice(installation: Installation, reason: str, question: Question) -> EngineChoice:
-    return EngineChoice(installation, reason, rereads=not reuses(installation.engine, question.kind))
+    if all(name in question.speeds for name in (best.engine, *alternatives)):
+        return f"it is the faster one here, {question.speeds[best.engine]:.0f} tokens/s"
+    return "it answers every dialect by itself" if _speaks(best.engine, question.backend) else "it comes with mlxq"

@@ -1,24 +1,24 @@
 """The child that makes an engine's environment and proves it: uv installs by a lock that ships with mlxq.
 
-Every file is held to a hash, nothing is built, and the environment counts only after the engine in it has answered.
+Every file is held to a hash, nothing is built, and the environment gets its name only after the engine in it has
+answered (tasks/engines/environments.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from catalog import units
 from catalog.engines import entry
-from state.errors import Damaged, DoesNotFit, EngineFailed, MlxqError, NotFound, Offline
-from tasks.engines import benchmark, installed, reuse
+from state.errors import Damaged, DoesNotFit, EngineFailed, EngineUnproven, MlxqError, NotFound, Offline
+from tasks.engines import benchmark, environments, installed, reuse
 from tasks.plan.environment import KEPT
 from tasks.supervision import probe
 from tasks.system import free_space
@@ -26,60 +26,107 @@ from tasks.system.child import Report, answer
 
 LOCKS = Path(__file__).with_name("locks")
 OF_UV = re.compile(
-    r"(?:UV_(?:INDEX|DEFAULT_INDEX|EXTRA_INDEX|CACHE_DIR|NATIVE_TLS|SYSTEM_CERTS)\w*|\w*_?PROXY)", re.IGNORECASE
+    r"(?:UV_(?:INDEX|DEFAULT_INDEX|EXTRA_INDEX|FIND_LINKS|CACHE_DIR|HTTP_TIMEOUT|NATIVE_TLS|SYSTEM_CERTS)\w*|\w*_?PROXY)",
+    re.IGNORECASE,
 )
 """The settings of uv and of the network that are the user's to make."""
 FLOOR_BYTES = 1_000_000_000
 """What is left free on the disk."""
 LEAST_REUSE = 0.9
 """Share of a first turn that an engine must not read again on the built-in model, which every engine reuses."""
-HASH = re.compile(r"[Hh]ash mismatch|hashes")
-FULL = re.compile(r"No space left on device")
-AWAY = re.compile(r"dns error|error sending request|[Cc]onnection refused|timed out|Failed to fetch|Failed to download")
-NO_BUILD = re.compile(r"no usable wheels|no wheels|unsatisfiable|No solution found|no matching")
-KEPT_ALL = "The engine was not installed; what ran before runs on."
+FIRST_TURN_TOKENS = 160
+"""Of the proof: vllm-mlx keeps no prompt under 128, and MLX's CPU backend reads ten tokens a second of this model."""
+SYNC = ("pip", "sync", "--require-hashes", "--no-build", "--strict")
+BEGUN = re.compile(r"^Downloading (\S+) \(([\d.]+)([KMG])iB\)")
+ENDED = re.compile(r"^ Downloaded (\S+)")
+"""What uv says of each download over 1 MiB."""
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+PACKAGE = re.compile(r"[A-Za-z][\w.-]*==\d[\w.]*\w")
+KEPT_ALL = "The engine was not installed; what was running keeps running."
 
 
-def lock(name: str, version: str) -> Path:
-    """Return the lock of a version. Raises NotFound with the versions there are."""
-    path = LOCKS / f"{name}-{version}.txt"
-    if not re.fullmatch(r"[\w.]+", version) or not path.is_file():
+def lock(engines: Path, name: str, version: str) -> Path:
+    """Return the lock of a version: one that ships with mlxq, or the user's own in `engines`/locks.
+
+    Raises NotFound with the versions there are.
+    """
+    candidates = [folder / f"{name}-{version}.txt" for folder in (LOCKS, engines / "locks")]
+    lock = next(filter(Path.is_file, candidates), None)
+    if not re.fullmatch(r"[\w.]+", version) or lock is None:
         raise NotFound(
-            f"mlxq {installed.mlxq_version()} installs {', '.join(versions(name)) or 'no version'} of {name}, "
+            f"mlxq {installed.mlxq_version()} installs {', '.join(versions(engines, name)) or 'no version'} of {name}, "
             f"not {version}.",
             hint="mlxq engine list",
         )
-    return path
+    return lock
 
 
-def versions(name: str) -> list[str]:
-    """Return the versions that this mlxq installs, the newest last."""
-    numbers = [path.stem.removeprefix(f"{name}-") for path in LOCKS.glob(f"{name}-*.txt")]
-    return sorted(numbers, key=lambda number: [int(part) if part.isdigit() else 0 for part in number.split(".")])
+def versions(engines: Path, name: str) -> list[str]:
+    """Return the versions that can be installed, the newest last."""
+    locks = [*LOCKS.glob(f"{name}-*.txt"), *(engines / "locks").glob(f"{name}-*.txt")]
+    return sorted({path.stem.removeprefix(f"{name}-") for path in locks}, key=installed.order)
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     """Make the environment of one version and prove it; return its proof. `request` is made by tasks/engine.py."""
     folder = Path(request["folder"])
-    began = time.monotonic()
-    check_room(folder, request["engine"])
-    make(folder, Path(request["lock"]), report)
-    installed_s = time.monotonic() - began
-    report({"phase": "proving it on the built-in model"})
-    return {"installed_s": round(installed_s, 1), "size_bytes": size(folder), **prove(request)}
+    with environments.hold(folder) as staging:
+        began = time.monotonic()
+        check_room(folder, request["engine"])
+        fetched = make(staging.folder, Path(request["lock"]), report)
+        installed_s = time.monotonic() - began
+        report({"phase": "proving it on the built-in model"})
+        proof = {
+            "engine": request["engine"],
+            "version": request["version"],
+            "at": time.time(),
+            **installed.interpreter(staging.folder),
+            "installed_s": round(installed_s, 1),
+            "downloaded_bytes": fetched,
+            **prove(request),
+        }
+        proof["size_bytes"] = size(staging.folder)  # with the bytecode that its first start wrote
+        installed.write_proof(staging.folder, proof)
+        staging.finish()
+    return proof
 
 
-def make(folder: Path, lock: Path, report: Report) -> None:
-    """Make the environment that `lock` says in `folder`, in place of what is there. Raises as `failure` tells."""
+def make(folder: Path, lock: Path, report: Report) -> int:
+    """Make the environment that `lock` says in the folder `folder`; return the bytes that came from the index.
+
+    Downloads under 1 MiB each are not counted. Raises as `failure` says.
+    """
     report({"phase": "making its environment"})
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
-    _uv(["venv", "--python", sys.executable, "--no-project", str(folder / "venv")])
+    _uv(["venv", "--python", sys.executable, "--no-project", "--relocatable", str(folder / "venv")])
     report({"phase": "fetching its packages"})
-    _uv([*SYNC, "--python", str(installed.python(folder)), str(lock)])
+    downloads = Downloads(report)
+    _uv([*SYNC, "--python", str(installed.python(folder)), str(lock)], downloads.read)
+    return downloads.done
 
 
-SYNC = ("pip", "sync", "--require-hashes", "--no-build", "--strict")
+class Downloads:
+    """What uv has downloaded, by its own words: it names each large file when it begins and when it has it."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._sizes: dict[str, int] = {}
+        self._ended: set[str] = set()
+
+    @property
+    def done(self) -> int:
+        """Bytes that are here."""
+        return sum(self._sizes[name] for name in self._ended)
+
+    def read(self, line: str) -> None:
+        """Take one line of uv's, and report how far it is."""
+        if begun := BEGUN.match(line):
+            self._sizes[begun[1]] = int(float(begun[2]) * UNITS[begun[3]])
+        elif (ended := ENDED.match(line)) and ended[1] in self._sizes:
+            self._ended.add(ended[1])
+        else:
+            return
+        total = sum(self._sizes.values())
+        self._report({"phase": "fetching its packages", "done": self.done, "total": total, "unit": "bytes"})
 
 
 def check_room(folder: Path, engine: str) -> None:
@@ -101,66 +148,127 @@ def size(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*"))
 
 
-def _uv(words: list[str]) -> None:
-    """Run uv. Raises Damaged, DoesNotFit, Offline, NotFound, EngineFailed."""
+def _uv(words: list[str], read: Callable[[str], None] = lambda _: None) -> None:
+    """Run uv, and have `read` take each line it writes. Raises as `failure` says."""
     from uv import find_uv_bin
 
-    done = subprocess.run(
-        [find_uv_bin(), *words, "--no-config", "--quiet"],
+    lines: list[str] = []
+    with subprocess.Popen(
+        [find_uv_bin(), *words, "--no-config"],
         env=uv_environment(os.environ),
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise failure(done.stderr)
+        errors="replace",
+    ) as uv:
+        assert uv.stderr
+        for line in uv.stderr:
+            lines.append(line)
+            read(line)
+    if uv.returncode:
+        raise failure("".join(lines))
 
 
 def uv_environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return what uv gets: where packages come from is the user's to say, what is installed is the lock's."""
-    allowed = {name: value for name, value in base.items() if name in KEPT or OF_UV.fullmatch(name)}
+    own = {name: value for name, value in base.items() if name in KEPT or OF_UV.fullmatch(name)}
     certificates = {name: base[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if name in base}
-    return allowed | certificates | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    index = {"UV_DEFAULT_INDEX": base["PIP_INDEX_URL"]} if "PIP_INDEX_URL" in base else {}
+    return index | own | certificates | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", "NO_COLOR": "1"}
 
 
 def failure(words: str) -> MlxqError:
-    """Return the error that uv's last words tell of."""
-    if HASH.search(words):
-        return Damaged("A package has another hash than mlxq's lock says.", done=KEPT_ALL, hint="mlxq engine list")
-    if FULL.search(words):
-        return DoesNotFit("The disk is full, and the engine is not whole.", done=KEPT_ALL, hint="mlxq prune")
-    if AWAY.search(words):
-        return Offline("The package index did not answer.", done=KEPT_ALL, hint="mlxq engine list")
-    if NO_BUILD.search(words):
-        return NotFound("A package has no build for this system.", done=KEPT_ALL, hint="mlxq engine list")
+    """Return the error that uv's words mean; its own last line where they are unknown."""
+    named, status = PACKAGE.search(words), STATUS.search(words)
+    package = named[0] if named else "A package of the engine"
+    make = next((make for pattern, make in FAILURES if pattern.search(words)), None)
+    if make:
+        return make(package, status[1] if status else "")
     last = next((line.strip() for line in reversed(words.splitlines()) if line.strip()), "it said nothing")
     return EngineFailed(f"uv could not install the engine: {last[:300]}", done=KEPT_ALL, hint="mlxq engine list")
+
+
+STATUS = re.compile(r"(40[13]) (?:Forbidden|Unauthorized)")
+FAILURES: Sequence[tuple[re.Pattern[str], Callable[[str, str], MlxqError]]] = (
+    (
+        re.compile(r"[Hh]ash mismatch"),
+        lambda package, _: Damaged(
+            f"{package} has another hash than mlxq's lock says.", done=KEPT_ALL, hint="mlxq engine list"
+        ),
+    ),
+    (
+        re.compile(r"No space left on device"),
+        lambda _package, _status: DoesNotFit(
+            "The disk became full before the engine was complete.", done=KEPT_ALL, hint="mlxq prune"
+        ),
+    ),
+    (
+        STATUS,
+        lambda package, status: NotFound(
+            f"The package index refused {package} (HTTP {status}).", done=KEPT_ALL, hint="mlxq engine list"
+        ),
+    ),
+    (
+        re.compile(r"was not found in the package registry|there is no version of|404 Not Found"),
+        lambda package, _: NotFound(
+            f"The package index does not have {package}.", done=KEPT_ALL, hint="mlxq engine list"
+        ),
+    ),
+    (
+        re.compile(r"no usable wheels|no wheels|only has wheels"),
+        lambda package, _: NotFound(f"{package} has no build for this system.", done=KEPT_ALL, hint="mlxq engine list"),
+    ),
+    (
+        re.compile(r"Request failed|Failed to fetch|Failed to download|dns error|timed out|[Cc]onnection refused"),
+        lambda _package, _status: Offline(
+            "The package index did not answer, or not to the end.", done=KEPT_ALL, hint="mlxq engine list"
+        ),
+    ),
+)
+"""What uv 0.13 says, collected from an index that lies; the first that applies."""
 
 
 def prove(request: Mapping[str, Any]) -> dict[str, Any]:
     """Serve the built-in model with the fresh engine: it must answer, reuse a prompt, and end when told.
 
-    Returns {"start_s", "first_token_s", "resident_bytes", "reused", "stop_s", "mlx"}. Raises EngineFailed.
+    Returns {"start_s", "first_token_s", "resident_bytes", "reused", "stop_s", "mlx"}. Raises EngineUnproven.
     """
     smoke = request["smoke"]
+    try:
+        return _served(smoke) | {"mlx": _mlx(request)}
+    except EngineFailed as problem:
+        raise EngineUnproven(
+            f"{smoke['release']} failed its smoke test: {problem.message}",
+            done="It is not used; what was running keeps running.",
+            hint=f"tail {smoke['log']}",
+        ) from problem
+
+
+def _served(smoke: dict[str, Any]) -> dict[str, Any]:
+    """Return what the smoke test measured. Raises EngineFailed."""
     began = time.monotonic()
     with benchmark.own_engine(smoke) as pid:
         start_s = time.monotonic() - began
-        token_s = probe.one_token(smoke["port"], smoke["key"], smoke["name"], benchmark.TOKEN_S)
-        reused = reuse.share(smoke["port"], smoke["key"], smoke["name"], smoke["release"])
+        token_s = probe.one_token(smoke["port"], smoke["key"], smoke["name"], smoke["token_limit_s"])
+        reused = reuse.share(
+            smoke["port"],
+            smoke["key"],
+            smoke["name"],
+            smoke["release"],
+            tokens=FIRST_TURN_TOKENS,
+            answer_s=smoke["token_limit_s"],
+        )
         resident = benchmark.resident(pid)
         ending = time.monotonic()
     stop_s = time.monotonic() - ending
     if reused < LEAST_REUSE:
-        raise EngineFailed(
-            f"{smoke['release']} read {1 - reused:.0%} of a prompt again.", done="It was not taken into use."
-        )
+        raise EngineFailed(f"it read {1 - reused:.0%} of a prompt again.")
     times = {"start_s": start_s, "first_token_s": token_s, "stop_s": stop_s}
     return {
         **{name: round(seconds, 2) for name, seconds in times.items()},
         "resident_bytes": resident,
         "reused": reused,
-        "mlx": _mlx(request),
     }
 
 

@@ -1,15 +1,17 @@
 """Which engines are on this machine: the one in mlxq's own environment, and those below MLXQ_HOME/engines.
 
-A folder `NAME-VERSION` counts once `engine.json` is in it, which is written last, after its smoke test: a version that
-was never proven is no engine.
+A folder `NAME-VERSION` counts when `engine.json` is in it: a version that was never proven is no engine. A hidden
+folder is one in the making (tasks/engines/environments.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from state.paths import Home
 from tasks.engines.base import Installation
 
 FACT = "engines"
-"""The fact that holds which version of each engine is used: {name: a Wish}."""
+"""The fact that holds which version of each engine is used: {name: a RequestedEngine}."""
 PROOF = "engine.json"
 
 
@@ -60,10 +62,11 @@ def python(environment: Path) -> Path:
 
 
 def releases(home: Home) -> list[Release]:
-    """Return every version that was proven, the one in mlxq's own environment first."""
+    """Return every version that was proven: the one in mlxq's own environment first, then the oldest version first."""
     proven = [Release(own(), None, {}, whole=True)]
     if home.engines.is_dir():
-        proven += [release for environment in sorted(home.engines.iterdir()) if (release := _release(environment))]
+        folders = [folder for folder in home.engines.iterdir() if not folder.name.startswith(".")]
+        proven += sorted(filter(None, map(_release, folders)), key=lambda release: order(release.installation.version))
     return proven
 
 
@@ -74,9 +77,34 @@ def _release(environment: Path) -> Release | None:
         return None
     if proof.get("engine") not in entries():
         return None
-    runs = python(environment)
-    installation = Installation(proof["engine"], str(proof["version"]), str(runs))
-    return Release(installation, environment, proof, whole=os.access(runs, os.X_OK))
+    installation = Installation(proof["engine"], str(proof["version"]), str(python(environment)))
+    return Release(installation, environment, proof, whole=_runs(environment, proof))
+
+
+def _runs(environment: Path, proof: dict[str, Any]) -> bool:
+    """Return whether the environment's Python is the one it was made for: its link leads there, or to a patch of it.
+
+    A Python that was removed leaves a dead link; one that was upgraded to another minor version has other packages.
+    """
+    link = python(environment)
+    if not os.access(link, os.X_OK):
+        return False
+    actual = Path(os.path.realpath(link))
+    minor = re.fullmatch(r"python(\d+\.\d+)t?", actual.name)
+    return minor[1] == proof.get("python", minor[1]) if minor else str(actual) == proof.get("interpreter", str(actual))
+
+
+def interpreter(environment: Path) -> dict[str, str]:
+    """Return {"python", "interpreter"} for the proof: the minor version of this Python, and its file."""
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "interpreter": os.path.realpath(python(environment)),
+    }
+
+
+def order(release: str) -> list[int]:
+    """Return the key by which versions are sorted."""
+    return [int(part) if part.isdigit() else 0 for part in release.split(".")]
 
 
 def mlx(home: Home, release: str) -> str:
@@ -92,19 +120,9 @@ def write_proof(environment: Path, proof: dict[str, Any]) -> None:
     replace_private(environment / PROOF, json.dumps(proof, indent=1, sort_keys=True))
 
 
-def used(db: Database, home: Home) -> list[Installation]:
-    """Return one version of each engine: the one that was chosen, else the newest proven one that did not fail."""
-    chosen = _chosen(db)
-    by_engine: dict[str, Installation] = {}
-    for release in releases(home):
-        installation, wish = release.installation, chosen.get(release.installation.engine, RequestedEngine())
-        if (
-            release.whole
-            and installation.version not in wish.bad
-            and (installation.engine not in by_engine or installation.version == wish.version)
-        ):
-            by_engine[installation.engine] = installation
-    return list(by_engine.values())
+def discard(environment: Path) -> None:
+    """Have an environment count no more, because something is missing from it; what runs from there keeps running."""
+    (environment / PROOF).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -112,40 +130,94 @@ class RequestedEngine:
     """Which version of an engine is to be used."""
 
     version: str | None = None
+    since: float = 0.0
+    """Unix seconds at which it was taken into use."""
     previous: str | None = None
     """The one that was used before it."""
-    bad: tuple[str, ...] = ()
-    """Versions that failed in use; they are not taken by themselves."""
+    bad: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Versions that failed in use, and why; they are not used unless the user asks for them."""
+
+
+def used(db: Database, home: Home) -> list[Installation]:
+    """Return one version of each engine: the one that was requested, else the one before it, else the newest here.
+
+    Versions that failed in use are left out.
+    """
+    requested = _requested(db)
+    versions: dict[str, Installation] = {}
+    for release in releases(home):
+        installation, wish = release.installation, requested.get(release.installation.engine, RequestedEngine())
+        if release.whole and installation.version not in wish.bad:
+            other = versions.get(installation.engine)
+            if other is None or _rank(installation, wish) >= _rank(other, wish):
+                versions[installation.engine] = installation
+    return list(versions.values())
+
+
+def _rank(installation: Installation, wish: RequestedEngine) -> int:
+    """Return how much a version is wanted; of those that were never requested the newest comes last."""
+    return (installation.version == wish.version) * 2 + (installation.version == wish.previous)
+
+
+def missing(db: Database, home: Home) -> dict[str, str]:
+    """Return the version of each engine that was requested and is not here, or not whole."""
+    whole = {release.installation.name for release in releases(home) if release.whole}
+    wanted = {
+        name: wish.version for name, wish in _requested(db).items() if wish.version and wish.version not in wish.bad
+    }
+    return {name: version for name, version in wanted.items() if f"{name} {version}" not in whole}
 
 
 def wish(db: Database, name: str) -> RequestedEngine:
-    """Return which version of an engine is to be used; all of it empty where none was chosen."""
-    return _chosen(db).get(name, RequestedEngine())
+    """Return which version of an engine is to be used; all of it empty where none was requested."""
+    return _requested(db).get(name, RequestedEngine())
 
 
 def use(db: Database, name: str, release: str) -> RequestedEngine:
     """Write down that a version of an engine is used from now on; return what was used before."""
-    before = wish(db, name)
-    bad = tuple(failed for failed in before.bad if failed != release)
-    if (before.version, before.bad) != (release, bad):
-        previous = before.version if before.version != release else before.previous
-        _write(db, name, RequestedEngine(release, previous, bad))
+    with db.transaction():
+        before = wish(db, name)
+        bad = {failed: reason for failed, reason in before.bad.items() if failed != release}
+        if before.version != release:
+            _write(db, name, RequestedEngine(release, db.now(), before.version or before.previous, bad))
+        elif bad != before.bad:
+            _write(db, name, replace(before, bad=bad))
     return before
 
 
-def take_back(db: Database, name: str, release: str) -> RequestedEngine:
-    """Write down that a version failed in use, and that the one before it is used again; return the new wish."""
-    before = wish(db, name)
-    version = before.previous if before.version == release else before.version
-    after = RequestedEngine(version, None, tuple(dict.fromkeys((*before.bad, release))))
-    _write(db, name, after)
+def take_back(db: Database, name: str, release: str, reason: str) -> RequestedEngine:
+    """Write down that a version failed, and that the one before it is used again; return the new wish."""
+    with db.transaction():
+        before = wish(db, name)
+        bad = {**before.bad, release: reason}
+        after = replace(before, bad=bad)
+        if before.version == release:
+            version = before.previous if before.previous not in bad else None
+            after = RequestedEngine(version, db.now(), None, bad)
+        _write(db, name, after)
     return after
+
+
+def forget(db: Database, name: str, release: str) -> None:
+    """Write down that a version is gone for good; one before it is used in its place."""
+    with db.transaction():
+        before = wish(db, name)
+        bad = {failed: reason for failed, reason in before.bad.items() if failed != release}
+        previous = before.previous if before.previous != release else None
+        if before.version == release:
+            _write(db, name, RequestedEngine(previous, db.now(), None, bad))
+        else:
+            _write(db, name, replace(before, previous=previous, bad=bad))
 
 
 def _write(db: Database, name: str, wanted: RequestedEngine) -> None:
     facts.put(db, FACT, facts.get(db, FACT) | {name: asdict(wanted)})
 
 
-def _chosen(db: Database) -> dict[str, RequestedEngine]:
-    rows: dict[str, dict[str, Any]] = facts.get(db, FACT)
-    return {name: RequestedEngine(row["version"], row["previous"], tuple(row["bad"])) for name, row in rows.items()}
+def _requested(db: Database) -> dict[str, RequestedEngine]:
+    return {name: _wish(row) for name, row in facts.get(db, FACT).items()}
+
+
+def _wish(row: Mapping[str, Any]) -> RequestedEngine:
+    bad: dict[str, str] = row["bad"] or {}
+    return RequestedEngine(row["version"], float(row["since"]), row["previous"], bad)

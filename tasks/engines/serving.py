@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catalog import load
 from catalog.engines import kind_of
 from state import bench, facts, settings
 from state.db import Database
-from state.errors import NotSetUp
 from state.paths import Home
 from state.stack import Tier
-from tasks.engines import choice, installed, model_facts
+from tasks.engines import choice, faults, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
 from tasks.engines.choice import EngineChoice, Question
+from tasks.engines.installed import RequestedEngine
 from tasks.plan.environment import kept, marker
 
 
@@ -32,13 +31,16 @@ class Launch:
     """generation -> the child's whole environment, key included; never stored."""
     release: str
     """Which engine it is: "rapid-mlx 0.16.10"."""
+    choice: EngineChoice | None = None
+    """Why this engine; None where it was not chosen."""
 
 
 def launch(db: Database, home: Home, tier: Tier, key: str, backend: str) -> Launch:
-    """Return how `tier` is to be served now; its weights must be here. Raises NotSetUp for an engine that is not."""
+    """Return how `tier` is to be served now; its weights must be here."""
     facts_of_model = model_facts.read(Path(tier.weights))
-    chosen = choose(db, home, tier, facts_of_model, backend).installation
-    return launch_with(Served(tier, facts_of_model, str(home.root), key, backend), chosen)
+    chosen = choose(db, home, tier, facts_of_model, backend)
+    launch = launch_with(Served(tier, facts_of_model, str(home.root), key, backend), chosen.installation)
+    return replace(launch, choice=chosen)
 
 
 def launch_with(served: Served, installation: Installation) -> Launch:
@@ -51,10 +53,8 @@ def launch_with(served: Served, installation: Installation) -> Launch:
 
 
 def choose(db: Database, home: Home, tier: Tier, model: ModelFacts, backend: str) -> EngineChoice:
-    """Return the engine that serves `tier`, by the settings, what is installed and what was measured.
-
-    Raises NotSetUp for an engine that is named and not installed.
-    """
+    """Return the engine that serves `tier`, by the settings, what is installed and what was measured."""
+    used = installed.used(db, home)
     question = Question(
         wanted=wanted(home, tier.name),
         kind=model.kind,
@@ -62,20 +62,37 @@ def choose(db: Database, home: Home, tier: Tier, model: ModelFacts, backend: str
         tool_parser=tier.tool_parser,
         reasoning_parser=tier.reasoning_parser,
         speeds=bench.speeds(db, tier.model, tier.quant, str(facts.get(db, "machine").get("chip", ""))),
+        faults=faults.of(db, tier),
+        absent=absent(db, home, used),
     )
-    return choice.choose(question, installed.used(db, home))
+    return choice.choose(question, used)
+
+
+def absent(db: Database, home: Home, used: Sequence[Installation]) -> dict[str, str]:
+    """Return the engines of which no version can be used, and why; `used`: those that can."""
+    names = set(ENGINES) - {installation.engine for installation in used}
+    lost = installed.missing(db, home)
+    return {name: _absence(installed.wish(db, name), lost.get(name)) for name in names}
+
+
+def _absence(wish: RequestedEngine, lost: str | None) -> str:
+    """Return why an engine cannot be used. `lost`: the version that should be here and is not."""
+    if lost:
+        return f"the environment of version {lost} is gone, or its Python is"
+    if wish.bad:
+        version, reason = list(wish.bad.items())[-1]
+        return f"version {version} was taken back ({reason})"
+    return "it is not installed"
+
+
+def of_tier(db: Database, home: Home, tier: Tier) -> EngineChoice:
+    """Return the engine that serves a tier; before its weights are here, by what the catalog says of its model."""
+    return choose(db, home, tier, facts_of(tier, home), backend_of(db))
 
 
 def engines(db: Database, home: Home, tiers: Sequence[Tier]) -> dict[str, str]:
-    """Return the engine that serves each tier; before its weights are here, by what the catalog says of its model.
-
-    A tier whose engine is named and not installed is left out: it cannot start either.
-    """
-    names: dict[str, str] = {}
-    for tier in tiers:
-        with suppress(NotSetUp):
-            names[tier.name] = choose(db, home, tier, facts_of(tier, home), backend_of(db)).installation.engine
-    return names
+    """Return the engine that serves each tier."""
+    return {tier.name: of_tier(db, home, tier).installation.engine for tier in tiers}
 
 
 def facts_of(tier: Tier, home: Home) -> ModelFacts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +11,8 @@ from state.bench import Bench, Round
 
 WARN, FAIL = 0.15, 0.30
 """Shares by which a speed may fall short of the prediction."""
+SLOWER = 0.9
+"""A new version of an engine that reaches less than this share of the old one's speed is not used."""
 FEWEST_TOKENS = 8
 """An answer with fewer says nothing about speed."""
 TOOL_TOKENS = 1024
@@ -76,6 +78,17 @@ def verdict(decode: float, prompt_tps: float, predicted_decode: float, predicted
     """Hold the speeds against the prediction: PASS, WARN from 15 % below it, FAIL from 30 %. The worse one counts."""
     short = max(1 - decode / predicted_decode, 1 - prompt_tps / predicted_prompt)
     return "FAIL" if short >= FAIL else "WARN" if short >= WARN else "PASS"
+
+
+def slower(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """Return why a new version of an engine is not used: it writes or reads at less than SLOWER of the old speed.
+
+    Speeds in tokens/s under "decode_tps" and "prompt_tps".
+    """
+    for name, word in (("decode_tps", "writes"), ("prompt_tps", "reads")):
+        if after[name] < SLOWER * before[name]:
+            return f"it {word} {after[name]:.1f} tokens/s here, the version before it {before[name]:.1f}"
+    return None
 
 
 def regressions(rows: Sequence[Bench]) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from state import errors, safe_mode, service, settings
 from state.db import Database
@@ -14,7 +15,7 @@ from tasks.engines import adapters
 from tasks.plan import exit_causes, restart
 from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import MOST
-from tasks.supervision import handover_state, lifecycle
+from tasks.supervision import engine_faults, handover_state, lifecycle
 from tasks.system import memory, process
 from tasks.system.process import Identity
 
@@ -53,10 +54,18 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
     cause = _cause(home, row, dead, code)
     step, next_try_at, exits = _sentence(db, home, row, cause)
     explanation = {"exit_code": code, "cause_code": cause.code, "cause": cause.sentence, "hint": cause.hint}
-    columns = {"identity": None, "next_try_at": next_try_at, "exits": exits, "restarts": row.restarts + 1}
+    columns: dict[str, Any] = {
+        "identity": None,
+        "next_try_at": next_try_at,
+        "exits": exits,
+        "restarts": row.restarts + 1,
+    }
     with db.transaction():  # a successor may have taken its place while the shim was waited for
-        same = service.get(db, name).identity == row.identity
-        recorded = same and service.apply(db, name, step, fence=row.generation, **columns, **explanation)
+        if service.get(db, name).identity != row.identity:
+            return None
+        if engine_faults.handle(db, home, row, cause, crash_loop=step == ServiceEvent.CRASH_LOOPED):
+            step, columns = ServiceEvent.EXITED, columns | {"next_try_at": db.now(), "exits": list[float]()}
+        recorded = service.apply(db, name, step, fence=row.generation, **columns, **explanation)
     if recorded and cause.code == exit_causes.OOM and row.kind == "engine":
         safe_mode.record_oom(db, name, MOST)
     return cause if recorded else None
@@ -115,6 +124,21 @@ def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | No
         ServiceEvent.FAILED if next_try_at is None else ServiceEvent.CRASH_LOOPED,
         identity=None,
         next_try_at=next_try_at,
+        cause_code=problem.code,
+        cause=problem.message,
+        hint=problem.hint,
+    )
+
+
+def try_again(db: Database, name: str, problem: MlxqError) -> None:
+    """Record that a service is started again at once, by another engine: its earlier exits count no more."""
+    service.apply(
+        db,
+        name,
+        ServiceEvent.EXITED,
+        identity=None,
+        next_try_at=db.now(),
+        exits=list[float](),
         cause_code=problem.code,
         cause=problem.message,
         hint=problem.hint,

@@ -8,11 +8,10 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 
-from catalog.engines import entry
 from state import ledger, service, settings
 from state.db import Database
 from state.errors import NotFound, StateUnavailable
-from state.service import Service, State
+from state.service import State
 from tasks.kinds import new
 from tasks.plan import restart
 from tasks.plan.reconcile import is_repair
@@ -44,19 +43,8 @@ def handle_exit(name: str, identity: Identity) -> None:
             return
         row = service.get(db, name)
         log.warning("service_died", service=name, cause=cause.code, exit_code=row.exit_code, state=row.state)
-        _blame_engine(db, row)
         if row.state == State.BACKOFF and not restart.left_s(row.next_try_at, db.now()):
             request_restart(db, name, "gone")
-
-
-def _blame_engine(db: Database, row: Service) -> None:
-    """Queue the rollback of a version of an engine under which a tier exits again and again."""
-    engine, _, version = row.release.partition(" ")
-    if row.state == State.CRASH_LOOP and engine and entry(engine).environment == "own":
-        reason = f"{row.name} exited again and again: {row.cause}"
-        ledger.enqueue(
-            db, new("rollback_engine", {"engine": engine, "version": version, "reason": reason}), source="watchdog"
-        )
 
 
 def request_restart(db: Database, name: str, reason: str) -> None:

@@ -15,9 +15,10 @@ from state.job import get as read_job
 from state.service import Service, ServiceEvent, State
 from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
+from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import may_start
 from tasks.queue import Context, job
-from tasks.supervision import exits, gateway_config, handover, lifecycle, probe, repairs, spec
+from tasks.supervision import engine_faults, exits, gateway_config, handover, lifecycle, probe, repairs, spec
 from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, process, prompt_cache
 from tasks.system.background_call import BackgroundCall
@@ -46,10 +47,10 @@ def start(context: Context, service: str) -> dict[str, Any]:
 def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:  # noqa: ARG001 (part of the request)
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
-    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", or "logged_out". A service that is
-    not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
+    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", "logged_out", or "outdated", which
+    leaves one alone that runs as it would be started now. A service that is not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
     """
-    return bring_up(context, service, replace=reason not in {"gone", "asked"}, hung=reason == "hung")
+    return bring_up(context, service, replace=reason not in {"gone", "asked", "outdated"}, hung=reason == "hung")
 
 
 def _replaced(context: Context, row: Service) -> bool:
@@ -212,19 +213,44 @@ def _try(context: Context, name: str, plan: LaunchSpec, restarted: int) -> bool:
     row = rows.get(context.db, name)
     if not lifecycle.running(row):
         context.report("starting")
+        before = row.release
         try:
             row = lifecycle.spawn(context.db, context.home, name, plan, restarted=restarted)
         except MlxqError as problem:
             exits.give_up(context.db, name, problem)
             raise
+        _follow_engine(context, name, before, plan)
     try:
         return row.state in rows.ROUTED or _await_ready(context, row, plan)
     except EngineFailed as problem:
+        if _blame_engine(context, row, problem):
+            return False
         _supersede(context, row, problem, again_s=AGAIN_S)
         raise
     except PortTaken as problem:
         _supersede(context, row, problem, again_s=None)
         raise
+
+
+def _follow_engine(context: Context, name: str, before: str, plan: LaunchSpec) -> None:
+    """Record which engine serves a tier; tell the gateway of another one, and have one that is gone installed again."""
+    if plan.choice is None:
+        return
+    engine_faults.record_choice(context.db, name, before, plan)
+    if plan.release != before:
+        engine_faults.request_missing(context.db, context.home)
+        if before:
+            gateway_config.queue_refresh(context.db, context.home)
+
+
+def _blame_engine(context: Context, row: Service, problem: EngineFailed) -> bool:
+    """End an engine that runs and does not serve where another release can take its place; return whether one can."""
+    cause = Cause(problem.code, problem.message, problem.hint or "", permanent=False)
+    if not engine_faults.handle(context.db, context.home, row, cause, crash_loop=True):
+        return False
+    _end(context, row)
+    exits.try_again(context.db, row.name, problem)
+    return True
 
 
 def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
@@ -294,10 +320,14 @@ def _supersede(context: Context, row: Service, problem: MlxqError, *, again_s: f
 
     It is ended before its row is: a worker that dies in between leaves a stop to finish, and no process forgotten.
     """
+    _end(context, row)
+    exits.give_up(context.db, row.name, problem, None if again_s is None else context.db.now() + again_s)
+
+
+def _end(context: Context, row: Service) -> None:
     rows.apply(context.db, row.name, ServiceEvent.STOPPING, fence=row.generation)
     if identity := lifecycle.identity(row):
         process.stop(identity, lifecycle.GRACE_S)
-    exits.give_up(context.db, row.name, problem, None if again_s is None else context.db.now() + again_s)
 
 
 def _pause(context: Context, name: str) -> None:

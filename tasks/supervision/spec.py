@@ -20,6 +20,7 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home
 from tasks.engines import serving
+from tasks.engines.choice import EngineChoice
 from tasks.plan import gateway, health, page
 from tasks.plan.environment import KEPT
 from tasks.plan.safe_mode import reduced
@@ -42,6 +43,8 @@ class LaunchSpec:
     start_limit_s: float
     release: str = ""
     """Of an engine: its name and version."""
+    choice: EngineChoice | None = None
+    """Why this engine serves."""
 
 
 def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
@@ -60,7 +63,7 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Launch
     size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
     spec_hash = _spec_hash(launch.argv, launch.environment(0), launch.release)
     limit_s = health.start_limit_s(size)
-    return LaunchSpec(launch.argv, launch.environment, spec_hash, tier.port, limit_s, launch.release)
+    return LaunchSpec(launch.argv, launch.environment, spec_hash, tier.port, limit_s, launch.release, launch.choice)
 
 
 def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:

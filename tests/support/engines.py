@@ -31,7 +31,8 @@ def installation(name: str, root: Path) -> Installation:
     version = entry(name).version
     place = root / f"{name}-{version}"
     if not installed.python(place).exists():
-        install.make(place, install.lock(name, version), lambda _: None)
+        place.mkdir(parents=True)
+        install.make(place, install.lock(root, name, version), lambda _: None)
     return Installation(name, version, str(installed.python(place)))
 
 

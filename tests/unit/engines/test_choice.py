@@ -1,9 +1,6 @@
 import dataclasses
 
-import pytest
-
 from catalog.engines import ModelKind
-from state.errors import NotSetUp
 from tasks.engines.base import Installation
 from tasks.engines.choice import Question, choose
 
@@ -46,8 +43,31 @@ def test_an_engine_without_the_models_parser_is_not_taken():
 
 def test_a_named_engine_is_taken_or_missed():
     named = dataclasses.replace(HYBRID, wanted="vllm-mlx")
-    gone = dataclasses.replace(HYBRID, wanted="rapid-mlx")
+    gone = dataclasses.replace(HYBRID, wanted="rapid-mlx", absent={"rapid-mlx": "it is not installed"})
 
     assert choose(named, [OWN, RAPID]).installation == OWN
-    with pytest.raises(NotSetUp, match="rapid-mlx is not installed"):
-        choose(gone, [OWN])
+    assert choose(named, [OWN, RAPID]).missed == "", "what the user names is not missed"
+    assert choose(gone, [OWN]).installation == OWN
+    assert choose(gone, [OWN]).missed == "A setting names rapid-mlx, but it is not installed."
+    assert choose(gone, [OWN]).hint == "mlxq engine install rapid-mlx"
+
+
+def test_an_engine_that_would_read_prompts_once_is_missed():
+    missing = dataclasses.replace(HYBRID, absent={"rapid-mlx": "it is not installed"})
+    chosen = choose(missing, [OWN])
+
+    assert chosen.missed.startswith("It reads every prompt again from its beginning. rapid-mlx would read it once, but")
+    assert choose(dataclasses.replace(missing, kind=ModelKind.ATTENTION), [OWN]).missed == ""
+    assert choose(dataclasses.replace(missing, tool_parser="step3p5"), [OWN]).missed == ""
+
+
+def test_a_release_that_fails_with_the_model_is_not_taken():
+    faults = {"rapid-mlx 0.16.10": "it could not start"}
+    chosen = choose(dataclasses.replace(HYBRID, faults=faults), [OWN, RAPID])
+
+    assert chosen.installation == OWN
+    assert "but it does not serve this model (it could not start)" in chosen.missed
+    assert chosen.hint == "mlxq engine use rapid-mlx"
+    assert choose(dataclasses.replace(HYBRID, faults=faults | {"vllm-mlx 0.6.0": "nor this"}), [OWN, RAPID])
+    named = dataclasses.replace(HYBRID, wanted="rapid-mlx", faults=faults)
+    assert choose(named, [OWN, RAPID]).installation == OWN

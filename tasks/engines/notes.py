@@ -1,0 +1,31 @@
+"""What each tier misses by the engine that serves it, as of its last start: for `mlxq status` and `mlxq doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from state import facts
+from state.db import Database
+from state.stack import Tier
+
+FACT = "engine_notes"
+"""{tier: [sentence, command that helps or null]}; tiers that miss nothing are left out."""
+
+
+def write(db: Database, tier: str, missed: str, hint: str | None) -> None:
+    """Write down what a tier misses; an empty sentence for nothing."""
+    notes = facts.get(db, FACT)
+    changed = {name: note for name, note in notes.items() if name != tier} | ({tier: [missed, hint]} if missed else {})
+    if changed != notes:
+        facts.put(db, FACT, changed)
+
+
+def listing(db: Database, tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:
+    """Return names of tiers, sentence and command of each note; tiers that miss the same share one."""
+    notes = facts.get(db, FACT)
+    named: dict[tuple[str, str | None], list[str]] = {}
+    for tier in tiers:
+        if tier.name in notes:
+            sentence, hint = notes[tier.name]
+            named.setdefault((sentence, hint), []).append(tier.name)
+    return [(", ".join(names), sentence, hint) for (sentence, hint), names in named.items()]
