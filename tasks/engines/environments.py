@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from state import lock
+from state import files
 from tasks.system.child import Later
 
 STAGING, REPLACED, LOCKS = ".partial", ".old", ".locks"
@@ -56,7 +56,7 @@ def hold(target: Path) -> Generator[StagedEnvironment]:
     locks = target.parent / LOCKS
     locks.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (locks / target.name).open("a") as file:
-        if not lock.take(file):
+        if not files.take_lock(file):
             raise Later(f"{target.name} is being installed by another process", AGAIN_S)
         _restore(target)
         staging = StagedEnvironment(target)
@@ -72,7 +72,7 @@ def sweep(engines: Path) -> list[str]:
     swept: list[str] = []
     for name in sorted({_target(path) for path in _leftovers(engines)}):
         with (engines / LOCKS / name).open("a") as file:
-            if lock.take(file):
+            if files.take_lock(file):
                 _restore(engines / name)
                 swept.append(name)
     return swept

@@ -48,7 +48,8 @@ def restart(context: Context, service: str, reason: str = "asked", *, purge: boo
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
     `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", "logged_out", or "outdated", which
-    leaves one alone that runs as it would be started now. A service that is not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a request.
+    leaves one alone that runs as it would be started now. A service that is not wanted stays down. What the user
+    asked, also whether to `purge` old prompts on disk, is recorded as a request.
     """
     return bring_up(context, service, replace=reason not in {"gone", "asked", "outdated"}, hung=reason == "hung")
 
