@@ -105,15 +105,11 @@ class Limits:
 
 
 TEXT = Limits()
-GATEWAY = Limits(silent_s=3.0, frozen_s=3.0)
-"""The gateway never computes: one that misses two looks hangs. Seen, ended and started again within 10 s."""
 VISION = Limits(silent_s=60.0, stalled_s=60.0, prefill_s=90.0)
 """Vision models step on the server's event loop, so that nothing is answered during a step."""
 
 
 MOST_CROWDED = 10.0
-MOST_CROWDED_GATEWAY = 2.0
-"""The same for the gateway: its callers wait as long, and have no other gateway to ask."""
 
 
 def patience(limits: Limits, crowding: float) -> Limits:

@@ -175,8 +175,8 @@ def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool, re
     if hung:
         rows.update(context.db, row.name, restarts=row.restarts + 1)
         running = lifecycle.running(row)
-        stopped = running is not None and process.frozen(running)  # by a signal: it takes none but SIGKILL
-        lifecycle.stop(context.db, context.home, row, 0.0 if stopped else lifecycle.HUNG_GRACE_S)
+        deaf = row.kind == "gateway" or (running is not None and process.frozen(running))  # takes SIGKILL alone
+        lifecycle.stop(context.db, context.home, row, 0.0 if deaf else lifecycle.HUNG_GRACE_S)
         return
     lifecycle.may_move(row, plan)
     if handover.possible(context.home, row):

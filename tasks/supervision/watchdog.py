@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 
 from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
-from state.errors import EngineFailed, GatewayFailed, MlxqError, NotFound
+from state.errors import EngineFailed, MlxqError, NotFound
 from state.service import ROUTED, SERVING, Service, ServiceEvent, State
 from tasks.engines import adapters
 from tasks.kinds import new
-from tasks.plan import gateway, health, leak, page
+from tasks.plan import gateway, gateway_health, health, leak, page
 from tasks.plan.health import EngineStatus, HealthSample, Limits, Track, Verdict
 from tasks.plan.leak import Advice, Trend
 from tasks.plan.reconcile import Action, decide, escalate
 from tasks.queue import tick
 from tasks.runtime import log, runtime
 from tasks.supervision import exits, lifecycle, probe, repairs, spec
+from tasks.supervision.gateway_watch import GatewayWatch
 from tasks.system import log_rotation, memory, process
 from tasks.system.process import Identity
 from tasks.system.sleep_inhibitor import SleepInhibitor
@@ -62,6 +63,7 @@ class Watchdog:
         self._leaving: dict[Identity, float] = {}
         """Since when each was seen to leave, in monotonic seconds."""
         self._wakes = memory.SleepClock()
+        self._gateway = GatewayWatch()
         self._next_look = 0.0
         self._begun = False
         self._escalated = False
@@ -140,6 +142,8 @@ class Watchdog:
         elif need == Action.STOP:
             ledger.enqueue(db, new("stop", {"service": row.name, "unwanted": True}), source="watchdog")
         elif need == Action.PROBE and identity:
+            if row.kind == "gateway":
+                self._gateway.follow(row, identity)
             self._probe(db, row, identity)
 
     def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
@@ -160,7 +164,7 @@ class Watchdog:
         charge = self._monitored(row.name, identity)
         limits = _limits(db, row)
         now = time.monotonic()
-        status = _ask(row)
+        status = (IDLE if self._gateway.answering else None) if row.kind == "gateway" else _ask(row)
         answer, charge.answer = charge.answer, None
         frozen = status is None and process.frozen(identity)
         charge.track = health.follow(charge.track, HealthSample(now, status, answer, frozen))
@@ -232,6 +236,8 @@ HUNG = {
     Verdict.BROKEN: "It answers, and every request fails.",
 }
 
+GATEWAY = Limits(silent_s=2 * gateway_health.STARVED_S, frozen_s=2 * gateway_health.STARVED_S)
+"""A net: `GatewayWatch` sees it long before."""
 IDLE = health.read_status(None)
 """What a gateway that answers counts as: there, with nothing to do."""
 
@@ -239,12 +245,10 @@ IDLE = health.read_status(None)
 def _ask(row: Service) -> EngineStatus | None:
     """Ask a service how it is; None when it does not say."""
     try:
-        if row.kind == "gateway":
-            return IDLE if probe.gateway_ready(row.port, PROBE_S) else None
         if row.kind == "page":
             return IDLE if probe.answers(row.port, page.HEALTH, PROBE_S) else None
         return probe.status(row.port, _key(), PROBE_S, release=row.release)
-    except (EngineFailed, GatewayFailed):
+    except EngineFailed:
         return None
 
 
@@ -268,7 +272,7 @@ def _limits(db: Database, row: Service) -> Limits:
     """Return how long a service may be silent on this machine as busy as it is."""
     crowding = memory.crowding()
     if row.kind == "gateway":
-        return health.patience(health.GATEWAY, min(crowding, health.MOST_CROWDED_GATEWAY))
+        return GATEWAY
     with suppress(NotFound):
         if row.kind == "engine":
             limits = adapters.named(row.release).limits(vision=stack.tier(db, row.name).vision)

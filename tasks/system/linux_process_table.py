@@ -15,6 +15,8 @@ class ProcStat:
     parent: int
     start: str
     """Clock ticks from boot to its start; no clock setting moves it."""
+    cpu_ticks: int
+    """Of user and system time."""
 
 
 def boot() -> str:
@@ -32,6 +34,18 @@ def stopped(pid: int) -> bool:
     """Return whether a signal or a debugger has stopped the process."""
     stat = _stat(pid)
     return stat is not None and stat.state in "Tt"
+
+
+def waits(pid: int) -> bool | None:
+    """Return whether the process's first thread runs, or waits for a processor or the disk."""
+    stat = _stat(pid)
+    return stat is not None and stat.state in "RD"
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process since its start; 0 when it is gone."""
+    stat = _stat(pid)
+    return stat.cpu_ticks / os.sysconf("SC_CLK_TCK") if stat else 0.0
 
 
 def parent(pid: int) -> int | None:
@@ -75,7 +89,8 @@ def _stat(pid: int) -> ProcStat | None:
         fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return ProcStat(state=fields[0], parent=int(fields[1]), start=fields[19])
+    ticks = int(fields[11]) + int(fields[12])
+    return ProcStat(state=fields[0], parent=int(fields[1]), start=fields[19], cpu_ticks=ticks)
 
 
 def _strings(pid: int, name: str) -> list[str]:

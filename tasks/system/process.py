@@ -109,6 +109,16 @@ def frozen(identity: Identity) -> bool:
     return table.stopped(identity.pid)
 
 
+def waits(identity: Identity) -> bool | None:
+    """Return whether the process runs, or waits for a processor or the disk; None where the system does not say."""
+    return table.waits(identity.pid)
+
+
+def cpu_s(identity: Identity) -> float:
+    """Return the CPU seconds that the process has had since its start; 0 when it is gone."""
+    return table.cpu_s(identity.pid)
+
+
 def encode(identity: Identity) -> str:
     """Return the identity as boot/pid/start."""
     return f"{identity.boot}/{identity.pid}/{identity.start}"

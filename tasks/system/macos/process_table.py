@@ -88,6 +88,16 @@ def stopped(pid: int) -> bool:
     return _look(pid, lambda process: process.status() == psutil.STATUS_STOPPED, otherwise=False)
 
 
+def waits(pid: int) -> bool | None:  # noqa: ARG001 - as on Linux
+    """Return None: every process that was not stopped has the state SRUN (XNU bsd/kern/kern_fork.c)."""
+    return None
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process since its start; 0 when it is gone."""
+    return _look(pid, lambda process: sum(process.cpu_times()[:2]), 0.0)
+
+
 def parent(pid: int) -> int | None:
     """Return the pid of a living process's parent."""
     return _look(pid, lambda process: process.ppid(), None)
