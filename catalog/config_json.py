@@ -8,20 +8,18 @@ The names are those of transformers' configuration classes; models with vision n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from catalog.description import geometry
+from catalog.description.geometry import Geometry, NoShape
+from catalog.description.repo_facts import RepoFacts
+from catalog.fit import STATE_SIZE, token_values
 from catalog.model import Attention
 
 LARGEST = 2**40
 """Above every count that a model has; what is larger is no count."""
-RECURRENT = ("linear", "mamba", "conv", "recurrent", "ssm")
-"""Parts of the names of layers that keep one state of fixed size."""
-SLIDING = ("sliding", "chunked")
-"""Parts of the names of layers that keep the last tokens only."""
-STATELESS = ("mlp", "moe")
-"""Parts of the names of layers that keep nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,6 @@ class ModelConfig:
     """What config.json says; 0 and "" stand for what it does not say."""
 
     model_type: str
-    layers: int
-    hidden_size: int
-    vocabulary: int
-    """Tokens of the vocabulary."""
     context: int
     """Tokens the model was trained for."""
     attention: Attention
@@ -58,9 +52,9 @@ class ModelConfig:
     """Values that one recurrent layer keeps."""
     slides: bool
     """Whether some layers keep the last tokens only."""
+    recurs: bool
+    """Whether some layers keep one state of fixed size."""
     vision: bool
-    tied: bool
-    """Whether input and output share one embedding."""
     quantized: bool
     """Whether MLX quantized it, in whatever way."""
     quantization: Quantization | None
@@ -73,27 +67,23 @@ class ModelConfig:
     @property
     def kv_values(self) -> int:
         """Values that one more token adds to the cache, over all layers whose cache grows."""
-        layers = self.attention
-        if layers.latent:
-            return layers.full * layers.latent
-        return 2 * layers.full * layers.kv_heads * layers.head_dim
+        return token_values(self.attention)
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
     """Return what a config.json says."""
     text = mapping(config.get("text_config")) or config
     own = mapping(config.get("quantization"))
+    shape = _geometry(config)
+    attention = shape.attention if shape else Attention(full=0)
     return ModelConfig(
         model_type=string(config.get("model_type")),
-        layers=count(text.get("num_hidden_layers")),
-        hidden_size=count(text.get("hidden_size")),
-        vocabulary=count(text.get("vocab_size")),
-        context=count(text.get("max_position_embeddings")),
-        attention=_attention(text),
-        state_values=_state_values(text),
-        slides=_slides(text),
+        context=geometry.told_context(text),
+        attention=attention,
+        state_values=attention.recurrent_width * (attention.recurrent_state or STATE_SIZE),
+        slides=attention.sliding > 0,
+        recurs=shape is not None and shape.architecture.startswith("hybrid"),
         vision=isinstance(config.get("vision_config"), dict),
-        tied=text.get("tie_word_embeddings", config.get("tie_word_embeddings")) is True,
         quantized=config.get("quantization") is not None,
         quantization=_quantization(own),
         foreign_quantization="" if own else _foreign(config, text),
@@ -111,11 +101,6 @@ def string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def strings(value: Any) -> list[str]:
-    """Return the strings of a JSON array; none for all else."""
-    return [word for word in cast("list[Any]", value) if isinstance(word, str)] if isinstance(value, list) else []
-
-
 def count(value: Any) -> int:
     """Return a whole number from 0 to LARGEST; 0 for all else, as for NaN, true and 1e300."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
@@ -123,60 +108,12 @@ def count(value: Any) -> int:
     return int(value) if value == int(value) else 0
 
 
-def _attention(text: Mapping[str, Any]) -> Attention:
-    """Return what every layer remembers of a prompt."""
-    full, sliding, recurrent = _layers(text)
-    heads = count(text.get("num_attention_heads"))
-    width = count(text.get("head_dim")) or count(text.get("hidden_size")) // max(1, heads)
-    compressed = count(text.get("kv_lora_rank"))
-    return Attention(
-        full=full,
-        kv_heads=count(text.get("num_key_value_heads")) or heads,
-        head_dim=width,
-        sliding=sliding,
-        window=count(text.get("sliding_window")) or count(text.get("attention_chunk_size")),
-        recurrent=recurrent,
-        latent=compressed + count(text.get("qk_rope_head_dim")) if compressed else 0,
-        query_heads=heads,
-        recurrent_width=count(text.get("linear_num_value_heads")) * count(text.get("linear_value_head_dim")),
-    )
-
-
-def _layers(text: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Count the layers of full attention, of sliding attention, and those with one state of fixed size."""
-    kinds = strings(text.get("layer_types")) or strings(text.get("layers_block_type"))
-    if kinds:
-        recurrent, sliding, stateless = (_named(kinds, parts) for parts in (RECURRENT, SLIDING, STATELESS))
-        return len(kinds) - recurrent - sliding - stateless, sliding, recurrent
-    pattern = string(text.get("hybrid_override_pattern"))  # Nemotron-H: M a Mamba layer, * attention, - an MLP
-    if pattern:
-        return pattern.count("*"), 0, pattern.count("M")
-    layers = count(text.get("num_hidden_layers"))
-    every = count(text.get("full_attention_interval"))
-    if every > 1:
-        return layers // every, 0, layers - layers // every
-    every = count(text.get("sliding_window_pattern"))
-    if not count(text.get("sliding_window")) or text.get("use_sliding_window") is False:
-        return layers, 0, 0
-    return (layers // every, layers - layers // every, 0) if every > 1 else (layers, 0, 0)
-
-
-def _slides(text: Mapping[str, Any]) -> bool:
-    """Return whether some layers keep the last tokens only, by their list or, without one, by the window."""
-    kinds = strings(text.get("layer_types"))
-    if kinds:
-        return _named(kinds, SLIDING) > 0
-    return bool(count(text.get("sliding_window"))) and text.get("use_sliding_window") is not False
-
-
-def _named(kinds: Sequence[str], parts: Sequence[str]) -> int:
-    return sum(any(part in kind for part in parts) for kind in kinds)
-
-
-def _state_values(text: Mapping[str, Any]) -> int:
-    """Return the values of one Gated DeltaNet layer's state; 0 for a family whose sizes are named otherwise."""
-    heads, keys = count(text.get("linear_num_value_heads")), count(text.get("linear_key_head_dim"))
-    return heads * keys * count(text.get("linear_value_head_dim"))
+def _geometry(config: Mapping[str, Any]) -> Geometry | None:
+    """Return the shape of the model; None where config.json does not tell it."""
+    try:
+        return geometry.shape(RepoFacts("", config, 0))
+    except NoShape:
+        return None
 
 
 def _quantization(own: Mapping[str, Any]) -> Quantization | None:

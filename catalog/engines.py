@@ -37,7 +37,8 @@ def kind(*, recurrent: bool, sliding: bool, vision: bool) -> ModelKind:
 
 def kind_of(model: Model) -> ModelKind:
     """Return the kind of a catalog model."""
-    return kind(recurrent=model.attention.recurrent > 0, sliding=model.attention.sliding > 0, vision=model.vision)
+    recurrent = model.attention.recurrent > 0 or model.architecture.startswith("hybrid")
+    return kind(recurrent=recurrent, sliding=model.attention.sliding > 0, vision=model.vision)
 
 
 @dataclass(frozen=True)

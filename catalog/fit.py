@@ -146,9 +146,14 @@ def cache_bytes(model: Model, context: int) -> int:
 
 def token_bytes(layers: Attention) -> int:
     """Return the bytes each further token adds: only full-attention layers grow with the context."""
+    return token_values(layers) * CACHE_VALUE_BYTES
+
+
+def token_values(layers: Attention) -> int:
+    """Return the values each further token adds to the cache, over all layers whose cache grows."""
     if layers.latent:
-        return layers.full * layers.latent * CACHE_VALUE_BYTES
-    return layers.full * _pair(layers.full_kv_heads or layers.kv_heads, layers.full_head_dim or layers.head_dim)
+        return layers.full * layers.latent
+    return 2 * layers.full * (layers.full_kv_heads or layers.kv_heads) * (layers.full_head_dim or layers.head_dim)
 
 
 def _pair(heads: int, size: int) -> int:

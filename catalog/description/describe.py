@@ -76,8 +76,8 @@ def describe(facts: RepoFacts) -> Description:
     """Return the description of a repo or folder. Raises NoShape where not even layers or width are told."""
     geometry = shape(facts)
     counted = parameters(facts, geometry.layers)
-    quant = quant_of(facts)
-    numbers = _numbers(counted) if counted else _guessed(facts, quant)
+    quant = facts.converted or quant_of(facts)
+    numbers = _numbers(counted) if counted else _guessed(facts)
     unknown = _unknown(facts, geometry, counted)
     vision = "vision_config" in facts.config and not (counted and not counted.tower_bytes)
     row: dict[str, Any] = {
@@ -96,7 +96,7 @@ def describe(facts: RepoFacts) -> Description:
         "vision": vision,
         "tower_bytes": counted.tower_bytes if counted and vision else 0,
         "loader": "mlx-vlm" if vision else "mlx-lm",
-        "quants": {quant: _conversion(facts, counted)},
+        "quants": {quant: _conversion(facts, counted, float(numbers["total_params_b"]))},
     }
     if unknown:
         row["note"] = f"Not told by its files: {'; '.join(unknown)}."
@@ -142,9 +142,9 @@ def _numbers(counted: Parameters) -> dict[str, Any]:
     return billions | {"expert_spread": round(counted.spread, 3)}
 
 
-def _guessed(facts: RepoFacts, quant: str) -> dict[str, Any]:
+def _guessed(facts: RepoFacts) -> dict[str, Any]:
     """Return the counts that the size of the weights makes likely; of experts, none is left out."""
-    total = round(max(LEAST_BYTES, facts.weights_bytes) * 8 / BITS[quant] / 1e9, 6)
+    total = round(max(LEAST_BYTES, facts.weights_bytes) * 8 / BITS[quant_of(facts)] / 1e9, 6)
     return {"total_params_b": max(LEAST_PARAMS_B, total), "expert_spread": 1.0}
 
 
@@ -162,8 +162,12 @@ def _written(attention: Mapping[str, int]) -> dict[str, int]:
     return {name: value for name, value in attention.items() if value}
 
 
-def _conversion(facts: RepoFacts, counted: Parameters | None) -> dict[str, Any]:
-    """Return the one quant that there is."""
+def _conversion(facts: RepoFacts, counted: Parameters | None, total_params_b: float) -> dict[str, Any]:
+    """Return the one quant that there is, or that will be made here."""
+    if facts.converted:
+        size = round(total_params_b * 1e9 * BITS[facts.converted] / 8)
+        computed = "computed: parameters x bits / 8"
+        return {"source": facts.source, "bytes": max(LEAST_BYTES, size), "bytes_from": computed, "confidence": "low"}
     fields: dict[str, Any] = {
         "source": facts.source,
         "bytes": max(LEAST_BYTES, facts.weights_bytes),

@@ -191,9 +191,14 @@ def _recurrent(config: Config, hidden: int) -> tuple[int, int]:
     return (hidden, size) if family in {"rwkv7", "bailing_moe_linear"} else (0, 0)
 
 
+def told_context(config: Config) -> int:
+    """Return the tokens that a model was made for; 0 where config.json does not tell them."""
+    return count(config, *CONTEXT)
+
+
 def _context(config: Config, attention: Attention) -> tuple[int, tuple[str, ...]]:
     """Return the tokens that a model was made for, and what was not told."""
-    if window := count(config, *CONTEXT):
+    if window := told_context(config):
         return window, ()
     planned = UNKNOWN_CONTEXT if attention.full else ENDLESS_CONTEXT
     return planned, (f"its window: {planned // 1024}K are planned",)

@@ -31,8 +31,8 @@ class RepoFacts:
     """The chat template; empty for a model that has none."""
     licence: str = ""
     gated: bool = False
-    names: frozenset[str] = frozenset()
-    """The files of the repo."""
+    converted: str = ""
+    """The quant that mlx-lm will make of it here; empty for weights that are used as they are."""
 
 
 def text_of(config: Config) -> Config:

@@ -27,7 +27,7 @@ def read(folder: Path) -> ModelFacts:
     config = config_json.read(document)
     words = _template(folder)
     return ModelFacts(
-        kind=kind(recurrent=config.attention.recurrent > 0, sliding=config.slides, vision=config.vision),
+        kind=kind(recurrent=config.recurs, sliding=config.slides, vision=config.vision),
         thinks="enable_thinking" in words,
         keeps_thinking="preserve_thinking" in words,
         state_bytes=config.attention.recurrent * config.state_values * STATE_VALUE_BYTES,

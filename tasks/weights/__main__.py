@@ -7,7 +7,7 @@ from typing import Any
 
 from state.errors import Internal
 from tasks.system.child import Report, answer
-from tasks.weights import builtin, install, integrity
+from tasks.weights import builtin, description, install, integrity
 from tasks.weights.source import PullRequest
 
 
@@ -16,6 +16,8 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     match request.pop("do"):
         case "plan":
             return install.plan(request["source"])
+        case "describe":
+            return description.of_source(request["source"])
         case "fetch":
             return install.fetch(PullRequest(**request), report)
         case "verify":

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from catalog.description.describe import Description
+from state.errors import NotFound, UsageProblem
 from tasks.system.child import Progress, run_child
-from tasks.weights import manifest, source
+from tasks.weights import description, manifest, source
 from tasks.weights.hub import DownloadPlan
 from tasks.weights.manifest import File, Manifest
 from tasks.weights.source import PullRequest, Source
@@ -43,6 +45,31 @@ def plan_download(source: str, *, cancelled: Callable[[], bool] = _never) -> Dow
     files = tuple(File(**file) for file in answer.pop("files"))
     notes = tuple(answer.pop("notes"))
     return DownloadPlan(**answer, files=files, notes=notes)
+
+
+def describe(text: str, models: Path, *, cancelled: Callable[[], bool] = _never) -> Description:
+    """Return what a source needs that the catalog does not have: by its weights here, else by the Hub or the folder.
+
+    Raises NotFound, Gated, Offline, Damaged, UsageProblem, Later, Cancelled.
+    """
+    wanted = source.parse(text)
+    folder = Path(wanted.name) if wanted.kind == "file" else here(text, models)
+    if folder is not None:
+        return _described(folder, text)
+    if wanted.kind != "hub":
+        raise UsageProblem(f"{text} is no repo and no folder.", hint="mlxq models --catalog")
+    answer = run_child(_CHILD, {"do": "describe", "source": text}, cancelled=cancelled)
+    return Description(answer["row"], answer["quant"], tuple(answer["unknown"]))
+
+
+def _described(folder: Path, text: str) -> Description:
+    """Return what the weights in a folder need. Raises NotFound, Damaged."""
+    try:
+        return description.of_folder(folder, text)
+    except NotADirectoryError as problem:
+        raise UsageProblem(f"{folder} is no folder.", hint=f"mlxq pull {folder}") from problem
+    except OSError as problem:
+        raise NotFound(f"{folder} cannot be read: {problem.strerror}.", hint=f"ls -ld {folder}") from problem
 
 
 def here(text: str, models: Path) -> Path | None:

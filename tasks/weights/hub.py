@@ -24,7 +24,7 @@ from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
 from tasks.system import file_copy
 from tasks.system.child import Later
 from tasks.weights import repo_files, safetensors
-from tasks.weights.manifest import File, hash_file
+from tasks.weights.manifest import File, hash_file, start_hash
 
 if TYPE_CHECKING:
     import httpx
@@ -51,6 +51,8 @@ class DownloadPlan:
     licence: str | None
     notes: tuple[str, ...] = ()
     """What the user should know, such as a token that was refused."""
+    task: str = ""
+    """What the Hub says the model is for, such as text-generation; empty where it does not say."""
 
     @property
     def size(self) -> int:
@@ -89,7 +91,16 @@ class Hub:
         whole = tuple(file for file in chosen if file is not None)
         if len(whole) < len(chosen):
             raise Damaged(f"{self.endpoint} gives no hashes for the files of {repo}.", done="Nothing was fetched.")
-        return DownloadPlan(repo, info["sha"], whole, bool(info.get("gated")), _licence(info), tuple(self.notes))
+        task = info.get("pipeline_tag")
+        return DownloadPlan(
+            repo,
+            info["sha"],
+            whole,
+            bool(info.get("gated")),
+            _licence(info),
+            tuple(self.notes),
+            task if isinstance(task, str) else "",
+        )
 
     def url(self, repo: str, revision: str, name: str) -> httpx.URL:
         """Return the address of one file."""
@@ -102,6 +113,17 @@ class Hub:
         name, first = f"{repo}/{file.name}", safetensors.LENGTH_BYTES
         header_bytes = safetensors.length(self._bytes(repo, revision, file.name, 0, first), file.size, name)
         return safetensors.parse(self._bytes(repo, revision, file.name, first, first + header_bytes), file.size, name)
+
+    def small_file(self, repo: str, revision: str, file: File, most_bytes: int) -> bytes:
+        """Return a small file whole. Raises Damaged for one that is longer or another, and what `refusal` returns."""
+        if file.size > most_bytes:
+            raise Damaged(f"{repo}/{file.name} has {file.size:,} bytes: it is no description.")
+        content = self._bytes(repo, revision, file.name, 0, file.size) if file.size else b""
+        digest = start_hash(file.algorithm, file.size)
+        digest.update(content)
+        if digest.hexdigest() != file.digest:
+            raise Damaged(f"{repo}/{file.name} is not as the Hub lists it.", done="Nothing was fetched.")
+        return content
 
     def _bytes(self, repo: str, revision: str, name: str, start: int, end: int) -> bytes:
         """Return the bytes of a file from `start` to before `end`; a host that knows no ranges is cut off there."""

@@ -33,6 +33,7 @@ MODES = (
 )
 
 settings: dict[str, Any] = {"drop_after": 5 << 20, "failures": 2, "retry_after": 1, "rate": 2 << 20, "limited": None}
+settings["tasks"] = {}  # what the Hub says that a repo is for
 log: list[dict[str, Any]] = []
 counts: dict[str, int] = {}
 root = Path()
@@ -114,6 +115,7 @@ async def info(request: Request) -> Response:
             "gated": "manual" if mode == "gated" else False,
             "cardData": {"license": "apache-2.0"},
             "tags": [],
+            **({"pipeline_tag": settings["tasks"][name]} if name in settings["tasks"] else {}),
             "siblings": siblings,
         }
     )

@@ -34,7 +34,7 @@ def make(folder: Path) -> Path:
     """Write the model into `folder` and give it."""
     import mlx.core as mx
 
-    tokens = _tokenizer(folder, TEMPLATE)
+    tokens = write_tokenizer(folder, TEMPLATE)
     mx.random.seed(7)  # the same weights every time
     _save(folder, CONFIG | {"vocab_size": len(tokens)}, {})
     return folder
@@ -47,7 +47,7 @@ def make_caller(folder: Path, says: Sequence[str]) -> Path:
     """
     import mlx.core as mx
 
-    tokens = _tokenizer(folder, TEMPLATE + "{% if tools %}" + OFFER + "{% endif %}", [OFFER, *says])
+    tokens = write_tokenizer(folder, TEMPLATE + "{% if tools %}" + OFFER + "{% endif %}", [OFFER, *says])
     size, width = len(tokens), -(-len(tokens) // 8) * 8  # four heads, each of an even width
     follows = dict.fromkeys(range(size), tokens["a"])
     chain = [OFFER, *says, "<|im_end|>"]
@@ -62,7 +62,7 @@ def make_caller(folder: Path, says: Sequence[str]) -> Path:
     return folder
 
 
-def _tokenizer(folder: Path, template: str, more: Sequence[str] = ()) -> dict[str, int]:
+def write_tokenizer(folder: Path, template: str, more: Sequence[str] = ()) -> dict[str, int]:
     """Write a byte-level tokenizer with `more` tokens and the chat template; give its tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -43,10 +43,13 @@ def test_a_module_with_bits_of_its_own_is_counted_by_them(folder: Path):
     [
         ({}, 2 * 2 * 2 * 64),
         ({"head_dim": 128}, 2 * 2 * 2 * 128),
-        ({"layer_types": ["sliding_attention", "full_attention"]}, 2 * 1 * 2 * 64),
-        ({"num_hidden_layers": 8, "full_attention_interval": 4}, 2 * 2 * 2 * 64),
+        ({"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}, 2 * 1 * 2 * 64),
+        ({"model_type": "qwen3_next", "num_hidden_layers": 8, "full_attention_interval": 4}, 2 * 2 * 2 * 64),
         ({"kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2 * (512 + 64)),
-        ({"text_config": {"num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 32}}, 2 * 3 * 4 * 32),
+        (
+            {"text_config": {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 32}},
+            2 * 3 * 4 * 32,
+        ),
     ],
 )
 def test_a_token_costs_what_the_growing_layers_keep_of_it(config: dict[str, Any], values: int, folder: Path):
