@@ -30,6 +30,9 @@ STATE_SIZE, STATE_VALUE_BYTES = 128, 4
 """Values a channel of a recurrent state (Mamba-2 state, Gated DeltaNet key size), in 32 bits."""
 UNKNOWN_WIDTH = 2
 """Channels of a recurrent layer for each of the hidden state, where a file names none: the usual expansion."""
+GUESSED_SHARE, GUESSED_BYTES = 1.05, 2_000_000_000
+LEAST_WINDOW = 2048
+"""Tokens; no chat fits below."""
 PROCESS_BYTES = 300_000_000
 """Python, MLX and vllm-mlx without torch: 287 MB resident with a 98 MB model loaded."""
 
@@ -159,6 +162,29 @@ def token_values(layers: Attention) -> int:
 def _pair(heads: int, size: int) -> int:
     """Return the bytes of the keys and values of one token in one layer."""
     return 2 * heads * size * CACHE_VALUE_BYTES
+
+
+def windows(model: Model) -> tuple[int, ...]:
+    """Return the windows that a model can be served with, in tokens: doublings from LEAST_WINDOW, and its own."""
+    doublings = (LEAST_WINDOW << step for step in range(model.context.bit_length()))
+    return tuple(sorted({min(window, model.context) for window in doublings}))
+
+
+def longest_window(model: Model, quant: str, limit: int) -> int:
+    """Return the longest window with which a model alone takes no more than `limit` bytes; 0 where none does.
+
+    Raises KeyError when the model has no such quant.
+    """
+    fitting = (w for w in windows(model) if memory(model, quant, w, 1, step_for(model, w)).total <= limit)
+    return max(fitting, default=0)
+
+
+def guessed_bytes(weights_bytes: int) -> int:
+    """Return what serving weights of this size may take, with one request of 8K, where nothing but the size is known.
+
+    97 % of the quants of the catalog take no more by `memory`.
+    """
+    return int(GUESSED_SHARE * weights_bytes) + GUESSED_BYTES
 
 
 def smallest(model: Model) -> Quant:

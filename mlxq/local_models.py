@@ -13,10 +13,10 @@ from catalog.model import Model
 from catalog.problems import UnknownModel
 from state import settings, stack, weights
 from state.db import Database
-from state.errors import NotFound
+from state.errors import Damaged, NotFound
 from state.paths import Home
 from state.weights import Weights
-from tasks.weights import headers, manifest, staging
+from tasks.weights import description, headers, manifest, staging
 from tasks.weights.headers import ScannedFolder
 
 
@@ -115,6 +115,22 @@ def _measured_quant(scan: ScannedFolder) -> str:
     if scan.weights is None:
         return ""
     return scan.weights.quantization or f"{scan.weights.bits:.0f}-bit"
+
+
+def described(row: Installed, models: Mapping[str, Model]) -> tuple[Model, str] | None:
+    """Return the model of installed weights and their quant, read from their files where the catalog has none.
+
+    None for weights that are not whole, or of which nothing can be told.
+    """
+    if row.model in models and row.quant in models[row.model].quants:
+        return models[row.model], row.quant
+    if row.state not in {"valid", "loadable"}:
+        return None
+    try:
+        made = description.of_folder(row.folder, row.source or f"file:{row.folder}")
+    except (NotFound, Damaged, OSError):
+        return None
+    return made.model, made.quant
 
 
 def choose(

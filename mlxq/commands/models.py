@@ -18,7 +18,7 @@ from catalog.offer import BUILTIN
 from catalog.quality import quality, worth
 from catalog.select import SHOWN_CONTEXT, families, select, tags
 from catalog.speed import Measured, Speed, predict
-from mlxq import jobs_client, local_models, options, render
+from mlxq import jobs_client, local_models, model_fit, options, render
 from mlxq.local_models import Installed
 from mlxq.setup import recommendation
 from state import facts, settings
@@ -74,7 +74,7 @@ def command(*, as_json: bool, **params: Any) -> None:
     elif view == "recommend":
         _recommend(home, models, params, as_json=as_json)
     elif view == "available":
-        _available(params, as_json=as_json)
+        _available(home, params, as_json=as_json)
     else:
         _local(home, models, as_json=as_json)
 
@@ -124,14 +124,16 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     except NotSetUp:
         installed = local_models.listing(home, None, models)
     total = sum(row.size for row in installed)
+    needs = model_fit.needs(installed, models, model_fit.budget(home))
     if as_json:
-        render.data({"models": [row.row() for row in installed], "total_bytes": total})
+        rows = [row.row() | need.row() for row, need in zip(installed, needs, strict=True)]
+        render.data({"models": rows, "total_bytes": total})
         return
     if not installed:
         render.say("No models are installed yet.")
         render.next_step("mlxq models --recommend")
         return
-    _local_table(installed)
+    _local_table(installed, needs)
     click.echo(f"\n{len(installed)} {'model' if len(installed) == 1 else 'models'}, {units.files(total)}.")
     for row in installed:
         if row.problem:
@@ -140,18 +142,26 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
         render.next_step(f"mlxq verify {damaged.folder.name}")
 
 
-def _local_table(installed: list[Installed]) -> None:
+def _local_table(installed: list[Installed], needs: list[model_fit.Need]) -> None:
     render.table(
-        ["MODEL", "QUANT", "SIZE", "STATE", "VERIFIED", "USED BY", "SOURCE"],
-        [_local_row(row) for row in installed],
-        right=(2,),
+        ["MODEL", "QUANT", "SIZE", "MEMORY", "FITS", "STATE", "VERIFIED", "USED BY", "SOURCE"],
+        [_local_row(row, need) for row, need in zip(installed, needs, strict=True)],
+        right=(2, 3, 4),
     )
 
 
-def _local_row(row: Installed) -> list[Any]:
-    used = " ".join(row.used_by)
-    verified = render.ago(row.verified)
-    return [row.model, row.quant, units.files(row.size), row.state, verified, used, row.source or "not by mlxq"]
+def _local_row(row: Installed, need: model_fit.Need) -> list[Any]:
+    return [
+        row.model,
+        row.quant,
+        units.files(row.size),
+        need.memory_bytes and units.memory(need.memory_bytes),
+        need.fits,
+        row.state,
+        render.ago(row.verified),
+        " ".join(row.used_by),
+        row.source or "not by mlxq",
+    ]
 
 
 @dataclass(frozen=True)
@@ -328,26 +338,29 @@ def predicted(local: Here, model: Model, quant: str) -> Speed:
     return speed
 
 
-def _available(params: Mapping[str, Any], *, as_json: bool) -> None:
-    """Show one page of what the Hub has."""
+def _available(home: Home, params: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show one page of what the Hub has, and whether it fits, as far as the size of the weights tells."""
     from tasks.weights import hub_search
 
     page, limit = params["page"] or 1, params["limit"] or 20
     results = hub_search.page(page, limit, search=params["search"], author=params["author"], tag=params["tag"])
+    budget = model_fit.budget(home)
     if as_json:
-        render.data({"page": page, "more": results.more, "models": [asdict(repo) for repo in results.repos]})
+        repos = [asdict(repo) | {"fits": model_fit.repo_fits(repo.weights_bytes, budget)} for repo in results.repos]
+        render.data({"page": page, "more": results.more, "models": repos})
         return
     if not results.repos:
         render.say("The Hub has no such MLX model.")
         return
     render.table(
-        ["REPO", "DOWNLOADS", "LIKES", "UPDATED", "ACCESS"],
+        ["REPO", "SIZE", "FITS", "DOWNLOADS", "LIKES", "UPDATED", "ACCESS"],
         [
-            [repo.name, repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
+            [repo.name, repo.weights_bytes and units.files(repo.weights_bytes), model_fit.repo_word(repo, budget),
+             repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
             for repo in results.repos
         ],
-        right=(1, 2),
-    )
+        right=(1, 3, 4),
+    )  # fmt: skip
     if results.more:
         render.say(f"More results: --page {page + 1}.")
     render.next_step(f"mlxq pull {results.repos[0].name}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from catalog import units
-from mlxq import job_view, jobs_client, model_ref, options, render
+from mlxq import described, job_view, jobs_client, model_fit, model_ref, options, render
 from mlxq.model_ref import ModelRef
 from state import settings
+from state.errors import MlxqError
 from state.job import Job, JobState, NewJob
-from state.paths import get_home
+from state.paths import Home, get_home
 from tasks import kinds, recommend
 
 
@@ -49,7 +48,7 @@ def command(
     for note in ref.notes:
         render.say(note)
     if not detach:
-        _announce(ref, chosen.models(home), revision, force=force)
+        _announce(home, ref, revision, force=force)
     args = {"source": ref.source, "revision": revision, "force": force, "code": code}
     batch = [kinds.new("pull", args, label="pull")]
     if bench:
@@ -69,14 +68,15 @@ def _bench(ref: ModelRef) -> NewJob:
     return kinds.new("bench", {"target": ref.source, "save": True}, needs=["pull"])
 
 
-def _announce(ref: ModelRef, models: Path, revision: str | None, *, force: bool) -> None:
-    """Print size, license and access before the download. Raises NotFound, Gated, Offline, Damaged."""
+def _announce(home: Home, ref: ModelRef, revision: str | None, *, force: bool) -> None:
+    """Print size, license, access and memory before the download. Raises NotFound, Gated, Offline, Damaged."""
     from tasks.system.child import Later
     from tasks.weights import client, source
 
+    models = settings.load(home).models(home)
     pinned = source.pinned(ref.source, revision)
     if source.parse(pinned).kind != "hub":
-        _announce_known(ref)
+        _announce_known(home, ref)
         return
     if not force and client.here(pinned, models):
         return
@@ -90,13 +90,31 @@ def _announce(ref: ModelRef, models: Path, revision: str | None, *, force: bool)
     render.say(f"{planned.repo}: {units.files(planned.size)}, license {planned.licence or 'unknown'}, {gate}.")
     if planned.notes:
         render.say("\n".join(planned.notes))
+    _announce_need(home, ref, pinned)
 
 
-def _announce_known(ref: ModelRef) -> None:
+def _announce_known(home: Home, ref: ModelRef) -> None:
     """Print what the catalog knows of a model that is not on the Hub."""
     if ref.model and ref.quant:
         size = units.files(ref.model.quants[ref.quant].bytes)
         render.say(f"{ref.model.name}: {size}, license {ref.model.licence}, open.")
+    _announce_need(home, ref, ref.source)
+
+
+def _announce_need(home: Home, ref: ModelRef, pinned: str) -> None:
+    """Print the memory that serving it takes, and whether that is here; what cannot be served is said by the job."""
+    budget = model_fit.budget(home)
+    if ref.model and ref.quant in ref.model.quants:
+        render.say(model_fit.sentence(model_fit.need(ref.model, str(ref.quant), budget), budget))
+        return
+    try:
+        description = described.describe(home, pinned)
+    except MlxqError as problem:
+        render.say(problem.message)
+        return
+    render.say(model_fit.sentence(model_fit.need(description.model, description.quant, budget), budget))
+    if note := description.row.get("note"):
+        render.say(str(note))
 
 
 def _detached(ids: list[int], *, as_json: bool) -> None:

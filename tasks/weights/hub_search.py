@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
 
+from catalog import config_json
+from catalog.description.purpose import other_purpose
 from state.errors import Offline
+from tasks.weights import loaders
 from tasks.weights.hub import CONNECT_S, unreachable, web_page
 
 ANSWER_S = 20.0
-FIELDS = ("downloads", "likes", "lastModified", "gated")
+FIELDS = ("downloads", "likes", "lastModified", "gated", "safetensors", "config", "pipeline_tag")
+VALUE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a value by its type, as the Hub counts values; all other types have one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Repo:
     updated: str
     """The date of the last change."""
     gated: bool
+    weights_bytes: int | None = None
+    """Size of the weights, by the Hub's count of their values; None where it has none."""
+    purpose: str | None = None
+    """What the model does other than answering, or why it cannot be served; None for one that may be a tier."""
 
 
 @dataclass(frozen=True)
@@ -94,4 +103,22 @@ def _repo(row: Mapping[str, Any]) -> Repo:
         likes=int(row.get("likes") or 0),
         updated=str(row.get("lastModified") or "")[:10],
         gated=bool(row.get("gated")),
+        weights_bytes=_weights_bytes(config_json.mapping(row.get("safetensors"))),
+        purpose=_purpose(config_json.mapping(row.get("config")), config_json.string(row.get("pipeline_tag"))) or None,
     )
+
+
+def _weights_bytes(counts: Mapping[str, Any]) -> int | None:
+    """Return the bytes of the values that the Hub counts by type."""
+    by_type = config_json.mapping(counts.get("parameters"))
+    size = sum(VALUE_BYTES.get(kind, 1) * config_json.count(number) for kind, number in by_type.items())
+    return size or None
+
+
+def _purpose(config: Mapping[str, Any], task: str) -> str:
+    """Return why a repo cannot be a tier, by the part of its config.json that the Hub lists; empty where it may be."""
+    if other := other_purpose(config, (), task):
+        return other
+    kind = config_json.string(config.get("model_type"))
+    known = not kind or any(loader.source(kind) for loader in loaders.loaders())
+    return "" if known else f"has the architecture {kind}, which no loader here knows"

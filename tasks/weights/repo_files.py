@@ -87,6 +87,8 @@ def check_loadable(subject: str, names: Sequence[str]) -> None:
     problem = f"it holds {' and '.join(kinds)} files" if kinds else "it holds no config.json with *.safetensors"
     if any(name.endswith("adapter_config.json") for name in names):
         problem = "it holds an adapter (LoRA), not a whole model"
+    if "model_index.json" in names:
+        problem = "it holds a diffusers pipeline, which makes images"
     raise NotFound(
         f"{subject} is not a model that MLX can load: {problem}.",
         done="Nothing was fetched.",

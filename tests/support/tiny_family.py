@@ -1,4 +1,4 @@
-"""Make a repo of any family of mlx-lm: its real architecture and file names, a few thousand random weights, a template."""
+"""Make a repo of any family of mlx-lm: its real architecture and names, a few thousand random weights, a template."""
 
 from __future__ import annotations
 
@@ -31,8 +31,6 @@ def make(folder: Path, family: str, *, bits: int | None = None, template: str = 
     if bits:
         model, config = quantize_model(model, config, 32, bits)
     weights = {name: _half(value) for name, value in tools.tree_flatten(model.parameters())}
-    if config.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     folder.joinpath("config.json").write_text(json.dumps(config))
     return folder
