@@ -21,7 +21,7 @@ DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Candidate:
+class NamedModel:
     """A model that may become a tier."""
 
     model: Model
@@ -30,19 +30,19 @@ class Candidate:
     """Its model file, where the catalog has none yet."""
 
 
-def find(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> Candidate:
+def find(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> NamedModel:
     """Return the model that a MODEL argument names: of the catalog, else described from its files.
 
     Raises NotFound, UsageProblem, Gated, Offline, Damaged.
     """
     reference = _reference(name, quant, models, home)
     if reference.model and reference.quant and reference.quant in reference.model.quants:
-        return Candidate(reference.model, reference.quant)
+        return NamedModel(reference.model, reference.quant)
     if entry := _by_source(reference.source, models):
         return entry
     description = describe(home, reference.source)
     row = _apart(description.row, models)
-    return Candidate(model_of(row), description.quant, row)
+    return NamedModel(model_of(row), description.quant, row)
 
 
 def describe(home: Home, source: str) -> Description:
@@ -63,7 +63,7 @@ def describe(home: Home, source: str) -> Description:
 
 
 def _reference(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> ModelRef:
-    """Return the source of a MODEL argument; a name that nobody knows may be that of weights that are here."""
+    """Return the source of a MODEL argument; an unknown name may be that of weights that are here."""
     try:
         return model_ref.find(name, quant, models, settings.load(home)["default-quant"])
     except NotFound:
@@ -73,10 +73,10 @@ def _reference(name: str, quant: str | None, models: Mapping[str, Model], home: 
         raise
 
 
-def _by_source(source: str, models: Mapping[str, Model]) -> Candidate | None:
+def _by_source(source: str, models: Mapping[str, Model]) -> NamedModel | None:
     """Return the model whose weights come from a source, such as one that was described before."""
     pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
-    return next((Candidate(model, quant.name) for model, quant in pairs if quant.source == source), None)
+    return next((NamedModel(model, quant.name) for model, quant in pairs if quant.source == source), None)
 
 
 def _apart(row: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, Any]:

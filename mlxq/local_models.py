@@ -127,10 +127,10 @@ def described(row: Installed, models: Mapping[str, Model]) -> tuple[Model, str] 
     if row.state not in {"valid", "loadable"}:
         return None
     try:
-        made = description.of_folder(row.folder, row.source or f"file:{row.folder}")
+        contents = description.of_folder(row.folder, row.source or f"file:{row.folder}")
     except (NotFound, Damaged, OSError):
         return None
-    return made.model, made.quant
+    return contents.model, contents.quant
 
 
 def choose(

@@ -1,7 +1,7 @@
 """Describe a repo or a folder that no file of the catalog describes, from its small files and its headers.
 
 Of a repo only config.json, the chat template and the headers of its weights are read, a few megabytes at most. What
-answers nobody, or cannot be loaded, is refused in words before a byte of weights.
+answers no one, or cannot be loaded, is refused in words before a byte of weights.
 """
 
 from __future__ import annotations

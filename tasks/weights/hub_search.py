@@ -120,5 +120,5 @@ def _purpose(config: Mapping[str, Any], task: str) -> str:
     if other := other_purpose(config, (), task):
         return other
     kind = config_json.string(config.get("model_type"))
-    known = not kind or any(loader.source(kind) for loader in loaders.loaders())
-    return "" if known else f"has the architecture {kind}, which no loader here knows"
+    loadable = not kind or any(loader.source(kind) for loader in loaders.loaders())
+    return "" if loadable else f"has the architecture {kind}, which no loader here knows"

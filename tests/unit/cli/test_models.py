@@ -220,6 +220,21 @@ def test_a_file_that_records_no_machine_is_refused(
     assert "no recording of a machine" in capsys.readouterr().err
 
 
+MORE: dict[int, dict[str, object]] = {
+    0: {"safetensors": {"parameters": {"BF16": 100_000_000, "U32": 200_000_000}}},
+    2: {"safetensors": {"parameters": {"BF16": 450_000_000_000}}},
+    3: {"safetensors": {"parameters": {"BF16": 500_000_000}}, "pipeline_tag": "feature-extraction"},
+    4: {"safetensors": {"parameters": {"BF16": 500_000_000}}, "config": {"model_type": "unheard_of"}},
+}
+"""What the Hub says besides of some of the repos that it lists."""
+
+
+def listed(number: int) -> dict[str, object]:
+    """Return one row of the Hub's list."""
+    row = {"id": f"org/m{number}", "downloads": 100 - number, "gated": number == 1}
+    return row | MORE.get(number, {})
+
+
 class Listing(http.server.BaseHTTPRequestHandler):
     """The Hub's list of models: 45 repos, paged by a Link header as the real one pages."""
 
@@ -230,7 +245,7 @@ class Listing(http.server.BaseHTTPRequestHandler):
         query = parse_qs(urlsplit(self.path).query)
         type(self).asked.append(query)
         first, size = int(query.get("cursor", ["0"])[0]), int(query["limit"][0])
-        rows = [{"id": f"org/m{n}", "downloads": 100 - n, "gated": n == 1} for n in range(45)][first : first + size]
+        rows = [listed(n) for n in range(45)][first : first + size]
         self.send_response(200)
         if first + size < 45:
             following = f"http://evil.example/api/models?limit={size}&cursor={first + size}"
@@ -359,3 +374,27 @@ def completed(begun: str) -> list[str]:
     """Give what Tab offers to `mlxq rm`."""
     with click.Context(rm.command) as ctx:
         return [each.value for each in options.InstalledName().shell_complete(ctx, rm.command.params[0], begun)]
+
+
+def test_installed_models_say_what_they_need_and_with_which_window_they_fit(
+    known: Database, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that are in no catalog: their files tell it."""
+    tiny_model.make(home.models / "mine")
+    assert cli.run(["models", "--json"]) == 0
+
+    (row,) = said(capsys)["models"]
+    assert row["fits_context"] == 4096
+    assert 300_000_000 < row["memory_bytes"] < 2_000_000_000
+
+
+def test_the_hub_s_list_says_what_fits_by_the_size_of_the_weights(known: Database, hub: type[Listing]) -> None:
+    done = run(known.home, "models", "--available", "--limit", "5", HF_ENDPOINT=hub.endpoint)
+
+    assert done.returncode == 0
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("org/")}
+    assert lines["org/m0"][1:4] == ["1", "GB", "yes"]
+    assert lines["org/m2"][1:4] == ["900", "GB", "no"]
+    assert " ".join(lines["org/m3"][3:5]) == "not served"
+    assert " ".join(lines["org/m4"][3:5]) == "not served"
+    assert hub.asked[0]["expand[]"][-3:] == ["safetensors", "config", "pipeline_tag"]
