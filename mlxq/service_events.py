@@ -84,6 +84,8 @@ MESSAGES: Mapping[str, str] = {
     "escalated": "every tier is in a crash loop, so the gateway is restarted",
     "cache_purged": "to free memory",
     "safe_mode": "it starts with a smaller cache from now on",
+    "engine_changed": "another engine or version serves it from now on",
+    "engine_fault": "its engine exits again and again with this model",
     "logged_out": "it outlived the login session it was started in, and cannot compile GPU kernels any more; replaced",
     "handover_started": "a replacement process is being tested",
     "start_requested": "by user",

@@ -144,7 +144,7 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
 
 def _local_table(installed: list[Installed], needs: list[model_fit.Need]) -> None:
     render.table(
-        ["MODEL", "QUANT", "SIZE", "MEMORY", "FITS", "STATE", "VERIFIED", "USED BY", "SOURCE"],
+        ["MODEL", "QUANT", "SIZE", "MEMORY", "FITS", "STATE", "HASHED", "USED BY", "SOURCE"],
         [_local_row(row, need) for row, need in zip(installed, needs, strict=True)],
         right=(2, 3, 4),
     )

@@ -150,6 +150,8 @@ MARKS: Mapping[str, Shape] = {
     "cache_purged": Shape.HALF,
     "safe_mode": Shape.WARN,
     "logged_out": Shape.WARN,
+    "engine_changed": Shape.WARN,
+    "engine_fault": Shape.CROSS,
     "handover_started": Shape.HALF,
     "start_requested": Shape.HALF,
     "stop_requested": Shape.RING,

@@ -123,8 +123,8 @@ def test_usage_of_a_time_leaves_out_what_was_before(
     cli.run(["usage", "--by", "key", "--days", "2"])
 
     header, app = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header[:4] == ["KEY", "REQUESTS", "FAILED", "FALLBACKS"]
-    assert app[:7] == ["app", "4", "1", "1", "30", "6", "1.4s"]
+    assert header[:4] == ["KEY", "REQS", "FAILED", "FALLBACKS"]
+    assert app[:8] == ["app", "4", "1", "1", "30", "0%", "6", "1.4s"]
 
 
 def test_no_usage_is_said_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
