@@ -75,7 +75,7 @@ def _reused(context: Context, port: int, key: str, tiers: Sequence[Tier]) -> dic
 
 def ask(port: int, key: str, tier: Tier) -> None:
     """Get one answer from one tier. Raises GatewayFailed with what came instead."""
-    _answered(_post(port, key, tier, [{"role": "user", "content": "Say hello."}], ANSWER_S), tier)
+    _check(_post(port, key, tier, [{"role": "user", "content": "Say hello."}], ANSWER_S), tier)
 
 
 def second_turn(port: int, key: str, tier: Tier) -> float | None:
@@ -87,11 +87,11 @@ def second_turn(port: int, key: str, tier: Tier) -> float | None:
     text = bench.prompt(_turn_tokens(tier), uuid.uuid4().hex)
     talk: list[dict[str, str]] = [{"role": "user", "content": text}]
     try:
-        first = _answered(_post(port, key, tier, talk, TURN_S), tier)
+        first = _completion(_post(port, key, tier, talk, TURN_S), tier)
         words = first["choices"][0]["message"].get("content") or ""
         talk += [{"role": "assistant", "content": words}, {"role": "user", "content": "And what comes after it?"}]
-        second = _answered(_post(port, key, tier, talk, TURN_S), tier)
-    except GatewayFailed:
+        second = _completion(_post(port, key, tier, talk, TURN_S), tier)
+    except (GatewayFailed, ValueError):  # ValueError: no JSON
         return None
     read = int(first["usage"]["prompt_tokens"])
     details: Mapping[str, Any] = second["usage"].get("prompt_tokens_details") or {}
@@ -126,8 +126,14 @@ def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], li
     return _TierAnswer(answer.status, answer.getheader("x-mlxq-tier", ""), text)
 
 
-def _answered(answer: _TierAnswer, tier: Tier) -> dict[str, Any]:
-    """Return the completion that `tier` itself gave. Raises GatewayFailed with what came instead."""
+def _completion(answer: _TierAnswer, tier: Tier) -> dict[str, Any]:
+    """Return the completion that `tier` itself gave. Raises GatewayFailed with what came instead, ValueError."""
+    _check(answer, tier)
+    return json.loads(answer.text)
+
+
+def _check(answer: _TierAnswer, tier: Tier) -> None:
+    """Raise GatewayFailed, with what came instead, unless `tier` itself answered."""
     if answer.status != http.client.OK:
         raise GatewayFailed(
             f"Tier {tier.name} gave no answer: HTTP {answer.status}, {reason(answer.text)}",
@@ -138,7 +144,6 @@ def _answered(answer: _TierAnswer, tier: Tier) -> dict[str, Any]:
             f"Tier {tier.name} gave no answer; {answer.tier or 'something unnamed'} answered instead.",
             hint=f"mlxq logs {tier.name}",
         )
-    return json.loads(answer.text)
 
 
 def reason(text: str) -> str:
