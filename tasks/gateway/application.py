@@ -64,7 +64,11 @@ class Application:
         call = Call(scope["path"])
         dialect = BY_PATH.get(call.path) or (MESSAGES if call.path.startswith("/v1/messages") else CHAT)
         reply = Reply(send, call, dialect, self._cors.headers(scope))
-        if scope["method"] == "OPTIONS" and self._cors.is_preflight(scope):
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            reply.add("connection", "close")
+            message = "A request has either Content-Length or Transfer-Encoding, not both."
+            await reply.refuse(Refusal(400, message, "invalid_request"))
+        elif scope["method"] == "OPTIONS" and self._cors.is_preflight(scope):
             reply.add("content-length", "0")
             await reply.whole(b"", 204)
         elif call.path in OPEN and scope["method"] in {"GET", "HEAD"}:

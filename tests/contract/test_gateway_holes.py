@@ -310,6 +310,19 @@ def test_half_a_request_ends_after_a_while(proxy: Gateway):
     assert 25 < time.monotonic() - began < 40
 
 
+@pytest.mark.parametrize("key", [MASTER, "sk-wrong"])
+def test_a_request_of_two_lengths_is_refused_at_once(proxy: Gateway, key: str):
+    """RFC 9112 6.3: what follows it may be taken for a request of its own, so that the connection ends."""
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+    head += "content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as peer:
+        peer.sendall(head.encode())
+        answer = b""
+        while part := peer.recv(65_536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
 def test_connections_without_a_key_are_bounded(proxy: Gateway, upstreams: dict[str, Upstream]):
     """The oldest of them go; one that has shown a key stays."""
     with httpx.Client(headers=APP) as known:
