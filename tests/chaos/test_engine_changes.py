@@ -244,7 +244,7 @@ def test_an_upgrade_changes_one_tier_after_the_other(
     two: Mlxq, release: Make, index: PackageIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     up_on_first(two, release, index, tmp_path)
-    release(SECOND, speed=110)
+    release(SECOND, speed=150)
     assert cli.run(["engine", "upgrade", "--check"]) == 0
     assert f"rapid-mlx {SECOND} can be installed; {FIRST} is used." in capsys.readouterr().err
     result = upgrade(two)
@@ -280,7 +280,7 @@ def test_an_upgrade_on_which_a_tier_does_not_start_is_taken_back_before_the_next
 ) -> None:
     """It passes the smoke test on the built-in model, and not with the user's."""
     up_on_first(two, release, index, tmp_path)
-    release(SECOND, "picky")
+    release(SECOND, "picky", speed=150)
     assert cli.run(["engine", "upgrade"]) == 1
     told = " ".join(capsys.readouterr().err.split())
     idle(two)

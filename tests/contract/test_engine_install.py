@@ -110,7 +110,7 @@ def test_the_bytes_that_come_are_counted(home: Home, request_: dict[str, Any], i
     ("fault", "error", "words"),
     [
         ("missing", NotFound, r"does not have rapid-mlx==9\.0\.0"),
-        ("refused", NotFound, r"refused rapid-mlx \(HTTP 403\)"),
+        ("refused", NotFound, r"refused rapid-mlx==9\.0\.0 \(HTTP 403\)"),
         ("error", Offline, "did not answer, or not to the end"),
         ("cut", Offline, "did not answer, or not to the end"),
         ("hang", Offline, "did not answer, or not to the end"),
