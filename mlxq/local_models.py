@@ -66,7 +66,7 @@ def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> lis
     folders = headers.scan(settings.load(home).models(home))
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
-    users = {str(scan.folder): tuple(t.name for t in tiers if t.weights == str(scan.folder)) for scan in folders}
+    users = {str(scan.folder): tuple(t.name for t in tiers if t.engine.weights == str(scan.folder)) for scan in folders}
     return [_installed(scan, users[str(scan.folder)], rows.get(str(scan.folder)), models) for scan in folders]
 
 

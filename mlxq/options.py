@@ -22,6 +22,9 @@ UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
 """Bytes of each unit of memory; people write gb and mean what gib says (catalog/units.py)."""
 
 
+TIERS = (
+    "SELECT tiers.name, engines.model FROM tiers JOIN engines ON engines.name = tiers.engine ORDER BY tiers.position"
+)
 DELETES = frozenset({"prune", "reset", "revoke"})
 """Commands of a group that are never suggested for a typing mistake."""
 
@@ -188,7 +191,7 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
 
 def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, with its model."""
-    rows = _read(lambda db: [(row["name"], row["model"]) for row in db.rows("SELECT name, model FROM tiers")])
+    rows = _read(lambda db: [(row["name"], row["model"]) for row in db.rows(TIERS)])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
 
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from state import service, usage
+from state import service, stack, usage
 from state.db import Database
+from state.service import Service
+from state.stack import Tier
 
 WEEK_S = 6 * 86_400
 """Today and the six days before."""
@@ -48,11 +50,28 @@ def percent(share: float | None) -> str:
 
 
 def of_tiers(db: Database) -> Mapping[str, PromptReuse]:
-    """Return what is known of every engine, by its tier's name."""
+    """Return what is known of every tier: the share is its own, the second turn is its engine's."""
+    sums, engines = _sums(db), {row.name: row for row in service.listing(db) if row.kind == "engine"}
+    return {
+        tier.name: PromptReuse(_share(sums.get(tier.name)), engines[tier.engine.name].reused)
+        for tier in stack.tiers(db)
+        if tier.engine.name in engines
+    }
+
+
+def of_engine(db: Database, row: Service, tiers: Sequence[Tier]) -> PromptReuse:
+    """Return what is known of the service `row` and all the tiers that it serves."""
+    sums = _sums(db)
+    own = [sums[tier.name] for tier in tiers if tier.name in sums]
+    names = ("prompt_tokens", "cached_tokens")
+    total = {name: sum(counts[name] for counts in own) for name in names}
+    return PromptReuse(_share(total if own else None), row.reused)
+
+
+def _sums(db: Database) -> Mapping[str, Mapping[str, int]]:
+    """Return the usage of the last seven days by tier."""
     since = time.strftime("%Y-%m-%d", time.gmtime(db.now() - WEEK_S))
-    sums = {row["tier"]: row for row in usage.totals(db, "tier", since)}
-    engines = [row for row in service.listing(db) if row.kind == "engine"]
-    return {row.name: PromptReuse(_share(sums.get(row.name)), row.reused) for row in engines}
+    return {row["tier"]: row for row in usage.totals(db, "tier", since)}
 
 
 def _share(sums: Mapping[str, int] | None) -> float | None:

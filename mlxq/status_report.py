@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxq import prompt_reuse, service_status
@@ -18,7 +18,7 @@ from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Service
-from state.stack import Tier
+from state.stack import Tier, engines_of, served_by
 from state.worker import current
 from tasks.engines import notes
 
@@ -74,13 +74,39 @@ class StatusReport:
             "services": self.services,
             "jobs": self.jobs,
             "cloud": self.cloud,
-            "stack": {"tiers": [_tier(tier, self.reuse.get(tier.name, prompt_reuse.UNKNOWN)) for tier in self.tiers]},
+            "stack": {"tiers": [self._tier(tier) for tier in self.tiers]},
         }
+
+    def _tier(self, tier: Tier) -> dict[str, Any]:
+        """Return one tier of the stack for programs; its state is that of its engine unless the user stopped it."""
+        engine, reuse = tier.engine, self.reuse.get(tier.name, prompt_reuse.UNKNOWN)
+        return {
+            "name": tier.name,
+            "service": engine.name,
+            "state": self.tier_state(tier),
+            "model": engine.model,
+            "quant": engine.quant,
+            "source": engine.source,
+            "port": engine.port,
+            "context": engine.context,
+            "max_tokens": tier.max_tokens,
+            "defaults": {name: value for name, value in asdict(tier.defaults).items() if value is not None},
+            "memory_mb": round(engine.memory_bytes / MIB),
+            "cached_share": _rounded(reuse.share),
+            "second_turn_cached_share": _rounded(reuse.second_turn),
+        }
+
+    def tier_state(self, tier: Tier) -> str:
+        """Return one of the five states of a tier."""
+        if tier.desired == "down":
+            return str(Observed.STOPPED)
+        return next(entry["state"] for entry in self.services if entry["name"] == tier.engine.name)
 
 
 def collect(db: Database) -> StatusReport:
     """Return the report on everything that state.db knows."""
-    running, tiers = worker(db), stack.tiers(db)
+    running = worker(db)
+    tiers = stack.with_defaults(stack.tiers(db), settings.load(db.home)["tier-defaults"])
     rows, numbers = {row.name: row for row in service.listing(db)}, ports.listing(db)
     return StatusReport(
         machine=facts.get(db, "machine"),
@@ -104,11 +130,11 @@ def empty(home: Home) -> StatusReport:
 def _services(
     rows: Mapping[str, Service], tiers: Sequence[Tier], numbers: Mapping[str, int], *, watched: bool
 ) -> list[dict[str, Any]]:
-    """Return the tiers and the gateway, then what else has a row; `numbers`: their ports, 0 for a page that is off."""
-    stacked: dict[str, Tier | None] = {tier.name: tier for tier in tiers} | ({GATEWAY: None} if tiers else {})
-    names = stacked | {name: stacked.get(name) for name in rows}
+    """Return the engines and the gateway, then what else has a row; `numbers`: ports, 0 for a page that is off."""
+    stacked = [engine.name for engine in engines_of(tiers)] + ([GATEWAY] if tiers else [])
     return [
-        _service(name, rows.get(name), tier, numbers.get(name) or None, watched=watched) for name, tier in names.items()
+        _service(name, rows.get(name), served_by(tiers, name), numbers.get(name) or None, watched=watched)
+        for name in dict.fromkeys([*stacked, *rows])
     ]
 
 
@@ -141,20 +167,24 @@ def worker(db: Database) -> WorkerReport:
     return WorkerReport("hung" if state is worker_status.WorkerState.HUNG else "running", last.pid)
 
 
-def _service(name: str, row: Service | None, tier: Tier | None, port: int | None, *, watched: bool) -> dict[str, Any]:
-    """Return one service with the keys of `status --json`."""
+def _service(
+    name: str, row: Service | None, tiers: Sequence[Tier], port: int | None, *, watched: bool
+) -> dict[str, Any]:
+    """Return one service with the keys of `status --json`. `tiers`: those that it serves, if it is an engine."""
+    engine = tiers[0].engine if tiers else None
     status = ServiceStatus(Observed.STOPPED) if row is None else service_status.of_row(row) if watched else check(row)
     document: dict[str, Any] = {
         "name": name,
-        "kind": "engine" if tier else GATEWAY,
+        "kind": "engine" if engine else GATEWAY,
+        "tiers": [tier.name for tier in tiers],
         "state": str(status.state),
         "reason": status.reason or None,
         "next_try_at": status.next_try_at,
         "phase": "stopped",
         "pid": None,
         "port": port,
-        "model": tier.model if tier else None,
-        "quant": tier.quant if tier else None,
+        "model": engine.model if engine else None,
+        "quant": engine.quant if engine else None,
         "engine": None,
         "restarts": 0,
         "uptime_s": None,
@@ -196,21 +226,6 @@ def _answers(row: Service) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _tier(tier: Tier, reuse: PromptReuse) -> dict[str, Any]:
-    """Return one tier of the stack for programs."""
-    return {
-        "name": tier.name,
-        "model": tier.model,
-        "quant": tier.quant,
-        "source": tier.source,
-        "port": tier.port,
-        "context": tier.context,
-        "memory_mb": round(tier.memory_bytes / MIB),
-        "cached_share": _rounded(reuse.share),
-        "second_turn_cached_share": _rounded(reuse.second_turn),
-    }
 
 
 def _rounded(share: float | None) -> float | None:

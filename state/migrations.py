@@ -6,6 +6,7 @@ sqlite-utils runs and records the steps; it does not guard against two processes
 from __future__ import annotations
 
 import fcntl
+import json
 import sys
 from pathlib import Path
 
@@ -238,6 +239,21 @@ CREATE TABLE desired (
 ) STRICT, WITHOUT ROWID
 """
 
+SHARING_TIERS = """
+CREATE TABLE tiers (
+  name TEXT PRIMARY KEY,
+  engine TEXT NOT NULL REFERENCES engines (name),
+  position INTEGER NOT NULL,
+  desired TEXT NOT NULL DEFAULT 'up' CHECK (desired IN ('up', 'down')),
+  max_tokens INTEGER,
+  temperature REAL,
+  top_p REAL,
+  top_k INTEGER,
+  thinking INTEGER CHECK (thinking IN (0, 1)),
+  thinking_budget INTEGER
+) STRICT
+"""
+
 LIVE_JOBS = """
 CREATE VIEW live_jobs AS
 SELECT id, kind, state, phase, lane, chain, attempt, args,
@@ -414,6 +430,31 @@ def m013_desired(db: Database) -> None:
         "UPDATE jobs SET service = json_extract(args, '$.service')"
         " WHERE kind IN ('start', 'stop', 'drain', 'restart', 'retire')"
     )
+
+
+@schema()
+def m014_shared_engines(db: Database) -> None:
+    """Keep engines and tiers apart: what was a tier becomes an engine and a tier of the same name that points to it.
+
+    Names that led to another tier's engine by an alias of the gateway become tiers that share it.
+    """
+    db.execute("ALTER TABLE tiers RENAME TO engines")
+    db.execute(SHARING_TIERS)
+    db.execute("CREATE INDEX tiers_engine ON tiers (engine)")
+    db.execute(
+        "INSERT INTO tiers (name, engine, position, max_tokens)"
+        " SELECT name, name, position, nullif(max_tokens, min(4096, context / 2)) FROM engines"
+    )
+    db.execute("ALTER TABLE engines DROP COLUMN max_tokens")
+    row = db.execute("SELECT value FROM facts WHERE name = 'stack'").fetchone()
+    shares: dict[str, str] = json.loads(row[0]).get("shares", {}) if row else {}
+    for name, engine in shares.items():
+        db.execute(
+            "INSERT INTO tiers (name, engine, position, max_tokens)"
+            " SELECT :name, engine, (SELECT max(position) + 1 FROM tiers), max_tokens FROM tiers"
+            " WHERE name = :engine AND NOT EXISTS (SELECT 1 FROM tiers WHERE name = :name)",
+            {"name": name, "engine": engine},
+        )
 
 
 def migrate(home: Home) -> None:

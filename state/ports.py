@@ -15,7 +15,7 @@ def listing(db: Database) -> dict[str, int]:
     """Return the port of every service of the stack, and of what is left of an earlier one; 0: the page is off."""
     values = settings.load(db.home)
     coming = {name: values[setting] for name, setting in BESIDE.items()}
-    coming |= {tier.name: tier.port for tier in stack.tiers(db)}
+    coming |= {engine.name: engine.port for engine in stack.engines(db)}
     rows = service.listing(db)
     return coming | {row.name: row.port for row in rows if row.state in service.ALIVE or row.name not in coming}
 

@@ -172,6 +172,46 @@ def _engines(value: Any) -> dict[str, str]:
     return engines
 
 
+def _within(low: float, high: float, kind: type[int | float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    return parse
+
+
+LONGEST_ANSWER = 16_384
+"""Tokens that an engine gives at most; tasks/engines/base.py has the same number, and a test compares them."""
+TIER_DEFAULTS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "temperature": (_within(0, 2, float), "0 to 2"),
+    "top-p": (_within(0.001, 1, float), "above 0, up to 1"),
+    "top-k": (_within(1, 1000, int), "1 to 1000"),
+    "max-tokens": (_within(1, LONGEST_ANSWER, int), f"1 to {LONGEST_ANSWER}"),
+    "thinking": (_switch, "true or false"),
+    "thinking-budget": (_within(1, LONGEST_ANSWER, int), f"1 to {LONGEST_ANSWER}"),
+}
+"""What a user writes after a tier's name -> its parser, what it may be. state.stack.Defaults has the same fields."""
+
+
+def _tier_defaults(value: Any) -> dict[str, Any]:
+    pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
+    return {str(name).strip(): _tier_default(str(name).strip(), str(text).strip()) for name, text in pairs.items()}
+
+
+def _tier_default(name: str, text: str) -> Any:
+    tier, _, field = name.rpartition(".")
+    example = "such as fast.temperature=0.2,fast.max-tokens=1024"
+    if not tier or field not in TIER_DEFAULTS:
+        raise ValueError(f"pairs of a tier with one of {', '.join(TIER_DEFAULTS)}, {example}")
+    parse, allowed = TIER_DEFAULTS[field]
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise ValueError(f"{name} from {allowed}, {example}") from problem
+
+
 def _pairs(text: str) -> dict[str, str]:
     parts = (part.partition("=") for part in text.split(",") if part.strip())
     return {name: tier for name, _, tier in parts}
@@ -194,6 +234,8 @@ SETTINGS: tuple[Setting, ...] = (
             _choice(AUTO, *ENGINES), applies="mlxq up"),
     Setting("tier-engines", {}, "Engines of single tiers, where they differ.",
             _engines, applies="mlxq up"),
+    Setting("tier-defaults", {}, "What the gateway fills in for single tiers where a request says nothing.",
+            _tier_defaults, applies="mlxq up"),
     Setting("default-quant", "int4", "Quant to use unless another is requested.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
     Setting("memory-budget-pct", AUTO, "Share of memory that models may use, in percent; auto = all that is usable.",

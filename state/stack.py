@@ -1,28 +1,33 @@
-"""The stack: which weights serve at which tier. The wanted state; services are the actual one."""
+"""The stack: the engines that should be, and the tiers that apps ask for. The wanted state; services are the actual.
+
+An engine serves one model from one process; its service has its name. A tier is a name with the defaults of its
+requests, and points to an engine; several tiers may point to one. An engine is named for the first tier that it served.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
 
 PREFILL_STEP = 1_024
 """Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
-
-
 ANSWER_TIMEOUT_S = 300
 """Seconds one answer may take where the time to read a full window is not known."""
+MAX_TOKENS = 4_096
+"""Tokens of an answer when the caller names no limit; half of a window that is smaller than two of these."""
 
 
 @dataclass(frozen=True)
-class Tier:
-    """One role with a port, and the model that serves there."""
+class Engine:
+    """One model as one process serves it."""
 
     name: str
-    """standard, fast, longctx, or the user's own word: lower case, digits and dashes."""
+    """Of its service, its log and its files."""
     model: str
     """Catalog id, or the Hub repo it was asked for by."""
     quant: str
@@ -33,15 +38,13 @@ class Tier:
     context: int
     """Tokens one request may use, prompt and answer together; the gateway enforces it."""
     memory_bytes: int
-    """The tier's share of the budget: weights, KV cache, prefill and overhead."""
+    """The engine's share of the budget: weights, KV cache, prefill and overhead."""
     cache_bytes: int
     """What the engine may keep of old prompts."""
     concurrency: int
     """Requests that run side by side in the engine."""
     weights: str = ""
     """Absolute folder of the weights; empty until they are pulled and valid."""
-    max_tokens: int = 4096
-    """Tokens of an answer when the caller names no limit."""
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     vision: bool = False
@@ -50,42 +53,179 @@ class Tier:
     answer_timeout_s: int = ANSWER_TIMEOUT_S
     """Seconds one answer may take: a full window must be readable in them."""
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of an answer where neither the request nor its tier names a limit."""
+        return min(MAX_TOKENS, self.context // 2)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the gateway fills in where a request says nothing; None leaves it to the engine."""
+
+    max_tokens: int | None = None
+    """Tokens of an answer."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    thinking: bool | None = None
+    """Whether a model that can think does so before it answers."""
+    thinking_budget: int | None = None
+    """Tokens of thoughts at most."""
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A name that apps ask for."""
+
+    name: str
+    """standard, fast, longctx, or the user's own word: lower case, digits and dashes."""
+    engine: Engine
+    """Who serves it."""
+    defaults: Defaults = Defaults()
+    desired: Literal["up", "down"] = "up"
+    """down: the user stopped this tier; its engine may still run for others."""
+
+    @property
+    def model(self) -> str:
+        """The model that answers."""
+        return self.engine.model
+
+    @property
+    def quant(self) -> str:
+        """The quant of its weights."""
+        return self.engine.quant
+
+    @property
+    def context(self) -> int:
+        """Tokens one request may use, prompt and answer together."""
+        return self.engine.context
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of an answer where the request names no limit."""
+        return min(self.defaults.max_tokens or self.engine.max_tokens, self.context)
+
 
 def tiers(db: Database) -> list[Tier]:
     """Return the wanted tiers in their order; empty when nothing is set up."""
-    rows = db.rows("SELECT * FROM tiers ORDER BY position")
-    return [_tier(row) for row in rows]
+    serving = {engine.name: engine for engine in engines(db)}
+    return [_tier(row, serving[row["engine"]]) for row in db.rows("SELECT * FROM tiers ORDER BY position")]
 
 
 def tier(db: Database, name: str) -> Tier:
     """Return one tier. Raises NotFound with the names there are, NotSetUp where there are none."""
-    row = db.row("SELECT * FROM tiers WHERE name = ?", (name,))
+    everything = tiers(db)
+    for candidate in everything:
+        if candidate.name == name:
+            return candidate
+    if not everything:
+        raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+    names = ", ".join(candidate.name for candidate in everything)
+    raise NotFound(f"There is no tier {name!r}; there is: {names}.", hint="mlxq status")
+
+
+def engines(db: Database) -> list[Engine]:
+    """Return the wanted engines in their order; each is there once, however many tiers it serves."""
+    return [_engine(row) for row in db.rows("SELECT * FROM engines ORDER BY position")]
+
+
+def engine(db: Database, name: str) -> Engine:
+    """Return one engine. Raises NotFound with the names there are, NotSetUp where there are none."""
+    row = db.row("SELECT * FROM engines WHERE name = ?", (name,))
     if row is not None:
-        return _tier(row)
-    names = [entry.name for entry in tiers(db)]
+        return _engine(row)
+    names = ", ".join(candidate.name for candidate in engines(db))
     if not names:
         raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
-    raise NotFound(f"There is no tier {name!r}; there is: {', '.join(names)}.", hint="mlxq status")
+    raise NotFound(f"There is no engine {name!r}; there is: {names}.", hint="mlxq status")
 
 
-def replace(db: Database, wanted: Sequence[Tier]) -> None:
-    """Make these the stack, all at once."""
+def engines_of(tiers: Iterable[Tier]) -> list[Engine]:
+    """Return the engines that serve these tiers, each once."""
+    return list({tier.engine.name: tier.engine for tier in tiers}.values())
+
+
+def served_by(tiers: Iterable[Tier], engine: str) -> list[Tier]:
+    """Return the tiers that an engine serves, in their order."""
+    return [tier for tier in tiers if tier.engine.name == engine]
+
+
+def services(tiers: Sequence[Tier], names: Iterable[str]) -> list[str]:
+    """Return the services behind names, each once: of a tier its engine, else the name itself."""
+    engines = {tier.name: tier.engine.name for tier in tiers}
+    return list(dict.fromkeys(engines.get(name, name) for name in names))
+
+
+def shares(tier: Tier, tiers: Sequence[Tier]) -> str:
+    """Return the first tier that the engine of `tier` serves; empty where that is `tier` itself."""
+    first = served_by(tiers, tier.engine.name)[0].name
+    return "" if first == tier.name else first
+
+
+def with_defaults(tiers: Iterable[Tier], chosen: Mapping[str, Any]) -> list[Tier]:
+    """Return the tiers with the defaults that hold. `chosen`: the setting tier-defaults, such as {"fast.top-k": 20}."""
+    own: dict[str, dict[str, Any]] = {}
+    for name, value in chosen.items():
+        tier, _, field = name.rpartition(".")
+        own.setdefault(tier, {})[field.replace("-", "_")] = value
+    return [
+        dataclasses.replace(tier, defaults=dataclasses.replace(tier.defaults, **own.get(tier.name, {})))
+        for tier in tiers
+    ]
+
+
+def alone(engine: Engine, defaults: Defaults = Defaults()) -> Tier:
+    """Return a tier of the engine's own name."""
+    return Tier(engine.name, engine, defaults)
+
+
+def as_tiers(wanted: Iterable[Tier | Engine]) -> list[Tier]:
+    """Return these as tiers; an engine stands for the tier of its name."""
+    return [alone(entry) if isinstance(entry, Engine) else entry for entry in wanted]
+
+
+def replace(db: Database, wanted: Sequence[Tier | Engine]) -> None:
+    """Make these the stack, all at once. Raises ValueError where two engines of one name differ."""
+    stack = as_tiers(wanted)
+    serving = engines_of(stack)
+    if any(tier.engine not in serving for tier in stack):
+        raise ValueError("two engines have the same name")
     with db.transaction():
         db.run("DELETE FROM tiers")
-        for position, entry in enumerate(wanted):
-            values = asdict(entry) | {"position": position, "assigned_at": db.now(), "vision": int(entry.vision)}
-            db.insert("tiers", values)
+        db.run("DELETE FROM engines")
+        for position, served in enumerate(serving):
+            values = asdict(served) | {"position": position, "assigned_at": db.now(), "vision": int(served.vision)}
+            db.insert("engines", values)
+        for position, tier in enumerate(stack):
+            own = {"name": tier.name, "engine": tier.engine.name, "position": position, "desired": tier.desired}
+            db.insert("tiers", own | asdict(tier.defaults))
         db.wake()
 
 
-def set_weights(db: Database, source: str, folder: str) -> None:
-    """Return every tier that serves `source` where its weights lie."""
+def set_desired(db: Database, names: Iterable[str], desired: Literal["up", "down"]) -> None:
+    """Record which tiers the user wants to be served."""
     with db.transaction():
-        db.run("UPDATE tiers SET weights = ? WHERE source = ?", (folder, source))
+        for name in names:
+            db.run("UPDATE tiers SET desired = ? WHERE name = ?", (desired, name))
         db.announce()
 
 
-def _tier(row: Row) -> Tier:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Tier)}
+def set_weights(db: Database, source: str, folder: str) -> None:
+    """Record for every engine that serves `source` where its weights are."""
+    with db.transaction():
+        db.run("UPDATE engines SET weights = ? WHERE source = ?", (folder, source))
+        db.announce()
+
+
+def _engine(row: Row) -> Engine:
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Engine)}
     values["vision"] = bool(values["vision"])
-    return Tier(**values)
+    return Engine(**values)
+
+
+def _tier(row: Row, engine: Engine) -> Tier:
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Defaults)}
+    if values["thinking"] is not None:
+        values["thinking"] = bool(values["thinking"])
+    return Tier(row["name"], engine, Defaults(**values), row["desired"])

@@ -8,7 +8,7 @@ from state import service as rows
 from state import settings, stack, weights
 from tasks import recommend, stack_jobs
 from tasks.plan.gateway import SERVICE as GATEWAY
-from tasks.plan.placement import assign_ports
+from tasks.plan.placement import place
 from tasks.queue import Context, job
 from tasks.supervision import lifecycle
 
@@ -28,7 +28,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
         before = [] if alone else now
         catalog_model = recommend.find(model, recommend.all_models(home)).model
         downloaded = weights.newest(db, catalog_model.quants[quant].source)
-        new_tier = assign_ports(
+        new_tier = place(
             tier,
             catalog_model,
             quant,
@@ -39,10 +39,10 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
         )
         stack.replace(db, [*before, new_tier])
         stack_jobs.mark_customized(db)
-    for following in stack_jobs.add_tier(tier, stack_jobs.leaving(db)):
-        context.then(following)
     assigned = stack.tier(db, tier)
-    return {"tier": tier, "model": assigned.model, "context": assigned.context, "port": assigned.port}
+    for following in stack_jobs.add_tier(assigned.engine.name, stack_jobs.leaving(db)):
+        context.then(following)
+    return {"tier": tier, "model": assigned.model, "context": assigned.context, "port": assigned.engine.port}
 
 
 @job("retire")

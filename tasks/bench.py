@@ -16,7 +16,7 @@ from state import bench as benchmarks
 from state import facts, secrets, service, stack, weights
 from state.bench import Bench
 from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
-from state.stack import Tier
+from state.stack import Engine
 from tasks import recommend
 from tasks.engines import installed, serving
 from tasks.plan import bench as plan
@@ -45,7 +45,7 @@ PROCESS_BYTES = 600_000_000
 class Subject:
     """What is measured."""
 
-    tier: Tier
+    engine: Engine
     """How it is served; for an engine of its own, how it will be."""
     revision: str
     pid: int | None
@@ -81,12 +81,12 @@ def bench(
     shape |= {"concurrency": list(concurrency)}
     subject = _subject(context, target, models, shape)
     if subject.pid is None:
-        _check_room(context, machine, subject.tier)
+        _check_room(context, machine, subject.engine)
     request: dict[str, Any] = shape | _serving(context, machine, subject)
     figures = _measured(context, request, began)
     figures |= {"release": request["release"], "mlx": installed.mlx(context.home, request["release"])}
     if subject.pid is None:
-        weights.loaded(context.db, subject.tier.weights)
+        weights.loaded(context.db, subject.engine.weights)
     summary = _told(subject, machine, models, figures)
     if save:
         for row in _rows(subject, machine, figures, runs):
@@ -148,32 +148,33 @@ def _subject(context: Context, target: str, models: Mapping[str, Model], shape: 
     tiers = {tier.name: tier for tier in stack.tiers(context.db)}
     if target not in tiers:
         return Subject(*_own(context, target, models, shape), pid=None)
-    tier, row = tiers[target], service.find(context.db, target)
+    engine = tiers[target].engine
+    row = service.find(context.db, engine.name)
     if row is None or row.state not in service.ROUTED or not row.identity:
         raise NotRunning(f"Tier {target} is not running.", hint=f"mlxq up {target}")
-    record = manifest.read(Path(tier.weights))
-    return Subject(tier, record.revision if record else "", process.decode(row.identity).pid, row.release)
+    record = manifest.read(Path(engine.weights))
+    return Subject(engine, record.revision if record else "", process.decode(row.identity).pid, row.release)
 
 
-def _own(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Tier, str]:
+def _own(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Engine, str]:
     """Describe the engine that will be started, and return the revision of its weights. Raises NotFound, Damaged."""
     row = weights.newest(context.db, target)
     folder = Path(row.folder if row else target)
     if not folder.is_dir():
         raise NotFound(f"No weights of {target} are here.", hint=f"mlxq pull {target}")
     record = manifest.read(folder)
-    tier = _described(folder, record.asked if record else f"file:{folder}", models, shape)
-    return tier, record.revision if record else ""
+    engine = _described(folder, record.asked if record else f"file:{folder}", models, shape)
+    return engine, record.revision if record else ""
 
 
-def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Tier:
+def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Engine:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
     inventory = headers.inventory(folder)
     model, quant = _entry(source, models)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
     need = memory(model, quant, context_tokens, most).total if model else _need(inventory, context_tokens * most)
-    return Tier(
+    return Engine(
         name=NAME,
         model=model.id if model else source,
         quant=quant or inventory.quantization or f"{inventory.bits:.0f}-bit",
@@ -184,7 +185,6 @@ def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Ma
         cache_bytes=CACHE_BYTES,
         concurrency=most,
         weights=str(folder),
-        max_tokens=shape["gen_tokens"],
         tool_parser=model.tool_parser if model else None,
         reasoning_parser=model.reasoning_parser if model else None,
         vision=inventory.vision,
@@ -202,25 +202,32 @@ def _need(inventory: ScannedWeights, tokens: int) -> int:
     return int(inventory.size * 1.05) + inventory.kv_bytes_per_token * tokens + PROCESS_BYTES
 
 
-def _check_room(context: Context, machine: Machine, tier: Tier) -> None:
+def _check_room(context: Context, machine: Machine, engine: Engine) -> None:
     """Raise DoesNotFit when the engine would push others out."""
     used = sum(row.memory_bytes or 0 for row in service.listing(context.db))
     room = min(system.memory().available, machine.usable_bytes - used)
-    if tier.memory_bytes > room:
+    if engine.memory_bytes > room:
         raise DoesNotFit(
-            f"{tier.model} {tier.quant} needs {units.memory(tier.memory_bytes)}; {units.memory(max(0, room))} is free.",
+            f"{engine.model} {engine.quant} needs {units.memory(engine.memory_bytes)}; "
+            f"{units.memory(max(0, room))} is free.",
             hint="mlxq down" if used else "mlxq models",
         )
 
 
 def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, Any]:
     """Say where the child asks, and how it starts an engine where none serves."""
-    tier, key = subject.tier, secrets.ensure(context.home.secrets)[secrets.TIER]
-    request = {"port": tier.port, "name": tier.name, "key": key, "pid": subject.pid, "tools": bool(tier.tool_parser)}
+    engine, key = subject.engine, secrets.ensure(context.home.secrets)[secrets.TIER]
+    request = {
+        "port": engine.port,
+        "name": engine.name,
+        "key": key,
+        "pid": subject.pid,
+        "tools": bool(engine.tool_parser),
+    }
     if subject.pid is not None:
         return request | {"argv": None, "release": subject.release}
-    size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
-    launch = serving.launch(context.db, context.home, tier, key, machine.backend)
+    size = sum(file.stat().st_size for file in Path(engine.weights).glob("*.safetensors"))
+    launch = serving.launch(context.db, context.home, engine, key, machine.backend)
     return request | {
         "release": launch.release,
         "argv": launch.argv,
@@ -234,13 +241,13 @@ def _told(
     subject: Subject, machine: Machine, models: Mapping[str, Model], figures: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Add names and the verdict to what was measured; the prediction is for one request alone."""
-    tier = subject.tier
+    engine = subject.engine
     alone = next((row for row in figures["rounds"] if row["concurrency"] == 1), None)
-    predicted = _predicted(tier, machine, models, alone["prompt_tokens"]) if alone else None
+    predicted = _predicted(engine, machine, models, alone["prompt_tokens"]) if alone else None
     return {
         **figures,
-        "model": tier.model,
-        "quant": tier.quant,
+        "model": engine.model,
+        "quant": engine.quant,
         "engine": figures["release"],
         "predicted": asdict(predicted) if predicted else None,
         "verdict": _verdict(alone, predicted) if alone and predicted else None,
@@ -251,20 +258,20 @@ def _verdict(alone: Mapping[str, float], predicted: Speed) -> str:
     return plan.verdict(alone["decode_tps"], alone["prompt_tps"], predicted.decode, predicted.prompt)
 
 
-def _predicted(tier: Tier, machine: Machine, models: Mapping[str, Model], tokens: int) -> Speed | None:
+def _predicted(engine: Engine, machine: Machine, models: Mapping[str, Model], tokens: int) -> Speed | None:
     """Return what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
-    model = models.get(tier.model)
-    return predict(machine, model, tier.quant, tokens) if model and tier.quant in model.quants else None
+    model = models.get(engine.model)
+    return predict(machine, model, engine.quant, tokens) if model and engine.quant in model.quants else None
 
 
 def _rows(subject: Subject, machine: Machine, figures: Mapping[str, Any], runs: int) -> list[Bench]:
     """Return the rows to keep."""
-    tier = subject.tier
+    engine = subject.engine
     return [
         Bench(
-            model=tier.model,
-            quant=tier.quant,
-            source=tier.source,
+            model=engine.model,
+            quant=engine.quant,
+            source=engine.source,
             revision=subject.revision,
             chip=machine.chip,
             engine=figures["release"],

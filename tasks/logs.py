@@ -58,11 +58,11 @@ def _own_silence() -> Generator[None]:
 
 
 def _caches(db: Database, home: Home) -> dict[Path, int]:
-    """Return each tier's folder of old prompts and the bytes it may hold; a tier that is gone may hold none.
+    """Return each engine's folder of old prompts and the bytes it may hold; an engine that is gone may hold none.
 
     A quarter more than the engine holds in memory: the tokens and an index lie beside.
     """
-    wanted = {tier.name: tier.cache_bytes * 5 // 4 for tier in stack.tiers(db)}
+    wanted = {engine.name: engine.cache_bytes * 5 // 4 for engine in stack.engines(db)}
     return {folder: wanted.get(folder.name, 0) for folder in prompt_cache.folders(home)}
 
 

@@ -85,7 +85,7 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
     Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
     """
     path = _inside(context, folder)
-    serving = [tier.name for tier in stack.tiers(context.db) if tier.weights == folder]
+    serving = [tier.name for tier in stack.tiers(context.db) if tier.engine.weights == folder]
     if serving and not force:
         raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
     try:

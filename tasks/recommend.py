@@ -21,7 +21,7 @@ from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
 from state.paths import Home
 from state.settings import Settings
-from state.stack import Tier
+from state.stack import Tier, engines_of
 
 CONVERTED = ("int4", "int8", "bf16")
 """What mlx-lm makes of a repo that holds no MLX weights."""
@@ -87,19 +87,6 @@ def served(tiers: Sequence[Tier]) -> dict[str, str]:
     return {tier.name: f"{tier.model} {tier.quant}" for tier in tiers}
 
 
-def named(tiers: Sequence[Tier], shares: Mapping[str, str]) -> dict[str, str]:
-    """Return "model quant" by every name that apps use: the tiers, and the names that share the engine of one."""
-    own = served(tiers)
-    return own | {name: own[tier] for name, tier in shares.items() if tier in own and name not in own}
-
-
-def engines(choice: Mapping[str, str]) -> dict[str, str]:
-    """Return of a choice the tiers that have an engine of their own: the first that names each model and quant."""
-    return {
-        tier: wanted for tier, wanted in choice.items() if tier == next(t for t, w in choice.items() if w == wanted)
-    }
-
-
 def stays(
     now: Sequence[Tier], stored: Mapping[str, Any], args: Mapping[str, Any], request: Mapping[str, Any], *, hub: bool
 ) -> bool:
@@ -125,14 +112,14 @@ def answers(
     """Say whether the stack that is there answers the question already."""
     same = stored.get("asked") == request
     if choice:
-        return same and served(now) == engines(choice)
+        return same and served(now) == choice
     return not hub or (same and not stored.get("builtin"))
 
 
 def sizes(tiers: Sequence[Tier], models: Mapping[str, Model]) -> dict[str, int]:
     """Return the bytes of each source as the catalog has them, so that a total is known before the first pull."""
     quants = [quant for model in models.values() for quant in model.quants.values()]
-    wanted = {tier.source for tier in tiers}
+    wanted = {engine.source for engine in engines_of(tiers)}
     return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from state import sample, secrets, service, usage
+from state import sample, secrets, service, stack, usage
 from state.db import Database
 from state.errors import EngineFailed
 from state.paths import Home
@@ -42,8 +42,10 @@ class Recorder:
         self.minute = minute
         key = secrets.read(home.secrets).get(secrets.TIER, "")
         counted = usage.totals(db)
+        tiers = stack.tiers(db)
         for row in service.listing(db):
-            self.looks.setdefault(row.name, []).append(_look(row, key, counted))
+            names = {tier.name for tier in stack.served_by(tiers, row.name)} or {row.name}
+            self.looks.setdefault(row.name, []).append(_look(row, names, key, counted))
 
     def _samples(self) -> list[Sample]:
         return [
@@ -51,9 +53,9 @@ class Recorder:
         ]
 
 
-def _look(row: Service, key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
-    """Look at one service. `counted`: the gateway's sums by tier; all of them are the gateway's own."""
-    own = [count for count in counted if row.kind == "gateway" or count["tier"] == row.name]
+def _look(row: Service, tiers: set[str], key: str, counted: Sequence[Mapping[str, Any]]) -> EngineSample:
+    """Look at one service. `counted`: the gateway's sums by tier; those of an engine's `tiers` are the engine's."""
+    own = [count for count in counted if row.kind == "gateway" or count["tier"] in tiers]
     counts: dict[str, Any] = {name: sum(count[name] for count in own) for name in ("failed", "fallbacks")}
     counts["memory_bytes"] = row.memory_bytes
     serving = row.state in SERVING

@@ -10,20 +10,18 @@ from typing import Any
 from catalog.intent import FAST
 from catalog.machine import from_row
 from catalog.model import Model
-from catalog.pick import Recommendation
+from catalog.pick import Pick, Recommendation
 from state import facts, settings, stack
 from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
-from state.stack import PREFILL_STEP, Tier
+from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
 from tasks import kinds, recommend, stack_jobs
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
 GATEWAY = "gateway"
 SMALL_PULL_ATTEMPTS = 3
-MOST_TOKENS = 4096
-"""Tokens of an answer where the caller names no limit."""
 
 
 @job("score")
@@ -65,7 +63,7 @@ def score(
     _enqueue(context, now, pull=pull, start=start)
     return stored | {
         "kept": unchanged,
-        "tiers": recommend.named(now, stored.get("shares", {})),
+        "tiers": recommend.served(now),
         "sizes": recommend.sizes(now, models),
     }
 
@@ -79,6 +77,8 @@ def _store(db: Database, tiers: Sequence[Tier], answers: dict[str, Any]) -> dict
 
 def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool) -> None:
     """Add the jobs that make the stack serve to the chain."""
+    if start:
+        stack.set_desired(context.db, [tier.name for tier in tiers], "up")
     retired, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
     for following in plan(tiers, pull=pull, start=start, retired=retired, around=around):
         context.then(following)
@@ -90,21 +90,22 @@ def plan(
     """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
-    fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` tiers, whose
-    memory and ports it may need.
+    fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` engines,
+    whose memory and ports it may need.
     """
-    soonest = sorted(tiers, key=lambda tier: (tier.name != FAST, tier.memory_bytes))
-    sources = list(dict.fromkeys(tier.source for tier in soonest)) if pull else []
+    engines = engines_of(tiers)
+    soonest = sorted(engines, key=lambda engine: (engine.name != FAST, engine.memory_bytes))
+    sources = list(dict.fromkeys(engine.source for engine in soonest)) if pull else []
     jobs = [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
     jobs += stack_jobs.retire(retired)
     if not start:
         return jobs
     jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
-    for tier in tiers:
-        needs = ["configure", *([_pulling(tier.source)] if pull else [])]
-        jobs.append(kinds.new("start", {"service": tier.name}, needs=needs, after=retired, label=tier.name))
-    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(tier.name for tier in tiers)])]
+    for engine in engines:
+        needs = ["configure", *([_pulling(engine.source)] if pull else [])]
+        jobs.append(kinds.new("start", {"service": engine.name}, needs=needs, after=retired, label=engine.name))
+    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(engine.name for engine in engines)])]
 
 
 def _pull(source: str) -> NewJob:
@@ -118,36 +119,42 @@ def _pulling(source: str) -> str:
 
 
 def _tiers(chosen: Recommendation, models: Mapping[str, Model], port: int, before: Sequence[Tier]) -> list[Tier]:
-    """Return a tier for each engine, on following ports; weights that are here already are kept.
+    """Return the tiers of a recommendation; those that share an engine point to that of the first of them.
 
-    A name that shares an engine is no tier of its own: the gateway leads it to the tier whose engine it uses.
+    Engines listen on following ports; weights that are here already are kept.
     """
-    downloaded = {tier.source: tier.weights for tier in before if tier.weights and Path(tier.weights).exists()}
-    tiers: list[Tier] = []
-    for position, pick in enumerate(chosen.engines):
-        model = models[pick.model]
-        source = model.quants[pick.quant].source
-        tiers.append(
-            Tier(
-                name=pick.tier,
-                model=pick.model,
-                quant=pick.quant,
-                source=source,
-                port=port + position,
-                context=pick.context,
-                memory_bytes=pick.bytes,
-                cache_bytes=pick.cache_bytes,
-                concurrency=pick.concurrency,
-                weights=downloaded.get(source, ""),
-                max_tokens=min(MOST_TOKENS, pick.context // 2),
-                tool_parser=model.tool_parser,
-                reasoning_parser=model.reasoning_parser,
-                vision=model.vision,
-                prefill_step=pick.prefill_step or PREFILL_STEP,
-                answer_timeout_s=answer_timeout_s(pick.reading_s, pick.speed.decode, MOST_TOKENS),
-            )
-        )
-    return tiers
+    downloaded = {
+        engine.source: engine.weights
+        for engine in engines_of(before)
+        if engine.weights and Path(engine.weights).exists()
+    }
+    engines = {
+        pick.tier: _engine(pick, models[pick.model], port + position, downloaded)
+        for position, pick in enumerate(chosen.engines)
+    }
+    return [Tier(pick.tier, engines[pick.shares or pick.tier]) for pick in chosen.picks]
+
+
+def _engine(pick: Pick, model: Model, port: int, downloaded: Mapping[str, str]) -> Engine:
+    """Return the engine of a pick. `downloaded`: the folders of weights that are here, by source."""
+    source = model.quants[pick.quant].source
+    return Engine(
+        name=pick.tier,
+        model=pick.model,
+        quant=pick.quant,
+        source=source,
+        port=port,
+        context=pick.context,
+        memory_bytes=pick.bytes,
+        cache_bytes=pick.cache_bytes,
+        concurrency=pick.concurrency,
+        weights=downloaded.get(source, ""),
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+        vision=model.vision,
+        prefill_step=pick.prefill_step or PREFILL_STEP,
+        answer_timeout_s=answer_timeout_s(pick.reading_s, pick.speed.decode, MAX_TOKENS),
+    )
 
 
 def _told(chosen: Recommendation, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +163,5 @@ def _told(chosen: Recommendation, request: Mapping[str, Any]) -> dict[str, Any]:
         "builtin": chosen.intent == "built-in",
         "budget_bytes": chosen.budget,
         "total_bytes": chosen.total,
-        "shares": {pick.tier: pick.shares for pick in chosen.picks if pick.shares},
         "explain": chosen.explain,
     }

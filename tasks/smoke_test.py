@@ -59,17 +59,19 @@ def expected_turn_s(tier: Tier, hello_s: float) -> float:
 
 
 def _turn_tokens(tier: Tier) -> int:
-    return min(tier.prefill_step + OVER_A_STEP, tier.context // 2)
+    return min(tier.engine.prefill_step + OVER_A_STEP, tier.context // 2)
 
 
 def _reused(context: Context, port: int, key: str, tiers: Sequence[Tier]) -> dict[str, float | None]:
-    """Ask each tier a second turn, and keep the shares."""
+    """Ask each engine a second turn by its first tier, and keep the shares."""
     shares: dict[str, float | None] = {}
-    for done, tier in enumerate(tiers):
-        context.report(f"asking {tier.name} a second turn", done=done, total=len(tiers), unit="tiers")
+    engines = stack.engines_of(tiers)
+    for done, engine in enumerate(engines):
+        tier = stack.served_by(tiers, engine.name)[0]
+        context.report(f"asking {tier.name} a second turn", done=done, total=len(engines), unit="engines")
         context.check()
         shares[tier.name] = second_turn(port, key, tier)
-        service.update(context.db, tier.name, reused=shares[tier.name])
+        service.update(context.db, engine.name, reused=shares[tier.name])
     return shares
 
 

@@ -38,16 +38,19 @@ def auxiliary_services(home: Home) -> list[str]:
 
 def leaving(db: Database) -> list[str]:
     """Return the services that do not belong to the stack any more."""
-    staying = {*auxiliary_services(db.home), *(tier.name for tier in stack.tiers(db))}
+    staying = {*auxiliary_services(db.home), *(engine.name for engine in stack.engines(db))}
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
-def add_tier(tier: str, retired: Sequence[str]) -> list[NewJob]:
-    """Return the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last."""
+def add_tier(engine: str, retired: Sequence[str]) -> list[NewJob]:
+    """Return the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last.
+
+    `engine`: who serves it, and may do so for others already; `retired`: the engines that leave.
+    """
     return [
         *retire(retired),
-        kinds.new("start", {"service": tier}, after=retired, label=tier),
-        kinds.new("configure", needs=[tier]),
+        kinds.new("start", {"service": engine}, after=retired, label=engine),
+        kinds.new("configure", needs=[engine]),
         kinds.new("start", {"service": GATEWAY}, needs=["configure"], label=GATEWAY),
     ]
 
@@ -67,11 +70,11 @@ def engine_changes(db: Database, home: Home) -> list[NewJob]:
 
 
 def on_other_engines(db: Database, home: Home) -> list[str]:
-    """Return the tiers whose engine runs, and would be another one if it was started now. Raises NotSetUp."""
+    """Return the engines that run, and would be another program if it was started now. Raises NotSetUp."""
     from tasks.supervision import spec
 
     running = {row.name: row.release for row in rows.listing(db) if row.kind == "engine" and row.desired == "up"}
-    names = [tier.name for tier in stack.tiers(db) if tier.name in running and tier.weights]
+    names = [engine.name for engine in stack.engines(db) if engine.name in running and engine.weights]
     return [name for name in names if spec.launch_spec(db, home, name).release != running[name]]
 
 
@@ -121,5 +124,5 @@ def _tell_gateway(db: Database, after: Sequence[str]) -> list[NewJob]:
 
 
 def retire(names: Sequence[str], after: Sequence[str] = ()) -> list[NewJob]:
-    """Return the job for each tier that leaves, labelled with its name; it is done whatever became of those before."""
+    """Return the job for each engine that leaves, labeled with its name; it is done whatever became of the others."""
     return [kinds.new("retire", {"service": name}, after=after, label=name) for name in names]

@@ -39,7 +39,7 @@ def _model(tier: Tier, target: Target) -> dict[str, Any]:
         "apiBase": target.url,
         "apiKey": target.key,
         "roles": _roles(tier, target),
-        **({"capabilities": ["tool_use"]} if tier.tool_parser else {}),
+        **({"capabilities": ["tool_use"]} if tier.engine.tool_parser else {}),
         "defaultCompletionOptions": {"contextLength": tier.context, "maxTokens": tier.max_tokens},
     }
 

@@ -36,7 +36,7 @@ def _write(text: str, target: Target) -> str:
 def _model(tier: Tier) -> dict[str, Any]:
     return {
         "name": f"{tier.name} ({tier.model})",
-        "tool_call": tier.tool_parser is not None,
+        "tool_call": tier.engine.tool_parser is not None,
         "limit": {"context": tier.context, "output": tier.max_tokens},
     }
 

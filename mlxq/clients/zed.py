@@ -36,8 +36,8 @@ def _model(tier: Tier) -> dict[str, Any]:
         "max_tokens": tier.context,
         "max_output_tokens": tier.max_tokens,
         "capabilities": {
-            "tools": tier.tool_parser is not None,
-            "images": tier.vision,
+            "tools": tier.engine.tool_parser is not None,
+            "images": tier.engine.vision,
             "parallel_tool_calls": False,
             "prompt_cache_key": False,
         },

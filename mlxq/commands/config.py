@@ -107,5 +107,5 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(cast("list[str]", value))
     if isinstance(value, dict):
-        return ",".join(f"{name}={tier}" for name, tier in cast("dict[str, str]", value).items())
+        return ",".join(f"{name}={_text(entry)}" for name, entry in cast("dict[str, Any]", value).items())
     return "" if value is None else str(value)

@@ -16,7 +16,7 @@ from mlxq import gateway_client, jobs_client, options, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
-from state import keys, ports, secrets, stack
+from state import keys, ports, secrets, settings, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
@@ -141,7 +141,8 @@ def _restore(home: Home, client: Client, consent: Consent) -> None:
 def _target(home: Home, key: str) -> Target:
     """Return what the client is to use. Raises NotSetUp without a stack."""
     with jobs_client.reading(home) as db:
-        tiers, url = stack.tiers(db), ports.endpoint(ports.listing(db))
+        tiers = stack.with_defaults(stack.tiers(db), settings.load(home)["tier-defaults"])
+        url = ports.endpoint(ports.listing(db))
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")
     return Target(url.removesuffix("/v1"), key, tiers)

@@ -14,7 +14,8 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.paths import Home, get_home
 from state.service import Observed, Service
-from tasks import kinds
+from state.stack import Tier
+from tasks import kinds, tier_requests
 from tasks.plan.gateway import ANSWER_SECONDS
 
 DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN ('blocked', 'queued', 'running')"
@@ -28,8 +29,9 @@ DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN 
 def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
     """Stop all services, or one.
 
-    SERVICE is a tier, `gateway` or `page`. Running requests get a few seconds to finish. A worker that a command
-    started exits too, once no job is left.
+    SERVICE is a tier, `gateway` or `page`. Running requests get a few seconds to finish. A tier that shares its engine
+    is taken out of routing, and the engine runs on for the others. A worker that a command started exits too, once no
+    job is left.
 
     With --drain a tier refuses new requests and exits after its last response; the gateway is stopped last. Run
     `mlxq down` again to stop waiting.
@@ -41,31 +43,59 @@ def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_r
             _stop_alone(home, dry_run=dry_run)
             return
         options.check_services(db, names)
-        running = [row for row in rows if (not names or row.name in names) and not is_down(row)]
+        running = [row for row in rows if not is_down(row)]
         if dry_run:
-            dry.stops(db, [row.name for row in running], drain=drain)
+            _show(db, names, running, drain=drain)
             return
     with jobs_client.writing(home) as db:
         ids = begin(db, names, running, drain=drain)
     jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     if not names:
         jobs_client.stop_idle_worker(home)
-    render.say(f"Stopped {', '.join(names)}." if names else "All services are stopped.")
+    with jobs_client.reading(home) as db:
+        _say(stack.tiers(db), names)
     render.next_step(" ".join(["mlxq up", *names]))
+
+
+def _show(db: Database, names: Sequence[str], running: Sequence[Service], *, drain: bool) -> None:
+    """Print what would be done."""
+    tiers = stack.tiers(db)
+    effects = tier_requests.stops(tiers, names or everything(tiers, running))
+    dry.stops(db, [row.name for row in running if row.name in effects.services], drain=drain)
+    for tier in tiers:
+        if tier.name in names and tier.engine.name not in effects.services:
+            click.echo(f"# take {tier.name} out of routing; its engine runs on")
+
+
+def _say(tiers: Sequence[Tier], names: Sequence[str]) -> None:
+    """Say what was stopped, and who is still served by the engine of a tier that was."""
+    shared = {tier.engine.name for tier in tiers if tier.name in names}
+    sharing = [tier.name for tier in tiers if tier.engine.name in shared and tier.desired == "up"]
+    running = f" The engine runs on for {', '.join(sharing)}." if sharing else ""
+    render.say(f"Stopped {', '.join(names)}.{running}" if names else "All services are stopped.")
+
+
+def everything(tiers: Sequence[Tier], rows: Sequence[Service]) -> list[str]:
+    """Return the names of all tiers and services."""
+    return list(dict.fromkeys([*(tier.name for tier in tiers), *(row.name for row in rows)]))
 
 
 def begin(db: Database, names: Sequence[str], running: Sequence[Service], *, drain: bool) -> list[int]:
     """Request that `names`, or all services, stop, and enqueue the jobs for those that run. Return the jobs' ids.
 
-    The request also concerns services that are not running yet, but are about to be started.
+    The request also concerns services that are not running yet, but are about to be started. An engine stays while a
+    tier is left that it should serve; then the gateway is told.
     """
     with db.transaction():
-        for name in names or [None]:
+        effects = tier_requests.stop(db, names or everything(stack.tiers(db), running))
+        for name in effects.services if names else [None]:
             ledger.request_down(db, name)
-        for row in running:
+        stopped = [row for row in running if row.name in effects.services]
+        for row in stopped:
             if not drain:
                 _cancel_drain(db, row.name)
-        return jobs_client.enqueue(db, stops(running, drain=drain))
+        jobs = stops(stopped, drain=drain)
+        return jobs_client.enqueue(db, [*jobs, *(tier_requests.reroute(db) if effects.reroutes else [])])
 
 
 def _cancel_drain(db: Database, name: str) -> None:

@@ -170,7 +170,7 @@ def _clear_faults(home: Home, engine: str, tier: str | None) -> None:
     if not home.database.exists():
         return
     with jobs_client.writing(home) as db:
-        source = stack.tier(db, tier).source if tier else None
+        source = stack.tier(db, tier).engine.source if tier else None
         for name in entries() if engine == settings.AUTO else [engine]:
             faults.clear(db, name, source)
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,7 +15,8 @@ from click.shell_completion import CompletionItem
 
 from catalog import units
 from mlxq import job_view, jobs_client, options, render
-from state.errors import NotFound, NotSetUp, UsageProblem
+from state import stack
+from state.errors import MlxqError, NotFound, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from tasks import kinds
 
@@ -64,6 +66,7 @@ def command(
     if as_json and (rotate or everything):
         raise UsageProblem("--json goes with neither --all nor --rotate.", hint="mlxq logs --help")
     if name:
+        name = _log_of(home, name)
         find(home, name)
     if rotate:
         _rotate(home, name)
@@ -135,6 +138,13 @@ def _seek_back(file: IO[bytes], count: int) -> None:
 def names(home: Home) -> list[str]:
     """Return the names of the logs there are."""
     return sorted(path.stem for path in home.logs.glob("*.log"))
+
+
+def _log_of(home: Home, name: str) -> str:
+    """Return the name of a log: a tier's is that of its engine, which may write for others too."""
+    with suppress(MlxqError), jobs_client.reading(home) as db:
+        return stack.services(stack.tiers(db), [name])[0]
+    return name
 
 
 def find(home: Home, name: str) -> Path:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import click
 
 from mlxq import dry_run as dry
-from mlxq import job_view, jobs_client, options
+from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
 from state import service, stack
 from state.db import Database
 from state.errors import NotRunning, NotSetUp
 from state.job import NewJob
 from state.paths import get_home
+from state.stack import Tier
 from tasks import kinds
 
 
@@ -25,12 +26,13 @@ from tasks import kinds
 def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_run: bool) -> None:
     """Restart all services, one at a time, or one.
 
-    SERVICE is a tier, `gateway` or `page`. The others keep serving meanwhile; the first service that does not become
-    ready ends the command. Stopped services stay stopped.
+    SERVICE is a tier, `gateway` or `page`. Tiers that share an engine restart together. The others keep serving
+    meanwhile; the first service that does not become ready ends the command. Stopped services stay stopped.
     """
     home = get_home()
     with jobs_client.reading(home) as db:
         services = requested(db, names)
+        _say_shared(stack.tiers(db), names)
         if dry_run:
             dry.stops(db, services)
             dry.starts(db, home, services)
@@ -49,10 +51,21 @@ def requested(db: Database, names: Sequence[str] = ()) -> list[str]:
     running = [row.name for row in service.listing(db) if row.desired == "up"]
     if not running:
         raise NotRunning("All services are stopped.", hint=" ".join(["mlxq up", *names]))
+    tiers = stack.tiers(db)
+    stopped = {tier.name for tier in tiers if tier.desired == "down"}
     for name in names:
-        if name not in running:
+        if name in stopped or stack.services(tiers, [name])[0] not in running:
             raise NotRunning(f"{name} is stopped.", hint=f"mlxq up {name}")
-    return [name for name in running if not names or name in names]
+    services = stack.services(tiers, names)
+    return [name for name in running if not names or name in services]
+
+
+def _say_shared(tiers: Sequence[Tier], names: Sequence[str]) -> None:
+    """Say which tiers restart although they were not named."""
+    engines = {tier.engine.name for tier in tiers if tier.name in names}
+    sharing = [tier.name for tier in tiers if tier.engine.name in engines and tier.name not in names]
+    if sharing:
+        render.say(f"Restarts with the same engine: {', '.join(sharing)}.")
 
 
 def restarts(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:

@@ -19,6 +19,7 @@ from state import wakeup
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from state.service import Observed
+from state.stack import Tier, served_by
 
 LOOK_S = 2.0
 """How often --watch refreshes when nothing says that something changed."""
@@ -193,7 +194,7 @@ def _worker_line(status: StatusReport) -> str:
 def _services(status: StatusReport) -> None:
     render.table(
         ["SERVICE", "STATE", "PORT", "PID", "UP", "MEMORY", "RESTARTS", "MODEL"],
-        [_row(service) for service in status.services],
+        [row for service in status.services for row in _rows(status, service)],
         right=(2, 3, 5, 6),
     )
     _tiers(status)
@@ -201,11 +202,28 @@ def _services(status: StatusReport) -> None:
         click.echo(f"\n{name}: {cause}")
 
 
+def _rows(status: StatusReport, service: dict[str, Any]) -> list[list[Any]]:
+    """Return the row of a service; of an engine, one for each of its tiers, the first with what is the process's."""
+    tiers = served_by(status.tiers, service["name"])
+    if not tiers:
+        return [_row(service)]
+    first, *sharing = tiers
+    return [
+        [first.name, _tier_status(status, first, service), *_row(service)[2:]],
+        *([tier.name, _tier_status(status, tier, service), *[None] * 5, f"shares {first.name}"] for tier in sharing),
+    ]
+
+
+def _tier_status(status: StatusReport, tier: Tier, service: dict[str, Any]) -> str:
+    """Return the state of a tier: that of its engine, unless the user stopped the tier."""
+    return "stopped" if status.tier_state(tier) == Observed.STOPPED else _row(service)[1]
+
+
 def _tiers(status: StatusReport) -> None:
     """Show which engine serves each tier, and how much of its prompts it does not read again."""
     engines = {service["name"]: service["engine"] for service in status.services}
     rows = [
-        [tier.name, engines.get(tier.name), status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text]
+        [tier.name, engines.get(tier.engine.name), status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text]
         for tier in status.tiers
     ]
     if any(engine or cached for _, engine, cached in rows):

@@ -144,7 +144,7 @@ def _row(card: ServiceCard, now: float) -> list[Text | str]:
     row = card.service
     up = now - row.ready_at if row.ready_at and row.state in service.SERVING else None
     return [
-        row.name,
+        card.title,
         _label(StatusLabel(card.label.shape, card.label.word, until=card.label.until)),
         *_counts(card.now),
         f"{card.decode_tps:.1f}" if card.decode_tps else "-",
@@ -179,9 +179,10 @@ def _level(value: float | None, top: float) -> int:
 def _requests(snapshot: Snapshot) -> list[Text]:
     from rich.text import Text
 
+    width = max([10, *(len(tier) for tier, _ in snapshot.requests)])
     return [
         Text(
-            f"{tier:<10} {request.doing:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
+            f"{tier:<{width}} {request.doing:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
             f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
             f"  {render.span(request.elapsed_s)}"
         )

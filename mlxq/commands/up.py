@@ -10,10 +10,11 @@ from mlxq import dry_run as dry
 from mlxq import job_view, jobs_client, options
 from mlxq.commands import status
 from state import stack
+from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
 from state.paths import get_home
-from tasks import kinds
+from tasks import kinds, tier_requests
 
 
 @click.command()
@@ -35,13 +36,25 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
         options.check_services(db, names)
         everything = [*tiers, *stack_jobs.auxiliary_services(home)]
         if dry_run:
-            dry.starts(db, home, names or everything)
+            dry.starts(db, home, stack.services(stack.tiers(db), names or everything))
             return
     with jobs_client.writing(home) as db:
-        whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *starts(everything)]
-        ids = jobs_client.enqueue(db, [start(name) for name in names] or whole)
+        ids = begin(db, names, everything)
     jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(home)
+
+
+def begin(db: Database, names: Sequence[str], everything: Sequence[str]) -> list[int]:
+    """Record that `names`, or `everything`, should be served, and enqueue the jobs; return their ids."""
+    from tasks import stack_jobs
+
+    with db.transaction():
+        effects = tier_requests.start(db, names or everything)
+        if not names:
+            return jobs_client.enqueue(db, [*stack_jobs.retire(stack_jobs.leaving(db)), *starts(effects.services)])
+        jobs = [start(name) for name in effects.services]
+        routes = tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else []
+        return jobs_client.enqueue(db, [*jobs, *routes])
 
 
 def starts(services: Sequence[str]) -> list[NewJob]:

@@ -10,10 +10,11 @@ import click
 
 from mlxq import jobs_client, options, render, service_events, service_status
 from mlxq.service_events import EventView
-from state import service
+from state import service, stack
 from state.db import Database
 from state.paths import get_home
 from state.service import Service
+from state.stack import Tier
 
 HEADERS = ("TIME", "SERVICE", "REASON", "MESSAGE")
 TIME = 19
@@ -34,14 +35,19 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
     the log, and the time of the next try.
     """
     with jobs_client.reading(get_home()) as db:
-        events = service_events.events(db, name, limit=limit, everything=everything)
-        services = [service for service in service.listing(db) if name in (None, service.name)]
+        tiers = stack.tiers(db)
+        engine = stack.services(tiers, [name])[0] if name else None
+        events = service_events.events(db, engine, limit=limit, everything=everything)
+        services = [row for row in service.listing(db) if engine in (None, row.name)]
         if as_json:
             render.data({"events": [asdict(event) for event in events], "services": [_row(row) for row in services]})
             return
         _print(events)
         for row in services:
             _explain(db, row)
+        for tier in tiers:
+            if name == tier.name or (name is None and tier.desired == "down"):
+                _explain_tier(tier, tiers)
 
 
 def _print(events: Sequence[EventView]) -> None:
@@ -67,6 +73,18 @@ def _explain(db: Database, row: Service) -> None:
     render.prose(row.cause, f"{row.name} ({service_status.of_row(row).text(db.now())}): ")
     if row.hint:
         render.next_step(row.hint)
+
+
+def _explain_tier(tier: Tier, tiers: Sequence[Tier]) -> None:
+    """Say with whom a tier shares its engine, and that the user stopped it."""
+    sharing = [other.name for other in stack.served_by(tiers, tier.engine.name) if other.name != tier.name]
+    if not sharing:
+        return
+    click.echo()
+    render.prose(f"shares its engine with {' and '.join(sharing)}.", f"{tier.name} ")
+    if tier.desired == "down":
+        click.echo(f"{tier.name} was stopped by user.")
+        render.next_step(f"mlxq up {tier.name}")
 
 
 def _row(row: Service) -> dict[str, Any]:

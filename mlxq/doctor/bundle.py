@@ -25,7 +25,13 @@ LOG_BYTES = 256 * 1024
 """Bytes of each log, from its end."""
 ROWS = 500
 """How many of the newest jobs and events."""
-TABLES: Mapping[str, str] = {"jobs": "id", "events": "id", "services": "name", "tiers": "position"}
+TABLES: Mapping[str, str] = {
+    "jobs": "id",
+    "events": "id",
+    "services": "name",
+    "engines": "position",
+    "tiers": "position",
+}
 
 
 def write(home: Home, findings: Sequence[Finding], target: Path) -> None:

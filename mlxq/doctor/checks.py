@@ -168,9 +168,9 @@ def _memory(home: Home) -> list[Finding | None]:
     findings: list[Finding | None] = [rules.memory(now.total, now.available, now.pressure, now.swap_used)]
     if home.database.exists():
         with closing(read_database(home)) as db:
-            machine, tiers = facts.get(db, "machine"), stack.tiers(db)
+            machine, engines = facts.get(db, "machine"), stack.engines(db)
         limit, usable = machine.get("wired_limit_bytes", 0), machine.get("usable_bytes", 0)
-        findings.append(rules.wired(now.total, limit, usable, sum(tier.memory_bytes for tier in tiers)))
+        findings.append(rules.wired(now.total, limit, usable, sum(engine.memory_bytes for engine in engines)))
     return findings
 
 
@@ -274,7 +274,7 @@ def _reuse(home: Home) -> list[Finding | None]:
 
 def _remedy(db: Database, home: Home, tier: Tier) -> str:
     """Return what has a tier's prompts read once: the engine that does so for its kind of model, if there is one."""
-    kind, row = serving.facts_of(tier, home).kind, services.find(db, tier.name)
+    kind, row = serving.facts_of(tier.engine, home).kind, services.find(db, tier.engine.name)
     best = best_for(kind)
     if not reuses(best, kind) or (row and row.release.startswith(best)):
         return f"mlxq bench {tier.name}"

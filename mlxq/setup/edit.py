@@ -15,9 +15,9 @@ from state.db import Database
 from state.errors import NotSetUp, UsageProblem
 from state.job import NewJob
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Tier, engines_of, shares
 from tasks import kinds, recommend, stack_jobs
-from tasks.plan.placement import assign_ports
+from tasks.plan.placement import place
 
 ONLY = "standard"
 """The tier of a single model; the other names are aliases of it."""
@@ -50,6 +50,10 @@ class EditPlan:
     remaining: list[Tier]
     removed: list[Tier]
     new: list[Tier]
+
+    def shares(self, tier: Tier) -> str:
+        """Return the tier with whose engine `tier` is served; empty where it is the first, or has its own."""
+        return shares(tier, self.removed if tier in self.removed else [*self.remaining, *self.new])
 
     def document(self) -> dict[str, Any]:
         """Return the plan as printed with --json. Sizes are bytes."""
@@ -95,9 +99,18 @@ def _placed(
     limit, models, port = _budget(db, home), recommend.all_models(home), settings.load(home)["tier-port-base"]
     new: list[Tier] = []
     for name, tier in additions:
+        beside = [*remaining, *new]
         entry, quant = model(name, None, models, home)
-        new.append(assign_ports(tier, entry, quant, [*remaining, *new], base_port=port, budget_bytes=limit))
+        quant = _served_quant(name, entry, models, beside) or quant
+        new.append(place(tier, entry, quant, beside, base_port=port, budget_bytes=limit))
     return new
+
+
+def _served_quant(name: str, entry: Model, models: Mapping[str, Model], tiers: Sequence[Tier]) -> str | None:
+    """Return the quant in which an engine serves a model already; None if it does not, or `name` is of one quant."""
+    if recommend.find(name, models).quant:
+        return None
+    return next((engine.quant for engine in engines_of(tiers) if engine.model == entry.id), None)
 
 
 def _budget(db: Database | None, home: Home) -> int:
@@ -125,11 +138,14 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
 
     `serving`: whether the gateway should be running.
     """
-    removed = [] if change.alone is not None else [tier.name for tier in edit_plan.removed]
-    batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(removed, serving=serving) if removed else [])]
+    remaining = {engine.name for engine in engines_of(edit_plan.remaining)}
+    retired = [engine.name for engine in engines_of(edit_plan.removed) if engine.name not in remaining]
+    removes = edit_plan.removed and change.alone is None
+    batch = [kinds.new("detect"), *(stack_jobs.remove_tiers(retired, serving=serving) if removes else [])]
     before = "detect"
     for tier in edit_plan.new:
-        pull = kinds.new("pull", {"source": tier.source}, label=f"pull {tier.source}")
+        source = tier.engine.source
+        pull = kinds.new("pull", {"source": source}, label=f"pull {source}")
         batch += [] if pull.label in {entry.label for entry in batch} else [pull]
         args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": change.alone is not None}
         batch.append(kinds.new("assign", args, needs=[before, pull.label], label=f"assign {tier.name}"))
@@ -159,8 +175,7 @@ def show(edit_plan: EditPlan, *, err: bool = False) -> None:
     render.table(
         ["", "TIER", "MODEL", "QUANT", "CTX", "MEMORY", "PORT"],
         [
-            [mark, tier.name, tier.model, tier.quant, recommendation.tokens(tier.context),
-             units.memory(tier.memory_bytes), tier.port]
+            [mark, tier.name, tier.model, tier.quant, recommendation.tokens(tier.context), *_cost(edit_plan, tier)]
             for mark, tiers in marks.items()
             for tier in tiers
         ],
@@ -169,13 +184,20 @@ def show(edit_plan: EditPlan, *, err: bool = False) -> None:
     )  # fmt: skip
 
 
+def _cost(edit_plan: EditPlan, tier: Tier) -> list[Any]:
+    """Return the memory and port of a tier's engine, or the tier with which it shares one."""
+    first = edit_plan.shares(tier)
+    return [f"with {first}", None] if first else [units.memory(tier.engine.memory_bytes), tier.engine.port]
+
+
 def _row(tier: Tier) -> dict[str, Any]:
     return {
         "tier": tier.name,
         "model": tier.model,
         "quant": tier.quant,
-        "source": tier.source,
+        "source": tier.engine.source,
         "context": tier.context,
-        "memory_bytes": tier.memory_bytes,
-        "port": tier.port,
+        "memory_bytes": tier.engine.memory_bytes,
+        "port": tier.engine.port,
+        "engine": tier.engine.name,
     }

@@ -16,7 +16,7 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home
 from state.settings import Settings
-from state.stack import Tier
+from state.stack import Tier, engines_of
 from tasks import recommend as advice
 from tasks.system import free_space
 from tasks.weights import source as sources
@@ -71,7 +71,7 @@ class Inspection:
     @property
     def unsized(self) -> list[str]:
         """The sources of the current stack that are not installed and whose size the catalog does not know."""
-        sources = {tier.source for tier in self.tiers}
+        sources = {engine.source for engine in engines_of(self.tiers)}
         return sorted(sources - self.installed - advice.sizes(self.tiers, self.models).keys())
 
     @property

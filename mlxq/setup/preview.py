@@ -12,7 +12,7 @@ from catalog.pick import Pick, Recommendation
 from mlxq import render
 from mlxq.setup import recommendation
 from mlxq.setup.inspection import Inspection
-from state.stack import Tier
+from state.stack import Tier, engines_of, shares
 from tasks import recommend
 
 
@@ -67,8 +67,8 @@ def _current(inspection: Inspection) -> dict[str, Any]:
         "hardware": inspection.machine.as_row(),
         "intent": facts.get("asked", {}).get("intent"),
         "budget_bytes": facts.get("budget_bytes"),
-        "total_bytes": sum(tier.memory_bytes for tier in inspection.tiers),
-        "tiers": [recommendation.current(tier) for tier in inspection.tiers],
+        "total_bytes": sum(engine.memory_bytes for engine in engines_of(inspection.tiers)),
+        "tiers": [recommendation.current(tier, inspection.tiers) for tier in inspection.tiers],
         "explain": facts.get("explain"),
     }
 
@@ -86,7 +86,7 @@ def _show_current(inspection: Inspection) -> None:
     render.table(
         ["TIER", "MODEL", "QUANT", "CTX", "MEMORY"],
         [
-            [tier.name, tier.model, tier.quant, recommendation.tokens(tier.context), units.memory(tier.memory_bytes)]
+            [tier.name, tier.model, tier.quant, recommendation.tokens(tier.context), memory(tier, inspection.tiers)]
             for tier in inspection.tiers
         ],
         right=(3, 4),
@@ -98,6 +98,12 @@ def _show_current(inspection: Inspection) -> None:
         render.prose(f"To download: {source}, of unknown size.")
     if not inspection.hub:
         click.echo("The Hub is unreachable, so no other models can be downloaded now.")
+
+
+def memory(tier: Tier, tiers: Sequence[Tier]) -> str:
+    """Return the memory of a tier's engine, or the tier with which it shares it: it is counted once."""
+    first = shares(tier, tiers)
+    return f"with {first}" if first else units.memory(tier.engine.memory_bytes)
 
 
 def fetches(inspection: Inspection, chosen: Recommendation) -> dict[str, int]:
@@ -126,8 +132,8 @@ def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
     if not now:
         return []
     picks, names = {pick.tier: pick for pick in chosen.picks}, {tier.name for tier in now}
-    changes = {tier.name: f"{tier.model} {tier.quant} {_change(tier, picks.get(tier.name))}" for tier in now}
-    changes |= {pick.tier: f"{pick.model} {pick.quant} is new" for pick in chosen.engines if pick.tier not in names}
+    changes = {tier.name: f"{tier.model} {tier.quant} {_change(tier, now, picks.get(tier.name))}" for tier in now}
+    changes |= {pick.tier: _addition(pick) for pick in chosen.picks if pick.tier not in names}
     return ["Changes to the current stack:", *(f"  {name:<10}{change}" for name, change in changes.items())]
 
 
@@ -147,14 +153,23 @@ def _form(pick: Pick) -> str:
     return f"{pick.quant} {recommendation.tokens(pick.context)}, {side_by_side}"
 
 
-def _change(tier: Tier, pick: Pick | None) -> str:
-    """Return what would change for a tier; `pick` is the recommendation for it."""
+def _addition(pick: Pick) -> str:
+    """Return what would be new about a tier."""
+    return f"{pick.model} {pick.quant} is new" + _sharing(pick)
+
+
+def _sharing(pick: Pick) -> str:
+    return f"; it shares the engine of {pick.shares}" if pick.shares else ""
+
+
+def _change(tier: Tier, now: Sequence[Tier], pick: Pick | None) -> str:
+    """Return what would change for a tier of the stack `now`; `pick` is the recommendation for it."""
     if pick is None:
         return "is removed"
-    if pick.shares:
-        return f"is removed; {pick.shares} answers in its place"
     if (pick.model, pick.quant) != (tier.model, tier.quant):
-        return f"is replaced by {pick.model} {pick.quant}"
+        return "is replaced" + (_sharing(pick) or f" by {pick.model} {pick.quant}")
+    if pick.shares != shares(tier, now):
+        return "is kept" + (_sharing(pick) or "; it gets an engine of its own")
     if pick.context != tier.context:
         context, before = recommendation.tokens(pick.context), recommendation.tokens(tier.context)
         return f"is kept, with a context of {context} instead of {before}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,7 @@ from catalog.pick import Pick, Recommendation
 from catalog.quality import Quality
 from catalog.speed import Speed
 from mlxq import render
+from state import stack
 from state.stack import Tier
 
 KILO = 1024
@@ -51,17 +52,17 @@ def _tier(pick: Pick) -> dict[str, Any]:
     }
 
 
-def current(tier: Tier) -> dict[str, Any]:
-    """Return a tier of the stack with the keys of a pick; null for what only a recommendation has."""
+def current(tier: Tier, tiers: Sequence[Tier]) -> dict[str, Any]:
+    """Return a tier of the stack `tiers` with the keys of a pick; null for what only a recommendation has."""
     return {
         "tier": tier.name,
         "model": tier.model,
         "quant": tier.quant,
         "context": tier.context,
-        "concurrency": tier.concurrency,
-        "shares": None,
+        "concurrency": tier.engine.concurrency,
+        "shares": stack.shares(tier, tiers) or None,
         "reading_s": None,
-        "memory_bytes": {"cache": tier.cache_bytes, "total": tier.memory_bytes},
+        "memory_bytes": {"cache": tier.engine.cache_bytes, "total": tier.engine.memory_bytes},
         "speed": None,
         "quality": None,
         "reasons": [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -20,13 +20,15 @@ from mlxq.web.auth import COOKIE_S, PageAuth
 from mlxq.web.broadcaster import Broadcaster
 from mlxq.web.html import STATIC, HtmlRenderer
 from mlxq.web.security_headers import SecurityHeaders
-from state import job, ledger, service
+from state import job, ledger, service, stack
 from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import Home
-from tasks import kinds
+from tasks import kinds, tier_requests
+from tasks.tier_requests import Effects
 
 VERBS = ("start", "restart", "drain", "stop")
+TIER_VERBS = ("start", "stop")
 REFUSED, MISSING, CONFLICT, BROKEN = 403, 404, 409, 503
 FOREVER = "public, max-age=31536000, immutable"
 """Static files are requested with their digest in the URL."""
@@ -125,18 +127,37 @@ class WebApp:
         return HTMLResponse(self.painter.part("job", detail=detail))
 
     async def serve(self, request: Request) -> Response:
-        """Start, restart, drain or stop a service; a stop ends a running drain."""
+        """Start, restart, drain or stop a service, an engine with all of its tiers; a stop ends a running drain."""
         name, verb = request.path_params["service"], request.path_params["verb"]
         if verb not in VERBS:
             raise NotFound(f"There is no action {verb!r} for a service.")
 
         def put(db: Database) -> str:
             service.get(db, name)
-            number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
+            with db.transaction():
+                _record(db, [tier.name for tier in stack.served_by(stack.tiers(db), name)], verb)
+                number, fresh = ledger.enqueue(db, kinds.new(verb, {"service": name}))
             if verb == "stop" and not fresh and job.get(db, number).kind == "drain":
                 ledger.cancel(db, number)  # the watchdog stops a service that is neither desired nor draining
                 return f"Job {number}: drain cancelled, stopping now."
             return f"Job {number}: {verb} {name}" if fresh else f"Job {number} is already doing this."
+
+        return await self._act(put)
+
+    async def serve_tier(self, request: Request) -> Response:
+        """Start or stop one tier; its engine runs on while it serves others."""
+        name, verb = request.path_params["tier"], request.path_params["verb"]
+        if verb not in TIER_VERBS:
+            raise NotFound(f"There is no action {verb!r} for a tier.")
+
+        def put(db: Database) -> str:
+            stack.tier(db, name)
+            with db.transaction():
+                effects = _record(db, [name], verb)
+                jobs = [kinds.new(verb, {"service": engine}) for engine in effects.services]
+                jobs += tier_requests.reroute(db, after=[job.kind for job in jobs]) if effects.reroutes else []
+                numbers = [number for number, _ in ledger.enqueue_all(db, jobs).values()]
+            return f"Job {numbers[0]}: {verb} {name}" if numbers else f"{name} is already as you want it."
 
         return await self._act(put)
 
@@ -180,6 +201,13 @@ class Static(StaticFiles):
         return answer
 
 
+def _record(db: Database, tiers: Sequence[str], verb: str) -> Effects:
+    """Record what an action wants of tiers, and return what that takes."""
+    if verb == "restart":
+        return Effects([])
+    return tier_requests.start(db, tiers) if verb == "start" else tier_requests.stop(db, tiers)
+
+
 def _message(text: str, status: int) -> JSONResponse:
     return JSONResponse({"message": text}, status_code=status)
 
@@ -200,6 +228,7 @@ def build(page: WebApp) -> Starlette:
             Route("/jobs/{job:int}/cancel", act(page.cancel), methods=["POST"]),
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
             Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),
+            Route("/tiers/{tier}/{verb}", act(page.serve_tier), methods=["POST"]),
             Route("/metrics", page.metrics),
             Route("/health", _health),
             Mount("/static", Static(directory=Path(STATIC))),

@@ -89,7 +89,11 @@ def _services(db: Database) -> Generator[Metric]:
     desired = [((row.name,), row.desired == "up") for row in rows]
     memory = [((row.name,), row.memory_bytes) for row in rows]
     started = [((row.name,), row.started_at) for row in rows]
-    context = [((tier.name,), tier.context) for tier in stack.tiers(db)]
+    tiers = stack.tiers(db)
+    context = [((tier.name,), tier.context) for tier in tiers]
+    engines = [((tier.name, tier.engine.name), 1.0) for tier in tiers]
+    served = {row.name for row in rows if row.observed == Observed.HEALTHY}
+    serving = [((tier.name,), tier.desired == "up" and tier.engine.name in served) for tier in tiers]
     yield _gauge("mlxq_service_up", "Whether the service is healthy.", healthy, "service")
     yield _gauge("mlxq_service_wanted", "Whether the service should be running.", desired, "service")
     yield _gauge("mlxq_service_state", "1 for the current state, else 0.", states, "service", "state")
@@ -97,6 +101,8 @@ def _services(db: Database) -> Generator[Metric]:
     yield _gauge("mlxq_service_memory_bytes", "Memory of the service's processes.", memory, "service")
     yield _gauge("mlxq_service_start_time_seconds", "Start time in unix seconds.", started, "service")
     yield _gauge("mlxq_tier_context_tokens", "Context length of one request.", context, "tier")
+    yield _gauge("mlxq_tier_up", "Whether the tier is served.", serving, "tier")
+    yield _gauge("mlxq_tier_engine", "1 for the engine, a service, that serves the tier.", engines, "tier", "service")
     deaths = CounterMetricFamily("mlxq_service_deaths", "Unexpected exits.", labels=["service", "cause"])
     for name, cause, count in db.rows(DEATHS):
         deaths.add_metric([name, cause], count)

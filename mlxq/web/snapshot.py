@@ -48,7 +48,8 @@ class ServiceCard:
 
     service: Service
     label: StatusLabel
-    tier: Tier | None
+    tiers: Sequence[Tier]
+    """The tiers that the engine serves; none of the gateway, the page, and what left the stack."""
     now: EngineView | None
     hour: Sequence[Sample]
     last: Sample | None
@@ -57,6 +58,16 @@ class ServiceCard:
     """Its safe mode; None if it runs with its normal limits."""
     reuse: PromptReuse = prompt_reuse.UNKNOWN
     """What it does not read again of its prompts."""
+
+    @property
+    def tier(self) -> Tier | None:
+        """The first tier that the engine serves; None where there is none."""
+        return self.tiers[0] if self.tiers else None
+
+    @property
+    def title(self) -> str:
+        """The tiers that it serves; its own name where it serves none."""
+        return ", ".join(tier.name for tier in self.tiers) or self.service.name
 
     @property
     def decode_tps(self) -> float | None:
@@ -174,19 +185,17 @@ def _take(db: Database, engines: Engines) -> Snapshot:
 
 def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[ServiceCard]:
     """Return a card of each service, the tiers first and in the order of the stack."""
-    tiers = {tier.name: tier for tier in stacked}
-    order = {name: number for number, name in enumerate(tiers)}
+    order = {engine.name: number for number, engine in enumerate(stack.engines_of(stacked))}
     modes = {name: mode for name, mode in safe_mode.listing(db).items() if mode.level}
     cards = [
-        _card(db, row, tiers.get(row.name), engines.get(row.name), modes.get(row.name))
+        _card(db, row, stack.served_by(stacked, row.name), engines.get(row.name), modes.get(row.name))
         for row in sorted(service.listing(db), key=lambda row: order.get(row.name, len(order)))
     ]
-    reuse = prompt_reuse.of_tiers(db)
-    return [replace(card, reuse=reuse.get(card.service.name, prompt_reuse.UNKNOWN)) for card in cards]
+    return [replace(card, reuse=prompt_reuse.of_engine(db, card.service, card.tiers)) for card in cards]
 
 
 def _requests(cards: Sequence[ServiceCard]) -> list[tuple[str, EngineRequest]]:
-    return [(card.service.name, request) for card in cards if card.now for request in card.now.requests]
+    return [(card.title, request) for card in cards if card.now for request in card.now.requests]
 
 
 def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
@@ -194,11 +203,11 @@ def _jobs(db: Database, query: str, values: dict[str, float]) -> list[Job]:
 
 
 def _card(
-    db: Database, row: Service, tier: Tier | None, engine: EngineView | None, mode: SafeMode | None
+    db: Database, row: Service, tiers: Sequence[Tier], engine: EngineView | None, mode: SafeMode | None
 ) -> ServiceCard:
     hour = sample.history(db, row.name, db.now() - HOUR_S)
     busy = [minute for minute in hour if minute.ttft_s is not None]
-    return ServiceCard(row, labels.of_service(row), tier, engine, hour, busy[-1] if busy else None, mode)
+    return ServiceCard(row, labels.of_service(row), tiers, engine, hour, busy[-1] if busy else None, mode)
 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard]) -> MemoryUse:

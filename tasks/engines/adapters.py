@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from catalog.engines import FALLBACK
 from tasks.engines import rapid_mlx, vllm_mlx
-from tasks.engines.base import Engine
+from tasks.engines.base import Adapter
 from tasks.plan.exit_causes import CauseRule
 
-ENGINES: Mapping[str, Engine] = {engine.name: engine for engine in (vllm_mlx.ENGINE, rapid_mlx.ENGINE)}
+ENGINES: Mapping[str, Adapter] = {engine.name: engine for engine in (vllm_mlx.ENGINE, rapid_mlx.ENGINE)}
 
 
-def named(release: str) -> Engine:
+def named(release: str) -> Adapter:
     """Return the adapter of a release such as "rapid-mlx 0.16.10", or of an engine's bare name.
 
     A service row that was written before engines had names is served by the fallback.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from catalog.engines import ModelKind
-from state.stack import Tier
+from state.stack import Engine
 from tasks.plan import health, request_stats
 from tasks.plan.exit_causes import CauseRule
 from tasks.plan.health import EngineStatus, Limits
@@ -48,7 +48,7 @@ QUIET = {
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an engine must know of the weights in a folder, besides what the tier says."""
+    """What an engine must know of the weights in a folder, besides what the stack says."""
 
     kind: ModelKind = ModelKind.ATTENTION
     thinks: bool = False
@@ -84,7 +84,7 @@ class Installation:
 class Served:
     """One model as it is to be served: all that a command line and an environment follow from."""
 
-    tier: Tier
+    engine: Engine
     facts: ModelFacts
     home: str
     """The mlxq home."""
@@ -103,7 +103,7 @@ class PatienceWith(Protocol):
 
 
 @dataclass(frozen=True)
-class Engine:
+class Adapter:
     """One adapter."""
 
     name: str
@@ -130,9 +130,9 @@ class Engine:
     """Names of its variables that hold a secret."""
 
 
-def longest_answer(tier: Tier) -> int:
+def longest_answer(engine: Engine) -> int:
     """Return the tokens that a client may ask for at most."""
-    return max(tier.max_tokens, min(LONGEST_ANSWER, tier.context))
+    return max(engine.max_tokens, min(LONGEST_ANSWER, engine.context))
 
 
 def cache_bytes(served: Served, *, reuses: bool) -> int:
@@ -141,6 +141,6 @@ def cache_bytes(served: Served, *, reuses: bool) -> int:
     An engine refuses an entry that is larger than its whole cache, and a growing conversation needs the entry it
     extends beside the one it makes.
     """
-    tier = served.tier
-    least = ENTRIES * served.facts.entry_bytes(min(tier.context, SHORT_PROMPT))
-    return tier.cache_bytes if reuses and tier.cache_bytes >= max(MIB, least) else 0
+    engine = served.engine
+    least = ENTRIES * served.facts.entry_bytes(min(engine.context, SHORT_PROMPT))
+    return engine.cache_bytes if reuses and engine.cache_bytes >= max(MIB, least) else 0

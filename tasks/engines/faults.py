@@ -10,22 +10,24 @@ from collections.abc import Mapping
 
 from state import facts
 from state.db import Database
-from state.stack import Tier
+from state.stack import Engine
 
 FACT = "engine_faults"
 """{release: {source of the weights: why}}."""
 
 
-def of(db: Database, tier: Tier) -> Mapping[str, str]:
-    """Return the releases that do not serve the model of a tier, and why."""
-    return {release: models[tier.source] for release, models in facts.get(db, FACT).items() if tier.source in models}
+def of(db: Database, engine: Engine) -> Mapping[str, str]:
+    """Return the releases that do not serve the model of an engine, and why."""
+    return {
+        release: models[engine.source] for release, models in facts.get(db, FACT).items() if engine.source in models
+    }
 
 
-def record(db: Database, release: str, tier: Tier, reason: str) -> None:
-    """Write down that a release does not serve the model of a tier."""
+def record(db: Database, release: str, engine: Engine, reason: str) -> None:
+    """Write down that a release does not serve the model of an engine."""
     with db.transaction():
         faults = facts.get(db, FACT)
-        facts.put(db, FACT, faults | {release: faults.get(release, {}) | {tier.source: reason}})
+        facts.put(db, FACT, faults | {release: faults.get(release, {}) | {engine.source: reason}})
 
 
 def clear(db: Database, engine: str, source: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What each tier misses by the engine that serves it, as of its last start: for `mlxq status` and `mlxq doctor`."""
+"""What each tier misses by the program that its engine runs, as of its last start, for status and doctor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from state.db import Database
 from state.stack import Tier
 
 FACT = "engine_notes"
-"""{tier: [sentence, command that helps or null]}; tiers that miss nothing are left out."""
+"""{engine: [sentence, command that helps or null]}; engines that miss nothing are left out."""
 
 
-def write(db: Database, tier: str, missed: str, hint: str | None) -> None:
-    """Write down what a tier misses; an empty sentence for nothing."""
+def write(db: Database, engine: str, missed: str, hint: str | None) -> None:
+    """Write down what the tiers of an engine miss; an empty sentence for nothing."""
     notes = facts.get(db, FACT)
-    changed = {name: note for name, note in notes.items() if name != tier} | ({tier: [missed, hint]} if missed else {})
+    changed = {name: note for name, note in notes.items() if name != engine} | (
+        {engine: [missed, hint]} if missed else {}
+    )
     if changed != notes:
         facts.put(db, FACT, changed)
 
@@ -25,7 +27,7 @@ def listing(db: Database, tiers: Sequence[Tier]) -> list[tuple[str, str, str | N
     notes = facts.get(db, FACT)
     named: dict[tuple[str, str | None], list[str]] = {}
     for tier in tiers:
-        if tier.name in notes:
-            sentence, hint = notes[tier.name]
+        if tier.engine.name in notes:
+            sentence, hint = notes[tier.engine.name]
             named.setdefault((sentence, hint), []).append(tier.name)
     return [(", ".join(names), sentence, hint) for (sentence, hint), names in named.items()]

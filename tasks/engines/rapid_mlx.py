@@ -9,7 +9,7 @@ from tasks.engines.base import (
     LARGEST_BUFFER_CACHE,
     MIB,
     QUIET,
-    Engine,
+    Adapter,
     Installation,
     Served,
     cache_bytes,
@@ -33,10 +33,10 @@ NO_REASONING_PARSERS = frozenset({"mistral", "poolside_v1", "step3p5"})
 
 def argv(served: Served, installation: Installation) -> list[str]:
     """Return the command line that serves a tier; its weights must be set."""
-    tier = served.tier
+    engine = served.engine
     return [
-        *(installation.python, "-P", str(PROGRAM), "serve", tier.weights),
-        *("--host", "127.0.0.1", "--port", str(tier.port), "--served-model-name", tier.name),
+        *(installation.python, "-P", str(PROGRAM), "serve", engine.weights),
+        *("--host", "127.0.0.1", "--port", str(engine.port), "--served-model-name", engine.name),
         *("--no-preflight", "--force-disk-check", "--disable-model-downloads", "--yes", "--log-level", "WARNING"),
         *_limits(served),
         *_cache(served),
@@ -46,12 +46,12 @@ def argv(served: Served, installation: Installation) -> list[str]:
 
 def _limits(served: Served) -> list[str]:
     """Bound what one request and all requests together may take."""
-    tier = served.tier
+    engine = served.engine
     return [
-        *("--max-num-seqs", str(tier.concurrency), "--context-length", str(tier.context)),
-        *("--max-tokens", str(tier.max_tokens)),
-        *("--timeout", str(tier.answer_timeout_s), "--prefill-step-size", str(tier.prefill_step)),
-        *(("--vision-prefill-token-budget", str(tier.context)) if tier.vision else ("--no-mllm",)),
+        *("--max-num-seqs", str(engine.concurrency), "--context-length", str(engine.context)),
+        *("--max-tokens", str(engine.max_tokens)),
+        *("--timeout", str(engine.answer_timeout_s), "--prefill-step-size", str(engine.prefill_step)),
+        *(("--vision-prefill-token-budget", str(engine.context)) if engine.vision else ("--no-mllm",)),
     ]
 
 
@@ -63,7 +63,7 @@ def _cache(served: Served) -> list[str]:
 
 def _parsers(served: Served) -> list[str]:
     """Name the parsers of the model's family, and have none guessed where there is none."""
-    tool, reasoning = tool_parser(served.tier.tool_parser), reasoning_parser(served.tier.reasoning_parser)
+    tool, reasoning = tool_parser(served.engine.tool_parser), reasoning_parser(served.engine.reasoning_parser)
     return [
         *(("--enable-auto-tool-choice", "--tool-call-parser", tool) if tool else ("--no-tool-call-parser",)),
         *(("--reasoning-parser", reasoning) if reasoning else ("--no-reasoning-parser",)),
@@ -86,11 +86,11 @@ def environment(served: Served) -> dict[str, str]:
     All it writes goes below HOME: prompts that it keeps, crash reports, marks of its first use. --cache-memory-mb is
     not heeded on the path of models with vision, RAPID_MLX_PREFIX_CACHE_MAX_BYTES on both.
     """
-    tier = served.tier
+    engine = served.engine
     size = cache_bytes(served, reuses=True)
     return {
         KEY: served.key,
-        "HOME": f"{served.home}/cache/{tier.name}",
+        "HOME": f"{served.home}/cache/{engine.name}",
         "MLXQ_DRAIN_S": str(DRAIN_S),
         "RAPID_MLX_TELEMETRY": "0",
         "RAPID_MLX_DISABLE_VERSION_CHECK": "1",
@@ -98,8 +98,8 @@ def environment(served: Served) -> dict[str, str]:
         "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
         "RAPID_MLX_NO_BANNER": "1",
         "RAPID_MLX_REASONING_RESCUE": "off",  # else thoughts that were cut are shown as the answer
-        "RAPID_MLX_MAX_GENERATION_TOKENS": str(longest_answer(tier)),
-        "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(tier.prefill_step),
+        "RAPID_MLX_MAX_GENERATION_TOKENS": str(longest_answer(engine)),
+        "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(engine.prefill_step),
         **({"RAPID_MLX_PREFIX_CACHE_MAX_BYTES": str(size)} if size else {}),
         "APC_EXACT_CACHE_ENTRIES": str(EXACT_ENTRIES) if size else "0",
         **QUIET,
@@ -116,8 +116,8 @@ def _backend(served: Served) -> dict[str, str]:
     if served.backend == "cpu":
         return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
     return {
-        "MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.tier.memory_bytes // 8)),
-        "MLXQ_MEMORY_BYTES": str(served.tier.memory_bytes),
+        "MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8)),
+        "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes),
     }
 
 
@@ -189,7 +189,7 @@ RULES = (
 )
 """Collected by breaking rapid-mlx 0.16.10 on purpose, one way at a time."""
 
-ENGINE = Engine(
+ENGINE = Adapter(
     name=NAME,
     argv=argv,
     environment=environment,

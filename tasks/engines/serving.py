@@ -1,4 +1,4 @@
-"""How one tier is served now: the engine is chosen, and its command line and environment are made."""
+"""How one model is served now: the program is chosen, and its command line and environment are made."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 from catalog import load
 from catalog.engines import kind_of
-from state import bench, facts, settings
+from state import bench, facts, settings, stack
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks.engines import choice, faults, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
@@ -35,11 +35,11 @@ class Launch:
     """Why this engine; None where it was not chosen."""
 
 
-def launch(db: Database, home: Home, tier: Tier, key: str, backend: str) -> Launch:
-    """Return how `tier` is to be served now; its weights must be here."""
-    facts_of_model = model_facts.read(Path(tier.weights))
-    chosen = choose(db, home, tier, facts_of_model, backend)
-    launch = launch_with(Served(tier, facts_of_model, str(home.root), key, backend), chosen.installation)
+def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> Launch:
+    """Return how `engine` is to be started now; its weights must be here."""
+    facts_of_model = model_facts.read(Path(engine.weights))
+    chosen = choose(db, home, engine, facts_of_model, backend)
+    launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend), chosen.installation)
     return replace(launch, choice=chosen)
 
 
@@ -52,17 +52,17 @@ def launch_with(served: Served, installation: Installation) -> Launch:
     return Launch(argv(served, installation), made, installation.name)
 
 
-def choose(db: Database, home: Home, tier: Tier, model: ModelFacts, backend: str) -> EngineChoice:
-    """Return the engine that serves `tier`, by the settings, what is installed and what was measured."""
+def choose(db: Database, home: Home, engine: Engine, model: ModelFacts, backend: str) -> EngineChoice:
+    """Return the program that `engine` runs, by the settings, what is installed and what was measured."""
     used = installed.used(db, home)
     question = Question(
-        wanted=wanted(home, tier.name),
+        wanted=wanted(db, home, engine.name),
         kind=model.kind,
         backend=backend,
-        tool_parser=tier.tool_parser,
-        reasoning_parser=tier.reasoning_parser,
-        speeds=bench.speeds(db, tier.model, tier.quant, str(facts.get(db, "machine").get("chip", ""))),
-        faults=faults.of(db, tier),
+        tool_parser=engine.tool_parser,
+        reasoning_parser=engine.reasoning_parser,
+        speeds=bench.speeds(db, engine.model, engine.quant, str(facts.get(db, "machine").get("chip", ""))),
+        faults=faults.of(db, engine),
         absent=absent(db, home, used),
     )
     return choice.choose(question, used)
@@ -85,21 +85,21 @@ def _absence(wish: RequestedEngine, lost: str | None) -> str:
     return "it is not installed"
 
 
-def of_tier(db: Database, home: Home, tier: Tier) -> EngineChoice:
-    """Return the engine that serves a tier; before its weights are here, by what the catalog says of its model."""
-    return choose(db, home, tier, facts_of(tier, home), backend_of(db))
+def of_engine(db: Database, home: Home, engine: Engine) -> EngineChoice:
+    """Return the program that an engine runs; before its weights are here, by what the catalog says of its model."""
+    return choose(db, home, engine, facts_of(engine, home), backend_of(db))
 
 
-def engines(db: Database, home: Home, tiers: Sequence[Tier]) -> dict[str, str]:
-    """Return the engine that serves each tier."""
-    return {tier.name: of_tier(db, home, tier).installation.engine for tier in tiers}
+def programs(db: Database, home: Home, engines: Sequence[Engine]) -> dict[str, str]:
+    """Return the program that each engine runs."""
+    return {engine.name: of_engine(db, home, engine).installation.engine for engine in engines}
 
 
-def facts_of(tier: Tier, home: Home) -> ModelFacts:
-    """Return what an engine must know of a tier's model."""
-    if tier.weights and Path(tier.weights).is_dir():
-        return model_facts.read(Path(tier.weights))
-    model = load.entries(home.catalog).get(tier.model)
+def facts_of(engine: Engine, home: Home) -> ModelFacts:
+    """Return what a program must know of an engine's model."""
+    if engine.weights and Path(engine.weights).is_dir():
+        return model_facts.read(Path(engine.weights))
+    model = load.entries(home.catalog).get(engine.model)
     return ModelFacts(kind=kind_of(model)) if model else ModelFacts()
 
 
@@ -109,11 +109,12 @@ def backend_of(db: Database) -> str:
     return machine.get("backend") or ("metal" if sys.platform == "darwin" else "cpu")
 
 
-def wanted(home: Home, tier: str) -> str:
-    """Return the engine that the settings name for a tier, or auto."""
-    values = settings.load(home)
-    own: Mapping[str, str] = values["tier-engines"]
-    return own.get(tier, values["engine"])
+def wanted(db: Database, home: Home, engine: str) -> str:
+    """Return the program that the settings name for the first of an engine's tiers that they name, or auto."""
+    chosen = settings.load(home)
+    own: Mapping[str, str] = chosen["tier-engines"]
+    tiers = stack.served_by(stack.tiers(db), engine)
+    return next((own[tier.name] for tier in tiers if tier.name in own), own.get(engine, chosen["engine"]))
 
 
 def argv(served: Served, installation: Installation) -> list[str]:
@@ -128,5 +129,5 @@ def environment(
 
     Home, service and generation also mark the process, so that one which was started but never recorded is found.
     """
-    marks = marker(served.home, served.tier.name, generation)
+    marks = marker(served.home, served.engine.name, generation)
     return kept(base) | marks | ENGINES[installation.engine].environment(served)

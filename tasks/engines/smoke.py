@@ -9,7 +9,7 @@ from typing import Any
 from state import secrets
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks.engines import model_facts, serving
 from tasks.engines.base import MIB, Installation, Served
 from tasks.system import ports, prompt_cache
@@ -23,7 +23,7 @@ START_S, TOKEN_S = 120.0, 120.0
 
 def request(db: Database, home: Home, installation: Installation, weights: Path, *, name: str = NAME) -> dict[str, Any]:
     """Describe the process, as tasks/engines/benchmark.py starts it."""
-    tier = Tier(
+    engine = Engine(
         name=name,
         model="smollm2-135m",
         quant="int4",
@@ -36,13 +36,13 @@ def request(db: Database, home: Home, installation: Installation, weights: Path,
         weights=str(weights),
     )
     key = secrets.ensure(home.secrets)[secrets.TIER]
-    served = Served(tier, model_facts.read(weights), str(home.root), key, serving.backend_of(db))
+    served = Served(engine, model_facts.read(weights), str(home.root), key, serving.backend_of(db))
     launch = serving.launch_with(served, installation)
     return {
         "argv": launch.argv,
         "environment": launch.environment(0),
         "log": str(home.log(name)),
-        "port": tier.port,
+        "port": engine.port,
         "key": key,
         "name": name,
         "release": launch.release,

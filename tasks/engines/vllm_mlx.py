@@ -9,7 +9,7 @@ from tasks.engines.base import (
     LARGEST_BUFFER_CACHE,
     MIB,
     QUIET,
-    Engine,
+    Adapter,
     Installation,
     Served,
     cache_bytes,
@@ -25,10 +25,10 @@ KEY = "MLXQ_TIER_KEY"
 
 def argv(served: Served, installation: Installation) -> list[str]:
     """Return the command line that serves a tier; its weights must be set."""
-    tier = served.tier
+    engine = served.engine
     return [
-        *(installation.python, "-P", "-m", "tasks.engines.vllm_mlx_program", "serve", tier.weights),
-        *("--host", "127.0.0.1", "--port", str(tier.port), "--served-model-name", tier.name),
+        *(installation.python, "-P", "-m", "tasks.engines.vllm_mlx_program", "serve", engine.weights),
+        *("--host", "127.0.0.1", "--port", str(engine.port), "--served-model-name", engine.name),
         *("--continuous-batching", "--offline", "--enable-metrics"),
         *_limits(served),
         *_cache(served),
@@ -39,12 +39,12 @@ def argv(served: Served, installation: Installation) -> list[str]:
 
 def _limits(served: Served) -> list[str]:
     """Bound what one request and all requests together may take."""
-    tier = served.tier
+    engine = served.engine
     return [
-        *("--max-num-seqs", str(tier.concurrency)),
-        *("--max-tokens", str(tier.max_tokens), "--max-request-tokens", str(longest_answer(tier))),
-        *("--timeout", str(tier.answer_timeout_s), "--prefill-step-size", str(tier.prefill_step)),
-        *(("--mllm-prefill-step-size", str(tier.prefill_step)) if tier.vision else ()),
+        *("--max-num-seqs", str(engine.concurrency)),
+        *("--max-tokens", str(engine.max_tokens), "--max-request-tokens", str(longest_answer(engine))),
+        *("--timeout", str(engine.answer_timeout_s), "--prefill-step-size", str(engine.prefill_step)),
+        *(("--mllm-prefill-step-size", str(engine.prefill_step)) if engine.vision else ()),
     ]
 
 
@@ -66,9 +66,9 @@ def _reuses(served: Served) -> bool:
 
 def _parsers(served: Served) -> list[str]:
     """Name the parsers of the model's family; the engine's `auto` turns some calls into wrong ones."""
-    tier = served.tier
-    tool = ["--enable-auto-tool-choice", "--tool-call-parser", tier.tool_parser] if tier.tool_parser else []
-    return tool + (["--reasoning-parser", tier.reasoning_parser] if tier.reasoning_parser else [])
+    engine = served.engine
+    tool = ["--enable-auto-tool-choice", "--tool-call-parser", engine.tool_parser] if engine.tool_parser else []
+    return tool + (["--reasoning-parser", engine.reasoning_parser] if engine.reasoning_parser else [])
 
 
 def _template(served: Served) -> list[str]:
@@ -80,11 +80,11 @@ def _template(served: Served) -> list[str]:
 
 def environment(served: Served) -> dict[str, str]:
     """Return the engine's part of its environment."""
-    tier = served.tier
+    engine = served.engine
     return {
         KEY: served.key,
-        "MLXQ_PREFIX_CACHE": f"{served.home}/cache/{tier.name}",
-        "MLXQ_MEMORY_BYTES": str(tier.memory_bytes),
+        "MLXQ_PREFIX_CACHE": f"{served.home}/cache/{engine.name}",
+        "MLXQ_MEMORY_BYTES": str(engine.memory_bytes),
         **QUIET,
         **_backend(served),
     }
@@ -94,7 +94,7 @@ def _backend(served: Served) -> dict[str, str]:
     """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
     if served.backend == "cpu":
         return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
-    return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.tier.memory_bytes // 8))}
+    return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
 
 
 def limits(*, vision: bool) -> Limits:
@@ -151,7 +151,7 @@ RULES = (
 )
 """Collected by breaking vllm-mlx 0.6.0 on purpose, one way at a time."""
 
-ENGINE = Engine(
+ENGINE = Adapter(
     name=NAME,
     argv=argv,
     environment=environment,

@@ -67,7 +67,7 @@ _CAN = Abilities(
 class Cloud:
     """One model at OpenRouter."""
 
-    route = Route(CLOUD, 0, 0, vision=True, can=_CAN)
+    route = Route(CLOUD, CLOUD, 0, 0, vision=True, can=_CAN)
 
     def __init__(self, model: str, url: str, key: str, budget: CloudBudget) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""Which tiers are asked last for a moment, as they failed by themselves: refused, reset, 5xx, silence."""
+"""Which engines are asked last for a moment, as they failed by themselves: refused, reset, 5xx, silence."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ COOLDOWN_S = 1.0
 
 
 class Cooldown:
-    """When each tier may be asked first again."""
+    """When each engine may be asked first again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until: dict[str, float] = {}
 
-    def failed(self, tier: str) -> None:
-        """Record that a tier failed by itself. Not for a mistake of the caller, nor for one who left."""
-        self._until[tier] = self._clock() + COOLDOWN_S
+    def failed(self, engine: str) -> None:
+        """Record that an engine failed by itself. Not for a mistake of the caller, nor for one who left."""
+        self._until[engine] = self._clock() + COOLDOWN_S
 
-    def answered(self, tier: str) -> None:
-        """Record that a tier answered."""
-        self._until.pop(tier, None)
+    def answered(self, engine: str) -> None:
+        """Record that an engine answered."""
+        self._until.pop(engine, None)
 
-    def order(self, chain: Sequence[str]) -> list[str]:
-        """Return a chain with the tiers that failed a moment ago moved to its end: none is ever left out."""
+    def order(self, chain: Sequence[str], engine: Callable[[str], str]) -> list[str]:
+        """Return a chain with the tiers whose engine failed a moment ago moved to its end: none is ever left out.
+
+        `engine`: tier -> who serves it.
+        """
         if not self._until:
             return list(chain)
         now = self._clock()
-        return sorted(chain, key=lambda tier: self._until.get(tier, 0.0) > now)
+        return sorted(chain, key=lambda tier: self._until.get(engine(tier), 0.0) > now)

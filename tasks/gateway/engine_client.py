@@ -91,7 +91,7 @@ class EngineClient:
 
     async def count_tokens(self, route: Route, text: str) -> int | None:
         """Return how many tokens `text` has for the tier's model; None when its engine does not say."""
-        body = {"model": route.name, "messages": [{"role": "user", "content": text}]}
+        body = {"model": route.engine, "messages": [{"role": "user", "content": text}]}
         answer = await self._ask("POST", route, "/v1/messages/count_tokens", orjson.dumps(body))
         counted = obj(answer).get("input_tokens")
         return counted if isinstance(counted, int) else None

@@ -71,6 +71,11 @@ def unavailable(failures: Mapping[str, str]) -> Refusal:
     return Refusal(503, message, "no_tier_available", headers={"retry-after": str(RETRY_AFTER_S)})
 
 
+def stopped(tier: str) -> Refusal:
+    """Return the refusal of a request for a single tier that the user stopped."""
+    return Refusal(503, f"{tier} is stopped. To start it, run: mlxq up {tier}", "tier_stopped")
+
+
 def busy(retry_after: str) -> Refusal:
     """Return the refusal where every tier has as many requests as it takes."""
     return Refusal(429, "Every tier is busy. Try again later.", "engines_busy", headers={"retry-after": retry_after})

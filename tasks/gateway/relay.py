@@ -102,8 +102,7 @@ class Relay:
 
     async def _first_answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
         """Ask one tier after another; return the refusal where none answers."""
-        chain = [request.tier] if request.alone else self._cooldown.order(self._routes.chain(request.tier))
-        for tier in chain:
+        for tier in self._chain(request):
             self._check_poison(request.call)
             try:
                 await (self._ask_cloud(request, reply) if tier == CLOUD else self._ask(request, tier, reply))
@@ -116,9 +115,17 @@ class Relay:
                 self._failed(request.call, tier, problem)
             else:
                 self._guard.answered(lambda: request.call.fingerprint)
-                self._cooldown.answered(tier)
+                self._cooldown.answered(self._routes.engine(tier))
                 return None
         return self._exhausted(request)
+
+    def _chain(self, request: RelayRequest) -> list[str]:
+        """Return the tiers to ask, in order. Raises _Refused for a stopped one where there is no other."""
+        stopped = self._routes.tiers[request.tier].stopped
+        chain = [request.tier] if request.alone else self._routes.chain(request.tier)
+        if stopped and (request.alone or not chain):
+            raise _Refused(errors.stopped(request.tier))
+        return self._cooldown.order(chain, self._routes.engine)
 
     def _check_poison(self, call: Call) -> None:
         if killers := self._guard.killers(lambda: call.fingerprint):
@@ -129,9 +136,10 @@ class Relay:
     def _failed(self, call: Call, tier: str, problem: EngineDown) -> None:
         """Record a failure that is the tier's own."""
         call.failures[tier] = str(problem)
-        self._cooldown.failed(tier)
+        engine = self._routes.engine(tier)
+        self._cooldown.failed(engine)
         if problem.died:
-            self._guard.crashed(call.fingerprint, tier, alone=self._in_flight[tier] == 0)
+            self._guard.crashed(call.fingerprint, engine, alone=self._in_flight[engine] == 0)
 
     def _exhausted(self, request: RelayRequest) -> Refusal:
         """Return why none of the tiers answered."""
@@ -160,7 +168,7 @@ class Relay:
         request.call.tried.append(tier)
         for name in plan.dropped:
             reply.add("x-mlxq-dropped", name)
-        with self._counted(tier):
+        with self._counted(route.engine):
             request.reuse = await self._meter.begin(route)
             try:
                 await self._post(request, plan, content, reply)
@@ -179,13 +187,13 @@ class Relay:
             answer.close()
 
     @contextmanager
-    def _counted(self, tier: str) -> Generator[None]:
-        """Count the requests in flight at a tier."""
-        self._in_flight[tier] += 1
+    def _counted(self, engine: str) -> Generator[None]:
+        """Count the requests in flight at an engine."""
+        self._in_flight[engine] += 1
         try:
             yield
         finally:
-            self._in_flight[tier] -= 1
+            self._in_flight[engine] -= 1
 
     async def _planned(self, request: RelayRequest, route: Route) -> Plan:
         refusal = checks.not_carried_out(request.fields, route.name, route.can, vision=route.vision)
@@ -194,7 +202,7 @@ class Relay:
                 raise _Refused(refusal)
             request.call.failures[route.name] = "cannot do what was asked"
             raise _Unfit
-        plan = plans.plan(request.dialect, request.fields, route.name, route.can)
+        plan = plans.plan(request.dialect, request.fields, route.engine, route.can, route.defaults)
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
         return plan

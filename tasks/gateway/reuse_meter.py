@@ -38,8 +38,8 @@ class ReportedReuse:
 
 
 @dataclass
-class _TierCount:
-    """The account of one tier."""
+class _EngineCount:
+    """The account of one engine."""
 
     counted: int | None = None
     """Its counter at the last look; None where it is not known."""
@@ -52,19 +52,19 @@ class ReuseMeter:
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
-        self._tiers: dict[str, _TierCount] = defaultdict(_TierCount)
+        self._engines: dict[str, _EngineCount] = defaultdict(_EngineCount)
 
     async def begin(self, route: Route) -> ReuseSource:
         """Return the reuse of a request that is about to be sent."""
         if route.can.cached_tokens:
             return ReportedReuse()
-        tier = self._tiers[route.name]
-        if tier.counted is None and not tier.waiting:
-            tier.counted = await self._count(route)
-        reuse = ObservedReuse(self, route, tier)
-        for other in tier.waiting:
+        engine = self._engines[route.engine]
+        if engine.counted is None and not engine.waiting:
+            engine.counted = await self._count(route)
+        reuse = ObservedReuse(self, route, engine)
+        for other in engine.waiting:
             other.alone = reuse.alone = False
-        tier.waiting.add(reuse)
+        engine.waiting.add(reuse)
         return reuse
 
     def end(self, reuse: ReuseSource) -> None:
@@ -72,9 +72,9 @@ class ReuseMeter:
         if not isinstance(reuse, ObservedReuse):
             return
         reuse.cancel()
-        if reuse in reuse.tier.waiting:
-            reuse.tier.waiting.remove(reuse)
-            reuse.tier.counted = None
+        if reuse in reuse.engine.waiting:
+            reuse.engine.waiting.remove(reuse)
+            reuse.engine.counted = None
 
     async def _count(self, route: Route) -> int | None:
         with contextlib.suppress(TimeoutError):
@@ -85,14 +85,14 @@ class ReuseMeter:
 
     async def look(self, reuse: ObservedReuse) -> None:
         """Read an engine's status for one request."""
-        tier, status = reuse.tier, await self._client.get(reuse.route, STATUS)
-        if status is None or reuse not in tier.waiting:
+        engine, status = reuse.engine, await self._client.get(reuse.route, STATUS)
+        if status is None or reuse not in engine.waiting:
             return
-        tier.waiting.remove(reuse)
-        counted, before = health.read_status(status).cached_tokens, tier.counted
+        engine.waiting.remove(reuse)
+        counted, before = health.read_status(status).cached_tokens, engine.counted
         if reuse.alone and before is not None and counted >= before:
             reuse.grown = counted - before
-        tier.counted = counted
+        engine.counted = counted
         for request in request_stats.read_requests(status):
             reuse.listed.setdefault(request.prompt_tokens, request.cached_tokens)
 
@@ -100,11 +100,11 @@ class ReuseMeter:
 class ObservedReuse:
     """The reuse of a request as its engine's status shows it."""
 
-    def __init__(self, meter: ReuseMeter, route: Route, tier: _TierCount) -> None:
+    def __init__(self, meter: ReuseMeter, route: Route, engine: _EngineCount) -> None:
         self._meter = meter
         self._look: asyncio.Task[None] | None = None
         self.route = route
-        self.tier = tier
+        self.engine = engine
         self.alone = True
         """Whether no other request could have moved the counter."""
         self.grown = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,8 @@ class Route:
     """One tier as the gateway sees it."""
 
     name: str
+    engine: str
+    """Who serves it, and the name by which that engine knows its model; tiers may share one."""
     port: int
     context: int
     """Tokens of prompt and answer together."""
@@ -26,6 +28,10 @@ class Route:
     can: Abilities
     answer_timeout_s: float = 0.0
     """The engine's own limit for one answer, in seconds; 0 where none was written."""
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What is filled in where a request says nothing, by the names of state.stack.Defaults."""
+    stopped: bool = False
+    """Whether the tier is stopped while its engine runs for others."""
 
     @property
     def url(self) -> str:
@@ -61,36 +67,54 @@ class Routes:
         return self.names[max(fitting, key=len)] if fitting else None
 
     def chain(self, tier: str) -> list[str]:
-        """Return who may answer for `tier`, in order: itself, larger contexts, smaller ones, the cloud."""
+        """Return who may answer for `tier`, in order: itself, larger contexts, smaller ones, the cloud.
+
+        Of the tiers that share an engine only one is in it: where that engine fails, it fails for all of them.
+        """
         return self._chains[tier]
 
     @cached_property
     def _chains(self) -> dict[str, list[str]]:
-        contexts = {name: route.context for name, route in self.tiers.items()}
+        return {name: self._chain(name) for name in self.tiers}
+
+    def _chain(self, tier: str) -> list[str]:
+        serving = {name: route for name, route in self.tiers.items() if not route.stopped}
+        own = [tier] if tier in serving else []
+        standins: dict[str, str] = {self.tiers[name].engine: name for name in own}
+        for name, route in serving.items():
+            standins.setdefault(route.engine, name)
+        contexts = {name: self.tiers[name].context for name in (tier, *standins.values())}
         last = [CLOUD] if self.cloud_model else []
-        return {name: [name, *order(name, contexts), *last] for name in self.tiers}
+        return [*own, *order(tier, contexts), *last]
+
+    def engine(self, tier: str) -> str:
+        """Return the engine that serves a tier; the cloud is its own."""
+        return tier if tier == CLOUD else self.tiers[tier].engine
 
 
 def read(configuration: Mapping[str, Any], backend: str) -> Routes:
     """Return the routes of gateway.yaml's content. `backend`: metal, cpu or cuda. Raises KeyError, TypeError."""
     tiers: Mapping[str, Mapping[str, Any]] = configuration["tiers"]
+    engines: Mapping[str, Mapping[str, Any]] = configuration["engines"]
     origins: Sequence[str] = configuration.get("allowed_origins") or ()
     return Routes(
-        tiers={name: _route(name, tier, backend) for name, tier in tiers.items()},
+        tiers={name: _route(name, tier, engines[tier["engine"]], backend) for name, tier in tiers.items()},
         names={**{name: name for name in tiers}, **configuration["names"]},
         cloud_model=configuration.get("cloud_model"),
         allowed_origins=frozenset(origins),
     )
 
 
-def _route(name: str, tier: Mapping[str, Any], backend: str) -> Route:
-    engine = str(tier.get("engine"))
-    can = abilities(engine if engine in entries() else FALLBACK, backend)
+def _route(name: str, tier: Mapping[str, Any], engine: Mapping[str, Any], backend: str) -> Route:
+    program = str(engine.get("program"))
     return Route(
-        name,
-        int(tier["port"]),
-        int(tier["context"]),
-        bool(tier.get("vision")),
-        can,
-        float(tier.get("answer_timeout_s", 0)),
+        name=name,
+        engine=str(tier["engine"]),
+        port=int(engine["port"]),
+        context=int(engine["context"]),
+        vision=bool(engine.get("vision")),
+        can=abilities(program if program in entries() else FALLBACK, backend),
+        answer_timeout_s=float(engine.get("answer_timeout_s", 0)),
+        defaults=tier.get("defaults") or {},
+        stopped=bool(tier.get("stopped")),
     )

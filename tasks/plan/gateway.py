@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from catalog.engines import FALLBACK
 from state.errors import UsageProblem
-from state.stack import Tier
+from state.stack import Engine, Tier, engines_of, served_by
 from tasks.plan.environment import KEPT, marker
 
 SERVICE = "gateway"
@@ -67,11 +68,11 @@ def configuration(
     cloud_model: str | None = None,
     aliases: Mapping[str, str] = ALIASES,
     allowed_origins: Sequence[str] = (),
-    engines: Mapping[str, str] | None = None,
+    programs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the content of gateway.yaml for these tiers.
 
-    `engines` names the engine of each tier; vllm-mlx serves those that it does not name.
+    `programs`: what each engine runs; vllm-mlx where it does not say.
     `cloud_model` is an OpenRouter model id and adds the last resort; None leaves no way out of the machine.
     An alias whose tier is not in the stack leads to the first tier. Raises ValueError without a tier.
     """
@@ -84,7 +85,10 @@ def configuration(
         if alias not in tier_names
     }
     document: dict[str, Any] = {
-        "tiers": {tier.name: _tier(tier, (engines or {}).get(tier.name, FALLBACK)) for tier in tiers},
+        "engines": {
+            engine.name: _engine(engine, (programs or {}).get(engine.name, FALLBACK)) for engine in engines_of(tiers)
+        },
+        "tiers": {tier.name: _tier(tier, tiers) for tier in tiers},
         "names": names,
     }
     if cloud_model:
@@ -94,14 +98,27 @@ def configuration(
     return document
 
 
-def _tier(tier: Tier, engine: str) -> dict[str, Any]:
+def _engine(engine: Engine, program: str) -> dict[str, Any]:
     return {
-        "port": tier.port,
-        "context": tier.context,
-        "vision": tier.vision,
-        "engine": engine,
-        "answer_timeout_s": tier.answer_timeout_s,
+        "port": engine.port,
+        "context": engine.context,
+        "vision": engine.vision,
+        "program": program,
+        "answer_timeout_s": engine.answer_timeout_s,
     }
+
+
+def _tier(tier: Tier, tiers: Sequence[Tier]) -> dict[str, Any]:
+    """Return one tier. Only one that shares its engine is named as stopped: the engine of another says it by itself."""
+    document: dict[str, Any] = {"engine": tier.engine.name}
+    defaults = {name: value for name, value in asdict(tier.defaults).items() if value is not None}
+    if "max_tokens" in defaults:
+        defaults["max_tokens"] = tier.max_tokens
+    if defaults:
+        document["defaults"] = defaults
+    if tier.desired == "down" and len(served_by(tiers, tier.engine.name)) > 1:
+        document["stopped"] = True
+    return document
 
 
 def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from catalog.model import Model
 from catalog.offer import full_attention
 from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
-from state.stack import Tier
+from state.stack import Engine, Tier, engines_of
 from tasks.kinds import KINDS
 from tasks.plan import gateway, page
 
@@ -22,15 +22,42 @@ LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 """Tokens. Below, no chat fits; above, a cache eats what other tiers could use."""
 
 
-def assign_ports(
+def place(
     name: str, model: Model, quant: str, before: Sequence[Tier], *, base_port: int, budget_bytes: int, weights: str = ""
 ) -> Tier:
-    """Return the tier `name` that serves `model` beside `before`, with the most context that fits the budget.
+    """Return the tier `name` that serves `model` beside `before`: with the engine that does already, or with a new one.
 
-    `budget_bytes` is for all tiers together. Raises UsageProblem for a name that cannot be, DoesNotFit with the sum.
+    A new engine gets the most context that fits. `budget_bytes` is for all engines together. Raises UsageProblem for a
+    name that cannot be, DoesNotFit with the sum.
     """
     check_name(name, before)
-    free = budget_bytes - sum(tier.memory_bytes for tier in before)
+    engines = engines_of(before)
+    shared = next((engine for engine in engines if (engine.model, engine.quant) == (model.id, quant)), None)
+    if shared:
+        return Tier(name, shared)
+    context = _largest_context(model, quant, engines, budget_bytes)
+    engine = Engine(
+        name=engine_name(name, before),
+        model=model.id,
+        quant=quant,
+        source=model.quants[quant].source,
+        port=_port(engines, base_port),
+        context=context,
+        memory_bytes=_bytes(model, quant, context),
+        cache_bytes=_kept(model, context),
+        concurrency=1,
+        weights=weights,
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+        vision=model.vision,
+        prefill_step=step_for(model, context),
+    )
+    return Tier(name, engine)
+
+
+def _largest_context(model: Model, quant: str, engines: Sequence[Engine], budget_bytes: int) -> int:
+    """Return the most context, in tokens, with which a model fits beside the engines. Raises DoesNotFit."""
+    free = budget_bytes - sum(engine.memory_bytes for engine in engines)
     context = MOST_CONTEXT
     while context > model.context or (context > LEAST_CONTEXT and _bytes(model, quant, context) > free):
         context //= 2
@@ -38,27 +65,21 @@ def assign_ports(
     if need > free:
         raise DoesNotFit(
             f"{model.id} {quant} needs {units.memory(need)}, and {units.memory(max(0, free))} of the budget of "
-            f"{units.memory(budget_bytes)} is left beside {', '.join(tier.name for tier in before) or 'nothing'}.",
+            f"{units.memory(budget_bytes)} is left beside {', '.join(engine.name for engine in engines) or 'nothing'}.",
             done="Nothing was changed.",
             hint="mlxq setup --remove TIER",
         )
-    return Tier(
-        name=name,
-        model=model.id,
-        quant=quant,
-        source=model.quants[quant].source,
-        port=_port(before, base_port),
-        context=context,
-        memory_bytes=need,
-        cache_bytes=_kept(model, context),
-        concurrency=1,
-        weights=weights,
-        max_tokens=min(4096, context // 2),
-        tool_parser=model.tool_parser,
-        reasoning_parser=model.reasoning_parser,
-        vision=model.vision,
-        prefill_step=step_for(model, context),
-    )
+    return context
+
+
+def engine_name(tier: str, before: Sequence[Tier]) -> str:
+    """Return a name for the engine of a new tier: the tier's own, unless one of `before` has it.
+
+    An engine keeps its name while any tier is left that it serves, also when that of its name is gone.
+    """
+    taken = {name for other in before for name in (other.name, other.engine.name)}
+    numbered = (f"{tier}-{number}" for number in range(2, len(taken) + 3))
+    return tier if tier not in taken else next(name for name in numbered if name not in taken)
 
 
 def check_name(name: str, before: Sequence[Tier]) -> None:
@@ -82,10 +103,10 @@ def _kept(model: Model, context: int) -> int:
     return cache_bytes(model, context) if full_attention(model) else 0
 
 
-def _port(before: Sequence[Tier], base_port: int) -> int:
-    """Return the first of the tiers' ports that none has."""
-    ports = {tier.port for tier in before}
+def _port(before: Sequence[Engine], base_port: int) -> int:
+    """Return the first of the engines' ports that none has."""
+    ports = {engine.port for engine in before}
     free = next((port for port in range(base_port, base_port + TIER_PORTS) if port not in ports), None)
     if free is None:
-        raise UsageProblem(f"There are {len(before)} tiers, and {TIER_PORTS} are the most.", hint="mlxq status")
+        raise UsageProblem(f"There are {len(before)} engines, and {TIER_PORTS} are the most.", hint="mlxq status")
     return free

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from state.safe_mode import SafeMode
 from state.service import Service, State
-from state.stack import Tier
+from state.stack import Engine
 
 MOST = 2
 """The highest level; a tier under which the machine goes down again after that is left down."""
@@ -19,13 +19,13 @@ SETTLE_S = 30.0
 """Seconds that a tier must have served before the next one starts."""
 
 
-def reduced(tier: Tier, level: int) -> Tier:
-    """Return the tier at a level: 1 has a quarter of the cache and half the requests at once, 2 no cache and one."""
+def reduced(engine: Engine, level: int) -> Engine:
+    """Return the engine at a level: 1 has a quarter of the cache and half the requests at once, 2 no cache and one."""
     if level == 0:
-        return tier
+        return engine
     if level == 1:
-        return replace(tier, cache_bytes=tier.cache_bytes // 4, concurrency=max(1, tier.concurrency // 2))
-    return replace(tier, cache_bytes=0, concurrency=1)
+        return replace(engine, cache_bytes=engine.cache_bytes // 4, concurrency=max(1, engine.concurrency // 2))
+    return replace(engine, cache_bytes=0, concurrency=1)
 
 
 def suspect(ran: Sequence[Service]) -> Service:

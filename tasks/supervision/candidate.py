@@ -83,17 +83,17 @@ def check(context: Context, trial: Candidate, tiers: Sequence[Tier], check: Call
     busy, which is no fault of the configuration.
     """
     _await_ready(context, trial, check)
-    calls = {tier.name: _ask(trial, tier) for tier in tiers if _up(context, tier.name)}
+    calls = {tier: _ask(trial, tier) for tier in tiers if _up(context, tier)}
     until = time.monotonic() + ANSWERS_S
     answered = 0
     while calls and time.monotonic() < until:
         check()
         context.report("proving", done=answered, total=answered + len(calls), unit="tiers")
         next(iter(calls.values())).wait(LOOK_S)
-        for name in [name for name, call in calls.items() if call.ended or not _up(context, name)]:
-            answered += _answered(context, trial, name, calls.pop(name))
-    for name in calls:
-        _expect_busy(context, trial, name)
+        for tier in [tier for tier, call in calls.items() if call.ended or not _up(context, tier)]:
+            answered += _answered(context, trial, tier, calls.pop(tier))
+    for tier in calls:
+        _expect_busy(context, trial, tier)
     return answered
 
 
@@ -141,14 +141,14 @@ def _ask(trial: Candidate, tier: Tier) -> BackgroundCall[None]:
     return BackgroundCall(lambda: smoke_test.ask(trial.port, trial.key, tier), f"proof-{tier.name}")
 
 
-def _answered(context: Context, trial: Candidate, name: str, call: BackgroundCall[None]) -> bool:
+def _answered(context: Context, trial: Candidate, tier: Tier, call: BackgroundCall[None]) -> bool:
     """Return whether a tier has answered; False for one that went down while it was asked. Raises GatewayFailed."""
     try:
         if call.ended:
             call.result()
             return True
     except GatewayFailed as problem:
-        if _up(context, name):
+        if _up(context, tier):
             cause = problem
             if process.wait(trial.spawned.engine, LOOK_S):
                 cause = GatewayFailed("The candidate gateway has exited.", hint=f"mlxq logs {trial.name}")
@@ -158,9 +158,9 @@ def _answered(context: Context, trial: Candidate, name: str, call: BackgroundCal
     return False
 
 
-def _expect_busy(context: Context, trial: Candidate, name: str) -> None:
+def _expect_busy(context: Context, trial: Candidate, tier: Tier) -> None:
     """Raise GatewayFailed when a tier that gave no answer has nothing to do."""
-    row = service.find(context.db, name)
+    row = service.find(context.db, tier.engine.name)
     if row is None or row.state not in service.ROUTED:
         return
     key = secrets.read(context.home.secrets).get(secrets.TIER, "")
@@ -168,16 +168,16 @@ def _expect_busy(context: Context, trial: Candidate, name: str) -> None:
         status = probe.status(row.port, key, release=row.release)
         if not (status.num_running or status.num_waiting):
             raise GatewayFailed(
-                f"With the new configuration: tier {name} gave no answer within {ANSWERS_S:g} s.",
+                f"With the new configuration: tier {tier.name} gave no answer within {ANSWERS_S:g} s.",
                 done=LATER,
                 hint=f"mlxq logs {trial.name}",
             )
-    log.info("tier_not_proven", tier=name, waited_s=ANSWERS_S)
+    log.info("tier_not_proven", tier=tier.name, waited_s=ANSWERS_S)
 
 
-def _up(context: Context, name: str) -> bool:
-    row = service.find(context.db, name)
-    return row is not None and row.state in service.ROUTED
+def _up(context: Context, tier: Tier) -> bool:
+    row = service.find(context.db, tier.engine.name)
+    return row is not None and row.state in service.ROUTED and tier.desired == "up"
 
 
 def needed(context: Context) -> bool:

@@ -8,7 +8,7 @@ from state.db import Database
 from state.errors import EngineFailed, NotFound
 from state.paths import Home
 from state.service import Service
-from state.stack import Tier
+from state.stack import Engine
 from tasks.engines import faults, installed, notes
 from tasks.engines.choice import EngineChoice
 from tasks.kinds import new
@@ -28,7 +28,7 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
     if row.kind != "engine" or not row.release:
         return False
     try:
-        tier = stack.tier(db, row.name)
+        served = stack.engine(db, row.name)
     except NotFound:  # the stack was changed meanwhile
         return False
     engine, _, version = row.release.partition(" ")
@@ -38,7 +38,7 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         crash_loop=crash_loop,
         own=entry(engine).environment == "own",
         trial=_on_trial(db, engine, version),
-        alternative=_has_alternative(db, home, row, tier),
+        alternative=_has_alternative(db, home, row, served),
     )
     reason = _reason(row, cause, crash_loop=crash_loop)
     if answer is Remedy.TAKE_BACK:
@@ -46,8 +46,10 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         arguments = {"engine": engine, "version": version, "reason": reason}
         ledger.enqueue(db, new("rollback_engine", arguments), source="watchdog")
     elif answer is Remedy.OTHER_ENGINE:
-        faults.record(db, row.release, tier, reason)
-        event.record(db, "engine_fault", service=row.name, cause=f"{row.release} does not serve {tier.model}: {reason}")
+        faults.record(db, row.release, served, reason)
+        event.record(
+            db, "engine_fault", service=row.name, cause=f"{row.release} does not serve {served.model}: {reason}"
+        )
     elif answer is Remedy.REINSTALL:
         installed.discard(installed.folder(home, engine, version))
         ledger.enqueue(db, new("install_engine", {"engine": engine, "version": version}), source="watchdog")
@@ -97,7 +99,7 @@ def _on_trial(db: Database, engine: str, version: str) -> bool:
     return wish.version == version and db.now() - wish.since < TRIAL_S
 
 
-def _has_alternative(db: Database, home: Home, row: Service, tier: Tier) -> bool:
-    """Return whether an engine is here that is not known to fail with the tier's model."""
-    failed = {row.release, *faults.of(db, tier)}
+def _has_alternative(db: Database, home: Home, row: Service, served: Engine) -> bool:
+    """Return whether an engine is here that is not known to fail with the model."""
+    failed = {row.release, *faults.of(db, served)}
     return any(installation.name not in failed for installation in installed.used(db, home))

@@ -20,16 +20,16 @@ BEFORE_RELAY = "litellm.yaml"
 """The configuration of the LiteLLM proxy, which was the gateway once. Nothing reads it any more."""
 
 
-def wanted(home: Home, tiers: Sequence[Tier], engines: Mapping[str, str] | None = None) -> dict[str, Any]:
+def wanted(home: Home, tiers: Sequence[Tier], programs: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged."""
     values = settings.load(home)
     cloud_model: str | None = values["openrouter-model"] if values["openrouter-key"] else None
     return gateway.configuration(
-        tiers,
+        stack.with_defaults(tiers, values["tier-defaults"]),
         cloud_model=cloud_model,
         aliases=gateway.aliases(values["aliases"], tiers),
         allowed_origins=values["allowed-origins"],
-        engines=engines,
+        programs=programs,
     )
 
 
@@ -37,7 +37,7 @@ def wanted_text(db: Database, home: Home, tiers: Sequence[Tier]) -> str:
     """Return `wanted` as YAML; the same stack and settings give the same bytes. Raises UsageProblem, Damaged."""
     import yaml
 
-    return yaml.safe_dump(wanted(home, tiers, serving.engines(db, home, tiers)), sort_keys=False)
+    return yaml.safe_dump(wanted(home, tiers, serving.programs(db, home, stack.engines_of(tiers))), sort_keys=False)
 
 
 def is_current(home: Home, text: str) -> bool:
@@ -49,14 +49,22 @@ def is_current(home: Home, text: str) -> bool:
 
 
 def write_missing(db: Database, home: Home) -> None:
-    """Write gateway.yaml where there is none but a stack: a home of an older version, or one restored from a backup.
+    """Write gateway.yaml where a stack has none that this version reads: an older home, or one from a backup.
 
     Raises UsageProblem, Damaged.
     """
     tiers = stack.tiers(db)
-    if tiers and not home.gateway_config.exists():
+    if tiers and not _readable(home):
         settings.write_private(home.gateway_config, wanted_text(db, home, tiers))
         remove_old(home)
+
+
+def _readable(home: Home) -> bool:
+    """Return whether gateway.yaml is there and tells engines and tiers apart; once, a tier was an engine."""
+    try:
+        return home.gateway_config.read_bytes().startswith(b"engines:")
+    except OSError:
+        return False
 
 
 def remove_old(home: Home) -> None:

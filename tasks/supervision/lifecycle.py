@@ -183,7 +183,7 @@ def mark_ready(db: Database, row: Service) -> None:
     )
     if row.kind == "engine":
         with contextlib.suppress(NotFound):  # the stack was changed meanwhile
-            weights.loaded(db, stack.tier(db, row.name).weights)
+            weights.loaded(db, stack.engine(db, row.name).weights)
 
 
 def stop(db: Database, home: Home, row: Service, grace_s: float = GRACE_S) -> None:

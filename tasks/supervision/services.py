@@ -115,7 +115,7 @@ def _row(context: Context, name: str) -> None:
     elif name == page.SERVICE:
         rows.ensure(context.db, name, "page", settings.load(context.home)["page-port"])
     else:
-        rows.ensure(context.db, name, "engine", stack.tier(context.db, name).port)
+        rows.ensure(context.db, name, "engine", stack.engine(context.db, name).port)
 
 
 def _outcome(context: Context, name: str) -> dict[str, Any]:

@@ -56,14 +56,14 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
 
 
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
-    tier = reduced(stack.tier(db, name), safe_mode.of(db, name).level)
-    if not tier.weights or not Path(tier.weights).is_dir():
-        raise NotSetUp(f"The weights of tier {name} ({tier.model}) are not installed.", hint="mlxq setup")
-    launch = serving.launch(db, home, tier, keys[secrets.TIER], serving.backend_of(db))
-    size = sum(file.stat().st_size for file in Path(tier.weights).glob("*.safetensors"))
+    engine = reduced(stack.engine(db, name), safe_mode.of(db, name).level)
+    if not engine.weights or not Path(engine.weights).is_dir():
+        raise NotSetUp(f"The weights of {name} ({engine.model}) are not installed.", hint="mlxq setup")
+    launch = serving.launch(db, home, engine, keys[secrets.TIER], serving.backend_of(db))
+    size = sum(file.stat().st_size for file in Path(engine.weights).glob("*.safetensors"))
     spec_hash = _spec_hash(launch.argv, launch.environment(0), launch.release)
     limit_s = health.start_limit_s(size)
-    return LaunchSpec(launch.argv, launch.environment, spec_hash, tier.port, limit_s, launch.release, launch.choice)
+    return LaunchSpec(launch.argv, launch.environment, spec_hash, engine.port, limit_s, launch.release, launch.choice)
 
 
 def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:

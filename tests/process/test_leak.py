@@ -17,7 +17,7 @@ from state import event, ledger, secrets, service, stack
 from state.db import Database
 from state.paths import Home
 from state.service import ServiceEvent, State
-from state.stack import Tier
+from state.stack import Engine
 from tasks.plan import leak
 from tasks.plan.health import read_status
 from tasks.plan.leak import Advice, Trend
@@ -96,7 +96,7 @@ def engine(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
         child = subprocess.Popen(command, stderr=out, env=os.environ | {"MLXQ_TIER_KEY": key, "MLXQ_SESSION": "1"})
     identity = process.identify(child.pid)
     assert identity
-    fast = Tier("fast", "m", "int4", "file:/m", port, 2048, GIB, cache_bytes=0, concurrency=1)
+    fast = Engine("fast", "m", "int4", "file:/m", port, 2048, GIB, cache_bytes=0, concurrency=1)
     stack.replace(db, [fast])
     for name in ("fast", "standard"):
         service.ensure(db, name, "engine", port if name == "fast" else port + 1)

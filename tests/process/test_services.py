@@ -17,7 +17,7 @@ from state.db import Database
 from state.job import JobState
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
-from state.stack import Tier
+from state.stack import Engine
 from tasks import runtime
 from tasks.engines.base import Installation, Served
 from tasks.kinds import new
@@ -25,13 +25,13 @@ from tasks.supervision import lifecycle, repairs, services, watchdog
 from tasks.system import ports, process, prompt_cache
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_engine.py"
-FAST = Tier("fast", "m", "int4", "file:/m", 0, 2048, 2**30, cache_bytes=0, concurrency=1)
+FAST = Engine("fast", "m", "int4", "file:/m", 0, 2048, 2**30, cache_bytes=0, concurrency=1)
 TASKS = {"start": services.start, "restart": services.restart, "stop": services.stop, "drain": services.drain}
 
 
 def fake(served: Served, at: Installation) -> list[str]:
     """Give the command line of an engine that goes on when it is told to drain, as one with an answer to make does."""
-    command = [at.python, "-I", "-S", str(FAKE), "--port", str(served.tier.port), "--name", served.tier.name]
+    command = [at.python, "-I", "-S", str(FAKE), "--port", str(served.engine.port), "--name", served.engine.name]
     return ["/bin/sh", "-c", 'trap "" USR2; exec "$@"', "sh", *command]
 
 

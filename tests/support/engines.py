@@ -13,7 +13,7 @@ import httpx
 from support.ports import free_port
 
 from catalog.engines import FALLBACK, entry
-from state.stack import Tier
+from state import stack
 from tasks.engines import benchmark, install, installed, model_facts, serving
 from tasks.engines.base import Installation, Served
 from tasks.supervision import probe
@@ -54,8 +54,8 @@ class Engine:
     spawned: process.Spawned | None = None
 
     @property
-    def tier(self) -> Tier:
-        return Tier(
+    def tier(self) -> stack.Engine:
+        return stack.Engine(
             name=self.name,
             model="smollm2-135m",
             quant="int4",

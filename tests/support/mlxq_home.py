@@ -18,7 +18,7 @@ from state import job, ledger, secrets, service, stack
 from state.db import Database, open_database
 from state.paths import Home
 from state.service import Service, State
-from state.stack import Tier
+from state.stack import Engine
 from tasks.kinds import new
 from tasks.system import process
 from tasks.system.process import Identity
@@ -28,7 +28,8 @@ import os, shlex
 from tasks.engines import serving
 flags = shlex.split(os.environ["FAKE_ENGINE"])
 serving.argv = lambda served, at: [
-    at.python, *flags, "--port", str(served.tier.port), "--name", served.tier.name, "--weights", served.tier.weights
+    at.python, *flags,
+    "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights
 ]
 """
 CLOCK = """
@@ -44,7 +45,7 @@ setattr(importlib.import_module(module), name, lambda *_, **__: os.kill(os.getpi
 LIMIT_S = 180.0
 """Waits end long before; an engine that starts in 4 s alone was seen to take 40 on a crowded machine."""
 WORKER = "from state.paths import get_home; from tasks import worker; worker.run(get_home())"
-TIER = Tier(
+TIER = Engine(
     name="fast",
     model="tiny",
     quant="bf16",
@@ -121,7 +122,7 @@ class Mlxq:
         return service.get(self.db, name)
 
     def port(self, name: str = "fast") -> int:
-        return stack.tier(self.db, name).port
+        return stack.engine(self.db, name).port
 
     def identity(self, name: str = "fast") -> Identity:
         text = self.one(name).identity

@@ -15,7 +15,7 @@ from state.errors import EngineFailed
 from state.job import Claim
 from state.sample import MINUTE_S, Sample
 from state.service import ServiceEvent
-from state.stack import Tier
+from state.stack import Engine
 from state.usage import Usage
 from tasks import kinds
 from tasks.system import process
@@ -36,7 +36,7 @@ def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     facts.put(db, "machine", MACHINE)
     facts.put(db, "stack", {"budget_bytes": 43 * GIB})
     tiers = [
-        Tier(
+        Engine(
             name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
             context=context, memory_bytes=int(size * GIB), cache_bytes=GIB, concurrency=4, weights="/nowhere",
         )

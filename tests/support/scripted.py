@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 from support.ports import free_port
 
-from state.stack import Tier
+from state.stack import Engine
 
 PROGRAM = Path(__file__).with_name("scripted_engine.py")
 CONTEXTS = {"standard": 131_072, "fast": 65_536, "longctx": 262_144}
@@ -41,9 +41,9 @@ class ScriptedEngine:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def tier(self) -> Tier:
+    def tier(self) -> Engine:
         """Return the tier that it serves."""
-        return Tier(
+        return Engine(
             name=self.name,
             model="scripted",
             quant="int4",

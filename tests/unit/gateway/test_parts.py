@@ -258,12 +258,12 @@ def test_a_tier_that_failed_is_asked_last_for_a_moment_and_never_left_out():
     cooldown = Cooldown(clock=lambda: now[0])
     chain = ["standard", "fast", "longctx"]
     cooldown.failed("standard")
-    assert cooldown.order(chain) == ["fast", "longctx", "standard"]
+    assert cooldown.order(chain, str) == ["fast", "longctx", "standard"]
     cooldown.failed("fast")
     cooldown.failed("longctx")
-    assert cooldown.order(chain) == chain
+    assert cooldown.order(chain, str) == chain
     now[0] = COOLDOWN_S
-    assert cooldown.order(chain) == chain
+    assert cooldown.order(chain, str) == chain
 
 
 # Bodies

@@ -21,7 +21,6 @@ from state import facts, ledger, stack
 from state.db import Database
 from state.errors import EngineFailed
 from state.paths import Home
-from state.stack import Tier
 from tasks import bench as task
 from tasks import kinds
 from tasks.plan import bench
@@ -183,7 +182,7 @@ def test_what_cannot_be_measured_is_said(
 
 def test_the_history_of_a_tier_is_that_of_its_model(db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     facts.put(db, "machine", {"chip": "M4 Pro"})
-    stack.replace(db, [Tier("fast", "qwen3-8b", "int4", "hub:x/y", 9141, 512, 1, 1, 1)])
+    stack.replace(db, [stack.Engine("fast", "qwen3-8b", "int4", "hub:x/y", 9141, 512, 1, 1, 1)])
     rows.save(db, ONE)
 
     assert cli.run(["bench", "--history", "fast", "--json"]) == 0

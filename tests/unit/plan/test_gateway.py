@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from state.errors import UsageProblem
-from state.stack import Tier
+from state.stack import Defaults, Engine, Tier, alone
 from tasks.gateway.routes import read
 from tasks.plan import gateway
 
@@ -13,7 +14,7 @@ SNAPSHOT = Path(__file__).parents[1] / "snapshots" / "gateway.yaml"
 
 
 def tier(name: str, port: int, context: int) -> Tier:
-    return Tier(
+    engine = Engine(
         name=name,
         model="qwen3-4b",
         quant="int4",
@@ -24,6 +25,7 @@ def tier(name: str, port: int, context: int) -> Tier:
         cache_bytes=2**29,
         concurrency=8,
     )
+    return alone(engine)
 
 
 STANDARD = tier("standard", 8000, 32_768)
@@ -137,3 +139,59 @@ def test_environment_passes_only_keys_it_knows():
     made = told(LITELLM_MASTER_KEY="a", MLXQ_TIER_KEY="b", OPENROUTER_API_KEY="c", PATH="/tmp/evil")
     assert (made["LITELLM_MASTER_KEY"], made["MLXQ_TIER_KEY"], made["OPENROUTER_API_KEY"]) == ("a", "b", "c")
     assert made["PATH"] == "/bin"
+
+
+MAIN = STANDARD.engine
+SHARED = [
+    STANDARD,
+    Tier("fast", MAIN, Defaults(temperature=0.2, max_tokens=512, thinking=False)),
+    Tier("longctx", MAIN),
+    Tier("coder", replace(FAST.engine, name="coder")),
+]
+
+
+def stopped(*names: str) -> list[Tier]:
+    return [replace(tier, desired="down") if tier.name in names else tier for tier in SHARED]
+
+
+def test_tiers_that_share_an_engine_are_written_with_what_is_their_own():
+    made = gateway.configuration(SHARED)
+    assert list(made["engines"]) == ["standard", "coder"]
+    assert made["tiers"] == {
+        "standard": {"engine": "standard"},
+        "fast": {"engine": "standard", "defaults": {"max_tokens": 512, "temperature": 0.2, "thinking": False}},
+        "longctx": {"engine": "standard"},
+        "coder": {"engine": "coder"},
+    }
+    assert made["names"]["gpt-4o-mini"] == "fast"
+
+
+def test_a_stopped_tier_is_written_down_only_where_its_engine_may_run_for_others():
+    made = gateway.configuration(stopped("fast", "coder"))
+    assert [name for name, tier in made["tiers"].items() if tier.get("stopped")] == ["fast"]
+
+
+@pytest.mark.parametrize(
+    ("tier", "down", "chain"),
+    [
+        ("standard", (), ["standard", "coder"]),
+        ("fast", (), ["fast", "coder"]),
+        ("coder", (), ["coder", "standard"]),
+        ("fast", ("fast",), ["standard", "coder"]),
+        ("coder", ("standard",), ["coder", "fast"]),
+        ("fast", ("standard", "fast"), ["longctx", "coder"]),
+        ("fast", ("standard", "fast", "longctx"), ["coder"]),
+    ],
+)
+def test_a_chain_has_one_tier_of_each_engine_and_none_that_is_stopped(tier: str, down: tuple[str], chain: list[str]):
+    routes = read(gateway.configuration(stopped(*down)), "cpu")
+    assert routes.chain(tier) == chain
+    assert len({routes.engine(name) for name in routes.chain(tier)}) == len(chain)
+
+
+def test_a_route_has_its_engines_port_and_its_own_defaults():
+    routes = read(gateway.configuration(SHARED), "cpu")
+    fast = routes.tiers["fast"]
+    assert (fast.name, fast.engine, fast.port, fast.context) == ("fast", "standard", 8000, 32_768)
+    assert fast.defaults == {"max_tokens": 512, "temperature": 0.2, "thinking": False}
+    assert routes.tiers["longctx"].defaults == {}

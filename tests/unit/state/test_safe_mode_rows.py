@@ -14,13 +14,13 @@ from state.db import Database
 from state.paths import Home
 from state.safe_mode import SafeMode
 from state.service import ServiceEvent, State
-from state.stack import Tier
+from state.stack import Engine
 from tasks.plan import safe_mode as plan
 from tasks.supervision import exits, lifecycle, spec, unclean_boot
 from tasks.system import process
 from tasks.system.process import Identity
 
-FAST = Tier("fast", "m", "int4", "file:/m", 9261, 2048, 2**30, cache_bytes=2**30, concurrency=8)
+FAST = Engine("fast", "m", "int4", "file:/m", 9261, 2048, 2**30, cache_bytes=2**30, concurrency=8)
 BEFORE = "boot-before"
 NOW = process.boot()
 

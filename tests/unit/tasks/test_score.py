@@ -13,12 +13,13 @@ from state.db import Database
 from state.errors import DoesNotFit
 from state.job import of_chain
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine, alone
 from tasks import kinds, recommend, score, stack_jobs
 
-STANDARD = Tier("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
-FAST = replace(STANDARD, name="fast", model="b", source="hub:x/b", port=8001)
-LONG = replace(STANDARD, name="longctx", port=8002)
+ENGINE = Engine("standard", "a", "int4", "hub:x/a", 8000, 4096, 1, 1, 1)
+STANDARD = alone(ENGINE)
+FAST = alone(replace(ENGINE, name="fast", model="b", source="hub:x/b", port=8001))
+LONG = alone(replace(ENGINE, name="longctx", port=8002))
 
 
 def needs(batch: list[score.NewJob]) -> dict[str, list[str]]:

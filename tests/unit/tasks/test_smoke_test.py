@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from state.stack import Tier
+from state.stack import Engine, alone
 from tasks.smoke_test import LONGEST_TURN_S, expected_turn_s, reason
 
 
@@ -24,6 +24,6 @@ def test_an_error_is_told_in_the_words_of_whoever_answered(body: str, words: str
 
 @pytest.mark.parametrize(("hello_s", "asked"), [(0.1, True), (7.0, False)])
 def test_a_machine_without_a_gpu_is_not_asked_a_second_turn(hello_s: float, asked: bool) -> None:
-    tier = Tier("fast", "m", "int4", "file:/m", 8000, 8192, 1 << 30, cache_bytes=0, concurrency=1)
+    tier = alone(Engine("fast", "m", "int4", "file:/m", 8000, 8192, 1 << 30, cache_bytes=0, concurrency=1))
 
     assert (expected_turn_s(tier, hello_s) <= LONGEST_TURN_S) is asked
