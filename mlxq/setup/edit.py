@@ -166,7 +166,20 @@ def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:
             stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in removed])
             stack_jobs.mark_customized(db)
         row = service.find(db, stack_jobs.GATEWAY)
-        return jobs_client.enqueue(db, jobs(edit_plan, change, serving=row is not None and row.desired == "up"))
+        batch = jobs(edit_plan, change, serving=row is not None and row.desired == "up")
+        return jobs_client.enqueue(db, [*batch, *(_stop(name) for name in _unwanted(db, edit_plan))])
+
+
+def _stop(engine: str) -> NewJob:
+    return kinds.new("stop", {"service": engine}, label=f"stop {engine}")
+
+
+def _unwanted(db: Database, edit_plan: EditPlan) -> list[str]:
+    """Return the engines of removed tiers that serve only tiers which the user stopped."""
+    tiers = stack.tiers(db)
+    wanted = {tier.engine.name for tier in [*tiers, *edit_plan.new] if tier.desired == "up"}
+    shared = {tier.engine.name for tier in edit_plan.removed} & {tier.engine.name for tier in tiers}
+    return sorted(shared - wanted)
 
 
 def show(edit_plan: EditPlan, *, err: bool = False) -> None:
