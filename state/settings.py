@@ -183,7 +183,7 @@ def _within(low: float, high: float, kind: type[int | float]) -> Callable[[str],
 
 
 LONGEST_ANSWER = 16_384
-"""Tokens that an engine gives at most; tasks/engines/base.py has the same number, and a test compares them."""
+"""Tokens of one answer at most. Without a limit one client holds a slot for minutes."""
 TIER_DEFAULTS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "temperature": (_within(0, 2, float), "0 to 2"),
     "top-p": (_within(0.001, 1, float), "above 0, up to 1"),

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
+from state.settings import LONGEST_ANSWER
 
 PREFILL_STEP = 1_024
 """Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
@@ -20,6 +21,11 @@ ANSWER_TIMEOUT_S = 300
 """Seconds one answer may take where the time to read a full window is not known."""
 MAX_TOKENS = 4_096
 """Tokens of an answer when the caller names no limit; half of a window that is smaller than two of these."""
+
+
+def longest_answer(context: int) -> int:
+    """Return the tokens that a request may ask for at most, by its engine's context in tokens."""
+    return min(LONGEST_ANSWER, context)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class Engine:
     """Prompt tokens read between two signs of life."""
     answer_timeout_s: int = ANSWER_TIMEOUT_S
     """Seconds one answer may take: a full window must be readable in them."""
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that a request may ask for at most."""
+        return longest_answer(self.context)
 
     @property
     def max_tokens(self) -> int:

@@ -29,8 +29,6 @@ GIB = 2**30
 DRAIN_S = 4
 """Seconds a running answer has left after SIGTERM. The engine's own end takes up to three more on a busy machine, and
 mlxq kills at 10."""
-LONGEST_ANSWER = 16_384
-"""Tokens a client may ask for. Without a limit one client holds a slot for minutes."""
 LARGEST_BUFFER_CACHE = 2 * GIB
 ENTRIES, SHORT_PROMPT = 2, 1024
 """A cache too small for this number of prompts of this length is left out."""
@@ -128,11 +126,6 @@ class Adapter:
     reasoning_parser: Callable[[str | None], str | None] = lambda name: name
     environment_secrets: frozenset[str] = frozenset()
     """Names of its variables that hold a secret."""
-
-
-def longest_answer(engine: Engine) -> int:
-    """Return the tokens that a client may ask for at most."""
-    return max(engine.max_tokens, min(LONGEST_ANSWER, engine.context))
 
 
 def cache_bytes(served: Served, *, reuses: bool) -> int:

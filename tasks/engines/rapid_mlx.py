@@ -13,7 +13,6 @@ from tasks.engines.base import (
     Installation,
     Served,
     cache_bytes,
-    longest_answer,
 )
 from tasks.plan import health
 from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
@@ -98,7 +97,7 @@ def environment(served: Served) -> dict[str, str]:
         "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
         "RAPID_MLX_NO_BANNER": "1",
         "RAPID_MLX_REASONING_RESCUE": "off",  # else thoughts that were cut are shown as the answer
-        "RAPID_MLX_MAX_GENERATION_TOKENS": str(longest_answer(engine)),
+        "RAPID_MLX_MAX_GENERATION_TOKENS": str(engine.longest_answer),
         "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(engine.prefill_step),
         **({"RAPID_MLX_PREFIX_CACHE_MAX_BYTES": str(size)} if size else {}),
         "APC_EXACT_CACHE_ENTRIES": str(EXACT_ENTRIES) if size else "0",

@@ -13,7 +13,6 @@ from tasks.engines.base import (
     Installation,
     Served,
     cache_bytes,
-    longest_answer,
 )
 from tasks.plan import health
 from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
@@ -42,7 +41,7 @@ def _limits(served: Served) -> list[str]:
     engine = served.engine
     return [
         *("--max-num-seqs", str(engine.concurrency)),
-        *("--max-tokens", str(engine.max_tokens), "--max-request-tokens", str(longest_answer(engine))),
+        *("--max-tokens", str(engine.max_tokens), "--max-request-tokens", str(engine.longest_answer)),
         *("--timeout", str(engine.answer_timeout_s), "--prefill-step-size", str(engine.prefill_step)),
         *(("--mllm-prefill-step-size", str(engine.prefill_step)) if engine.vision else ()),
     ]

@@ -104,7 +104,7 @@ class Application:
         anthropic = any(header == b"anthropic-version" for header, _ in scope["headers"])
         shown = models.listing(self._routes, key, name, anthropic=anthropic)
         if shown is None:
-            await reply.refuse(self._no_model(name))
+            await reply.refuse(self._no_model(name, key))
         else:
             await reply.whole(orjson.dumps(shown))
 
@@ -131,7 +131,7 @@ class Application:
         call.asked = cast("Any", request).model
         tier = self._routes.tier(call.asked)
         if tier is None:
-            return self._no_model(call.asked)
+            return self._no_model(call.asked, key)
         if key.tiers and tier not in key.tiers:
             return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
         return self._rate_limited(key) or self._unsupported(dialect) or _relay_request(call, dialect, request, tier)
@@ -142,8 +142,8 @@ class Application:
         kind = "embedding" if dialect is EMBEDDINGS else "reranking"
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
 
-    def _no_model(self, name: str) -> Refusal:
-        names = ", ".join(self._routes.exact_names)
+    def _no_model(self, name: str, key: Key) -> Refusal:
+        names = ", ".join(models.names(self._routes, key))
         return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", "model_not_found", "model")
 
     def _rate_limited(self, key: Key) -> Refusal | None:

@@ -25,6 +25,8 @@ from tasks.gateway.routes import Route
 from tasks.plan.gateway import CLOUD
 
 TIMEOUT_S = 120.0
+CONTEXT = 2**31 - 1
+"""Tokens: no limit of ours, as the cloud checks its own."""
 _EXTRA = ("top_k", "min_p", "repetition_penalty")
 """Fields that OpenRouter knows and OpenAI does not."""
 _LOCAL = (
@@ -67,7 +69,7 @@ _CAN = Abilities(
 class Cloud:
     """One model at OpenRouter."""
 
-    route = Route(CLOUD, CLOUD, 0, 0, vision=True, can=_CAN)
+    route = Route(CLOUD, CLOUD, 0, CONTEXT, vision=True, can=_CAN)
 
     def __init__(self, model: str, url: str, key: str, budget: CloudBudget) -> None:
         self._model = model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from state.keys import Key
-from tasks.gateway.routes import Routes
+from tasks.gateway.routes import Route, Routes
 
 CREATED = 1_735_689_600
 """Every model's `created`: a name here is older than the weights behind it, and clients only want a number."""
@@ -14,10 +15,8 @@ CREATED_TEXT = "2025-01-01T00:00:00Z"
 
 def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False) -> dict[str, Any] | None:
     """Return the list in OpenAI's or Anthropic's shape, or the one model called `name`; None where it is none."""
-    names = [name] if name else routes.exact_names
-    tiers = {name: routes.tier(name) for name in names}
     entry = _anthropic if anthropic else _openai
-    shown = [entry(routes, name, tier) for name, tier in tiers.items() if tier and (not key.tiers or tier in key.tiers)]
+    shown = [entry(name, routes.tiers[tier]) for name, tier in _allowed(routes, key, [name] if name else None)]
     if name:
         return shown[0] if shown else None
     if not anthropic:
@@ -26,21 +25,30 @@ def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False
     return {"data": shown, "has_more": False, "first_id": next(iter(ids), None), "last_id": next(reversed(ids), None)}
 
 
-def _openai(routes: Routes, name: str, tier: str) -> dict[str, Any]:
-    context = routes.tiers[tier].context
+def names(routes: Routes, key: Key) -> list[str]:
+    """Return the names that a key may ask for, in order; patterns are left out."""
+    return [name for name, _ in _allowed(routes, key)]
+
+
+def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """Return (name, tier) of what a key may ask for."""
+    tiers = [(name, routes.tier(name)) for name in among or routes.exact_names]
+    return [(name, tier) for name, tier in tiers if tier and (not key.tiers or tier in key.tiers)]
+
+
+def _openai(name: str, route: Route) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
         "created": CREATED,
         "owned_by": "mlxq",
-        "context_length": context,
-        "max_model_len": context,
-        "max_input_tokens": context,
-        "max_output_tokens": context,
+        "context_length": route.context,
+        "max_model_len": route.context,
+        "max_input_tokens": route.context,
+        "max_output_tokens": route.longest_answer,
     }
 
 
-def _anthropic(routes: Routes, name: str, tier: str) -> dict[str, Any]:
-    context = routes.tiers[tier].context
-    limits = {"max_input_tokens": context, "max_tokens": context}
+def _anthropic(name: str, route: Route) -> dict[str, Any]:
+    limits = {"max_input_tokens": route.context, "max_tokens": route.longest_answer}
     return {"type": "model", "id": name, "display_name": name, "created_at": CREATED_TEXT, **limits}

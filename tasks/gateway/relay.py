@@ -202,7 +202,10 @@ class Relay:
                 raise _Refused(refusal)
             request.call.failures[route.name] = "cannot do what was asked"
             raise _Unfit
-        plan = plans.plan(request.dialect, request.fields, route.engine, route.can, route.defaults)
+        limit = route.longest_answer
+        plan = plans.plan(
+            request.dialect, request.fields, route.engine, route.can, route.defaults, longest_answer=limit
+        )
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
         return plan

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from catalog.engines import FALLBACK, Abilities, abilities, entries
+from state.stack import longest_answer
 from tasks.plan.gateway import CLOUD, LOOPBACK, order
 
 BYTES_PER_TOKEN = 4
@@ -32,6 +33,11 @@ class Route:
     """What is filled in where a request says nothing, by the names of state.stack.Defaults."""
     stopped: bool = False
     """Whether the tier is stopped while its engine runs for others."""
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that a request may ask for at most."""
+        return longest_answer(self.context)
 
     @property
     def url(self) -> str:

@@ -401,6 +401,24 @@ def test_a_key_sees_the_models_it_may_ask_for(proxy: Gateway, app: str):
     assert [model.id for model in claude.models.list()] == ["fast", "gpt-4o-mini"]
 
 
+def test_no_answer_tells_a_key_of_other_tiers_names(proxy: Gateway, app: str):
+    headers = {"Authorization": f"Bearer {app}"}
+    for answer in (
+        httpx.get(f"{proxy.url}/v1/models/nope", headers=headers),
+        proxy.post("/v1/chat/completions", {"model": "nope", "messages": USER}, app),
+    ):
+        assert answer.status_code == 404
+        assert "fast, gpt-4o-mini" in answer.text
+        assert "standard" not in answer.text
+
+
+@pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_above_the_engines_is_the_engines(proxy: Gateway, upstreams: dict[str, Upstream], limit: str):
+    """It is an upper bound: clients send that of the model whose name they know, and engines refuse it."""
+    assert proxy.ask("say hello", "fast", **{limit: 64_000}).status_code == 200
+    assert upstreams["fast"].seen()[-1]["max_tokens"] == 1024
+
+
 # Dialects
 
 

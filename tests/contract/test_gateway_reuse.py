@@ -17,6 +17,7 @@ from support.ports import free_port
 from state import usage
 from state.db import open_database
 from state.paths import Home
+from state.stack import Tier
 from tasks import smoke_test
 from tasks.engines import adapters
 from tasks.weights import builtin
@@ -150,11 +151,11 @@ def test_the_sums_hold_what_was_not_read_again(gateway: Gateway, tmp_path: Path)
 
 
 def test_the_smoke_test_finds_that_little_is_read_again(gateway: Gateway, engine: Engine):
-    share = smoke_test.second_turn(gateway.port, KEY, engine.tier)
+    share = smoke_test.second_turn(gateway.port, KEY, Tier("standard", engine.tier))
 
     assert share is not None
     assert share >= 0.95
 
 
 def test_a_second_turn_that_no_one_answers_says_nothing(engine: Engine):
-    assert smoke_test.second_turn(free_port(), KEY, engine.tier) is None
+    assert smoke_test.second_turn(free_port(), KEY, Tier("standard", engine.tier)) is None

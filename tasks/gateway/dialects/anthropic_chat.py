@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -169,17 +170,43 @@ def _input(function: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else {}
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """A part of one block."""
+
+    block: str
+    at: int
+    """The index of its tool call; 0 for words."""
+    head: Mapping[str, Any]
+    """How its block begins."""
+    delta: str
+    field: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The block that it belongs to."""
+        return self.block, self.at
+
+
 class Encoder:
-    """Writes the chunks of a chat as the events of a message."""
+    """Writes the chunks of a chat as the events of a message.
+
+    Anthropic's blocks cannot interleave: what comes while a tool call is not whole is written after it.
+    """
 
     def __init__(self, id: str, model: str) -> None:  # noqa: A002 - the field's name
         self._id = id
         self._model = model
         self._index = -1
         self._open: tuple[str, int] | None = None
-        """The kind of the block that is open, and the index of its tool call."""
-        self._later: dict[int, list[dict[str, Any]]] = {}
-        """Pieces of tool calls that came while another call was open: Anthropic's blocks cannot interleave."""
+        self._arguments = ""
+        """What of the open tool call's arguments has come."""
+        self._whole = False
+        """Whether they are JSON; nothing but white space can follow."""
+        self._called: set[tuple[str, int]] = set()
+        """The tool calls that are closed."""
+        self._later: dict[tuple[str, int], list[_Piece]] = {}
         self._finish: str | None = None
         self._usage: Mapping[str, Any] | None = None
 
@@ -194,46 +221,74 @@ class Encoder:
         self._usage = chunk.get("usage") or self._usage
         choice = first(chunk.get("choices"))
         self._finish = choice.get("finish_reason") or self._finish
-        delta = obj(choice.get("delta"))
-        events = b""
-        if thoughts := delta.get("reasoning_content") or delta.get("reasoning"):
-            events += self._piece("thinking", 0, {"thinking": "", "signature": ""}, "thinking_delta", thinking=thoughts)
-        if words := delta.get("content"):
-            events += self._piece("text", 0, {"text": ""}, "text_delta", text=words)
-        for call in objects(delta.get("tool_calls")):
-            at = int(call.get("index") or 0)
-            if self._open and self._open[0] == "tool_use" and self._open[1] != at:
-                self._later.setdefault(at, []).append(call)
-            else:
-                events += self._call(at, call)
-        return events
+        return b"".join(map(self._take, _pieces(obj(choice.get("delta")))))
 
-    def _call(self, at: int, call: Mapping[str, Any]) -> bytes:
-        function = obj(call.get("function"))
-        head: dict[str, Any] = {"id": call.get("id"), "name": function.get("name"), "input": {}}
-        return self._piece("tool_use", at, head, "input_json_delta", partial_json=function.get("arguments") or "")
+    def _take(self, piece: _Piece) -> bytes:
+        """Return the events of a piece; none yet where a tool call has to be whole before it."""
+        if piece.key in self._called:
+            return b""
+        if piece.key != self._open and (self._later or not self._may_close()):
+            self._later.setdefault(piece.key, []).append(piece)
+            return b""
+        return self._written(piece)
 
-    def _piece(self, block: str, at: int, head: Mapping[str, Any], delta: str, **words: str) -> bytes:
-        """Return one piece of a block, which is opened before it where another one is open."""
+    def _may_close(self) -> bool:
+        """Return whether the open block may end here."""
+        if self._open is None or self._open[0] != "tool_use":
+            return True
+        if not self._whole and self._arguments:
+            self._whole = _is_json(self._arguments)
+        return self._whole
+
+    def _written(self, piece: _Piece) -> bytes:
+        """Return the events of a piece, with those that open its block where another one is open."""
         events = b""
-        if self._open != (block, at):
+        if self._open != piece.key:
             events += self._close()
             self._index += 1
-            self._open = (block, at)
-            events += _event("content_block_start", index=self._index, content_block={"type": block, **head})
-        if any(words.values()):
-            events += _event("content_block_delta", index=self._index, delta={"type": delta, **words})
+            self._open, self._arguments, self._whole = piece.key, "", False
+            events += _event(
+                "content_block_start", index=self._index, content_block={"type": piece.block, **piece.head}
+            )
+        if piece.text:
+            self._arguments += piece.text if piece.block == "tool_use" else ""
+            delta = {"type": piece.delta, piece.field: piece.text}
+            events += _event("content_block_delta", index=self._index, delta=delta)
         return events
 
     def _close(self) -> bytes:
-        return _event("content_block_stop", index=self._index) if self._open else b""
+        if self._open is None:
+            return b""
+        if self._open[0] == "tool_use":
+            self._called.add(self._open)
+        return _event("content_block_stop", index=self._index)
 
     def end(self, stop: str | None) -> bytes:
         """Return the last events. `stop`: the stop string that ended the answer."""
-        events = b"".join([self._call(at, call) for at, calls in self._later.items() for call in calls])
+        events = b"".join([self._written(piece) for pieces in self._later.values() for piece in pieces])
         delta = {"stop_reason": _reason(self._finish, stop), "stop_sequence": stop}
         last = _event("message_delta", delta=delta, usage=_usage(self._usage)) + _event("message_stop")
         return events + self._close() + last
+
+
+def _pieces(delta: Mapping[str, Any]) -> Iterator[_Piece]:
+    if thoughts := delta.get("reasoning_content") or delta.get("reasoning"):
+        yield _Piece("thinking", 0, {"thinking": "", "signature": ""}, "thinking_delta", "thinking", thoughts)
+    if words := delta.get("content"):
+        yield _Piece("text", 0, {"text": ""}, "text_delta", "text", words)
+    for call in objects(delta.get("tool_calls")):
+        function = obj(call.get("function"))
+        head: dict[str, Any] = {"id": call.get("id"), "name": function.get("name"), "input": {}}
+        arguments = function.get("arguments") or ""
+        yield _Piece("tool_use", int(call.get("index") or 0), head, "input_json_delta", "partial_json", arguments)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _event(name: str, **fields: Any) -> bytes:

@@ -68,22 +68,6 @@ def _look_chat(chunk: Mapping[str, Any]) -> Seen:
     return Seen(words or finished, finished, tokens=usage.read(chunk.get("usage")))
 
 
-def _look_messages(event: Mapping[str, Any]) -> Seen:
-    match event.get("type"):
-        case "message_start":
-            return Seen(tokens=usage.read(obj(event.get("message")).get("usage")))
-        case "content_block_delta":
-            return Seen(spoke=True)
-        case "message_delta":
-            return Seen(spoke=True, tokens=usage.read(event.get("usage")))
-        case "message_stop":
-            return Seen(spoke=True, finished=True)
-        case "error":
-            return Seen(failed=True)
-        case _:
-            return Seen()
-
-
 def _look_responses(event: Mapping[str, Any]) -> Seen:
     kind = str(event.get("type", ""))
     if kind in {"response.completed", "response.incomplete"}:
@@ -94,7 +78,6 @@ def _look_responses(event: Mapping[str, Any]) -> Seen:
 
 
 _CHAT_MARKS = re.compile(rb'"finish_reason": ?"|"usage": ?\{|"error"|"detail"|\[DONE\]')
-_MESSAGES_MARKS = re.compile(rb'"message_(?:start|delta|stop)"|"error"')
 _RESPONSES_MARKS = re.compile(rb'"response\.(?:completed|incomplete|failed)"|"error"')
 
 CHAT = Dialect("chat", "/v1/chat/completions", schemas.Chat, streams=True, marks=_CHAT_MARKS, look=_look_chat)
@@ -104,15 +87,8 @@ COMPLETIONS = Dialect(
 RESPONSES = Dialect(
     _RESPONSES, "/v1/responses", schemas.Responses, streams=True, marks=_RESPONSES_MARKS, look=_look_responses
 )
-MESSAGES = Dialect(
-    "messages",
-    "/v1/messages",
-    schemas.Messages,
-    anthropic=True,
-    streams=True,
-    marks=_MESSAGES_MARKS,
-    look=_look_messages,
-)
+MESSAGES = Dialect("messages", "/v1/messages", schemas.Messages, anthropic=True, streams=True)
+"""No engine is asked in it: the gateway asks their chat."""
 COUNT_TOKENS = Dialect("count_tokens", "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
 EMBEDDINGS = Dialect("embeddings", "/v1/embeddings", schemas.Embeddings)
 RERANK = Dialect("rerank", "/v1/rerank", schemas.Rerank)

@@ -12,8 +12,19 @@ from tasks.gateway.dialects.json_values import obj
 
 LEAST_TOP_P = 0.01
 """What 0 is taken for: engines refuse it, or take it for no limit. A smaller share keeps no token with bfloat16."""
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 MOST_EFFORT = "xhigh"
 """The engines' word for Anthropic's `max`."""
+
+
+def limit(body: dict[str, Any], longest: int) -> None:
+    """Lower the limit of an answer to `longest` tokens, the most that engines take.
+
+    It is an upper bound, and clients send that of the model whose name they know: 32,000 and more.
+    """
+    for name in _LIMITS:
+        if body.get(name, 0) > longest:
+            body[name] = longest
 
 
 def chat(body: dict[str, Any], can: Abilities) -> None:

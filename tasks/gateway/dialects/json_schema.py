@@ -16,7 +16,9 @@ ORDER = "Answer with one JSON value and nothing else. It must match this JSON sc
 LARGEST = 64 * 1024
 STEPS = 200_000
 ERROR_BYTES = 32 * 2**20
-"""Of all errors' messages together: each one quotes what it is about."""
+"""Of all errors that are kept: those of the branches of `anyOf` until one of them matches."""
+ERROR_COST = 2048
+"""Bytes of one error without its message, which quotes what it is about."""
 _FENCED = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _PATTERN = frozenset({"pattern"})
 _OF_PATTERNS = _PATTERN | {"patternProperties", "additionalProperties", "unevaluatedProperties"}
@@ -75,7 +77,10 @@ def mismatch(text: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _checker(schema: Mapping[str, Any]) -> Any:
-    """Return a validator that stops after STEPS steps. An empty registry: the default one fetches remote references."""
+    """Return a validator that stops after STEPS steps or ERROR_BYTES of errors.
+
+    An empty registry: the default one fetches remote references.
+    """
     from jsonschema import validators
     from referencing import Registry
 
@@ -89,11 +94,15 @@ def _checker(schema: Mapping[str, Any]) -> Any:
             steps -= 1
             if steps < 0:
                 raise _TooMuch
+            before, matches = room, True
             for error in check(*arguments) or ():
-                room -= len(error.message)
+                matches = False
+                room -= ERROR_COST + len(error.message)
                 if room < 0:
                     raise _TooMuch
                 yield error
+            if matches:
+                room = before
 
         return step
 

@@ -14,7 +14,7 @@ import orjson
 from tasks.gateway import errors
 from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
-from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, parsed
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
@@ -23,7 +23,6 @@ from tasks.gateway.errors import NotAsAsked
 
 _CALLS = "tool_calls"
 _USAGE = re.compile(rb'"usage": ?\{')
-_MESSAGE_END = "message_delta"
 _OPEN_END, _WITH_REASON = b"}}]}" + sse.END, b'},"finish_reason":null}]}' + sse.END
 """The end of a chunk, of its only choice and of its delta; JSON has no newline within, so that no text can hold it."""
 HELD_BYTES = 16 * 2**20
@@ -257,15 +256,13 @@ class ByteStream:
         if not self._plan.shows_usage:
             rest = {name: value for name, value in chunk.items() if name != "usage"}
             return sse.encode(rest) if rest.get("choices") else b""
-        if dialect is MESSAGES and chunk.get("type") != _MESSAGE_END:
-            return event
         inner = chunk["response"] if dialect is RESPONSES else chunk
         filled, counted = _filled(dialect.name, inner, self._reuse)
         self.tokens = counted.after(self.tokens) if counted else self.tokens
         if filled is inner:
             return event
         whole = {**chunk, "response": filled} if dialect is RESPONSES else filled
-        return sse.encode(whole, chunk["type"] if dialect in {MESSAGES, RESPONSES} else "")
+        return sse.encode(whole, chunk["type"] if dialect is RESPONSES else "")
 
 
 def _with_finish_reason(run: bytes) -> bytes:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from catalog.engines import Abilities
+from state.settings import LONGEST_ANSWER
 from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
@@ -61,24 +62,25 @@ def plan(
     model: str,
     can: Abilities,
     tier_defaults: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    longest_answer: int = LONGEST_ANSWER,
 ) -> Plan:
     """Return how to ask an engine that has the abilities `can` and knows its model as `model`.
 
-    `tier_defaults`: what is filled in where the request says nothing.
+    `tier_defaults`: what is filled in where the request says nothing; `longest_answer`: tokens, where it asks for more.
     """
     body = defaults.fill(
         dialect, request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True), tier_defaults
     )
     body["model"] = model
+    engine_fields.limit(body, longest_answer)
     for name in _OURS:
         body.pop(name, None)
     if dialect is RESPONSES:
         return _responses(body, can)
-    if dialect is MESSAGES and not can.relays(MESSAGES.name):
+    if dialect is MESSAGES:
         chat = _chat(anthropic_chat.to_chat(body), replace(can, stop_strings=False))  # a chat names no stop string
         return replace(chat, shows_usage=True, as_message=True)
-    if dialect is MESSAGES:
-        return _messages(body)
     if dialect in {CHAT, COMPLETIONS}:
         chat = _chat(body, can)
         return chat if dialect is CHAT else _completion(chat)
@@ -129,15 +131,6 @@ def _ask_for(body: dict[str, Any], schema: Mapping[str, Any]) -> None:
     else:
         messages.insert(0, {"role": "system", "content": order})
     body["messages"] = messages
-
-
-def _messages(body: dict[str, Any]) -> Plan:
-    """Return the plan for an engine that speaks Anthropic's messages well."""
-    config: Mapping[str, Any] = body.pop("output_config", None) or {}
-    if form := config.get("format") or body.pop("output_format", None):
-        named = {"name": "answer", "schema": form["schema"]}
-        body["response_format"] = {"type": "json_schema", "json_schema": named}
-    return Plan(MESSAGES, body, bool(body.get("stream")))
 
 
 def _responses(body: dict[str, Any], can: Abilities) -> Plan:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from tasks.gateway.dialects.json_values import obj
 
-MESSAGES, RESPONSES = "messages", "responses"
+RESPONSES = "responses"
 
 
 @dataclass(frozen=True)
@@ -30,28 +30,18 @@ class Tokens:
 
 
 def read(value: Any) -> Tokens | None:
-    """Return the tokens that a `usage` of any dialect says; None where there is none.
-
-    Anthropic's `input_tokens` are those that were read; those that were not stand beside them.
-    """
+    """Return the tokens that a `usage` of OpenAI's says; None where there is none."""
     usage = obj(value)
     if not usage:
         return None
     prompt = int(usage.get("prompt_tokens", usage.get("input_tokens")) or 0)
     answer = int(usage.get("completion_tokens", usage.get("output_tokens")) or 0)
-    if "cache_read_input_tokens" in usage:
-        cached = int(usage["cache_read_input_tokens"] or 0)
-        return Tokens(prompt + cached + int(usage.get("cache_creation_input_tokens") or 0), answer, cached)
     details = obj(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     return Tokens(prompt, answer, details.get("cached_tokens"))
 
 
 def with_cached(usage: Mapping[str, Any], dialect: str, cached: int) -> dict[str, Any]:
     """Return a `usage` that says, in its dialect, how much of the prompt was not read again."""
-    if dialect == MESSAGES:
-        tokens = read(usage) or Tokens()
-        counts = {"cache_read_input_tokens": cached, "cache_creation_input_tokens": 0}
-        return {**usage, "input_tokens": max(0, tokens.prompt - cached), **counts}
     name = "input_tokens_details" if dialect == RESPONSES else "prompt_tokens_details"
     return {**usage, name: {**obj(usage.get(name)), "cached_tokens": cached}}
 

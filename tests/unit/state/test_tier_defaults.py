@@ -11,13 +11,8 @@ from state import settings, stack
 from state.errors import UsageProblem
 from state.paths import Home
 from state.stack import Defaults, Engine, Tier
-from tasks.engines import base
 
 MAIN = Engine("standard", "m", "int4", "hub:a/b", 8000, 65_536, 1, 1, 1)
-
-
-def test_the_longest_answer_is_the_engines() -> None:
-    assert settings.LONGEST_ANSWER == base.LONGEST_ANSWER
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""The list of models: what a key may ask for, and the limits that hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from state.keys import Key
+from tasks.gateway import models, routes
+
+ENGINES = {"standard": {"port": 1, "context": 65_536}, "longctx": {"port": 2, "context": 8192}}
+TIERS = {"standard": {"engine": "standard"}, "fast": {"engine": "standard"}, "longctx": {"engine": "longctx"}}
+NAMES = {"gpt-4o": "standard", "gpt-4o-mini": "fast", "claude-*": "standard"}
+TABLE = routes.read({"engines": ENGINES, "tiers": TIERS, "names": NAMES}, "cpu")
+
+
+def key(*tiers: str) -> Key:
+    return Key("app", "digest", 0.0, tiers=tiers)
+
+
+def listed(which: Key, name: str = "", *, anthropic: bool = False) -> dict[str, dict[str, Any]]:
+    shown = models.listing(TABLE, which, name, anthropic=anthropic) or {"data": []}
+    return {model["id"]: model for model in shown.get("data", [shown])}
+
+
+@pytest.mark.parametrize("anthropic", [False, True])
+def test_a_key_sees_its_tiers_and_not_those_that_share_their_engine(anthropic: bool):
+    assert listed(key("standard"), anthropic=anthropic).keys() == {"standard", "gpt-4o"}
+    assert listed(key("fast"), anthropic=anthropic).keys() == {"fast", "gpt-4o-mini"}
+    assert models.names(TABLE, key("standard")) == ["gpt-4o", "standard"]
+    assert listed(key()).keys() == {*TIERS, "gpt-4o", "gpt-4o-mini"}
+
+
+@pytest.mark.parametrize(("name", "seen"), [("standard", True), ("claude-x", True), ("fast", False), ("nope", False)])
+def test_one_model_is_shown_to_a_key_that_may_ask_for_it(name: str, seen: bool):
+    assert (name in listed(key("standard"), name)) is seen
+
+
+def test_the_limits_are_those_that_engines_keep():
+    """An engine takes no limit of an answer above 16,384 tokens, nor one above its context."""
+    shown = listed(key())
+    assert [(shown[name]["context_length"], shown[name]["max_output_tokens"]) for name in ("standard", "longctx")] == [
+        (65_536, 16_384),
+        (8192, 8192),
+    ]
+    assert listed(key(), anthropic=True)["fast"]["max_tokens"] == 16_384
