@@ -25,12 +25,12 @@ from typing import Any
 
 import httpx
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/contract", "tests")]
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from conftest import Gateway
 from harness import table
 from support import hybrid_model
 from support.engines import KEY, Engine, installation
+from support.gateway import Gateway
 from support.ports import free_port
 
 from catalog.engines import FALLBACK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import hypothesis
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 from support import real_home
+from support.clock import Clock
 from support.scheduling import ByFile
 from xdist.remote import Producer
 
@@ -104,6 +106,23 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home.database
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of all processes of this run, for what is dear to make and never changed."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def builtin_model(shared_folder: Path) -> Path:
+    """Return the built-in model."""
+    from tasks.weights import builtin
+
+    with (shared_folder / "builtin.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return builtin.ensure(shared_folder / "builtin")
+
+
 @pytest.fixture
 def home(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """Give a home with an empty database, named by MLXQ_HOME; a worker that a command started there ends with it."""
@@ -132,16 +151,6 @@ def end_worker(home: Home) -> None:
         if worker and worker.pid != os.getpid():
             process.stop(worker, 20.0)
         time.sleep(0.05)
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

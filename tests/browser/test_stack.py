@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from support import loopback
 from support.ports import free_port
 
 from mlxq.web.auth import link
@@ -32,15 +33,14 @@ START_MS = 180_000
 
 
 @pytest.fixture(scope="module")
-def real(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+def real(empty_database: Path, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """Give the rows of a worker that was asked for the page; the tests bring its one tier up. No gateway."""
     home = Home(tmp_path_factory.mktemp("stack") / "home").make()
     shutil.copyfile(empty_database, home.database)
     db = open_database(home)
-    weights = builtin.ensure(tmp_path_factory.mktemp("models"))
     tier = Engine(
         name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=free_port(), context=8192,
-        memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(weights),
+        memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(builtin_model),
     )  # fmt: skip
     stack.replace(db, [tier])
     settings.write(home, "page-port", free_port())
@@ -125,7 +125,7 @@ def _ask(home: Home, port: int, most: int = 120) -> httpx.Response:
     body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return httpx.post(url, json=body, headers=headers, timeout=180, trust_env=False)
+    return loopback.post(url, json=body, headers=headers, timeout=180)
 
 
 def _until(true: Callable[[], object], limit_s: float = 180.0) -> None:

@@ -28,20 +28,11 @@ from state.service import ROUTED, Service
 from tasks.engines import installed
 from tasks.kinds import new
 from tasks.supervision import probe
-from tasks.weights import builtin
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 FIRST, SECOND = "9.0.0", "9.0.1"
 Make = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fetch the built-in model, which an engine is proven on."""
-    root = tmp_path_factory.mktemp("models")
-    builtin.ensure(root)
-    return root
 
 
 @pytest.fixture
@@ -51,9 +42,9 @@ def index() -> Iterator[PackageIndex]:
 
 
 @pytest.fixture
-def release(mlxq: Mlxq, index: PackageIndex, models: Path, tmp_path: Path) -> Make:
+def release(mlxq: Mlxq, index: PackageIndex, builtin_model: Path, tmp_path: Path) -> Make:
     """Return what publishes a release; the worker asks the index of the test alone."""
-    settings.write(mlxq.home, "model-dir", str(models))
+    settings.write(mlxq.home, "model-dir", str(builtin_model.parent))
     settings.write(mlxq.home, "engine", "rapid-mlx")
     settings.write(mlxq.home, "max-restarts", 1)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pydantic
 import pytest
+from support import loopback
+from support.gateway import Gateway
 from support.scripted import ScriptedEngine, script
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 Engines = dict[str, ScriptedEngine]
 PARAMETERS: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -30,12 +29,20 @@ def user(text: str) -> Any:
 
 @pytest.fixture
 def client(front: Gateway, engines: Engines) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{front.url}/v1", api_key=front.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    return openai.OpenAI(
+        base_url=f"{front.url}/v1",
+        api_key=front.secrets["LITELLM_MASTER_KEY"],
+        max_retries=0,
+    )
 
 
 @pytest.fixture
 def claude(front: Gateway, engines: Engines) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=front.url, api_key=front.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    return anthropic.Anthropic(
+        base_url=front.url,
+        api_key=front.secrets["LITELLM_MASTER_KEY"],
+        max_retries=0,
+    )
 
 
 def body(engine: ScriptedEngine) -> dict[str, Any]:
@@ -299,7 +306,11 @@ def test_a_forced_tool_call_that_did_not_come_is_no_silent_success(client: opena
 
 def test_embeddings_without_a_model_are_not_tried_again(front: Gateway, engines: Engines):
     """A 5xx would have every SDK retry."""
-    retrying = openai.OpenAI(base_url=f"{front.url}/v1", api_key=front.secrets["LITELLM_MASTER_KEY"], max_retries=2)
+    retrying = openai.OpenAI(
+        base_url=f"{front.url}/v1",
+        api_key=front.secrets["LITELLM_MASTER_KEY"],
+        max_retries=2,
+    )
     with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
         retrying.embeddings.create(model="standard", input="hi")
 
@@ -377,21 +388,38 @@ ELSEWHERE = [
 ]
 
 
+def tier_that_answers(front: Gateway) -> str:
+    answer = front.ask(script(text="a"))
+    assert answer.status_code == 200
+    return answer.headers["x-mlxq-tier"]
+
+
+@pytest.fixture
+def rested(front: Gateway, engines: Engines) -> Engines:
+    """Return engines of which none rests any more for what it did in an earlier test."""
+    deadline = time.monotonic() + 60
+    while tier_that_answers(front) != "standard":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for engine in engines.values():
+        engine.forget()
+    return engines
+
+
 @pytest.mark.parametrize("path", ELSEWHERE)
-def test_a_route_that_is_not_served_rests_no_tier(front: Gateway, engines: Engines, path: str):
+def test_a_route_that_is_not_served_rests_no_tier(front: Gateway, rested: Engines, path: str):
     for _ in range(3):
         refused = front.post(path, {"model": "standard", "prompt": "hi", "input": "hi"})
         assert refused.status_code in {404, 501}
         assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
         assert "litellm" not in refused.text.lower()
-    assert not any(engine.seen() for engine in engines.values())
-    answered = front.ask(script(text="a"))
-    assert (answered.status_code, answered.headers["x-mlxq-tier"]) == (200, "standard")
+    assert not any(engine.seen() for engine in rested.values())
+    assert tier_that_answers(front) == "standard"
 
 
 def test_a_wrong_method_is_405(front: Gateway):
     headers = {"authorization": f"Bearer {front.secrets['LITELLM_MASTER_KEY']}"}
-    assert httpx.get(f"{front.url}/v1/chat/completions", headers=headers).status_code == 405
+    assert loopback.get(f"{front.url}/v1/chat/completions", headers=headers).status_code == 405
 
 
 # The list of models, and what else a client reads
@@ -414,10 +442,12 @@ def test_every_answer_has_a_request_id(client: openai.OpenAI, claude: anthropic.
 def test_a_browser_of_an_unknown_origin_gets_no_way_in(front: Gateway):
     """No origin is allowed by default: neither answers nor refusals name one."""
     headers = {"origin": "http://evil.example", "access-control-request-method": "POST"}
-    preflight = httpx.options(f"{front.url}/v1/chat/completions", headers=headers)
+    preflight = loopback.options(f"{front.url}/v1/chat/completions", headers=headers)
     key = {"authorization": f"Bearer {front.secrets['LITELLM_MASTER_KEY']}"}
     asked = {"model": "standard", "messages": user("hi")}
-    answers = [httpx.post(f"{front.url}/v1/chat/completions", json=asked, headers=headers | more) for more in (key, {})]
+    answers = [
+        loopback.post(f"{front.url}/v1/chat/completions", json=asked, headers=headers | more) for more in (key, {})
+    ]
     assert [answer.status_code for answer in answers] == [200, 401]
     for answer in (preflight, *answers):
         assert "access-control-allow-origin" not in answer.headers

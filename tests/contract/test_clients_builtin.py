@@ -1,4 +1,8 @@
-"""Clients through the real gateway to the real engines with the built-in model: nothing here is scripted."""
+"""Clients through the real gateway to the real engines: nothing here is scripted.
+
+`real` serves the built-in model, which knows something; where no matter what is said, `small` serves a tiny one of
+random weights, which reads and writes fifty times as fast.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
+from support import hybrid_model, loopback
 from support.engines import KEY, Engine, installation
+from support.gateway import Gateway
 from support.npm import Person, installed
 
 from catalog.engines import Abilities, abilities
@@ -23,17 +30,13 @@ from state.stack import as_tiers
 from tasks.engines import adapters
 from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import probe
-from tasks.weights import builtin
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONTEXT = 2048
 STEP = 16
 """Prompt tokens that are read at a time: nothing interrupts an engine within. One takes 0.1 s of CPU time here."""
-FREE_S = 20.0
+FREE_S = 60.0
 """For a busy machine with two processors; benchmarks/gateway.py has the figure."""
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -73,7 +76,7 @@ class Real:
         return any(request.completion_tokens for request in self.requests())
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
-        answer = httpx.post(
+        answer = loopback.post(
             f"{self.gateway.url}{path}", json={"model": "standard", **body}, headers=self.key, timeout=120
         )
         assert answer.headers.get("x-mlxq-tried", "standard") == "standard", "no other tier is asked"
@@ -96,46 +99,75 @@ def until(true: Callable[[], object], limit_s: float) -> None:
         time.sleep(0.05)
 
 
+Serve = Callable[[Path], AbstractContextManager[Real]]
+
+
 @pytest.fixture(scope="module", params=list(adapters.ENGINES))
-def real(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, gateway_class: type[Gateway]
-) -> Iterator[Real]:
-    """Yield each engine in turn, installed as mlxq installs it, behind the real gateway."""
-    home = tmp_path_factory.mktemp("engine")
-    at = installation(request.param, tmp_path_factory.getbasetemp() / "engines")
-    more = {"prefill_step": STEP}
-    engine = Engine(
-        home, builtin.ensure(home / "models"), at, 2**24, CONTEXT, concurrency=2, name="standard", more=more
-    )
-    gateway = gateway_class(
-        home=tmp_path_factory.mktemp("gateway"),
-        tiers=[engine.tier],
-        programs={"standard": at.engine},
-        secrets={"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": KEY},
-    )
-    try:
-        engine.start()
-        gateway.start()
-        yield Real(engine, gateway)
-    finally:
-        gateway.stop()
-        engine.stop(1)
+def serve(
+    request: pytest.FixtureRequest,
+    shared_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Serve:
+    """Return what serves weights with each engine in turn, installed as mlxq installs it, behind the real gateway."""
+    at = installation(request.param, shared_folder / "engines")
+
+    @contextmanager
+    def serving(weights: Path) -> Iterator[Real]:
+        home = tmp_path_factory.mktemp("engine")
+        more = {"prefill_step": STEP}
+        engine = Engine(home, weights, at, 2**24, CONTEXT, concurrency=2, name="standard", more=more)
+        gateway = Gateway(
+            home=tmp_path_factory.mktemp("gateway"),
+            tiers=[engine.tier],
+            programs={"standard": at.engine},
+            secrets={"LITELLM_MASTER_KEY": "sk-mlxq-master-of-the-built-in", "MLXQ_TIER_KEY": KEY},
+        )
+        try:
+            engine.start()
+            gateway.start()
+            yield Real(engine, gateway)
+        finally:
+            gateway.stop()
+            engine.stop(1)
+
+    return serving
+
+
+@pytest.fixture(scope="module")
+def real(serve: Serve, builtin_model: Path) -> Iterator[Real]:
+    with serve(builtin_model) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def small(serve: Serve, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    with serve(hybrid_model.make("plain", tmp_path_factory.mktemp("plain"), builtin_model)) as served:
+        yield served
+
+
+def openai_of(served: Real) -> openai.OpenAI:
+    key = served.gateway.secrets["LITELLM_MASTER_KEY"]
+    return openai.OpenAI(base_url=f"{served.gateway.url}/v1", api_key=key, max_retries=0)
+
+
+def anthropic_of(served: Real) -> anthropic.Anthropic:
+    key = served.gateway.secrets["LITELLM_MASTER_KEY"]
+    return anthropic.Anthropic(base_url=served.gateway.url, api_key=key, max_retries=0)
 
 
 @pytest.fixture
-def client(real: Real) -> openai.OpenAI:
-    key = real.gateway.secrets["LITELLM_MASTER_KEY"]
-    return openai.OpenAI(base_url=f"{real.gateway.url}/v1", api_key=key, max_retries=0)
+def client(small: Real) -> openai.OpenAI:
+    return openai_of(small)
 
 
 @pytest.fixture
-def claude(real: Real) -> anthropic.Anthropic:
-    key = real.gateway.secrets["LITELLM_MASTER_KEY"]
-    return anthropic.Anthropic(base_url=real.gateway.url, api_key=key, max_retries=0)
+def claude(small: Real) -> anthropic.Anthropic:
+    return anthropic_of(small)
 
 
-def test_the_three_dialects_tell_the_same_answer(client: openai.OpenAI, claude: anthropic.Anthropic):
+def test_the_three_dialects_tell_the_same_answer(real: Real):
     """With temperature 0 one model says one thing, whichever way it is asked, whole or streamed."""
+    client, claude = openai_of(real), anthropic_of(real)
     asked: Any = {"model": "standard", "extra_body": {"temperature": 0}}  # anthropic 2.x has no such argument
     chat = client.chat.completions.create(**asked, messages=FRANCE, max_tokens=12)
     with client.responses.stream(**asked, input=FRANCE, max_output_tokens=12) as stream:
@@ -162,8 +194,9 @@ def test_a_cut_answer_says_so_in_every_dialect(client: openai.OpenAI, claude: an
     assert (message.stop_reason, streamed.stop_reason) == ("max_tokens", "max_tokens")
 
 
-def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, claude: anthropic.Anthropic, real: Real):
+def test_a_stop_string_ends_a_real_answer_and_its_work(real: Real):
     """Text and usage are those of the whole answer, cut; Anthropic's dialect names the string."""
+    client, claude = openai_of(real), anthropic_of(real)
     asked: Any = {"model": "standard", "messages": FRANCE, "extra_body": {"temperature": 0}, "max_tokens": 1500}
     chat = client.chat.completions.create(**asked, stop=["Paris"])
     chunks = list(client.chat.completions.create(**asked, stop=["Paris"], stream=True))
@@ -182,13 +215,13 @@ def test_a_stop_string_ends_a_real_answer_and_its_work(client: openai.OpenAI, cl
     until(lambda: not real.busy(), FREE_S)
 
 
-def test_a_stream_is_as_openais_reference_has_it(real: Real):
+def test_a_stream_is_as_openais_reference_has_it(small: Real):
     asked = {"messages": FRANCE, "max_tokens": 4, "stream": True}
-    lines = real.post("/v1/chat/completions", asked).text.splitlines()
+    lines = small.post("/v1/chat/completions", asked).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if "{" in line]
     assert all("finish_reason" in choice for chunk in chunks for choice in chunk["choices"])
     assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
-    events = real.post("/v1/responses", {"input": FRANCE, "max_output_tokens": 4, "stream": True}).text.splitlines()
+    events = small.post("/v1/responses", {"input": FRANCE, "max_output_tokens": 4, "stream": True}).text.splitlines()
     told = [json.loads(line[6:]) for line in events if line.startswith("data: {")]
     numbers = [event["sequence_number"] for event in told]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
@@ -196,11 +229,11 @@ def test_a_stream_is_as_openais_reference_has_it(real: Real):
     assert told[-1]["response"]["usage"]["input_tokens"] > 5
 
 
-def test_a_count_is_that_of_the_answer(client: openai.OpenAI, claude: anthropic.Anthropic, real: Real):
+def test_a_count_is_that_of_the_answer(client: openai.OpenAI, claude: anthropic.Anthropic, small: Real):
     counted = claude.messages.count_tokens(model="standard", messages=FRANCE).input_tokens
     usage = client.chat.completions.create(model="standard", messages=FRANCE, max_tokens=1).usage
     assert usage
-    assert (counted == usage.prompt_tokens) is real.can.counts_exactly
+    assert (counted == usage.prompt_tokens) is small.can.counts_exactly
     assert 0 < counted <= usage.prompt_tokens
 
 
@@ -229,9 +262,9 @@ FORCED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", FORCED)
-def test_a_call_that_so_small_a_model_cannot_make_is_an_error(real: Real, path: str, stream: bool):
+def test_a_call_that_so_small_a_model_cannot_make_is_an_error(small: Real, path: str, stream: bool):
     """Not plain text and 200, not a call that the engine made up, not a tier at rest."""
-    answer = real.post(path, {**FORCED[path], "stream": stream, "temperature": 0})
+    answer = small.post(path, {**FORCED[path], "stream": stream, "temperature": 0})
     assert answer.status_code == 422 or (stream and answer.status_code == 200)
     assert "without the tool call" in answer.text
     assert "Paris" not in answer.text
@@ -283,9 +316,9 @@ CALLED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", CALLED)
-def test_what_a_tool_gave_back_is_read(real: Real, path: str):
+def test_what_a_tool_gave_back_is_read(small: Real, path: str):
     limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
-    answer = real.post(path, {**CALLED[path], limit: 3})
+    answer = small.post(path, {**CALLED[path], limit: 3})
     assert answer.status_code == 200, answer.text
     assert answer.json()["usage"].get("input_tokens", 9) > 5 or path != "/v1/responses"
 
@@ -310,12 +343,12 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("path", FORMS)
-def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI, real: Real, path: str):
+def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI, small: Real, path: str):
     """Without Metal json_schema itself ends the other answers of vllm-mlx, and rapid-mlx answers 502."""
     asked: Any = {"model": "standard", "messages": FRANCE, "stream": True, "max_tokens": 40}
     stream = client.chat.completions.create(**asked, extra_body={"min_p": 0.1})
     chunks = [next(stream)]
-    answer = real.post(path, {**FORMS[path], "temperature": 0})
+    answer = small.post(path, {**FORMS[path], "temperature": 0})
     assert answer.status_code == 200, answer.text
     assert "length" in answer.text or "max_tokens" in answer.text or "max_output_tokens" in answer.text
     chunks += list(stream)
@@ -331,23 +364,23 @@ def test_a_schema_leaves_the_rest_of_the_batch_alone(client: openai.OpenAI, real
     ],
     ids="-".join,
 )
-def test_what_passes_the_gateways_checks_passes_the_engines(real: Real, fields: dict[str, Any]):
-    answer = real.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
+def test_what_passes_the_gateways_checks_passes_the_engines(small: Real, fields: dict[str, Any]):
+    answer = small.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
     assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("fields", [{"logit_bias": {"5": 1}}, {"frequency_penalty": 1}, {"logprobs": True}])
-def test_a_field_is_carried_out_or_refused_by_its_name(real: Real, fields: dict[str, Any]):
+def test_a_field_is_carried_out_or_refused_by_its_name(small: Real, fields: dict[str, Any]):
     (name,) = fields
-    answer = real.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
-    if getattr(real.can, name):
+    answer = small.post("/v1/chat/completions", {"messages": FRANCE, "max_tokens": 1, **fields})
+    if getattr(small.can, name):
         assert answer.status_code == 200
     else:
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 
 STORY = "Tell a very long story."
-LONG = "one two three four five six seven eight nine ten " * 60
+LONG = "one two three four five six seven eight nine ten " * 120
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8,"
 """For /v1/completions: a question ends at once there."""
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
@@ -364,45 +397,45 @@ def asked(path: str, text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_client_that_leaves_in_its_answer_frees_the_slot(real: Real, path: str, stream: bool):
-    until(lambda: not real.busy(), FREE_S)
+def test_a_client_that_leaves_in_its_answer_frees_the_slot(small: Real, path: str, stream: bool):
+    until(lambda: not small.busy(), FREE_S)
     text = COUNTING if path == "/v1/completions" else STORY
-    with real.open(path, {**asked(path, text), "stream": stream}):
-        until(real.generating, 120)
-    until(lambda: not real.busy(), FREE_S)
+    with small.open(path, {**asked(path, text), "stream": stream}):
+        until(small.generating, 120)
+    until(lambda: not small.busy(), FREE_S)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_client_that_leaves_while_its_prompt_is_read_frees_the_slot(real: Real, path: str, stream: bool):
-    until(lambda: not real.busy(), FREE_S)
-    with real.open(path, {**asked(path, f"{path} {stream} {LONG}"), "stream": stream}):
-        until(real.reading, 120)
-    until(lambda: not real.busy(), FREE_S)
+def test_a_client_that_leaves_while_its_prompt_is_read_frees_the_slot(small: Real, path: str, stream: bool):
+    until(lambda: not small.busy(), FREE_S)
+    with small.open(path, {**asked(path, f"{path} {stream} {LONG}"), "stream": stream}):
+        until(small.reading, 120)
+    until(lambda: not small.busy(), FREE_S)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_client_that_leaves_while_it_waits_is_let_go(real: Real, path: str, stream: bool):
+def test_a_client_that_leaves_while_it_waits_is_let_go(small: Real, path: str, stream: bool):
     """Two others have the engine's slots; when they leave, nothing is left to do."""
-    until(lambda: not real.busy(), FREE_S)
+    until(lambda: not small.busy(), FREE_S)
     story = {**asked("/v1/chat/completions", STORY), "stream": True}
-    with real.open("/v1/chat/completions", story), real.open("/v1/chat/completions", story):
-        until(lambda: real.engine.status().num_running == 2, 120)
-        with real.open(path, {**asked(path, COUNTING), "stream": stream}):
-            until(real.waiting, 60)
-        until(lambda: not real.waiting(), FREE_S)
-        assert real.engine.status().num_running == 2, "nobody else is let go"
-    until(lambda: not real.busy(), FREE_S)
+    with small.open("/v1/chat/completions", story), small.open("/v1/chat/completions", story):
+        until(lambda: small.engine.status().num_running == 2, 120)
+        with small.open(path, {**asked(path, COUNTING), "stream": stream}):
+            until(small.waiting, 60)
+        until(lambda: not small.waiting(), FREE_S)
+        assert small.engine.status().num_running == 2, "nobody else is let go"
+    until(lambda: not small.busy(), FREE_S)
 
 
-def test_claude_code_says_that_its_prompt_is_too_long(real: Real, tmp_path: Path, pytestconfig: pytest.Config):
+def test_claude_code_says_that_its_prompt_is_too_long(small: Real, tmp_path: Path, pytestconfig: pytest.Config):
     """Its first prompt has 20,000 tokens: the person has to learn that at once, and in words."""
     claude_code = installed("claude", pytestconfig)
     person = Person.make(tmp_path)
-    key = real.gateway.secrets["LITELLM_MASTER_KEY"]
+    key = small.gateway.secrets["LITELLM_MASTER_KEY"]
     person.connect(
-        "claude-code", Target(real.gateway.url, key, as_tiers([replace(real.engine.tier, tool_parser="hermes")]))
+        "claude-code", Target(small.gateway.url, key, as_tiers([replace(small.engine.tier, tool_parser="hermes")]))
     )
     done = person.run(claude_code, "-p", "hello", "--output-format", "json")
     said = json.loads(done.stdout)

@@ -11,13 +11,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from support.gateway import Gateway
 from support.scripted import ScriptedEngine
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 pytestmark = pytest.mark.slow
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import pytest
+from support.gateway import Gateway
 from support.scripted import ScriptedEngine, script
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 Engines = dict[str, ScriptedEngine]
 FREE_S = 2.0
@@ -42,7 +40,7 @@ def key(front: Gateway) -> dict[str, str]:
     return {"authorization": f"Bearer {front.secrets['LITELLM_MASTER_KEY']}"}
 
 
-async def until(true: Any, limit_s: float) -> float:
+async def until(true: Any, limit_s: float = 60.0) -> float:
     """Return the seconds until another process says so."""
     began = time.monotonic()
     while not true():
@@ -57,12 +55,12 @@ async def leave(front: Gateway, engine: ScriptedEngine, path: str, phase: str, *
     async with aiohttp.ClientSession(headers=key(front)) as session:
         post = session.post(f"{front.url}/v1/{path}", json=asked(path, text, stream=stream))
         request = asyncio.ensure_future(post)
-        await until(lambda: engine.active()[phase] == 1, 10)
+        await until(lambda: engine.active()[phase] == 1)
         request.cancel()
         for answer in await asyncio.gather(request, return_exceptions=True):
             if isinstance(answer, aiohttp.ClientResponse):
                 answer.close()
-    return await until(lambda: engine.busy() == 0, 15)
+    return await until(lambda: engine.busy() == 0)
 
 
 @pytest.mark.parametrize("phase", MOMENTS)
@@ -82,9 +80,9 @@ def test_a_client_that_leaves_between_two_tiers_is_let_go(front: Gateway, engine
         async with aiohttp.ClientSession(headers=key(front)) as session:
             post = session.post(f"{front.url}/v1/messages", json=asked("messages", "hi", stream=False))
             request = asyncio.ensure_future(post)
-            await until(lambda: engines["standard"].active()["waiting"] == 1, 10)
+            await until(lambda: engines["standard"].active()["waiting"] == 1)
             await asyncio.to_thread(engines["standard"].kill)
-            await until(lambda: engines["longctx"].active()["waiting"] == 1, 10)
+            await until(lambda: engines["longctx"].active()["waiting"] == 1)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
         assert await until(lambda: engines["longctx"].busy() == 0, 15) < FREE_S

@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from support.gateway import Gateway
 from support.npm import Person, installed
 from support.scripted import ScriptedEngine, script
 
 from mlxq.clients.client import Target
 from state.stack import as_tiers
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support import hybrid_model
+from support import hybrid_model, loopback
 from support.engines import KEY, MIB, Engine, installation, offline_prefix
 
 from catalog.engines import Abilities, ModelKind, abilities, reuses
@@ -22,7 +22,6 @@ from tasks.plan.exit_causes import explain
 from tasks.supervision import probe
 from tasks.system import process
 from tasks.system.process import How
-from tasks.weights import builtin
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -47,19 +46,14 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return builtin.ensure(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def models(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {name: hybrid_model.make(name, root / name, weights) for name in hybrid_model.NAMES}
+    return {name: hybrid_model.make(name, root / name, builtin_model) for name in hybrid_model.NAMES}
 
 
 @pytest.fixture(scope="module", params=list(adapters.ENGINES))
-def at(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    return installation(request.param, tmp_path_factory.getbasetemp() / "engines")
+def at(request: pytest.FixtureRequest, shared_folder: Path) -> Installation:
+    return installation(request.param, shared_folder / "engines")
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +62,9 @@ def able(at: Installation) -> Abilities:
 
 
 @pytest.fixture(scope="module")
-def engine(at: Installation, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    made = Engine(tmp_path_factory.mktemp("engine"), weights, at)
+def engine(at: Installation, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Serve the smallest model: what it says does not matter here."""
+    made = Engine(tmp_path_factory.mktemp("engine"), models["plain"], at)
     made.start()
     yield made
     made.stop(1)
@@ -133,9 +128,9 @@ def test_an_answer_over_the_limit_is_refused(engine: Engine):
 
 
 def test_stop_strings_are_as_the_catalog_says(engine: Engine, able: Abilities):
-    """Greedy, the built-in model says the same each time; its first words hold an `e`."""
-    whole = engine.ask("Say hello.", max_tokens=16, temperature=0).json()["choices"][0]["message"]["content"]
-    stopped = engine.ask("Say hello.", max_tokens=16, temperature=0, stop=["e"]).json()["choices"][0]
+    """Greedy, the model says the same each time; its first words hold an `e`."""
+    whole = engine.ask("Say hello.", max_tokens=32, temperature=0).json()["choices"][0]["message"]["content"]
+    stopped = engine.ask("Say hello.", max_tokens=32, temperature=0, stop=["e"]).json()["choices"][0]
 
     assert "e" in whole
     assert ("e" not in stopped["message"]["content"]) is able.stop_strings
@@ -161,16 +156,15 @@ def test_cached_tokens_are_told_as_the_catalog_says(engine: Engine, able: Abilit
 
 
 def test_the_limit_under_another_name_is_as_the_catalog_says(engine: Engine, able: Abilities):
-    usage = engine.ask("Say hello.", max_completion_tokens=3, temperature=0).json()["usage"]
+    """An engine that does not know it goes on and on: its stream is left after a few tokens more."""
+    wanted = engine.body("Say hello.", max_completion_tokens=3, temperature=0, stream=True)
+    with loopback.stream(
+        "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
+    ) as answer:
+        lines = [line for line, _ in zip(answer.iter_lines(), range(40), strict=False) if line]
 
-    assert (usage["completion_tokens"] == 3) is able.max_completion_tokens
-
-
-def test_a_second_turn_of_the_built_in_model_reads_little_again(engine: Engine):
-    share = reuse.share(engine.port, KEY, "fast", engine.at.name)
-    print(f"{engine.at.name}: {share:.0%} of the first turn not read again")
-
-    assert share >= 0.9
+    assert (lines[-1] == "data: [DONE]") is able.max_completion_tokens
+    assert sum('"content"' in line for line in lines) > 0
 
 
 def test_it_drops_its_cache_when_told(engine: Engine):
@@ -183,7 +177,7 @@ def test_it_drops_its_cache_when_told(engine: Engine):
 
 def test_a_client_that_closes_frees_the_slot(engine: Engine):
     wanted = engine.body("Tell a very long story.", max_tokens=2000, stream=True)
-    with httpx.stream(
+    with loopback.stream(
         "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
     ) as answer:
         next(line for line in answer.iter_lines() if "content" in line)
@@ -197,7 +191,7 @@ def test_a_client_that_closes_frees_the_slot(engine: Engine):
 def _stream(engine: Engine, flowing: threading.Event, ended: list[str]) -> None:
     wanted = engine.body("Tell a very long story.", max_tokens=4000, stream=True)
     try:
-        with httpx.stream(
+        with loopback.stream(
             "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
         ) as answer:
             for line in answer.iter_lines():
@@ -229,9 +223,9 @@ def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
 ):
     engine = Engine(tmp_path, models["plain"], at)
     engine.start()
-    wanted = engine.body("Tell a story.", max_tokens=400, stream=True)
+    wanted = engine.body("Tell a story.", max_tokens=150, stream=True)
     url, lines, told = f"{engine.url}/v1/chat/completions", [""], False
-    with httpx.stream("POST", url, json=wanted, headers=engine.headers, timeout=240) as answer:
+    with loopback.stream("POST", url, json=wanted, headers=engine.headers, timeout=240) as answer:
         for line in answer.iter_lines():
             if '"content"' in line and not told:
                 told = True
@@ -287,8 +281,8 @@ def _broken(how: str, weights: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("how", "code"), [("cut", "damaged"), ("empty", "weights_missing"), ("unknown", "unsupported")]
 )
-def test_its_last_words_are_understood(at: Installation, weights: Path, tmp_path: Path, how: str, code: str):
-    engine = Engine(tmp_path / "home", _broken(how, weights, tmp_path / how), at)
+def test_its_last_words_are_understood(at: Installation, models: dict[str, Path], tmp_path: Path, how: str, code: str):
+    engine = Engine(tmp_path / "home", _broken(how, models["plain"], tmp_path / how), at)
     engine.spawn()
     assert process.wait(engine.identity, 240)
     cause = explain(engine.exit_code(), engine.log.read_text(), "fast", adapters.rules(at.name))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anthropic
-import httpx
 import openai
 import pytest
+from support import loopback
+from support.gateway import MASTER, Gateway, Upstream
 
 from state import keys, usage
 from state.db import read_database
 from state.paths import Home
 
-if TYPE_CHECKING:
-    from conftest import Gateway, Upstream
-
-MASTER = "sk-mlxq-master-of-the-contract-tests"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 LINK = "https://example.org/a.pdf"
 AS_SCHEMA: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
@@ -30,12 +27,20 @@ def user(text: object) -> Any:
 
 @pytest.fixture
 def client(proxy: Gateway, upstreams: dict[str, Upstream]) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=proxy.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    return openai.OpenAI(
+        base_url=f"{proxy.url}/v1",
+        api_key=proxy.secrets["LITELLM_MASTER_KEY"],
+        max_retries=0,
+    )
 
 
 @pytest.fixture
 def claude(proxy: Gateway, upstreams: dict[str, Upstream]) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=proxy.url, api_key=proxy.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    return anthropic.Anthropic(
+        base_url=proxy.url,
+        api_key=proxy.secrets["LITELLM_MASTER_KEY"],
+        max_retries=0,
+    )
 
 
 # Stop strings
@@ -198,7 +203,7 @@ def test_no_messages_is_the_callers_error(client: openai.OpenAI, claude: anthrop
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"{}", b'{"model": 7}', b'{"model": ["a"]}', b"\xff\xfe"])
 def test_a_body_that_is_none_is_the_callers_error(proxy: Gateway, body: bytes):
     headers = {"Authorization": f"Bearer {proxy.secrets['LITELLM_MASTER_KEY']}"}
-    response = httpx.post(f"{proxy.url}/v1/chat/completions", content=body, headers=headers)
+    response = loopback.post(f"{proxy.url}/v1/chat/completions", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
@@ -297,7 +302,7 @@ CHAT = {"model": "standard", "messages": user("say hi")}
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/models", "/model/info", "/nowhere"])
 def test_no_or_wrong_key_is_a_401(proxy: Gateway, path: str, headers: dict[str, str]):
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
-    response = httpx.request("GET" if "model" in path else "POST", f"{proxy.url}{path}", json=CHAT, headers=raw)
+    response = loopback.request("GET" if "model" in path else "POST", f"{proxy.url}{path}", json=CHAT, headers=raw)
     assert response.status_code == 401
     assert response.json()["error"]["type"] == "authentication_error"
 
@@ -307,7 +312,7 @@ def test_both_styles_of_key_are_taken(proxy: Gateway, upstreams: dict[str, Upstr
     master = proxy.secrets["LITELLM_MASTER_KEY"]
     body = {**CHAT, "max_tokens": 9}
     for headers in ({"x-api-key": master}, {"Authorization": f"Bearer {master}"}):
-        assert httpx.post(f"{proxy.url}{path}", json=body, headers=headers).status_code == 200
+        assert loopback.post(f"{proxy.url}{path}", json=body, headers=headers).status_code == 200
 
 
 def test_an_apps_key_works_until_it_is_revoked(proxy: Gateway, upstreams: dict[str, Upstream], ring: Any):
@@ -341,7 +346,7 @@ NOWHERE = [
 def test_other_routes_are_nowhere_for_every_key(proxy: Gateway, ring: Any, method: str, path: str):
     """Also for the master key: no route of it reaches an engine, and so none can put a tier to rest."""
     for key in (keys.create(ring, "app"), MASTER):
-        response = httpx.request(method, f"{proxy.url}{path}", headers={"Authorization": f"Bearer {key}"}, json=CHAT)
+        response = loopback.request(method, f"{proxy.url}{path}", headers={"Authorization": f"Bearer {key}"}, json=CHAT)
         assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error")
     keys.revoke(ring, "app")
 
@@ -350,7 +355,7 @@ def test_other_routes_are_nowhere_for_every_key(proxy: Gateway, ring: Any, metho
     ("method", "path"), [("GET", "/v1/chat/completions"), ("DELETE", "/v1/messages"), ("POST", "/v1/models")]
 )
 def test_a_wrong_method_is_named(proxy: Gateway, method: str, path: str):
-    response = httpx.request(method, f"{proxy.url}{path}", headers={"Authorization": f"Bearer {MASTER}"})
+    response = loopback.request(method, f"{proxy.url}{path}", headers={"Authorization": f"Bearer {MASTER}"})
     assert response.status_code == 405
     assert response.headers["allow"] in {"POST", "GET, HEAD"}
 
@@ -367,7 +372,7 @@ def test_background_requests_stand_back(proxy: Gateway, upstreams: dict[str, Ups
     key = keys.create(ring, "batch", background=True)
     body = {**CHAT, "messages": user("slow 0.15"), "stream": True}
     headers = {"Authorization": f"Bearer {proxy.secrets['LITELLM_MASTER_KEY']}"}
-    with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body, headers=headers, timeout=20) as stream:
+    with loopback.stream("POST", f"{proxy.url}/v1/chat/completions", json=body, headers=headers, timeout=20) as stream:
         lines = stream.iter_lines()
         next(lines)
         began = time.monotonic()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
 import psutil
 import pytest
+from support import loopback
+from support.gateway import Upstream
 from support.here import Run, runner
 from support.load import Load
 from support.mlxq_home import Mlxq, until
@@ -24,9 +25,6 @@ from state.service import ServiceEvent, State
 from tasks import configure, executor, runtime, smoke_test
 from tasks.supervision import candidate, lifecycle, repairs, services, socket_handover, spec, watchdog
 from tasks.system import ports, process
-
-if TYPE_CHECKING:
-    from conftest import Upstream
 
 TASKS: dict[str, Callable[..., Any]] = {
     "configure": configure.configure,
@@ -81,7 +79,7 @@ def answers(home: Home, model: str) -> int:
     key = secrets.read(home.secrets)[secrets.MASTER]
     body = {"model": model, "messages": [{"role": "user", "content": "say hi"}]}
     url = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1/chat/completions"
-    return httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30).status_code
+    return loopback.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=30).status_code
 
 
 def test_a_change_of_tiers_is_proven_then_applied(
@@ -151,10 +149,10 @@ def test_no_client_notices_that_the_gateway_is_replaced(
     key = secrets.read(home.secrets)[secrets.MASTER]
     keys.create(keys.file(home), "app")
     with Load(serving.port, key) as load:
-        streams = [load.long_stream(25)]
+        streams = [load.long_stream(15)]
         stack.replace(db, [every_upstream["standard"].tier(), replace(every_upstream["fast"].tier(), port=free_port())])
         done = [run("configure"), run("start", service="gateway")]
-        streams.append(load.long_stream(25))
+        streams.append(load.long_stream(15))
         settings.write(home, "gateway-host", "0.0.0.0")
         done.append(run("start", service="gateway"))
         done.append(run("restart", service="gateway", purge=True))
@@ -259,7 +257,7 @@ def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstrea
         settings.write(home, "cloud-cap-usd", "3")
 
         with Load(port, secrets.read(home.secrets)[secrets.MASTER]) as load:
-            stream = load.long_stream(20)
+            stream = load.long_stream(12)
             number = mlxq.put("restart", service="gateway")
             until(lambda: MOMENTS[moment](mlxq, before))
             mlxq.kill_worker()

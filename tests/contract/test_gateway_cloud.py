@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from conftest import Gateway, Upstream
+from support.gateway import Gateway, Upstream
 
 KEY = "sk-or-v1-of-the-cloud-test"
 pytestmark = pytest.mark.slow
@@ -17,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cloud(every_upstream: dict[str, Upstream]) -> Iterator[Upstream]:
-    made = type(every_upstream["fast"])("cloud")
+    made = Upstream("cloud")
     made.start()
     yield made
     made.kill()
@@ -27,7 +24,7 @@ def cloud(every_upstream: dict[str, Upstream]) -> Iterator[Upstream]:
 def lonely(proxy: Gateway, cloud: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """Yield a gateway whose one tier is dead, with a cloud to fall back to and two unpriced requests to spend."""
     dead = type(cloud)("standard")
-    made = type(proxy)(
+    made = Gateway(
         home=tmp_path_factory.mktemp("lonely"),
         tiers=[dead.tier()],
         secrets={**proxy.secrets, "OPENROUTER_API_KEY": KEY},

@@ -10,29 +10,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import openai
 import pytest
+from support import loopback
+from support.gateway import Gateway, Upstream
 
 from tasks.engines import installed, model_facts, serving
 from tasks.engines.base import Served
-from tasks.weights import builtin
-
-if TYPE_CHECKING:
-    from conftest import Gateway, Upstream
 
 pytestmark = pytest.mark.slow
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 
 
 @pytest.fixture(scope="module")
-def engine(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
+def engine(
+    every_upstream: dict[str, Upstream], builtin_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Upstream]:
     """Yield a real engine in the place of the stand-in for `standard`."""
     home = tmp_path_factory.mktemp("engine")
-    made = type(every_upstream["fast"])("standard")
-    tier = replace(made.tier(), weights=str(builtin.ensure(home / "models")), concurrency=2, context=2048)
+    made = Upstream("standard")
+    tier = replace(made.tier(), weights=str(builtin_model), concurrency=2, context=2048)
     served = Served(tier, model_facts.read(Path(tier.weights)), str(home), "sk-tier", "cpu")
     launch = serving.launch_with(served, installed.own())
     argv, environment = launch.argv, launch.environment(1)
@@ -50,7 +50,7 @@ def engine(every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPat
 
 def _healthy(url: str) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return httpx.get(f"{url}/health", timeout=2).is_success
+        return loopback.get(f"{url}/health", timeout=2).is_success
     return False
 
 
@@ -59,7 +59,7 @@ def gateway(
     proxy: Gateway, engine: Upstream, every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
     tiers = [replace(engine.tier(), context=2048), every_upstream["longctx"].tier()]
-    made = type(proxy)(home=tmp_path_factory.mktemp("gateway"), tiers=tiers, secrets=proxy.secrets)
+    made = Gateway(home=tmp_path_factory.mktemp("gateway"), tiers=tiers, secrets=proxy.secrets)
     made.start()
     yield made
     made.stop()
@@ -67,7 +67,11 @@ def gateway(
 
 @pytest.fixture
 def client(gateway: Gateway) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.secrets["LITELLM_MASTER_KEY"], max_retries=0)
+    return openai.OpenAI(
+        base_url=f"{gateway.url}/v1",
+        api_key=gateway.secrets["LITELLM_MASTER_KEY"],
+        max_retries=0,
+    )
 
 
 def said(client: openai.OpenAI, **more: Any) -> Any:
@@ -91,7 +95,7 @@ def test_a_hung_engine_is_left_in_time(gateway: Gateway, client: openai.OpenAI, 
     finally:
         engine.send(signal.SIGCONT)
     assert "still" in text
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 100  # its answer would take for ever
 
 
 def test_an_engine_killed_in_its_answer_is_replaced(gateway: Gateway, client: openai.OpenAI, engine: Upstream):

@@ -14,17 +14,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import loopback
+from support.gateway import Gateway
 from support.scripted import ScriptedEngine
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +81,7 @@ def listener() -> Iterator[Listener]:
 @pytest.fixture(scope="module")
 def http(front: Gateway) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {front.secrets['LITELLM_MASTER_KEY']}"}
-    with httpx.Client(base_url=front.url, headers=headers, timeout=30) as client:
+    with loopback.client(base_url=front.url, headers=headers, timeout=30) as client:
         yield client
 
 

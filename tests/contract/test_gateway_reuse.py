@@ -6,12 +6,12 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
 import pytest
-from support import hybrid_model
+from support import hybrid_model, loopback
 from support.engines import KEY, Engine, installation
+from support.gateway import Gateway
 from support.ports import free_port
 
 from state import usage
@@ -20,10 +20,6 @@ from state.paths import Home
 from state.stack import Tier
 from tasks import smoke_test
 from tasks.engines import adapters
-from tasks.weights import builtin
-
-if TYPE_CHECKING:
-    from conftest import Gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,10 +29,15 @@ Turn = tuple[str, str]
 
 
 @pytest.fixture(scope="module", params=list(adapters.ENGINES))
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest,
+    shared_folder: Path,
+    builtin_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Engine]:
     root = tmp_path_factory.mktemp("engine")
-    folder = hybrid_model.make("plain", root / "plain", builtin.ensure(root / "models"))
-    at = installation(request.param, tmp_path_factory.getbasetemp() / "engines")
+    folder = hybrid_model.make("plain", root / "plain", builtin_model)
+    at = installation(request.param, shared_folder / "engines")
     engine = Engine(root / "home", folder, at, name="standard")
     engine.start()
     yield engine
@@ -44,10 +45,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def gateway(
-    engine: Engine, gateway_class: type[Gateway], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Gateway]:
-    made = gateway_class(
+def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(
         home=tmp_path_factory.mktemp("gateway"),
         tiers=[engine.tier],
         secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
@@ -89,7 +88,9 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
 def asked(gateway: Gateway, path: str, turns: list[Turn], *, stream: bool) -> dict[str, Any]:
     """Return the last `usage` of an answer."""
     body = BODIES[path](turns, stream=stream) | {"model": "standard", "stream": stream, "temperature": 0}
-    answer = httpx.post(f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240)
+    answer = loopback.post(
+        f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240
+    )
     assert answer.status_code == 200, answer.text
     if not stream:
         return answer.json()["usage"]

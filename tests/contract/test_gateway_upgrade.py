@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 import yaml
+from support import loopback
+from support.gateway import Upstream
 from support.mlxq_home import Mlxq, until
 from support.ports import free_port
 
 from state import secrets, service, settings, stack
 from state.paths import Home
 from tasks.system import process
-
-if TYPE_CHECKING:
-    from conftest import Upstream
 
 pytestmark = pytest.mark.slow
 GATEWAY = "gateway"
@@ -45,7 +42,7 @@ def answers(home: Home) -> int:
     key = secrets.read(home.secrets)[secrets.MASTER]
     body = {"model": "standard", "messages": [{"role": "user", "content": "say hi"}]}
     url = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1/chat/completions"
-    return httpx.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code
+    return loopback.post(url, json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60).status_code
 
 
 def test_a_home_with_the_configuration_of_litellm_alone_serves_again(home: Home, mlxq: Mlxq):

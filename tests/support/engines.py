@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from support import loopback
 from support.ports import free_port
 
 from catalog.engines import FALLBACK, entry
@@ -22,6 +24,7 @@ from tasks.weights import builtin
 
 KEY = "sk-mlxq-contract"
 MIB = 2**20
+MADE = "made"
 
 
 def installation(name: str, root: Path) -> Installation:
@@ -30,9 +33,12 @@ def installation(name: str, root: Path) -> Installation:
         return installed.own()
     version = entry(name).version
     place = root / f"{name}-{version}"
-    if not installed.python(place).exists():
-        place.mkdir(parents=True)
-        install.make(place, install.lock(root, name, version), lambda _: None)
+    place.mkdir(parents=True, exist_ok=True)
+    with (root / "lock").open("w") as lock:  # two processes of a run may want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / MADE).exists():
+            install.make(place, install.lock(root, name, version), lambda _: None)
+            (place / MADE).touch()
     return Installation(name, version, str(installed.python(place)))
 
 
@@ -123,7 +129,7 @@ class Engine:
         return self.post("/v1/chat/completions", self.body(text, **more))
 
     def post(self, path: str, body: object) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=240)
+        return loopback.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=240)
 
     @property
     def resident(self) -> int:

@@ -7,6 +7,7 @@ import threading
 from typing import Any, Self
 
 import httpx
+from support import loopback
 
 PAUSE_S = 0.02
 ENTIRE = b"data: [DONE]"
@@ -27,8 +28,8 @@ class Load:
         self._threads = [threading.Thread(target=self._ask, args=manner, daemon=True) for manner in manners]
 
     def _ask(self, stream: bool, kept: bool) -> None:
-        while not self._over.is_set():
-            with httpx.Client(timeout=60) as client:
+        while not self._over.wait(PAUSE_S):
+            with loopback.client(timeout=60) as client:
                 self.ask(client, stream=stream)
                 while kept and not self._over.wait(PAUSE_S):
                     self.ask(client, stream=stream)
@@ -51,7 +52,7 @@ class Load:
         order = f"slow {seconds / 10}"
 
         def follow() -> None:
-            with httpx.Client(timeout=60) as client:
+            with loopback.client(timeout=60) as client:
                 self.ask(client, order, stream=True)
 
         thread = threading.Thread(target=follow, daemon=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 from playwright.sync_api import Page
+from support import loopback
 from support.ports import free_port
 
 from mlxq.web.auth import link
@@ -66,7 +67,7 @@ class Running:
 
     def client(self) -> httpx.Client:
         """Give a client that has come in by a link."""
-        client = httpx.Client(base_url=self.url, trust_env=False)
+        client = loopback.client(base_url=self.url)
         client.get(self.link).raise_for_status()
         return client
 
@@ -125,7 +126,7 @@ def _until_it_answers(process: subprocess.Popen[bytes], port: int) -> None:
     while time.monotonic() < until:
         assert process.poll() is None, "the page ended at once"
         try:
-            httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).raise_for_status()
+            loopback.get(f"http://127.0.0.1:{port}/health").raise_for_status()
         except httpx.TransportError:
             time.sleep(0.02)
         else:

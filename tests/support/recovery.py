@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 import psutil
+from support import loopback
 from support.mlxq_home import LIMIT_S, Mlxq, until
 
 from state import ledger, secrets, service, settings
@@ -126,7 +127,7 @@ def ask_gateway(mlxq: Mlxq) -> int:
     key = secrets.read(mlxq.home.secrets)[secrets.MASTER]
     url = f"http://127.0.0.1:{mlxq.one(gateway.SERVICE).port}/v1/chat/completions"
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(url, json=QUESTION | {"model": "fast"}, headers=headers, timeout=60).status_code
+    return loopback.post(url, json=QUESTION | {"model": "fast"}, headers=headers, timeout=60).status_code
 
 
 def tiers(mlxq: Mlxq) -> list[str]:
@@ -144,7 +145,7 @@ class Load:
     """When each request began and ended, in unix seconds, and whether it was answered."""
 
     def ask(self) -> None:
-        with httpx.Client(headers={"Authorization": f"Bearer {self.key}"}, timeout=60) as client:
+        with loopback.client(headers={"Authorization": f"Bearer {self.key}"}, timeout=60) as client:
             while not self.stop.is_set():
                 began = time.time()
                 good = False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from support import loopback
 from support.ports import free_port
 
 from state.stack import Engine
@@ -34,7 +35,7 @@ class ScriptedEngine:
     name: str
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(verify=False, timeout=30))
+    http: httpx.Client = field(default_factory=lambda: loopback.client(timeout=30))
     """Kept: to make one costs 30 ms, most of it for certificates that loopback does not need."""
 
     @property

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from support import recovery
+from support import loopback, recovery
 from support.mlxq_home import CLOCK, Mlxq, until
 from support.ports import free_port
 
@@ -271,7 +271,9 @@ class Soak:
         """Ask through the gateway, one request after another; no two are alike, as a request may be held for poison."""
         url = f"http://127.0.0.1:{self.mlxq.one(gateway.SERVICE).port}/v1/chat/completions"
         dice = random.Random(self.seed + number)
-        with httpx.Client(headers={"Authorization": f"Bearer {self._key(secrets.MASTER)}"}, timeout=LIMIT_S) as client:
+        with loopback.client(
+            headers={"Authorization": f"Bearer {self._key(secrets.MASTER)}"}, timeout=LIMIT_S
+        ) as client:
             while not self.stop.wait(0.05):
                 began = time.time()
                 text = [{"role": "user", "content": f"{number} {len(self.asked)}"}]

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 from support import scene
+from support.clock import Clock
 
 from mlxq import cli
 from mlxq.commands.bench import plot
@@ -27,9 +27,6 @@ from tasks.plan import bench
 from tasks.plan.bench import TimedAnswer
 from tasks.system import timed_completion
 from tasks.system.child import Later
-
-if TYPE_CHECKING:
-    from conftest import Clock
 
 ONE = scene.BENCH
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from support import scene
+from support.clock import Clock
 
 from state import bench
 from state.db import Database
-
-if TYPE_CHECKING:
-    from conftest import Clock
 
 ONE = scene.BENCH
 
