@@ -74,16 +74,16 @@ CALL = '{"name":"get_weather","arguments":{"city":"Paris"}}'
     ("says", "well"),
     [
         (["<tool_call>", CALL, "</tool_call>"], True),
-        (["<tool_call>", CALL.replace("Paris", "Rome"), "</tool_call>"], False),
-        (["<tool_call>", CALL.replace("get_weather", "get_time"), "</tool_call>"], False),
         (["<tool_call>", CALL.removesuffix("}}"), "</tool_call>"], False),
         (["[get_weather(city='Paris')]"], False),
-        (["Sunny."], False),
     ],
-    ids=["well", "another city", "another tool", "torn", "in the words of another model", "not at all"],
+    ids=["well", "torn", "in the words of another model"],
 )
 def test_whether_a_model_calls_tools_is_seen(run: Run, home: Home, says: list[str], well: bool) -> None:
-    """A real engine with the parser that the catalog names, over a model that writes exactly this."""
+    """A real engine with the parser that the catalog names, over a model that writes exactly this.
+
+    What the benchmark makes of a parsed call is a matter of tests/unit/engines/test_benchmark.py.
+    """
     folder = tiny_model.make_caller(home.models / "caller", says)
     entry = {
         "id": "caller", "family": "Tests", "total_params_b": 0.1, "layers": 2, "hidden_size": 64, "context": 4096,
