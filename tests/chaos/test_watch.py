@@ -1,4 +1,7 @@
-"""Kill it, freeze it, wedge it: a tier is back before its users notice. Real worker, real engine."""
+"""Kill it, freeze it, wedge it: a tier is back before its users notice. The worker is real.
+
+So is the engine where it matters what an engine does; where only its process does, fake_engine.py starts at once.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def test_up_and_down_leave_nothing(mlxq: Mlxq):
 
 
 def test_starting_what_runs_changes_nothing(mlxq: Mlxq):
-    mlxq.work()
+    mlxq.work_with_fakes()
     one = mlxq.up()
     told = mlxq.events()
     again = mlxq.up()
@@ -69,10 +72,10 @@ def test_a_frozen_engine_is_replaced(mlxq: Mlxq):
 
 def test_a_dead_worker_takes_no_engine_with_it(mlxq: Mlxq):
     """The engine keeps its pid, the next worker adopts it and notices its next death."""
-    mlxq.work()
+    mlxq.work_with_fakes()
     one = mlxq.up()
     mlxq.kill_worker()
-    mlxq.work()
+    mlxq.work_with_fakes()
     recovery.let_it_look()
     assert mlxq.one().identity == one.identity
     assert process.alive(mlxq.identity())
@@ -82,22 +85,22 @@ def test_a_dead_worker_takes_no_engine_with_it(mlxq: Mlxq):
 
 
 def test_an_engine_that_died_with_the_worker_comes_back(mlxq: Mlxq):
-    mlxq.work()
+    mlxq.work_with_fakes()
     one = mlxq.up()
     mlxq.kill_worker()
     process.send(mlxq.identity(), signal.SIGKILL)
-    mlxq.work()
+    mlxq.work_with_fakes()
 
     assert mlxq.await_next(one).state == State.READY
 
 
 def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
     """SIGKILL of the worker between the spawn and the row: one engine in the end, the one that was started."""
-    mlxq.work()
+    mlxq.work_with_fakes()
     one = mlxq.up()
     mlxq.kill_worker()
     mlxq.db.run("UPDATE services SET state = 'starting', identity = NULL, shim = NULL, ready_at = NULL")
-    mlxq.work()
+    mlxq.work_with_fakes()
     after = mlxq.await_doing(State.READY)
 
     assert after.identity == one.identity
@@ -108,11 +111,11 @@ def test_a_start_that_was_never_recorded_is_adopted(mlxq: Mlxq):
 @pytest.mark.parametrize("wanted", ["up", "down"])
 def test_a_stop_that_was_cut_short_is_finished(mlxq: Mlxq, wanted: str):
     """SIGKILL of the worker between SIGTERM and the row."""
-    mlxq.work()
+    mlxq.work_with_fakes()
     mlxq.up()
     mlxq.kill_worker()
     mlxq.db.run("UPDATE services SET state = 'stopping', desired = ?", (wanted,))
-    mlxq.work()
+    mlxq.work_with_fakes()
 
     mlxq.await_doing(State.READY if wanted == "up" else State.STOPPED)
     assert mlxq.engines() == (wanted == "up")
@@ -120,7 +123,7 @@ def test_a_stop_that_was_cut_short_is_finished(mlxq: Mlxq, wanted: str):
 
 def test_a_start_right_after_a_death_is_a_start(mlxq: Mlxq):
     """`up` may be quicker than the watchdog; the row still says ready."""
-    mlxq.work()
+    mlxq.work_with_fakes()
     one = mlxq.up()
     killed = mlxq.identity()
     process.send(killed, signal.SIGKILL)
@@ -133,7 +136,7 @@ def test_a_start_right_after_a_death_is_a_start(mlxq: Mlxq):
 
 def test_a_reused_pid_is_never_signalled(mlxq: Mlxq):
     """The row names a pid that a stranger has now: it is buried, not stopped."""
-    mlxq.work()
+    mlxq.work_with_fakes()
     mlxq.up()
     mlxq.ended(mlxq.put("stop", service="fast"))
     mlxq.kill_worker()
@@ -141,14 +144,14 @@ def test_a_reused_pid_is_never_signalled(mlxq: Mlxq):
     assert me is not None
     forged = process.encode(process.Identity(me.pid, "1", me.boot))
     mlxq.db.run("UPDATE services SET state = 'ready', desired = 'down', identity = ?", (forged,))
-    mlxq.work()
+    mlxq.work_with_fakes()
 
     mlxq.await_doing(State.STOPPED)
     assert process.alive(me)
 
 
 def test_a_stranger_on_the_port_is_named_and_left_alone(mlxq: Mlxq):
-    mlxq.work()
+    mlxq.work_with_fakes()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = stranger.getsockname()[1]
         mlxq.db.run("UPDATE engines SET port = ?", (port,))
@@ -175,7 +178,7 @@ def test_damaged_weights_end_in_failed_with_the_cause(mlxq: Mlxq, tiny: Path, tm
 
 def test_a_start_can_be_taken_back(mlxq: Mlxq):
     """`down` while it loads: it does not wait for the load to end."""
-    mlxq.work()
+    mlxq.work_with_fakes("--load", "10")
     starting = mlxq.put("start", service="fast")
     mlxq.await_doing(State.LOADING)
     stopping = mlxq.put("stop", service="fast")
@@ -187,11 +190,11 @@ def test_a_start_can_be_taken_back(mlxq: Mlxq):
 
 
 def test_what_was_put_down_stays_down(mlxq: Mlxq):
-    mlxq.work()
+    mlxq.work_with_fakes()
     mlxq.up()
     mlxq.ended(mlxq.put("stop", service="fast"))
     mlxq.kill_worker()
-    mlxq.work()
+    mlxq.work_with_fakes()
     recovery.let_it_look()
 
     assert mlxq.one().state == State.STOPPED

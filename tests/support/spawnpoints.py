@@ -1,11 +1,11 @@
 """Kill a worker at each step of a tier's start in turn, and let the next worker carry on.
 
-    python -m support.spawnpoints TEMPLATE FOLDER
+    python -m support.spawnpoints TEMPLATE FOLDER FIRST EVERY
 
-For n = 1, 2, 3 … a fork does as a worker does: it claims the job and starts the tier. It dies by SIGKILL at the n-th
-step, where a step is a SQL statement or a line of the functions that start a process; another fork carries on as the
-next worker. It ends with the first n that is never reached, and prints what was found as JSON. The engine is
-fake_engine.py, so that each of the hundreds of starts takes a fraction of a second.
+For n = FIRST, FIRST + EVERY … a fork does as a worker does: it claims the job and starts the tier. It dies by SIGKILL
+at the n-th step, where a step is a SQL statement that writes or a line of the functions that start a process; another
+fork carries on as the next worker. It ends with the first n that is never reached, and prints what was found as JSON.
+The engine is fake_engine.py, so that each of the many starts takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from support.crashpoints import in_a_fork
+from support.crashpoints import in_a_fork, writes
 from support.mlxq_home import TIER, until
 
 from state import ledger, secrets, service, stack
@@ -58,7 +58,9 @@ class Bomb:
     def __init__(self, number: int) -> None:
         self.left = number
 
-    def step(self, _sql: str = "") -> None:
+    def step(self, sql: str = "") -> None:
+        if sql and not writes(sql):
+            return
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -151,11 +153,11 @@ def seen(home: Home, port: int) -> dict[str, Any]:
     return found | {"how": "adopted" if "adopted" in events else f"generation {one.generation}"}
 
 
-def main(template: Path, folder: Path) -> None:
+def main(template: Path, folder: Path, first: int, every: int) -> None:
     """Enumerate the points, and tell every distinct outcome and how often each way led to it."""
     outcomes: set[str] = set()
     ways: Counter[str] = Counter()
-    for number in itertools.count(1):
+    for number in itertools.count(first, every):
         home = Home(folder / str(number))
         port = prepared(template, home)
         killed = os.WIFSIGNALED(in_a_fork(lambda home=home, number=number: first_worker(home, number)))
@@ -166,8 +168,8 @@ def main(template: Path, folder: Path) -> None:
             break
         ways[found.pop("how")] += 1
         outcomes.add(json.dumps(found))
-    print(json.dumps({"points": number - 1, "outcomes": list(map(json.loads, outcomes)), "ways": ways}))
+    print(json.dumps({"points": ways.total(), "outcomes": list(map(json.loads, outcomes)), "ways": ways}))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:3]), *map(int, sys.argv[3:]))
