@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ COMPILED = Path(__file__).parent / "models.json"
 """The shipped files in one, made by `python -m catalog.compile`: reading YAML would double the time of a command."""
 
 
+LARGEST = 256 * 1024
+"""Bytes of a model file."""
+
+
 @dataclass(frozen=True)
 class Match:
     """A model found by a name, the quant when the name was a conversion's repo, and a note for the user."""
@@ -26,14 +31,54 @@ class Match:
     note: str | None = None
 
 
-def entries(overlay: Path | None = None) -> dict[str, Model]:
+@dataclass(frozen=True)
+class Overlay:
+    """The user's own models, those of files that are valid or were so last, and what is wrong with the others."""
+
+    models: dict[str, Model]
+    texts: dict[str, str]
+    """The valid files, by name."""
+    problems: list[BadModelFile]
+
+
+def entries(overlay: Path | None = None, last_valid: Path | None = None) -> dict[str, Model]:
     """Return every model by id; files in `overlay` (MLXQ_HOME/catalog) add to the shipped ones or replace them.
 
-    Raises problems.BadModelFile, with file, line, field and the allowed values.
+    A file that is wrong is left out, or its version in the folder `last_valid` is used.
     """
-    if overlay is None or not overlay.is_dir():
-        return dict(_shipped())
-    return dict(_shipped()) | _folder(overlay)
+    return dict(_shipped()) | (read_overlay(overlay, last_valid).models if overlay else {})
+
+
+def read_overlay(folder: Path, last_valid: Path | None = None) -> Overlay:
+    """Read the user's own model files, each on its own; a folder that cannot be read holds none."""
+    found = Overlay({}, {}, [])
+    for path in _files(folder, found.problems):
+        try:
+            text, row = _row(path)
+            found.texts[path.name] = text
+        except BadModelFile as problem:
+            found.problems.append(problem)
+            row = _last_valid_row(path, last_valid)
+        if row is not None:
+            found.models[row["id"]] = model(row)
+    return found
+
+
+def _files(folder: Path, problems: list[BadModelFile]) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch(path.name, "[!.]*.y*ml"))
+    except FileNotFoundError:
+        return []
+    except OSError as problem:
+        problems.append(BadModelFile(str(folder), 1, "", f"cannot be read: {problem.strerror}", ""))
+        return []
+
+
+def _last_valid_row(path: Path, last_valid: Path | None) -> dict[str, Any] | None:
+    try:
+        return _row(last_valid / path.name)[1] if last_valid else None
+    except BadModelFile:
+        return None
 
 
 @cache
@@ -42,25 +87,27 @@ def _shipped() -> dict[str, Model]:
     return {row["id"]: model(row) for row in rows}
 
 
-def _folder(folder: Path) -> dict[str, Model]:
-    return {row["id"]: model(row) for row in rows(folder)}
-
-
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Read the model files of a folder, in the order of their names. Raises problems.BadModelFile."""
-    return [_row(path) for path in sorted(folder.glob("*.y*ml"))]
+    return [_row(path)[1] for path in sorted(folder.glob("*.y*ml"))]
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _row(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the text of a model file and what it says. Raises problems.BadModelFile."""
     from catalog.schema import parse
 
     try:
-        row = parse(path.read_text(encoding="utf-8"), str(path))
+        if not path.is_file():  # a pipe would never end
+            raise BadModelFile(str(path), 1, "", "is not a regular file", "")
+        if path.stat().st_size > LARGEST:
+            raise BadModelFile(str(path), 1, "", f"is larger than {LARGEST // 1024} KB", "")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise BadModelFile(str(path), 1, "", f"cannot be read: {problem}", "") from problem
+    row = parse(text, str(path))
     if row["id"] != path.stem:
         raise BadModelFile(str(path), 1, "id", f"{row['id']!r} is not the file's name", path.stem)
-    return row
+    return text, row
 
 
 def model(row: Mapping[str, Any]) -> Model:

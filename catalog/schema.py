@@ -159,13 +159,20 @@ QUANTS = {
     "downloads_30d": COUNT,
 }
 
+DEEPEST = 16
+"""Levels of a model file; real ones have four."""
 Fault = tuple[Place, str, str]
 
 
 def parse(text: str, file: str) -> dict[str, Any]:
     """Read one model file and check it. Raises BadModelFile at the first mistake."""
     try:
+        _expect_plain(text, file)
         row: Any = yaml.load(text, Loader=yaml.CSafeLoader)
+    except ValueError as problem:
+        if isinstance(problem, BadModelFile):
+            raise
+        raise BadModelFile(file, 1, "", f"not a value: {problem}", "") from problem
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         reason = getattr(problem, "problem", None) or "it holds characters that YAML forbids"
@@ -173,6 +180,16 @@ def parse(text: str, file: str) -> dict[str, Any]:
     for path, problem, allowed in faults(row):
         raise BadModelFile(file, _line(text, path), ".".join(path), problem, allowed)
     return row
+
+
+def _expect_plain(text: str, file: str) -> None:
+    """Raise BadModelFile for aliases, a few lines of which can stand for gigabytes, and for deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            reason = "aliases (*) are not supported" if isinstance(event, yaml.AliasEvent) else "nested too deeply"
+            raise BadModelFile(file, event.start_mark.line + 1 if event.start_mark else 1, "", reason, "")
 
 
 def faults(row: Any) -> Iterator[Fault]:

@@ -18,8 +18,10 @@ from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Service
+from state.settings import ConfigProblem
 from state.stack import Tier, engines_of, served_by
 from state.worker import current
+from tasks import config_problems
 from tasks.engines import notes
 
 PROBE_S = 0.5
@@ -57,6 +59,8 @@ class StatusReport:
     tiers: list[Tier]
     jobs: list[dict[str, Any]]
     """Id, kind, state and phase of the jobs that have not ended, the oldest first."""
+    config: list[ConfigProblem]
+    """What is wrong with the files that users edit."""
     cloud: dict[str, Any]
     """Whether requests may leave the machine as a last resort, to which model, and what they cost today."""
 
@@ -73,6 +77,7 @@ class StatusReport:
             "worker": {"state": self.worker.state, "pid": self.worker.pid},
             "services": self.services,
             "jobs": self.jobs,
+            "config": [problem.document() for problem in self.config],
             "cloud": self.cloud,
             "stack": {"tiers": [self._tier(tier) for tier in self.tiers]},
         }
@@ -117,6 +122,7 @@ def collect(db: Database) -> StatusReport:
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
+        config=config_problems.listing(db.home),
         cloud=cloud_today(db.home),
     )
 
@@ -124,7 +130,7 @@ def collect(db: Database) -> StatusReport:
 def empty(home: Home) -> StatusReport:
     """Return the report on a home that has no state.db."""
     endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
-    return StatusReport({}, endpoint, STOPPED, [], {}, [], [], [], cloud_today(home))
+    return StatusReport({}, endpoint, STOPPED, [], {}, [], [], [], config_problems.listing(home), cloud_today(home))
 
 
 def _services(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import struct
 import sys
 from pathlib import Path
 from typing import IO, Any
+
+from state.errors import MlxqError
 
 F_PREALLOCATE, F_FULLFSYNC = 42, 51
 F_ALLOCATEALL, F_PEOFPOSMODE = 4, 3
@@ -63,6 +66,22 @@ def preallocate(descriptor: int, size: int) -> None:
         request = struct.pack("Iiqqq", F_ALLOCATEALL, F_PEOFPOSMODE, 0, size, 0)
         with contextlib.suppress(OSError):
             fcntl.fcntl(descriptor, F_PREALLOCATE, request)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Move what lies at a path, a folder too, to a free name beside it, and return that; None where nothing is.
+
+    Raises MlxqError.
+    """
+    if not os.path.lexists(path):
+        return None
+    names = (path.with_name(f"{path.name}.bad{number or ''}") for number in itertools.count())
+    aside = next(name for name in names if not os.path.lexists(name))
+    try:
+        path.rename(aside)
+    except OSError as problem:
+        raise MlxqError(f"Cannot move {path}: {problem.strerror}.", hint=f"ls -la {path.parent}") from problem
+    return aside
 
 
 def tail(path: Path, most_bytes: int) -> str:

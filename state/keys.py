@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from state import files
+from state.config import good, text
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
 from state.secrets import generate
@@ -49,13 +50,32 @@ def digest(key: str) -> str:
 def read(path: Path) -> dict[str, Key]:
     """Return every key by its digest; an absent file holds none. Raises Damaged."""
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_bytes())
-        keys = [_key(row) for row in rows]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise Damaged(f"Cannot read the apps' keys in {path}.", hint=f"mv {path} {path}.damaged") from problem
-    return {key.digest: key for key in keys}
+        written = text.read(path)
+        keys = {} if written is None else _parse(written)
+    except (text.Unreadable, ValueError, TypeError, KeyError, RecursionError) as problem:
+        raise Damaged(
+            f"Cannot read the apps' keys in {path}.",
+            done="The gateway takes the keys that were valid last.",
+            hint=f"mv {path} {path}.damaged",
+        ) from problem
+    if written is not None:
+        good.keep(Home(path.parent), path.name, written)
+    return keys
+
+
+def usable(path: Path) -> tuple[dict[str, Key], Damaged | None]:
+    """Return the keys that count, and what is wrong: those of the last valid file where this one cannot be read."""
+    try:
+        return read(path), None
+    except Damaged as problem:
+        last = good.read(Home(path.parent), path.name)
+        return (_parse(last) if last else {}), problem
+
+
+def _parse(written: str) -> dict[str, Key]:
+    """Return the keys of a file's text by their digests. Raises ValueError, TypeError, KeyError, RecursionError."""
+    rows: list[dict[str, Any]] = json.loads(written)
+    return {key.digest: key for key in map(_key, rows)}
 
 
 def create(
@@ -88,7 +108,7 @@ def admit(path: Path, host: str) -> None:
     Raises UsageProblem when other machines could reach it while no app has a key: people would pass mlxq's own
     around, which opens everything and cannot be revoked.
     """
-    if not ipaddress.ip_address(host).is_loopback and not read(path):
+    if not ipaddress.ip_address(host).is_loopback and not usable(path)[0]:
         raise UsageProblem(
             f"The gateway listens on {host} only when apps have keys of their own, and there is none.",
             hint="mlxq keys create my-app",
@@ -102,6 +122,7 @@ def _key(row: dict[str, Any]) -> Key:
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
     try:
-        files.replace_private(path, json.dumps([asdict(key) for key in keys.values()], indent=1))
+        files.replace_private(path, written := json.dumps([asdict(key) for key in keys.values()], indent=1))
     except OSError as problem:
         raise MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.") from problem
+    good.keep(Home(path.parent), path.name, written)  # at once: a key that was revoked must not count again

@@ -1,20 +1,27 @@
 """The user's settings: one table feeds validation, help, documents and the command line.
 
 A value comes from the environment (MLXQ_<NAME>), else from config.yaml, else from the table. It is checked
-on every load, so a file edited by hand is held to the same rules as `mlxq config set`.
+on every load, so a file edited by hand is held to the same rules as `mlxq config set`. What is wrong never stops a
+program: the last valid value counts instead, and the problem is told.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from state import files
+from state.config import good, mapping
+from state.config import text as texts
+from state.config.mapping import Entry
+from state.config.text import Unreadable
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
@@ -22,7 +29,7 @@ AUTO = "auto"
 ENGINES = ("vllm-mlx", "rapid-mlx")
 """Those of catalog/engines.yaml, which this package may not read; a test compares them."""
 
-Source = Literal["environment", "file", "default"]
+Source = Literal["environment", "file", "last valid file", "default"]
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,9 @@ def _pairs(text: str) -> dict[str, str]:
 
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}")
 LARGEST_CAP_USD = 1000
+LONGEST_VALUE = 80
+"""Letters of a wrong value that a message repeats."""
+PORTS = ("litellm-port", "page-port", "tier-port-base")
 PORT = _number(1024, 65000)
 TIER_PORTS = 10
 """Number of ports, from tier-port-base on, that belong to the tiers."""
@@ -266,120 +276,357 @@ SETTINGS: tuple[Setting, ...] = (
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 
+@dataclass(frozen=True)
+class ConfigProblem:
+    """Something wrong with the settings, and what mlxq does instead."""
+
+    message: str
+    done: str
+    hint: str
+    """The command that cures it."""
+    names: tuple[str, ...] = ()
+    """The settings that have no value of their own because of it."""
+    warning: bool = False
+    """Whether it changes nothing."""
+
+    def document(self) -> dict[str, str]:
+        """Return the problem as commands print it as JSON."""
+        return {"message": self.message, "done": self.done, "hint": self.hint}
+
+    def error(self) -> UsageProblem:
+        """Return the problem as an error."""
+        return UsageProblem(self.message, done=self.done, hint=self.hint)
+
+
 class Settings:
     """All settings as they are now."""
 
-    def __init__(self, values: Mapping[str, Value]) -> None:
+    def __init__(self, values: Mapping[str, Value], problems: Sequence[ConfigProblem] = ()) -> None:
         self.values = values
+        self.problems = tuple(problems)
 
     def __getitem__(self, name: str) -> Any:
         """Return one setting's value."""
         return self.values[name].value
 
     def models(self, home: Home) -> Path:
-        """Return the folder for weights."""
+        """Return the folder for weights. Raises UsageProblem where it is not known: weights go nowhere else."""
+        problem = self.unknown("model-dir")
+        if problem is not None:
+            raise problem.error()
         return Path(self["model-dir"]) if self["model-dir"] else home.models
+
+    def unknown(self, name: str) -> ConfigProblem | None:
+        """Return the problem for which a setting has its default although the user may have set it."""
+        if self.values[name].source != "default":
+            return None
+        return next((problem for problem in self.problems if name in problem.names), None)
 
 
 def find(name: str) -> Setting:
     """Return the setting of that name. Raises UsageProblem with the nearest name."""
     if name in BY_NAME:
         return BY_NAME[name]
+    raise UsageProblem(f"There is no setting {name!r}.{_nearest(name)}", hint="mlxq config list")
+
+
+def _nearest(name: str) -> str:
     near = difflib.get_close_matches(name, BY_NAME, n=1)
-    raise UsageProblem(
-        f"There is no setting {name!r}." + (f" Did you mean {near[0]}?" if near else ""), hint="mlxq config list"
-    )
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+_loaded: dict[Path, tuple[Any, Settings]] = {}
+"""The settings of a home, and the state of the file and the environment that they were made of."""
 
 
 def load(home: Home) -> Settings:
-    """Read all settings. Raises UsageProblem that names the file, the key and what is allowed."""
-    return _checked(home, read_file(home))
+    """Read all settings. What is wrong is in `problems`, and has the last valid value or the default."""
+    now = state(home)
+    if home.root not in _loaded or _loaded[home.root][0] != now:
+        _loaded[home.root] = (now, _read(home))
+    return _loaded[home.root][1]
 
 
-def _checked(home: Home, written: Mapping[str, Any]) -> Settings:
-    """Check each setting by its own rule, and that the ports differ."""
-    settings = Settings({setting.name: _value(setting, written, home) for setting in SETTINGS})
-    tiers = range(settings["tier-port-base"], settings["tier-port-base"] + TIER_PORTS)
-    for name in ("litellm-port", "page-port"):
-        if settings[name] in tiers:
-            raise UsageProblem(
-                f"{name} {settings[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
-                hint=f"mlxq config set {name} {tiers[-1] + 1}",
-            )
-    if settings["litellm-port"] == settings["page-port"]:
-        port = settings["page-port"]
-        raise UsageProblem(f"litellm-port and page-port are both {port}.", hint=f"mlxq config set page-port {port + 1}")
-    return settings
-
-
-def _value(setting: Setting, written: Mapping[str, Any], home: Home) -> Value:
-    value = os.environ.get(setting.variable)
-    if value is not None:
-        return Value(setting, check(setting, value, setting.variable), "environment")
-    if setting.name in written:
-        return Value(setting, check(setting, written[setting.name], str(home.config)), "file")
-    return Value(setting, setting.default, "default")
-
-
-def check(setting: Setting, value: Any, origin: str = "") -> Any:
-    """Return the value that was meant; `origin` says what holds it already. Raises UsageProblem."""
+def state(home: Home) -> Any:
+    """Return what changes whenever the settings may have changed."""
+    environment = tuple(os.environ.get(setting.variable) for setting in SETTINGS)
     try:
-        return setting.parse(value)
-    except ValueError as problem:
-        shown = "that value" if setting.secret else repr(value)
-        prefix = f"{origin}: " if origin else ""
-        verb = "reset" if origin else "get"
-        raise UsageProblem(
-            f"{prefix}{setting.name} must be {problem}, not {shown}.", hint=f"mlxq config {verb} {setting.name}"
-        ) from problem
+        stat = home.config.stat()
+    except OSError as problem:
+        return environment, problem.errno, home.config.is_symlink()
+    return environment, stat.st_ino, stat.st_mtime_ns, stat.st_size, stat.st_mode
 
 
-def read_file(home: Home) -> dict[str, Any]:
-    """Return what config.yaml holds. Raises UsageProblem when it is not a mapping of known settings."""
+def _read(home: Home) -> Settings:
+    """Read the file, and keep its valid part for the time when it is wrong."""
+    before = _last_valid(home)
     try:
-        text = home.config.read_text()
-    except FileNotFoundError:
+        entries = _parsed(home, kept=bool(before))
+    except Unreadable as problem:
+        return _settled(home.config, before, {}, [_unreadable(home.config, problem)])
+    written = {entry.name: entry for entry in entries if entry.name in BY_NAME}
+    found = _settled(home.config, before, written, [*_warnings(home.config, entries)])
+    _keep(home, found)
+    return found
+
+
+def _parsed(home: Home, *, kept: bool) -> list[Entry]:
+    """Return what config.yaml holds. Raises Unreadable, also for an empty file where one with settings was `kept`."""
+    text = texts.read(home.config)
+    if text == "" and kept:
+        raise Unreadable("it is empty")
+    return mapping.parse(text or "")
+
+
+def _last_valid(home: Home) -> dict[str, Any]:
+    """Return the settings of the last valid file, each checked again: a newer mlxq may have other rules."""
+    try:
+        entries = mapping.parse(good.read(home, home.config.name) or "")
+    except Unreadable:
         return {}
+    valid: dict[str, Any] = {}
+    for entry in entries:
+        if entry.name in BY_NAME and not entry.fault:
+            with contextlib.suppress(ValueError):
+                valid[entry.name] = BY_NAME[entry.name].parse(entry.value)
+    return valid
+
+
+def _keep(home: Home, found: Settings) -> None:
+    """Keep what counts now of the file; secrets too, as the file has them, and under the same mode."""
     import yaml
 
+    valid = {name: value.value for name, value in found.values.items() if value.source in {"file", "last valid file"}}
+    overridden = {
+        name: given for name, given in _last_valid(home).items() if found.values[name].source == "environment"
+    }
+    kept = overridden | valid
+    good.keep(home, home.config.name, yaml.safe_dump(kept, sort_keys=True) if kept else "# all defaults\n")
+
+
+def _unreadable(path: Path, problem: Unreadable) -> ConfigProblem:
+    line = f", line {problem.line}" if problem.line else ""
+    return ConfigProblem(
+        f"Cannot read the settings in {path}{line}: {problem.reason}.",
+        "The last valid settings count; the file was left as it is.",
+        "mlxq config edit",
+        tuple(BY_NAME),
+    )
+
+
+def _warnings(path: Path, entries: list[Entry]) -> Iterator[ConfigProblem]:
+    """Yield what is odd about a file and changes no value: settings that this mlxq does not have, or has twice."""
+    for entry in entries:
+        if entry.name not in BY_NAME:
+            yield ConfigProblem(
+                f"{path}, line {entry.line}: this mlxq has no setting {entry.name!r}.{_nearest(entry.name)}",
+                "It is kept, and has no effect.",
+                f"mlxq config reset {shlex.quote(entry.name)}",
+                warning=True,
+            )
+    for entry in mapping.repeated(entries):
+        yield ConfigProblem(
+            f"{path}, line {entry.line}: {entry.name} is set again further down.",
+            "The last one counts.",
+            "mlxq config edit",
+            warning=True,
+        )
+
+
+def _settled(
+    path: Path, before: Mapping[str, Any], written: Mapping[str, Entry], problems: list[ConfigProblem]
+) -> Settings:
+    """Return the value of each setting. `before`: the last valid ones; `written`: what the file says now."""
+    unreadable = any(problem.names for problem in problems)
+    values: dict[str, Value] = {}
+    for setting in SETTINGS:
+        older = Value(setting, before[setting.name], "last valid file") if setting.name in before else None
+        fallback = older or Value(setting, setting.default, "default")
+        value, problem = _value(path, setting, written.get(setting.name), fallback, unreadable=unreadable)
+        values[setting.name] = value
+        problems += [problem] if problem else []
+    return _with_ports_apart(path, Settings(values, problems), before)
+
+
+def _value(
+    path: Path, setting: Setting, entry: Entry | None, fallback: Value, *, unreadable: bool
+) -> tuple[Value, ConfigProblem | None]:
+    """Return a setting's value, and what is wrong where it is not the one that was given."""
+    given = os.environ.get(setting.variable)
+    if given is not None:
+        try:
+            return Value(setting, setting.parse(given), "environment"), None
+        except ValueError as problem:
+            hint = f"unset {setting.variable}"
+            other = _value_of_file(path, setting, entry, fallback, unreadable=unreadable)[0]
+            return other, _wrong(setting, f"{setting.variable}: {_rule(setting, given, problem)}", other, hint)
+    return _value_of_file(path, setting, entry, fallback, unreadable=unreadable)
+
+
+def _value_of_file(
+    path: Path, setting: Setting, entry: Entry | None, fallback: Value, *, unreadable: bool
+) -> tuple[Value, ConfigProblem | None]:
+    if entry is None:
+        return (fallback if unreadable else Value(setting, setting.default, "default")), None
+    where, hint = f"{path}, line {entry.line}", f"mlxq config reset {setting.name}"
+    if entry.fault:
+        return fallback, _wrong(setting, f"{where}: {setting.name} cannot be read: {entry.fault}.", fallback, hint)
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as problem:
-        mark = getattr(problem, "problem_mark", None)
-        location = f", line {mark.line + 1}" if mark else ""
-        raise UsageProblem(
-            f"{home.config}{location}: this is not YAML.", done="It was left as it is.", hint=f"$EDITOR {home.config}"
-        ) from problem
-    if not isinstance(document or {}, dict):
-        raise UsageProblem(f"{home.config}: this must be `name: value` lines.", hint=f"$EDITOR {home.config}")
-    written: dict[Any, Any] = dict(document or {})
-    return {find(str(name)).name: value for name, value in written.items()}
+        return Value(setting, setting.parse(entry.value), "file"), None
+    except ValueError as problem:
+        return fallback, _wrong(setting, f"{where}: {_rule(setting, entry.value, problem)}", fallback, hint)
 
 
-def write(home: Home, name: str, text: Any) -> Any:
-    """Set one setting in config.yaml and return the value. Raises UsageProblem."""
+def _wrong(setting: Setting, message: str, used: Value, hint: str) -> ConfigProblem:
+    return ConfigProblem(
+        message,
+        f"{used.shown if used.shown not in ('', None) else 'The default'} counts instead"
+        + (", as before." if used.source == "last valid file" else "."),
+        hint,
+        (setting.name,),
+    )
+
+
+def _rule(setting: Setting, given: Any, problem: ValueError) -> str:
+    said = "that value" if setting.secret else _brief(given)
+    return f"{setting.name} must be {problem}, not {said}."
+
+
+def _brief(given: Any) -> str:
+    """Return a value as it was given, short enough for a line."""
+    text = repr(given)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def _with_ports_apart(path: Path, found: Settings, before: Mapping[str, Any]) -> Settings:
+    """Keep the ports apart: where two are the same, the last valid ones count, else the defaults."""
+    clash = _clash(found)
+    if clash is None:
+        return found
+    values = dict(found.values)
+    for name in PORTS:
+        known = name in before
+        values[name] = Value(BY_NAME[name], before[name] if known else BY_NAME[name].default, "last valid file")
+        if not known:
+            values[name] = Value(BY_NAME[name], BY_NAME[name].default, "default")
+    done = f"{', '.join(f'{name} {values[name].value}' for name in PORTS)} count instead."
+    problem = ConfigProblem(f"{path}: {clash.message}", done, clash.hint or "mlxq config edit", PORTS)
+    return Settings(values, [*found.problems, problem])
+
+
+def _clash(found: Settings) -> UsageProblem | None:
+    """Return what is wrong with the ports together, or None."""
+    tiers = range(found["tier-port-base"], found["tier-port-base"] + TIER_PORTS)
+    for name in ("litellm-port", "page-port"):
+        if found[name] in tiers:
+            return UsageProblem(
+                f"{name} {found[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
+                hint=f"mlxq config set {name} {tiers[-1] + 1}",
+            )
+    if found["litellm-port"] == found["page-port"]:
+        port = found["page-port"]
+        return UsageProblem(
+            f"litellm-port and page-port are both {port}.", hint=f"mlxq config set page-port {port + 1}"
+        )
+    return None
+
+
+def last_valid_text(home: Home) -> bytes | None:
+    """Return the last valid config.yaml, in YAML; None where none was kept."""
+    kept = good.read(home, home.config.name)
+    return kept.encode() if kept and _last_valid(home) else None
+
+
+def problems_of(home: Home, path: Path) -> list[ConfigProblem]:
+    """Return what is wrong with a file that is to take the place of config.yaml."""
+    try:
+        entries = mapping.parse(texts.read(path) or "")
+    except Unreadable as problem:
+        return [_unreadable(path, problem)]
+    written = {entry.name: entry for entry in entries}
+    return list(_settled(path, _last_valid(home), _known(written), [*_warnings(path, entries)]).problems)
+
+
+def replace_file(home: Home, path: Path) -> None:
+    """Put a file in the place of config.yaml, whatever lies there; what it was is config.yaml.old. Raises MlxqError."""
+    try:
+        if home.config.is_dir() and not home.config.is_symlink():
+            files.set_aside(home.config)
+        elif os.path.lexists(home.config):
+            home.config.replace(home.config.with_suffix(".yaml.old"))
+        path.chmod(0o600)
+        path.replace(home.config)
+    except OSError as problem:
+        raise MlxqError(f"Cannot write {home.config}: {problem.strerror}.", hint=f"ls -la {home.root}") from problem
+    load(home)
+
+
+def check(setting: Setting, given: Any) -> Any:
+    """Return the value that was meant. Raises UsageProblem."""
+    try:
+        return setting.parse(given)
+    except ValueError as problem:
+        raise UsageProblem(_rule(setting, given, problem), hint=f"mlxq config get {setting.name}") from problem
+
+
+def write(home: Home, name: str, given: Any) -> Any:
+    """Set one setting in config.yaml and return the value; what else is in the file is kept, also what is wrong.
+
+    Raises UsageProblem for a value that is not allowed, or a file that cannot be read.
+    """
     setting = find(name)
-    value = check(setting, text)
-    written = read_file(home) | {name: value}
-    _checked(home, written)
-    _save(home, written)
+    value = check(setting, given)
+    written = {entry.name: entry for entry in _entries(home)}
+    changed = written | {name: Entry(name, 0, value)}
+    clash = _clash(_settled(home.config, _last_valid(home), _known(changed), []))
+    if clash is not None and name in PORTS:
+        raise clash
+    _save(home, changed)
     return value
 
 
-def reset(home: Home, name: str | None) -> None:
-    """Bring one setting, or all, back to the default; a broken file is kept as config.yaml.bad."""
+def _known(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    return {name: entry for name, entry in entries.items() if name in BY_NAME}
+
+
+def _entries(home: Home) -> list[Entry]:
+    """Return what config.yaml holds. Raises UsageProblem for a file that cannot be read."""
+    try:
+        return _parsed(home, kept=False)
+    except Unreadable as problem:
+        raise _unreadable(home.config, problem).error() from problem
+
+
+def reset(home: Home, name: str | None) -> Path | None:
+    """Bring one setting, or all, back to the default, whatever lies in the place of config.yaml.
+
+    Return where the old file is, if it was not kept up: all are reset, or it cannot be read, when the other settings
+    have their last valid values. Raises UsageProblem for a name that is neither a setting nor in the file.
+    """
+    try:
+        entries = {entry.name: entry for entry in _parsed(home, kept=False)}
+    except Unreadable:
+        entries = None
+    if name is not None and name not in (entries or {}):
+        find(name)
     if name is None:
-        if home.config.exists():
-            home.config.replace(home.config.with_suffix(".yaml.bad"))
-        return
-    setting = find(name)
-    _save(home, {key: value for key, value in read_file(home).items() if key != setting.name})
+        return files.set_aside(home.config)
+    if entries is not None:
+        _save(home, {key: entry for key, entry in entries.items() if key != name})
+        return None
+    kept = {key: Entry(key, 0, value) for key, value in _last_valid(home).items() if key != name}
+    aside = files.set_aside(home.config)
+    _save(home, kept)
+    return aside
 
 
-def _save(home: Home, values: Mapping[str, Any]) -> None:
+def _save(home: Home, entries: Mapping[str, Entry]) -> None:
+    """Write config.yaml. What YAML could not read of it is written as it can be read: the reason was told."""
     import yaml
 
-    write_private(home.make().config, yaml.safe_dump(dict(values), sort_keys=True))
+    values = {name: entry.value for name, entry in entries.items()}
+    write_private(home.make().config, yaml.safe_dump(values, sort_keys=True) if values else "")
+    load(home)
 
 
 def write_private(path: Path, text: str) -> None:

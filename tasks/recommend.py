@@ -13,29 +13,39 @@ from catalog.machine import Machine
 from catalog.model import Model
 from catalog.offer import BUILTIN
 from catalog.pick import Recommendation
-from catalog.problems import BadModelFile, UnknownModel
+from catalog.problems import UnknownModel
 from catalog.search import TooSmall
 from catalog.speed import Measured
 from state import bench, settings
+from state.config import good
 from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
 from state.paths import Home
 from state.settings import Settings
 from state.stack import Tier, engines_of
 
+CATALOG = "catalog"
+"""The folder of the last valid model files, as state.config.good names it."""
 CONVERTED = ("int4", "int8", "bf16")
 """What mlx-lm makes of a repo that holds no MLX weights."""
 
 
 def all_models(home: Home) -> dict[str, Model]:
-    """Return every model, the user's own files laid over the shipped ones.
+    """Return every model, the user's own files laid over the shipped ones; `file_problems` says what is wrong there."""
+    return load.entries(home.catalog, good.folder(home, CATALOG)) if home.catalog.exists() else load.entries()
 
-    Raises UsageProblem with file, line, field and allowed values of a file that is wrong.
+
+def file_problems(home: Home) -> list[str]:
+    """Return what is wrong with the user's own model files, with file, line, field and allowed values.
+
+    Keeps a copy of those that are right, which counts while they are wrong.
     """
-    try:
-        return load.entries(home.catalog)
-    except BadModelFile as problem:
-        raise UsageProblem(str(problem), hint="mlxq catalog check") from problem
+    if not home.catalog.exists():
+        return []
+    overlay = load.read_overlay(home.catalog)
+    for name, text in overlay.texts.items():
+        good.keep(home, f"{CATALOG}/{name}", text)
+    return [str(problem) for problem in overlay.problems]
 
 
 def find(name: str, models: Mapping[str, Model]) -> Match:

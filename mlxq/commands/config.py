@@ -8,8 +8,9 @@ from typing import Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from mlxq import options, render
+from mlxq import config_edit, options, render
 from state import keys, settings
+from state.errors import UsageProblem
 from state.paths import get_home
 
 HOST = "gateway-host"
@@ -29,7 +30,8 @@ class SettingName(click.ParamType[str]):
 def command() -> None:
     """Read and change settings.
 
-    A value comes from the environment (MLXQ_<NAME>), else from config.yaml, else from the built-in default.
+    A value comes from the environment (MLXQ_<NAME>), else from config.yaml, else from the built-in default. Where one
+    is wrong, the last valid value is used, and `mlxq status` shows the problem.
     """
 
 
@@ -37,14 +39,23 @@ def command() -> None:
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List all settings with their values and sources."""
-    values = list(settings.load(get_home()).values.values())
+    found = settings.load(get_home())
+    values = list(found.values.values())
     if as_json:
-        render.data({"settings": [_row(value) for value in values]})
+        config = [problem.document() for problem in found.problems]
+        render.data({"settings": [_row(value) for value in values], "config": config})
         return
     render.table(
         ["SETTING", "VALUE", "SOURCE", "MEANING"],
         [[value.setting.name, _text(value.shown), value.source, value.setting.help] for value in values],
     )
+    _problems(found)
+
+
+def _problems(found: settings.Settings) -> None:
+    """Show what is wrong with the settings, each with its cure."""
+    for problem in found.problems:
+        render.say(f"\n{problem.message} {problem.done}\nCure: {problem.hint}")
 
 
 @command.command()
@@ -52,7 +63,9 @@ def listing(*, as_json: bool) -> None:
 @options.as_json
 def get(name: str, *, as_json: bool) -> None:
     """Print the value of NAME."""
-    value = settings.load(get_home()).values[settings.find(name).name]
+    found = settings.load(get_home())
+    value = found.values[settings.find(name).name]
+    _problems(settings.Settings({}, [problem for problem in found.problems if name in problem.names]))
     if as_json:
         render.data(_row(value))
     else:
@@ -84,12 +97,41 @@ def put(name: str, value: str) -> None:
 @click.argument("name", type=SettingName(), required=False)
 @click.option("--all", "everything", is_flag=True, help="Reset all settings.")
 def reset(name: str | None, *, everything: bool) -> None:
-    """Reset NAME, or all settings, to the default."""
+    """Reset NAME, or all settings, to the default.
+
+    Works on any file. One that cannot be read is moved aside, and the other settings get their last valid values.
+    """
     if (name is None) != everything:
         raise click.UsageError("Name a setting, or pass --all.")
-    settings.reset(get_home(), name)
-    backup = f" The old file is {get_home().config}.bad." if everything else ""
+    aside = settings.reset(get_home(), name)
+    backup = f" The old file is {aside}." if aside else ""
     render.say(f"Reset {name or 'all settings'} to the default.{backup}")
+
+
+@command.command()
+def edit() -> None:
+    """Edit the settings in $VISUAL or $EDITOR.
+
+    The file is checked afterwards; the old one stays in use until the new one is right, and is kept as config.yaml.old.
+    """
+    home = get_home()
+    draft = config_edit.begin(home)
+    while True:
+        config_edit.run_editor(draft.path)
+        problems = config_edit.check(home, draft)
+        if not problems:
+            break
+        for problem in problems:
+            render.say(f"{problem.message}")
+        if not sys.stdin.isatty() or not click.confirm("Edit again", default=True, err=True):
+            raise UsageProblem(
+                "The settings were not changed.", done=f"What you wrote is in {draft.path}.", hint="mlxq config edit"
+            )
+    changed = config_edit.finish(home, draft)
+    render.say("The settings were changed." if changed else "Nothing was changed.")
+    _problems(settings.load(home))
+    if changed:
+        render.next_step("mlxq up" if _is_set_up() else "mlxq setup")
 
 
 def _is_set_up() -> bool:

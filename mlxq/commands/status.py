@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from state import wakeup
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from state.service import Observed
+from state.settings import ConfigProblem
 from state.stack import Tier, served_by
 
 LOOK_S = 2.0
@@ -200,6 +201,14 @@ def _services(status: StatusReport) -> None:
     _tiers(status)
     for name, cause, _ in status.troubles:
         click.echo(f"\n{name}: {cause}")
+    config(status.config)
+
+
+def config(problems: Sequence[ConfigProblem]) -> None:
+    """Show what is wrong with the files that users edit, what mlxq does instead, and the cure."""
+    for problem in problems:
+        click.echo()
+        render.prose(f"{problem.message} {problem.done} Cure: {problem.hint}", "config: ")
 
 
 def _rows(status: StatusReport, service: dict[str, Any]) -> list[list[Any]]:
@@ -244,6 +253,7 @@ def _row(service: dict[str, Any]) -> list[Any]:
 def _next(status: StatusReport) -> None:
     """Name the one command that helps most now."""
     hints = [hint for _, _, hint in status.troubles if hint]
+    hints += [problem.hint for problem in status.config if not problem.warning]
     states = {service["state"] for service in status.services}
     if status.jobs:
         render.next_step(f"mlxq jobs watch {status.jobs[0]['id']}")

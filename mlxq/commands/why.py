@@ -9,12 +9,14 @@ from typing import Any
 import click
 
 from mlxq import jobs_client, options, render, service_events, service_status
+from mlxq.commands import status
 from mlxq.service_events import EventView
 from state import service, stack
 from state.db import Database
 from state.paths import get_home
 from state.service import Service
 from state.stack import Tier
+from tasks import config_problems
 
 HEADERS = ("TIME", "SERVICE", "REASON", "MESSAGE")
 TIME = 19
@@ -34,13 +36,17 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
     Shows exits, failures, restarts and the last change of each service, with exit code or signal, the last lines of
     the log, and the time of the next try.
     """
-    with jobs_client.reading(get_home()) as db:
+    home = get_home()
+    problems = config_problems.listing(home)
+    with jobs_client.reading(home) as db:
         tiers = stack.tiers(db)
         engine = stack.services(tiers, [name])[0] if name else None
         events = service_events.events(db, engine, limit=limit, everything=everything)
         services = [row for row in service.listing(db) if engine in (None, row.name)]
         if as_json:
-            render.data({"events": [asdict(event) for event in events], "services": [_row(row) for row in services]})
+            rows = [_row(row) for row in services]
+            config = [problem.document() for problem in problems]
+            render.data({"events": [asdict(event) for event in events], "services": rows, "config": config})
             return
         _print(events)
         for row in services:
@@ -48,6 +54,7 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
         for tier in tiers:
             if name == tier.name or (name is None and tier.desired == "down"):
                 _explain_tier(tier, tiers)
+        status.config(problems)
 
 
 def _print(events: Sequence[EventView]) -> None:

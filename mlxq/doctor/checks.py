@@ -23,14 +23,14 @@ from catalog.intent import AGENTS
 from mlxq import autostart, prompt_reuse, service_status, status_report
 from mlxq.doctor import rules
 from mlxq.doctor.rules import Finding
-from state import facts, files, keys, secrets, settings, stack, wakeup, worker
+from state import facts, files, secrets, settings, stack, wakeup, worker
 from state import service as services
 from state.db import Database, read_database
 from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 from state.ports import listing as listening
 from state.stack import Tier
-from tasks import worker_status
+from tasks import config_problems, worker_status
 from tasks.engines import installed, serving
 from tasks.system import free_space, hardware, memory, ports, process, tool
 
@@ -191,9 +191,8 @@ def _home(home: Home) -> list[Finding]:
     findings = rules.modes([(str(path), mode(path)) for path in private if path.exists()])
     for path in stale_sockets(home):
         findings.append(rules.warning("home", f"{path} is a stale socket", "mlxq doctor --fix", fix="sockets"))
-    settings.load(home)
+    findings += map(rules.config, config_problems.listing(home))
     secrets.read(home.secrets)
-    keys.read(keys.file(home))
     return findings
 
 

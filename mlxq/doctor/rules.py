@@ -12,6 +12,7 @@ from mlxq.autostart.unit import AutostartStatus
 from mlxq.prompt_reuse import REREADS, PromptReuse
 from mlxq.service_status import WAITING, ServiceStatus
 from state.service import Observed
+from state.settings import ConfigProblem
 
 Version = tuple[int, ...]
 
@@ -74,6 +75,12 @@ def warning(area: str, text: str, hint: str | None = None, fix: str | None = Non
 def error(area: str, text: str, hint: str | None = None, fix: str | None = None) -> Finding:
     """Return something that keeps mlxq from working."""
     return Finding(area, Grade.FAIL, text, hint, fix)
+
+
+def config(problem: ConfigProblem) -> Finding:
+    """Check a file that users edit."""
+    grade = warning if problem.warning else error
+    return grade("config", f"{problem.message.rstrip('.')}; {problem.done.rstrip('.')}", problem.hint)
 
 
 def python(version: Version, platform: str, machine: str, *, translated: bool = False) -> Finding:

@@ -19,14 +19,17 @@ from state.job import Job
 from state.safe_mode import SafeMode
 from state.sample import Sample
 from state.service import Service
+from state.settings import ConfigProblem
 from state.stack import Tier
 from tasks import worker_status
+from tasks.config_problems import ConfigWatch
 from tasks.plan.request_stats import EngineRequest
 from tasks.worker_status import WorkerState
 
 HOUR_S = 3600
 ATTENTION_S = 7 * 86_400
 """Failures older than a week are not shown as needing attention."""
+CONFIG = ConfigWatch()
 MOST_ATTENTION = 8
 MOST_RECORD = 12
 MOST_STORY = 60
@@ -147,6 +150,8 @@ class Snapshot:
     """Usage by tier in the last seven days, as `usage.totals` returns it."""
     cloud: dict[str, Any]
     """As in `mlxq status --json`."""
+    config: Sequence[ConfigProblem]
+    """What is wrong with the files that users edit."""
 
 
 def take(db: Database, engines: Engines) -> Snapshot:
@@ -180,6 +185,7 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         trends=_trends(db, str(machine.get("chip", ""))),
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - prompt_reuse.WEEK_S))),
         cloud=status_report.cloud_today(db.home),
+        config=CONFIG.listing(db.home),
     )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from catalog import load
 from catalog.engines import kind_of
 from state import bench, facts, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Engine
+from tasks import recommend
 from tasks.engines import choice, faults, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
@@ -99,7 +99,7 @@ def facts_of(engine: Engine, home: Home) -> ModelFacts:
     """Return what a program must know of an engine's model."""
     if engine.weights and Path(engine.weights).is_dir():
         return model_facts.read(Path(engine.weights))
-    model = load.entries(home.catalog).get(engine.model)
+    model = recommend.all_models(home).get(engine.model)
     return ModelFacts(kind=kind_of(model)) if model else ModelFacts()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from state import keys
-from state.errors import Damaged
 from state.keys import Key
 
 MASTER_NAME = "mlxq"
@@ -59,10 +58,9 @@ class KeyRing:
             version = None
         if version == self._seen:
             return
-        try:
-            self._keys = keys.read(self._path)
-        except Damaged:
-            self._keys = {}  # no key is better than one that was revoked
+        found, problem = keys.usable(self._path)
+        if problem is None or self._seen is None:  # what was read before this file was damaged counts on
+            self._keys = found
         self._seen = version
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from state import ledger, settings, stack
+from state import event, files, ledger, settings, stack
 from state import service as rows
+from state.config import mapping
+from state.config import text as content
 from state.db import Database
 from state.errors import MlxqError
 from state.paths import Home
@@ -49,20 +51,37 @@ def is_current(home: Home, text: str) -> bool:
 
 
 def write_missing(db: Database, home: Home) -> None:
-    """Write gateway.yaml where a stack has none that this version reads: an older home, or one from a backup.
+    """Write gateway.yaml where there is none but a stack, or one that the gateway could not read.
 
-    Raises UsageProblem, Damaged.
+    It is missing in a home of an older version, or one restored from a backup. An older version's is replaced; one
+    that is damaged is moved aside. Raises UsageProblem, Damaged.
     """
     tiers = stack.tiers(db)
-    if tiers and not _readable(home):
-        settings.write_private(home.gateway_config, wanted_text(db, home, tiers))
-        remove_old(home)
+    if not tiers or _readable(home):
+        return
+    if not _of_older_version(home) and (aside := files.set_aside(home.gateway_config)):
+        log.warning("configuration_rewritten", damaged=str(aside))
+        event.record(db, "configuration_rewritten", service=gateway.SERVICE, cause=f"The damaged one is {aside}.")
+    settings.write_private(home.gateway_config, wanted_text(db, home, tiers))
+    remove_old(home)
 
 
 def _readable(home: Home) -> bool:
-    """Return whether gateway.yaml is there and tells engines and tiers apart; once, a tier was an engine."""
+    """Return whether the gateway could start with gateway.yaml as it is."""
+    from tasks.gateway import routes
+
     try:
-        return home.gateway_config.read_bytes().startswith(b"engines:")
+        entries = mapping.parse(content.read(home.gateway_config) or "")
+        routes.read({entry.name: entry.value for entry in entries}, "cpu")
+    except (content.Unreadable, KeyError, TypeError, AttributeError, ValueError):
+        return False
+    return True
+
+
+def _of_older_version(home: Home) -> bool:
+    """Return whether gateway.yaml was written while each tier was an engine of its own."""
+    try:
+        return home.gateway_config.read_bytes().startswith(b"tiers:")
     except OSError:
         return False
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from state import keys as app_keys
 from state import safe_mode, secrets, settings, stack
+from state.config import text
 from state.db import Database
-from state.errors import NotSetUp
+from state.errors import Damaged, NotSetUp
 from state.paths import Home
 from tasks.engines import serving
 from tasks.engines.choice import EngineChoice
@@ -71,8 +72,7 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
     """
-    if not config.exists():
-        raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
+    _text(config)
     values, keys = settings.load(home), secrets.ensure(home.secrets)
     app_keys.admit(app_keys.file(home), values["gateway-host"])
     port: int = values["litellm-port"]
@@ -89,8 +89,19 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
             cloud_cap_usd=values["cloud-cap-usd"],
         )
 
-    spec_hash = _spec_hash([*argv, config.read_text()], environment(0), _release("litellm"))
+    spec_hash = _spec_hash([*argv, _text(config)], environment(0), _release("litellm"))
     return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
+
+
+def _text(config: Path) -> str:
+    """Return the gateway's configuration. Raises NotSetUp, Damaged."""
+    try:
+        content = text.read(config)
+    except text.Unreadable as problem:
+        raise Damaged(f"Cannot read {config}: {problem.reason}.", hint="mlxq up") from problem
+    if content is None:
+        raise NotSetUp("The gateway has no configuration yet.", hint="mlxq setup")
+    return content
 
 
 def _page(home: Home) -> LaunchSpec:

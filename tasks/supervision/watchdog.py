@@ -17,6 +17,7 @@ from state import event, job, ledger, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, MlxqError, NotFound
 from state.service import ROUTED, SERVING, Service, ServiceEvent, State
+from tasks.config_problems import ConfigWatch
 from tasks.engines import adapters
 from tasks.kinds import new
 from tasks.plan import gateway, gateway_health, health, leak, page
@@ -67,6 +68,7 @@ class Watchdog:
         self._next_look = 0.0
         self._begun = False
         self._escalated = False
+        self._config = ConfigWatch()
         self._awake = SleepInhibitor(memory.stay_awake_argv(os.getpid()))
 
     def tick(self) -> None:
@@ -78,6 +80,8 @@ class Watchdog:
         if not self._busy.acquire(blocking=False):
             return
         try:
+            for problem in self._config.fresh(runtime.home):
+                log.warning("configuration", problem=problem.message, done=problem.done, cure=problem.hint)
             db = runtime.database()
             exits.kills.look()
             if self._wakes.look(memory.asleep_s(), time.monotonic()):

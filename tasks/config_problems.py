@@ -1,0 +1,66 @@
+"""What is wrong with the files that users edit: settings, the apps' keys, model files. None of it stops anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from state import keys, settings
+from state.paths import Home
+from state.settings import ConfigProblem
+
+
+def listing(home: Home) -> list[ConfigProblem]:
+    """Return every problem, each with what mlxq does instead and the command that cures it."""
+    return [*settings.load(home).problems, *_keys(home), *_models(home)]
+
+
+def _keys(home: Home) -> list[ConfigProblem]:
+    _, problem = keys.usable(keys.file(home))
+    return [ConfigProblem(problem.message, problem.done or "", problem.hint or "")] if problem else []
+
+
+def _models(home: Home) -> list[ConfigProblem]:
+    if not home.catalog.exists():
+        return []
+    from tasks import recommend  # it brings the catalog along
+
+    done = "Its last valid version counts, or the shipped model."
+    return [ConfigProblem(problem, done, "mlxq catalog check") for problem in recommend.file_problems(home)]
+
+
+class ConfigWatch:
+    """Reads the files only when one of them has changed; a worker and the page look every two seconds."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._problems: list[ConfigProblem] = []
+
+    def listing(self, home: Home) -> list[ConfigProblem]:
+        """Return every problem."""
+        self.fresh(home)
+        return self._problems
+
+    def fresh(self, home: Home) -> Sequence[ConfigProblem]:
+        """Return the problems that were not there when this was called before."""
+        state = [settings.state(home), *map(_version, [keys.file(home), home.catalog, *_files(home.catalog)])]
+        if state == self._state:
+            return []
+        before, self._state, self._problems = self._problems, state, listing(home)
+        return [problem for problem in self._problems if problem not in before]
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _version(path: Path) -> tuple[int, int, int] | int | None:
+    try:
+        stat = path.stat()
+    except OSError as problem:
+        return problem.errno
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
