@@ -51,17 +51,17 @@ def entries(overlay: Path | None = None, last_valid: Path | None = None) -> dict
 
 def read_overlay(folder: Path, last_valid: Path | None = None) -> Overlay:
     """Read the user's own model files, each on its own; a folder that cannot be read holds none."""
-    found = Overlay({}, {}, [])
-    for path in _files(folder, found.problems):
+    overlay = Overlay({}, {}, [])
+    for path in _files(folder, overlay.problems):
         try:
             text, row = _row(path)
-            found.texts[path.name] = text
+            overlay.texts[path.name] = text
         except BadModelFile as problem:
-            found.problems.append(problem)
+            overlay.problems.append(problem)
             row = _last_valid_row(path, last_valid)
         if row is not None:
-            found.models[row["id"]] = model(row)
-    return found
+            overlay.models[row["id"]] = model(row)
+    return overlay
 
 
 def _files(folder: Path, problems: list[BadModelFile]) -> list[Path]:

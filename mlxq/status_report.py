@@ -15,10 +15,10 @@ from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
 from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
+from state.config.problem import ConfigProblem
 from state.db import Database
 from state.paths import Home
 from state.service import Observed, Service
-from state.settings import ConfigProblem
 from state.stack import Tier, engines_of, served_by
 from state.worker import current
 from tasks import config_problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,8 @@ from typing import Any, Literal, cast
 from state import files
 from state.config import good, mapping
 from state.config import text as texts
-from state.config.mapping import Entry
+from state.config.mapping import ConfigEntry
+from state.config.problem import ConfigProblem
 from state.config.text import Unreadable
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
@@ -229,6 +231,8 @@ LARGEST_CAP_USD = 1000
 LONGEST_VALUE = 80
 """Letters of a wrong value that a message repeats."""
 PORTS = ("litellm-port", "page-port", "tier-port-base")
+GOOD = "settings.json"
+"""The last valid settings, as state.config.good names them."""
 PORT = _number(1024, 65000)
 TIER_PORTS = 10
 """Number of ports, from tier-port-base on, that belong to the tiers."""
@@ -276,28 +280,6 @@ SETTINGS: tuple[Setting, ...] = (
 BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 
-@dataclass(frozen=True)
-class ConfigProblem:
-    """Something wrong with the settings, and what mlxq does instead."""
-
-    message: str
-    done: str
-    hint: str
-    """The command that cures it."""
-    names: tuple[str, ...] = ()
-    """The settings that have no value of their own because of it."""
-    warning: bool = False
-    """Whether it changes nothing."""
-
-    def document(self) -> dict[str, str]:
-        """Return the problem as commands print it as JSON."""
-        return {"message": self.message, "done": self.done, "hint": self.hint}
-
-    def error(self) -> UsageProblem:
-        """Return the problem as an error."""
-        return UsageProblem(self.message, done=self.done, hint=self.hint)
-
-
 class Settings:
     """All settings as they are now."""
 
@@ -336,18 +318,18 @@ def _nearest(name: str) -> str:
 
 
 _loaded: dict[Path, tuple[Any, Settings]] = {}
-"""The settings of a home, and the state of the file and the environment that they were made of."""
+"""The settings of a home, and the version of the file and the environment that they were read from."""
 
 
 def load(home: Home) -> Settings:
-    """Read all settings. What is wrong is in `problems`, and has the last valid value or the default."""
-    now = state(home)
+    """Return all settings. What is wrong is in `problems`, and has the last valid value or the default."""
+    now = version(home)
     if home.root not in _loaded or _loaded[home.root][0] != now:
-        _loaded[home.root] = (now, _read(home))
+        _loaded[home.root] = (now, _load(home))
     return _loaded[home.root][1]
 
 
-def state(home: Home) -> Any:
+def version(home: Home) -> Any:
     """Return what changes whenever the settings may have changed."""
     environment = tuple(os.environ.get(setting.variable) for setting in SETTINGS)
     try:
@@ -357,51 +339,50 @@ def state(home: Home) -> Any:
     return environment, stat.st_ino, stat.st_mtime_ns, stat.st_size, stat.st_mode
 
 
-def _read(home: Home) -> Settings:
+def _load(home: Home) -> Settings:
     """Read the file, and keep its valid part for the time when it is wrong."""
     before = _last_valid(home)
     try:
         entries = _parsed(home, kept=bool(before))
     except Unreadable as problem:
-        return _settled(home.config, before, {}, [_unreadable(home.config, problem)])
-    written = {entry.name: entry for entry in entries if entry.name in BY_NAME}
-    found = _settled(home.config, before, written, [*_warnings(home.config, entries)])
-    _keep(home, found)
-    return found
+        return _Reading(home.config, before, None).settings([_unreadable(home.config, problem)])
+    read = _Reading(home.config, before, entries).settings()
+    _keep(home, read, before)
+    return read
 
 
-def _parsed(home: Home, *, kept: bool) -> list[Entry]:
+def _parsed(home: Home, *, kept: bool) -> list[ConfigEntry]:
     """Return what config.yaml holds. Raises Unreadable, also for an empty file where one with settings was `kept`."""
     text = texts.read(home.config)
     if text == "" and kept:
         raise Unreadable("it is empty")
-    return mapping.parse(text or "")
+    return mapping.parse(text) if text else []
 
 
 def _last_valid(home: Home) -> dict[str, Any]:
     """Return the settings of the last valid file, each checked again: a newer mlxq may have other rules."""
     try:
-        entries = mapping.parse(good.read(home, home.config.name) or "")
-    except Unreadable:
+        kept: dict[str, Any] = json.loads(good.read(home, GOOD) or "{}")
+        items = kept.items()
+    except (ValueError, RecursionError, AttributeError):
         return {}
     valid: dict[str, Any] = {}
-    for entry in entries:
-        if entry.name in BY_NAME and not entry.fault:
+    for name, value in items:
+        if name in BY_NAME:
             with contextlib.suppress(ValueError):
-                valid[entry.name] = BY_NAME[entry.name].parse(entry.value)
+                valid[name] = BY_NAME[name].parse(value)
     return valid
 
 
-def _keep(home: Home, found: Settings) -> None:
-    """Keep what counts now of the file; secrets too, as the file has them, and under the same mode."""
-    import yaml
-
-    valid = {name: value.value for name, value in found.values.items() if value.source in {"file", "last valid file"}}
-    overridden = {
-        name: given for name, given in _last_valid(home).items() if found.values[name].source == "environment"
+def _keep(home: Home, read: Settings, before: Mapping[str, Any]) -> None:
+    """Keep what now counts of the file, as JSON, which takes no library to read."""
+    valid = {
+        name: before.get(name) if value.source == "environment" else value.value
+        for name, value in read.values.items()
+        if value.source in {"file", "last valid file"} or (value.source == "environment" and name in before)
     }
-    kept = overridden | valid
-    good.keep(home, home.config.name, yaml.safe_dump(kept, sort_keys=True) if kept else "# all defaults\n")
+    if valid or before:
+        good.keep(home, GOOD, json.dumps(valid, indent=1))
 
 
 def _unreadable(path: Path, problem: Unreadable) -> ConfigProblem:
@@ -414,127 +395,173 @@ def _unreadable(path: Path, problem: Unreadable) -> ConfigProblem:
     )
 
 
-def _warnings(path: Path, entries: list[Entry]) -> Iterator[ConfigProblem]:
-    """Yield what is odd about a file and changes no value: settings that this mlxq does not have, or has twice."""
-    for entry in entries:
-        if entry.name not in BY_NAME:
-            yield ConfigProblem(
-                f"{path}, line {entry.line}: this mlxq has no setting {entry.name!r}.{_nearest(entry.name)}",
-                "It is kept, and has no effect.",
-                f"mlxq config reset {shlex.quote(entry.name)}",
-                warning=True,
-            )
-    for entry in mapping.repeated(entries):
-        yield ConfigProblem(
-            f"{path}, line {entry.line}: {entry.name} is set again further down.",
-            "The last one counts.",
-            "mlxq config edit",
-            warning=True,
-        )
+@dataclass(frozen=True)
+class _Reading:
+    """One reading of a settings file."""
 
+    path: Path
+    before: Mapping[str, Any]
+    """The last valid values."""
+    entries: Sequence[ConfigEntry] | None
+    """What the file holds; None for one that cannot be read."""
 
-def _settled(
-    path: Path, before: Mapping[str, Any], written: Mapping[str, Entry], problems: list[ConfigProblem]
-) -> Settings:
-    """Return the value of each setting. `before`: the last valid ones; `written`: what the file says now."""
-    unreadable = any(problem.names for problem in problems)
-    values: dict[str, Value] = {}
-    for setting in SETTINGS:
-        older = Value(setting, before[setting.name], "last valid file") if setting.name in before else None
-        fallback = older or Value(setting, setting.default, "default")
-        value, problem = _value(path, setting, written.get(setting.name), fallback, unreadable=unreadable)
-        values[setting.name] = value
-        problems += [problem] if problem else []
-    return _with_ports_apart(path, Settings(values, problems), before)
+    def settings(self, problems: Sequence[ConfigProblem] = ()) -> Settings:
+        """Return each setting's value, and everything that is wrong."""
+        separate = self.separate()
+        return self._with_ports_apart(separate, [*problems, *self._warnings(), *separate.problems])
 
+    def separate(self) -> Settings:
+        """Return the settings, each checked on its own."""
+        read = {setting.name: self._value(setting) for setting in SETTINGS}
+        values = {name: value for name, (value, _) in read.items()}
+        return Settings(values, [problem for _, problem in read.values() if problem])
 
-def _value(
-    path: Path, setting: Setting, entry: Entry | None, fallback: Value, *, unreadable: bool
-) -> tuple[Value, ConfigProblem | None]:
-    """Return a setting's value, and what is wrong where it is not the one that was given."""
-    given = os.environ.get(setting.variable)
-    if given is not None:
+    def _value(self, setting: Setting) -> tuple[Value, ConfigProblem | None]:
+        text = os.environ.get(setting.variable)
+        if text is None:
+            return self._value_of_file(setting)
         try:
-            return Value(setting, setting.parse(given), "environment"), None
+            return Value(setting, setting.parse(text), "environment"), None
         except ValueError as problem:
-            hint = f"unset {setting.variable}"
-            other = _value_of_file(path, setting, entry, fallback, unreadable=unreadable)[0]
-            return other, _wrong(setting, f"{setting.variable}: {_rule(setting, given, problem)}", other, hint)
-    return _value_of_file(path, setting, entry, fallback, unreadable=unreadable)
+            used, message = self._value_of_file(setting)[0], f"{setting.variable}: {_rule(setting, text, problem)}"
+            return used, self._problem(message, used, f"unset {setting.variable}")
+
+    def _value_of_file(self, setting: Setting) -> tuple[Value, ConfigProblem | None]:
+        if self.entries is None:
+            return self._fallback(setting), None
+        entry = next((entry for entry in reversed(self.entries) if entry.name == setting.name), None)
+        if entry is None:
+            return Value(setting, setting.default, "default"), None
+        try:
+            return Value(setting, setting.parse(entry.read()), "file"), None
+        except ValueError as problem:
+            used = self._fallback(setting)
+            message = f"{self.path}, line {entry.line}: {_rule(setting, entry.value, problem)}"
+            return used, self._problem(message, used, f"mlxq config reset {setting.name}")
+
+    def _fallback(self, setting: Setting) -> Value:
+        if setting.name in self.before:
+            return Value(setting, self.before[setting.name], "last valid file")
+        return Value(setting, setting.default, "default")
+
+    def _problem(self, message: str, used: Value, hint: str) -> ConfigProblem:
+        name = used.setting.name
+        value = "its default" if used.source == "default" else f"the last valid value, {used.shown}"
+        return ConfigProblem(message, f"{name} has {value}.", hint, (name,))
+
+    def _warnings(self) -> Iterator[ConfigProblem]:
+        """Yield what is odd and changes no value: settings that this mlxq does not have, or that are set twice."""
+        for entry in self.entries or ():
+            where = f"{self.path}, line {entry.line}"
+            if entry.name not in BY_NAME:
+                yield ConfigProblem(
+                    f"{where}: this mlxq has no setting {entry.name!r}.{_nearest(entry.name)}",
+                    "It is kept, and has no effect.",
+                    f"mlxq config reset {shlex.quote(entry.name)}",
+                    warning=True,
+                )
+            elif entry is not next(other for other in reversed(self.entries or ()) if other.name == entry.name):
+                message = f"{where}: {entry.name} is set again below."
+                yield ConfigProblem(message, "The last line counts.", "mlxq config edit", warning=True)
+
+    def _with_ports_apart(self, read: Settings, problems: list[ConfigProblem]) -> Settings:
+        """Return the settings with the last valid ports, or the default ones, where two ports are the same."""
+        clash = port_clash(read)
+        if clash is None:
+            return Settings(read.values, problems)
+        values = dict(read.values) | {name: self._fallback(BY_NAME[name]) for name in PORTS}
+        done = f"mlxq uses {', '.join(f'{name} {values[name].value}' for name in PORTS)}."
+        hint = clash.hint or "mlxq config edit"
+        return Settings(values, [*problems, ConfigProblem(f"{self.path}: {clash.message}", done, hint, PORTS)])
 
 
-def _value_of_file(
-    path: Path, setting: Setting, entry: Entry | None, fallback: Value, *, unreadable: bool
-) -> tuple[Value, ConfigProblem | None]:
-    if entry is None:
-        return (fallback if unreadable else Value(setting, setting.default, "default")), None
-    where, hint = f"{path}, line {entry.line}", f"mlxq config reset {setting.name}"
-    if entry.fault:
-        return fallback, _wrong(setting, f"{where}: {setting.name} cannot be read: {entry.fault}.", fallback, hint)
-    try:
-        return Value(setting, setting.parse(entry.value), "file"), None
-    except ValueError as problem:
-        return fallback, _wrong(setting, f"{where}: {_rule(setting, entry.value, problem)}", fallback, hint)
+def _rule(setting: Setting, value: Any, problem: ValueError) -> str:
+    text = "that value" if setting.secret else repr(value)
+    brief = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+    return f"{setting.name} must be {problem}, not {brief}."
 
 
-def _wrong(setting: Setting, message: str, used: Value, hint: str) -> ConfigProblem:
-    return ConfigProblem(
-        message,
-        f"{used.shown if used.shown not in ('', None) else 'The default'} counts instead"
-        + (", as before." if used.source == "last valid file" else "."),
-        hint,
-        (setting.name,),
-    )
-
-
-def _rule(setting: Setting, given: Any, problem: ValueError) -> str:
-    said = "that value" if setting.secret else _brief(given)
-    return f"{setting.name} must be {problem}, not {said}."
-
-
-def _brief(given: Any) -> str:
-    """Return a value as it was given, short enough for a line."""
-    text = repr(given)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
-def _with_ports_apart(path: Path, found: Settings, before: Mapping[str, Any]) -> Settings:
-    """Keep the ports apart: where two are the same, the last valid ones count, else the defaults."""
-    clash = _clash(found)
-    if clash is None:
-        return found
-    values = dict(found.values)
-    for name in PORTS:
-        known = name in before
-        values[name] = Value(BY_NAME[name], before[name] if known else BY_NAME[name].default, "last valid file")
-        if not known:
-            values[name] = Value(BY_NAME[name], BY_NAME[name].default, "default")
-    done = f"{', '.join(f'{name} {values[name].value}' for name in PORTS)} count instead."
-    problem = ConfigProblem(f"{path}: {clash.message}", done, clash.hint or "mlxq config edit", PORTS)
-    return Settings(values, [*found.problems, problem])
-
-
-def _clash(found: Settings) -> UsageProblem | None:
+def port_clash(read: Settings) -> UsageProblem | None:
     """Return what is wrong with the ports together, or None."""
-    tiers = range(found["tier-port-base"], found["tier-port-base"] + TIER_PORTS)
+    tiers = range(read["tier-port-base"], read["tier-port-base"] + TIER_PORTS)
     for name in ("litellm-port", "page-port"):
-        if found[name] in tiers:
+        if read[name] in tiers:
             return UsageProblem(
-                f"{name} {found[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
+                f"{name} {read[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
                 hint=f"mlxq config set {name} {tiers[-1] + 1}",
             )
-    if found["litellm-port"] == found["page-port"]:
-        port = found["page-port"]
-        return UsageProblem(
-            f"litellm-port and page-port are both {port}.", hint=f"mlxq config set page-port {port + 1}"
-        )
+    if read["litellm-port"] == read["page-port"]:
+        port = read["page-port"]
+        hint = f"mlxq config set page-port {port + 1}"
+        return UsageProblem(f"litellm-port and page-port are both {port}.", hint=hint)
     return None
 
 
-def last_valid_text(home: Home) -> bytes | None:
-    """Return the last valid config.yaml, in YAML; None where none was kept."""
-    kept = good.read(home, home.config.name)
-    return kept.encode() if kept and _last_valid(home) else None
+def check(setting: Setting, value: Any) -> Any:
+    """Return the value that was meant. Raises UsageProblem."""
+    try:
+        return setting.parse(value)
+    except ValueError as problem:
+        raise UsageProblem(_rule(setting, value, problem), hint=f"mlxq config get {setting.name}") from problem
+
+
+def write(home: Home, name: str, value: Any) -> Any:
+    """Set one setting in config.yaml and return the value; what else is in the file is kept, also what is wrong.
+
+    Raises UsageProblem for a value that is not allowed, or a file that cannot be read.
+    """
+    valid = check(find(name), value)
+    try:
+        entries = _parsed(home, kept=False)
+    except Unreadable as problem:
+        raise _unreadable(home.config, problem).error() from problem
+    changed = [*(entry for entry in entries if entry.name != name), ConfigEntry(name, 0, valid)]
+    clash = port_clash(_Reading(home.config, _last_valid(home), changed).separate())
+    if clash is not None and name in PORTS:
+        raise clash
+    _save(home, changed)
+    return valid
+
+
+def reset(home: Home, name: str | None) -> Path | None:
+    """Bring one setting, or all, back to the default, whatever is in the place of config.yaml.
+
+    Return where the old file is if it was moved aside: all are reset, or it cannot be read; in that case the other
+    settings have their last valid values. Raises UsageProblem for a name that is neither a setting nor in the file.
+    """
+    if name is None:
+        return files.set_aside(home.config)
+    try:
+        entries = _parsed(home, kept=False)
+    except Unreadable:
+        find(name)
+        entries = [ConfigEntry(key, 0, value) for key, value in _last_valid(home).items()]
+        aside = files.set_aside(home.config)
+        _save(home, [entry for entry in entries if entry.name != name])
+        return aside
+    if name not in {entry.name for entry in entries}:
+        find(name)
+    _save(home, [entry for entry in entries if entry.name != name])
+    return None
+
+
+def _save(home: Home, entries: Sequence[ConfigEntry]) -> None:
+    """Write config.yaml. What YAML could not make a value of is left out."""
+    values = {entry.name: entry.value for entry in entries if not entry.fault}
+    write_private(home.make().config, as_yaml(values))
+    load(home)
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return `name: value` lines."""
+    import yaml
+
+    return yaml.safe_dump(dict(values), sort_keys=True) if values else "# No setting differs from its default.\n"
+
+
+def last_valid_text(home: Home) -> str:
+    """Return the last valid settings as YAML."""
+    return as_yaml(_last_valid(home))
 
 
 def problems_of(home: Home, path: Path) -> list[ConfigProblem]:
@@ -543,12 +570,11 @@ def problems_of(home: Home, path: Path) -> list[ConfigProblem]:
         entries = mapping.parse(texts.read(path) or "")
     except Unreadable as problem:
         return [_unreadable(path, problem)]
-    written = {entry.name: entry for entry in entries}
-    return list(_settled(path, _last_valid(home), _known(written), [*_warnings(path, entries)]).problems)
+    return list(_Reading(path, _last_valid(home), entries).settings().problems)
 
 
 def replace_file(home: Home, path: Path) -> None:
-    """Put a file in the place of config.yaml, whatever lies there; what it was is config.yaml.old. Raises MlxqError."""
+    """Put a file in the place of config.yaml, whatever is there; what it was is config.yaml.old. Raises MlxqError."""
     try:
         if home.config.is_dir() and not home.config.is_symlink():
             files.set_aside(home.config)
@@ -558,74 +584,6 @@ def replace_file(home: Home, path: Path) -> None:
         path.replace(home.config)
     except OSError as problem:
         raise MlxqError(f"Cannot write {home.config}: {problem.strerror}.", hint=f"ls -la {home.root}") from problem
-    load(home)
-
-
-def check(setting: Setting, given: Any) -> Any:
-    """Return the value that was meant. Raises UsageProblem."""
-    try:
-        return setting.parse(given)
-    except ValueError as problem:
-        raise UsageProblem(_rule(setting, given, problem), hint=f"mlxq config get {setting.name}") from problem
-
-
-def write(home: Home, name: str, given: Any) -> Any:
-    """Set one setting in config.yaml and return the value; what else is in the file is kept, also what is wrong.
-
-    Raises UsageProblem for a value that is not allowed, or a file that cannot be read.
-    """
-    setting = find(name)
-    value = check(setting, given)
-    written = {entry.name: entry for entry in _entries(home)}
-    changed = written | {name: Entry(name, 0, value)}
-    clash = _clash(_settled(home.config, _last_valid(home), _known(changed), []))
-    if clash is not None and name in PORTS:
-        raise clash
-    _save(home, changed)
-    return value
-
-
-def _known(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {name: entry for name, entry in entries.items() if name in BY_NAME}
-
-
-def _entries(home: Home) -> list[Entry]:
-    """Return what config.yaml holds. Raises UsageProblem for a file that cannot be read."""
-    try:
-        return _parsed(home, kept=False)
-    except Unreadable as problem:
-        raise _unreadable(home.config, problem).error() from problem
-
-
-def reset(home: Home, name: str | None) -> Path | None:
-    """Bring one setting, or all, back to the default, whatever lies in the place of config.yaml.
-
-    Return where the old file is, if it was not kept up: all are reset, or it cannot be read, when the other settings
-    have their last valid values. Raises UsageProblem for a name that is neither a setting nor in the file.
-    """
-    try:
-        entries = {entry.name: entry for entry in _parsed(home, kept=False)}
-    except Unreadable:
-        entries = None
-    if name is not None and name not in (entries or {}):
-        find(name)
-    if name is None:
-        return files.set_aside(home.config)
-    if entries is not None:
-        _save(home, {key: entry for key, entry in entries.items() if key != name})
-        return None
-    kept = {key: Entry(key, 0, value) for key, value in _last_valid(home).items() if key != name}
-    aside = files.set_aside(home.config)
-    _save(home, kept)
-    return aside
-
-
-def _save(home: Home, entries: Mapping[str, Entry]) -> None:
-    """Write config.yaml. What YAML could not read of it is written as it can be read: the reason was told."""
-    import yaml
-
-    values = {name: entry.value for name, entry in entries.items()}
-    write_private(home.make().config, yaml.safe_dump(values, sort_keys=True) if values else "")
     load(home)
 
 

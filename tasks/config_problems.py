@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from state import keys, settings
+from state.config.problem import ConfigProblem
 from state.paths import Home
-from state.settings import ConfigProblem
 
 
 def listing(home: Home) -> list[ConfigProblem]:
@@ -44,7 +44,7 @@ class ConfigWatch:
 
     def fresh(self, home: Home) -> Sequence[ConfigProblem]:
         """Return the problems that were not there when this was called before."""
-        state = [settings.state(home), *map(_version, [keys.file(home), home.catalog, *_files(home.catalog)])]
+        state = [settings.version(home), *map(_version, [keys.file(home), home.catalog, *_files(home.catalog)])]
         if state == self._state:
             return []
         before, self._state, self._problems = self._problems, state, listing(home)

@@ -39,22 +39,22 @@ def command() -> None:
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List all settings with their values and sources."""
-    found = settings.load(get_home())
-    values = list(found.values.values())
+    current = settings.load(get_home())
+    values = list(current.values.values())
     if as_json:
-        config = [problem.document() for problem in found.problems]
+        config = [problem.document() for problem in current.problems]
         render.data({"settings": [_row(value) for value in values], "config": config})
         return
     render.table(
         ["SETTING", "VALUE", "SOURCE", "MEANING"],
         [[value.setting.name, _text(value.shown), value.source, value.setting.help] for value in values],
     )
-    _problems(found)
+    _problems(current)
 
 
-def _problems(found: settings.Settings) -> None:
+def _problems(current: settings.Settings) -> None:
     """Show what is wrong with the settings, each with its cure."""
-    for problem in found.problems:
+    for problem in current.problems:
         render.say(f"\n{problem.message} {problem.done}\nCure: {problem.hint}")
 
 
@@ -63,9 +63,9 @@ def _problems(found: settings.Settings) -> None:
 @options.as_json
 def get(name: str, *, as_json: bool) -> None:
     """Print the value of NAME."""
-    found = settings.load(get_home())
-    value = found.values[settings.find(name).name]
-    _problems(settings.Settings({}, [problem for problem in found.problems if name in problem.names]))
+    current = settings.load(get_home())
+    value = current.values[settings.find(name).name]
+    _problems(settings.Settings({}, [problem for problem in current.problems if name in problem.names]))
     if as_json:
         render.data(_row(value))
     else:
@@ -117,7 +117,7 @@ def edit() -> None:
     home = get_home()
     draft = config_edit.begin(home)
     while True:
-        config_edit.run_editor(draft.path)
+        config_edit.run_editor(draft)
         problems = config_edit.check(home, draft)
         if not problems:
             break

@@ -69,6 +69,8 @@ def command(*, as_json: bool, **params: Any) -> None:
     view = _view(params)
     home = get_home()
     models = recommend.all_models(home)
+    for problem in recommend.file_problems(home):
+        render.say(f"{problem} It is left out, or its last valid version counts.\nCure: mlxq catalog check")
     if view == "catalog":
         _catalog(home, _selected(models, params), as_json=as_json)
     elif view == "recommend":

@@ -16,10 +16,10 @@ from mlxq import jobs_client, options, prompt_reuse, render, status_report
 from mlxq.service_status import ServiceStatus
 from mlxq.status_report import StatusReport
 from state import wakeup
+from state.config.problem import ConfigProblem
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from state.service import Observed
-from state.settings import ConfigProblem
 from state.stack import Tier, served_by
 
 LOOK_S = 2.0

@@ -11,8 +11,8 @@ from catalog import units
 from mlxq.autostart.unit import AutostartStatus
 from mlxq.prompt_reuse import REREADS, PromptReuse
 from mlxq.service_status import WAITING, ServiceStatus
+from state.config.problem import ConfigProblem
 from state.service import Observed
-from state.settings import ConfigProblem
 
 Version = tuple[int, ...]
 

@@ -146,6 +146,7 @@ MARKS: Mapping[str, Shape] = {
     ServiceEvent.CRASH_LOOPED: Shape.CROSS,
     ServiceEvent.FAILED: Shape.CROSS,
     "unclean_boot": Shape.CROSS,
+    "configuration_rewritten": Shape.WARN,
     "escalated": Shape.WARN,
     "cache_purged": Shape.HALF,
     "safe_mode": Shape.WARN,

@@ -14,12 +14,12 @@ from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
 from state import bench, event, facts, job, ports, safe_mode, sample, service, stack, usage
 from state.bench import Bench
+from state.config.problem import ConfigProblem
 from state.db import Database
 from state.job import Job
 from state.safe_mode import SafeMode
 from state.sample import Sample
 from state.service import Service
-from state.settings import ConfigProblem
 from state.stack import Tier
 from tasks import worker_status
 from tasks.config_problems import ConfigWatch

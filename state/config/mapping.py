@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ DEEPEST = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class ConfigEntry:
     """One line of a file, or several that belong together."""
 
     name: str
@@ -23,8 +22,14 @@ class Entry:
     fault: str = ""
     """Why there is no value."""
 
+    def read(self) -> Any:
+        """Return the value. Raises ValueError where there is none."""
+        if self.fault:
+            raise ValueError(f"a value ({self.fault})")
+        return self.value
 
-def parse(text: str) -> list[Entry]:
+
+def parse(text: str) -> list[ConfigEntry]:
     """Return the entries of a text; later ones of the same name count. Raises Unreadable.
 
     Aliases are refused: a few lines of them can stand for gigabytes.
@@ -71,24 +76,18 @@ def _line_of(problem: Exception, text: str) -> int | None:
     return (begin if begin and at_the_end else mark).line + 1
 
 
-def _entry(key: Any, value: Any) -> Entry:
+def _entry(key: Any, value: Any) -> ConfigEntry:
     """Return one entry; its value is made by YAML's safe rules."""
     import yaml
 
     line = key.start_mark.line + 1
     name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
     try:
-        return Entry(name, line, yaml.CSafeLoader("").construct_document(value))
+        return ConfigEntry(name, line, yaml.CSafeLoader("").construct_document(value))
     except (yaml.YAMLError, ValueError, OverflowError) as problem:
-        return Entry(name, line, fault=_first_line(problem))
+        return ConfigEntry(name, line, fault=_first_line(problem))
 
 
 def _first_line(problem: Exception) -> str:
     reason = getattr(problem, "problem", None) or str(problem)
     return " ".join(str(reason).split())[:200]
-
-
-def repeated(entries: list[Entry]) -> Iterator[Entry]:
-    """Yield the entries that a later one of the same name replaces."""
-    last = {entry.name: entry for entry in entries}
-    return (entry for entry in entries if last[entry.name] is not entry)

@@ -1,4 +1,4 @@
-"""The text of a file that users edit, whatever lies in its place: a folder, a pipe, another encoding, a huge file."""
+"""The text of a file that users edit, whatever is in its place: a folder, a pipe, another encoding, a huge file."""
 
 from __future__ import annotations
 

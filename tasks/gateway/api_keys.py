@@ -58,9 +58,9 @@ class KeyRing:
             version = None
         if version == self._seen:
             return
-        found, problem = keys.usable(self._path)
+        usable, problem = keys.usable(self._path)
         if problem is None or self._seen is None:  # what was read before this file was damaged counts on
-            self._keys = found
+            self._keys = usable
         self._seen = version
 
 

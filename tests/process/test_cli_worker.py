@@ -291,7 +291,7 @@ JOB = [
     *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
     *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
 ]
-STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
+STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "config", "cloud", "stack"]
 
 
 CHOSEN = ["budget_named", "kept", "tiers", "sizes"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,9 @@ import pytest
 
 from catalog import fit
 from catalog.compile import text
-from catalog.load import COMPILED, entries, find, resolve
+from catalog.load import COMPILED, entries, find, read_overlay, resolve
 from catalog.model import Model
-from catalog.problems import BadModelFile, UnknownModel
+from catalog.problems import UnknownModel
 from catalog.schema import REASONING_PARSERS, TOOL_PARSERS
 
 KNOWN = entries()
@@ -149,27 +151,63 @@ def test_a_mistake_names_file_line_field_and_what_is_allowed(
     path = tmp_path / "mine.yaml"
     path.write_text(OWN.replace(good, bad))
 
-    with pytest.raises(BadModelFile) as told:
-        entries(tmp_path)
+    (problem,) = read_overlay(tmp_path).problems
 
-    assert (str(path), line, field) == (told.value.file, told.value.line, told.value.field)
-    assert allowed in told.value.allowed
-    assert f"{path}:{line}" in str(told.value)
+    assert (str(path), line, field) == (problem.file, problem.line, problem.field)
+    assert allowed in problem.allowed
+    assert f"{path}:{line}" in str(problem)
+    assert entries(tmp_path) == entries()
 
 
 @pytest.mark.parametrize("text", ["id: [", "- a\n- b\n", "", "id: mine\x00"])
 def test_what_is_no_model_at_all_is_a_bad_file_and_no_traceback(tmp_path: Path, text: str):
     (tmp_path / "mine.yaml").write_text(text)
 
-    with pytest.raises(BadModelFile, match=r"mine\.yaml:[12]: "):
-        entries(tmp_path)
+    (problem,) = read_overlay(tmp_path).problems
+
+    assert re.search(r"mine\.yaml:[12]: ", str(problem))
 
 
 def test_a_file_must_be_named_as_its_model(tmp_path: Path):
     (tmp_path / "other.yaml").write_text(OWN)
 
-    with pytest.raises(BadModelFile, match="other"):
-        entries(tmp_path)
+    (problem,) = read_overlay(tmp_path).problems
+
+    assert "other" in str(problem)
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+@pytest.mark.parametrize("text", [BOMB, "[" * 10_000, "id: 2001-99-99\n", "id: !!python/object:os.system x\n"])
+def test_a_file_that_only_an_attacker_or_a_slip_would_write_is_a_bad_file(tmp_path: Path, text: str):
+    (tmp_path / "mine.yaml").write_text(text)
+
+    assert len(read_overlay(tmp_path).problems) == 1
+    assert entries(tmp_path) == entries()
+
+
+def test_what_is_no_file_or_cannot_be_read_is_a_bad_file(tmp_path: Path):
+    folder = tmp_path / "catalog"
+    folder.mkdir()
+    (folder / "folder.yaml").mkdir()
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "loop.yaml").symlink_to("loop.yaml")
+    (folder / "latin.yaml").write_bytes(b"id: \xe8\n")
+    (folder / ".DS_Store.yaml").write_text("")
+
+    assert len(read_overlay(folder).problems) == 4
+    assert entries(folder) == entries(tmp_path / "none") == entries()
+
+
+def test_the_last_valid_version_of_a_wrong_file_counts(tmp_path: Path):
+    overlay, kept = tmp_path / "catalog", tmp_path / "kept"
+    overlay.mkdir()
+    kept.mkdir()
+    (overlay / "mine.yaml").write_text("id: [")
+    (kept / "mine.yaml").write_text(OWN)
+
+    assert entries(overlay, kept)["mine"].total_params_b == 1
 
 
 def test_the_built_in_model_is_real_and_small():

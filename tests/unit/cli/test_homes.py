@@ -128,14 +128,14 @@ def test_every_command_in_every_home(
     [
         (missing, ["status"], (3, "mlxq setup")),
         (corrupt_database, ["status"], (1, "doctor --fix")),
-        (corrupt_config, ["config", "list"], (2, "line 2: this is not YAML")),
-        (odd_config, ["config", "list"], (2, "`name: value` lines")),
+        (corrupt_config, ["config", "list"], (0, "line 2: this is not YAML")),
+        (odd_config, ["config", "list"], (0, "`name: value` lines")),
         (
             wrong_value,
             ["config", "list"],
-            (2, "memory-budget-pct must be a whole number from 10 to 90, or auto, not 95"),
+            (0, "memory-budget-pct must be a whole number from 10 to 90, or auto, not 95"),
         ),
-        (wrong_value, ["config", "list"], (2, "mlxq config reset memory-budget-pct")),
+        (wrong_value, ["config", "list"], (0, "mlxq config reset memory-budget-pct")),
         (corrupt_secrets, ["connect", "env"], (1, "not NAME=value")),
         (newer, ["status"], (1, f"has schema {SCHEMA_VERSION + 1}")),
         (half_set_up, ["up", "--tier", "nobody"], (1, "no service 'nobody'")),

@@ -150,7 +150,17 @@ def test_the_json_has_the_documented_shape(
     assert cli.run(["status", "--json"]) == 0
 
     said = json.loads(capsys.readouterr().out)
-    assert list(said) == ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "cloud", "stack"]
+    assert list(said) == [
+        "schema_version",
+        "hardware",
+        "endpoint",
+        "worker",
+        "services",
+        "jobs",
+        "config",
+        "cloud",
+        "stack",
+    ]
     assert list(said["worker"]) == ["state", "pid"]
     keys = [
         "name",
