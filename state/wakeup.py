@@ -66,12 +66,29 @@ class Listener:
     """A bound socket to wait on; closing it removes it."""
 
     def __init__(self, path: Path) -> None:
-        own(path.parent)
-        path.unlink(missing_ok=True)
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(str(path))
-        path.chmod(0o600)
+        self.socket = self._bound()
+
+    def _bound(self) -> socket.socket:
+        own(self.path.parent)
+        self.path.unlink(missing_ok=True)
+        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        fresh.bind(str(self.path))
+        self.path.chmod(0o600)
+        self._file = self.path.stat()
+        return fresh
+
+    def ensure(self) -> bool:
+        """Listen at the path again if its file was deleted or is another; return whether that was so.
+
+        Raises OSError, MlxqError.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._file, self.path.stat()):
+                return False
+        before, self.socket = self.socket, self._bound()
+        before.close()
+        return True
 
     def wait(self, timeout_s: float | None) -> bool:
         """Wait for a wake-up; take all that are there. False when the time passed without one."""

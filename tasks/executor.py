@@ -26,7 +26,7 @@ from state.errors import DeadlinePassed, Internal, MlxqError
 from state.job import Claim, Fenced, NewJob, cancel_asked
 from tasks.kinds import Kind, backoff
 from tasks.runtime import Released, RunningJob, log, runtime
-from tasks.system.child import Cancelled, Later
+from tasks.system.child import Cancelled, ChildFault, Later
 
 PROGRESS_S = 0.4
 """Progress is written at most this often."""
@@ -132,6 +132,8 @@ def _outcome(context: Context, task: Task) -> Outcome:
     except (Cancelled, Released) as stopped:
         return _ending(context, stopped)
     except MlxqError as problem:
+        if isinstance(problem, ChildFault):
+            log.error("child_crashed", traceback=problem.traceback)  # noqa: TRY400 (the child's traceback, not this one)
         return _failing(context, problem)
     except Fenced:
         raise

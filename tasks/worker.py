@@ -18,7 +18,7 @@ from typing import IO, Any, TextIO
 import structlog
 
 from state import service, wakeup
-from state.errors import Busy, Internal, StateUnavailable
+from state.errors import Busy, Internal, MlxqError, StateUnavailable
 from state.paths import Home
 from state.worker import sign_off
 from tasks.heartbeat import Heartbeat
@@ -26,7 +26,7 @@ from tasks.queue import QUEUES
 from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
 from tasks.supervision import gateway_config, unclean_boot
-from tasks.system import process, sd_notify
+from tasks.system import open_files, own_log, process, sd_notify
 
 THREADS = {"ops": 8, "heavy": 3}
 """A start holds its thread until the service serves; four services coming up must not hold up a restart."""
@@ -50,6 +50,7 @@ def run(home: Home) -> None:
         _log_to_stderr()
         runtime.home = home
         runtime.owner = _owner()
+        _raise_file_limit()
         stop = _stop_on_signals()
         unclean_boot.handle(runtime.database(), process.boot())
         gateway_config.queue_refresh(runtime.database(), home)
@@ -65,6 +66,13 @@ def run(home: Home) -> None:
         raise heartbeat.problem
 
 
+def _raise_file_limit() -> None:
+    """Raise the limit of open files before anything is spawned: engines and gateway inherit it."""
+    soft, hard = open_files.raise_limit()
+    if open_files.too_low(hard):
+        log.warning("open_files_limit", soft=soft, hard=hard, least=open_files.LEAST)
+
+
 def _owner() -> str:
     """Return this process's identity as text; it outlives no reboot and no reuse of the pid."""
     me = process.identify(os.getpid())
@@ -76,7 +84,7 @@ def _owner() -> str:
 def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, lock: IO[str]) -> None:
     """Run both queues, the listener and the heartbeat until `stop` or the end of the home; then jobs release work."""
     with wakeup.worker_listener(home) as listener:
-        ears = threading.Thread(target=_listen, args=(listener,), name="listener", daemon=True)
+        ears = threading.Thread(target=_listen, args=(home, listener), name="listener", daemon=True)
         ears.start()
         beating = threading.Thread(target=heartbeat.run, name="heartbeat", daemon=True)
         beating.start()
@@ -177,10 +185,24 @@ def _taken(lock: IO[str]) -> bool:
     return False
 
 
-def _listen(listener: wakeup.Listener) -> None:
+def _listen(home: Home, listener: wakeup.Listener) -> None:
+    """Pass wake-ups on, and make the socket and the worker's log again where they were deleted."""
     while not runtime.stopping.is_set():
-        listener.wait(None)
-        runtime.bell.set()
+        if listener.wait(own_log.LOOK_S):
+            runtime.bell.set()
+        elif _remade(home, listener):
+            log.warning("made_again", socket=str(listener.path))
+            runtime.bell.set()
+
+
+def _remade(home: Home, listener: wakeup.Listener) -> bool:
+    """Return whether the socket had to be made again; never in a home that is being deleted."""
+    if not home.worker_lock.exists():
+        return False
+    with suppress(OSError, MlxqError):
+        own_log.ensure(home.log("worker"))
+        return listener.ensure()
+    return False
 
 
 def _stop_on_signals() -> threading.Event:

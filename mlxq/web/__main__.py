@@ -13,6 +13,7 @@ from mlxq.web.app import WebApp, build
 from mlxq.web.auth import PageAuth
 from state import secrets
 from state.paths import get_home
+from tasks.system import own_log
 
 STOP_S = 2
 """Seconds for running responses after SIGTERM."""
@@ -47,6 +48,7 @@ def main() -> None:
     port: int = parser.parse_args().port
     os.nice(BEHIND)
     home = get_home().make()
+    own_log.keep_of_service()
     page = WebApp(home, PageAuth(secrets.ensure(home.secrets)[secrets.PAGE]))
     config = uvicorn.Config(
         build(page),

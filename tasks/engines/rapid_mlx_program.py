@@ -8,10 +8,13 @@ It imports nothing of mlxq. The key comes by RAPID_MLX_API_KEY, HOME is a folder
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,26 @@ def main() -> None:
     os.umask(0o077)
     Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    threading.Thread(target=keep_own_log, daemon=True).start()
     bound_the_drain(int(os.environ.get("MLXQ_DRAIN_S", "4")))
     sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
     # Not its console script: that one asks pip to repair an environment from which something is missing.
     from rapid_mlx.cli import main as serve
 
     serve()
+
+
+def keep_own_log() -> None:
+    """Open the log again when the file was deleted, as tasks/system/own_log.py does for the others."""
+    log = Path(os.environ["MLXQ_HOME"], "logs", f"{os.environ['MLXQ_SERVICE']}.log")
+    while True:
+        time.sleep(2.0)
+        with contextlib.suppress(OSError):
+            if not os.fstat(2).st_nlink:
+                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                os.dup2(descriptor, 1)
+                os.dup2(descriptor, 2)
+                os.close(descriptor)
 
 
 def bound_the_drain(seconds: int) -> None:

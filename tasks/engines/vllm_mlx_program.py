@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.system import own_log
+
 if TYPE_CHECKING:
     import uvicorn
 
@@ -25,6 +27,7 @@ def main() -> None:
     os.umask(0o077)
     keep_out("torch", "torchvision")
     log_briefly()
+    own_log.keep_of_service()
     bound_the_drain()
     sys.argv += key_arguments(os.environ.pop("MLXQ_TIER_KEY", ""))
     sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))

@@ -9,7 +9,6 @@ import argparse
 import faulthandler
 import logging
 import os
-import resource
 import signal
 import sys
 from pathlib import Path
@@ -37,6 +36,7 @@ from tasks.gateway.server import Server
 from tasks.gateway.usage_counter import Counter
 from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
+from tasks.system import open_files, own_log
 
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
@@ -51,7 +51,8 @@ def main() -> None:
     _log_briefly()
     faulthandler.enable()
     gc_between_steps.leave_alone()
-    _raise_file_limit()
+    open_files.raise_limit(FILES)
+    own_log.keep_of_service()
     secrets = {name: os.environ.pop(name) for name in (MASTER, TIER, CLOUD) if name in os.environ}
     serve(wanted, secrets)
 
@@ -137,13 +138,6 @@ def _log_briefly() -> None:
         level=os.environ.get(plan.LOG_LEVEL, "WARNING"),
         handlers=[handler],
     )
-
-
-def _raise_file_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ FIRST = (
         marker=r"memory allocation of \d+ bytes failed|^MemoryError|std::bad_alloc",
     ),
     CauseRule(
+        "open_files",
+        "The limit of open files is too low for the engine, which needs 4,096.",
+        "ulimit -n 8192 && mlxq down && mlxq up",
+        permanent=True,
+        marker=r"^ValueError: (?:not allowed to raise maximum limit|current limit exceeds maximum limit)",
+    ),
+    CauseRule(
         "metal_unreachable",
         "macOS's shader compiler could not be reached, as after a log-out.",
         LOGS,

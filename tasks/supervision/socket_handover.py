@@ -30,7 +30,7 @@ from tasks.system import process
 
 PATIENCE_S = 5.0
 """How long one side waits for the other's next word."""
-LOOK_S = 30.0
+LOOK_S = 3.0
 """How often the one that serves looks whether it can still be found."""
 PAUSE_S = 1.0
 _WHO, _GIVE, _SOCKETS, _SERVING, _STOPPED = b"who", b"give", b"sockets", b"serving", b"stopped"

@@ -16,8 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from types import TracebackType
 from typing import IO, Any
 
 from state.errors import DeadlinePassed, Internal, MlxqError, rebuild
@@ -26,7 +28,9 @@ GRACE_S = 5.0
 """Between SIGTERM and SIGKILL."""
 LOOK_S = 0.25
 """How often `cancelled` is asked."""
+STDIN = 0
 _TAIL_BYTES = 2000
+_TRACEBACK_CHARS, _MESSAGE_CHARS = 16_000, 1_000
 
 Progress = Callable[[dict[str, Any]], None]
 Report = Callable[[dict[str, Any]], None]
@@ -36,6 +40,14 @@ _EVERY_S = 0.25
 
 class Cancelled(Exception):
     """The caller's `cancelled` said so; the child and all it started are gone."""
+
+
+class ChildFault(Internal):
+    """A fault of mlxq in a child, with the child's traceback for the log."""
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message, hint="mlxq logs worker")
+        self.traceback = traceback
 
 
 class Later(Exception):
@@ -122,6 +134,8 @@ def _messages(
 def _outcome(message: dict[str, Any]) -> dict[str, Any]:
     if "result" in message:
         return message["result"]
+    if "fault" in message:
+        raise ChildFault(message["fault"]["message"], message["fault"]["traceback"])
     if "later" in message:
         raise Later(message["later"]["reason"], message["later"]["after_s"])
     error = rebuild(message["error"]["code"], message["error"]["message"], message["error"]["hint"])
@@ -163,7 +177,8 @@ def answer(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
     """
     out = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not break the lines
-    request = json.loads(sys.stdin.buffer.readline())
+    sys.excepthook = _teller(out)
+    request = json.loads(_request_line())
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         _say(out, {"result": work(request, _throttled(out))})
@@ -174,9 +189,31 @@ def answer(work: Callable[[dict[str, Any], Report], dict[str, Any]]) -> None:
         _say(out, {"error": document})
 
 
+def _request_line() -> bytes:
+    """Read the request. Here and below without Python's own buffer, whose lock would abort the child as it ends."""
+    line = b""
+    while not line.endswith(b"\n") and (data := os.read(STDIN, 65536)):
+        line += data
+    return line
+
+
+def _teller(out: int) -> Callable[[type[BaseException], BaseException, TracebackType | None], None]:
+    """Return what tells the parent of an exception that nothing foresaw, as its own message, and prints it."""
+
+    def tell(kind: type[BaseException], problem: BaseException, trace: TracebackType | None) -> None:
+        module = getattr(sys.modules["__main__"].__spec__, "name", "a child")
+        text = "".join(traceback.format_exception(kind, problem, trace))[-_TRACEBACK_CHARS:]
+        message = f"{kind.__name__} in {module}: {problem}"[:_MESSAGE_CHARS]
+        _say(out, {"fault": {"message": message, "traceback": text}})
+        sys.__excepthook__(kind, problem, trace)
+
+    return tell
+
+
 def _die_with_parent() -> None:
     """End the whole group when the parent's end of stdin closes: no one waits for the answer."""
-    sys.stdin.buffer.read()
+    while os.read(STDIN, 65536):
+        pass
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

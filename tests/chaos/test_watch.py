@@ -6,18 +6,23 @@ So is the engine where it matters what an engine does; where only its process do
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
+import sys
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support import recovery
-from support.mlxq_home import DYING, LIMIT_S, Mlxq
+from support.mlxq_home import DYING, LIMIT_S, Mlxq, until
+from support.ports import free_port
 
-from state import service
+from state import service, wakeup
 from state.service import State
+from tasks.supervision import socket_handover
 from tasks.system import ports, process
 
 pytestmark = pytest.mark.slow
@@ -236,3 +241,59 @@ def test_changed_tiers_are_replaced_one_after_another(mlxq: Mlxq, tiny: Path):
 
     spans = [(mlxq.await_next(one).started_at or 0.0, mlxq.one(one.name).ready_at or 0.0) for one in before]
     assert all(ready <= begun for (_, ready), (begun, _) in pairwise(sorted(spans)))
+
+
+MADE_AGAIN_S = 20.0
+"""Seconds are promised; the rest is for a crowded machine."""
+
+
+def test_sockets_and_logs_that_somebody_deleted_are_made_again(mlxq: Mlxq):
+    mlxq.work_with_fakes()
+    recovery.up_with_gateway(mlxq, free_port())
+    sockets = [wakeup.folder(mlxq.home) / "w.sock", socket_handover.place(mlxq.home)]
+    logs = [mlxq.home.log(name) for name in ("worker", "gateway")]
+    for path in (*sockets, *logs):
+        path.unlink()
+
+    until(lambda: all(path.exists() for path in (*sockets, *logs)), MADE_AGAIN_S)
+
+    holder = socket_handover.serving_process(mlxq.home)
+    assert holder
+    assert holder.identity == mlxq.one("gateway").identity
+    mlxq.ended(mlxq.put("stop", service="fast"))
+    assert "job_started" in mlxq.home.log("worker").read_text()
+
+
+LOW = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, {resource.getrlimit(resource.RLIMIT_NOFILE)[1]}))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits of another process are read from /proc")
+def test_the_worker_raises_a_low_limit_of_open_files_before_it_starts_anything(mlxq: Mlxq):
+    """Terminal on macOS gives 256."""
+    mlxq.work_with_fakes(prelude=LOW)
+    mlxq.up()
+    assert mlxq.worker
+
+    for pid in (mlxq.worker.pid, mlxq.identity().pid):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] >= 4096
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prlimit(2)")
+def test_a_gateway_without_descriptors_is_replaced(mlxq: Mlxq):
+    """It still answers on the connections that it has; a new one, as the probe opens, it cannot take."""
+    mlxq.work_with_fakes()
+    before = recovery.up_with_gateway(mlxq, free_port())
+    pid = mlxq.identity("gateway").pid
+    open_files = len(os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files + 2, open_files + 2))
+    with ExitStack() as clients:
+        for _ in range(20):
+            clients.enter_context(socket.create_connection(("127.0.0.1", before.port)))
+
+        after = mlxq.await_next(before)
+
+    assert after.identity != before.identity
+    assert recovery.ask_gateway(mlxq) == 200

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from state.errors import DeadlinePassed, DoesNotFit, Internal
-from tasks.system.child import GRACE_S, Cancelled, Later, run_child
+from tasks.system.child import GRACE_S, Cancelled, ChildFault, Later, run_child
 
 CHILD = """
 import os, subprocess, sys, time
@@ -42,6 +42,10 @@ def work(request, report):
             os._exit(9)
         case "wait":
             time.sleep(60)
+        case "crash":
+            {"mode": "mxfp4"}["bits"]
+        case "leave":
+            sys.exit("nobody foresaw this")
 
 if __name__ == "__main__":
     answer(work)
@@ -75,6 +79,19 @@ def test_result_and_progress_come_back_and_stray_prints_do_no_harm():
     heard: list[dict[str, Any]] = []
     assert run("echo", words="höchst\n", on_progress=heard.append) == {"said": "höchst\n"}
     assert heard == [{"phase": "started"}]
+
+
+def test_what_nobody_foresaw_arrives_as_its_own_message_with_its_traceback():
+    """Ten times: the lock of stdin turned some of these into SIGABRT."""
+    for _ in range(10):
+        with pytest.raises(ChildFault, match=r"^KeyError in some_child: 'bits'$") as caught:
+            run("crash")
+        assert '{"mode": "mxfp4"}["bits"]' in caught.value.traceback
+
+
+def test_a_large_request_arrives_whole():
+    words = "x" * 500_000
+    assert run("echo", words=words) == {"said": words}
 
 
 def test_an_error_in_the_child_is_the_same_error_here():

@@ -26,6 +26,8 @@ BROKEN_ON_PURPOSE = [
     (134, "Command buffer: kIOGPUCommandBufferCallbackErrorOutOfMemory", "out_of_memory", False),
     (1, "RuntimeError: [metal::malloc] Resource limit (499000) exceeded", "out_of_memory", False),
     (1, "OSError: [Errno 28] No space left on device", "disk_full", False),
+    (1, "ValueError: not allowed to raise maximum limit", "open_files", True),
+    (1, "ValueError: current limit exceeds maximum limit", "open_files", True),
     (137, "", "killed", False),
     (134, "Fatal Python error: Aborted", "aborted", False),
     (139, "", "aborted", False),

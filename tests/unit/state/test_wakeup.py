@@ -34,6 +34,16 @@ def test_every_watcher_hears_an_announcement_and_the_worker_a_rousing(near: Home
         assert (one.wait(0), worker.wait(0)) == (False, True)
 
 
+def test_a_socket_that_was_deleted_is_made_again_and_one_that_is_there_is_left(near: Home) -> None:
+    with wakeup.worker_listener(near) as worker:
+        assert worker.ensure() is False
+        worker.path.unlink()
+        assert worker.ensure() is True
+        wakeup.wake(near)
+        assert worker.wait(1)
+        assert stat.S_IMODE(worker.path.stat().st_mode) == 0o600
+
+
 def test_a_job_that_is_put_in_wakes_the_worker_at_its_commit_and_no_sooner(near: Home) -> None:
     db = open_database(near)
     with wakeup.worker_listener(near) as worker:
