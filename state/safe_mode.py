@@ -66,8 +66,11 @@ def leave(db: Database, name: str) -> None:
     """Leave safe mode: the user starts the tier, or changed what it is."""
     with db.transaction():
         modes = listing(db)
-        if modes.pop(name, None):
+        mode = modes.pop(name, None)
+        if mode is not None:
             _keep(db, modes)
+        if mode is not None and mode.level:
+            event.record(db, "safe_mode_lifted", service=name)
 
 
 def _keep(db: Database, modes: dict[str, SafeMode]) -> None:

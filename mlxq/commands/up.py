@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
 from mlxq import dry_run as dry
-from mlxq import job_view, jobs_client, options
+from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
-from state import stack
+from state import safe_mode, stack
 from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
-from state.paths import get_home
+from state.paths import Home, get_home
+from state.safe_mode import SafeMode
 from tasks import kinds, tier_requests
+from tasks.gateway import poison_requests
 
 
 @click.command()
@@ -24,7 +26,8 @@ from tasks import kinds, tier_requests
 def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> None:
     """Start all services, or one.
 
-    SERVICE is a tier, `gateway` or `page`. Services that are already running are left alone.
+    SERVICE is a tier, `gateway` or `page`. Services that are already running are left alone. What mlxq decided for
+    safety is lifted, and said: the safe mode of these services, and the refusal of requests that tiers crashed on.
     """
     from tasks import stack_jobs  # it brings the catalog along
 
@@ -39,7 +42,9 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
             dry.starts(db, home, stack.services(stack.tiers(db), names or everything))
             return
     with jobs_client.writing(home) as db:
+        before = safe_mode.listing(db)
         ids = begin(db, names, everything)
+        _say_lifted(home, before, safe_mode.listing(db))
     jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(home)
 
@@ -55,6 +60,15 @@ def begin(db: Database, names: Sequence[str], everything: Sequence[str]) -> list
         jobs = [start(name) for name in effects.services]
         routes = tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else []
         return jobs_client.enqueue(db, [*jobs, *routes])
+
+
+def _say_lifted(home: Home, before: Mapping[str, SafeMode], now: Mapping[str, SafeMode]) -> None:
+    """Lift the refusals of requests, and say what was lifted."""
+    for name, mode in before.items():
+        if mode.level and name not in now:
+            render.say(f"Lifted the safe mode of {name}: {mode.sentence}")
+    for tiers in poison_requests.lift(home):
+        render.say(f"Lifted the refusal of a request during which {' and '.join(tiers)} crashed.")
 
 
 def starts(services: Sequence[str]) -> list[NewJob]:

@@ -150,6 +150,7 @@ MARKS: Mapping[str, Shape] = {
     "escalated": Shape.WARN,
     "cache_purged": Shape.HALF,
     "safe_mode": Shape.WARN,
+    "safe_mode_lifted": Shape.FULL,
     "logged_out": Shape.WARN,
     "engine_changed": Shape.WARN,
     "engine_fault": Shape.CROSS,

@@ -28,7 +28,7 @@ from tasks.gateway.connections import Connection
 from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineClient
-from tasks.gateway.poison_requests import PoisonGuard
+from tasks.gateway.poison_requests import PoisonGuard, record_of
 from tasks.gateway.relay import Relay
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Routes
@@ -66,7 +66,7 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
 
     def start() -> tuple[EngineClient, Relay]:
         client = EngineClient(secrets[TIER])
-        return client, Relay(table, client, PoisonGuard(), Cooldown(), cloud)
+        return client, Relay(table, client, PoisonGuard(record=record_of(home)), Cooldown(), cloud)
 
     def count(call: Call) -> None:
         if not server.proving:

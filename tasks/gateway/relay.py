@@ -130,7 +130,10 @@ class Relay:
     def _check_poison(self, call: Call) -> None:
         if killers := self._guard.killers(lambda: call.fingerprint):
             names = " and ".join(sorted(killers))
-            message = f"{names} crashed during this very request, so no tier gets it for a while. Try again in 30 s."
+            message = (
+                f"{names} crashed during this very request, so no tier gets it for a while. "
+                "Try again in 30 s, or lift this: mlxq up"
+            )
             raise _Refused(Refusal(422, message, "request_kills_tiers"))
 
     def _failed(self, call: Call, tier: str, problem: EngineDown) -> None:

@@ -287,7 +287,7 @@ def test_a_gateway_without_descriptors_is_replaced(mlxq: Mlxq):
     mlxq.work_with_fakes()
     before = recovery.up_with_gateway(mlxq, free_port())
     pid = mlxq.identity("gateway").pid
-    open_files = len(os.listdir(f"/proc/{pid}/fd"))
+    open_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files + 2, open_files + 2))
     with ExitStack() as clients:
         for _ in range(20):

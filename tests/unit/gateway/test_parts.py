@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from catalog.engines import abilities
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
+from state.paths import Home
 from tasks.gateway import context_limit, errors
 from tasks.gateway.api_keys import KeyRing, secret_of
 from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
@@ -24,7 +25,7 @@ from tasks.gateway.dialects.dialect import BY_PATH, CHAT, MESSAGES, RESPONSES
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.errors import Refusal
-from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard
+from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard, lift, record_of
 from tasks.gateway.priority import LONGEST_WAIT_S, Queue
 from tasks.gateway.reuse_meter import ReportedReuse
 
@@ -180,6 +181,31 @@ def test_one_request_in_a_while_is_let_through_to_see():
     assert guard.killers(lambda: "a") == set()
     guard.crashed("a", "longctx")
     assert guard.killers(lambda: "a")
+
+
+def test_a_refusal_is_lifted_by_up(home: Home):
+    guard = PoisonGuard(record=record_of(home))
+    for tier in ("standard", "fast"):
+        guard.crashed("a", tier)
+    assert guard.killers(lambda: "a") == {"standard", "fast"}
+    assert record_of(home).read_text() == '[["fast", "standard"]]'
+
+    assert lift(home) == [["fast", "standard"]]
+
+    assert guard.killers(lambda: "a") == set()
+    assert lift(home) == []
+
+
+def test_the_record_of_an_earlier_gateway_and_of_what_was_answered_is_gone(home: Home):
+    guard = PoisonGuard(record=record_of(home))
+    for tier in ("standard", "fast"):
+        guard.crashed("a", tier)
+    guard.answered(lambda: "a")
+    assert lift(home) == []
+    for tier in ("standard", "fast"):
+        guard.crashed("a", tier)
+    PoisonGuard(record=record_of(home))
+    assert lift(home) == []
 
 
 def test_a_death_among_many_requests_is_blamed_on_none():
