@@ -1,4 +1,4 @@
-"""What users asked for last of each service, in the order in which they asked.
+"""What users asked for last of each service and tier, in the order in which they asked.
 
 Requests are numbered across all shells, and recorded when they are made, not when their jobs run. A job carries the
 number of the request that led to it, and what it does loses to a request with a higher number. So the newest request
@@ -7,6 +7,7 @@ wins, in whatever order the jobs run, and also when a job runs again because its
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from state import safe_mode, service
@@ -16,6 +17,8 @@ from state.service import ALIVE, State
 
 EVERY = "every service"
 """The subject of a request for all services, also those that have no row yet."""
+STACK = "stack"
+"""The subject of a request for all tiers of the stack."""
 RUNNING = ALIVE - {State.STOPPING}
 
 
@@ -111,6 +114,41 @@ def take_effect(db: Database, name: str, seq: int) -> bool:
         if service.get(db, name).desired == "down":
             service.set_desired(db, name, "up")
         return True
+
+
+def request_tiers(db: Database, seq: int, *, present: Iterable[str] = (), absent: Iterable[str] = ()) -> None:
+    """Record which tiers users want in the stack and which not."""
+    for name in absent:
+        record(db, _tier(name), "absent", seq)
+    for name in present:
+        record(db, _tier(name), "present", seq)
+
+
+def request_stack(db: Database, seq: int) -> bool:
+    """Record that users chose the whole stack; False when a newer request about it or a tier of it is recorded."""
+    query = "SELECT count(*) FROM desired WHERE seq > ? AND (subject = ? OR subject LIKE 'tier %')"
+    return not db.value(query, (seq, STACK)) and record(db, STACK, "chosen", seq)
+
+
+def tier_superseded(db: Database, name: str, seq: int) -> bool:
+    """Return whether a newer request than `seq` decides about a tier: that one removed or replaced it, or the stack."""
+    return max(find(db, _tier(name)).seq, find(db, STACK).seq) > seq
+
+
+def tier_removed(db: Database, name: str, seq: int) -> bool:
+    """Return whether a newer request than `seq` took a tier out of the stack."""
+    newest = find(db, _tier(name))
+    return newest.value == "absent" and newest.seq > seq
+
+
+def newer_tiers(db: Database, seq: int) -> set[str]:
+    """Return the tiers that a newer request than `seq` added."""
+    rows = db.rows("SELECT subject FROM desired WHERE subject LIKE 'tier %' AND value = 'present' AND seq > ?", (seq,))
+    return {row["subject"].removeprefix(_tier("")) for row in rows}
+
+
+def _tier(name: str) -> str:
+    return f"tier {name}"
 
 
 def _service(name: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from state import desired, settings, stack, weights
 from state import service as rows
-from state import settings, stack, weights
 from tasks import recommend, stack_jobs
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.placement import place
@@ -17,15 +17,20 @@ from tasks.supervision import lifecycle
 def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool = False) -> dict[str, Any]:
     """Put a tier for a catalog model into the stack, or with `alone` in place of it, and bring it up.
 
-    The engine comes up before the gateway is told of it, so no request meets a tier that is not there.
-    Returns {"tier", "model", "context", "port"}. Raises NotSetUp, NotFound, UsageProblem, DoesNotFit.
+    The engine comes up before the gateway is told of it, so no request meets a tier that is not there. Nothing is done
+    when a newer request decided about the tier or the whole stack, and tiers that a newer one added stay. Returns
+    {"tier", "model", "context", "port"}, the last two None for a tier that is not there. Raises NotSetUp, NotFound,
+    UsageProblem, DoesNotFit.
     """
     db, home = context.db, context.home
     now = stack.tiers(db)
+    if desired.tier_superseded(db, tier, context.claim.seq):
+        return {"tier": tier, "model": model, "context": None, "port": None}
+    newer = desired.newer_tiers(db, context.claim.seq)
     if not any((existing.name, existing.model, existing.quant) == (tier, model, quant) for existing in now) or (
-        alone and len(now) > 1
+        alone and {existing.name for existing in now} - newer != {tier}
     ):
-        before = [] if alone else now
+        before = [existing for existing in now if existing.name in newer] if alone else now
         catalog_model = recommend.find(model, recommend.all_models(home)).model
         downloaded = weights.newest(db, catalog_model.quants[quant].source)
         new_tier = place(

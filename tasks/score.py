@@ -11,7 +11,7 @@ from catalog.intent import FAST
 from catalog.machine import from_row
 from catalog.model import Model
 from catalog.pick import Pick, Recommendation
-from state import facts, settings, stack
+from state import desired, facts, settings, stack
 from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
@@ -54,7 +54,7 @@ def score(
     models = recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
-    if not unchanged:
+    if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
         measured = recommend.measured(context.db, from_row(row))
         chosen = recommend.choose(from_row(row), models, request | {"choice": choice}, measured, hub=hub)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)

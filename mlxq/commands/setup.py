@@ -16,10 +16,10 @@ from mlxq.job_view import title
 from mlxq.jobs_client import View
 from mlxq.setup import edit
 from mlxq.setup.edit import EditPlan, StackChange
-from state import settings
+from state import ledger, settings
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
-from state.job import Job, JobState, NewJob
+from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home, get_home
 from tasks import kinds
 
@@ -122,7 +122,7 @@ def _set_up(home: Home, arguments: dict[str, Any], consent: Consent, intent: str
     if not consent.given:
         consent.expect_answer("mlxq setup --accept-defaults")
     render.say(f"Setting up in {home.root}.")
-    running = _under_way(home)
+    running = _under_way(home, arguments)
     if running is not None:
         render.say(f"Setup is already running (job {running}); following it.")
         return running
@@ -152,11 +152,12 @@ def unchanged() -> Generator[None]:
         raise click.exceptions.Exit(jobs_client.INTERRUPTED) from None
 
 
-def _under_way(home: Home) -> int | None:
-    """Return the chain of the setup that is running."""
+def _under_way(home: Home, arguments: Mapping[str, Any]) -> int | None:
+    """Return the chain of the setup that is running, if it was asked for with these arguments."""
     try:
         with jobs_client.reading(home) as db:
-            return db.value(RUNNING_SETUP)
+            running: int | None = db.value(RUNNING_SETUP)
+            return running if running is not None and _same(db, running, arguments) else None
     except NotSetUp:
         return None
 
@@ -191,7 +192,7 @@ def preview(home: Home, arguments: dict[str, Any], *, as_json: bool) -> None:
     from mlxq.setup import inspection
     from mlxq.setup import preview as outlook
 
-    running = _under_way(home)
+    running = _under_way(home, arguments)
     if running is not None:
         render.say(f"Setup is already running (job {running}); without --dry-run, it would be followed.")
     report = inspection.inspect(home)
@@ -245,11 +246,27 @@ def chosen(result: Mapping[str, Any]) -> str:
 
 
 def begin(db: Database, batch: list[NewJob]) -> int:
-    """Enqueue the chain, unless one is running: then that one is followed. Return the chain's number."""
+    """Enqueue the chain, and return its number. One that does the same is followed; one that does not is cancelled."""
     with db.transaction():
         running = db.value(RUNNING_SETUP)
-        if running is not None:
-            render.say(f"Another setup started meanwhile (job {running}); following it, with its choice of models.")
+        if running is not None and _same(db, running, batch[-1].args):
+            render.say(f"The same setup is already running (job {running}); following it.")
             return running
+        if running is not None:
+            render.say(f"Cancelled the setup that was running (job {running}), which was asked for with other choices.")
+            _cancel(db, running)
         ids = jobs_client.enqueue(db, batch)
     return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
+
+
+def _same(db: Database, chain: int, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a setup that is running was asked for with these arguments of the task score."""
+    score = next(job for job in of_chain(db, chain) if job.kind == "score")
+    return all(score.args.get(name) == value for name, value in arguments.items())
+
+
+def _cancel(db: Database, chain: int) -> None:
+    """Cancel what is left of a chain; what it started stays as it is."""
+    for job in reversed(of_chain(db, chain)):
+        if job.live and get(db, job.id).live:
+            ledger.cancel(db, job.id)

@@ -10,10 +10,10 @@ from catalog import units
 from catalog.model import Model
 from mlxq import model_ref, render
 from mlxq.setup import recommendation
-from state import facts, service, settings, stack
+from state import desired, facts, service, settings, stack
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
-from state.job import NewJob
+from state.job import LIVE, NewJob, listing
 from state.paths import Home
 from state.stack import Tier, engines_of, shares
 from tasks import kinds, recommend, stack_jobs
@@ -89,7 +89,15 @@ def _gone(db: Database | None, now: list[Tier], change: StackChange) -> list[Tie
     """Return the tiers to remove. Raises NotFound."""
     if db is None or change.alone is not None:
         return now
-    return [stack.tier(db, name) for name in change.remove]
+    pending = _being_added(db)
+    names = {tier.name for tier in now}
+    return [stack.tier(db, name) for name in change.remove if name in names or name not in pending]
+
+
+def _being_added(db: Database) -> set[str]:
+    """Return the tiers that a change that has not ended is about to add."""
+    live = [job for state in LIVE for job in listing(db, state=state, kind="assign", limit=100)]
+    return {str(job.args["tier"]) for job in live}
 
 
 def _placed(
@@ -148,7 +156,8 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
         pull = kinds.new("pull", {"source": source}, label=f"pull {source}")
         batch += [] if pull.label in {entry.label for entry in batch} else [pull]
         args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": change.alone is not None}
-        batch.append(kinds.new("assign", args, needs=[before, pull.label], label=f"assign {tier.name}"))
+        needs, after = ["detect", pull.label], [before] if before != "detect" else []
+        batch.append(kinds.new("assign", args, needs=needs, after=after, label=f"assign {tier.name}"))
         before = batch[-1].label
     return batch
 
@@ -161,6 +170,10 @@ def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:
     from mlxq import jobs_client
 
     with db.transaction():
+        seq = desired.next_seq(db)
+        if change.alone is not None:
+            desired.request_stack(db, seq)
+        desired.request_tiers(db, seq, absent=change.remove, present=[tier.name for tier in edit_plan.new])
         if edit_plan.removed and change.alone is None:
             removed = {tier.name for tier in edit_plan.removed}
             stack.replace(db, [tier for tier in stack.tiers(db) if tier.name not in removed])

@@ -37,6 +37,9 @@ AGAIN_S = 300.0
 @job("start")
 def start(context: Context, service: str) -> dict[str, Any]:
     """Bring a service up, unless a newer request wants it down. Return {"service", "state", "pid"}."""
+    auxiliary = service in {gateway.SERVICE, page.SERVICE}
+    if not auxiliary and desired.tier_removed(context.db, service, context.claim.seq):
+        return _outcome(context, service)
     _row(context, service)
     if not desired.take_effect(context.db, service, context.claim.seq):
         return _outcome(context, service)

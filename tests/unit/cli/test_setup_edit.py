@@ -13,15 +13,16 @@ from support.here import Run, runner
 from catalog.load import entries
 from catalog.machine import Machine
 from mlxq import cli
+from mlxq.commands import setup
 from mlxq.setup import edit
 from mlxq.setup.edit import StackChange
-from state import facts, job, service, stack
+from state import facts, job, ledger, service, stack
 from state.db import Database
 from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
 from state.job import JobState
 from state.paths import Home
 from state.stack import Engine, as_tiers
-from tasks import assign, kinds, score, stack_jobs
+from tasks import assign, executor, kinds, score, stack_jobs
 from tasks.plan.placement import place
 
 GB = 10**9
@@ -293,6 +294,74 @@ def test_a_tier_that_came_while_a_person_was_asked_stays(settled: Database, home
     edit.begin(settled, made, wanted)
 
     assert [tier.name for tier in stack.tiers(settled)] == ["standard", "late"]
+
+
+def begin(db: Database, home: Home, **change: Any) -> StackChange:
+    """Ask for a change as the command does."""
+    wanted = StackChange(**change)
+    edit.begin(db, edit.plan(db, home, wanted), wanted)
+    return wanted
+
+
+def assigned(db: Database) -> None:
+    """Run every waiting job `assign`, the newest first: the weights of the older ones took longer."""
+    db.run("UPDATE jobs SET state = 'queued' WHERE kind = 'assign'")
+    db.run("UPDATE jobs SET priority = id WHERE kind = 'assign'")
+    while held := ledger.claim(db, "ops", {"assign"}, "the worker"):
+        executor.perform(kinds.KINDS["assign"], assign.assign, held)
+
+
+ADDED = (("smollm2-135m", "tiny"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tiers"),
+    [
+        ([{"add": ADDED}, {"remove": ("tiny",)}], ["standard", "fast"]),
+        ([{"add": ADDED}, {"remove": ("tiny",)}, {"add": ADDED}], ["standard", "fast", "tiny"]),
+        ([{"alone": "smollm2-135m"}, {"add": ADDED}], ["tiny", "standard"]),
+        ([{"add": ADDED}, {"alone": "smollm2-135m"}], ["standard"]),
+        ([{"remove": ("fast",)}, {"add": (("smollm2-135m", "fast"),)}, {"remove": ("fast",)}], ["standard"]),
+    ],
+    ids=["add, remove", "add, remove, add", "alone, add", "add, alone", "remove, add, remove"],
+)
+def test_the_newest_change_of_the_stack_wins_whichever_comes_to_its_turn_first(
+    run: Run, settled: Database, home: Home, changes: list[dict[str, Any]], tiers: list[str]
+) -> None:
+    for change in changes:
+        begin(settled, home, **change)
+
+    assigned(settled)
+
+    assert [tier.name for tier in stack.tiers(settled)] == tiers
+
+
+def test_a_setup_that_comes_to_its_turn_after_a_newer_change_keeps_that(
+    run: Run, settled: Database, home: Home
+) -> None:
+    older, _ = ledger.enqueue(settled, kinds.new("score", {"choice": CHOICE, "pull": False, "start": False}))
+    begin(settled, home, remove=("fast",))
+
+    held = ledger.claim(settled, "ops", {"score"}, "the worker")
+    assert held
+    assert held.id == older
+    executor.perform(kinds.KINDS["score"], score.score, held)
+
+    assert job.get(settled, older).state is JobState.SUCCEEDED
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard"]
+
+
+def test_a_setup_with_other_choices_takes_the_place_of_one_that_runs(settled: Database) -> None:
+    def batch(**arguments: Any) -> list[kinds.NewJob]:
+        return [kinds.new("detect"), kinds.new("score", arguments, needs=["detect"])]
+
+    first = setup.begin(settled, batch(intent="balanced"))
+
+    assert setup.begin(settled, batch(intent="balanced")) == first
+    second = setup.begin(settled, batch(intent="agent-fleet"))
+    assert second != first
+    assert {entry.state for entry in job.of_chain(settled, first)} == {JobState.CANCELLED}
+    assert job.of_chain(settled, second)[-1].args == {"intent": "agent-fleet"}
 
 
 def test_a_dry_run_in_a_fresh_home_writes_nothing(
