@@ -309,7 +309,7 @@ def find(name: str) -> Setting:
     """Return the setting of that name. Raises UsageProblem with the nearest name."""
     if name in BY_NAME:
         return BY_NAME[name]
-    raise UsageProblem(f"There is no setting {name!r}.{_nearest(name)}", hint="mlxq config list")
+    raise UsageProblem(f"There is no setting {name!r}." + _nearest(name), hint="mlxq config list")
 
 
 def _nearest(name: str) -> str:
@@ -423,7 +423,8 @@ class _Reading:
         try:
             return Value(setting, setting.parse(text), "environment"), None
         except ValueError as problem:
-            used, message = self._value_of_file(setting)[0], f"{setting.variable}: {_rule(setting, text, problem)}"
+            used = self._value_of_file(setting)[0]
+            message = f"{setting.variable}: {setting.name} must be {problem}, not {_brief(setting, text)}."
             return used, self._problem(message, used, f"unset {setting.variable}")
 
     def _value_of_file(self, setting: Setting) -> tuple[Value, ConfigProblem | None]:
@@ -436,7 +437,8 @@ class _Reading:
             return Value(setting, setting.parse(entry.read()), "file"), None
         except ValueError as problem:
             used = self._fallback(setting)
-            message = f"{self.path}, line {entry.line}: {_rule(setting, entry.value, problem)}"
+            where = f"{self.path}, line {entry.line}"
+            message = f"{where}: {setting.name} must be {problem}, not {_brief(setting, entry.value)}."
             return used, self._problem(message, used, f"mlxq config reset {setting.name}")
 
     def _fallback(self, setting: Setting) -> Value:
@@ -455,7 +457,7 @@ class _Reading:
             where = f"{self.path}, line {entry.line}"
             if entry.name not in BY_NAME:
                 yield ConfigProblem(
-                    f"{where}: this mlxq has no setting {entry.name!r}.{_nearest(entry.name)}",
+                    f"{where}: this mlxq has no setting {entry.name!r}." + _nearest(entry.name),
                     "It is kept, and has no effect.",
                     f"mlxq config reset {shlex.quote(entry.name)}",
                     warning=True,
@@ -475,10 +477,10 @@ class _Reading:
         return Settings(values, [*problems, ConfigProblem(f"{self.path}: {clash.message}", done, hint, PORTS)])
 
 
-def _rule(setting: Setting, value: Any, problem: ValueError) -> str:
+def _brief(setting: Setting, value: Any) -> str:
+    """Return a value that is not allowed, as far as a message may repeat it."""
     text = "that value" if setting.secret else repr(value)
-    brief = text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-    return f"{setting.name} must be {problem}, not {brief}."
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def port_clash(read: Settings) -> UsageProblem | None:
@@ -502,7 +504,9 @@ def check(setting: Setting, value: Any) -> Any:
     try:
         return setting.parse(value)
     except ValueError as problem:
-        raise UsageProblem(_rule(setting, value, problem), hint=f"mlxq config get {setting.name}") from problem
+        raise UsageProblem(
+            f"{setting.name} must be {problem}, not {_brief(setting, value)}.", hint=f"mlxq config get {setting.name}"
+        ) from problem
 
 
 def write(home: Home, name: str, value: Any) -> Any:

@@ -19,7 +19,7 @@ PACKAGES = ("mlxq", "tasks", "catalog", "state")
 HOLE = "…"
 """Stands for what differs from one time to the next."""
 FAMILY = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MlxqError)}
-MAKERS = FAMILY | {"UsageError", "fail", "exit", "Cause", "Refusal", "ProxyException", "__init__"}
+MAKERS = FAMILY | {"ConfigProblem", "UsageError", "fail", "exit", "Cause", "Refusal", "ProxyException", "__init__"}
 """Whatever is called with words for a person: the family, click's own, what the endpoint answers, the catalog's
 through super()."""
 
@@ -60,7 +60,10 @@ def _in_file(path: Path) -> Iterator[Message]:
         if isinstance(node, ast.Call) and _name(node.func) in MAKERS:
             words = {word.arg: word.value for word in node.keywords}
             hints = _texts(words["hint"], named) if "hint" in words else []
-            said = [*node.args[:2], *(words[name] for name in ("message",) if name in words)]
+            said = [
+                *node.args[: 1 if _name(node.func) == "ConfigProblem" else 2],
+                *(words[name] for name in ("message",) if name in words),
+            ]
             for text in (text.partition("\n")[0] for argument in said for text in _texts(argument, named)):
                 if _is_sentence(text):
                     place = f"{path.relative_to(ROOT)}:{node.lineno}"
