@@ -8,7 +8,8 @@ right unless, while it was under way,
 - or every tier was away at once, counted likewise, and for as long after its return as the gateway lets a tier rest
   that failed (COOLDOWN_SECONDS): when the last one dies, the gateway may not have asked the first one again yet.
 
-That the worker dies, its clock jumps, a log is filled or a tier other than the last is away is no excuse.
+That the worker dies, its clock jumps, a log is filled, a file is spoiled or deleted, everything sleeps for a while, a
+chain waits for a pull, or a tier other than the last is away is no excuse.
 """
 
 from __future__ import annotations
@@ -31,19 +32,29 @@ from support import loopback, recovery
 from support.mlxq_home import CLOCK, Mlxq, until
 from support.ports import free_port
 
-from state import secrets, service, settings
+from state import ledger, secrets, service, settings, wakeup
 from state.db import open_database
 from state.errors import EngineFailed
 from state.service import State
 from tasks.gateway import cooldown
 from tasks.plan import gateway
-from tasks.supervision import probe
+from tasks.supervision import probe, socket_handover
 from tasks.system import process
 
 TIERS = ("standard", "fast", "longctx")
 LIMIT_S = 120.0
 """Within this long after each burst of faults all must be well again."""
 LOG_BYTES = 2 * 2**20
+SLIPS = (
+    b"",
+    b"litellm-port: [",
+    b"\xff\xfe\x00",
+    b"- a\n",
+    b"a: &a [1]\nb: *a\n",
+    b"max-restarts: many\n",
+    bytes(4096),
+)
+"""What a file holds after a slip, or after a disk was full."""
 
 
 @dataclass
@@ -80,6 +91,8 @@ class Soak:
     stop: threading.Event = field(default_factory=threading.Event)
     broken: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
     """Tiers that only a person can mend, and how; at most two, so that one is there to be harmed."""
+    spoiled: dict[Path, bytes | None] = field(default_factory=dict[Path, bytes | None])
+    """Files with a slip in them, and what they held before."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -142,6 +155,11 @@ class Soak:
             self._cut_weights: 2,
             self._fill_log: 2,
             self._set_clock: 2,
+            self._spoil_file: 3,
+            self._delete_file: 3,
+            self._change_mind: 3,
+            self._wait_behind_a_pull: 1,
+            self._sleep: 1,
         }
         (way,) = self.random.choices(list(ways), list(ways.values()))
         way()
@@ -228,10 +246,59 @@ class Soak:
         part.write_text(str(self.random.choice((-1, 1)) * self.random.uniform(60, 7200)))
         part.replace(self.clock)
 
+    def _spoil_file(self) -> None:
+        """Make a slip in a file, or damage it, until the burst is over."""
+        home = self.mlxq.home
+        path = self.random.choice((home.config, home.gateway_config, home.root / "keys.json"))
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(self.random.choice(SLIPS))
+        if path != home.gateway_config:  # which mlxq repairs by itself
+            self.spoiled.setdefault(path, before)
+
+    def _delete_file(self) -> None:
+        """Delete a socket or a log."""
+        home = self.mlxq.home
+        sockets = (wakeup.folder(home) / home.wake.name, socket_handover.place(home))
+        self.random.choice((*sockets, home.log("worker"), home.log("gateway"))).unlink(missing_ok=True)
+
+    def _change_mind(self) -> None:
+        """Ask for this and that of a tier in close order, as from two shells, and at last that it runs."""
+        name = self._tier()
+        away = Away(name, self.mlxq.one(name).identity or "", time.time())
+        self.away.append(away)
+        for kind in self.random.choices(("stop", "start", "restart", "drain"), k=self.random.randint(1, 4)):
+            self.mlxq.put(kind, service=name)
+            time.sleep(self.random.choice((0, 0, 0.2)))
+        self._start(name)
+        away.until = time.time() + cooldown.COOLDOWN_S
+
+    def _wait_behind_a_pull(self) -> None:
+        """Let a chain that starts every service wait for a pull, until the burst is over."""
+        recovery.wait_behind_a_pull(self.mlxq)
+
+    def _sleep(self) -> None:
+        """Stop everything for a while, as a Mac does when its lid is closed."""
+        services = [found for row in service.listing(self.mlxq.db) if (found := self._living(row.name))]
+        assert self.mlxq.worker
+        worker = process.identify(self.mlxq.worker.pid)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for found in (*services, *([worker] if worker else [])):
+                process.send(found, number)
+            if number == signal.SIGSTOP:
+                time.sleep(self.random.uniform(0.5, 3))
+
     # ------------------------------------------------------------ the health
 
     def _await_health(self) -> None:
         """Mend as a person would, and wait until all is well. What died lately is forgotten, as ten minutes would."""
+        for path, content in self.spoiled.items():
+            if content is None:
+                path.unlink()
+            else:
+                path.write_bytes(content)
+        self.spoiled.clear()
+        for row in self.mlxq.db.rows("SELECT id FROM jobs WHERE kind = 'pull' AND state = 'queued'"):
+            ledger.cancel(self.mlxq.db, row["id"])
         for mend in self.broken.values():
             mend()
         self.broken.clear()
