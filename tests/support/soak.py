@@ -46,13 +46,8 @@ LIMIT_S = 120.0
 """Within this long after each burst of faults all must be well again."""
 LOG_BYTES = 2 * 2**20
 SLIPS = (
-    b"",
-    b"litellm-port: [",
-    b"\xff\xfe\x00",
-    b"- a\n",
-    b"a: &a [1]\nb: *a\n",
-    b"max-restarts: many\n",
-    bytes(4096),
+    *(b"", b"litellm-port: [", b"\xff\xfe\x00", b"- a\n"),
+    *(b"a: &a [1]\nb: *a\n", b"max-restarts: many\n", bytes(4096)),
 )
 """What a file holds after a slip, or after a disk was full."""
 
