@@ -13,6 +13,7 @@ from state import ports, secrets, service, stack
 from state.errors import GatewayFailed, NotSetUp
 from state.stack import Tier
 from tasks.plan import bench
+from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.queue import Context, job
 
 ANSWER_S = 120.0
@@ -32,7 +33,7 @@ OVER_A_STEP = 128
 def smoke_test(context: Context) -> dict[str, Any]:
     """Get one completion from each tier by way of the gateway, with fallbacks off; then ask a second turn.
 
-    What the second turn did not read again is kept in the service's row.
+    What the second turn did not read again is kept in the service's row. What a user stopped is not asked.
     Returns {"endpoint", "tiers": {name: seconds}, "reused": {name: share or None}}. Raises GatewayFailed when a tier
     gives no answer of its own.
     """
@@ -41,6 +42,7 @@ def smoke_test(context: Context) -> dict[str, Any]:
     tiers = stack.tiers(context.db)
     if not tiers:
         raise NotSetUp("There is no stack to verify.", hint="mlxq setup")
+    tiers = [tier for tier in tiers if not _stopped(context, GATEWAY) and not _stopped(context, tier.name)]
     took: dict[str, float] = {}
     for done, tier in enumerate(tiers):
         context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
@@ -51,6 +53,12 @@ def smoke_test(context: Context) -> dict[str, Any]:
     quick = [tier for tier in tiers if expected_turn_s(tier, took[tier.name]) <= LONGEST_TURN_S]
     reused = dict.fromkeys(took) | _reused(context, at["gateway"], key, quick)
     return {"endpoint": ports.endpoint(at), "tiers": took, "reused": reused}
+
+
+def _stopped(context: Context, name: str) -> bool:
+    """Return whether a user stopped a service, perhaps while the setup that ends with this job was running."""
+    row = service.find(context.db, name)
+    return row is not None and row.desired == "down"
 
 
 def expected_turn_s(tier: Tier, hello_s: float) -> float:

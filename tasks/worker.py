@@ -28,8 +28,9 @@ from tasks.runtime import log, runtime
 from tasks.supervision import gateway_config, unclean_boot
 from tasks.system import open_files, own_log, process, sd_notify
 
-THREADS = {"ops": 8, "heavy": 3}
-"""A start holds its thread until the service serves; four services coming up must not hold up a restart."""
+THREADS = {"ops": 12, "heavy": 3}
+"""A start holds its thread until the service serves, and one job at a time runs for a service: however many services
+come up, threads are left for a restart."""
 STOP_GRACE_S = 12.0
 """How long running jobs may take to give their work back; below launchd's ExitTimeOut of 20 s."""
 HEALTH_S = 10.0
