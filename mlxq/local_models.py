@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,20 @@ from typing import Any
 from catalog.load import resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
+from mlxq import jobs_client
 from state import settings, stack, weights
 from state.db import Database
-from state.errors import Damaged, NotFound
+from state.errors import Damaged, NotFound, NotSetUp
 from state.paths import Home
+from state.stack import Tier
 from state.weights import Weights
-from tasks.weights import description, headers, manifest, staging
+from tasks.weights import description, headers, manifest, model_dir, staging
 from tasks.weights.headers import ScannedFolder
+
+ANSWER_S = 4.0
+"""How long a command waits for a disk that says nothing."""
+LISTING_S = 60.0
+"""And for one that is slow: the list reads a few kilobytes of each file."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,30 @@ class Installed:
 
 
 def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> list[Installed]:
-    """Return all models in the models folder; without a database none is in use."""
-    folders = headers.scan(settings.load(home).models(home))
+    """Return all models in the models folder; without a database none is in use. Raises DiskUnavailable."""
+    folder = settings.load(home).models(home)
+    if db and (problem := model_dir.problem_of(model_dir.known(db, folder), ANSWER_S)):
+        raise problem
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
-    users = {str(scan.folder): tuple(t.name for t in tiers if t.engine.weights == str(scan.folder)) for scan in folders}
-    return [_installed(scan, users[str(scan.folder)], rows.get(str(scan.folder)), models) for scan in folders]
+
+    def read() -> list[Installed]:
+        return [
+            _installed(scan, _users(scan, tiers), rows.get(str(scan.folder)), models) for scan in headers.scan(folder)
+        ]
+
+    return model_dir.read(folder, read, LISTING_S)
+
+
+def _users(scan: ScannedFolder, tiers: Sequence[Tier]) -> tuple[str, ...]:
+    """Return the tiers that use a folder."""
+    return tuple(tier.name for tier in tiers if tier.engine.weights == str(scan.folder))
+
+
+def require_writable(home: Home) -> None:
+    """Make sure that models can be downloaded and deleted: their disk is there. Raises DiskUnavailable."""
+    with suppress(NotSetUp), jobs_client.reading(home) as db:
+        model_dir.require(db, settings.load(home).models(home), ANSWER_S)
 
 
 def _installed(

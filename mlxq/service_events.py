@@ -23,6 +23,7 @@ EXITS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.
 PROBLEMS: Collection[str] = frozenset(
     {
         *EXITS,
+        ServiceEvent.DISK_UNAVAILABLE,
         ServiceEvent.STALLED,
         ServiceEvent.DEGRADED,
         "unclean_boot",
@@ -52,6 +53,7 @@ REASONS: Mapping[str, str] = {
     ServiceEvent.STOPPING: "Stopping",
     ServiceEvent.STOPPED: "Stopped",
     ServiceEvent.EXITED: "Exited",
+    ServiceEvent.DISK_UNAVAILABLE: "Disk unavailable",
     ServiceEvent.CRASH_LOOPED: "Crash loop",
     ServiceEvent.FAILED: "Failed",
     "unclean_boot": "Unclean shutdown",
@@ -80,6 +82,7 @@ MESSAGES: Mapping[str, str] = {
     ServiceEvent.STOPPING: "the process was told to exit",
     ServiceEvent.STOPPED: "by mlxq",
     ServiceEvent.EXITED: "unexpectedly; it will be restarted",
+    ServiceEvent.DISK_UNAVAILABLE: "its weights cannot be read; it starts when they can",
     ServiceEvent.CRASH_LOOPED: "it keeps exiting; removed from routing and retried every five minutes",
     ServiceEvent.FAILED: "it needs attention: another start would fail the same way",
     "unclean_boot": "the machine went down while it was running",

@@ -21,6 +21,7 @@ REASONS: Mapping[State, str] = {
     State.DRAINING: "draining",
     State.STOPPING: "stopping",
     State.BACKOFF: "restarting",
+    State.DISK_UNAVAILABLE: "disk unavailable",
     State.CRASH_LOOP: "crash loop",
     State.FAILED: "needs attention",
 }
@@ -84,6 +85,6 @@ def unwatched(service: Service, *, alive: bool, answers: bool) -> ServiceStatus:
         return ServiceStatus(Observed.STOPPED)
     if service.state == State.FAILED:
         return of_row(service)
-    if service.state == State.STOPPED:
+    if service.state in {State.STOPPED, State.DISK_UNAVAILABLE}:
         return ServiceStatus(Observed.DOWN, NO_WORKER)
     return ServiceStatus(Observed.CRASHED, NO_WORKER if service.state in RETRIED else NO_PROCESS)

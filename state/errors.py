@@ -11,6 +11,7 @@
     ├── Offline               1   a host did not answer                (retried)
     ├── Gated                 1   a licence must be accepted first
     ├── Damaged               1   a file is not what it should be
+    ├── DiskUnavailable       1   the folder for weights is away, hangs or is read-only
     ├── PortTaken             1   another program listens on our port
     ├── EngineFailed          1   vllm-mlx would not start or answer   (retried)
     │   └── EngineUnproven    1   a fresh version of an engine failed its smoke test
@@ -114,6 +115,12 @@ class Damaged(MlxqError):
     """A file is not what it should be."""
 
     code = "damaged"
+
+
+class DiskUnavailable(MlxqError):
+    """The folder for weights cannot be used."""
+
+    code = "disk_unavailable"
 
 
 class PortTaken(MlxqError):

@@ -33,6 +33,7 @@ class State(DocumentedEnum):
     DRAINING = "draining", "removed from routing; running requests may finish"
     STOPPING = "stopping", "was told to exit"
     BACKOFF = "backoff", "exited; waiting for the next restart"
+    DISK_UNAVAILABLE = "disk_unavailable", "the folder of its weights cannot be read; started when it can"
     CRASH_LOOP = "crash_loop", "keeps exiting; removed from routing and retried every five minutes"
     FAILED = "failed", "not retried until an operator acts"
 
@@ -51,6 +52,7 @@ class ServiceEvent(DocumentedEnum):
     STOPPING = "stopping", "was told to exit"
     STOPPED = "stopped", "exited because mlxq stopped it"
     EXITED = "exited", "exited unexpectedly; will be restarted"
+    DISK_UNAVAILABLE = "disk_unavailable", "its weights cannot be read at the moment"
     CRASH_LOOPED = "crash_looped", "exited unexpectedly too often"
     FAILED = "failed", "another start would fail the same way"
 
@@ -74,6 +76,7 @@ TRANSITIONS: Mapping[ServiceEvent, tuple[frozenset[State], State]] = {
     ServiceEvent.STOPPING: (ALIVE, State.STOPPING),
     ServiceEvent.STOPPED: (frozenset(State), State.STOPPED),
     ServiceEvent.EXITED: (ALIVE, State.BACKOFF),
+    ServiceEvent.DISK_UNAVAILABLE: (frozenset(State) - {State.DISK_UNAVAILABLE}, State.DISK_UNAVAILABLE),
     ServiceEvent.CRASH_LOOPED: (ALIVE, State.CRASH_LOOP),
     ServiceEvent.FAILED: (frozenset(State) - {State.FAILED}, State.FAILED),
 }

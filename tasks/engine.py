@@ -20,7 +20,7 @@ from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
 from tasks.supervision import engine_faults, lifecycle
 from tasks.system.child import run_child
-from tasks.weights import builtin
+from tasks.weights import builtin, model_dir
 
 LOOK_S = 300.0
 
@@ -188,6 +188,7 @@ def _ensure(context: Context, engine: str, version: str, *, force: bool = False)
 def _weights(context: Context) -> Path:
     """Return the folder of the built-in model, which is fetched first where it is not here."""
     models = settings.load(context.home).models(context.home)
+    model_dir.claim(context.db, models)
     return builtin.ensure(models, lambda step: context.report(step["phase"]), context.cancelled)
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from state import ledger, settings, stack, weights
-from state.errors import Busy, MlxqError, NotFound, UsageProblem
+from state.db import Database
+from state.errors import Busy, DiskUnavailable, MlxqError, NotFound, UsageProblem
 from state.job import get as read_job
 from tasks import kinds
 from tasks.executor import Context
 from tasks.queue import job
 from tasks.system.child import Later, Progress
-from tasks.weights import builtin, client, headers, integrity, manifest, staging
+from tasks.weights import builtin, client, headers, integrity, manifest, model_dir, staging
 from tasks.weights import source as sources
 from tasks.weights.headers import ScannedWeights
 from tasks.weights.source import PullRequest
 
 AGAIN_S = 5.0
 """A folder that another pull makes is looked at again after so long."""
+AWAY_S = 15.0
+"""And one whose disk is away."""
 
 
 @job("pull")
@@ -31,21 +36,35 @@ def pull(
     `revision`: a commit, tag or branch of the Hub. `force`: ask the source again and replace what is here. `code`:
     fetch Python files too. A killed or cancelled pull resumes.
     Returns {"folder", "revision", "bytes", "notes", "fetched"}. Raises what client.fetch raises, and Later instead of
-    Busy: another pull (of a branch at this commit, say) writes the same folder.
+    Busy: another pull (of a branch at this commit, say) writes the same folder; and while the folder's disk is away.
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
-    existing = None if force else client.here(pinned, models)
-    try:
+    with _disk_awaited(context.db, models):
+        model_dir.claim(context.db, models)
+        existing = None if force else model_dir.read(models, lambda: client.here(pinned, models))
         folder, notes = (existing, ()) if existing else _fetch(context, pinned, models, force, code)
-    except Busy as busy:
-        raise Later(busy.message, AGAIN_S) from busy
-    inventory = headers.inventory(folder)
+        inventory = model_dir.read(models, lambda: headers.inventory(folder))
     if not (existing and weights.at(context.db, str(folder))):
         weights.record(context.db, str(folder), source, _facts(inventory))
     stack.set_weights(context.db, source, str(folder))
     result = {"folder": str(folder), "revision": inventory.revision, "bytes": inventory.size}
     return result | {"notes": list(notes), "fetched": existing is None}
+
+
+@contextmanager
+def _disk_awaited(db: Database, models: Path) -> Generator[None]:
+    """Let a pull continue later where the disk of its folder is away, or goes away meanwhile. Raises Later."""
+    try:
+        yield
+    except Busy as busy:
+        raise Later(busy.message, AGAIN_S) from busy
+    except DiskUnavailable as away:
+        raise Later(away.message, AWAY_S) from away
+    except MlxqError as problem:
+        if away := model_dir.problem_of(model_dir.known(db, models)):
+            raise Later(away.message, AWAY_S) from problem
+        raise
 
 
 @job("verify_weights")
@@ -119,8 +138,9 @@ def _reporter(context: Context) -> Progress:
 
 
 def _inside(context: Context, folder: str) -> Path:
-    """Return the folder when it is directly inside the models folder. Raises UsageProblem, NotFound."""
+    """Return a folder that is directly inside the models folder. Raises UsageProblem, NotFound, DiskUnavailable."""
     models, path = settings.load(context.home).models(context.home), Path(folder)
+    model_dir.require(context.db, models)
     if path.parent != models or path.name.startswith("."):
         raise UsageProblem(f"{folder} is not inside {models}.", hint="mlxq models")
     if not path.is_dir():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from catalog.intent import FAST
@@ -123,11 +122,7 @@ def _tiers(chosen: Recommendation, models: Mapping[str, Model], port: int, befor
 
     Engines listen on following ports; weights that are here already are kept.
     """
-    downloaded = {
-        engine.source: engine.weights
-        for engine in engines_of(before)
-        if engine.weights and Path(engine.weights).exists()
-    }
+    downloaded = {engine.source: engine.weights for engine in engines_of(before) if engine.weights}
     engines = {
         pick.tier: _engine(pick, models[pick.model], port + position, downloaded)
         for position, pick in enumerate(chosen.engines)

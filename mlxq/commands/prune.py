@@ -25,6 +25,7 @@ def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     --json prints what would be deleted with --dry-run, or what was deleted with --yes.
     """
     home = get_home()
+    local_models.require_writable(home)
     with jobs_client.reading(home) as db:
         installed = local_models.listing(home, db, recommend.all_models(home))
     leftover = leftovers(installed, unused=unused)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from catalog import units
-from mlxq import described, job_view, jobs_client, model_fit, model_ref, options, render
+from mlxq import described, job_view, jobs_client, local_models, model_fit, model_ref, options, render
 from mlxq.model_ref import ModelRef
 from state import settings
 from state.errors import MlxqError
@@ -47,6 +47,7 @@ def command(
     ref = model_ref.find(model, quant, recommend.all_models(home), chosen["default-quant"])
     for note in ref.notes:
         render.say(note)
+    local_models.require_writable(home)
     if not detach:
         _announce(home, ref, revision, force=force)
     args = {"source": ref.source, "revision": revision, "force": force, "code": code}

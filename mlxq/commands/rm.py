@@ -24,6 +24,7 @@ from tasks import kinds, recommend
 def command(model: str, *, quant: str | None, force: bool, dry_run: bool, yes: bool) -> None:
     """Delete a model."""
     home = get_home()
+    local_models.require_writable(home)
     models = recommend.all_models(home)
     with jobs_client.reading(home) as db:
         chosen = local_models.choose(model, local_models.listing(home, db, models), models, quant)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from catalog.intent import INTENTS
-from mlxq import job_view, jobs_client, options, render
+from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.commands import status
 from mlxq.job_view import title
 from mlxq.jobs_client import View
@@ -73,6 +73,7 @@ def command(
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
     settings.load(home)
+    local_models.require_writable(home)
     wanted = edit.parse(add, names, remove, alone)
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
     if wanted and arguments != question(None, None, no_pull=False, no_start=False):

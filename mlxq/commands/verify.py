@@ -24,6 +24,7 @@ def command(model: str | None, *, timeout_s: float | None, as_json: bool) -> Non
     Compares the hash of every file of MODEL, or of all models.
     """
     home = get_home()
+    local_models.require_writable(home)
     models = recommend.all_models(home)
     with jobs_client.reading(home) as db:
         installed = local_models.listing(home, db, models)

@@ -26,17 +26,20 @@ from mlxq.doctor.rules import Finding
 from state import facts, files, secrets, settings, stack, wakeup, worker
 from state import service as services
 from state.db import Database, read_database
-from state.errors import MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
+from state.errors import DiskUnavailable, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 from state.ports import listing as listening
 from state.stack import Tier
 from tasks import config_problems, worker_status
 from tasks.engines import installed, serving
 from tasks.system import free_space, hardware, memory, ports, process, tool
+from tasks.weights import model_dir
 
 LIMIT_S = 4.5
 """Seconds for all checks together; one that is slower is reported as such."""
 HUB_S = 3.0
+DISK_S = 1.5
+"""Seconds for one folder of models."""
 LATE = "timed out: the machine is busy, or something hangs"
 PACKAGES = ("vllm-mlx", "mlx", "litellm", "huey", "mlxq")
 PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "gateway.yaml")
@@ -151,12 +154,28 @@ def _who_am_i(endpoint: str, token: str | None) -> tuple[int | None, float | Non
 
 
 def _disk(home: Home) -> list[Finding]:
-
-    folders = {"mlxq": home.root, "models": settings.load(home).models(home)}
+    """Check the free space of each disk that mlxq writes to; a folder of models that is away has none to tell of."""
+    models = settings.load(home).models(home)
+    problems = _folder_problems(home, models)
+    findings = [rules.error("disk", problem.message.rstrip("."), problem.hint) for problem in problems.values()]
+    folders = {"mlxq": home.root} if models in problems else {"models": models, "mlxq": home.root}
+    if "models" in folders and _existing(models).stat().st_dev == _existing(home.root).stat().st_dev:
+        del folders["mlxq"]
     free = {name: free_space.available(_existing(folder)) for name, folder in folders.items()}
-    same = _existing(folders["mlxq"]).stat().st_dev == _existing(folders["models"]).stat().st_dev
-    shown = ["models"] if same else ["models", "mlxq"]
-    return [rules.disk(f"{name} in {folders[name]}", free[name]) for name in shown]
+    return findings + [rules.disk(f"{name} in {folders[name]}", free[name]) for name in folders]
+
+
+def _folder_problems(home: Home, models: Path) -> dict[Path, DiskUnavailable]:
+    """Return what is wrong with the folder for models, and with others that tiers serve from."""
+    try:
+        with closing(read_database(home)) as db:
+            folders = {models} | {Path(e.weights).parent for e in stack.engines_of(stack.tiers(db)) if e.weights}
+            found = {folder: model_dir.problem_of(model_dir.known(db, folder), DISK_S) for folder in sorted(folders)}
+            if found[models] is None:
+                found[models] = model_dir.unwritable(models, DISK_S)
+    except (NotSetUp, NewerState, StateDamaged, StateUnavailable):
+        return {}
+    return {folder: problem for folder, problem in found.items() if problem}
 
 
 def _existing(folder: Path) -> Path:

@@ -50,11 +50,12 @@ SHAPES = {
     State.DRAINING: Shape.HALF,
     State.STOPPING: Shape.HALF,
     State.BACKOFF: Shape.CROSS,
+    State.DISK_UNAVAILABLE: Shape.CROSS,
     State.CRASH_LOOP: Shape.CROSS,
     State.FAILED: Shape.CROSS,
 }
-ENDED = frozenset({State.BACKOFF, State.CRASH_LOOP, State.FAILED})
-"""Where it exited unexpectedly, and the cause is all there is to tell."""
+ENDED = frozenset({State.BACKOFF, State.CRASH_LOOP, State.FAILED, State.DISK_UNAVAILABLE})
+"""Where it exited unexpectedly or cannot be started, and the cause is all there is to tell."""
 NOT_SET_UP = "not set up"
 HANGS = "the worker hangs"
 
@@ -117,7 +118,7 @@ def _requested(gateway: Service, engines: Sequence[Service]) -> StatusLabel:
         return StatusLabel(Shape.FULL, Observed.HEALTHY)
     if gateway.state in ROUTED and states & ROUTED:
         return StatusLabel(Shape.WARN, Observed.DEGRADED, reason)
-    if State.FAILED in states | {gateway.state}:
+    if {State.FAILED, State.DISK_UNAVAILABLE} & (states | {gateway.state}):
         return StatusLabel(Shape.CROSS, Observed.CRASHED, reason, hint="mlxq doctor")
     return StatusLabel(Shape.HALF, Observed.DOWN, reason)
 
@@ -143,6 +144,7 @@ MARKS: Mapping[str, Shape] = {
     ServiceEvent.DRAIN_STARTED: Shape.HALF,
     ServiceEvent.STOPPED: Shape.RING,
     ServiceEvent.EXITED: Shape.CROSS,
+    ServiceEvent.DISK_UNAVAILABLE: Shape.CROSS,
     ServiceEvent.CRASH_LOOPED: Shape.CROSS,
     ServiceEvent.FAILED: Shape.CROSS,
     "unclean_boot": Shape.CROSS,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catalog.engines import kind_of
 from state import bench, facts, settings, stack
 from state.db import Database
+from state.errors import DiskUnavailable
 from state.paths import Home
 from state.stack import Engine
 from tasks import recommend
@@ -20,6 +22,7 @@ from tasks.engines.base import Installation, ModelFacts, Served
 from tasks.engines.choice import EngineChoice, Question
 from tasks.engines.installed import RequestedEngine
 from tasks.plan.environment import kept, marker
+from tasks.weights import model_dir
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,9 @@ class Launch:
 
 
 def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> Launch:
-    """Return how `engine` is to be started now; its weights must be here."""
-    facts_of_model = model_facts.read(Path(engine.weights))
+    """Return how `engine` is to be started now; its weights must be here. Raises DiskUnavailable."""
+    weights = Path(engine.weights)
+    facts_of_model = model_dir.read(weights.parent, lambda: model_facts.read(weights))
     chosen = choose(db, home, engine, facts_of_model, backend)
     launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend), chosen.installation)
     return replace(launch, choice=chosen)
@@ -97,8 +101,11 @@ def programs(db: Database, home: Home, engines: Sequence[Engine]) -> dict[str, s
 
 def facts_of(engine: Engine, home: Home) -> ModelFacts:
     """Return what a program must know of an engine's model."""
-    if engine.weights and Path(engine.weights).is_dir():
-        return model_facts.read(Path(engine.weights))
+    if engine.weights:
+        weights = Path(engine.weights)
+        with suppress(DiskUnavailable):
+            if known := model_dir.read(weights.parent, lambda: model_facts.read(weights) if weights.is_dir() else None):
+                return known
     model = recommend.all_models(home).get(engine.model)
     return ModelFacts(kind=kind_of(model)) if model else ModelFacts()
 

@@ -48,7 +48,9 @@ class CauseRule:
 
 
 LOGS = "mlxq logs {service}"
-REPAIR = "mlxq setup"
+REPAIR = "mlxq verify"
+WEIGHTS = frozenset({"damaged", "weights_missing"})
+"""Codes of causes that lie in the weights: the disk they are on may be away."""
 SIGKILL, SIGABRT, SIGSEGV, SIGTERM = 137, 134, 139, 143
 
 FIRST = (

@@ -35,7 +35,7 @@ def decide(service: Service, *, alive: bool, now: float, spec_hash: str | None, 
         return Action.NONE if service.state == State.STOPPED else Action.STOP
     if service.successor or service.state == State.DRAINING:
         return Action.REPLACE  # a job is doing it already; or its worker was killed
-    if service.state == State.FAILED:
+    if service.state in {State.FAILED, State.DISK_UNAVAILABLE}:
         return Action.NONE
     if service.state in {State.READY, State.STALLED, State.DEGRADED}:
         return Action.REPLACE if spec_hash not in {None, service.spec_hash} else Action.PROBE

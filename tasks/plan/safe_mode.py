@@ -49,7 +49,7 @@ def may_start(name: str, services: Sequence[Service], safe_modes: Mapping[str, S
 
 
 def _settled(service: Service, now: float) -> bool:
-    if service.state in {State.FAILED, State.CRASH_LOOP}:
+    if service.state in {State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE}:
         return True
     if service.state != State.READY or service.ready_at is None:
         return False

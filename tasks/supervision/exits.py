@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from state import errors, safe_mode, service, settings
+from state import errors, safe_mode, service, settings, stack
 from state.db import Database
-from state.errors import MlxqError
+from state.errors import DiskUnavailable, MlxqError, NotFound, NotSetUp
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
 from tasks.engines import adapters
@@ -18,7 +20,10 @@ from tasks.plan.safe_mode import MOST
 from tasks.supervision import engine_faults, handover_state, lifecycle
 from tasks.system import memory, process
 from tasks.system.process import Identity
+from tasks.weights import manifest, model_dir
 
+LOOK_S = 2.0
+"""How long an exit may wait for a disk that says nothing."""
 LOG_TAIL_BYTES = 16 * 1024
 """Bytes of the log that are searched for a cause."""
 kills = memory.OomCounter()
@@ -51,7 +56,7 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
     if row.state == State.DRAINING and code == 0:
         lifecycle.mark_stopped(db, row)
         return None
-    cause = _cause(home, row, dead, code)
+    cause = _cause(db, home, row, dead, code)
     step, next_try_at, exits = _sentence(db, home, row, cause)
     explanation = {"exit_code": code, "cause_code": cause.code, "cause": cause.sentence, "hint": cause.hint}
     columns: dict[str, Any] = {
@@ -78,12 +83,32 @@ def _exit_code(home: Home, row: Service, dead: Identity) -> int | None:
     return process.exit_status(home.run, row.name, dead)
 
 
-def _cause(home: Home, row: Service, dead: Identity, code: int | None) -> Cause:
+def _cause(db: Database, home: Home, row: Service, dead: Identity, code: int | None) -> Cause:
     if dead.boot != process.boot():
         return REBOOT
     short = kills.lately() or memory.memory().pressure == memory.Pressure.CRITICAL
     rules = adapters.rules(row.release) if row.kind == "engine" else ()
-    return exit_causes.explain(code, log_tail(home.log(row.name)), row.name, rules, memory_short=short)
+    cause = exit_causes.explain(code, log_tail(home.log(row.name)), row.name, rules, memory_short=short)
+    return _about_weights(db, row, cause) if cause.code in exit_causes.WEIGHTS else cause
+
+
+def _about_weights(db: Database, row: Service, cause: Cause) -> Cause:
+    """Return why an engine says that its weights are damaged: their disk may be away; and what repairs them."""
+    try:
+        path = Path(stack.engine(db, row.name).weights)
+    except (NotFound, NotSetUp):
+        return cause
+    if problem := model_dir.problem_of_weights(db, path, LOOK_S):
+        return Cause(problem.code, problem.message, problem.hint or cause.hint, permanent=False)
+    return replace(cause, hint=_repair(path) or cause.hint)
+
+
+def _repair(path: Path) -> str | None:
+    """Return the command that repairs some weights; None where the disk does not tell."""
+    with suppress(DiskUnavailable):
+        there, known = model_dir.read(path.parent, lambda: (path.is_dir(), manifest.read(path)), LOOK_S)
+        return f"mlxq verify {path.name}" if known else "mlxq models" if there else "mlxq setup"
+    return None
 
 
 def log_tail(log: Path) -> str:
@@ -103,6 +128,8 @@ def _sentence(db: Database, home: Home, row: Service, cause: Cause) -> tuple[Ser
     if cause is REBOOT:
         return ServiceEvent.EXITED, now, row.exits
     exits = restart.remember(row.exits, now, now - row.ready_at if row.ready_at else 0.0)
+    if cause.code == DiskUnavailable.code:
+        return ServiceEvent.DISK_UNAVAILABLE, None, row.exits
     if cause.permanent:
         return ServiceEvent.FAILED, None, exits
     chosen = settings.load(home)
@@ -117,17 +144,16 @@ def _sentence(db: Database, home: Home, row: Service, cause: Cause) -> tuple[Ser
 
 
 def give_up(db: Database, name: str, problem: MlxqError, next_try_at: float | None = None) -> None:
-    """Record that a service cannot be started: until the user acts, or until `next_try_at` (unix seconds)."""
-    service.apply(
-        db,
-        name,
-        ServiceEvent.FAILED if next_try_at is None else ServiceEvent.CRASH_LOOPED,
-        identity=None,
-        next_try_at=next_try_at,
-        cause_code=problem.code,
-        cause=problem.message,
-        hint=problem.hint,
-    )
+    """Record that a service cannot be started: until the user acts, or until `next_try_at` (unix seconds).
+
+    One whose weights are on a disk that is away waits for that disk, however often it is tried meanwhile.
+    """
+    reason: dict[str, Any] = {"cause_code": problem.code, "cause": problem.message, "hint": problem.hint}
+    if not isinstance(problem, DiskUnavailable):
+        event = ServiceEvent.FAILED if next_try_at is None else ServiceEvent.CRASH_LOOPED
+        service.apply(db, name, event, identity=None, next_try_at=next_try_at, **reason)
+    elif not service.apply(db, name, ServiceEvent.DISK_UNAVAILABLE, identity=None, next_try_at=None, **reason):
+        service.update(db, name, **reason)
 
 
 def try_again(db: Database, name: str, problem: MlxqError) -> None:

@@ -25,6 +25,7 @@ from tasks.engines.choice import EngineChoice
 from tasks.plan import gateway, health, page
 from tasks.plan.environment import KEPT
 from tasks.plan.safe_mode import reduced
+from tasks.weights import model_dir
 
 GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0
@@ -58,10 +59,9 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
 
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
     engine = reduced(stack.engine(db, name), safe_mode.of(db, name).level)
-    if not engine.weights or not Path(engine.weights).is_dir():
-        raise NotSetUp(f"The weights of {name} ({engine.model}) are not installed.", hint="mlxq setup")
+    weights = model_dir.require_weights(db, engine)
     launch = serving.launch(db, home, engine, keys[secrets.TIER], serving.backend_of(db))
-    size = sum(file.stat().st_size for file in Path(engine.weights).glob("*.safetensors"))
+    size = model_dir.read(weights.parent, lambda: sum(file.stat().st_size for file in weights.glob("*.safetensors")))
     spec_hash = _spec_hash(launch.argv, launch.environment(0), launch.release)
     limit_s = health.start_limit_s(size)
     return LaunchSpec(launch.argv, launch.environment, spec_hash, engine.port, limit_s, launch.release, launch.choice)

@@ -10,11 +10,11 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from state import event, job, ledger, secrets, service, settings, stack
-from state.db import Database
+from state.db import Database, open_database
 from state.errors import EngineFailed, MlxqError, NotFound
 from state.service import ROUTED, SERVING, Service, ServiceEvent, State
 from tasks.config_problems import ConfigWatch
@@ -27,10 +27,12 @@ from tasks.plan.reconcile import Action, decide, escalate
 from tasks.queue import tick
 from tasks.runtime import log, runtime
 from tasks.supervision import exits, lifecycle, probe, repairs, spec
+from tasks.supervision.disk_watch import DiskWatch
 from tasks.supervision.gateway_watch import GatewayWatch
 from tasks.system import log_rotation, memory, process
 from tasks.system.process import Identity
 from tasks.system.sleep_inhibitor import SleepInhibitor
+from tasks.weights import model_dir
 
 TICK_S = 2.0
 PROBE_S = 1.5
@@ -70,6 +72,8 @@ class Watchdog:
         self._escalated = False
         self._config = ConfigWatch()
         self._awake = SleepInhibitor(memory.stay_awake_argv(os.getpid()))
+        self._disks = DiskWatch()
+        self._comparison: Comparison | None = None
 
     def tick(self) -> None:
         """Check every service once; return at once when another tick runs or the interval has not passed."""
@@ -91,9 +95,10 @@ class Watchdog:
             self._awake.hold(any(row.kind == "engine" and row.state in SERVING for row in services))
             self._escalate(db, services)
             self.kill_overdue(services)
-            compared = self._next_to_compare(db, services)
+            self._start_where_disks_returned(db, services)
+            hashes = self._compared(db, services)
             for row in services:
-                self._tend(db, row, compare=row.name == compared)
+                self._tend(db, row, hashes.get(row.name))
         finally:
             self._busy.release()
 
@@ -114,6 +119,7 @@ class Watchdog:
         if self._begun:
             return
         self._begun = True
+        threading.Thread(target=_mark_models, name="mark-models", daemon=True).start()
         for row in services:
             if identity := lifecycle.running(row):
                 log_rotation.let_go(process.members(identity))
@@ -131,10 +137,15 @@ class Watchdog:
                 log.warning("did_not_leave", pid=identity.pid)
                 process.send(identity, signal.SIGKILL)
 
-    def _tend(self, db: Database, row: Service, *, compare: bool) -> None:
-        """Do what this service needs now; `compare` it with what would be started now only where all else serves."""
+    def _start_where_disks_returned(self, db: Database, services: list[Service]) -> None:
+        """Start what waits for the folder of its weights, when that can be read again."""
+        waiting = [row.name for row in services if (row.state, row.desired) == (State.DISK_UNAVAILABLE, "up")]
+        for name in self._disks.returned(db, waiting):
+            repairs.request_restart(db, name, "gone")
+
+    def _tend(self, db: Database, row: Service, spec_hash: str | None) -> None:
+        """Do what this service needs now. `spec_hash`: of what would be started now, where that was found out."""
         identity = lifecycle.running(row)
-        spec_hash = _desired_spec_hash(db, row) if compare else None
         locked = lifecycle.held(row.name)
         need = decide(row, alive=identity is not None, now=db.now(), spec_hash=spec_hash, locked=locked)
         if need == Action.RECORD_EXIT and (dead := lifecycle.identity(row)):
@@ -150,6 +161,25 @@ class Watchdog:
                 self._gateway.follow(row, identity)
             self._probe(db, row, identity)
 
+    def _compared(self, db: Database, services: list[Service]) -> dict[str, str]:
+        """Return the hash of what would be started now, by name, where that has just been found out.
+
+        It is found out in a thread, as it reads the weights' folder.
+        """
+        comparison = self._comparison
+        if comparison is None:
+            if name := self._next_to_compare(db, services):
+                self._comparison = Comparison(name)
+                self._comparison.start()
+            return {}
+        if comparison.is_alive():
+            return {}
+        self._comparison = None
+        if not self._are_steady(db, services):
+            self._checked.discard(comparison.service)
+            return {}
+        return {comparison.service: comparison.spec_hash} if comparison.spec_hash else {}
+
     def _next_to_compare(self, db: Database, services: list[Service]) -> str | None:
         """Choose who is compared with what would be started now, once in the worker's life.
 
@@ -158,10 +188,14 @@ class Watchdog:
         """
         up = [row for row in services if row.desired == "up"]
         unchecked = [row.name for row in up if row.name not in self._checked]
-        if not unchecked or any(row.state != State.READY for row in up) or _restarting(db):
+        if not unchecked or not self._are_steady(db, services):
             return None
         self._checked.add(unchecked[0])
         return unchecked[0]
+
+    def _are_steady(self, db: Database, services: list[Service]) -> bool:
+        """Return whether all services that should run serve, and none is about to be replaced."""
+        return all(row.state == State.READY for row in services if row.desired == "up") and not _restarting(db)
 
     def _probe(self, db: Database, row: Service, identity: Identity) -> None:
         """Look at a running service, and have it replaced when it hangs."""
@@ -227,11 +261,28 @@ def _restarting(db: Database) -> bool:
     return any(restart.live for restart in job.listing(db, kind="restart", limit=1))
 
 
-def _desired_spec_hash(db: Database, row: Service) -> str | None:
-    """Return the spec_hash of what would be started now; None where nothing could be."""
-    with suppress(MlxqError):
-        return spec.launch_spec(db, runtime.home, row.name).spec_hash
-    return None
+def _mark_models() -> None:
+    """Mark the folder that an older mlxq downloaded weights to, while they are in it."""
+    with suppress(MlxqError), closing(open_database(runtime.home)) as db:
+        path = settings.load(runtime.home).models(runtime.home)
+        folder = model_dir.known(db, path)
+        if folder.identity is None and folder.names:
+            model_dir.claim(db, path)
+
+
+class Comparison(threading.Thread):
+    """Finds out what would be started now as a service."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(name=f"compare-{service}", daemon=True)
+        self.service = service
+        self.spec_hash: str | None = None
+        """Once the thread has ended; None where nothing could be started."""
+
+    def run(self) -> None:
+        """Find out, and close this thread's connection."""
+        with suppress(MlxqError), closing(open_database(runtime.home)) as db:
+            self.spec_hash = spec.launch_spec(db, runtime.home, self.service).spec_hash
 
 
 HUNG = {

@@ -103,7 +103,7 @@ def test_a_service_that_is_wanted_again_is_not_stopped_for_an_old_look(
 
 def test_the_watchdog_has_stopped_what_nobody_wants(db: Database, run: Run, serving: Service) -> None:
     service.set_desired(db, "fast", "down")
-    watchdog.Watchdog()._tend(db, service.get(db, "fast"), compare=False)
+    watchdog.Watchdog()._tend(db, service.get(db, "fast"), spec_hash=None)
     asked = db.row("SELECT kind, args FROM jobs WHERE source = 'watchdog'")
     assert asked
     assert tuple(asked) == ("stop", '{"service": "fast", "unwanted": true}')

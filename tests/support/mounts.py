@@ -17,8 +17,11 @@ BIND, REMOUNT, READ_ONLY, DETACH = 0x1000, 0x20, 0x1, 0x2
 
 
 @cache
-def _system() -> ctypes.CDLL:
-    """Move this process into a mount namespace of its own, which ends with it. Skips the test where it may not."""
+def enter() -> ctypes.CDLL:
+    """Move this process into a mount namespace of its own, which ends with it. Skips the test where it may not.
+
+    To be called before processes are started that shall see the mounts.
+    """
     if sys.platform != "linux" or os.geteuid():
         pytest.skip("mounts need root on Linux")
     libc = ctypes.CDLL(None, use_errno=True)
@@ -28,14 +31,14 @@ def _system() -> ctypes.CDLL:
 
 
 def _mount(source: str, place: Path, kind: str = "", flags: int = 0, options: str = "") -> None:
-    if _system().mount(source.encode(), bytes(place), kind.encode() or None, flags, options.encode() or None):
+    if enter().mount(source.encode(), bytes(place), kind.encode() or None, flags, options.encode() or None):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(place))
 
 
 def _unmount(place: Path) -> None:
     """Take a disk away at once, as when its cable is pulled; who has a file of it open keeps that."""
-    _system().umount2(bytes(place), DETACH)
+    enter().umount2(bytes(place), DETACH)
 
 
 @contextmanager
