@@ -72,7 +72,7 @@ class Installed:
 def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> list[Installed]:
     """Return all models in the models folder; without a database none is in use. Raises DiskUnavailable."""
     folder = settings.load(home).models(home)
-    if db and (problem := model_dir.problem_of(model_dir.known(db, folder), ANSWER_S)):
+    if db and (problem := model_dir.problem_of(model_dir.recorded(db, folder), ANSWER_S)):
         raise problem
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}

@@ -62,7 +62,7 @@ def _disk_awaited(db: Database, models: Path) -> Generator[None]:
     except DiskUnavailable as away:
         raise Later(away.message, AWAY_S) from away
     except MlxqError as problem:
-        if away := model_dir.problem_of(model_dir.known(db, models)):
+        if away := model_dir.problem_of(model_dir.recorded(db, models)):
             raise Later(away.message, AWAY_S) from problem
         raise
 

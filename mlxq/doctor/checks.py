@@ -170,12 +170,14 @@ def _folder_problems(home: Home, models: Path) -> dict[Path, DiskUnavailable]:
     try:
         with closing(read_database(home)) as db:
             folders = {models} | {Path(e.weights).parent for e in stack.engines_of(stack.tiers(db)) if e.weights}
-            found = {folder: model_dir.problem_of(model_dir.known(db, folder), DISK_S) for folder in sorted(folders)}
-            if found[models] is None:
-                found[models] = model_dir.unwritable(models, DISK_S)
+            problems = {
+                folder: model_dir.problem_of(model_dir.recorded(db, folder), DISK_S) for folder in sorted(folders)
+            }
+            if problems[models] is None:
+                problems[models] = model_dir.unwritable(models, DISK_S)
     except (NotSetUp, NewerState, StateDamaged, StateUnavailable):
         return {}
-    return {folder: problem for folder, problem in found.items() if problem}
+    return {folder: problem for folder, problem in problems.items() if problem}
 
 
 def _existing(folder: Path) -> Path:

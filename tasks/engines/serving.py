@@ -104,8 +104,8 @@ def facts_of(engine: Engine, home: Home) -> ModelFacts:
     if engine.weights:
         weights = Path(engine.weights)
         with suppress(DiskUnavailable):
-            if known := model_dir.read(weights.parent, lambda: model_facts.read(weights) if weights.is_dir() else None):
-                return known
+            if model := model_dir.read(weights.parent, lambda: model_facts.read(weights) if weights.is_dir() else None):
+                return model
     model = recommend.all_models(home).get(engine.model)
     return ModelFacts(kind=kind_of(model)) if model else ModelFacts()
 

@@ -60,14 +60,14 @@ class DiskWatch:
             return True
         if not folder.looking and now >= folder.next_look:
             folder.looking = True
-            known = model_dir.expected(db, path)
-            threading.Thread(target=self._look, args=(folder, known), name=f"disk-{path.name}", daemon=True).start()
+            expected = model_dir.expected(db, path)
+            threading.Thread(target=self._look, args=(folder, expected), name=f"disk-{path.name}", daemon=True).start()
         return False
 
-    def _look(self, folder: _Folder, known: ModelDir) -> None:
+    def _look(self, folder: _Folder, expected: ModelDir) -> None:
         """Look once, however long it takes."""
         try:
-            model_dir.look(known)
+            model_dir.look(expected)
         except DiskUnavailable as problem:
             if problem.message != folder.problem:
                 folder.pause_s = FIRST_PAUSE_S

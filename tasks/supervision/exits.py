@@ -106,8 +106,8 @@ def _about_weights(db: Database, row: Service, cause: Cause) -> Cause:
 def _repair(path: Path) -> str | None:
     """Return the command that repairs some weights; None where the disk does not tell."""
     with suppress(DiskUnavailable):
-        there, known = model_dir.read(path.parent, lambda: (path.is_dir(), manifest.read(path)), LOOK_S)
-        return f"mlxq verify {path.name}" if known else "mlxq models" if there else "mlxq setup"
+        exists, record = model_dir.read(path.parent, lambda: (path.is_dir(), manifest.read(path)), LOOK_S)
+        return f"mlxq verify {path.name}" if record else "mlxq models" if exists else "mlxq setup"
     return None
 
 

@@ -265,7 +265,7 @@ def _mark_models() -> None:
     """Mark the folder that an older mlxq downloaded weights to, while they are in it."""
     with suppress(MlxqError), closing(open_database(runtime.home)) as db:
         path = settings.load(runtime.home).models(runtime.home)
-        folder = model_dir.known(db, path)
+        folder = model_dir.recorded(db, path)
         if folder.identity is None and folder.names:
             model_dir.claim(db, path)
 

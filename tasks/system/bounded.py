@@ -20,7 +20,7 @@ class Hangs(Exception):
     """The call did not return in time; its thread still waits."""
 
 
-class _Call(Generic[T]):
+class BoundedCall(Generic[T]):
     """One call, and what came of it."""
 
     def __init__(self, work: Callable[[], T], lock: threading.Lock) -> None:
@@ -62,6 +62,6 @@ def call(key: str, work: Callable[[], T], limit_s: float) -> T:
     lock = _locks.setdefault(key, threading.Lock())
     if not lock.acquire(timeout=limit_s):
         raise Hangs
-    made = _Call(work, lock)
-    threading.Thread(target=made.run, name=f"bounded {key}", daemon=True).start()
-    return made.result(max(0.0, until - time.monotonic()))
+    bounded_call = BoundedCall(work, lock)
+    threading.Thread(target=bounded_call.run, name=f"bounded {key}", daemon=True).start()
+    return bounded_call.result(max(0.0, until - time.monotonic()))

@@ -48,11 +48,11 @@ class ModelDir:
         return self.identity is None and not self.names
 
 
-def known(db: Database, path: Path) -> ModelDir:
+def recorded(db: Database, path: Path) -> ModelDir:
     """Return what state.db knows of a folder for weights."""
-    recorded = {row.folder for row in weights.listing(db)}
-    recorded |= {engine.weights for engine in stack.engines_of(stack.tiers(db))}
-    names = sorted(Path(folder).name for folder in recorded if folder and Path(folder).parent == path)
+    folders = {row.folder for row in weights.listing(db)}
+    folders |= {engine.weights for engine in stack.engines_of(stack.tiers(db))}
+    names = sorted(Path(folder).name for folder in folders if folder and Path(folder).parent == path)
     return ModelDir(path, facts.get(db, FACT).get(str(path)), tuple(names))
 
 
@@ -72,12 +72,12 @@ def look(folder: ModelDir) -> None:
     """Make sure that a folder is there, can be read and is the right one. Raises DiskUnavailable; may wait for ever."""
     path = folder.path
     try:
-        there, right = path.is_dir(), _is_the_one(folder)
+        exists, is_right = path.is_dir(), _is_the_one(folder)
     except OSError as problem:
         raise DiskUnavailable(f"{path} cannot be read: {problem.strerror}.", hint=_shown(path)) from problem
-    if not there:
+    if not exists:
         raise DiskUnavailable(f"{path} is not there: its disk is not connected.", hint=_shown(path))
-    if not right:
+    if not is_right:
         raise DiskUnavailable(
             f"{path} is not the folder that the models were downloaded to: it has no marker of mlxq's.",
             hint=_shown(path),
@@ -88,12 +88,20 @@ def _is_the_one(folder: ModelDir) -> bool:
     """Return whether the marker says so, or weights that should be there are. Raises OSError."""
     if folder.identity is not None and _marker(folder.path) == folder.identity:
         return True
-    return not folder.names or any((folder.path / name).is_dir() for name in folder.names)
+    return not folder.names or any(_is_folder(folder.path / name) for name in folder.names)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether there is a folder, also one that alone cannot be read: another disk may be mounted there."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return True
 
 
 def require(db: Database, path: Path, limit_s: float = LIMIT_S) -> None:
     """Make sure that weights may be written to a folder, or deleted in it. Raises DiskUnavailable."""
-    problem = problem_of(known(db, path), limit_s) or unwritable(path, limit_s)
+    problem = problem_of(recorded(db, path), limit_s) or unwritable(path, limit_s)
     if problem:
         problem.done = REFUSED
         raise problem
@@ -102,14 +110,14 @@ def require(db: Database, path: Path, limit_s: float = LIMIT_S) -> None:
 def claim(db: Database, path: Path) -> None:
     """Make sure of the same, create the folder where there was none, and mark it. Raises DiskUnavailable."""
     require(db, path)
-    folder = known(db, path)
+    folder = recorded(db, path)
     try:
         identity = bounded.call(str(path), lambda: _mark(folder), LIMIT_S)
     except bounded.Hangs:
         raise _hangs(path) from None
     except OSError as problem:
-        told = f"Cannot write to {path}: {problem.strerror}."
-        raise DiskUnavailable(told, done=REFUSED, hint=_shown(path)) from problem
+        message = f"Cannot write to {path}: {problem.strerror}."
+        raise DiskUnavailable(message, done=REFUSED, hint=_shown(path)) from problem
     if identity != folder.identity:
         with db.transaction():
             facts.put(db, FACT, facts.get(db, FACT) | {str(path): identity})
@@ -149,7 +157,7 @@ def expected(db: Database, path: Path) -> ModelDir:
 
     Of one that was never marked, as by an older mlxq, nothing is known but that it must be there.
     """
-    folder = known(db, path)
+    folder = recorded(db, path)
     return folder if folder.identity else replace(folder, identity="", names=())
 
 

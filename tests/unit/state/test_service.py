@@ -176,4 +176,4 @@ def test_a_port_belongs_to_a_start(db: Database):
 
 
 def test_down_means_no_process():
-    assert frozenset({"stopped", "backoff", "crash_loop", "failed"}) == DOWN
+    assert frozenset({"stopped", "backoff", "disk_unavailable", "crash_loop", "failed"}) == DOWN
