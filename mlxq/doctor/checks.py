@@ -170,9 +170,8 @@ def _folder_problems(home: Home, models: Path) -> dict[Path, DiskUnavailable]:
     try:
         with closing(read_database(home)) as db:
             folders = {models} | {Path(e.weights).parent for e in stack.engines_of(stack.tiers(db)) if e.weights}
-            problems = {
-                folder: model_dir.problem_of(model_dir.recorded(db, folder), DISK_S) for folder in sorted(folders)
-            }
+            recorded = [model_dir.recorded(db, folder) for folder in sorted(folders)]
+            problems = {folder.path: model_dir.problem_of(folder, DISK_S) for folder in recorded}
             if problems[models] is None:
                 problems[models] = model_dir.unwritable(models, DISK_S)
     except (NotSetUp, NewerState, StateDamaged, StateUnavailable):
