@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+import queue
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 
 from state import secrets
-from state.errors import GatewayFailed, NotRunning, NotSetUp
+from state.errors import GatewayFailed, MlxqError, NotRunning, NotSetUp, TimedOut
 from state.paths import Home
 
 ANSWER_S = 600.0
-"""Read timeout in seconds; processing a long prompt takes minutes."""
+"""How long an answer may be awaited unless the user says otherwise; processing a long prompt takes minutes."""
+FIRST_WORD_S = 3.0
+"""After so much silence it is said what is waited for, and again whenever that changes."""
+LOOK_S = 2.0
+_CLASS_NAMES = re.compile(r"^(?:[\w.]*(?:Error|Exception)\s*[:-]\s*)+")
+"""Class names of libraries that some errors of the cloud begin with."""
 
 
 def key(home: Home) -> str:
@@ -23,27 +34,89 @@ def key(home: Home) -> str:
     return master
 
 
-def stream(url: str, opener: str, body: dict[str, Any]) -> Generator[str]:
+def stream(
+    url: str,
+    opener: str,
+    body: dict[str, Any],
+    *,
+    limit_s: float = ANSWER_S,
+    on_silence: Callable[[float], None] = lambda _: None,
+) -> Generator[str]:
     """Request one chat completion and yield its text as it arrives.
 
-    `url` is the endpoint, `opener` the key.
-    Raises NotRunning if the gateway is down, GatewayFailed with the gateway's message.
+    `url` is the endpoint, `opener` the key. `on_silence` is called with the seconds since the request, again and again
+    while no text comes. Raises NotRunning if the gateway is down, TimedOut when `limit_s` seconds passed in silence,
+    GatewayFailed with the gateway's message.
     """
-    host, _, path = url.removeprefix("http://").partition("/")
-    connection = HTTPConnection(host, timeout=ANSWER_S)
-    headers = {"Authorization": f"Bearer {opener}", "Content-Type": "application/json"}
-    try:
-        connection.request("POST", f"/{path}/chat/completions", json.dumps(body | {"stream": True}), headers)
-        answer = connection.getresponse()
-        if answer.status != 200:  # noqa: PLR2004 (HTTP's OK)
-            raise _refused(answer.status, answer.read())
-        yield from _pieces(answer)
-    except ConnectionRefusedError as problem:
-        raise NotRunning(f"Nothing answers at {url}.", hint="mlxq up") from problem
-    except (OSError, HTTPException) as problem:
-        raise GatewayFailed(f"The gateway at {url} broke off: {problem}.", hint="mlxq status") from problem
-    finally:
-        connection.close()
+    answer = _Answer(url, opener, body)
+    answer.start()
+    began = heard_at = time.monotonic()
+    while True:
+        silent_s = time.monotonic() - heard_at
+        wait_s = min(FIRST_WORD_S - silent_s if silent_s < FIRST_WORD_S else LOOK_S, limit_s - silent_s)
+        try:
+            piece = answer.pieces.get(timeout=max(0.0, wait_s))
+        except queue.Empty:
+            silent_s = time.monotonic() - heard_at
+            if silent_s >= limit_s:
+                answer.close()
+                raise TimedOut(
+                    f"No answer within {limit_s:g} s; the request was cancelled.", hint="mlxq top --once"
+                ) from None
+            on_silence(time.monotonic() - began)
+            continue
+        if piece is None:
+            return
+        if isinstance(piece, MlxqError):
+            raise piece
+        heard_at = time.monotonic()
+        yield piece
+
+
+class _Answer(threading.Thread):
+    """Reads one answer, so that who waits for it can do something else meanwhile."""
+
+    def __init__(self, url: str, opener: str, body: dict[str, Any]) -> None:
+        super().__init__(name="answer", daemon=True)
+        self.pieces: queue.SimpleQueue[str | MlxqError | None] = queue.SimpleQueue()
+        """The text as it arrives; at its end None, or the error that it ended with."""
+        host, _, self._path = url.removeprefix("http://").partition("/")
+        self._url = url
+        self._connection = HTTPConnection(host)
+        self._socket: socket.socket | None = None
+        self._headers = {"Authorization": f"Bearer {opener}", "Content-Type": "application/json"}
+        self._body = json.dumps(body | {"stream": True})
+
+    def run(self) -> None:
+        """Read until the end, or until the connection is closed."""
+        try:
+            for piece in self._read():
+                self.pieces.put(piece)
+            self.pieces.put(None)
+        except MlxqError as problem:
+            self.pieces.put(problem)
+
+    def close(self) -> None:
+        """Close the connection: the gateway stops the engine's work."""
+        with suppress(OSError):  # it may have ended by itself
+            if self._socket:
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> Generator[str]:
+        try:
+            self._connection.connect()
+            self._socket = self._connection.sock
+            self._connection.request("POST", f"/{self._path}/chat/completions", self._body, self._headers)
+            response = self._connection.getresponse()
+            if response.status != 200:  # noqa: PLR2004 (HTTP's OK)
+                raise _refused(response.status, response.read())
+            yield from _pieces(response)
+        except ConnectionRefusedError as problem:
+            raise NotRunning(f"Nothing answers at {self._url}.", hint="mlxq up") from problem
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as problem:
+            raise GatewayFailed(f"The gateway at {self._url} broke off: {problem}.", hint="mlxq status") from problem
+        finally:
+            self._connection.close()
 
 
 def _pieces(answer: HTTPResponse) -> Generator[str]:
@@ -55,17 +128,18 @@ def _pieces(answer: HTTPResponse) -> Generator[str]:
         if text.startswith("data:"):
             event = json.loads(text.removeprefix("data:"))
             if "error" in event:
-                raise _failed(event["error"])
-            yield from (choice["delta"].get("content") or "" for choice in event.get("choices", []))
+                raise GatewayFailed(f"The answer broke off: {_message(event['error'])}", hint="mlxq status")
+            yield from (piece for choice in event.get("choices", []) if (piece := choice["delta"].get("content")))
 
 
 def _refused(status: int, body: bytes) -> GatewayFailed:
     try:
-        return _failed(json.loads(body)["error"])
+        return GatewayFailed(f"The gateway refused: {_message(json.loads(body)['error'])}", hint="mlxq status")
     except (ValueError, KeyError, TypeError):
         return GatewayFailed(f"The gateway answered HTTP {status}.", hint="mlxq status")
 
 
-def _failed(error: Any) -> GatewayFailed:
+def _message(error: Any) -> str:
+    """Return what an error says, without the class names of libraries."""
     message = cast("dict[str, Any]", error).get("message", "") if isinstance(error, dict) else error
-    return GatewayFailed(f"The gateway refused: {message}", hint="mlxq status")
+    return _CLASS_NAMES.sub("", str(message))

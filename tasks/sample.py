@@ -15,7 +15,7 @@ from tasks.plan import request_stats
 from tasks.plan.request_stats import EngineSample
 from tasks.queue import tick
 from tasks.runtime import runtime
-from tasks.supervision import probe
+from tasks.supervision import own_requests, probe
 from tasks.system import memory
 
 EVERY_S = 10.0
@@ -65,7 +65,8 @@ def _look(row: Service, tiers: set[str], key: str, counted: Sequence[Mapping[str
         status, requests = probe.detailed_status(row.port, key, PATIENCE_S, release=row.release)
     except EngineFailed:
         return EngineSample(serving=False, **counts)
-    return EngineSample(serving, status, requests, **counts)
+    status, requests = own_requests.others(row.port, status, requests)
+    return EngineSample(serving, status, requests, own=own_requests.totals(row.port), **counts)
 
 
 def _machine(minute: int) -> Sample:

@@ -12,9 +12,9 @@ from typing import Any
 from state import ports, secrets, service, stack
 from state.errors import GatewayFailed, NotSetUp
 from state.stack import Tier
-from tasks.plan import bench
-from tasks.plan.gateway import SERVICE as GATEWAY
+from tasks.plan import bench, gateway
 from tasks.queue import Context, job
+from tasks.supervision import own_requests
 
 ANSWER_S = 120.0
 TURN_S = 60.0
@@ -42,7 +42,9 @@ def smoke_test(context: Context) -> dict[str, Any]:
     tiers = stack.tiers(context.db)
     if not tiers:
         raise NotSetUp("There is no stack to verify.", hint="mlxq setup")
-    tiers = [tier for tier in tiers if not _stopped(context, GATEWAY) and not _stopped(context, tier.name)]
+    if _stopped(context, gateway.SERVICE):
+        tiers = []
+    tiers = [tier for tier in tiers if tier.desired == "up" and not _stopped(context, tier.engine.name)]
     took: dict[str, float] = {}
     for done, tier in enumerate(tiers):
         context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
@@ -121,12 +123,15 @@ class _TierAnswer:
 def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], limit_s: float) -> _TierAnswer:
     """Send one chat to one tier alone. Raises GatewayFailed where nothing answers within `limit_s` seconds."""
     body = {"model": tier.name, "messages": talk, "max_tokens": WORDS, "temperature": 0, "disable_fallbacks": True}
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", gateway.CHECK: "1"}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        answer = connection.getresponse()
-        text = answer.read().decode("utf-8", "replace")
+        with own_requests.sending(tier.port, WORDS) as answers:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            answer = connection.getresponse()
+            text = answer.read().decode("utf-8", "replace")
+            if answer.status == http.client.OK:
+                answers.append(_json(text))
     except OSError as problem:
         raise GatewayFailed(
             f"The gateway on port {port} does not answer: {problem}.", hint="mlxq logs gateway"
@@ -134,6 +139,14 @@ def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], li
     finally:
         connection.close()
     return _TierAnswer(answer.status, answer.getheader("x-mlxq-tier", ""), text)
+
+
+def _json(text: str) -> Any:
+    """Return a body as JSON; None for one that is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
 
 
 def _completion(answer: _TierAnswer, tier: Tier) -> dict[str, Any]:

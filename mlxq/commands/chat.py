@@ -6,20 +6,29 @@ import sys
 
 import click
 
-from mlxq import jobs_client, options
+from mlxq import answer_wait, jobs_client, options, render
 from state import ports, stack
 from state.errors import NotSetUp, UsageProblem
-from state.paths import get_home
+from state.paths import Home, get_home
 
 
 @click.command()
 @click.argument("prompt", nargs=-1)
 @options.tier("Tier to ask.  [default: the first]")
-def command(prompt: tuple[str, ...], tier: str | None) -> None:
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=options.Seconds(min=0, min_open=True),
+    metavar="SECONDS",
+    default=600.0,
+    show_default=True,
+    help="Give up after so long without a word.",
+)
+def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float) -> None:
     """Send a prompt to a model and stream the answer.
 
     PROMPT is the text, or `-` to read it from standard input. Decoding is greedy: the same prompt gives the same
-    answer.
+    answer. After three seconds without a word it says what it waits for.
     """
     text = " ".join(prompt)
     content = sys.stdin.read() if text == "-" else text
@@ -35,6 +44,23 @@ def command(prompt: tuple[str, ...], tier: str | None) -> None:
     from mlxq import gateway_client
 
     body = {"model": name, "messages": [{"role": "user", "content": content}], "temperature": 0}
-    for piece in gateway_client.stream(url, gateway_client.key(home), body):
+    wait = Wait(home, name)
+    for piece in gateway_client.stream(url, gateway_client.key(home), body, limit_s=timeout_s, on_silence=wait.say):
         click.echo(piece, nl=False)
     click.echo()
+
+
+class Wait:
+    """Says on stderr what an answer waits for, whenever that changes."""
+
+    def __init__(self, home: Home, tier: str) -> None:
+        self._home = home
+        self._tier = tier
+        self._said = ""
+
+    def say(self, waited_s: float) -> None:
+        """Say what is waited for; `waited_s`: seconds since the request."""
+        reason = answer_wait.reason(self._home, self._tier, waited_s)
+        if reason != self._said:
+            self._said = reason
+            render.say(f"Waiting: {reason}.")

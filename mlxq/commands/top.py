@@ -182,7 +182,7 @@ def _requests(snapshot: Snapshot) -> list[Text]:
     width = max([10, *(len(tier) for tier, _ in snapshot.requests)])
     return [
         Text(
-            f"{tier:<{width}} {request.doing:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
+            f"{tier:<{width}} {request.phase:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
             f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
             f"  {render.span(request.elapsed_s)}"
         )

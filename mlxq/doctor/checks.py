@@ -331,7 +331,8 @@ def _port(db: Database | None, name: str, number: int) -> Finding:
     row = services.find(db, name) if db else None
     ours = bool(holder and row and row.identity and holder.pid in _pids(row.identity))
     program = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program" if holder else None
-    return rules.port(name, number, program, ours=ours)
+    kind = "gateway" if name == "gateway" else "page" if name == "page" else "engine"
+    return rules.port(name, number, program, ports.cures(name, kind, number) if program else "", ours=ours)
 
 
 def _pids(identity: str) -> set[int]:

@@ -214,14 +214,13 @@ def power(settings: Mapping[str, int], source: str) -> list[Finding]:
     return findings or [passed("power", "does not sleep; restarts after a power failure")]
 
 
-def port(name: str, number: int, holder: str | None, *, ours: bool) -> Finding:
-    """Check a port: `holder` names the program that listens there, None when it is free."""
+def port(name: str, number: int, holder: str | None, cures: str, *, ours: bool) -> Finding:
+    """Check a port: `holder` names the program that listens there, None when it is free; `cures` what helps then."""
     if holder is None:
         return passed("ports", f"{number} is free for {name}")
     if ours:
         return passed("ports", f"{number} is used by {name}")
-    setting = "litellm-port" if name == "gateway" else "page-port" if name == "page" else "tier-port-base"
-    return error("ports", f"{number}, which {name} needs, is used by {holder}", f"mlxq config set {setting} PORT")
+    return error("ports", f"{number}, which {name} needs, is used by {holder}", cures)
 
 
 def worker(state: str, pid: int | None, *, services: bool) -> Finding:

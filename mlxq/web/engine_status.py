@@ -9,14 +9,14 @@ from state.errors import EngineFailed
 from state.service import SERVING, Service
 from tasks.plan.health import EngineStatus
 from tasks.plan.request_stats import EngineRequest
-from tasks.supervision import probe
+from tasks.supervision import own_requests, probe
 
 TIMEOUT_S = 0.5
 
 
 @dataclass(frozen=True)
 class EngineView:
-    """One engine at this moment."""
+    """One engine at this moment, without the requests by which mlxq tests it."""
 
     status: EngineStatus
     requests: Sequence[EngineRequest]
@@ -35,9 +35,11 @@ def ask(services: Sequence[Service], key: str) -> Engines:
 
 def _ask(service: Service, key: str) -> EngineView | None:
     try:
-        return EngineView(*probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release))
+        status, requests = probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release)
     except EngineFailed:
         return None
+    asked = [request for request in requests if not request.is_check]
+    return EngineView(own_requests.without(status, requests, asked), asked)
 
 
 def busy(engines: Engines) -> bool:

@@ -37,11 +37,16 @@ MOST_STORY = 60
 FAILED = """
 SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
 AND kind <> 'remove_weights'
-AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id AND later.kind = jobs.kind
-                AND later.args = jobs.args)
+AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id
+                AND ((later.kind = jobs.kind AND later.args = jobs.args)
+                  OR (later.kind = jobs.kind AND later.args ->> 'source' = jobs.args ->> 'source')
+                  OR (later.args ->> 'service' = jobs.args ->> 'service')))
 ORDER BY finished_at DESC LIMIT :limit
 """
-"""Jobs that failed on their own and were not enqueued again. `mlxq rm` reports its failures itself."""
+"""Jobs that failed on their own, and after which nothing was asked of the same weights or the same service.
+
+The options of a job may differ: what a chain pulls has others than `mlxq pull`. `mlxq rm` reports its failures itself.
+"""
 ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
 
 

@@ -69,7 +69,7 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
         return client, Relay(table, client, PoisonGuard(record=record_of(home)), Cooldown(), cloud)
 
     def count(call: Call) -> None:
-        if not server.proving:
+        if not server.proving and not call.check:
             counter.add(call)
 
     ring = KeyRing(keys.file(home), secrets[MASTER], os.environ.pop(plan.TRIAL_KEY, ""), lambda: server.proving)

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from state.keys import Key
 from tasks.gateway import body, models
-from tasks.gateway.api_keys import KeyRing, secret_of
+from tasks.gateway.api_keys import MASTER_NAME, KeyRing, secret_of
 from tasks.gateway.body import Gone
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.cors import Cors
@@ -26,9 +26,11 @@ from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import BYTES_PER_TOKEN, Routes
+from tasks.plan import gateway as plan
 
 log = logging.getLogger("mlxq.gateway")
 
+CHECK = plan.CHECK.encode()
 OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
 """What a supervisor may ask without a key."""
 MODELS = ("/v1/models", "/models")
@@ -92,6 +94,7 @@ class Application:
             return
         scope[KNOWN] = True
         call.key = key.name
+        call.check = key.name == MASTER_NAME and CHECK in dict(scope["headers"])
         if refusal := _route_refusal(scope):
             await reply.refuse(refusal)
         elif call.path in BY_PATH:

@@ -36,6 +36,8 @@ class Call:
     cached_tokens: int = 0
     """Tokens of the prompt that were not read again."""
     status: int = 0
+    check: bool = False
+    """Whether mlxq itself asks, to test a tier; counted nowhere."""
     disconnected: bool = False
     """Whether the client has closed its connection."""
 

@@ -17,6 +17,9 @@ LOOPBACK = "127.0.0.1"
 LOG_LEVEL = "MLXQ_LOG_LEVEL"
 """Names how much the gateway logs: WARNING without it; DEBUG counts, by name, the fields that it drops."""
 
+CHECK = "x-mlxq-check"
+"""The header of requests by which mlxq itself tests a tier: with the master key, they are in no count."""
+
 TRIAL = "MLXQ_TRIAL_PORT"
 """Names the port on which a gateway is proven beside the one that serves, before it takes that one's place."""
 TRIAL_KEY = "MLXQ_TRIAL_KEY"

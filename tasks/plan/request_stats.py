@@ -31,9 +31,9 @@ class EngineRequest:
     """Seconds to the first token; None before it."""
 
     @property
-    def doing(self) -> str:
-        """The phase; a request for one token is called a check, as those of the watchdog are."""
-        return "check" if self.max_tokens == 1 else self.phase
+    def is_check(self) -> bool:
+        """Whether it asks for one token, as those requests do by which mlxq tests an engine."""
+        return self.max_tokens == 1
 
     @property
     def progress(self) -> float:
@@ -74,6 +74,16 @@ def _request(entry: dict[str, Any]) -> EngineRequest:
 
 
 @dataclass(frozen=True)
+class OwnRequests:
+    """Requests of mlxq itself that an engine answered, and their tokens."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class EngineSample:
     """What one look at a service saw."""
 
@@ -86,12 +96,14 @@ class EngineSample:
     """Requests that failed since the counters began."""
     fallbacks: int = 0
     """Requests that another tier answered instead."""
+    own: OwnRequests = OwnRequests()
+    """What mlxq itself asked, since the worker began; the status counts it too."""
 
 
 def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[EngineSample]) -> Sample:
     """Return the minute that began at `at` (unix seconds) from its looks; `before` is the last look ahead of it."""
     chain = [*([before] if before else []), *looks]
-    earlier, now = _statuses(chain), _statuses(looks)
+    earlier, now = [look for look in chain if look.status], _statuses(looks)
     requests = _requests(looks)
     return Sample(
         service,
@@ -100,16 +112,16 @@ def fold(service: str, at: int, before: EngineSample | None, looks: Sequence[Eng
         up=fmean(look.serving for look in looks),
         running=_mean(status.num_running for status in now) or 0.0,
         waiting=_mean(status.num_waiting for status in now) or 0.0,
-        requests=_grown(earlier, lambda status: status.requests),
+        requests=_of_others(earlier, "requests"),
         errors=_grown(chain, lambda look: look.failed),
         fallbacks=_grown(chain, lambda look: look.fallbacks),
-        prompt_tokens=_grown(earlier, lambda status: status.prompt_tokens),
-        completion_tokens=_grown(earlier, lambda status: status.completion_tokens),
+        prompt_tokens=_of_others(earlier, "prompt_tokens"),
+        completion_tokens=_of_others(earlier, "completion_tokens"),
         decode_tps=_mean(request.decode_tps for request in requests),
         prompt_tps=_mean(request.prompt_tps for request in requests),
         ttft_s=_mean(request.ttft_s for request in requests),
         memory_bytes=looks[-1].memory_bytes,
-        cached_tokens=_grown(earlier, lambda status: status.cached_tokens),
+        cached_tokens=_of_others(earlier, "cached_tokens"),
     )
 
 
@@ -120,6 +132,13 @@ def _requests(looks: Sequence[EngineSample]) -> Collection[EngineRequest]:
 
 def _statuses(looks: Sequence[EngineSample]) -> list[EngineStatus]:
     return [look.status for look in looks if look.status]
+
+
+def _of_others(looks: Sequence[EngineSample], name: str) -> int:
+    """Return how much a counter of an engine grew beyond what mlxq itself asked."""
+    return max(
+        0, _grown(looks, lambda look: getattr(look.status, name)) - _grown(looks, lambda look: getattr(look.own, name))
+    )
 
 
 T = TypeVar("T")

@@ -128,12 +128,8 @@ def port_taken(row: Service) -> PortTaken:
     return PortTaken(
         f"Port {row.port}, which {row.name} needs, is taken by {owner}.",
         done="It was left alone.",
-        hint=f"mlxq config set {PORTS[row.kind]} PORT",
+        hint=ports.cures(row.name, row.kind, row.port),
     )
-
-
-PORTS = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-port"}
-"""The setting that says where each kind of service listens."""
 
 
 def port_hijacked(row: Service, process_identity: Identity) -> bool:

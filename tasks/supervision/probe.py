@@ -16,6 +16,7 @@ from state.errors import EngineFailed
 from tasks.engines import adapters
 from tasks.plan.health import EngineStatus, read_choices, read_models
 from tasks.plan.request_stats import EngineRequest
+from tasks.supervision import own_requests
 
 HOST = "127.0.0.1"
 LARGEST_ANSWER = 4 * 2**20
@@ -58,7 +59,9 @@ def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
     """
     began = time.monotonic()
     wanted = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
-    answer = _good(ask(port, "/v1/chat/completions", key, timeout_s, wanted))
+    with own_requests.sending(port, 1) as answers:
+        answer = _good(ask(port, "/v1/chat/completions", key, timeout_s, wanted))
+        answers.append(answer.body)
     if not read_choices(answer.body):
         raise EngineFailed("The engine answered a request without a token.")
     return time.monotonic() - began

@@ -6,12 +6,18 @@ import contextlib
 import errno
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from state.service import Kind
+from state.settings import TIER_PORTS
 from tasks.system import tool
 from tasks.system.process import Identity, identify
 
 ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - bound for a moment, never listened on
+
+STEP, LAST = 10, 65_000
+"""Between the ports that are tried in place of one that is taken, and the last of them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,23 @@ def spare() -> int:
     """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as trial:
         return trial.getsockname()[1]
+
+
+def cures(name: str, kind: Kind, port: int) -> str:
+    """Return what helps the service `name`, whose port another program has: end that program, or move the service."""
+    setting = SETTINGS[kind]
+    return f"End it, then: mlxq up {name}   (or: mlxq config set {setting} {_other(port, kind)})"
+
+
+SETTINGS: Mapping[Kind, str] = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-port"}
+"""The setting that says where each kind of service listens."""
+
+
+def _other(port: int, kind: Kind) -> int:
+    """Return a port that is free now, for engines the first of as many as belong to them."""
+    count = TIER_PORTS if kind == "engine" else 1
+    bases = range(port + STEP, LAST - count, STEP)
+    return next((base for base in bases if all(free(base + offset) for offset in range(count))), spare())
 
 
 def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:

@@ -384,6 +384,14 @@ def test_background_requests_stand_back(proxy: Gateway, upstreams: dict[str, Ups
 # Accounts
 
 
+def counted_by(proxy: Gateway) -> dict[str, int]:
+    """Return the requests that are counted so far, by key."""
+    db = read_database(Home(proxy.home))
+    rows = usage.totals(db, "key")
+    db.close()
+    return {row["key"]: row["requests"] for row in rows}
+
+
 def counted(proxy: Gateway, key: str, requests: int) -> dict[str, Any]:
     """Wait until that many requests of a key are counted; return its sums."""
     row: dict[str, Any] = {}
@@ -414,6 +422,22 @@ def test_usage_is_counted_by_key_and_tier(proxy: Gateway, upstreams: dict[str, U
     row = counted(proxy, "counted", 4)
     assert (row["failed"], row["fallbacks"]) == (1, 1)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (21, 7)
+
+
+def test_a_check_of_mlxq_is_counted_nowhere_and_a_client_cannot_hide(
+    proxy: Gateway, upstreams: dict[str, Upstream], ring: Any
+):
+    """The header counts for the master key alone."""
+    key = keys.create(ring, "hider")
+
+    def ask(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}", "x-mlxq-check": "1"}
+        return httpx.post(f"{proxy.url}/v1/chat/completions", json=CHAT, headers=headers, timeout=60).status_code
+
+    before = counted_by(proxy).get("mlxq")
+    assert (ask(MASTER), ask(key)) == (200, 200)
+    counted(proxy, "hider", 1)
+    assert counted_by(proxy).get("mlxq") == before
 
 
 def test_no_key_and_no_prompt_is_in_the_log(proxy: Gateway, upstreams: dict[str, Upstream]):

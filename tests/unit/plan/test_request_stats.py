@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tasks.plan import health, request_stats
-from tasks.plan.request_stats import EngineSample
+from tasks.plan.request_stats import EngineSample, OwnRequests
 
 REQUEST = {
     "request_id": "r1", "status": "running", "phase": "generation", "elapsed_s": 3.5, "prompt_tokens": 900,
@@ -59,6 +60,24 @@ def test_a_request_seen_in_two_looks_is_one():
     later = REQUEST | {"tokens_per_second": 25.3, "completion_tokens": 128}
     minute = request_stats.fold("fast", 0, None, [look(requests=[REQUEST]), look(requests=[later])])
     assert minute.decode_tps == 25.3
+
+
+def test_what_mlxq_itself_asked_is_in_no_count():
+    """Three requests more, of which one was the watchdog's; and one that was all there was."""
+
+    def seen(total: int, tokens: int, own: int) -> EngineSample:
+        counts = OwnRequests(own, 9 * own, own, 4 * own)
+        sample = look(total_requests_processed=total, total_completion_tokens=tokens, total_prompt_tokens=9 * total)
+        return dataclasses.replace(sample, own=counts)
+
+    minute = request_stats.fold("fast", 60, seen(10, 1000, 5), [seen(13, 1201, 6)])
+    assert (minute.requests, minute.completion_tokens, minute.prompt_tokens) == (2, 200, 18)
+    idle = request_stats.fold("fast", 60, seen(10, 1000, 5), [seen(11, 1001, 6)])
+    assert (idle.requests, idle.completion_tokens, idle.prompt_tokens) == (0, 0, 0)
+    restarted = request_stats.fold("fast", 60, seen(10, 1000, 5), [seen(1, 1, 6)])
+    assert (restarted.requests, restarted.completion_tokens) == (0, 0)
+    raced = request_stats.fold("fast", 60, seen(10, 1000, 5), [seen(10, 1000, 6)])
+    assert raced.requests == 0
 
 
 def test_failures_are_counted_as_they_grow():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +24,7 @@ from state.sample import Sample
 from state.service import ServiceEvent, State
 from tasks import kinds
 from tasks.plan import health, request_stats
+from tasks.supervision import probe
 from tasks.worker_status import WorkerState
 
 ROOT = Path(__file__).parents[3]
@@ -177,6 +179,25 @@ def test_a_failure_that_was_tried_again_needs_no_attention(rows: Database):
     assert snapshot.take(rows, {}).attention == []
 
 
+@pytest.mark.parametrize(
+    ("failed", "later"),
+    [
+        (("pull", {"source": "hub:x/y", "force": True}), ("pull", {"source": "hub:x/y"})),
+        (("pull", {"source": "hub:x/y"}), ("pull", {"source": "hub:x/y", "revision": "1"})),
+        (("restart", {"service": "fast"}), ("start", {"service": "fast"})),
+    ],
+)
+def test_a_failure_needs_no_attention_once_the_same_thing_succeeded(
+    failed: tuple[str, dict[str, Any]], later: tuple[str, dict[str, Any]], rows: Database
+):
+    """Of the same weights or service, with whatever options."""
+    number = scene.fail_job(rows, *failed)
+    other = scene.fail_job(rows, failed[0], dict.fromkeys(failed[1], "other"))
+    assert [job.id for job in snapshot.take(rows, {}).attention] == [other, number]
+    scene.succeed(rows, later[0], **later[1])
+    assert [job.id for job in snapshot.take(rows, {}).attention] == [other]
+
+
 def test_dashboard_says_how_to_switch_the_page_on(home: Home):
     settings.write(home, "page-port", 0)
     told = CliRunner().invoke(dashboard.command, ["--no-open"]).exception
@@ -230,13 +251,19 @@ def test_a_refused_rm_was_told_to_who_asked_and_needs_no_attention(rows: Databas
     assert [each.id for each in snapshot.take(rows, {}).attention] == [number]
 
 
-def test_the_watchdogs_question_is_called_a_check(rows: Database):
-    said = {"request_id": "a", "phase": "generation", "prompt_tokens": 9, "max_tokens": 1}
-    asked = request_stats.read_requests({"requests": [said, said | {"request_id": "b", "max_tokens": 200}]})
-    seen = snapshot.take(rows, {"fast": engine_status.EngineView(health.read_status({}), asked)})
-    painted = HtmlRenderer().sections(seen)["now"]
-    assert re.findall(r"<td>([^<]*)</td>", painted) == ["fast", "check", "fast", "generation"]
-    assert "by which mlxq tests an engine" in painted
+def test_the_watchdogs_question_is_nobodys_request(rows: Database, monkeypatch: pytest.MonkeyPatch):
+    """An idle machine shows no request, and runs none."""
+    check = {"request_id": "a", "phase": "generation", "prompt_tokens": 9, "max_tokens": 1}
+    for listed, phases, running in (([check], [], "0"), ([check, check | {"max_tokens": 200}], ["generation"], "1")):
+        body = {"requests": listed, "num_running": len(listed)}
+        said = (health.read_status(body), request_stats.read_requests(body))
+        monkeypatch.setattr(probe, "detailed_status", lambda *_, said=said, **__: said)
+        scene.set_up(rows)
+        service.update(rows, "fast", state="ready")
+        seen = snapshot.take(rows, engine_status.ask([service.get(rows, "fast")], "key"))
+        painted = HtmlRenderer().sections(seen)
+        assert re.findall(r"<td>(\w*)</td>", painted["now"])[1::2] == phases
+        assert f"<dt>running</dt><dd>{running}</dd>" in painted["tiers"]
 
 
 def test_what_is_not_known_is_the_same_dash_everywhere_on_a_card(rows: Database):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +13,10 @@ from support import mounts
 from state import facts, stack
 from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
-from state.stack import Tier
+from state.stack import Engine
 from tasks.weights import model_dir
 
-TIER = Tier("fast", "tiny", "int4", "hub:x/tiny", 8000, 4096, 1, 1, 1)
+FAST = Engine("fast", "tiny", "int4", "hub:x/tiny", 8000, 4096, 1, 1, 1)
 
 
 @pytest.fixture
@@ -23,12 +24,12 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "disk" / "models"
 
 
-def serve(db: Database, weights: Path) -> Tier:
+def serve(db: Database, weights: Path) -> Engine:
     """Serve weights from a folder, which is made."""
     weights.mkdir(parents=True)
-    tier = Tier(**{**TIER.__dict__, "weights": str(weights)})
-    stack.replace(db, [tier])
-    return tier
+    engine = dataclasses.replace(FAST, weights=str(weights))
+    stack.replace(db, [engine])
+    return engine
 
 
 def test_a_folder_is_made_and_marked_when_it_is_first_written_to(db: Database, models: Path) -> None:
@@ -82,7 +83,7 @@ def test_another_folder_of_the_same_name_is_refused_and_stays_as_it_is(
         assert caught.value.done == model_dir.REFUSED
         assert caught.value.hint
     with pytest.raises(DiskUnavailable, match=words) as caught:
-        model_dir.require_weights(db, stack.tier(db, "fast"))
+        model_dir.require_weights(db, stack.engine(db, "fast"))
     assert caught.value.done == model_dir.LOOKS
     assert sorted(models.parent.rglob("*")) == before
 
@@ -107,23 +108,23 @@ def test_a_marker_that_was_lost_is_written_again_where_the_weights_are(
 def test_weights_that_were_deleted_are_not_awaited(db: Database, models: Path) -> None:
     """Their folder is there, with its marker: what is missing has to be downloaded again."""
     model_dir.claim(db, models)
-    tier = serve(db, models / "tiny")
+    engine = serve(db, models / "tiny")
     (models / "tiny").rmdir()
 
-    with pytest.raises(NotSetUp, match="The weights of tier fast"):
-        model_dir.require_weights(db, tier)
+    with pytest.raises(NotSetUp, match="The weights of fast"):
+        model_dir.require_weights(db, engine)
 
 
 def test_a_folder_that_was_never_marked_must_only_be_there(db: Database, models: Path) -> None:
     """As an older mlxq left it, or a path in a hand-written stack."""
-    tier = serve(db, models / "tiny")
-    assert model_dir.require_weights(db, tier) == models / "tiny"
+    engine = serve(db, models / "tiny")
+    assert model_dir.require_weights(db, engine) == models / "tiny"
     (models / "tiny").rmdir()
     with pytest.raises(NotSetUp):
-        model_dir.require_weights(db, tier)
+        model_dir.require_weights(db, engine)
     models.rmdir()
     with pytest.raises(DiskUnavailable, match="is not there"):
-        model_dir.require_weights(db, tier)
+        model_dir.require_weights(db, engine)
 
 
 def test_a_folder_that_hangs_is_told_in_the_time_that_is_given(db: Database, models: Path) -> None:
@@ -140,8 +141,8 @@ def test_a_folder_that_hangs_is_told_in_the_time_that_is_given(db: Database, mod
 
 def test_a_read_only_folder_is_read_and_not_written(db: Database, models: Path) -> None:
     model_dir.claim(db, models)
-    tier = serve(db, models / "tiny")
+    engine = serve(db, models / "tiny")
     with mounts.read_only(models):
-        assert model_dir.require_weights(db, tier)
+        assert model_dir.require_weights(db, engine)
         with pytest.raises(DiskUnavailable, match="is read-only"):
             model_dir.claim(db, models)
