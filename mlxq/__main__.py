@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import sys
+from typing import TextIO, cast
 
 from mlxq import shadowed_packages
+from mlxq.terminal import Terminal
 
 
 def main() -> None:
@@ -23,13 +25,18 @@ def main() -> None:
 
 
 def _mind_streams() -> None:
-    """Let no stream stop a command: a closed one (`>&-`) swallows all, one of another alphabet gets `?` for signs."""
+    """Let no stream stop a command, and no text take over a terminal.
+
+    A closed stream (`>&-`) swallows all, one of another alphabet gets `?` for signs.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+            if stream.isatty():
+                setattr(sys, name, Terminal(cast("TextIO", stream)))
 
 
 if __name__ == "__main__":

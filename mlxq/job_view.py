@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from catalog import units
 from mlxq import render
 from mlxq.jobs_client import View
+from mlxq.terminal import printable, raw
 from state.job import Job, JobState
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class LiveView:
         if self._live is None:
             render.say(text)
         else:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         """Leave the last tree on the terminal and stop."""
@@ -322,7 +323,7 @@ def _text(*parts: tuple[str, str]) -> RenderableType:
 
     text = Text(no_wrap=True, overflow="ellipsis")
     for words, style in parts:
-        text.append(words, style=style)
+        text.append(printable(words), style=style)
     return text
 
 
@@ -331,7 +332,7 @@ def _start_live() -> Live:
     from rich.live import Live
 
     live = Live(
-        console=Console(stderr=True, highlight=False, no_color=render.refuses_color()),
+        console=Console(file=raw(sys.stderr), highlight=False, no_color=render.refuses_color()),
         auto_refresh=False,
         vertical_overflow="visible",
     )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -19,6 +19,9 @@ from state import stack
 from state.errors import MlxqError, NotFound, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from tasks import kinds
+
+if TYPE_CHECKING:
+    from gzip import GzipFile
 
 CHUNK = 2**16
 LOOK_S = 0.25
@@ -91,15 +94,25 @@ def _rotate(home: Home, name: str | None) -> None:
 
 def _print_all(log: Path) -> None:
     import gzip
-    import shutil
 
     from tasks.system.log_rotation import archives
 
     for archive in reversed(archives(log)):
         with gzip.open(archive) as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
+            _copy(file)
     with log.open("rb") as file:
+        _copy(file)
+
+
+def _copy(file: BinaryIO | GzipFile) -> None:
+    """Write a log to stdout: every byte to a pipe, text to a terminal."""
+    import shutil
+
+    if not sys.stdout.isatty():
         shutil.copyfileobj(file, sys.stdout.buffer)
+        return
+    for line in file:
+        click.echo(line.decode(errors="replace"), nl=False)
 
 
 def _show(text: str) -> None:

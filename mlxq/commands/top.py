@@ -12,6 +12,7 @@ import click
 
 from catalog import units
 from mlxq import job_view, jobs_client, prompt_reuse, render
+from mlxq.terminal import printable, raw
 from mlxq.web import engine_status, snapshot
 from mlxq.web.engine_status import EngineView
 from mlxq.web.labels import Shape, StatusLabel
@@ -69,14 +70,15 @@ def _snapshot(db: Database, key: str) -> Snapshot:
 def _print(snapshot: Snapshot) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, no_color=render.refuses_color())
+    console = Console(file=raw(sys.stdout), highlight=False, no_color=render.refuses_color())
     console.print(draw(snapshot, console.width))
 
 
 def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
+    from rich.console import Console
     from rich.live import Live
 
-    with Live(screen=True, auto_refresh=False) as screen:
+    with Live(console=Console(file=raw(sys.stdout)), screen=True, auto_refresh=False) as screen:
         while True:
             began = time.monotonic()
             screen.update(draw(_snapshot(db, key), screen.console.width), refresh=True)
@@ -107,7 +109,7 @@ def _label(label: StatusLabel) -> Text:
     if label.until:
         text.append(f" in {render.span(max(0.0, label.until - time.time()))}")
     if label.reason:
-        text.append(f"  {label.reason}", style="default")
+        text.append(printable(f"  {label.reason}"), style="default")
     return text
 
 
@@ -205,7 +207,7 @@ def _jobs(snapshot: Snapshot) -> list[Text]:
         progress = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
         style = "red" if job.error_code else ""
         line = f"{job_view.MARKS[job.state]} {job.id:>4} {job_view.title(job)}{progress}  {job_view.note(job)}"
-        lines.append(Text(line, style=style, no_wrap=True, overflow="ellipsis"))
+        lines.append(Text(printable(line), style=style, no_wrap=True, overflow="ellipsis"))
     return lines
 
 
@@ -216,6 +218,6 @@ def _events(snapshot: Snapshot) -> list[Text]:
     for entry in snapshot.story[:MOST_EVENTS]:
         text = Text(f"{render.clock(entry.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
         text.append(f"{MARKS[entry.shape]} {entry.service} {entry.word}", style=COLORS[entry.shape])
-        text.append(f"  {entry.text}")
+        text.append(printable(f"  {entry.text}"))
         lines.append(text)
     return lines

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
-from tasks.weights import convert, disk, headers, loaders, local, manifest, precheck, source, staging
+from tasks.weights import chat_template, convert, disk, headers, loaders, local, manifest, precheck, source, staging
 from tasks.weights.hub import DownloadPlan, Hub, adopt_cached
 from tasks.weights.manifest import File, Manifest
 from tasks.weights.source import PullRequest, Source
@@ -117,6 +117,7 @@ def _copy(work: Install, path: Path, revision: str) -> None:
     work.report({"phase": "copying", "total": local.size(path)})
     local.copy(path, work.into, code=work.request.code)
     headers.inventory(work.into, name=str(path), hint=advice)
+    chat_template.check(str(path), work.into)
     _finish(work, Manifest(str(work.wanted), revision, _hashed(work.into, work.report)), str(path), advice)
 
 

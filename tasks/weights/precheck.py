@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from state.errors import Damaged, NotFound
-from tasks.weights import convert, headers, loaders
+from tasks.weights import chat_template, convert, headers, loaders
 from tasks.weights.hub import DownloadPlan, Hub
 
 NOTHING = "None of its weights was fetched."
@@ -28,6 +28,7 @@ def check(hub: Hub, plan: DownloadPlan, folder: Path) -> None:
 def _check(hub: Hub, plan: DownloadPlan, folder: Path) -> None:
     config = loaders.check(plan.repo, headers.read_json(folder / "config.json"))
     shards = headers.check_files(plan.repo, [file.name for file in plan.files], config)
+    chat_template.check(plan.repo, folder)
     if config.quantization:
         convert.check_packing(plan.repo, config.quantization)
     if (folder / headers.INDEX).is_file():
