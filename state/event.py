@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from state import json_columns
 from state.db import Database, Row
 
 
@@ -54,5 +55,5 @@ def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Ev
 
 def _event(row: Row) -> Event:
     values = dict(row)
-    values["data"] = json.loads(values["data"] or "{}")
+    values["data"] = json_columns.mapping(values["data"])
     return Event(**values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from state import event, facts
 from state.db import Database
@@ -37,7 +37,16 @@ class SafeMode:
 
 def listing(db: Database) -> dict[str, SafeMode]:
     """Return the tiers that had trouble, by name."""
-    return {name: SafeMode(**values) for name, values in facts.get(db, FACT).items()}
+    return {name: mode for name, values in facts.get(db, FACT).items() if (mode := _mode(values))}
+
+
+def _mode(values: Any) -> SafeMode | None:
+    """Return a mode as `enter` wrote it; None for what another program wrote."""
+    try:
+        mode = SafeMode(**values)
+        return replace(mode, level=int(mode.level), at=float(mode.at), sentence=str(mode.sentence))
+    except (TypeError, ValueError):
+        return None
 
 
 def of(db: Database, name: str) -> SafeMode:

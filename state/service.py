@@ -7,18 +7,21 @@ worker; `observed` is what an outsider would say, in five words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from state import event
+from state import event, json_columns
 from state.db import Database, Row
 from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
 Desired = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]
+IDENTITY = re.compile(r"[^/\s]+/[0-9]{1,10}/[^/\s]+")
+"""A process: boot, pid and start, as tasks.system.process writes it."""
 
 
 class State(DocumentedEnum):
@@ -286,11 +289,24 @@ def _marks(values: frozenset[Any]) -> str:
 
 
 def _service(row: Row) -> Service:
+    """Return a row; what this mlxq cannot have written in it counts as not there.
+
+    A state that it does not know is one of a newer mlxq: the service is looked for and started again.
+    """
     values = dict(row)
-    values["state"] = State(values["state"])
-    values["observed"] = Observed(values["observed"])
-    values["argv"] = json.loads(values["argv"])
-    for key in ("exits", "leaving"):
-        values[key] = json.loads(values[key])
-    values["successor"] = json.loads(values["successor"]) if values["successor"] else None
+    state = values["state"] = State(values["state"]) if values["state"] in set(State) else State.BACKOFF
+    observed = values["observed"]
+    values["observed"] = Observed(observed) if observed in set(Observed) else observe(state, values["desired"])
+    values["argv"] = json_columns.strings(values["argv"])
+    values["exits"] = json_columns.numbers(values["exits"])
+    values["leaving"] = [one for one in json_columns.strings(values["leaving"]) if IDENTITY.fullmatch(one)]
+    values["successor"] = _successor(values["successor"])
+    for column in ("identity", "shim"):
+        values[column] = values[column] if IDENTITY.fullmatch(values[column] or "") else None
     return Service(**values)
+
+
+def _successor(text: str | None) -> dict[str, Any] | None:
+    """Return the plan of a replacement; None where there is none that is whole."""
+    planned = json_columns.mapping(text)
+    return planned if planned.keys() >= {"argv", "spec_hash", "port"} else None

@@ -9,9 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any, TextIO
 
@@ -44,7 +45,8 @@ def run(home: Home) -> None:
     """Work until SIGTERM or SIGINT, or until the home is deleted, which ends its services too.
 
     Raises Busy when a worker of this home already runs, NewerState, StateDamaged, and DeadlinePassed when a job could
-    not be stopped: a thread cannot be killed, so the worker exits and its supervisor starts a fresh one.
+    not be stopped: a thread cannot be killed, so the worker exits and its supervisor starts a fresh one. When state.db
+    was replaced by another file, as by a backup, this process becomes a fresh worker that reads that one.
     """
     home.make()
     with _only_one(home) as lock:
@@ -55,14 +57,18 @@ def run(home: Home) -> None:
         stop = _stop_on_signals()
         unclean_boot.handle(runtime.database(), process.boot())
         gateway_config.queue_refresh(runtime.database(), home)
+        database = OpenedFile(home.database)
         heartbeat = Heartbeat(stop)
         log.info("worker_started", pid=os.getpid(), version=version("mlxq"), kinds=sorted(known_kinds()))
-        _work(home, heartbeat, stop, lock)
+        _work(home, heartbeat, stop, lambda: not _at_home(home, lock) or database.is_other())
         with suppress(StateUnavailable):  # its row then tells of a dead worker
             sign_off(runtime.database(), runtime.owner)
             if _deleted(home, lock):
                 _end_services(home)
-        log.info("worker_stopped")
+        replaced = not stop.is_set() and _is_replaced(home, lock, database)
+        log.info("worker_stopped", database_replaced=replaced)
+    if replaced:
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (its own command line)
     if heartbeat.problem:
         raise heartbeat.problem
 
@@ -82,8 +88,25 @@ def _owner() -> str:
     return process.encode(me)
 
 
-def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, lock: IO[str]) -> None:
-    """Run both queues, the listener and the heartbeat until `stop` or the end of the home; then jobs release work."""
+class OpenedFile:
+    """A file as it was when this process opened it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stat = path.stat()
+
+    def is_other(self) -> bool:
+        """Return whether another file, or none, has its place; what is written to the old one is read by nobody."""
+        try:
+            return not os.path.samestat(self._stat, self._path.stat())
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False  # one that cannot be looked at is not known to be gone
+
+
+def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, ended: Callable[[], bool]) -> None:
+    """Run both queues, the listener and the heartbeat until `stop` or until `ended`; jobs release work then."""
     with wakeup.worker_listener(home) as listener:
         ears = threading.Thread(target=_listen, args=(home, listener), name="listener", daemon=True)
         ears.start()
@@ -91,7 +114,7 @@ def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, lock: IO[str]
         beating.start()
         consumers = _consumers()
         sd_notify.notify(sd_notify.READY)
-        while not stop.wait(HEALTH_S) and _at_home(home, lock):
+        while not stop.wait(HEALTH_S) and not ended():
             for consumer in consumers:
                 consumer.check_worker_health()
             if not beating.is_alive():  # nothing beats and rescues: better no worker than one that looks hung for ever
@@ -123,6 +146,16 @@ def _deleted(home: Home, lock: IO[str]) -> bool:
             return True
         if time.monotonic() > until:
             return False
+        time.sleep(LOOK_S)
+    return False
+
+
+def _is_replaced(home: Home, lock: IO[str], database: OpenedFile) -> bool:
+    """Return whether state.db alone is another file; a home that is being deleted loses its lock too."""
+    until = time.monotonic() + SETTLE_S
+    while database.is_other() and _at_home(home, lock):
+        if home.database.exists() or time.monotonic() > until:
+            return True
         time.sleep(LOOK_S)
     return False
 

@@ -10,7 +10,7 @@ from state import event, safe_mode, service, worker
 from state.db import Database
 from state.errors import EngineFailed
 from state.safe_mode import SafeMode
-from state.service import ALIVE, Service
+from state.service import ALIVE, IDENTITY, Service
 from tasks.plan import safe_mode as plan
 from tasks.runtime import log
 from tasks.supervision import exits, lifecycle
@@ -25,7 +25,7 @@ def handle(db: Database, boot: str) -> str | None:
     To be called before this worker writes its own row.
     """
     last = worker.current(db)
-    if last is None or process.decode(last.owner).boot == boot:
+    if last is None or not IDENTITY.fullmatch(last.owner) or process.decode(last.owner).boot == boot:
         return None
     ran = [row for row in service.listing(db) if row.kind == "engine" and _ran(row, boot)]
     if not ran:

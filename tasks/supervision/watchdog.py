@@ -80,7 +80,8 @@ class Watchdog:
         now = time.monotonic()
         if now < self._next_look:
             return
-        self._next_look = now + settings.load(runtime.home)["watch-interval"] - TICK_S / 2
+        interval_s: int = settings.load(runtime.home)["watch-interval"]
+        self._next_look = now + interval_s - TICK_S / 2
         if not self._busy.acquire(blocking=False):
             return
         try:
@@ -88,7 +89,7 @@ class Watchdog:
                 log.warning("configuration", problem=problem.message, done=problem.done, cure=problem.hint)
             db = runtime.database()
             exits.kills.look()
-            if self._wakes.look(memory.asleep_s(), time.monotonic()):
+            if self._wakes.look(memory.asleep_s(), time.monotonic(), interval_s):
                 self._charges.clear()
             services = service.listing(db)
             self._take_over(db, services)

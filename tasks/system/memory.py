@@ -16,6 +16,8 @@ WARN_SHARE = 0.10
 CRITICAL_SHARE = 0.05
 """Shares of memory still available below which Linux counts as short; macOS says it itself."""
 SHORTEST_SLEEP_S = 2.0
+SUSPENDED_S = 20.0
+"""A look that comes so much later than it should says that this process stood still."""
 
 
 class Pressure(StrEnum):
@@ -106,17 +108,25 @@ def asleep_s() -> float:
 
 
 class SleepClock:
-    """Notices that the machine was asleep between two looks."""
+    """Notices that the machine was asleep between two looks, or that all of mlxq was suspended.
+
+    A virtual machine that is paused, or a container that is frozen, stands still while its clock runs.
+    """
 
     def __init__(self) -> None:
         self._slept = asleep_s()
+        self._looked_at: float | None = None
         self.woke_at: float | None = None
         """Monotonic seconds of the look that noticed it; None when it has not slept since we began."""
 
-    def look(self, slept: float, now: float) -> bool:
-        """Take a look: `slept` from `asleep_s()`, `now` monotonic. True when it slept since the last one."""
-        woke = slept - self._slept > SHORTEST_SLEEP_S
-        self._slept = slept
+    def look(self, slept: float, now: float, every_s: float = 0.0) -> bool:
+        """Take a look: `slept` from `asleep_s()`, `now` monotonic. True when it slept since the last one.
+
+        `every_s`: how far looks are apart while nothing is suspended, in seconds.
+        """
+        suspended = self._looked_at is not None and now - self._looked_at > every_s + SUSPENDED_S
+        woke = slept - self._slept > SHORTEST_SLEEP_S or suspended
+        self._slept, self._looked_at = slept, now
         if woke:
             self.woke_at = now
         return woke

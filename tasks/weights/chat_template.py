@@ -97,8 +97,8 @@ def render(template: str) -> int:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _as_json
-    environment.globals |= {"raise_exception": refuse, "strftime_now": time.strftime}
-    names = {"bos_token": "<s>", "eos_token": "</s>"}
+    names: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
+    names |= {"raise_exception": refuse, "strftime_now": time.strftime}
     plain = re.sub(r"\{%-?\s*(?:end)?generation\s*-?%\}", "", template)
     for trial in TRIALS:
         try:

@@ -43,3 +43,15 @@ def test_a_sleep_between_two_looks_is_noticed():
     assert wakes.look(slept + 3600, now=20.0)
     assert wakes.woke_at == 20.0
     assert not wakes.look(slept + 3600, now=30.0)
+
+
+def test_a_process_that_stood_still_counts_as_asleep():
+    """A virtual machine was paused, or a container frozen: the clock ran on, and no engine could answer."""
+    wakes = SleepClock()
+    slept = memory.asleep_s()
+
+    assert not wakes.look(slept, now=10.0, every_s=2.0)
+    assert not wakes.look(slept, now=31.0, every_s=2.0)
+    assert wakes.look(slept, now=31.0 + 2.0 + memory.SUSPENDED_S + 0.1, every_s=2.0)
+    assert not wakes.look(slept, now=60.0, every_s=2.0)
+    assert not wakes.look(slept, now=3600.0, every_s=3600.0)
