@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -95,6 +96,30 @@ def hanging(place: Path) -> Generator[Callable[[], None]]:
     finally:
         _unmount(place)
         close()
+
+
+@contextmanager
+def failing(place: Path, megabytes: int) -> Generator[Callable[[], None]]:
+    """Lay a disk over a folder; what is yielded makes the kernel find an error on it and turn it read-only.
+
+    Programs that have files open on it cannot write to them any more either, as on a disk that breaks.
+    """
+    enter()
+    image = place.with_name(f"{place.name}.img")
+    with image.open("wb") as file:
+        file.truncate(megabytes << 20)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", image], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, place], check=True, capture_output=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        pytest.skip("there is no ext4 on a loop device here")
+    device = os.stat(place).st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    try:
+        yield lambda: Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+    finally:
+        _unmount(place)
+        image.unlink()
 
 
 @contextmanager
