@@ -126,7 +126,7 @@ def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], li
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", gateway.CHECK: "1"}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
     try:
-        with own_requests.sending(tier.port, WORDS) as answers:
+        with own_requests.sending(tier.engine.port, WORDS) as answers:
             connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read().decode("utf-8", "replace")

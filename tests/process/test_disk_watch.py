@@ -15,14 +15,14 @@ from state.db import Database
 from state.errors import DiskUnavailable
 from state.paths import Home
 from state.service import ServiceEvent, State
-from state.stack import Tier
+from state.stack import Engine
 from tasks.supervision import exits
 from tasks.supervision.disk_watch import FIRST_PAUSE_S, LONGEST_PAUSE_S, DiskWatch
 from tasks.system import process
 from tasks.weights import manifest, model_dir
 from tasks.weights.manifest import Manifest
 
-TIER = Tier("fast", "tiny", "int4", "hub:x/tiny", 9271, 4096, 1, 1, 1)
+FAST = Engine("fast", "tiny", "int4", "hub:x/tiny", 9271, 4096, 1, 1, 1)
 
 
 class Ticks:
@@ -41,8 +41,8 @@ def weights(db: Database, tmp_path: Path) -> Path:
     folder = tmp_path / "disk" / "tiny"
     model_dir.claim(db, folder.parent)
     folder.mkdir()
-    stack.replace(db, [replace(TIER, weights=str(folder))])
-    service.ensure(db, "fast", "engine", TIER.port)
+    stack.replace(db, [replace(FAST, weights=str(folder))])
+    service.ensure(db, "fast", "engine", FAST.port)
     service.set_desired(db, "fast", "up")
     return folder
 
@@ -55,7 +55,7 @@ def ended() -> None:
 
 
 def test_a_folder_that_is_back_is_told_once_to_each_service(db: Database, weights: Path) -> None:
-    watch, other = DiskWatch(), replace(TIER, name="standard", weights=str(weights))
+    watch, other = DiskWatch(), replace(FAST, name="standard", weights=str(weights))
     stack.replace(db, [stack.tier(db, "fast"), other])
     assert watch.returned(db, ["fast", "standard"]) == []
     ended()
@@ -108,7 +108,7 @@ def test_a_look_that_hangs_is_one_thread_and_holds_nothing_up(
 
 
 def test_a_service_without_weights_waits_for_nothing(db: Database, weights: Path) -> None:
-    stack.replace(db, [TIER])
+    stack.replace(db, [FAST])
     assert DiskWatch().returned(db, ["fast", "gone"]) == []
 
 
@@ -137,7 +137,7 @@ def test_what_an_engine_says_of_its_weights_leads_to_what_repairs_them(  # noqa:
     home.log("fast").write_text(LOG)
     me = process.identify(os.getpid())
     assert me
-    service.request_start(db, "fast", ["engine"], "f", TIER.port, release="vllm-mlx 0.6.0")
+    service.request_start(db, "fast", ["engine"], "f", FAST.port, release="vllm-mlx 0.6.0")
     gone = replace(me, start="1")
     service.apply(db, "fast", ServiceEvent.SPAWNED, identity=process.encode(gone))
 

@@ -79,6 +79,7 @@ def test_a_pipe_gets_a_log_as_it_is(hostile: Database) -> None:
     piped = pexpect.run(
         f"/bin/sh -c '{' '.join(command)} | od -An -c'", env=os.environ | {"MLXQ_HOME": str(hostile.home.root)}
     )
+    assert isinstance(piped, bytes)
     assert b"033   ]   0   ;   o   w   n   e   d" in re.sub(rb"\s+", b"   ", piped)
 
 
