@@ -432,7 +432,7 @@ def test_a_check_of_mlxq_is_counted_nowhere_and_a_client_cannot_hide(
 
     def ask(key: str) -> int:
         headers = {"Authorization": f"Bearer {key}", "x-mlxq-check": "1"}
-        return httpx.post(f"{proxy.url}/v1/chat/completions", json=CHAT, headers=headers, timeout=60).status_code
+        return loopback.post(f"{proxy.url}/v1/chat/completions", json=CHAT, headers=headers, timeout=60).status_code
 
     before = counted_by(proxy).get("mlxq")
     assert (ask(MASTER), ask(key)) == (200, 200)

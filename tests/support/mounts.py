@@ -113,7 +113,7 @@ def failing(place: Path, megabytes: int) -> Generator[Callable[[], None]]:
         subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, place], check=True, capture_output=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("there is no ext4 on a loop device here")
-    device = os.stat(place).st_dev
+    device = place.stat().st_dev
     name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
     try:
         yield lambda: Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
