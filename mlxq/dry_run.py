@@ -19,13 +19,19 @@ SECRET = ("_KEY", "_TOKEN")
 """Ends of the names of variables whose values are never shown."""
 
 
-def starts(db: Database, home: Home, names: Sequence[str]) -> None:
-    """Print the command that starts each service, with the variables that mlxq gives it. Raises as a start does."""
-    from tasks.supervision import spec
+def starts(db: Database, home: Home, names: Sequence[str], *, configures: bool = False) -> None:
+    """Print the command that starts each service, with the variables that mlxq gives it. Raises as a start does.
+
+    `configures`: whether the gateway's configuration is written before, and not only where there is none.
+    """
+    from tasks.plan import gateway
+    from tasks.supervision import gateway_config, spec
 
     for name in names:
+        if name == gateway.SERVICE and gateway_config.is_written(db, home, always=configures):
+            click.echo(f"# write {home.gateway_config}")
         click.echo(f"# start {name}")
-        click.echo(command(spec.launch_spec(db, home, name)))
+        click.echo(command(spec.planned(db, home, name)))
 
 
 def stops(db: Database, names: Sequence[str], *, drain: bool = False) -> None:

@@ -39,7 +39,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
         options.check_services(db, names)
         everything = [*tiers, *stack_jobs.auxiliary_services(home)]
         if dry_run:
-            dry.starts(db, home, stack.services(stack.tiers(db), names or everything))
+            dry.starts(db, home, stack.services(stack.tiers(db), names or everything), configures=not names)
             return
     with jobs_client.writing(home) as db:
         before = safe_mode.listing(db)

@@ -66,6 +66,15 @@ def write_missing(db: Database, home: Home) -> None:
     remove_old(home)
 
 
+def is_written(db: Database, home: Home, *, always: bool) -> bool:
+    """Return whether a start of the gateway writes gateway.yaml: a missing one, and with `always` one that changes.
+
+    Raises UsageProblem, Damaged.
+    """
+    tiers = stack.tiers(db)
+    return not _readable(home) or (always and not is_current(home, wanted_text(db, home, tiers)))
+
+
 def _readable(home: Home) -> bool:
     """Return whether the gateway could start with gateway.yaml as it is."""
     from tasks.gateway import routes

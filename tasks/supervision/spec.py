@@ -57,6 +57,17 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
     return gateway_spec(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
 
+def planned(db: Database, home: Home, name: str) -> LaunchSpec:
+    """Return how `name` would be started, to be shown: nothing is written, and its keys are empty.
+
+    A start makes the keys and gateway.yaml where there are none. Raises as `launch_spec`.
+    """
+    keys = {secrets.MASTER: "", secrets.TIER: ""}
+    if name == gateway.SERVICE:
+        return _gateway(db, home, home.gateway_config, keys, "")
+    return _page(home) if name == page.SERVICE else _engine(db, home, keys, name)
+
+
 def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> LaunchSpec:
     engine = reduced(stack.engine(db, name), safe_mode.of(db, name).level)
     weights = model_dir.require_weights(db, engine)
@@ -72,8 +83,11 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
 
     Raises NotSetUp without a configuration, UsageProblem where the settings do not go together, Damaged.
     """
-    _text(config)
-    values, keys = settings.load(home), secrets.ensure(home.secrets)
+    return _gateway(db, home, config, secrets.ensure(home.secrets), _text(config))
+
+
+def _gateway(db: Database, home: Home, config: Path, keys: dict[str, str], content: str) -> LaunchSpec:
+    values = settings.load(home)
     app_keys.admit(app_keys.file(home), values["gateway-host"])
     port: int = values["litellm-port"]
     argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"])
@@ -89,7 +103,7 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
             cloud_cap_usd=values["cloud-cap-usd"],
         )
 
-    spec_hash = _spec_hash([*argv, _text(config)], environment(0), _release("litellm"))
+    spec_hash = _spec_hash([*argv, content], environment(0), _release("litellm"))
     return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
 
 

@@ -65,6 +65,23 @@ def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys
     assert service.get(db, "fast").desired == "down"
 
 
+@pytest.mark.parametrize("left", [None, b"model_list: []\n", b"\xff\xfe"], ids=["none", "an older one", "damaged"])
+def test_a_dry_run_shows_the_configuration_that_a_start_would_write(
+    home: Home, db: Database, left: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.secrets.unlink()
+    home.gateway_config.unlink()
+    if left is not None:
+        home.gateway_config.write_bytes(left)
+    for argv in (["up", "-n"], ["up", "gateway", "-n"]):
+        assert cli.run(argv) == 0
+        shown = capsys.readouterr().out
+        assert f"# write {home.gateway_config}\n# start gateway\n" in shown
+        assert "LITELLM_MASTER_KEY=***" in shown
+    assert not home.secrets.exists()
+    assert home.gateway_config.exists() is (left is not None)
+
+
 def test_what_a_dry_run_prints_can_be_run(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:
     """The line is one for a shell: the program it names is there and takes the arguments."""
     cli.run(["up", "--tier", "fast", "--dry-run"])
