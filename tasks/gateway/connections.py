@@ -14,6 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_S = 30.0
 KEYLESS = 128
+READ_BYTES = 32 * 1024
+"""Read at once. asyncio reads 256 KiB, which hold 40,000 chunks of one byte: others waited a second for each read."""
 KNOWN = "mlxq.known"
 """The entry of a request's scope that the application sets when its key is valid."""
 
@@ -33,6 +35,7 @@ class Connection(H11Protocol):
         # asyncio does it only for sockets whose protocol it knows, and those handed over have none on macOS: with
         # Nagle's algorithm an answer's second write waits 40 ms for the client's acknowledgement.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        cast("Any", transport).max_size = READ_BYTES
         self._start_limit()
         if len(self.connections) > KEYLESS:
             self._close_oldest()

@@ -169,8 +169,8 @@ class Relay:
         content = orjson.dumps(plan.body)
         await self._check_length(request, plan, content, route)
         request.call.tried.append(tier)
-        for name in plan.dropped:
-            reply.add("x-mlxq-dropped", name)
+        if plan.dropped:
+            reply.add("x-mlxq-dropped", ",".join(plan.dropped))
         with self._counted(route.engine):
             request.reuse = await self._meter.begin(route)
             try:

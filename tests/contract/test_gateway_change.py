@@ -207,7 +207,7 @@ def test_a_new_port_is_the_next_gateways_and_not_this_ones(
 
 
 def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database, run: Run, serving: service.Service):
-    home.gateway_config.write_text("tiers: [")
+    home.gateway_config.write_text("engines: [")
 
     failed = run("restart", service="gateway")
 

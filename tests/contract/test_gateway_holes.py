@@ -587,5 +587,5 @@ def test_a_waiting_stream_says_that_it_lives(proxy: Gateway, upstreams: dict[str
 
 def test_the_configuration_names_no_key(proxy: Gateway):
     text = (proxy.home / "gateway.yaml").read_text()
-    assert set(yaml.safe_load(text)) == {"tiers", "names"}
+    assert set(yaml.safe_load(text)) == {"engines", "tiers", "names"}
     assert not [key for key in proxy.secrets.values() if key in text]

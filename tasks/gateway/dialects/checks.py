@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -24,6 +25,7 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
 Body = TypeVar("Body", bound=BaseModel)
 _LONGEST = 200
 _RULES = {
+    "number_range": "hold finite numbers of at most 64 bits",
     "greater_than_equal": "be at least {ge}",
     "less_than_equal": "be at most {le}",
     "greater_than": "be more than {gt}",
@@ -79,7 +81,8 @@ def _refusal(problem: ValidationError, content: bytes) -> Refusal:
         return Refusal(400, "The body must be a JSON object that names a model.", "invalid_json")
     paths = [(_path(fault, parsed), fault) for fault in faults]
     deepest = max(len(path) for path, _ in paths)
-    path, fault = next((path, fault) for path, fault in paths if len(path) == deepest)
+    candidates = [(path, fault) for path, fault in paths if len(path) == deepest]
+    path, fault = next((pair for pair in candidates if pair[1]["type"] == "number_range"), candidates[0])
     types = [_TYPES[other["type"]] for at, other in paths if at == path and other["type"] in _TYPES]
     return _sentence(_written(path), fault, list(dict.fromkeys(types)))
 
@@ -87,8 +90,8 @@ def _refusal(problem: ValidationError, content: bytes) -> Refusal:
 def _parsed(content: bytes) -> Any:
     try:
         return orjson.loads(content)
-    except orjson.JSONDecodeError:  # pydantic reads NaN and orjson does not; then only the object's kind is unknown
-        return {} if content.lstrip().startswith(b"{") else None
+    except orjson.JSONDecodeError:  # pydantic reads NaN and orjson does not
+        return json.loads(content)
 
 
 def _path(fault: ErrorDetails, parsed: Any) -> tuple[str | int, ...]:
@@ -243,6 +246,15 @@ def _of_messages(body: schemas.CountTokens, tier: str, vision: bool) -> Iterator
             yield unsupported("container", "mlxq runs no code.")
         if body.mcp_servers:
             yield unsupported("mcp_servers", "mlxq asks no servers; call them as tools.")
+    yield from _of_message_tools(body)
+    if all(message.role == "system" for message in body.messages):
+        yield invalid("`messages` must have at least one message of the user.", "messages", "empty_messages")
+    for at, message in enumerate(body.messages):
+        if isinstance(message.content, list):
+            yield from _of_parts(f"messages[{at}].content", message.content, tier, vision)
+
+
+def _of_message_tools(body: schemas.CountTokens) -> Iterator[Refusal]:
     for at, tool in enumerate(body.tools or ()):
         if tool.type not in (None, "custom"):
             yield unsupported(f"tools[{at}].type", "only tools with an `input_schema` of their own are.")
@@ -250,9 +262,6 @@ def _of_messages(body: schemas.CountTokens, tier: str, vision: bool) -> Iterator
             yield invalid(f"`tools[{at}].input_schema` is missing.", f"tools[{at}].input_schema")
     if body.tool_choice and body.tool_choice.type in {"any", "tool"} and not body.tools:
         yield invalid("`tool_choice` needs `tools`.", "tool_choice")
-    for at, message in enumerate(body.messages):
-        if isinstance(message.content, list):
-            yield from _of_parts(f"messages[{at}].content", message.content, tier, vision)
 
 
 def _of_parts(field: str, parts: Sequence[Any], tier: str, vision: bool) -> Iterator[Refusal]:

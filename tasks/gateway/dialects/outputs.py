@@ -157,9 +157,11 @@ class Stream(Protocol):
         ...
 
 
-def _check_room(content: bytearray) -> None:
-    if len(content) > HELD_BYTES:
-        raise EngineDown("answered without an end")
+def _check_room(plan: Plan, content: bytearray) -> None:
+    """Raise where more is held back than there is room for: NotAsAsked for words without the call, else EngineDown."""
+    if len(content) <= HELD_BYTES:
+        return
+    raise NotAsAsked(errors.without_call()) if plan.needs_call else EngineDown("answered without an end")
 
 
 def stream(plan: Plan, source: ChunkSource, count: Count, reuse: ReuseSource, id: str) -> Stream:  # noqa: A002 - the field's name
@@ -188,7 +190,7 @@ class ByteStream:
             content += run
             if self._spoke and plan.schema is None and (self._called or not plan.needs_call):
                 return bytes(content)
-            _check_room(content)
+            _check_room(plan, content)
         if plan.needs_call and not self._called:
             raise NotAsAsked(errors.without_call())
         if plan.schema is not None and self._last.get("status") == "completed":
@@ -296,7 +298,7 @@ class ChunkStream:
             content += self._written(chunk)
             if self._may_open(chunk):
                 return bytes(content)
-            _check_room(content)
+            _check_room(self._plan, content)
         if self._plan.needs_call:
             raise NotAsAsked(errors.without_call())
         return bytes(content)

@@ -20,6 +20,10 @@ _OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "co
 """Fields that the checks have handled."""
 
 
+NAMED = 20
+"""Of what was left out; the names go into a header."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """One request to an engine."""
@@ -138,7 +142,7 @@ def _responses(body: dict[str, Any], can: Abilities) -> Plan:
     body["input"] = _items(body["input"])
     engine_fields.responses(body)
     tools = objects(body.get("tools"))
-    dropped = [f"tools.{tool['type']}" for tool in tools if tool["type"] != "function"]
+    dropped = sorted({f"tools.{tool['type']}" for tool in tools if tool["type"] != "function"})[:NAMED]
     if dropped:
         body["tools"] = [tool for tool in tools if tool["type"] == "function"]
     schema: Mapping[str, Any] | None = None

@@ -8,9 +8,13 @@ and what both engines read beyond them (`top_k`, `min_p`, `repetition_penalty`, 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 LONGEST_NAME = 256
 Part = TypeVar("Part")
@@ -21,6 +25,40 @@ STOPS = 5000
 STOP_LENGTH = 1000
 BIASES = 1024
 
+
+def _of_plain_numbers(value: Part) -> Part:
+    """Return a value of any shape as it is. Raises for a number in it that cannot be written again."""
+    try:
+        written = orjson.dumps(value)
+    except TypeError as problem:
+        raise _NUMBER from problem
+    if b"null" in written and any(map(_is_endless, _leaves(value))):
+        raise _NUMBER
+    return value
+
+
+_NUMBER = PydanticCustomError("number_range", "a number is not finite, or takes more than 64 bits")
+
+
+def _is_endless(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += cast("dict[str, Any]", node).values()
+        elif isinstance(node, list):
+            waiting += cast("list[Any]", node)
+        else:
+            yield node
+
+
+Object = Annotated[dict[str, Any], AfterValidator(_of_plain_numbers)]
+"""An object of any shape."""
+Values = Annotated[list[Any], AfterValidator(_of_plain_numbers)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,6 +69,8 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
 Stops = Annotated[Each[Stop], Field(max_length=STOPS)]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ToolKind = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+"""It is told in a header where it is left out."""
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -130,7 +170,7 @@ class Function(Fields):
 
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Object | None = None
     strict: bool | None = None
 
 
@@ -159,7 +199,7 @@ class JsonSchema(Fields):
 
     name: str = "answer"
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[Object, Field(alias="schema")]
     strict: bool | None = None
 
 
@@ -222,7 +262,7 @@ class Chat(_Completion):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     enable_thinking: bool | None = None
     thinking_token_budget: Count | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Object | None = None
     modalities: Each[str] | None = None
     audio: Any = None
     functions: Any = None
@@ -233,7 +273,7 @@ class Chat(_Completion):
 class Completions(_Completion):
     """POST /v1/completions."""
 
-    prompt: str | list[Any]
+    prompt: str | Values
     best_of: Count | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -244,7 +284,7 @@ class Embeddings(Fields):
     """POST /v1/embeddings."""
 
     model: Name
-    input: str | list[Any]
+    input: str | Values
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
 
@@ -254,7 +294,7 @@ class Rerank(Fields):
 
     model: Name
     query: str
-    documents: list[Any]
+    documents: Values
     top_n: Count | None = None
     return_documents: bool | None = None
 
@@ -300,7 +340,7 @@ class ToolUse(Fields):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: Object
 
 
 class ToolResult(Fields):
@@ -352,7 +392,7 @@ class AnthropicTool(Fields):
     type: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=128)]
     description: str | None = None
-    input_schema: dict[str, Any] | None = None
+    input_schema: Object | None = None
 
 
 class AnthropicChoice(Fields):
@@ -374,7 +414,7 @@ class OutputFormat(Fields):
     """The form of an answer in Anthropic's words."""
 
     type: Literal["json_schema"]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[Object, Field(alias="schema")]
 
 
 class OutputConfig(Fields):
@@ -502,10 +542,10 @@ InputItem = Annotated[
 class ResponseTool(Fields):
     """A tool; OpenAI's own kinds have no name."""
 
-    type: str
+    type: ToolKind
     name: str | None = None
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Object | None = None
     strict: bool | None = None
 
 
@@ -528,7 +568,7 @@ class TextFormat(Fields):
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
     description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    schema_: Annotated[Object | None, Field(alias="schema")] = None
     strict: bool | None = None
 
 
@@ -551,7 +591,7 @@ class Responses(Request):
     text: TextConfig | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     enable_thinking: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Object | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
