@@ -35,14 +35,15 @@ class _TooMuch(Exception):
 
 def faulty(schema: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a schema itself, None when nothing is."""
-    from jsonschema.validators import SPECIFICATIONS, extend
+    from jsonschema import validators
 
     if len(orjson.dumps(schema)) > LARGEST:
         return f"it has more than {LARGEST} bytes"
     kind = _validator(schema)
-    linear = cast("Any", extend)(kind, {"uniqueItems": _unique})
+    known = cast("Any", validators)
+    linear = known.extend(kind, {"uniqueItems": _unique})
     try:
-        check = linear(kind.META_SCHEMA, registry=SPECIFICATIONS, format_checker=kind.FORMAT_CHECKER)
+        check = linear(kind.META_SCHEMA, registry=known.SPECIFICATIONS, format_checker=kind.FORMAT_CHECKER)
         fault = next(check.iter_errors(schema), None)
     except RecursionError:
         return "it is nested too deeply"
