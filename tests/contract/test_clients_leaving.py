@@ -49,11 +49,13 @@ async def until(true: Any, limit_s: float = 60.0) -> float:
     return time.monotonic() - began
 
 
-async def leave(front: Gateway, engine: ScriptedEngine, path: str, phase: str, *, stream: bool) -> float:
+async def leave(
+    front: Gateway, engine: ScriptedEngine, path: str, phase: str, *, stream: bool, **more: object
+) -> float:
     """Ask, close the connection when the engine is in the phase; return the seconds until its slot is free."""
     text = script(**MOMENTS[phase])
     async with aiohttp.ClientSession(headers=key(front)) as session:
-        post = session.post(f"{front.url}/v1/{path}", json=asked(path, text, stream=stream))
+        post = session.post(f"{front.url}/v1/{path}", json={**asked(path, text, stream=stream), **more})
         request = asyncio.ensure_future(post)
         await until(lambda: engine.active()[phase] == 1)
         request.cancel()
@@ -71,6 +73,13 @@ def test_a_client_that_leaves_frees_the_slot(front: Gateway, engines: Engines, p
     assert not [name for name in ("fast", "longctx") if engines[name].seen()], "nobody else does its work"
     answered = front.ask(script(text="a"))
     assert answered.headers["x-mlxq-tried"] == "standard", "to leave is no failure of the tier"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_stop_strings_keep_no_slot_of_a_client_that_left(front: Gateway, engines: Engines, stream: bool):
+    """The gateway itself looks for them in the answer."""
+    left = leave(front, engines["standard"], "chat/completions", "generating", stream=stream, stop=["zzz"])
+    assert asyncio.run(left) < FREE_S
 
 
 def test_a_client_that_leaves_between_two_tiers_is_let_go(front: Gateway, engines: Engines):
