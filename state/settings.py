@@ -28,6 +28,9 @@ from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 AUTO = "auto"
+LONGEST_PATH = 768
+"""Bytes; macOS takes 1,024 and the names of weights come after it."""
+LONGEST_KEY = 512
 ENGINES = ("vllm-mlx", "rapid-mlx")
 """Those of catalog/engines.yaml, which this package may not read; a test compares them."""
 
@@ -118,14 +121,17 @@ def _switch(value: Any) -> bool:
 
 
 def _folder(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("the path of a folder")
-    return str(Path(value).expanduser().absolute())
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("the path of a folder, without control characters")
+    path = str(Path(value).expanduser().absolute())
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path of a folder, of at most {LONGEST_PATH} bytes")
+    return path
 
 
 def _key(value: Any) -> str:
-    if not isinstance(value, str) or not all("!" <= letter <= "~" for letter in value):
-        raise ValueError("a key: printable ASCII without spaces")
+    if not isinstance(value, str) or len(value) > LONGEST_KEY or not all("!" <= letter <= "~" for letter in value):
+        raise ValueError(f"a key: at most {LONGEST_KEY} characters of printable ASCII without spaces")
     return value
 
 
