@@ -349,7 +349,7 @@ def _load(home: Home) -> Settings:
     """Read the file, and keep its valid part for the time when it is wrong."""
     before = _last_valid(home)
     try:
-        entries = _parsed(home, kept=bool(before))
+        entries = _parsed(home, emptied=bool(before))
     except Unreadable as problem:
         return _Reading(home.config, before, None).settings([_unreadable(home.config, problem)])
     read = _Reading(home.config, before, entries).settings()
@@ -357,19 +357,29 @@ def _load(home: Home) -> Settings:
     return read
 
 
-def _parsed(home: Home, *, kept: bool) -> list[ConfigEntry]:
-    """Return what config.yaml holds. Raises Unreadable, also for an empty file where one with settings was `kept`."""
+def _parsed(home: Home, *, emptied: bool) -> list[ConfigEntry]:
+    """Return what config.yaml holds. Raises Unreadable, also for an empty file that had settings (`emptied`)."""
     text = texts.read(home.config)
-    if text == "" and kept:
+    if text == "" and emptied:
         raise Unreadable("it is empty")
     return mapping.parse(text) if text else []
+
+
+def _entries(home: Home) -> list[ConfigEntry]:
+    """Return what config.yaml holds, or the last valid settings where it is empty. Raises Unreadable."""
+    empty = home.config.is_file() and not home.config.stat().st_size
+    return _last_valid_entries(home) if empty else _parsed(home, emptied=False)
+
+
+def _last_valid_entries(home: Home) -> list[ConfigEntry]:
+    return [ConfigEntry(name, 0, value) for name, value in _last_valid(home).items()]
 
 
 def _last_valid(home: Home) -> dict[str, Any]:
     """Return the settings of the last valid file, each checked again: a newer mlxq may have other rules."""
     try:
-        kept: dict[str, Any] = json.loads(good.read(home, GOOD) or "{}")
-        items = kept.items()
+        document: dict[str, Any] = json.loads(good.read(home, GOOD) or "{}")
+        items = document.items()
     except (ValueError, RecursionError, AttributeError):
         return {}
     valid: dict[str, Any] = {}
@@ -522,7 +532,7 @@ def write(home: Home, name: str, value: Any) -> Any:
     """
     valid = check(find(name), value)
     try:
-        entries = _parsed(home, kept=False)
+        entries = _entries(home)
     except Unreadable as problem:
         raise _unreadable(home.config, problem).error() from problem
     changed = [*(entry for entry in entries if entry.name != name), ConfigEntry(name, 0, valid)]
@@ -542,10 +552,10 @@ def reset(home: Home, name: str | None) -> Path | None:
     if name is None:
         return files.set_aside(home.config)
     try:
-        entries = _parsed(home, kept=False)
+        entries = _entries(home)
     except Unreadable:
         find(name)
-        entries = [ConfigEntry(key, 0, value) for key, value in _last_valid(home).items()]
+        entries = _last_valid_entries(home)
         aside = files.set_aside(home.config)
         _save(home, [entry for entry in entries if entry.name != name])
         return aside
