@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from state.db import Database, json_mapping
+from state import json_columns
+from state.db import Database
 
 
 def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
@@ -22,4 +23,4 @@ def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
 
 def get(db: Database, name: str) -> dict[str, Any]:
     """Return the fact of that name; empty when there is none."""
-    return json_mapping(db.value("SELECT value FROM facts WHERE name = ?", (name,)))
+    return json_columns.mapping(db.value("SELECT value FROM facts WHERE name = ?", (name,)))

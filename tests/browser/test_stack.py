@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
-from support import loopback
+from support import hybrid_model, loopback
 from support.ports import free_port
 
 from mlxq.web.auth import link
@@ -38,9 +38,10 @@ def real(empty_database: Path, builtin_model: Path, tmp_path_factory: pytest.Tem
     home = Home(tmp_path_factory.mktemp("stack") / "home").make()
     shutil.copyfile(empty_database, home.database)
     db = open_database(home)
+    weights = hybrid_model.make("plain", tmp_path_factory.mktemp("models") / "plain", builtin_model)
     tier = Engine(
         name="fast", model="smollm2-135m", quant="int4", source=builtin.SOURCE, port=free_port(), context=8192,
-        memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(builtin_model),
+        memory_bytes=2**30, cache_bytes=64 * 2**20, concurrency=2, weights=str(weights),
     )  # fmt: skip
     stack.replace(db, [tier])
     settings.write(home, "page-port", free_port())
@@ -102,7 +103,7 @@ def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, rea
     before, deaths = service.get(real, "fast"), _deaths(real)
     port = before.port
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(_ask, real.home, port, 400)
+        asked = pool.submit(_ask, real.home, port)
         expect(view.locator("#now tbody tr")).to_have_count(1, timeout=20_000)
         view.get_by_role("button", name="Drain fast").click()
         view.locator("dialog [data-sure]").click()
@@ -121,7 +122,7 @@ def _deaths(db: Database) -> int:
     return sum(each.name == "exited" for each in event.of_service(db, "fast"))
 
 
-def _ask(home: Home, port: int, most: int = 120) -> httpx.Response:
+def _ask(home: Home, port: int, most: int = 600) -> httpx.Response:
     body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"

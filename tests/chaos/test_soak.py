@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 def test_a_soak_of_random_faults_under_load_ends_healthy(mlxq: Mlxq, tiny: Path) -> None:
     """Real worker and gateway, fake engines; tests/support/soak.py says what counts as lost."""
     soak = Soak(mlxq, tiny, seed=int(os.environ.get("SOAK_SEED", "4")))
-    soak.run(int(os.environ.get("SOAK_FAULTS", "30")))
+    soak.run(int(os.environ.get("SOAK_FAULTS", "12")))
     print(soak.account())
 
     assert soak.lost() == []

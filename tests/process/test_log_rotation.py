@@ -38,9 +38,10 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "fast.log"
 
 
-@pytest.fixture(params=[20 * 2**20, pytest.param(200 * 2**20, marks=pytest.mark.slow)], ids=["20_MB", "200_MB"])
-def written_bytes(request: pytest.FixtureRequest) -> int:
-    return request.param
+@pytest.fixture
+def written_bytes() -> int:
+    """Return the bytes that a log has before it is rotated; `LOG_BYTES=200000000` is a log of days."""
+    return int(os.environ.get("LOG_BYTES", str(20 * 10**6)))
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Kill a process before each SQL statement that writes in turn, and let a second process recover.
 
     python crashpoints.py diamond TEMPLATE FOLDER      jobs: a, then b and c, then d; and one that a puts in
-    python crashpoints.py schema FOLDER                the migrations
+    python crashpoints.py schema FOLDER                the migrations; CRASH_POINTS=1: all of them, not each fourth
 
 For n = 1, 2, 3 … a fork runs until SQLite is about to begin its n-th statement and dies there by SIGKILL; another fork
 carries on. It ends with the first n that is never reached, and prints what was found as JSON. Statements that read are
@@ -10,6 +10,7 @@ not counted: who dies before one leaves what who dies before the next write leav
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +34,9 @@ from tasks.worker_status import is_alive
 
 KINDS = {"a", "b", "c", "d", "extra"}
 TABLES = ("jobs", "job_deps", "events", "worker", "tiers", "services", "facts")
+
+
+EVERY = int(os.environ.get("CRASH_POINTS", "4"))
 
 
 def in_a_fork(work: Callable[[], None]) -> int:
@@ -151,9 +155,9 @@ def schema(folder: Path) -> dict[str, Any]:
         migrations.migrate(home)
 
     found: list[dict[str, Any]] = []
-    while True:
-        home = Home(folder / str(len(found))).make()
-        killed = os.WIFSIGNALED(in_a_fork(lambda home=home: migrate(home, len(found) + 1)))
+    for number in itertools.count(1, EVERY):
+        home = Home(folder / str(number)).make()
+        killed = os.WIFSIGNALED(in_a_fork(lambda home=home, number=number: migrate(home, number)))
         if not killed:
             break
         assert in_a_fork(lambda home=home: migrate(home, 0)) == 0
