@@ -48,7 +48,7 @@ def stream(
     while no text comes. Raises NotRunning if the gateway is down, TimedOut when `limit_s` seconds passed in silence,
     GatewayFailed with the gateway's message.
     """
-    answer = _Answer(url, opener, body)
+    answer = _AnswerReader(url, opener, body)
     answer.start()
     began = heard_at = time.monotonic()
     while True:
@@ -73,7 +73,7 @@ def stream(
         yield piece
 
 
-class _Answer(threading.Thread):
+class _AnswerReader(threading.Thread):
     """Reads one answer, so that who waits for it can do something else meanwhile."""
 
     def __init__(self, url: str, opener: str, body: dict[str, Any]) -> None:

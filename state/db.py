@@ -8,6 +8,7 @@ before 3.51.3 can corrupt a database when two connections do so at once (sqlite.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from state import wakeup
 from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
@@ -247,3 +248,34 @@ def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
 def create_private(path: Path) -> None:
     """Make sure the file exists and only its owner can read it; SQLite's -wal and -shm copy its mode."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+# ------------------------------------------- columns of JSON: what another program wrote in them must stop nothing
+
+
+def json_mapping(text: str | None) -> dict[str, Any]:
+    """Return a column's JSON object; an empty one for NULL, and for all else."""
+    value = _json_value(text)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def json_strings(text: str | None) -> list[str]:
+    """Return the strings in a column's JSON array."""
+    return [value for value in _json_array(text) if isinstance(value, str)]
+
+
+def json_numbers(text: str | None) -> list[float]:
+    """Return the numbers in a column's JSON array."""
+    return [value for value in _json_array(text) if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _json_array(text: str | None) -> list[Any]:
+    value = _json_value(text)
+    return cast("list[Any]", value) if isinstance(value, list) else []
+
+
+def _json_value(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None

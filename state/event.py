@@ -6,8 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from state import json_columns
-from state.db import Database, Row
+from state.db import Database, Row, json_mapping
 
 
 @dataclass(frozen=True)
@@ -55,5 +54,5 @@ def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Ev
 
 def _event(row: Row) -> Event:
     values = dict(row)
-    values["data"] = json_columns.mapping(values["data"])
+    values["data"] = json_mapping(values["data"])
     return Event(**values)

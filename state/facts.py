@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from state import json_columns
-from state.db import Database
+from state.db import Database, json_mapping
 
 
 def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
@@ -23,4 +22,4 @@ def put(db: Database, name: str, value: Mapping[str, Any]) -> None:
 
 def get(db: Database, name: str) -> dict[str, Any]:
     """Return the fact of that name; empty when there is none."""
-    return json_columns.mapping(db.value("SELECT value FROM facts WHERE name = ?", (name,)))
+    return json_mapping(db.value("SELECT value FROM facts WHERE name = ?", (name,)))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from state import json_columns
-from state.db import Database, Row
+from state.db import Database, Row, json_mapping
 from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
@@ -223,9 +222,9 @@ def _job(db: Database, row: Row) -> Job:
     for column in INTERNAL:
         del values[column]
     values["unique_key"] = base_key(values["unique_key"])
-    values["args"] = json_columns.mapping(values["args"])
+    values["args"] = json_mapping(values["args"])
     values["state"] = JobState(values["state"])
-    values["progress"] = json_columns.mapping(values["progress"])
+    values["progress"] = json_mapping(values["progress"])
     values["result"] = json.loads(values["result"]) if values["result"] else None
     needs = db.rows("SELECT needs FROM job_deps WHERE job = ? ORDER BY needs", (values["id"],))
     return Job(**values, needs=tuple(need["needs"] for need in needs))

@@ -55,6 +55,9 @@ SELECT id, state FROM jobs WHERE state IN ('blocked', 'queued', 'running')
 AND (unique_key = :key OR substr(unique_key, 1, length(:key) + length(:after)) = :key || :after)
 """
 LIVE_TWINS = f"{TWIN} AND cancel_at IS NULL ORDER BY state = 'blocked', id"
+RENUMBER = "UPDATE jobs SET seq = max(seq, ?) WHERE id = ? AND (seq = 0 OR service IS NULL)"
+"""A change of the stack is as new as the newest request for it. A job of a service keeps the number of the oldest
+request that it serves: it still owes the restart that this one may have asked for."""
 PENDING = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs WHERE job = ? AND state IN ('blocked', 'queued', 'running')
 """
@@ -136,7 +139,7 @@ def _attach(db: Database, new: NewJob, needs: Collection[int | str], source: Sou
     if job is not None:
         if source == "person" or new.service:
             db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
-        db.run("UPDATE jobs SET seq = ? WHERE id = ? AND seq = 0", (seq, job))
+        db.run(RENUMBER, (seq, job))
         if new.repeats:
             db.run("UPDATE jobs SET again = 1 WHERE id = ? AND state = 'running'", (job,))
     return job

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from state import event, json_columns
-from state.db import Database, Row
+from state import event
+from state.db import Database, Row, json_mapping, json_numbers, json_strings
 from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
@@ -297,9 +297,9 @@ def _service(row: Row) -> Service:
     state = values["state"] = State(values["state"]) if values["state"] in set(State) else State.BACKOFF
     observed = values["observed"]
     values["observed"] = Observed(observed) if observed in set(Observed) else observe(state, values["desired"])
-    values["argv"] = json_columns.strings(values["argv"])
-    values["exits"] = json_columns.numbers(values["exits"])
-    values["leaving"] = [one for one in json_columns.strings(values["leaving"]) if IDENTITY.fullmatch(one)]
+    values["argv"] = json_strings(values["argv"])
+    values["exits"] = json_numbers(values["exits"])
+    values["leaving"] = [text for text in json_strings(values["leaving"]) if IDENTITY.fullmatch(text)]
     values["successor"] = _successor(values["successor"])
     for column in ("identity", "shim"):
         values[column] = values[column] if IDENTITY.fullmatch(values[column] or "") else None
@@ -308,5 +308,5 @@ def _service(row: Row) -> Service:
 
 def _successor(text: str | None) -> dict[str, Any] | None:
     """Return the plan of a replacement; None where there is none that is whole."""
-    planned = json_columns.mapping(text)
+    planned = json_mapping(text)
     return planned if planned.keys() >= {"argv", "spec_hash", "port"} else None

@@ -28,6 +28,9 @@ from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 AUTO = "auto"
+LONGEST_PATH = 768
+"""Bytes; macOS takes 1,024 and the names of weights come after it."""
+LONGEST_KEY = 512
 ENGINES = ("vllm-mlx", "rapid-mlx")
 """Those of catalog/engines.yaml, which this package may not read; a test compares them."""
 
@@ -118,14 +121,17 @@ def _switch(value: Any) -> bool:
 
 
 def _folder(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("the path of a folder")
-    return str(Path(value).expanduser().absolute())
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError("the path of a folder, without control characters")
+    path = str(Path(value).expanduser().absolute())
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path of a folder, of at most {LONGEST_PATH} bytes")
+    return path
 
 
 def _key(value: Any) -> str:
-    if not isinstance(value, str) or not all("!" <= letter <= "~" for letter in value):
-        raise ValueError("a key: printable ASCII without spaces")
+    if not isinstance(value, str) or len(value) > LONGEST_KEY or not all("!" <= letter <= "~" for letter in value):
+        raise ValueError(f"a key: at most {LONGEST_KEY} characters of printable ASCII without spaces")
     return value
 
 
@@ -343,7 +349,7 @@ def _load(home: Home) -> Settings:
     """Read the file, and keep its valid part for the time when it is wrong."""
     before = _last_valid(home)
     try:
-        entries = _parsed(home, kept=bool(before))
+        entries = _parsed(home, emptied=bool(before))
     except Unreadable as problem:
         return _Reading(home.config, before, None).settings([_unreadable(home.config, problem)])
     read = _Reading(home.config, before, entries).settings()
@@ -351,19 +357,29 @@ def _load(home: Home) -> Settings:
     return read
 
 
-def _parsed(home: Home, *, kept: bool) -> list[ConfigEntry]:
-    """Return what config.yaml holds. Raises Unreadable, also for an empty file where one with settings was `kept`."""
+def _parsed(home: Home, *, emptied: bool) -> list[ConfigEntry]:
+    """Return what config.yaml holds. Raises Unreadable, also for an empty file that had settings (`emptied`)."""
     text = texts.read(home.config)
-    if text == "" and kept:
+    if text == "" and emptied:
         raise Unreadable("it is empty")
     return mapping.parse(text) if text else []
+
+
+def _entries(home: Home) -> list[ConfigEntry]:
+    """Return what config.yaml holds, or the last valid settings where it is empty. Raises Unreadable."""
+    empty = home.config.is_file() and not home.config.stat().st_size
+    return _last_valid_entries(home) if empty else _parsed(home, emptied=False)
+
+
+def _last_valid_entries(home: Home) -> list[ConfigEntry]:
+    return [ConfigEntry(name, 0, value) for name, value in _last_valid(home).items()]
 
 
 def _last_valid(home: Home) -> dict[str, Any]:
     """Return the settings of the last valid file, each checked again: a newer mlxq may have other rules."""
     try:
-        kept: dict[str, Any] = json.loads(good.read(home, GOOD) or "{}")
-        items = kept.items()
+        document: dict[str, Any] = json.loads(good.read(home, GOOD) or "{}")
+        items = document.items()
     except (ValueError, RecursionError, AttributeError):
         return {}
     valid: dict[str, Any] = {}
@@ -516,7 +532,7 @@ def write(home: Home, name: str, value: Any) -> Any:
     """
     valid = check(find(name), value)
     try:
-        entries = _parsed(home, kept=False)
+        entries = _entries(home)
     except Unreadable as problem:
         raise _unreadable(home.config, problem).error() from problem
     changed = [*(entry for entry in entries if entry.name != name), ConfigEntry(name, 0, valid)]
@@ -536,10 +552,10 @@ def reset(home: Home, name: str | None) -> Path | None:
     if name is None:
         return files.set_aside(home.config)
     try:
-        entries = _parsed(home, kept=False)
+        entries = _entries(home)
     except Unreadable:
         find(name)
-        entries = [ConfigEntry(key, 0, value) for key, value in _last_valid(home).items()]
+        entries = _last_valid_entries(home)
         aside = files.set_aside(home.config)
         _save(home, [entry for entry in entries if entry.name != name])
         return aside

@@ -97,7 +97,13 @@ KINDS: Mapping[str, Kind] = {
             request="restart",
             repeats=True,
         ),
-        Kind("assign", "assign a model to a tier", unique_key="assign:{tier}"),
+        Kind(
+            "assign",
+            "assign a model to a tier",
+            unique_key="assign:{tier}",
+            key_args=("model", "quant", "alone"),
+            repeats=True,
+        ),
         Kind(
             "retire",
             "remove a service",

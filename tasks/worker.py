@@ -96,7 +96,7 @@ class OpenedFile:
         self._stat = path.stat()
 
     def is_other(self) -> bool:
-        """Return whether another file, or none, has its place; what is written to the old one is read by nobody."""
+        """Return whether another file, or none, has its place; no one reads what is written to the old one."""
         try:
             return not os.path.samestat(self._stat, self._path.stat())
         except FileNotFoundError:

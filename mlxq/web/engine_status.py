@@ -38,8 +38,8 @@ def _ask(service: Service, key: str) -> EngineView | None:
         status, requests = probe.detailed_status(service.port, key, TIMEOUT_S, release=service.release)
     except EngineFailed:
         return None
-    asked = [request for request in requests if not request.is_check]
-    return EngineView(own_requests.without(status, requests, asked), asked)
+    counted = [request for request in requests if not request.is_check]
+    return EngineView(own_requests.without(status, requests, counted), counted)
 
 
 def busy(engines: Engines) -> bool:

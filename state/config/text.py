@@ -30,12 +30,14 @@ def read(path: Path) -> str | None:
         return None
     except OSError as problem:
         raise Unreadable((problem.strerror or "it cannot be opened").lower()) from problem
-    with os.fdopen(descriptor, "rb") as file:
-        _expect_regular(file.fileno())
-        try:
+    try:
+        _expect_regular(descriptor)
+        with open(descriptor, "rb", closefd=False) as file:
             content = file.read(LARGEST + 1)
-        except OSError as problem:
-            raise Unreadable((problem.strerror or "it cannot be read").lower()) from problem
+    except OSError as problem:
+        raise Unreadable((problem.strerror or "it cannot be read").lower()) from problem
+    finally:
+        os.close(descriptor)
     if len(content) > LARGEST:
         raise Unreadable(f"it is larger than {LARGEST // 1024} KB")
     return decode(content)

@@ -9,6 +9,7 @@ It imports nothing of mlxq. The key comes by RAPID_MLX_API_KEY, HOME is a folder
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -25,7 +26,7 @@ def main() -> None:
     Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     threading.Thread(target=keep_own_log, daemon=True).start()
-    bound_the_drain(int(os.environ.get("MLXQ_DRAIN_S", "4")))
+    settle_the_server(int(os.environ.get("MLXQ_DRAIN_S", "4")), os.environ.get("RAPID_MLX_API_KEY", ""))
     sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
     # Not its console script: that one asks pip to repair an environment from which something is missing.
     from rapid_mlx.cli import main as serve
@@ -46,15 +47,15 @@ def keep_own_log() -> None:
                 os.close(descriptor)
 
 
-def bound_the_drain(seconds: int) -> None:
-    """Return uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+def settle_the_server(seconds: int, key: str) -> None:
+    """Set uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, no log, and a lock on every path."""
     import uvicorn
     from rapid_mlx import _uvicorn
 
     def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
         limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
         server = _uvicorn.AcceptingConnectionsServer(
-            uvicorn.Config(app, **(wanted | limits)), on_server_accepting=on_server_accepting
+            uvicorn.Config(lock(app, key), **(wanted | limits)), on_server_accepting=on_server_accepting
         )
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
         server.run()
@@ -62,6 +63,16 @@ def bound_the_drain(seconds: int) -> None:
             sys.exit(3)
 
     _uvicorn._run_server = run  # noqa: SLF001 - there is no flag
+
+
+def lock(app: Any, key: str) -> Any:
+    """Return `app` behind the lock of the file beside this one; mlxq is not in this environment."""
+    spec = importlib.util.spec_from_file_location("locked", Path(__file__).with_name("locked.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.locked(app, key)
 
 
 def drain(server: Any) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.engines.locked import locked
 from tasks.system import own_log
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def main() -> None:
     keep_out("torch", "torchvision")
     log_briefly()
     own_log.keep_of_service()
-    bound_the_drain()
-    sys.argv += key_arguments(os.environ.pop("MLXQ_TIER_KEY", ""))
+    key = os.environ.pop("MLXQ_TIER_KEY", "")
+    settle_the_server(key)
+    sys.argv += key_arguments(key)
     sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
     move_prefix_cache(os.environ.get("MLXQ_PREFIX_CACHE"))
     let_waiting_requests_go()
@@ -51,12 +53,14 @@ def log_briefly() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def bound_the_drain() -> None:
-    """Return uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, and no log of its own."""
+def settle_the_server(key: str) -> None:
+    """Set uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, no log, and a lock on every path."""
     import uvicorn
 
     def run(app: Any, **wanted: Any) -> None:
-        settled = uvicorn.Config(app, **wanted, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False)
+        settled = uvicorn.Config(
+            locked(app, key), **wanted, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False
+        )
         server = uvicorn.Server(settled)
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
         server.run()

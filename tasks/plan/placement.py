@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from catalog import units
 from catalog.fit import cache_bytes, memory, step_for
+from catalog.intent import TIERS
 from catalog.model import Model
 from catalog.offer import full_attention
 from state.errors import DoesNotFit, UsageProblem
@@ -16,7 +17,7 @@ from tasks.kinds import KINDS
 from tasks.plan import gateway, page
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-TAKEN = frozenset({gateway.SERVICE, page.SERVICE, gateway.CLOUD, "worker", *gateway.ALIASES, *KINDS})
+TAKEN = frozenset({gateway.SERVICE, page.SERVICE, gateway.CLOUD, "worker", *gateway.ALIASES, *KINDS} - set(TIERS))
 """Names of services, of what clients ask for unasked, and of jobs, beside which a tier stands in a chain."""
 LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 """Tokens. Below, no chat fits; above, a cache eats what other tiers could use."""

@@ -1,4 +1,4 @@
-"""The requests that mlxq itself sends to engines, which belong in no count and no chart: they are nobody's traffic.
+"""The requests that mlxq itself sends to engines, which belong in no count and no chart: no client sent them.
 
 An engine counts all requests alike, so that what the worker sent is subtracted from what it says.
 """
@@ -56,19 +56,19 @@ def others(
     """Return what an engine says of itself without the requests that this worker waits for at the moment."""
     with _changing:
         limits = list(_by_port.get(port, _Sent()).limits)
-    kept: list[EngineRequest] = []
+    counted: list[EngineRequest] = []
     for request in requests:
         if request.max_tokens in limits:
             limits.remove(request.max_tokens)
         else:
-            kept.append(request)
-    return without(status, requests, kept), kept
+            counted.append(request)
+    return without(status, requests, counted), counted
 
 
-def without(status: EngineStatus, requests: Sequence[EngineRequest], kept: Sequence[EngineRequest]) -> EngineStatus:
-    """Return a status that counts only those of the listed requests that are kept."""
-    waiting = sum(request.phase == "queued" for request in requests) - sum(row.phase == "queued" for row in kept)
-    running = len(requests) - len(kept) - waiting
+def without(status: EngineStatus, requests: Sequence[EngineRequest], counted: Sequence[EngineRequest]) -> EngineStatus:
+    """Return a status that counts only these of the listed requests."""
+    waiting = sum(request.phase == "queued" for request in requests) - sum(row.phase == "queued" for row in counted)
+    running = len(requests) - len(counted) - waiting
     return replace(
         status,
         num_running=max(0, status.num_running - running),

@@ -77,7 +77,9 @@ def copy(path: Path, folder: Path, *, code: bool = False) -> None:
         raise NotFound(f"{path} is neither a folder nor a zip or tar archive.", hint="mlxq pull file:/a/folder")
     try:
         unpack(path, folder, code=code)
-    except UNREADABLE as problem:
+    except (*UNREADABLE, OSError) as problem:
+        if isinstance(problem, OSError) and problem.errno:
+            raise  # the disk's fault; those of gzip and bz2 have no number
         raise Damaged(f"{path} cannot be unpacked: {problem}.", done=NOTHING) from problem
 
 
@@ -92,12 +94,27 @@ def _unzip(path: Path, folder: Path, *, code: bool) -> None:
 def _untar(path: Path, folder: Path, *, code: bool) -> None:
     with tarfile.open(path) as archive:
         members = {member.name: member for member in archive.getmembers() if member.isfile()}
+        _expect_end(archive)
         _refuse_links(path, archive)
         for name, inside in _top(list(members), code=code).items():
             source = archive.extractfile(members[inside])
             assert source
             with source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _expect_end(archive: tarfile.TarFile) -> None:
+    """Raise one of UNREADABLE unless an archive ends as one does.
+
+    tarfile takes a broken header for the end, and never gets to the checksum at the end of a compressed archive.
+    """
+    names, file = archive.getnames(), archive.fileobj
+    assert file
+    file.seek(archive.offset)
+    if any(file.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError(f"what follows {names[-1]} is damaged")
+    while file.read(1 << 20):
+        pass
 
 
 def _refuse_links(path: Path, archive: tarfile.TarFile) -> None:

@@ -78,6 +78,16 @@ def test_it_serves_the_tier_by_its_name_and_wants_the_key(engine: Engine):
     assert probe.ask(engine.port, "/v1/models", "", 10).status == 401
 
 
+def test_without_the_key_it_answers_its_health_alone(engine: Engine):
+    """Counts of requests and every route's description were open to all users of the machine."""
+    paths = ("/metrics", "/docs", "/openapi.json", "/redoc", "/v1/models", "/v1/status", "/v1/cache/stats", "/nowhere")
+    for path in (*paths, "/healthz", "/health/", "//health"):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
+            assert httpx.get(f"{engine.url}{path}", headers=headers).status_code == 401, path
+    assert httpx.get(f"{engine.url}/health").status_code == 200
+    assert httpx.get(f"{engine.url}/v1/models", headers=engine.headers).status_code == 200
+
+
 def test_it_is_small(engine: Engine):
     """Without torch, which costs 750 MB an engine."""
     print(f"{engine.at.name}: start {engine.started_s:.1f} s, resident {engine.resident / MIB:.0f} MiB")

@@ -128,7 +128,7 @@ def test_every_command_in_every_home(
     [
         (missing, ["status"], (3, "mlxq setup")),
         (corrupt_database, ["status"], (1, "doctor --fix")),
-        (corrupt_config, ["config", "list"], (0, "line 2: this is not YAML")),
+        (corrupt_config, ["config", "list"], (0, "line 1: this is not YAML")),
         (odd_config, ["config", "list"], (0, "`name: value` lines")),
         (
             wrong_value,

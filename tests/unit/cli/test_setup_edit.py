@@ -109,7 +109,7 @@ def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Data
         "fast": ["~gateway"],
         pull: [],
         "assign one": ["detect", pull],
-        "assign two": ["assign one", pull],
+        "assign two": ["detect", pull, "~assign one"],
     }
 
 
@@ -322,8 +322,9 @@ ADDED = (("smollm2-135m", "tiny"),)
         ([{"alone": "smollm2-135m"}, {"add": ADDED}], ["tiny", "standard"]),
         ([{"add": ADDED}, {"alone": "smollm2-135m"}], ["standard"]),
         ([{"remove": ("fast",)}, {"add": (("smollm2-135m", "fast"),)}, {"remove": ("fast",)}], ["standard"]),
+        ([{"remove": ("fast",)}, {"add": (("smollm2-135m", "fast"),)}], ["standard", "fast"]),
     ],
-    ids=["add, remove", "add, remove, add", "alone, add", "add, alone", "remove, add, remove"],
+    ids=["add, remove", "add, remove, add", "alone, add", "add, alone", "remove, add, remove", "remove, add"],
 )
 def test_the_newest_change_of_the_stack_wins_whichever_comes_to_its_turn_first(
     run: Run, settled: Database, home: Home, changes: list[dict[str, Any]], tiers: list[str]
@@ -334,6 +335,31 @@ def test_the_newest_change_of_the_stack_wins_whichever_comes_to_its_turn_first(
     assigned(settled)
 
     assert [tier.name for tier in stack.tiers(settled)] == tiers
+
+
+def test_the_newest_model_for_a_tier_wins(run: Run, settled: Database, home: Home) -> None:
+    begin(settled, home, add=ADDED)
+    begin(settled, home, remove=("tiny",))
+    begin(settled, home, add=(("qwen3.5-2b", "tiny"),))
+
+    assigned(settled)
+
+    assert stack.tier(settled, "tiny").model == "qwen3.5-2b"
+
+
+def test_a_change_that_comes_while_the_same_one_runs_has_it_run_again(run: Run, settled: Database, home: Home) -> None:
+    begin(settled, home, add=ADDED)
+    settled.run("UPDATE jobs SET state = 'queued' WHERE kind = 'assign'")
+    held = ledger.claim(settled, "ops", {"assign"}, "the worker")
+    assert held
+    begin(settled, home, remove=("tiny",))
+    begin(settled, home, add=ADDED)
+
+    executor.perform(kinds.KINDS["assign"], assign.assign, held)
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
+    assigned(settled)
+
+    assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast", "tiny"]
 
 
 def test_a_setup_that_comes_to_its_turn_after_a_newer_change_keeps_that(

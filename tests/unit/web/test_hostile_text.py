@@ -31,7 +31,7 @@ def hostile(rows: Database) -> Database:
     service.apply(rows, "fast", ServiceEvent.FAILED, cause=HOSTILE, cause_code="failed", hint=HOSTILE)
     event.record(rows, HOSTILE, service="standard", attempt=1, cause=HOSTILE)
     tier = stack.tier(rows, "standard")
-    rows.run("UPDATE tiers SET model = ?, quant = ? WHERE name = ?", (HOSTILE, HOSTILE, tier.name))
+    rows.run("UPDATE engines SET model = ?, quant = ? WHERE name = ?", (HOSTILE, HOSTILE, tier.engine.name))
     return rows
 
 

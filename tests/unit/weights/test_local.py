@@ -41,10 +41,11 @@ def packed(model: Path, kind: str, top: str) -> Path:
             for path in model.iterdir():
                 archive.write(path, top + path.name)
         return model.with_suffix(".zip")
-    with tarfile.open(model.with_suffix(".tar.gz"), "w:gz") as archive:
+    packing = "xz" if kind == "xz" else "gz"
+    with tarfile.open(model.with_suffix(f".tar.{packing}"), "w:xz" if kind == "xz" else "w:gz") as archive:
         for path in model.iterdir():
             archive.add(path, top + path.name)
-    return model.with_suffix(".tar.gz")
+    return model.with_suffix(f".tar.{packing}")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
@@ -103,14 +104,29 @@ def test_the_links_of_the_hub_s_cache_are_followed(model: Path, into: Path, tmp_
     assert not (into / "config.json").is_symlink()
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("kind", ["zip", "gz", "xz"])
 def test_a_damaged_archive_ends_in_words(kind: str, model: Path, into: Path):
     archive = packed(model, kind, "")
     content = bytearray(archive.read_bytes())
-    at = 200 if kind == "zip" else len(content) // 2  # a tar that begins wrong is no tar at all
+    at = 200 if kind == "zip" else len(content) // 2
     content[at : at + 200] = bytes(200)
     archive.write_bytes(content)
     with pytest.raises(Damaged, match="cannot be unpacked"):
+        local.copy(archive, into)
+
+
+def test_a_tar_with_a_broken_header_is_no_shorter_model(model: Path, into: Path):
+    """Tarfile takes the header for the end, and says nothing of the members after it."""
+    archive = model.with_suffix(".tar")
+    with tarfile.open(archive, "w") as whole:
+        for path in model.iterdir():
+            whole.add(path, path.name)
+    with tarfile.open(archive) as whole:
+        second = whole.getmembers()[1].offset
+    content = bytearray(archive.read_bytes())
+    content[second : second + 200] = bytes(200)
+    archive.write_bytes(content)
+    with pytest.raises(Damaged, match=r"cannot be unpacked: what follows .* is damaged"):
         local.copy(archive, into)
 
 
