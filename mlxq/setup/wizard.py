@@ -191,7 +191,7 @@ def _offer(inspection: Inspection, offers: Sequence[Offer]) -> None:
         ["", "MODEL", "QUANT", "QUALITY", "CTX", "MEMORY", "TOK/S", "DOWNLOAD"],
         [
             [number, offer.model.id, offer.quant, recommendation.points(quality(offer.model)),
-             recommendation.tokens(offer.context), units.memory(offer.bytes), recommendation.ranged(offer.speed),
+             recommendation.tokens(offer.context), units.memory(offer.bytes), recommendation.brief(offer.speed.decode),
              recommendation.fetch(inspection.fetch_of(offer.model.id, offer.quant))]
             for number, offer in enumerate(offers, start=1)
         ],

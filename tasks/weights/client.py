@@ -9,6 +9,7 @@ from typing import Any
 
 from catalog.description.describe import Description
 from state.errors import NotFound, UsageProblem
+from tasks.system import disk_access
 from tasks.system.child import Progress, run_child
 from tasks.weights import description, manifest, source
 from tasks.weights.hub import DownloadPlan
@@ -69,7 +70,8 @@ def _described(folder: Path, text: str) -> Description:
     except NotADirectoryError as problem:
         raise UsageProblem(f"{folder} is no folder.", hint=f"mlxq pull {folder}") from problem
     except OSError as problem:
-        raise NotFound(f"{folder} cannot be read: {problem.strerror}.", hint=f"ls -ld {folder}") from problem
+        reason, hint = disk_access.reason(problem, folder), disk_access.hint(problem, folder)
+        raise NotFound(f"{folder} cannot be read: {reason}.", hint=hint) from problem
 
 
 def here(text: str, models: Path) -> Path | None:

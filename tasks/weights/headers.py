@@ -16,6 +16,7 @@ from catalog import config_json
 from catalog.config_json import ModelConfig
 from state.errors import Damaged, NotFound
 from state.weights import Facts
+from tasks.system import disk_access
 from tasks.weights import loaders, manifest, repo_files, safetensors
 from tasks.weights.safetensors import Header
 from tasks.weights.staging import SUFFIX, used
@@ -150,7 +151,8 @@ def _found(folder: Path) -> ScannedFolder:
     try:
         return _scanned(folder, used(folder))
     except OSError as problem:
-        return ScannedFolder(folder, "unreadable", 0, problem=f"{folder} cannot be read: {problem.strerror}.")
+        reason = disk_access.reason(problem, folder)
+        return ScannedFolder(folder, "unreadable", 0, problem=f"{folder} cannot be read: {reason}.")
 
 
 def _scanned(folder: Path, size: int) -> ScannedFolder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from tasks.system import disk_access
 from tasks.weights import chat_template, convert, disk, headers, loaders, local, manifest, precheck, source, staging
 from tasks.weights.hub import DownloadPlan, Hub, adopt_cached
 from tasks.weights.manifest import File, Manifest
@@ -96,7 +97,8 @@ def _from_disk(request: PullRequest, wanted: Source, report: Report) -> dict[str
         revision = local.revision(path)
         local.check(path)
     except OSError as problem:
-        raise NotFound(f"{path} cannot be read: {problem.strerror}.", hint=f"ls -ld {path}") from problem
+        reason, hint = disk_access.reason(problem, path), disk_access.hint(problem, path)
+        raise NotFound(f"{path} cannot be read: {reason}.", hint=hint) from problem
     target = _target(request, wanted, revision)
     if _is_done(request, target):
         return _told(target, revision)

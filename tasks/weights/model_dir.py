@@ -19,7 +19,7 @@ from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
 from state.files import replace_private
 from state.stack import Engine
-from tasks.system import bounded
+from tasks.system import bounded, disk_access
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def look(folder: ModelDir) -> None:
     try:
         exists, is_right = path.is_dir(), _is_the_one(folder)
     except OSError as problem:
-        raise DiskUnavailable(f"{path} cannot be read: {problem.strerror}.", hint=_shown(path)) from problem
+        raise _unreadable(path, problem) from problem
     if not exists:
         raise DiskUnavailable(f"{path} is not there: its disk is not connected.", hint=_shown(path))
     if not is_right:
@@ -116,8 +116,8 @@ def claim(db: Database, path: Path) -> None:
     except bounded.Hangs:
         raise _hangs(path) from None
     except OSError as problem:
-        message = f"Cannot write to {path}: {problem.strerror}."
-        raise DiskUnavailable(message, done=REFUSED, hint=_shown(path)) from problem
+        message = f"Cannot write to {path}: {disk_access.reason(problem, path)}."
+        raise DiskUnavailable(message, done=REFUSED, hint=disk_access.hint(problem, path)) from problem
     if identity != folder.identity:
         with db.transaction():
             facts.put(db, FACT, facts.get(db, FACT) | {str(path): identity})
@@ -144,7 +144,7 @@ def read(path: Path, work: Callable[[], T], limit_s: float = LIMIT_S) -> T:
     except bounded.Hangs:
         raise _hangs(path) from None
     except OSError as problem:
-        raise DiskUnavailable(f"{path} cannot be read: {problem.strerror}.", hint=_shown(path)) from problem
+        raise _unreadable(path, problem) from problem
 
 
 def problem_of_weights(db: Database, path: Path, limit_s: float = LIMIT_S) -> DiskUnavailable | None:
@@ -164,10 +164,21 @@ def expected(db: Database, path: Path) -> ModelDir:
 def unwritable(path: Path, limit_s: float) -> DiskUnavailable | None:
     """Return that a folder is read-only; None where it is not, or does not exist yet."""
     try:
-        writable = read(path, lambda: not path.exists() or os.access(path, os.W_OK), limit_s)
+        writable = read(path, lambda: not path.exists() or _is_writable(path), limit_s)
     except DiskUnavailable as problem:
         return problem
     return None if writable else DiskUnavailable(f"{path} is read-only.", hint=_shown(path))
+
+
+def _is_writable(path: Path) -> bool:
+    """Return whether files can be made in a folder. Raises OSError where it cannot be read either."""
+    with os.scandir(path):
+        return os.access(path, os.W_OK)
+
+
+def _unreadable(path: Path, problem: OSError) -> DiskUnavailable:
+    reason = disk_access.reason(problem, path)
+    return DiskUnavailable(f"{path} cannot be read: {reason}.", hint=disk_access.hint(problem, path))
 
 
 def _hangs(path: Path) -> DiskUnavailable:

@@ -57,7 +57,7 @@ def stack(mlxq: Mlxq, tiny: Path) -> Mlxq:
     mounts.enter()
     shutil.copytree(tiny, mlxq.home.models / "tiny")
     mlxq.serve(mlxq.home.models / "tiny", "fast", "standard")
-    mlxq.db.run("UPDATE tiers SET weights = ? WHERE name = 'standard'", (str(tiny),))
+    mlxq.db.run("UPDATE engines SET weights = ? WHERE name = 'standard'", (str(tiny),))
     mlxq.work_with_fakes()
     until(lambda: facts.get(mlxq.db, model_dir.FACT))
     return mlxq

@@ -55,8 +55,8 @@ def ended() -> None:
 
 
 def test_a_folder_that_is_back_is_told_once_to_each_service(db: Database, weights: Path) -> None:
-    watch, other = DiskWatch(), replace(FAST, name="standard", weights=str(weights))
-    stack.replace(db, [stack.tier(db, "fast"), other])
+    watch, other = DiskWatch(), replace(FAST, name="standard", port=9272, weights=str(weights))
+    stack.replace(db, [stack.engine(db, "fast"), other])
     assert watch.returned(db, ["fast", "standard"]) == []
     ended()
     assert watch.returned(db, ["fast", "standard"]) == ["fast", "standard"]

@@ -40,10 +40,10 @@ def faulty(schema: Mapping[str, Any]) -> str | None:
     if len(orjson.dumps(schema)) > LARGEST:
         return f"it has more than {LARGEST} bytes"
     kind = _validator(schema)
-    known = cast("Any", validators)
-    linear = known.extend(kind, {"uniqueItems": _unique})
+    factory = cast("Any", validators)
+    linear = factory.extend(kind, {"uniqueItems": _unique})
     try:
-        check = linear(kind.META_SCHEMA, registry=known.SPECIFICATIONS, format_checker=kind.FORMAT_CHECKER)
+        check = linear(kind.META_SCHEMA, registry=factory.SPECIFICATIONS, format_checker=kind.FORMAT_CHECKER)
         fault = next(check.iter_errors(schema), None)
     except RecursionError:
         return "it is nested too deeply"

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub.model import make
 from support import mounts
+from support.here import Run, runner
 
 from mlxq import cli
-from state import weights
+from state import stack, weights
 from state.db import Database
 from state.paths import Home
+from state.stack import Engine, Tier
+from tasks import pull
 from tasks.weights import headers, manifest, staging
 from tasks.weights.manifest import File, Manifest
+
+
+@pytest.fixture
+def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return what runs one job as the worker does."""
+    return runner(db, home, {"remove_weights": pull.remove_weights}, monkeypatch)
 
 
 def install(db: Database, folder: Path, *, revision: str = "1", recorded: bool = True) -> Path:
@@ -111,3 +120,66 @@ def test_a_folder_on_a_disk_that_is_gone_is_one_line(
         assert (rows["whole"]["state"], rows["gone"]["state"]) == ("valid", "unreadable")
         assert rows["gone"]["problem"] == f"{gone} cannot be read: Transport endpoint is not connected."
         assert would_go(capsys, "--unused") == {"whole"}
+
+
+def serve(db: Database, folder: Path, *tiers: str) -> None:
+    """Serve a folder of weights with one engine that has these tiers."""
+    engine = Engine(tiers[0], "x/y", "bf16", "hub:x/y", 9131, 512, 1, 1, 1, weights=str(folder))
+    stack.replace(db, [Tier(name, engine) for name in tiers])
+
+
+def test_weights_that_tiers_share_stay_until_the_last_of_them_has_left(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = install(db, home.models / "shared")
+    for tiers in (("fast", "standard", "longctx"), ("standard", "longctx"), ("longctx",)):
+        serve(db, folder, *tiers)
+        assert listed(capsys)["shared"]["used_by"] == list(tiers)
+        assert would_go(capsys, "--unused") == set()
+        assert cli.run(["rm", "x/y", "--yes"]) == 1
+        assert f"shared is served by {' and '.join(tiers)}." in capsys.readouterr().err
+    stack.replace(db, [])
+
+    assert would_go(capsys, "--unused") == {"shared"}
+    assert db.value("SELECT count(*) FROM jobs") == 0
+
+
+def test_an_older_revision_that_tiers_share_is_not_pruned(
+    home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = install(db, home.models / "older", revision="0")
+    os.utime(older, (1_000_000_000, 1_000_000_000))
+    install(db, home.models / "newer")
+    serve(db, older, "fast", "standard")
+
+    assert would_go(capsys) == set()
+    stack.replace(db, [])
+    assert would_go(capsys) == {"older"}
+
+
+def test_weights_of_several_engines_that_are_deleted_by_force_belong_to_none_of_them(
+    run: Run, home: Home, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = install(db, home.models / "shared")
+    other = install(db, home.models / "other", revision="2")
+    engine = Engine("fast", "x/y", "bf16", "hub:x/y", 9131, 512, 1, 1, 1, weights=str(folder))
+    stack.replace(
+        db,
+        [
+            Tier("fast", engine),
+            Tier("standard", engine),
+            Tier("longctx", replace(engine, name="longctx", port=9132)),
+            Tier("tiny", replace(engine, name="tiny", port=9133, weights=str(other))),
+        ],
+    )
+
+    refused = run("remove_weights", folder=str(folder))
+    assert (refused.error_code, folder.is_dir()) == ("busy", True)
+    assert "is served by fast and standard and longctx." in (refused.error or "")
+
+    assert run("remove_weights", folder=str(folder), force=True).state == "succeeded"
+    assert not folder.exists()
+    assert {tier.name: tier.engine.weights for tier in stack.tiers(db)} == dict.fromkeys(
+        ("fast", "standard", "longctx"), ""
+    ) | {"tiny": str(other)}
+    assert set(listed(capsys)) == {"other"}
