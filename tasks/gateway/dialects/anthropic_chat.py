@@ -140,16 +140,17 @@ def _usage(usage: Mapping[str, Any] | None) -> dict[str, int]:
 
 def message(answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
     """Return a chat's whole answer as a message. `stop`: the stop string that ended it."""
-    choice = answer["choices"][0]
-    reply: Mapping[str, Any] = choice["message"]
+    choice = first(answer.get("choices"))
+    reply = obj(choice.get("message"))
     blocks: list[dict[str, Any]] = []
     if thoughts := reply.get("reasoning_content") or reply.get("reasoning"):
         blocks.append({"type": "thinking", "thinking": thoughts, "signature": ""})
     if reply.get("content"):
         blocks.append({"type": "text", "text": reply["content"]})
     for call in objects(reply.get("tool_calls")):
-        function = call["function"]
-        blocks.append({"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)})
+        function = obj(call.get("function"))
+        head = {"id": call.get("id"), "name": function.get("name")}
+        blocks.append({"type": "tool_use", **head, "input": _input(function)})
     return {
         "id": id,
         "type": "message",

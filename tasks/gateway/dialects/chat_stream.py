@@ -161,7 +161,9 @@ class Fold:
                 self._message[key] = (self._message.get(key) or "") + value
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
-        call = self._calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"arguments": ""}})
+        index = int(piece.get("index") or 0)
+        empty = {"id": f"call_{index}", "type": "function", "function": {"name": "", "arguments": ""}}
+        call = self._calls.setdefault(index, empty)
         if piece.get("id"):
             call["id"] = piece["id"]
         function: Mapping[str, Any] = piece.get("function") or {}

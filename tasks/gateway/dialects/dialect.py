@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway.dialects import schemas, sse, usage
+from tasks.gateway.dialects import answer_shape, schemas, sse, usage
 from tasks.gateway.dialects.json_values import first, obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.usage import Tokens
@@ -102,9 +102,9 @@ BY_PATH: Mapping[str, Dialect] = {
 
 
 def parsed(payload: bytes) -> Mapping[str, Any] | None:
-    """Return an event's JSON object; None for what is none."""
+    """Return the JSON object of an event or a whole answer; None for what is none, or has another shape."""
     try:
         event: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:
         return None
-    return event if isinstance(event, dict) else None  # pyright: ignore[reportUnknownVariableType] - an engine's JSON
+    return event if isinstance(event, dict) and answer_shape.fits(event) else None  # pyright: ignore[reportUnknownVariableType] - an engine's JSON
