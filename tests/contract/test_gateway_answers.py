@@ -434,6 +434,8 @@ def test_a_check_of_mlxq_is_counted_nowhere_and_a_client_cannot_hide(
         headers = {"Authorization": f"Bearer {key}", "x-mlxq-check": "1"}
         return loopback.post(f"{proxy.url}/v1/chat/completions", json=CHAT, headers=headers, timeout=60).status_code
 
+    proxy.post("/v1/chat/completions", CHAT, keys.create(ring, "counted-last"))
+    counted(proxy, "counted-last", 1)  # and with it all that was asked before
     before = counted_by(proxy).get("mlxq")
     assert (ask(MASTER), ask(key)) == (200, 200)
     counted(proxy, "hider", 1)

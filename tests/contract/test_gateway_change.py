@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,10 +207,13 @@ def test_a_new_port_is_the_next_gateways_and_not_this_ones(
     assert ports.free(serving.port)
 
 
-def test_a_gateway_that_does_not_start_changes_nothing(home: Home, db: Database, run: Run, serving: service.Service):
-    home.gateway_config.write_text("engines: [")
-
-    failed = run("restart", service="gateway")
+def test_a_gateway_that_does_not_start_changes_nothing(
+    home: Home, db: Database, run: Run, serving: service.Service, monkeypatch: pytest.MonkeyPatch
+):
+    program = [sys.executable, "-c", "raise SystemExit('It cannot start.')"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.plan.gateway.argv", lambda *_, **__: program)
+        failed = run("restart", service="gateway")
 
     assert failed.error
     assert "A gateway with the new configuration does not start: " in failed.error
@@ -285,7 +289,7 @@ def test_no_key_is_told_to_anybody(home: Home, db: Database, run: Run, serving: 
     db.run("PRAGMA wal_checkpoint(TRUNCATE)")
 
     contents = {path: path.read_bytes() for path in home.root.rglob("*") if path.is_file()}
-    for path in (home.secrets, home.config):
+    for path in (home.secrets, home.config, home.run / "good" / settings.GOOD):
         assert path.stat().st_mode & 0o077 == 0
         del contents[path]
     identity = process.decode(service.get(db, "gateway").identity or "")

@@ -19,7 +19,6 @@ class _Call(BaseModel):
 
 
 class _Words(BaseModel):
-    content: str | list[Any] | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: list[_Call] | None = None
@@ -29,9 +28,13 @@ class _Piece(_Words):
     content: str | None = None
 
 
+class _Message(_Words):
+    content: str | list[Any] | None = None
+
+
 class _Choice(BaseModel):
     delta: _Piece | None = None
-    message: _Words | None = None
+    message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
 

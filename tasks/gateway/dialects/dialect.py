@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -107,4 +107,6 @@ def parsed(payload: bytes) -> Mapping[str, Any] | None:
         event: Any = orjson.loads(payload)
     except orjson.JSONDecodeError:
         return None
-    return event if isinstance(event, dict) and answer_shape.fits(event) else None  # pyright: ignore[reportUnknownVariableType] - an engine's JSON
+    if not isinstance(event, dict) or not answer_shape.fits(cast("object", event)):
+        return None
+    return cast("Mapping[str, Any]", event)
