@@ -7,62 +7,62 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 
-class _Function(BaseModel):
+class _FunctionShape(BaseModel):
     name: str | None = None
     arguments: str | None = None
 
 
-class _Call(BaseModel):
+class _CallShape(BaseModel):
     index: int | None = None
     id: str | None = None
-    function: _Function | None = None
+    function: _FunctionShape | None = None
 
 
-class _Words(BaseModel):
+class _WordsShape(BaseModel):
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[_CallShape] | None = None
 
 
-class _Piece(_Words):
+class _PieceShape(_WordsShape):
     content: str | None = None
 
 
-class _Message(_Words):
+class _MessageShape(_WordsShape):
     content: str | list[Any] | None = None
 
 
-class _Choice(BaseModel):
-    delta: _Piece | None = None
-    message: _Message | None = None
+class _ChoiceShape(BaseModel):
+    delta: _PieceShape | None = None
+    message: _MessageShape | None = None
     text: str | None = None
     finish_reason: str | None = None
 
 
-class _Details(BaseModel):
+class _DetailsShape(BaseModel):
     cached_tokens: int | None = None
 
 
-class _Usage(BaseModel):
+class _UsageShape(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
+    prompt_tokens_details: _DetailsShape | None = None
+    input_tokens_details: _DetailsShape | None = None
 
 
-class _Response(BaseModel):
+class _ResponseShape(BaseModel):
     status: str | None = None
-    usage: _Usage | None = None
+    usage: _UsageShape | None = None
 
 
-class _Answer(_Response):
-    choices: list[_Choice] | None = None
-    response: _Response | None = None
+class _AnswerShape(_ResponseShape):
+    choices: list[_ChoiceShape] | None = None
+    response: _ResponseShape | None = None
 
 
-_ANSWER = TypeAdapter(_Answer)
+_ANSWER = TypeAdapter(_AnswerShape)
 
 
 def fits(answer: object) -> bool:
