@@ -60,12 +60,12 @@ def test_an_engine_that_dies_at_once_is_not_tried_for_ever(mlxq: Mlxq):
 
 def test_after_an_unclean_boot_what_was_up_comes_up_smaller_and_what_was_down_stays_down(mlxq: Mlxq, tiny: Path):
     mlxq.serve(tiny, "fast", "longctx")
-    mlxq.work()
+    mlxq.work_with_fakes()
     before = mlxq.up("fast")
     mlxq.up("longctx")
     mlxq.ended(mlxq.put("stop", service="longctx"))
     recovery.unclean_boot(mlxq)
-    mlxq.work()
+    mlxq.work_with_fakes()
     after = mlxq.await_next(before)
 
     assert after.spec_hash != before.spec_hash
@@ -156,7 +156,7 @@ def test_a_port_stolen_between_stop_and_start_is_told(mlxq: Mlxq, manner: str):
     assert mlxq.worker.poll() is None  # the thief is in it
 
     mlxq.kill_worker()
-    mlxq.work()
+    mlxq.work_with_fakes()
     assert mlxq.up().state == State.READY
 
 
@@ -204,7 +204,7 @@ def test_a_restart_may_delete_the_old_prompts(mlxq: Mlxq):
 def test_a_tier_killed_under_load_costs_no_request_but_those_in_flight(mlxq: Mlxq, tiny: Path):
     """Through the gateway, whose fallback serves meanwhile; then the gateway itself is killed."""
     mlxq.serve(tiny, "standard", "fast")
-    mlxq.work()
+    mlxq.work_with_fakes("--load", "2")
     recovery.up_with_gateway(mlxq, free_port())
     load, at = recovery.kill_under_load(mlxq)
     _, later = load.lost(at)

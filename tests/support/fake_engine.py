@@ -21,6 +21,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--name", default="fast")
     parser.add_argument("--load", type=float, default=0.0, help="seconds before the port opens")
     parser.add_argument("--weights", type=Path, help="folder; ends as the original does when they are cut short")
+    parser.add_argument("--cache", type=int, help="bytes; only told, so that a smaller cache is another command line")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--exit-after", type=float, help="seconds until it ends by itself")
     parser.add_argument("--exit-code", type=int, default=0)

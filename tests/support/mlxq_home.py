@@ -29,7 +29,8 @@ from tasks.engines import serving
 flags = shlex.split(os.environ["FAKE_ENGINE"])
 serving.argv = lambda served, at: [
     at.python, *flags,
-    "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights
+    "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights,
+    "--cache", str(served.engine.cache_bytes),
 ]
 """
 CLOCK = """
