@@ -14,7 +14,7 @@ from typing import Any
 from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
-from state import cloud_spend, facts, ports, safe_mode, service, settings, stack
+from state import cloud_spend, facts, files, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.paths import Home
@@ -38,6 +38,8 @@ class WorkerReport:
     state: str
     """running, hung, or stopped."""
     pid: int | None
+    unwritable: str | None = None
+    """Why it cannot write its heartbeat, if that is why it looks hung."""
 
 
 STOPPED = WorkerReport("stopped", None)
@@ -170,7 +172,9 @@ def worker(db: Database) -> WorkerReport:
     state, last = worker_status.read(db), current(db)
     if last is None or state in (worker_status.WorkerState.NONE, worker_status.WorkerState.DEAD):
         return STOPPED
-    return WorkerReport("hung" if state is worker_status.WorkerState.HUNG else "running", last.pid)
+    if state is worker_status.WorkerState.HUNG:
+        return WorkerReport("hung", last.pid, files.unwritable(db.home.root))
+    return WorkerReport("running", last.pid)
 
 
 def _service(

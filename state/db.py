@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from state import wakeup
+from state import files, wakeup
 from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 
@@ -236,9 +236,10 @@ def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StateUnavailable(f"Another process held {path} for over {BUSY_TIMEOUT_S:g} s.", hint="mlxq status")
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            if not os.access(home.root, os.W_OK):
+            if reason := files.unwritable(home.root):
                 return StateUnavailable(
-                    f"{home.root} cannot be written, and who reads {path.name} has to.", hint=f"ls -ld {home.root}"
+                    f"{home.root} cannot be written, and who reads {path.name} has to: {reason}.",
+                    hint=f"ls -ld {home.root}; df -h {home.root}",
                 )
             return StateUnavailable(f"{path} cannot be used: {problem}.", hint="mlxq doctor")
         case _:

@@ -41,6 +41,20 @@ def replace(path: Path, content: bytes, mode: int) -> None:
         raise
 
 
+def unwritable(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, as the system says it; None where one can.
+
+    It is tried: os.access() knows permissions, not a disk that the kernel turned read-only.
+    """
+    trial = folder / f".trial.{os.getpid()}"
+    try:
+        os.close(os.open(trial, os.O_WRONLY | os.O_CREAT, 0o600))
+        trial.unlink()
+    except OSError as problem:
+        return problem.strerror
+    return None
+
+
 def sync(descriptor: int) -> None:
     """Make what was written to a file survive a power failure. Raises OSError.
 

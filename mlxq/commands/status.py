@@ -186,7 +186,8 @@ def _worker_line(status: StatusReport) -> str:
     if status.worker.state == "running":
         return f"running (pid {status.worker.pid})"
     if status.worker.state == "hung":
-        return f"hung (pid {status.worker.pid}): no heartbeat; the services were checked just now"
+        reason = f" as its home cannot be written ({status.worker.unwritable})" if status.worker.unwritable else ""
+        return f"hung (pid {status.worker.pid}): no heartbeat{reason}; the services were checked just now"
     if any(service["pid"] for service in status.services):
         return "stopped: nothing restarts a crashed service; the services were checked just now"
     return "stopped; the next command that needs it starts it"

@@ -211,6 +211,10 @@ def _home(home: Home) -> list[Finding]:
     findings = rules.modes([(str(path), mode(path)) for path in private if path.exists()])
     for path in stale_sockets(home):
         findings.append(rules.warning("home", f"{path} is a stale socket", "mlxq doctor --fix", fix="sockets"))
+    if reason := files.unwritable(home.root):
+        findings.append(
+            rules.error("home", f"{home.root} cannot be written: {reason}", f"ls -ld {home.root}; df -h {home.root}")
+        )
     findings += map(rules.config, config_problems.listing(home))
     secrets.read(home.secrets)
     return findings
@@ -263,7 +267,8 @@ def _worker(home: Home) -> list[Finding]:
     with closing(read_database(home)) as db:
         state, last = worker_status.read(db), worker.current(db)
         requested = any(row.desired == "up" for row in services.listing(db))
-    return [rules.worker(state, last.pid if last else None, services=requested)]
+    reason = files.unwritable(home.root) if state is worker_status.WorkerState.HUNG else None
+    return [rules.worker(state, last.pid if last else None, services=requested, unwritable=reason)]
 
 
 def _services(home: Home) -> list[Finding]:

@@ -223,10 +223,15 @@ def port(name: str, number: int, holder: str | None, cures: str, *, ours: bool) 
     return error("ports", f"{number}, which {name} needs, is used by {holder}", cures)
 
 
-def worker(state: str, pid: int | None, *, services: bool) -> Finding:
-    """Check the worker: `state` of tasks.worker_status, `services`: whether any service is requested to run."""
+def worker(state: str, pid: int | None, *, services: bool, unwritable: str | None = None) -> Finding:
+    """Check the worker: `state` of tasks.worker_status, `services`: whether any service is requested to run.
+
+    `unwritable`: why the home cannot be written, and with it no heartbeat.
+    """
     if state == "alive":
         return passed("worker", f"running (pid {pid})")
+    if state == "hung" and unwritable:
+        return error("worker", f"the worker (pid {pid}) cannot write its heartbeat: {unwritable}", "mlxq logs worker")
     if state == "hung":
         return error("worker", f"the worker (pid {pid}) hangs: no heartbeat", f"kill -9 {pid} && mlxq up")
     if services:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -98,28 +99,59 @@ def hanging(place: Path) -> Generator[Callable[[], None]]:
         close()
 
 
-@contextmanager
-def failing(place: Path, megabytes: int) -> Generator[Callable[[], None]]:
-    """Lay a disk over a folder; what is yielded makes the kernel find an error on it and turn it read-only.
+class FailingDisk:
+    """A disk of ext4 over a folder."""
 
-    Programs that have files open on it cannot write to them any more either, as on a disk that breaks.
-    """
+    def __init__(self, place: Path, megabytes: int) -> None:
+        self._place = place
+        self._image = place.with_name(f"{place.name}.img")
+        with self._image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        self._run("mkfs.ext4", "-q", "-F", "-O", "^has_journal", self._image)
+        self._mount()
+
+    def fail(self) -> None:
+        """Write out what is cached, and have the kernel find an error: it turns the disk read-only, open files too."""
+        self._run("sync", "-f", self._place)
+        device = self._place.stat().st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+    def replug(self) -> None:
+        """Check the disk and connect it again; what was open on it before stays read-only.
+
+        The kernel keeps the old device as long as anything is open on it, so that a copy of the disk takes its place.
+        """
+        _unmount(self._place)
+        self._image = Path(shutil.copy(self._image, self._image.with_suffix(".checked.img")))
+        self._run("e2fsck", "-fy", self._image, may_exit=1)  # it corrected something
+        self._mount()
+
+    def close(self) -> None:
+        """Take the disk away."""
+        _unmount(self._place)
+
+    def _mount(self) -> None:
+        self._run("mount", "-o", "loop,errors=remount-ro", self._image, self._place)
+
+    @staticmethod
+    def _run(*argv: str | Path, may_exit: int = 0) -> None:
+        done = subprocess.run(argv, check=False, capture_output=True)
+        if done.returncode not in {0, may_exit}:
+            raise OSError(done.returncode, done.stderr.decode().strip())
+
+
+@contextmanager
+def failing(place: Path, megabytes: int) -> Generator[FailingDisk]:
+    """Lay a disk over a folder that can be made to fail. Skips the test where there are no loop devices."""
     enter()
-    image = place.with_name(f"{place.name}.img")
-    with image.open("wb") as file:
-        file.truncate(megabytes << 20)
-    try:
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", image], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, place], check=True, capture_output=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    if not Path("/dev/loop-control").exists() or not shutil.which("mkfs.ext4"):
         pytest.skip("there is no ext4 on a loop device here")
-    device = place.stat().st_dev
-    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    disk = FailingDisk(place, megabytes)
     try:
-        yield lambda: Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+        yield disk
     finally:
-        _unmount(place)
-        image.unlink()
+        disk.close()
 
 
 @contextmanager

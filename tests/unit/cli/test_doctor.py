@@ -218,6 +218,12 @@ def test_a_hung_worker_is_broken(pulse: str, services: bool, grade: str) -> None
     assert rules.worker(pulse, 12, services=services).grade == grade
 
 
+def test_a_worker_that_cannot_write_its_heartbeat_is_not_to_be_killed() -> None:
+    finding = rules.worker("hung", 12, services=True, unwritable="Read-only file system")
+    assert (finding.grade, "kill" in (finding.hint or "")) == (Grade.FAIL, False)
+    assert "Read-only file system" in finding.text
+
+
 @pytest.mark.parametrize(("skew", "grade"), [(3.0, "ok"), (-500.0, "warn"), (500.0, "warn")])
 def test_a_clock_that_is_off_is_odd(skew: float, grade: str) -> None:
     found = rules.clock(skew)

@@ -7,11 +7,16 @@ import os
 import stat
 import struct
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from support import mounts
 
 from state import files
+
+Lay = Callable[[Path], AbstractContextManager[Path]]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644])
@@ -94,3 +99,14 @@ def test_macos_claims_a_files_length_where_the_disk_can(refusal: int | None, mon
     monkeypatch.setattr(sys, "platform", "darwin")
     files.preallocate(3, 1 << 40)
     assert calls == [(42, struct.pack("Iiqqq", 4, 3, 0, 1 << 40, 0))]
+
+
+@pytest.mark.parametrize("lay", [mounts.read_only, mounts.dead], ids=["read-only", "dead"])
+def test_a_folder_in_which_no_file_can_be_made_is_told(lay: Lay, tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    assert files.unwritable(folder) is None
+    with lay(folder):
+        assert files.unwritable(folder) in {"Read-only file system", "Transport endpoint is not connected"}
+    assert list(folder.iterdir()) == []
+    assert files.unwritable(tmp_path / "gone") == "No such file or directory"
