@@ -30,10 +30,13 @@ class NamedModel:
     """Its model file, where the catalog has none yet."""
 
 
-def find(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> NamedModel:
+def find(
+    name: str, quant: str | None, models: Mapping[str, Model], home: Home, context: int | None = None
+) -> NamedModel:
     """Return the model that a MODEL argument names: of the catalog, else described from its files.
 
-    Raises NotFound, UsageProblem, Gated, Offline, Damaged.
+    `context` is the window in tokens that the user named, which is taken where the files tell none. Raises NotFound,
+    UsageProblem, Gated, Offline, Damaged.
     """
     reference = _reference(name, quant, models, home)
     if reference.model and reference.quant and reference.quant in reference.model.quants:
@@ -42,6 +45,8 @@ def find(name: str, quant: str | None, models: Mapping[str, Model], home: Home) 
         return entry
     description = describe(home, reference.source)
     row = _apart(description.row, models)
+    if context and not description.window_told:
+        row["context"] = context
     return NamedModel(model_of(row), description.quant, row)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from state import desired, settings, stack, weights
 from state import service as rows
-from tasks import recommend, stack_jobs
+from tasks import model_file, recommend, stack_jobs
+from tasks.plan import serving_options
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.placement import place
 from tasks.queue import Context, job
@@ -14,9 +15,20 @@ from tasks.supervision import lifecycle
 
 
 @job("assign")
-def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool = False) -> dict[str, Any]:
-    """Put a tier for a catalog model into the stack, or with `alone` in place of it, and bring it up.
+def assign(
+    context: Context,
+    model: str,
+    quant: str,
+    tier: str,
+    *,
+    alone: bool = False,
+    described: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Put a tier for a model into the stack, or with `alone` in place of it, and bring it up.
 
+    `described`: the model file of a model that the catalog does not have; it is kept in this home. `options`: what the
+    user said of how it is served, a row of ServingOptions.
     The engine comes up before the gateway is told of it, so no request meets a tier that is not there. Nothing is done
     when a newer request decided about the tier or the whole stack, and tiers that a newer one added stay. Returns
     {"tier", "model", "context", "port"}, the last two None for a tier that is not there. Raises NotSetUp, NotFound,
@@ -26,9 +38,11 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
     now = stack.tiers(db)
     if desired.tier_superseded(db, tier, context.claim.seq):
         return {"tier": tier, "model": model, "context": None, "port": None}
+    if described:
+        model_file.keep(home, described)
     newer = desired.newer_tiers(db, context.claim.seq)
     if not any((existing.name, existing.model, existing.quant) == (tier, model, quant) for existing in now) or (
-        alone and {existing.name for existing in now} - newer != {tier}
+        alone and (options or {existing.name for existing in now} - newer != {tier})
     ):
         before = [existing for existing in now if existing.name in newer] if alone else now
         catalog_model = recommend.find(model, recommend.all_models(home)).model
@@ -41,6 +55,7 @@ def assign(context: Context, model: str, quant: str, tier: str, *, alone: bool =
             base_port=settings.load(home)["tier-port-base"],
             budget_bytes=stack_jobs.budget(db, home),
             weights=downloaded.folder if downloaded else "",
+            options=serving_options.from_row(options or {}),
         )
         stack.replace(db, [*before, new_tier])
         stack_jobs.mark_customized(db)

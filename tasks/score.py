@@ -15,7 +15,7 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
-from tasks import kinds, recommend, stack_jobs
+from tasks import kinds, model_file, recommend, stack_jobs
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
@@ -33,15 +33,18 @@ def score(
     start: bool = True,
     choice: dict[str, str] | None = None,
     keep: bool = False,
+    described: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
     `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
     question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
-    serve the built-in model.
+    serve the built-in model. `described`: model files of chosen models that the catalog does not have.
     Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
+    for described_model in described or ():
+        model_file.keep(context.home, described_model)
     row = facts.get(context.db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")

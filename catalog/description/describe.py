@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from catalog.description.geometry import Geometry, NoShape, shape
+from catalog.description.geometry import WINDOW_UNKNOWN, Geometry, NoShape, shape
 from catalog.description.parameters import Parameters, parameters
 from catalog.description.parsers import reasoning_parser, tool_parser
 from catalog.description.quantization import quant_of, unpacks_to_16_bits
@@ -65,6 +65,11 @@ class Description:
     quant: str
     unknown: tuple[str, ...]
     """What nothing tells, and what is planned instead; empty for a model of which all is known."""
+
+    @property
+    def window_told(self) -> bool:
+        """Return whether the files tell for how long prompts the model was made."""
+        return not any(words.startswith(WINDOW_UNKNOWN) for words in self.unknown)
 
     @property
     def model(self) -> Model:

@@ -27,6 +27,7 @@ CONTEXT = (
 )
 UNKNOWN_CONTEXT = 8_192
 """Tokens that are planned where config.json names no window."""
+WINDOW_UNKNOWN = "its window"
 ENDLESS_CONTEXT = 32_768
 """The same for a model whose layers keep one state alone: its prompts have no limit, only its training has."""
 EXPANDED = frozenset({"deepseek_v2", "minicpm3", "youtu_llm"})
@@ -201,7 +202,7 @@ def _context(config: Config, attention: Attention) -> tuple[int, tuple[str, ...]
     if window := told_context(config):
         return window, ()
     planned = UNKNOWN_CONTEXT if attention.full else ENDLESS_CONTEXT
-    return planned, (f"its window: {planned // 1024}K are planned",)
+    return planned, (f"{WINDOW_UNKNOWN}: {planned // 1024}K are planned",)
 
 
 def _architecture(config: Config, layers: int) -> str:

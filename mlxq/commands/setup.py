@@ -22,6 +22,7 @@ from state.errors import NotSetUp, UsageProblem
 from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home, get_home
 from tasks import kinds
+from tasks.plan.serving_options import ServingOptions
 
 RUNNING_SETUP = """
 SELECT min(chain) FROM jobs WHERE state IN ('blocked', 'queued', 'running')
@@ -45,6 +46,9 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 @click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve only this model.")
 @click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Add a tier that serves MODEL.")
 @click.option("--as", "names", multiple=True, metavar="TIER", help="Name of the tier created by --add.")
+@click.option("--tool-parser", metavar="NAME", help="Parser for the tool calls of the added model, or none.")
+@click.option("--reasoning-parser", metavar="NAME", help="Parser for the thoughts of the added model, or none.")
+@click.option("--context", type=click.IntRange(min=512), metavar="N", help="Window of the added model, in tokens.")
 @options.tiers("--remove", "Remove TIER; keep its weights.")
 @options.timeout
 @options.as_json
@@ -61,6 +65,9 @@ def command(
     add: tuple[str, ...],
     names: tuple[str, ...],
     remove: tuple[str, ...],
+    tool_parser: str | None,
+    reasoning_parser: str | None,
+    context: int | None,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
@@ -68,13 +75,13 @@ def command(
 
     On a terminal it shows the machine and the models that fit, and lets you change them. Safe to run again: installed
     models are not downloaded again and running services are not restarted. --add, --remove and --model change the
-    present stack. --json prints a line of JSON at each change of a job, and at the end the document of
-    `status --json` on one line.
+    present stack; MODEL is a catalog id, a repository on the Hub, or a folder. --json prints a line of JSON at each
+    change of a job, and at the end the document of `status --json` on one line.
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
     settings.load(home)
     local_models.require_writable(home)
-    wanted = edit.parse(add, names, remove, alone)
+    wanted = edit.parse(add, names, remove, alone, ServingOptions(tool_parser, reasoning_parser, context))
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
     if wanted and arguments != question(None, None, no_pull=False, no_start=False):
         raise UsageProblem(

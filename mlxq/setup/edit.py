@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from catalog import units
 from catalog.model import Model
-from mlxq import model_ref, render
+from mlxq import described as unlisted
+from mlxq import render
 from mlxq.setup import recommendation
 from state import desired, facts, service, settings, stack
 from state.db import Database
-from state.errors import NotSetUp, UsageProblem
+from state.errors import NotFound, NotSetUp, UsageProblem
 from state.job import LIVE, NewJob, listing
 from state.paths import Home
 from state.stack import Tier, engines_of, shares
 from tasks import kinds, recommend, stack_jobs
 from tasks.plan.placement import place
+from tasks.plan.serving_options import AS_TOLD, ServingOptions
 
 ONLY = "standard"
 """The tier of a single model; the other names are aliases of it."""
@@ -32,6 +35,8 @@ class StackChange:
     remove: tuple[str, ...] = ()
     alone: str | None = None
     """The single model that replaces the whole stack."""
+    options: ServingOptions = AS_TOLD
+    """How the added model is to be served."""
 
     @property
     def additions(self) -> tuple[tuple[str, str], ...]:
@@ -50,6 +55,8 @@ class EditPlan:
     remaining: list[Tier]
     removed: list[Tier]
     new: list[Tier]
+    described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """The model files of new models that the catalog does not have, by id."""
 
     def shares(self, tier: Tier) -> str:
         """Return the tier with whose engine `tier` is served; empty where it is the first, or has its own."""
@@ -61,13 +68,27 @@ class EditPlan:
         return {name: [_row(tier) for tier in tiers] for name, tiers in parts.items()}
 
 
-def parse(models: Sequence[str], tiers: Sequence[str], remove: Sequence[str], alone: str | None) -> StackChange:
-    """Parse --add, --as, --remove and --model. Raises UsageProblem if they cannot be combined."""
+def parse(
+    models: Sequence[str],
+    tiers: Sequence[str],
+    remove: Sequence[str],
+    alone: str | None,
+    options: ServingOptions = AS_TOLD,
+) -> StackChange:
+    """Parse --add, --as, --remove, --model and the options of the added model.
+
+    Raises UsageProblem if they cannot be combined.
+    """
     if len(models) != len(tiers):
         raise UsageProblem("Each --add MODEL needs one --as TIER.", hint="mlxq setup --add MODEL --as TIER")
     if alone is not None and (models or remove):
         raise UsageProblem("--model replaces the stack; it cannot be combined with --add or --remove.")
-    return StackChange(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone)
+    if options and len(models) + (alone is not None) != 1:
+        raise UsageProblem(
+            "--tool-parser, --reasoning-parser and --context belong to one --add or --model.",
+            hint="mlxq setup --add MODEL --as TIER --context N",
+        )
+    return StackChange(tuple(zip(models, tiers, strict=True)), tuple(dict.fromkeys(remove)), alone, options)
 
 
 def plan(db: Database | None, home: Home, change: StackChange) -> EditPlan:
@@ -82,7 +103,8 @@ def plan(db: Database | None, home: Home, change: StackChange) -> EditPlan:
     remaining = [tier for tier in now if tier not in removed]
     if not remaining and not change.additions:
         raise UsageProblem("The stack would have no tiers.", done="Nothing was changed.", hint="mlxq down")
-    return EditPlan(remaining, removed, _placed(db, home, remaining, change.additions))
+    new, described = _placed(db, home, remaining, change)
+    return EditPlan(remaining, removed, new, described)
 
 
 def _gone(db: Database | None, now: list[Tier], change: StackChange) -> list[Tier]:
@@ -101,24 +123,33 @@ def _being_added(db: Database) -> set[str]:
 
 
 def _placed(
-    db: Database | None, home: Home, remaining: Sequence[Tier], additions: Sequence[tuple[str, str]]
-) -> list[Tier]:
-    """Place each (model, tier) next to the other tiers. Raises NotFound, UsageProblem, DoesNotFit."""
+    db: Database | None, home: Home, remaining: Sequence[Tier], change: StackChange
+) -> tuple[list[Tier], dict[str, Mapping[str, Any]]]:
+    """Place each added model next to the other tiers; return the tiers, and the files of models without one.
+
+    Raises NotFound, UsageProblem, DoesNotFit, and what describing a repo raises.
+    """
     limit, models, port = _budget(db, home), recommend.all_models(home), settings.load(home)["tier-port-base"]
     new: list[Tier] = []
-    for name, tier in additions:
-        beside = [*remaining, *new]
-        entry, quant = model(name, None, models, home)
-        quant = _served_quant(name, entry, models, beside) or quant
-        new.append(place(tier, entry, quant, beside, base_port=port, budget_bytes=limit))
-    return new
+    described: dict[str, Mapping[str, Any]] = {}
+    for name, tier in change.additions:
+        entry = unlisted.find(name, None, models, home, change.options.context)
+        if entry.row:
+            described[entry.model.id] = entry.row
+            models = {**models, entry.model.id: entry.model}
+        before = [*remaining, *new]
+        served = None if entry.row else _served_quant(name, entry.model, models, before)
+        quant, options = served or entry.quant, change.options
+        new.append(place(tier, entry.model, quant, before, base_port=port, budget_bytes=limit, options=options))
+    return new, described
 
 
 def _served_quant(name: str, entry: Model, models: Mapping[str, Model], tiers: Sequence[Tier]) -> str | None:
     """Return the quant in which an engine serves a model already; None if it does not, or `name` is of one quant."""
-    if recommend.find(name, models).quant:
-        return None
-    return next((engine.quant for engine in engines_of(tiers) if engine.model == entry.id), None)
+    with suppress(NotFound):  # a repo or folder is of one quant
+        if not recommend.find(name, models).quant:
+            return next((engine.quant for engine in engines_of(tiers) if engine.model == entry.id), None)
+    return None
 
 
 def _budget(db: Database | None, home: Home) -> int:
@@ -128,17 +159,6 @@ def _budget(db: Database | None, home: Home) -> int:
     from tasks.system import hardware
 
     return recommend.budget(hardware.detect(), settings.load(home)["memory-budget-pct"])
-
-
-def model(name: str, quant: str | None, models: Mapping[str, Model], home: Home) -> tuple[Model, str]:
-    """Return the catalog's entry and the quant. Raises NotFound, UsageProblem for a model not in the catalog."""
-    reference = model_ref.find(name, quant, models, settings.load(home)["default-quant"])
-    if reference.model is None or reference.quant is None or reference.quant not in reference.model.quants:
-        raise UsageProblem(
-            f"{name} is not in the catalog, so the memory it needs is unknown.",
-            hint="mlxq models --catalog",
-        )
-    return reference.model, reference.quant
 
 
 def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[NewJob]:
@@ -155,11 +175,19 @@ def jobs(edit_plan: EditPlan, change: StackChange, *, serving: bool) -> list[New
         source = tier.engine.source
         pull = kinds.new("pull", {"source": source}, label=f"pull {source}")
         batch += [] if pull.label in {entry.label for entry in batch} else [pull]
-        args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": change.alone is not None}
+        args = _assignment(edit_plan, change, tier)
         needs, after = ["detect", pull.label], [before] if before != "detect" else []
         batch.append(kinds.new("assign", args, needs=needs, after=after, label=f"assign {tier.name}"))
         before = batch[-1].label
     return batch
+
+
+def _assignment(edit_plan: EditPlan, change: StackChange, tier: Tier) -> dict[str, Any]:
+    """Return the arguments of the job that adds a tier."""
+    args = {"model": tier.model, "quant": tier.quant, "tier": tier.name, "alone": change.alone is not None}
+    described = edit_plan.described.get(tier.model)
+    args |= {"described": dict(described)} if described else {}
+    return args | ({"options": change.options.row()} if change.options else {})
 
 
 def begin(db: Database, edit_plan: EditPlan, change: StackChange) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from catalog.load import model
 from catalog.machine import Machine
 from catalog.model import Model
 from catalog.pick import Recommendation
@@ -31,7 +32,7 @@ class Inspection:
 
     home: Home
     machine: Machine
-    models: Mapping[str, Model]
+    models: dict[str, Model]
     measured: Sequence[Measured]
     hub: bool
     """Whether the Hub is reachable."""
@@ -45,6 +46,18 @@ class Inspection:
     stack_facts: Mapping[str, Any]
     """The options and totals of the stored choice; empty if the user edited the stack."""
     settings: Settings
+    described: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """The model files of models that the user named and the catalog does not have, by id."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take a model into the choice; `row` is its model file."""
+        self.described[row["id"]] = row
+        self.models[row["id"]] = model(row)
+
+    def described_of(self, choice: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Return the model files of the models of a choice, "model quant" by tier, that the catalog does not have."""
+        names = {text.partition(" ")[0] for text in choice.values()}
+        return [dict(row) for name, row in self.described.items() if name in names]
 
     @property
     def outdated(self) -> str:

@@ -15,10 +15,10 @@ from catalog.offer import Offer
 from catalog.pick import Recommendation
 from catalog.quality import quality
 from catalog.score import alternatives, followers
-from mlxq import render
-from mlxq.setup import edit, preview, recommendation
+from mlxq import described, render
+from mlxq.setup import preview, recommendation
 from mlxq.setup.inspection import Inspection
-from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.errors import MlxqError
 
 INTENTS: Mapping[str, str] = {
     "balanced": "the best answers that fit, at a good speed",
@@ -45,7 +45,9 @@ def settle(inspection: Inspection, arguments: Mapping[str, Any], *, intent: str 
     ):
         return {**arguments, "keep": True}
     completed = {**arguments, "intent": intent or (_intent() if inspection.hub else next(iter(INTENTS)))}
-    return completed | {"choice": words(_chosen(inspection, completed))}
+    choice = words(_chosen(inspection, completed))
+    files = inspection.described_of(choice)
+    return completed | {"choice": choice} | ({"described": files} if files else {})
 
 
 def _may_keep(inspection: Inspection, *, open_question: bool) -> bool:
@@ -163,7 +165,7 @@ def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recom
         try:
             choice = _shared(keys.get(text) or _named(inspection, text), tier, before)
             changed = inspection.recommend(arguments, before | dict.fromkeys((tier, *followers(chosen, tier)), choice))
-        except (NotFound, UsageProblem, DoesNotFit) as problem:
+        except MlxqError as problem:
             render.say(problem.message)
         else:
             return changed if _agreed(chosen, changed) else chosen
@@ -206,10 +208,12 @@ def _typed(question: str) -> str:
 
 
 def _named(inspection: Inspection, text: str) -> str:
-    """Return "model quant" for what the user typed. Raises NotFound, UsageProblem."""
+    """Return "model quant" for what the user typed. Raises as described.find does."""
     name, _, quant = text.partition(" ")
-    model, chosen = edit.model(name, quant.strip() or None, inspection.models, inspection.home)
-    return f"{model.id} {chosen}"
+    entry = described.find(name, quant.strip() or None, inspection.models, inspection.home)
+    if entry.row:
+        inspection.add(entry.row)
+    return f"{entry.model.id} {entry.quant}"
 
 
 def _shared(choice: str, tier: str, before: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from state.settings import TIER_PORTS
 from state.stack import Engine, Tier, engines_of
 from tasks.kinds import KINDS
 from tasks.plan import gateway, page
+from tasks.plan.serving_options import AS_TOLD, ServingOptions, applied
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 TAKEN = frozenset({gateway.SERVICE, page.SERVICE, gateway.CLOUD, "worker", *gateway.ALIASES, *KINDS} - set(TIERS))
@@ -24,19 +25,28 @@ LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 
 
 def place(
-    name: str, model: Model, quant: str, before: Sequence[Tier], *, base_port: int, budget_bytes: int, weights: str = ""
+    name: str,
+    model: Model,
+    quant: str,
+    before: Sequence[Tier],
+    *,
+    base_port: int,
+    budget_bytes: int,
+    weights: str = "",
+    options: ServingOptions = AS_TOLD,
 ) -> Tier:
     """Return the tier `name` that serves `model` beside `before`: with the engine that does already, or with a new one.
 
-    A new engine gets the most context that fits. `budget_bytes` is for all engines together. Raises UsageProblem for a
-    name that cannot be, DoesNotFit with the sum.
+    A new engine gets the most context that fits. `budget_bytes` is for all engines together; `options` are what the
+    user said of this model. Raises UsageProblem for a name or an option that cannot be, DoesNotFit with the sum.
     """
     check_name(name, before)
+    model = applied(model, options)
     engines = engines_of(before)
-    shared = next((engine for engine in engines if (engine.model, engine.quant) == (model.id, quant)), None)
+    shared = next((engine for engine in engines if _serves(engine, model, quant, options)), None)
     if shared:
         return Tier(name, shared)
-    context = _largest_context(model, quant, engines, budget_bytes)
+    context = _context(model, quant, engines, budget_bytes, options)
     engine = Engine(
         name=engine_name(name, before),
         model=model.id,
@@ -56,17 +66,27 @@ def place(
     return Tier(name, engine)
 
 
-def _largest_context(model: Model, quant: str, engines: Sequence[Engine], budget_bytes: int) -> int:
-    """Return the most context, in tokens, with which a model fits beside the engines. Raises DoesNotFit."""
+def _serves(engine: Engine, model: Model, quant: str, options: ServingOptions) -> bool:
+    """Return whether an engine serves a model already, and as the user wants it where the user said so."""
+    return (engine.model, engine.quant) == (model.id, quant) and (
+        not options
+        or (
+            engine.context == (options.context or engine.context)
+            and (engine.tool_parser, engine.reasoning_parser) == (model.tool_parser, model.reasoning_parser)
+        )
+    )
+
+
+def _context(model: Model, quant: str, engines: Sequence[Engine], budget_bytes: int, options: ServingOptions) -> int:
+    """Return the context, in tokens, with which a model fits beside the engines. Raises DoesNotFit."""
     free = budget_bytes - sum(engine.memory_bytes for engine in engines)
-    context = MOST_CONTEXT
-    while context > model.context or (context > LEAST_CONTEXT and _bytes(model, quant, context) > free):
-        context //= 2
+    context = options.context or _longest(model, quant, free)
     need = _bytes(model, quant, context)
     if need > free:
         raise DoesNotFit(
-            f"{model.id} {quant} needs {units.memory(need)}, and {units.memory(max(0, free))} of the budget of "
-            f"{units.memory(budget_bytes)} is left beside {', '.join(engine.name for engine in engines) or 'nothing'}.",
+            f"{model.id} {quant} needs {units.memory(need)} with a window of {context:,} tokens, and "
+            f"{units.memory(max(0, free))} of the budget of {units.memory(budget_bytes)} is left beside "
+            f"{', '.join(engine.name for engine in engines) or 'nothing'}.",
             done="Nothing was changed.",
             hint="mlxq setup --remove TIER",
         )
@@ -81,6 +101,14 @@ def engine_name(tier: str, before: Sequence[Tier]) -> str:
     taken = {name for other in before for name in (other.name, other.engine.name)}
     numbered = (f"{tier}-{number}" for number in range(2, len(taken) + 3))
     return tier if tier not in taken else next(name for name in numbered if name not in taken)
+
+
+def _longest(model: Model, quant: str, free: int) -> int:
+    """Return the longest window that fits, or the least one: doublings, up to what the model was made for."""
+    context = MOST_CONTEXT
+    while context > model.context or (context > LEAST_CONTEXT and _bytes(model, quant, context) > free):
+        context //= 2
+    return context
 
 
 def check_name(name: str, before: Sequence[Tier]) -> None:
