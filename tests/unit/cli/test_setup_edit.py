@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import tiny_model
 from support.here import Run, runner
 
 from catalog.load import entries
@@ -22,8 +23,11 @@ from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
 from state.job import JobState
 from state.paths import Home
 from state.stack import Engine, as_tiers
-from tasks import assign, executor, kinds, score, stack_jobs
+from tasks import assign, executor, kinds, model_file, recommend, score, stack_jobs
+from tasks.plan import serving_options
 from tasks.plan.placement import place
+from tasks.plan.serving_options import ServingOptions
+from tasks.weights import description
 
 GB = 10**9
 SMALL = entries()["smollm2-135m"]
@@ -58,7 +62,9 @@ def test_a_tighter_budget_gives_less_context_and_at_last_a_refusal_with_the_sum(
     less = place("tiny", SMALL, QUANT, as_tiers([]), base_port=8000, budget_bytes=whole.engine.memory_bytes - 1)
 
     assert less.context == whole.context // 2
-    with pytest.raises(DoesNotFit, match=r"needs \S+ [GM]B, and 0 B of the budget of 8\.4 GB is left"):
+    with pytest.raises(
+        DoesNotFit, match=r"needs \S+ [GM]B with a window of 2,048 tokens, and 0 B of the budget of 8\.4 GB is left"
+    ):
         place("tiny", SMALL, QUANT, as_tiers([STANDARD, FAST]), base_port=8000, budget_bytes=9 * GB)
 
 
@@ -403,3 +409,79 @@ def test_a_dry_run_in_a_fresh_home_writes_nothing(
 def test_the_folder_of_a_stranger_is_told_in_words(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["setup", "--dry-run", "--model", "~nobody-of-that-name/model"]) == 2
     assert "There is no folder ~nobody-of-that-name/model." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_in_no_catalog_becomes_a_tier(settled: Database, home: Home, tmp_path: Path) -> None:
+    """Described from its files, kept as a model file of this home, and found there without asking again."""
+    folder = tiny_model.make(tmp_path / "mine")
+    wanted = edit.parse([str(folder)], ["tiny"], [], None)
+    plan = edit.plan(settled, home, wanted)
+
+    (tier,) = plan.new
+    assert (tier.model, tier.engine.source, tier.context) == ("mine", f"file:{folder}", 4096)
+    assert 300_000_000 < tier.engine.memory_bytes < GB
+    (assign_job,) = [entry for entry in edit.jobs(plan, wanted, serving=True) if entry.kind == "assign"]
+    model_file.keep(home, assign_job.args["described"])
+    assert recommend.all_models(home)["mine"].quants["bf16"].source == f"file:{folder}"
+    assert edit.plan(settled, home, wanted).described == {}
+
+
+def test_a_model_file_that_the_user_took_over_stays(home: Home, tmp_path: Path) -> None:
+    folder = tiny_model.make(tmp_path / "mine")
+    row = description.of_folder(folder, f"file:{folder}").row
+    model_file.keep(home, row)
+    path = home.catalog / "mine.yaml"
+    path.write_text(path.read_text().replace(model_file.MARK, "# mine").replace("bf16", "fp16"))
+    model_file.keep(home, row)
+
+    assert "fp16" in recommend.all_models(home)["mine"].quants
+    with pytest.raises(UsageProblem, match="cannot be kept"):
+        model_file.keep(home, {**row, "layers": "many"})
+
+
+def test_two_folders_of_one_name_are_two_models(settled: Database, home: Home, tmp_path: Path) -> None:
+    first, second = (tiny_model.make(tmp_path / side / "mine") for side in ("left", "right"))
+    plan = edit.plan(settled, home, edit.parse([str(first), str(second)], ["one", "two"], [], None))
+
+    assert [tier.engine.source for tier in plan.new] == [f"file:{first}", f"file:{second}"]
+    assert len({tier.model for tier in plan.new}) == len(plan.described) == 2
+
+
+def test_what_the_user_says_of_a_model_overrules_its_files(settled: Database, home: Home, tmp_path: Path) -> None:
+    folder = tiny_model.make(tmp_path / "mine")
+    options = ServingOptions(tool_parser="hermes", reasoning_parser="none", context=1024)
+    wanted = edit.parse([str(folder)], ["tiny"], [], None, options)
+    plan = edit.plan(settled, home, wanted)
+
+    (tier,) = plan.new
+    assert (tier.engine.tool_parser, tier.engine.reasoning_parser, tier.context) == ("hermes", None, 1024)
+    (assign_job,) = [entry for entry in edit.jobs(plan, wanted, serving=True) if entry.kind == "assign"]
+    assert serving_options.from_row(assign_job.args["options"]) == options
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ServingOptions(tool_parser="hermse"), "There is no tool parser 'hermse'"),
+        (ServingOptions(reasoning_parser="x"), "There is no reasoning parser 'x'"),
+        (ServingOptions(context=8192), "was made for 4,096 tokens"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(
+    options: ServingOptions, words: str, settled: Database, home: Home, tmp_path: Path
+) -> None:
+    folder = tiny_model.make(tmp_path / "mine")
+    with pytest.raises(UsageProblem, match=words):
+        edit.plan(settled, home, edit.parse([str(folder)], ["tiny"], [], None, options))
+
+
+def test_options_belong_to_one_model() -> None:
+    with pytest.raises(UsageProblem, match="belong to one"):
+        edit.parse([], [], ["fast"], None, ServingOptions(context=1024))
+
+
+def test_a_folder_without_a_model_is_refused_in_words(settled: Database, home: Home, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="cannot be read"):
+        edit.plan(settled, home, edit.parse([str(tmp_path / "nothing")], ["tiny"], [], None))
+    with pytest.raises(NotFound, match="not a model that MLX can load"):
+        edit.plan(settled, home, edit.parse([str(tmp_path)], ["tiny"], [], None))
