@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from catalog import load, units
+from catalog.description.differences import differences
+from catalog.description.geometry import NoShape, shape
+from catalog.description.repo_facts import RepoFacts
 from catalog.engines import FALLBACK
 from catalog.model import Model, Quant
 from catalog.problems import BadModelFile
@@ -20,6 +23,7 @@ from catalog.schema import parse
 from state.errors import EngineFailed, Gated, MlxqError, NotFound
 from tasks.engines.adapters import ENGINES
 from tasks.system.child import Later
+from tasks.weights import description, source
 from tasks.weights.hub import Hub, connect
 
 if TYPE_CHECKING:
@@ -86,31 +90,45 @@ def parsers(models: Mapping[str, Model]) -> list[CatalogFinding]:
 
 
 def repos(models: Mapping[str, Model]) -> list[CatalogFinding]:
-    """Ask the Hub for every repo: whether it is there, open, and of the size the catalog says."""
+    """Ask the Hub for every repo: whether it is there, open, and of the size and geometry that the catalog says."""
     pairs = [(model, quant) for model in models.values() for quant in model.quants.values() if quant.repo]
     with connect() as client, ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
         futures = [pool.submit(_repo, client, model, quant) for model, quant in pairs]
-        return [finding for future in futures if (finding := future.result())]
+        return [finding for future in futures for finding in future.result()]
 
 
-def _repo(client: httpx.Client, model: Model, quant: Quant) -> CatalogFinding | None:
+def _repo(client: httpx.Client, model: Model, quant: Quant) -> list[CatalogFinding]:
+    hub, wanted = Hub(client), source.parse(quant.source)
     try:
-        planned = Hub(client).plan(quant.repo, "main")
+        planned = hub.plan(wanted.name, wanted.revision)
+        config = description.config_of(hub, planned)
     except NotFound:
-        return CatalogFinding(
-            model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three"
-        )
+        return [
+            CatalogFinding(
+                model.id, f"{quant.repo} is missing, private or gated: the Hub answers the same to all three"
+            )
+        ]
     except Gated:
-        return CatalogFinding(model.id, f"{quant.repo} is gated; a conversion should be open", wrong=False)
+        return [CatalogFinding(model.id, f"{quant.repo} is gated; a conversion should be open", wrong=False)]
     except (MlxqError, Later) as problem:
-        return CatalogFinding(model.id, f"{quant.repo} could not be checked: {problem}", wrong=False)
-    return _size(model, quant, sum(file.size for file in planned.files if file.name.endswith(".safetensors")))
+        return [CatalogFinding(model.id, f"{quant.repo} could not be checked: {problem}", wrong=False)]
+    weights_bytes = sum(file.size for file in planned.files if file.name.endswith(".safetensors"))
+    return [*_size(model, quant, weights_bytes), *_geometry(model, quant, config)]
 
 
-def _size(model: Model, quant: Quant, size: int) -> CatalogFinding | None:
+def _geometry(model: Model, quant: Quant, config: Mapping[str, Any]) -> list[CatalogFinding]:
+    """Report what the config.json of a repo says otherwise than the catalog: memory and speed follow from it."""
+    try:
+        geometry = shape(RepoFacts(quant.source, config, 0))
+    except NoShape as problem:
+        return [CatalogFinding(model.id, f"{quant.repo} could not be compared: {problem}", wrong=False)]
+    return [CatalogFinding(model.id, f"{quant.repo}: {words}") for words in differences(model, geometry)]
+
+
+def _size(model: Model, quant: Quant, size: int) -> list[CatalogFinding]:
     """Report weights whose size on the Hub differs."""
     if abs(size - quant.bytes) <= SIZE_TOLERANCE * quant.bytes:
-        return None
-    return CatalogFinding(
-        model.id, f"{quant.repo} holds {units.files(size)}; the catalog says {units.files(quant.bytes)}"
-    )
+        return []
+    computed = ", computed from its parameters" if quant.bytes_from.startswith("computed") else ""
+    words = f"{quant.repo} holds {units.files(size)}; the catalog says {units.files(quant.bytes)}{computed}"
+    return [CatalogFinding(model.id, words)]

@@ -52,7 +52,7 @@ def of_repo(hub: Hub, wanted: Source, text: str) -> Description:
     def read(name: str) -> bytes:
         return hub.small_file(plan.repo, plan.revision, sizes[name], LONGEST_BYTES)
 
-    config = _json(plan.repo, "config.json", read("config.json"))
+    config = config_of(hub, plan)
     _check(plan.repo, config, list(sizes), plan.task)
     shards = headers.check_files(plan.repo, list(sizes), config_json.read(config))
     tensors = _headers(hub, plan, [sizes[name] for name in shards])
@@ -70,6 +70,12 @@ def of_repo(hub: Hub, wanted: Source, text: str) -> Description:
             converted=wanted.convert or "",
         ),
     )
+
+
+def config_of(hub: Hub, plan: DownloadPlan) -> dict[str, Any]:
+    """Return the config.json of a repo. Raises Damaged, and what the Hub's refusals raise."""
+    (file,) = (file for file in plan.files if file.name == "config.json")
+    return _json(plan.repo, file.name, hub.small_file(plan.repo, plan.revision, file, LONGEST_BYTES))
 
 
 def of_folder(folder: Path, text: str) -> Description:

@@ -15,7 +15,7 @@ from catalog import load
 from mlxq import cli
 from state.paths import Home
 
-Check = Callable[[str, int], tuple[int, dict[str, Any]]]
+Check = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,11 @@ def check(
         monkeypatch.delenv(name, raising=False)
     home.catalog.mkdir()
 
-    def one(source: str, size: int) -> tuple[int, dict[str, Any]]:
+    def one(source: str, size: int, attention: dict[str, int] | None = None) -> tuple[int, dict[str, Any]]:
         entry = {
-            "id": "mine", "family": "Mine", "total_params_b": 1, "layers": 2, "hidden_size": 64, "context": 4096,
-            "attention": {"full": 2, "kv_heads": 2, "head_dim": 32}, "tool_parser": "hermes",
+            "id": "mine", "family": "Mine", "total_params_b": 1, "layers": 2, "hidden_size": 512, "context": 4096,
+            "attention": {"full": 2, "kv_heads": 2, "head_dim": 64, "query_heads": 8} | (attention or {}),
+            "tool_parser": "hermes",
             "quants": {"int4": {"source": source, "bytes": size}},
         }  # fmt: skip
         (home.catalog / "mine.yaml").write_text(json.dumps(entry))
@@ -101,3 +102,22 @@ def test_weights_that_are_not_on_the_hub_are_not_asked_for(check: Check, hub: Hu
     assert check(f"file:{tmp_path}", 1)[0] == 0
 
     assert hub.heard("api") == []
+
+
+@pytest.mark.parametrize(
+    ("attention", "words"),
+    [
+        ({"query_heads": 16}, "query heads: 16 in the catalog, 8 in config.json"),
+        ({"kv_heads": 4}, "heads of the cache: 4 in the catalog, 2 in config.json"),
+        ({"full": 1}, "layers of full attention: 1 in the catalog, 2 in config.json"),
+        ({"query_heads": 0}, "query heads: 0 in the catalog, 8 in config.json"),
+    ],
+)
+def test_geometry_that_the_repo_tells_otherwise_is_wrong(
+    check: Check, size: int, attention: dict[str, int], words: str
+) -> None:
+    """Memory follows from it: half of the heads is half of the cache."""
+    code, told = check("hub:ok/tiny-4bit", size, attention)
+
+    (found,) = told["findings"]
+    assert (code, found["wrong"], found["problem"]) == (1, True, f"ok/tiny-4bit: {words}")
