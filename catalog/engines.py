@@ -157,7 +157,7 @@ def best_for(model: ModelKind) -> str:
 def _load() -> dict[str, EngineEntry]:
     import yaml
 
-    rows: dict[str, dict[str, Any]] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = yaml.load(SHIPPED.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
     return {name: _entry(name, row) for name, row in rows.items()}
 
 

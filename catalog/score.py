@@ -263,7 +263,7 @@ def alternatives(
     """
     group = (tier, *followers(now, tier))
     wishes = _cramped({pick.tier: INTENTS[now.intent][pick.tier] for pick in now.picks})
-    neighbors = _least(machine, models, now, group, measured)
+    neighbors = _least(machine, models, now, group, measured, reuses=reuses)
     small, contexts = now.budget < SMALL_BUDGET, _contexts(wishes.values())
     rated = rate_all(machine, models, now.intent, measured, quant, contexts=contexts, limit=now.budget, reuses=reuses)
     free = [candidate for candidate in rated if _may_serve(candidate.model, tier, now)]
@@ -282,6 +282,8 @@ def _least(
     now: Recommendation,
     group: Sequence[str],
     measured: Sequence[Measured],
+    *,
+    reuses: Reuses,
 ) -> list[Offer]:
     """Return the engines of the other tiers with the least they can serve with."""
     remaining = {pick.tier: (pick.model, pick.quant) for pick in now.picks if pick.tier not in group}
@@ -289,7 +291,7 @@ def _least(
     contexts, small = _contexts(wishes.values()), now.budget < SMALL_BUDGET
     least: list[Offer] = []
     for names in _named_groups(remaining):
-        candidate = rate(machine, models, *remaining[names[0]], contexts=contexts, measured=measured)
+        candidate = rate(machine, models, *remaining[names[0]], contexts=contexts, measured=measured, reuses=reuses)
         least.append(min(reached(candidate, names, wishes, small=small), key=lambda offer: offer.bytes))
     return least
 

@@ -7,6 +7,7 @@ from typing import Any
 from state import desired, settings, stack, weights
 from state import service as rows
 from tasks import model_file, recommend, stack_jobs
+from tasks.engines import serving
 from tasks.plan import serving_options
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.placement import place
@@ -56,6 +57,7 @@ def assign(
             budget_bytes=stack_jobs.budget(db, home),
             weights=downloaded.folder if downloaded else "",
             options=serving_options.from_row(options or {}),
+            reuses=serving.reads_once(db, home),
         )
         stack.replace(db, [*before, new_tier])
         stack_jobs.mark_customized(db)

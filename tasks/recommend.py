@@ -11,7 +11,7 @@ from catalog.intent import INTENTS
 from catalog.load import Match
 from catalog.machine import Machine
 from catalog.model import Model
-from catalog.offer import BUILTIN
+from catalog.offer import BUILTIN, Reuses, full_attention
 from catalog.pick import Recommendation
 from catalog.problems import UnknownModel
 from catalog.search import TooSmall
@@ -153,13 +153,16 @@ def recommend(
     *,
     benches: Sequence[Measured] = (),
     quant: str | None = None,
+    reuses: Reuses = full_attention,
 ) -> Recommendation:
-    """Choose the three models; `quant` binds them all to one.
+    """Choose the three models; `quant` binds them all to one. `reuses`: of which models prompts are read once here.
 
     Raises DoesNotFit with what the smallest stack needs, UsageProblem for a quant in which no model exists.
     """
     try:
-        return score.recommend(machine, models, intent, budget_bytes=budget_bytes, measured=benches, quant=quant)
+        return score.recommend(
+            machine, models, intent, budget_bytes=budget_bytes, measured=benches, quant=quant, reuses=reuses
+        )
     except TooSmall as problem:
         raise too_small(machine, problem) from problem
     except ValueError as problem:
@@ -179,6 +182,7 @@ def choose(
     measured: Sequence[Measured] = (),
     *,
     hub: bool,
+    reuses: Reuses = full_attention,
 ) -> Recommendation:
     """Choose a stack for what was `request` (intent, budget_pct, quant); without a Hub, of the built-in model.
 
@@ -188,10 +192,12 @@ def choose(
     choice: Mapping[str, str] = request.get("choice") or {}
     all_builtin = len(choice) > 1 and {words.partition(" ")[0] for words in choice.values()} == {BUILTIN}
     if choice and not all_builtin:
-        return compose(machine, models, choice, request, measured)
+        return compose(machine, models, choice, request, measured, reuses=reuses)
     share = budget(machine, request["budget_pct"])
     if hub and not all_builtin:
-        return recommend(machine, models, request["intent"], share, benches=measured, quant=request["quant"])
+        return recommend(
+            machine, models, request["intent"], share, benches=measured, quant=request["quant"], reuses=reuses
+        )
     try:
         return score.builtin(machine, models, budget_bytes=share)
     except TooSmall as problem:
@@ -204,6 +210,8 @@ def compose(
     choice: Mapping[str, str],
     request: Mapping[str, Any],
     measured: Sequence[Measured] = (),
+    *,
+    reuses: Reuses = full_attention,
 ) -> Recommendation:
     """Return the stack of the models that a user chose, "model quant" by tier.
 
@@ -212,7 +220,9 @@ def compose(
     wanted = {tier: _named(words, models) for tier, words in choice.items()}
     share = budget(machine, request["budget_pct"])
     try:
-        return score.compose(machine, models, wanted, request["intent"], budget_bytes=share, measured=measured)
+        return score.compose(
+            machine, models, wanted, request["intent"], budget_bytes=share, measured=measured, reuses=reuses
+        )
     except TooSmall as problem:
         raise DoesNotFit(
             f"These models need {units.memory(problem.needs_bytes)} together; "

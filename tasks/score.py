@@ -16,6 +16,7 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
 from tasks import kinds, model_file, recommend, stack_jobs
+from tasks.engines import serving
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
@@ -58,7 +59,9 @@ def score(
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
         measured = recommend.measured(context.db, from_row(row))
-        chosen = recommend.choose(from_row(row), models, request | {"choice": choice}, measured, hub=hub)
+        reuses = serving.reads_once(context.db, context.home)
+        question = request | {"choice": choice}
+        chosen = recommend.choose(from_row(row), models, question, measured, hub=hub, reuses=reuses)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
         named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
         stored = _store(context.db, now, _told(chosen, request) | named)

@@ -14,7 +14,7 @@ from catalog.fit import memory, smallest
 from catalog.intent import INTENTS
 from catalog.machine import Machine, from_row
 from catalog.model import Model
-from catalog.offer import BUILTIN
+from catalog.offer import BUILTIN, Reuses
 from catalog.quality import quality, worth
 from catalog.select import SHOWN_CONTEXT, families, select, tags
 from catalog.speed import Measured, Speed, predict
@@ -259,7 +259,13 @@ def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any
         _every(machine, matches, benches, budget, as_json=as_json)
         return
     chosen = recommend.recommend(
-        machine, matches, params["intent"] or "balanced", budget, benches=benches, quant=recommend.quant_wanted(wanted)
+        machine,
+        matches,
+        params["intent"] or "balanced",
+        budget,
+        benches=benches,
+        quant=recommend.quant_wanted(wanted),
+        reuses=_reuses(home),
     )
     if as_json:
         render.data(recommendation.document(machine, chosen))
@@ -267,6 +273,17 @@ def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any
     recommendation.show(chosen, explain=params["explain"])
     _warn_offline()
     render.next_step("mlxq setup")
+
+
+def _reuses(home: Home) -> Reuses:
+    """Return of which models the engine that would serve them reads only the new part of a prompt."""
+    from tasks.engines import serving
+
+    try:
+        with jobs_client.reading(home) as db:
+            return serving.reads_once(db, home)
+    except NotSetUp:
+        return serving.reads_once(None, home)
 
 
 def _budget(machine: Machine, named: int | None, share: int | str) -> int:

@@ -130,6 +130,9 @@ def _placed(
     Raises NotFound, UsageProblem, DoesNotFit, and what describing a repo raises.
     """
     limit, models, port = _budget(db, home), recommend.all_models(home), settings.load(home)["tier-port-base"]
+    from tasks.engines import serving
+
+    reuses = serving.reads_once(db, home)
     new: list[Tier] = []
     described: dict[str, Mapping[str, Any]] = {}
     for name, tier in change.additions:
@@ -139,8 +142,18 @@ def _placed(
             models = {**models, entry.model.id: entry.model}
         before = [*remaining, *new]
         served = None if entry.row else _served_quant(name, entry.model, models, before)
-        quant, options = served or entry.quant, change.options
-        new.append(place(tier, entry.model, quant, before, base_port=port, budget_bytes=limit, options=options))
+        new.append(
+            place(
+                tier,
+                entry.model,
+                served or entry.quant,
+                before,
+                base_port=port,
+                budget_bytes=limit,
+                options=change.options,
+                reuses=reuses,
+            )
+        )
     return new, described
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from catalog.load import model
 from catalog.machine import Machine
 from catalog.model import Model
+from catalog.offer import Reuses, full_attention
 from catalog.pick import Recommendation
 from catalog.speed import Measured
 from mlxq import jobs_client, local_models
@@ -46,6 +47,8 @@ class Inspection:
     stack_facts: Mapping[str, Any]
     """The options and totals of the stored choice; empty if the user edited the stack."""
     settings: Settings
+    reuses: Reuses = full_attention
+    """Of which models the engine that would serve them reads only the new part of a prompt."""
     described: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """The model files of models that the user named and the catalog does not have, by id."""
 
@@ -95,7 +98,9 @@ class Inspection:
     def recommend(self, arguments: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
         """Return what the task score would choose for these arguments. Raises DoesNotFit, NotFound, UsageProblem."""
         question = self._question(arguments)
-        return advice.choose(self.machine, self.models, question | {"choice": choice}, self.measured, hub=self.hub)
+        return advice.choose(
+            self.machine, self.models, question | {"choice": choice}, self.measured, hub=self.hub, reuses=self.reuses
+        )
 
     def stays(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether the task score would keep the current stack for these arguments."""
@@ -128,6 +133,7 @@ class Inspection:
 
 def inspect(home: Home) -> Inspection:
     """Inspect this machine and this home without changing anything. Raises UsageProblem for an invalid file."""
+    from tasks.engines import serving
     from tasks.system import hardware
     from tasks.weights import hub, staging
     from tasks.weights.disk import existing
@@ -138,10 +144,10 @@ def inspect(home: Home) -> Inspection:
     free = free_space.available(existing(values.models(home)))
     try:
         with jobs_client.reading(home) as db:
-            stored = _stored(db, machine)
+            stored, reuses = _stored(db, machine), serving.reads_once(db, home)
             weights = local_models.listing(home, db, models)
     except NotSetUp:
-        stored = NOTHING
+        stored, reuses = NOTHING, serving.reads_once(None, home)
         weights = local_models.listing(home, None, models)
     return Inspection(
         home=home,
@@ -152,6 +158,7 @@ def inspect(home: Home) -> Inspection:
         partial={row.folder.name.removesuffix(staging.SUFFIX): row.size for row in weights if row.state == "partial"},
         free_bytes=max(0, free - FLOOR_BYTES),
         settings=values,
+        reuses=reuses,
         **stored,
     )
 

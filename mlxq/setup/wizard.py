@@ -154,7 +154,13 @@ def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recom
     if not tier:
         return chosen
     offers = alternatives(
-        inspection.machine, inspection.models, chosen, tier, measured=inspection.measured, quant=inspection.quant
+        inspection.machine,
+        inspection.models,
+        chosen,
+        tier,
+        measured=inspection.measured,
+        quant=inspection.quant,
+        reuses=inspection.reuses,
     )
     _offer(inspection, offers[:MOST_OFFERED])
     keys = {

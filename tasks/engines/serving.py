@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from catalog.engines import kind_of
+from catalog.model import Model
+from catalog.offer import Reuses
 from state import bench, facts, settings, stack
 from state.db import Database
 from state.errors import DiskUnavailable
@@ -97,6 +99,21 @@ def of_engine(db: Database, home: Home, engine: Engine) -> EngineChoice:
 def programs(db: Database, home: Home, engines: Sequence[Engine]) -> dict[str, str]:
     """Return the program that each engine runs."""
     return {engine.name: of_engine(db, home, engine).installation.engine for engine in engines}
+
+
+def reads_once(db: Database | None, home: Home) -> Reuses:
+    """Return which models their engine reads only the new part of a prompt of, by what is installed and set.
+
+    `db` is None in a new home, where only the engine in mlxq's own environment is.
+    """
+    used = installed.used(db, home) if db else [installed.own()]
+    name, backend = settings.load(home)["engine"], backend_of(db) if db else "cpu"
+
+    def reuses(model: Model) -> bool:
+        question = Question(name, kind_of(model), backend, model.tool_parser, model.reasoning_parser, {})
+        return not choice.choose(question, used).rereads
+
+    return reuses
 
 
 def facts_of(engine: Engine, home: Home) -> ModelFacts:

@@ -9,7 +9,7 @@ from catalog import units
 from catalog.fit import cache_bytes, memory, step_for
 from catalog.intent import TIERS
 from catalog.model import Model
-from catalog.offer import full_attention
+from catalog.offer import Reuses, full_attention
 from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
 from state.stack import Engine, Tier, engines_of
@@ -34,11 +34,13 @@ def place(
     budget_bytes: int,
     weights: str = "",
     options: ServingOptions = AS_TOLD,
+    reuses: Reuses = full_attention,
 ) -> Tier:
     """Return the tier `name` that serves `model` beside `before`: with the engine that does already, or with a new one.
 
     A new engine gets the most context that fits. `budget_bytes` is for all engines together; `options` are what the
-    user said of this model. Raises UsageProblem for a name or an option that cannot be, DoesNotFit with the sum.
+    user said of this model; `reuses` says of which models prompts are read once here. Raises UsageProblem for a name
+    or an option that cannot be, DoesNotFit with the sum.
     """
     check_name(name, before)
     model = applied(model, options)
@@ -46,7 +48,8 @@ def place(
     shared = next((engine for engine in engines if _serves(engine, model, quant, options)), None)
     if shared:
         return Tier(name, shared)
-    context = _context(model, quant, engines, budget_bytes, options)
+    keeps = reuses(model)
+    context = _context(model, quant, engines, budget_bytes, options, keeps=keeps)
     engine = Engine(
         name=engine_name(name, before),
         model=model.id,
@@ -54,8 +57,8 @@ def place(
         source=model.quants[quant].source,
         port=_port(engines, base_port),
         context=context,
-        memory_bytes=_bytes(model, quant, context),
-        cache_bytes=_kept(model, context),
+        memory_bytes=_bytes(model, quant, context, keeps=keeps),
+        cache_bytes=_kept(model, context, keeps=keeps),
         concurrency=1,
         weights=weights,
         tool_parser=model.tool_parser,
@@ -77,11 +80,13 @@ def _serves(engine: Engine, model: Model, quant: str, options: ServingOptions) -
     )
 
 
-def _context(model: Model, quant: str, engines: Sequence[Engine], budget_bytes: int, options: ServingOptions) -> int:
+def _context(
+    model: Model, quant: str, engines: Sequence[Engine], budget_bytes: int, options: ServingOptions, *, keeps: bool
+) -> int:
     """Return the context, in tokens, with which a model fits beside the engines. Raises DoesNotFit."""
     free = budget_bytes - sum(engine.memory_bytes for engine in engines)
-    context = options.context or _longest(model, quant, free)
-    need = _bytes(model, quant, context)
+    context = options.context or _longest(model, quant, free, keeps=keeps)
+    need = _bytes(model, quant, context, keeps=keeps)
     if need > free:
         raise DoesNotFit(
             f"{model.id} {quant} needs {units.memory(need)} with a window of {context:,} tokens, and "
@@ -103,10 +108,10 @@ def engine_name(tier: str, before: Sequence[Tier]) -> str:
     return tier if tier not in taken else next(name for name in numbered if name not in taken)
 
 
-def _longest(model: Model, quant: str, free: int) -> int:
+def _longest(model: Model, quant: str, free: int, *, keeps: bool) -> int:
     """Return the longest window that fits, or the least one: doublings, up to what the model was made for."""
     context = MOST_CONTEXT
-    while context > model.context or (context > LEAST_CONTEXT and _bytes(model, quant, context) > free):
+    while context > model.context or (context > LEAST_CONTEXT and _bytes(model, quant, context, keeps=keeps) > free):
         context //= 2
     return context
 
@@ -123,13 +128,14 @@ def check_name(name: str, before: Sequence[Tier]) -> None:
         )
 
 
-def _bytes(model: Model, quant: str, context: int) -> int:
-    return memory(model, quant, context, prefill_step=step_for(model, context)).total + _kept(model, context)
+def _bytes(model: Model, quant: str, context: int, *, keeps: bool) -> int:
+    step = step_for(model, context)
+    return memory(model, quant, context, prefill_step=step).total + _kept(model, context, keeps=keeps)
 
 
-def _kept(model: Model, context: int) -> int:
+def _kept(model: Model, context: int, *, keeps: bool) -> int:
     """Return the bytes to keep of earlier prompts: those of one full window where they can be used, else none."""
-    return cache_bytes(model, context) if full_attention(model) else 0
+    return cache_bytes(model, context) if keeps else 0
 
 
 def _port(before: Sequence[Engine], base_port: int) -> int:
