@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from catalog import units
+from catalog import engines, units
 from catalog.model import Model
 from catalog.offer import Offer
 from catalog.pick import Pick, Recommendation
@@ -66,10 +66,16 @@ def _details(pick: Pick, model: Model) -> list[str]:
     if model.reasoning_parser:
         details.append("thinks before it answers, unless a request says no")
     cache = f"keeps {units.memory(pick.cache_bytes)} of earlier prompts" if pick.cache_bytes else ""
-    details.append(cache or "reads every prompt from its first token")
+    details.append(cache or _rereads(model))
     if not model.attention.query_heads:
         details.append("its file names no query heads: memory is planned with the most that such a model has")
     return details
+
+
+def _rereads(model: Model) -> str:
+    """Return that every prompt is read whole, and the engine that would read it once where there is one."""
+    words, better = "reads every prompt from its first token", engines.best_for(engines.kind_of(model))
+    return words if better == engines.FALLBACK else f"{words}, which {better} would not (mlxq engine install {better})"
 
 
 def explain(
@@ -87,7 +93,12 @@ def explain(
     if absent:
         lines.append(_missing(absent, stack))
     lines.append(_with_more(stack, richer))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_sources([offer.model for offer in offers])])
+
+
+def _sources(models: Sequence[Model]) -> list[str]:
+    """Return where the scores of each model were published."""
+    return [f"Scores of {model.id}: {model.scores_from}." for model in models if model.scores and model.scores_from]
 
 
 def _next(pick: Pick) -> list[str]:

@@ -27,7 +27,9 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     threading.Thread(target=keep_own_log, daemon=True).start()
     settle_the_server(int(os.environ.get("MLXQ_DRAIN_S", "4")), os.environ.get("RAPID_MLX_API_KEY", ""))
-    sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
+    memory_bytes = int(os.environ.get("MLXQ_MEMORY_BYTES", "0"))
+    sys.argv += memory_arguments(memory_bytes)
+    cap_wired_limit(importlib.import_module("mlx.core"), memory_bytes)
     # Not its console script: that one asks pip to repair an environment from which something is missing.
     from rapid_mlx.cli import main as serve
 
@@ -79,6 +81,18 @@ def drain(server: Any) -> None:
     """Take no more requests, and end with code 0 after the last answer, however long that takes."""
     server.config.timeout_graceful_shutdown = None
     server.should_exit = True
+
+
+def cap_wired_limit(mx: Any, memory_bytes: int) -> None:
+    """Let this process wire no more than its part of the plan; `mx` is mlx.core.
+
+    Every engine asks macOS to wire Metal's whole working set, and several together would wire more than there is. MLX
+    has no setting for it: its own function is called, with the smaller of the two numbers.
+    """
+    if not memory_bytes or not mx.metal.is_available():
+        return
+    wire = mx.set_wired_limit
+    mx.set_wired_limit = lambda limit: wire(min(int(limit), memory_bytes))
 
 
 def memory_arguments(memory_bytes: int) -> list[str]:

@@ -5,6 +5,7 @@ Run as `python -P -m tasks.engines.vllm_mlx_program serve FOLDER --port … `; t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -32,7 +33,9 @@ def main() -> None:
     key = os.environ.pop("MLXQ_TIER_KEY", "")
     settle_the_server(key)
     sys.argv += key_arguments(key)
-    sys.argv += memory_arguments(int(os.environ.get("MLXQ_MEMORY_BYTES", "0")))
+    memory_bytes = int(os.environ.get("MLXQ_MEMORY_BYTES", "0"))
+    sys.argv += memory_arguments(memory_bytes)
+    cap_wired_limit(importlib.import_module("mlx.core"), memory_bytes)
     move_prefix_cache(os.environ.get("MLXQ_PREFIX_CACHE"))
     let_waiting_requests_go()
     from vllm_mlx.cli import main as serve
@@ -79,6 +82,18 @@ def drain(server: uvicorn.Server) -> None:
 def key_arguments(key: str) -> list[str]:
     """Hand over the key inside the process: the command line that others can read stays without it."""
     return ["--api-key", key] if key else []
+
+
+def cap_wired_limit(mx: Any, memory_bytes: int) -> None:
+    """Let this process wire no more than its part of the plan; `mx` is mlx.core.
+
+    Every engine asks macOS to wire Metal's whole working set, and several together would wire more than there is. MLX
+    has no setting for it: its own function is called, with the smaller of the two numbers.
+    """
+    if not memory_bytes or not mx.metal.is_available():
+        return
+    wire = mx.set_wired_limit
+    mx.set_wired_limit = lambda limit: wire(min(int(limit), memory_bytes))
 
 
 def memory_arguments(memory_bytes: int) -> list[str]:
