@@ -440,3 +440,11 @@ def test_no_toy_serves_beside_a_large_model(machine: Machine) -> None:
     made = recommend(machine, KNOWN)
 
     assert KNOWN[made.tier(FAST).model].total_params_b >= 4
+
+
+def test_the_explanation_says_where_scores_were_published():
+    made = recommend(named("M4 Max", 64), KNOWN)
+
+    for pick in made.engines:
+        model = KNOWN[pick.model]
+        assert not model.scores_from or f"Scores of {model.id}: {model.scores_from}." in made.explain
