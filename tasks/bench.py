@@ -25,8 +25,7 @@ from tasks.queue import Context, job
 from tasks.system import memory as system
 from tasks.system import ports, process
 from tasks.system.child import Later, run_child
-from tasks.weights import headers, manifest
-from tasks.weights.headers import ScannedWeights
+from tasks.weights import description, headers, manifest
 
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""
@@ -37,8 +36,6 @@ FAST, SLOW = (1024, 128), (128, 32)
 """Tokens of prompt and answer by default, on a GPU and on a CPU."""
 CACHE_BYTES = 300_000_000
 """For the prompts that the second turn of a conversation does not read again."""
-PROCESS_BYTES = 600_000_000
-"""Around the weights of a model that is in no catalog: the process and its work space."""
 
 
 @dataclass(frozen=True)
@@ -170,36 +167,37 @@ def _own(context: Context, target: str, models: Mapping[str, Model], shape: Mapp
 def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Engine:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
     inventory = headers.inventory(folder)
-    model, quant = _entry(source, models)
+    entry = _entry(source, models)
+    model, quant = entry or _from_files(folder, source)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
-    need = memory(model, quant, context_tokens, most).total if model else _need(inventory, context_tokens * most)
     return Engine(
         name=NAME,
-        model=model.id if model else source,
-        quant=quant or inventory.quantization or f"{inventory.bits:.0f}-bit",
+        model=model.id if entry else source,
+        quant=quant,
         source=source,
         port=ports.spare(),
         context=context_tokens,
-        memory_bytes=need + CACHE_BYTES,
+        memory_bytes=memory(model, quant, context_tokens, most).total + CACHE_BYTES,
         cache_bytes=CACHE_BYTES,
         concurrency=most,
         weights=str(folder),
-        tool_parser=model.tool_parser if model else None,
-        reasoning_parser=model.reasoning_parser if model else None,
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
         vision=inventory.vision,
     )
 
 
-def _entry(source: str, models: Mapping[str, Model]) -> tuple[Model | None, str]:
-    """Return the catalog's model and quant of a source; (None, "") when it has none."""
+def _entry(source: str, models: Mapping[str, Model]) -> tuple[Model, str] | None:
+    """Return the catalog's model and quant of a source; None when it has none."""
     pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
-    return next(((model, quant.name) for model, quant in pairs if quant.source == source), (None, ""))
+    return next(((model, quant.name) for model, quant in pairs if quant.source == source), None)
 
 
-def _need(inventory: ScannedWeights, tokens: int) -> int:
-    """Return the bytes an engine needs for weights that are in no catalog."""
-    return int(inventory.size * 1.05) + inventory.kv_bytes_per_token * tokens + PROCESS_BYTES
+def _from_files(folder: Path, source: str) -> tuple[Model, str]:
+    """Return the model and quant that the files of weights describe. Raises NotFound, Damaged."""
+    contents = description.of_folder(folder, source)
+    return contents.model, contents.quant
 
 
 def _check_room(context: Context, machine: Machine, engine: Engine) -> None:
@@ -259,9 +257,12 @@ def _verdict(alone: Mapping[str, float], predicted: Speed) -> str:
 
 
 def _predicted(engine: Engine, machine: Machine, models: Mapping[str, Model], tokens: int) -> Speed | None:
-    """Return what the catalog expects, not knowing of any benchmark here; None for a model it does not have."""
-    model = models.get(engine.model)
-    return predict(machine, model, engine.quant, tokens) if model and engine.quant in model.quants else None
+    """Return what the catalog expects, or the files of a model that it does not have; it knows of no benchmark here."""
+    if engine.model in models:
+        model = models[engine.model]
+    else:
+        model, _ = _from_files(Path(engine.weights), engine.source)
+    return predict(machine, model, engine.quant, tokens) if engine.quant in model.quants else None
 
 
 def _rows(subject: Subject, machine: Machine, figures: Mapping[str, Any], runs: int) -> list[Bench]:

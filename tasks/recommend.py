@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from catalog import load, score, units
@@ -219,18 +220,37 @@ def compose(
     """
     wanted = {tier: _named(words, models) for tier, words in choice.items()}
     share = budget(machine, request["budget_pct"])
-    try:
+
+    def composed(choice: Mapping[str, tuple[str, str]]) -> Recommendation:
         return score.compose(
-            machine, models, wanted, request["intent"], budget_bytes=share, measured=measured, reuses=reuses
+            machine, models, choice, request["intent"], budget_bytes=share, measured=measured, reuses=reuses
         )
+
+    try:
+        return composed(wanted)
     except TooSmall as problem:
         raise DoesNotFit(
             f"These models need {units.memory(problem.needs_bytes)} together; "
-            f"the budget is {units.memory(problem.budget_bytes)}: {units.memory(problem.short_bytes)} too little.",
+            f"the budget is {units.memory(problem.budget_bytes)}: {units.memory(problem.short_bytes)} too little. "
+            f"{_what_fits(wanted, composed)}",
             hint="mlxq setup",
         ) from problem
     except (KeyError, ValueError) as problem:
         raise UsageProblem(f"That is no stack: {problem}.", hint="mlxq setup") from problem
+
+
+def _what_fits(
+    wanted: Mapping[str, tuple[str, str]], composed: Callable[[Mapping[str, tuple[str, str]]], Recommendation]
+) -> str:
+    """Return in a sentence the most of these tiers that fit together."""
+    for count in range(len(wanted) - 1, 0, -1):
+        for tiers in combinations(wanted, count):
+            try:
+                composed({tier: wanted[tier] for tier in tiers})
+            except TooSmall:
+                continue
+            return f"{' and '.join(f'{tier} ({wanted[tier][0]})' for tier in tiers)} would fit."
+    return "None of them would fit alone."
 
 
 def _named(words: str, models: Mapping[str, Model]) -> tuple[str, str]:

@@ -92,7 +92,11 @@ def cap_wired_limit(mx: Any, memory_bytes: int) -> None:
     if not memory_bytes or not mx.metal.is_available():
         return
     wire = mx.set_wired_limit
-    mx.set_wired_limit = lambda limit: wire(min(int(limit), memory_bytes))
+
+    def capped(limit: int) -> int:
+        return wire(min(limit, memory_bytes))
+
+    mx.set_wired_limit = capped
 
 
 def memory_arguments(memory_bytes: int) -> list[str]:
