@@ -140,3 +140,35 @@ def test_a_described_model_is_the_catalog_s_own(name: str):
         assert made.text_params_b == pytest.approx(known.text_params_b, rel=0.05)
     assert 0.9 * known.active_params_b <= made.active_params_b <= 1.5 * known.active_params_b
     assert made.input_params_b == pytest.approx(known.input_params_b, rel=0.02, abs=0.01)
+
+
+COMPUTED = [
+    (name, quant.name)
+    for name in sorted(CONFIGS)
+    for quant in entries()[name].quants.values()
+    if quant.bytes_from.startswith("computed") and quant.name in {"int4", "int8", "bf16"}
+]
+"""Quants of which no published size is known, and the shapes of whose tensors are."""
+
+
+@pytest.mark.parametrize(("name", "quant"), COMPUTED)
+def test_a_computed_size_is_that_of_the_tensors(name: str, quant: str):
+    """As mlx-lm packs them, with the tower that the catalog adds; no tensor is made."""
+    from mlx_lm.utils import MODEL_REMAPPING, quantize_model
+
+    config = json.loads(json.dumps(CONFIGS[name]))
+    kind = config["model_type"]
+    module = importlib.import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}")
+    model: Any = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
+    if quant != "bf16":
+        model, _ = quantize_model(model, config, 64, int(quant.removeprefix("int")))
+    widths = {"uint32": 4, "float32": 2, "bfloat16": 2, "float16": 2}
+    tied = kind.startswith("gemma3")
+    size = sum(
+        value.size * widths[str(value.dtype).rpartition(".")[2]]
+        for where, value in flat(model.parameters())
+        if not (tied and "lm_head" in where)
+    )
+    known = entries()[name]
+
+    assert known.quants[quant].bytes == pytest.approx(size + known.tower_bytes, rel=0.01)
