@@ -13,7 +13,7 @@ from state.db import Database
 from state.paths import Home
 from tasks import recommend
 from tasks.engines import installed, serving
-from tasks.plan.placement import assign_ports
+from tasks.plan.placement import place
 
 GIB = 2**30
 MAC = Machine("M4 Max", "metal", "macOS 26.2", 64 * GIB, 48 * GIB, 546, "table", 34, gpu_cores=40)
@@ -51,8 +51,8 @@ def test_no_memory_is_planned_for_prompts_that_are_read_again(db: Database, home
     stack = recommend.choose(MAC, entries(), ASKED, hub=True, reuses=reuses)
 
     assert all(bool(pick.cache_bytes) == reuses(entries()[pick.model]) for pick in stack.engines)
-    tier = assign_ports("mine", HYBRID, "int4", [], base_port=8000, budget_bytes=40 * GIB, reuses=reuses)
-    assert tier.cache_bytes == 0
+    tier = place("mine", HYBRID, "int4", [], base_port=8000, budget_bytes=40 * GIB, reuses=reuses)
+    assert tier.engine.cache_bytes == 0
 
 
 @pytest.mark.usefixtures("rapid")
@@ -63,8 +63,8 @@ def test_where_prompts_are_read_once_a_full_window_of_them_is_kept(db: Database,
     for pick in stack.engines:
         assert pick.cache_bytes >= cache_bytes(entries()[pick.model], pick.context)
     assert "reads every prompt from its first token" not in stack.explain
-    tier = assign_ports("mine", HYBRID, "int4", [], base_port=8000, budget_bytes=40 * GIB, reuses=reuses)
-    assert tier.cache_bytes == cache_bytes(HYBRID, tier.context)
+    tier = place("mine", HYBRID, "int4", [], base_port=8000, budget_bytes=40 * GIB, reuses=reuses)
+    assert tier.engine.cache_bytes == cache_bytes(HYBRID, tier.context)
 
 
 def test_the_explanation_names_the_engine_that_would_read_a_prompt_once(db: Database, home: Home) -> None:
