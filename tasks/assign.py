@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from state import desired, settings, stack, weights
 from state import service as rows
+from state.stack import Tier
 from tasks import model_file, recommend, stack_jobs
 from tasks.engines import serving
 from tasks.plan import serving_options
@@ -46,25 +48,32 @@ def assign(
         alone and (options or {existing.name for existing in now} - newer != {tier})
     ):
         before = [existing for existing in now if existing.name in newer] if alone else now
-        catalog_model = recommend.find(model, recommend.all_models(home)).model
-        downloaded = weights.newest(db, catalog_model.quants[quant].source)
-        new_tier = place(
-            tier,
-            catalog_model,
-            quant,
-            before,
-            base_port=settings.load(home)["tier-port-base"],
-            budget_bytes=stack_jobs.budget(db, home),
-            weights=downloaded.folder if downloaded else "",
-            options=serving_options.from_row(options or {}),
-            reuses=serving.reads_once(db, home),
-        )
-        stack.replace(db, [*before, new_tier])
+        stack.replace(db, [*before, _placed(context, (model, quant), tier, before, options or {})])
         stack_jobs.mark_customized(db)
     assigned = stack.tier(db, tier)
     for following in stack_jobs.add_tier(assigned.engine.name, stack_jobs.leaving(db)):
         context.then(following)
     return {"tier": tier, "model": assigned.model, "context": assigned.context, "port": assigned.engine.port}
+
+
+def _placed(
+    context: Context, wanted: tuple[str, str], tier: str, before: Sequence[Tier], options: Mapping[str, Any]
+) -> Tier:
+    """Return the new tier for the (model, quant) `wanted`, beside the tiers that stay. Raises as `assign` does."""
+    db, home, (name, quant) = context.db, context.home, wanted
+    model = recommend.find(name, recommend.all_models(home)).model
+    downloaded = weights.newest(db, model.quants[quant].source)
+    return place(
+        tier,
+        model,
+        quant,
+        before,
+        base_port=settings.load(home)["tier-port-base"],
+        budget_bytes=stack_jobs.budget(db, home),
+        weights=downloaded.folder if downloaded else "",
+        options=serving_options.from_row(options),
+        reuses=serving.reads_once(db, home),
+    )
 
 
 @job("retire")

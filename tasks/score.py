@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from catalog.intent import FAST
-from catalog.machine import from_row
+from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.pick import Pick, Recommendation
 from state import desired, facts, settings, stack
@@ -46,9 +46,7 @@ def score(
     """
     for described_model in described or ():
         model_file.keep(context.home, described_model)
-    row = facts.get(context.db, "machine")
-    if not row:
-        raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
+    machine = _machine(context.db)
     wanted = settings.load(context.home)
     hub = bool(facts.get(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
@@ -58,19 +56,22 @@ def score(
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
-        measured = recommend.measured(context.db, from_row(row))
-        reuses = serving.reads_once(context.db, context.home)
+        measured, reuses = recommend.measured(context.db, machine), serving.reads_once(context.db, context.home)
         question = request | {"choice": choice}
-        chosen = recommend.choose(from_row(row), models, question, measured, hub=hub, reuses=reuses)
+        chosen = recommend.choose(machine, models, question, measured, hub=hub, reuses=reuses)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
         named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
         stored = _store(context.db, now, _told(chosen, request) | named)
     _enqueue(context, now, pull=pull, start=start)
-    return stored | {
-        "kept": unchanged,
-        "tiers": recommend.served(now),
-        "sizes": recommend.sizes(now, models),
-    }
+    return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": recommend.sizes(now, models)}
+
+
+def _machine(db: Database) -> Machine:
+    """Return the machine that the job detect found. Raises NotSetUp."""
+    row = facts.get(db, "machine")
+    if not row:
+        raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
+    return from_row(row)
 
 
 def _store(db: Database, tiers: Sequence[Tier], answers: dict[str, Any]) -> dict[str, Any]:

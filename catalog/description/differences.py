@@ -32,15 +32,15 @@ def differences(model: Model, geometry: Geometry) -> Iterator[str]:
     """
     yield from _differs("layers", model.layers, geometry.layers)
     yield from _differs("the hidden size", model.hidden_size, geometry.hidden_size)
-    cataloged, told = asdict(model.attention), asdict(geometry.attention)
+    cataloged, stated = asdict(model.attention), asdict(geometry.attention)
     for field, words in WORDS.items():
-        if told[field] or field in {"full", "sliding", "recurrent"}:
-            yield from _differs(words, cataloged[field], told[field])
-    window_told = not any(words.startswith(WINDOW_UNKNOWN) for words in geometry.unknown)
-    if window_told and model.context > geometry.context:
+        if stated[field] or field in {"full", "sliding", "recurrent"}:
+            yield from _differs(words, cataloged[field], stated[field])
+    window_stated = not any(words.startswith(WINDOW_UNKNOWN) for words in geometry.unknown)
+    if window_stated and model.context > geometry.context:
         yield from _differs("the window", model.context, geometry.context)
 
 
-def _differs(words: str, cataloged: int, told: int) -> Iterator[str]:
-    if cataloged != told:
-        yield f"{words}: {cataloged:,} in the catalog, {told:,} in config.json"
+def _differs(words: str, cataloged: int, stated: int) -> Iterator[str]:
+    if cataloged != stated:
+        yield f"{words}: {cataloged:,} in the catalog, {stated:,} in config.json"

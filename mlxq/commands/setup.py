@@ -83,11 +83,8 @@ def command(
     local_models.require_writable(home)
     wanted = edit.parse(add, names, remove, alone, ServingOptions(tool_parser, reasoning_parser, context))
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
-    if wanted and arguments != question(None, None, no_pull=False, no_start=False):
-        raise UsageProblem(
-            "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull or --no-start."
-        )
     if wanted:
+        _require_alone(arguments)
         chain = _change(home, wanted, consent, dry_run=dry_run, as_json=as_json)
     elif dry_run:
         chain = preview(home, arguments, as_json=as_json)
@@ -95,6 +92,14 @@ def command(
         chain = _set_up(home, arguments, consent, intent)
     if chain is not None:
         _follow(home, chain, timeout_s, as_json=as_json)
+
+
+def _require_alone(arguments: Mapping[str, Any]) -> None:
+    """Refuse a change of single tiers together with a question about the whole stack. Raises UsageProblem."""
+    if arguments != question(None, None, no_pull=False, no_start=False):
+        raise UsageProblem(
+            "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull or --no-start."
+        )
 
 
 def _follow(home: Home, chain: int, timeout_s: float | None, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from catalog import units
 from catalog.fit import cache_bytes, memory, step_for
@@ -50,23 +51,27 @@ def place(
         return Tier(name, shared)
     keeps = reuses(model)
     context = _context(model, quant, engines, budget_bytes, options, keeps=keeps)
-    engine = Engine(
-        name=engine_name(name, before),
+    engine = _engine(engine_name(name, before), model, quant, context, keeps=keeps)
+    return Tier(name, replace(engine, port=_port(engines, base_port), weights=weights))
+
+
+def _engine(name: str, model: Model, quant: str, context: int, *, keeps: bool) -> Engine:
+    """Return an engine that serves one request at a time with `context` tokens; it has no port and no weights yet."""
+    return Engine(
+        name=name,
         model=model.id,
         quant=quant,
         source=model.quants[quant].source,
-        port=_port(engines, base_port),
+        port=0,
         context=context,
         memory_bytes=_bytes(model, quant, context, keeps=keeps),
         cache_bytes=_kept(model, context, keeps=keeps),
         concurrency=1,
-        weights=weights,
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         vision=model.vision,
         prefill_step=step_for(model, context),
     )
-    return Tier(name, engine)
 
 
 def _serves(engine: Engine, model: Model, quant: str, options: ServingOptions) -> bool:

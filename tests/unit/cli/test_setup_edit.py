@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support import tiny_model
 from support.here import Run, runner
+from support.ports import free_port
 
 from catalog.load import entries
 from catalog.machine import Machine
@@ -19,7 +20,7 @@ from mlxq.setup import edit
 from mlxq.setup.edit import StackChange
 from state import facts, job, ledger, service, stack
 from state.db import Database
-from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, UsageProblem
+from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, Offline, UsageProblem
 from state.job import JobState
 from state.paths import Home
 from state.stack import Engine, as_tiers
@@ -125,13 +126,14 @@ def test_weights_come_before_the_tier_and_one_tier_after_the_other(settled: Data
         (StackChange(remove=("nobody",)), NotFound),
         (StackChange(remove=("standard", "fast")), UsageProblem),
         (StackChange(add=(("no-such-model-at-all", "x"),)), MlxqError),
-        (StackChange(add=(("hub:own/model", "x"),)), UsageProblem),
+        (StackChange(add=(("hub:own/model", "x"),)), Offline),
         (StackChange(add=(("smollm2-135m", "fast"),)), UsageProblem),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_changes(
-    settled: Database, home: Home, wanted: StackChange, problem: type[MlxqError]
+    settled: Database, home: Home, wanted: StackChange, problem: type[MlxqError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(problem):
         edit.plan(settled, home, wanted)
     assert [tier.name for tier in stack.tiers(settled)] == ["standard", "fast"]
@@ -422,7 +424,7 @@ def test_a_folder_that_is_in_no_catalog_becomes_a_tier(settled: Database, home: 
     assert 300_000_000 < tier.engine.memory_bytes < GB
     (assign_job,) = [entry for entry in edit.jobs(plan, wanted, serving=True) if entry.kind == "assign"]
     model_file.keep(home, assign_job.args["described"])
-    assert recommend.all_models(home)["mine"].quants["bf16"].source == f"file:{folder}"
+    assert recommend.all_models(home)["mine"].quants["fp32"].source == f"file:{folder}"
     assert edit.plan(settled, home, wanted).described == {}
 
 
@@ -431,7 +433,7 @@ def test_a_model_file_that_the_user_took_over_stays(home: Home, tmp_path: Path) 
     row = description.of_folder(folder, f"file:{folder}").row
     model_file.keep(home, row)
     path = home.catalog / "mine.yaml"
-    path.write_text(path.read_text().replace(model_file.MARK, "# mine").replace("bf16", "fp16"))
+    path.write_text(path.read_text().replace(model_file.MARK, "# mine").replace("fp32", "fp16"))
     model_file.keep(home, row)
 
     assert "fp16" in recommend.all_models(home)["mine"].quants
