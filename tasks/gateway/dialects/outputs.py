@@ -23,6 +23,8 @@ from tasks.gateway.errors import NotAsAsked
 
 _CALLS = "tool_calls"
 _USAGE = re.compile(rb'"usage": ?\{')
+_OBJECT = b'data: {"'
+"""How each event begins that passes unread; what else an engine sends is looked at."""
 _OPEN_END, _WITH_REASON = b"}}]}" + sse.END, b'},"finish_reason":null}]}' + sse.END
 """The end of a chunk, of its only choice and of its delta; JSON has no newline within, so that no text can hold it."""
 HELD_BYTES = 16 * 2**20
@@ -204,7 +206,8 @@ class ByteStream:
     async def _read(self, source: ChunkSource) -> AsyncIterator[bytes]:
         marks, written = self._plan.dialect.marks, _with_finish_reason if self._plan.dialect is CHAT else bytes
         async for run in sse.whole_events(source.chunks()):
-            if self._spoke and marks.search(run) is None and (self._called or not self._plan.needs_call):
+            ready = self._spoke and (self._called or not self._plan.needs_call)
+            if ready and marks.search(run) is None and run.count(_OBJECT) == run.count(sse.END):
                 yield written(run)
                 continue
             if _USAGE.search(run):
