@@ -47,7 +47,8 @@ def assign(
     if not any((existing.name, existing.model, existing.quant) == (tier, model, quant) for existing in now) or (
         alone and (options or {existing.name for existing in now} - newer != {tier})
     ):
-        before = [existing for existing in now if existing.name in newer] if alone else now
+        staying = [existing for existing in now if not alone or existing.name in newer]
+        before = [existing for existing in staying if existing.name != tier]  # an older request may have added it since
         stack.replace(db, [*before, _placed(context, (model, quant), tier, before, options or {})])
         stack_jobs.mark_customized(db)
     assigned = stack.tier(db, tier)

@@ -101,7 +101,7 @@ KINDS: Mapping[str, Kind] = {
             "assign",
             "assign a model to a tier",
             unique_key="assign:{tier}",
-            key_args=("model", "quant", "alone"),
+            key_args=("model", "quant", "alone", "options"),
             repeats=True,
         ),
         Kind(

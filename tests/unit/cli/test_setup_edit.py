@@ -355,6 +355,20 @@ def test_the_newest_model_for_a_tier_wins(run: Run, settled: Database, home: Hom
     assert stack.tier(settled, "tiny").model == "qwen3.5-2b"
 
 
+def test_a_tier_that_an_older_change_added_after_the_plan_is_replaced(run: Run, settled: Database, home: Home) -> None:
+    begin(settled, home, add=(("qwen3.5-2b", "tiny"),))
+    older = place("tiny", SMALL, QUANT, stack.tiers(settled), base_port=8000, budget_bytes=20 * GB)
+    stack.replace(settled, [*stack.tiers(settled), older])
+
+    assigned(settled)
+
+    assert {tier.name: tier.model for tier in stack.tiers(settled)} == {
+        "standard": "qwen3.5-9b",
+        "fast": "qwen3.5-9b",
+        "tiny": "qwen3.5-2b",
+    }
+
+
 def test_a_change_that_comes_while_the_same_one_runs_has_it_run_again(run: Run, settled: Database, home: Home) -> None:
     begin(settled, home, add=ADDED)
     settled.run("UPDATE jobs SET state = 'queued' WHERE kind = 'assign'")
