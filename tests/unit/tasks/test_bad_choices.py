@@ -74,6 +74,6 @@ def test_a_model_file_without_scores_is_unrated_and_chosen_only_by_hand(home: Ho
 
     assert str(quality(models["mine"])) == "unrated"
     assert "mine" not in {pick.model for pick in recommend.choose(MACHINE, models, ASKED, hub=True).picks}
-    by_hand = recommend.choose(MACHINE, models, ASKED | {"choice": {"standard": "mine bf16"}}, hub=True)
+    by_hand = recommend.choose(MACHINE, models, ASKED | {"choice": {"standard": "mine fp32"}}, hub=True)
     assert [pick.model for pick in by_hand.picks] == ["mine"]
     assert "quality unrated" in by_hand.explain
