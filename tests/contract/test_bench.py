@@ -62,7 +62,8 @@ def test_a_model_is_measured_on_an_engine_of_its_own(run: Run, model: Path, home
     assert one["prompt_tps"] > 0
     assert 40 < one["prompt_tokens"] < 1200
     assert ended.result["peak_bytes"] > 50_000_000
-    assert (ended.result["verdict"], ended.result["tools"]) == (None, None)
+    assert ended.result["verdict"] in {"PASS", "WARN", "FAIL"}  # held against what its files let expect
+    assert ended.result["tools"] is None
     assert [row.concurrency for row in rows.history(db, f"file:{model}", "A")] == [1, 2]
     assert engines(home) == []
 
