@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -145,12 +147,32 @@ def test_a_stopped_worker_is_hung_keeps_its_jobs_and_its_lock(crew: Crew, monkey
     assert worker_status.read(crew.db) is WorkerState.DEAD
 
 
+def stop_between_writes(crew: Crew, worker: subprocess.Popen[bytes]) -> None:
+    """Suspend a worker while it does not hold the database, which nobody else could write to."""
+    while True:
+        worker.send_signal(signal.SIGSTOP)
+        os.waitpid(worker.pid, os.WUNTRACED)
+        if unlocked(crew.home):
+            return
+        worker.send_signal(signal.SIGCONT)
+
+
+def unlocked(home: Home) -> bool:
+    """Return whether nobody holds the database for writing."""
+    with closing(sqlite3.connect(home.database, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        return True
+
+
 def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
     """Somebody took the job from a worker that slept; when it wakes, its result is not wanted any more."""
     job = crew.act("ok", seconds=1.0)
     worker = crew.start()
     crew.until_running(job)
-    worker.send_signal(signal.SIGSTOP)
+    stop_between_writes(crew, worker)
     ledger.rescue(crew.db, ledger.running(crew.db))
     heir = ledger.claim(crew.db, "ops", {"act"}, "another/1/1")
     assert isinstance(heir, Claim)

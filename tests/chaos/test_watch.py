@@ -264,9 +264,9 @@ def test_sockets_and_logs_that_somebody_deleted_are_made_again(mlxq: Mlxq):
     assert "job_started" in mlxq.home.log("worker").read_text()
 
 
-LOW = f"""
+LOW = """
 import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, {resource.getrlimit(resource.RLIMIT_NOFILE)[1]}))
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 """
 
 
