@@ -86,6 +86,8 @@ class Soak:
     stop: threading.Event = field(default_factory=threading.Event)
     broken: dict[str, Callable[[], None]] = field(default_factory=dict[str, Callable[[], None]])
     """Tiers that only a person can mend, and how; at most two, so that one is there to be harmed."""
+    burst: list[str] = field(default_factory=list[str])
+    """The faults since all was well."""
     spoiled: dict[Path, bytes | None] = field(default_factory=dict[Path, bytes | None])
     """Files with a slip in them, and what they held before."""
 
@@ -157,6 +159,7 @@ class Soak:
             self._sleep: 1,
         }
         (way,) = self.random.choices(list(ways), list(ways.values()))
+        self.burst.append(way.__name__)
         way()
         self.faults[way.__name__.strip("_")] += 1
 
@@ -297,8 +300,27 @@ class Soak:
         for mend in self.broken.values():
             mend()
         self.broken.clear()
-        until(lambda: not self._ails(), LIMIT_S)
+        deadline = time.monotonic() + LIMIT_S
+        while ails := self._ails():
+            assert time.monotonic() < deadline, self._in_vain(ails)
+            time.sleep(0.01)
+        self.burst.clear()
         self.mlxq.db.run("UPDATE services SET exits = '[]'")
+
+    def _in_vain(self, ails: str) -> str:
+        """Say what is not well after all faults of a burst, and what mlxq made of it."""
+        services = [
+            f"{row.name}: {row.desired}, {row.state}, {row.cause}, next try {row.next_try_at}, {row.identity}"
+            for row in service.listing(self.mlxq.db)
+        ]
+        jobs = [
+            tuple(row)
+            for row in self.mlxq.db.rows(
+                "SELECT id, kind, service, state, phase, error, run_at, owner FROM jobs ORDER BY id DESC LIMIT 25"
+            )
+        ]
+        now = f"clock {self.clock.read_text()}, worker {self.mlxq.worker and self.mlxq.worker.poll()}"
+        return "\n".join([ails, str(self.burst), now, *services, *map(str, jobs), self.mlxq.logs(), self.account()])
 
     def _ails(self) -> str:
         """Say what is not well; empty when all is."""
