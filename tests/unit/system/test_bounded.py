@@ -31,6 +31,9 @@ def test_a_fault_of_the_call_is_no_silence() -> None:
     with pytest.raises(Internal):
         bounded.call("here", refuse(ValueError("a fault")), 10.0)
     assert bounded.call("here", lambda: 7, 10.0) == 7
+    for thread in threading.enumerate():  # what it says as it ends belongs to this test
+        if thread.name == "bounded here":
+            thread.join(10)
 
 
 def test_a_call_that_hangs_holds_up_others_with_its_key_alone() -> None:
