@@ -57,10 +57,12 @@ def logs(home: Home) -> Iterator[Path]:
 def writer(logs: Path) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-c", WRITER, str(logs / "fast.log")]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout
-        assert program.stdout.readline() == "up\n"
-        yield program
-        program.kill()
+        try:
+            assert program.stdout
+            assert program.stdout.readline() == "up\n"
+            yield program
+        finally:
+            program.kill()
 
 
 def identity(program: subprocess.Popen[str]) -> Identity:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from support import disk
 from support.crew import Crew, start_worker, storm
+from support.suspend import suspend_pid
 
 from state import ledger
 from state.db import open_database
@@ -130,7 +131,7 @@ def test_a_stopped_worker_is_hung_keeps_its_jobs_and_its_lock(crew: Crew, monkey
     job = crew.act("ok", seconds=1.0)
     worker = crew.start()
     crew.until_running(job)
-    worker.send_signal(signal.SIGSTOP)
+    suspend_pid(worker.pid)
 
     second = crew.start()
     assert second.wait(30) != 0

@@ -12,6 +12,7 @@ import pytest
 from support import recovery
 from support.mlxq_home import DYING, LIMIT_S, Mlxq
 from support.ports import free_port
+from support.suspend import suspend
 
 from state import safe_mode, settings
 from state.service import ROUTED, State
@@ -127,7 +128,7 @@ def test_an_engine_that_is_frozen_while_it_loads_is_started_anew(mlxq: Mlxq):
     mlxq.work_with_fakes("--load", "2")
     mlxq.put("start", service="fast")
     loading = mlxq.await_doing(State.LOADING)
-    process.send(mlxq.identity(), signal.SIGSTOP)
+    suspend(mlxq.identity())
 
     assert mlxq.await_next(loading).generation == loading.generation + 1
     assert mlxq.engines() == 1

@@ -88,7 +88,7 @@ def test_a_field_the_engine_refuses_is_the_callers_error(client: openai.OpenAI, 
 
 def test_a_hung_engine_is_left_in_time(gateway: Gateway, client: openai.OpenAI, engine: Upstream):
     """No heartbeat for twenty seconds: the stream is answered by the next tier."""
-    engine.send(signal.SIGSTOP)
+    engine.suspend()
     began = time.monotonic()
     try:
         text = gateway.ask("say still here", stream=True).text
@@ -100,7 +100,7 @@ def test_a_hung_engine_is_left_in_time(gateway: Gateway, client: openai.OpenAI, 
 
 def test_an_engine_killed_in_its_answer_is_replaced(gateway: Gateway, client: openai.OpenAI, engine: Upstream):
     """Last in this file: the watchdog's kill is what makes the gateway try the next tier."""
-    engine.send(signal.SIGSTOP)
+    engine.suspend()
     asked = subprocess.Popen(
         [sys.executable, "-c", f"import time, os; time.sleep(2); os.kill({engine.process and engine.process.pid}, 9)"]
     )

@@ -11,6 +11,7 @@ import pytest
 from support import scene
 from support.here import runner
 from support.mlxq_home import TIER
+from support.suspend import suspend
 
 from state import event, ledger, secrets, service, stack
 from state.db import Database, open_database
@@ -205,7 +206,7 @@ def test_a_restart_that_was_cut_short_after_the_take_over_is_not_done_again(
 
 def freeze(home: Home, one: Identity) -> None:
     """Do as whoever stops a process, and as the watchdog does then."""
-    process.send(one, signal.SIGSTOP)
+    suspend(one)
     with contextlib.closing(open_database(home)) as watchdogs:
         assert service.apply(watchdogs, "gateway", ServiceEvent.DEGRADED)
 

@@ -1,5 +1,4 @@
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.suspend import suspend_pid
 
 from state.errors import EngineFailed
 from tasks.supervision import probe
@@ -67,8 +67,7 @@ def test_nobody_there(port: int):
 
 def test_a_frozen_engine_is_silent(start: Start, port: int):
     """SIGSTOP, or a machine deep in swap: the kernel still takes the connection."""
-    process = start()
-    process.send_signal(signal.SIGSTOP)
+    suspend_pid(start().pid)
 
     assert probe.listening(port)
     with pytest.raises(probe.Silent, match=r"within 0\.3 s"):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.suspend import suspend
 
 from tasks.system import process
 from tasks.system.process import How, Identity, Spawned
@@ -227,8 +228,7 @@ def test_stop_takes_a_frozen_process(place: Place):
     """A stopped process gets no SIGTERM; SIGKILL needs no cooperation."""
     one = place.spawn(SLEEPER)
     place.await_log("up")
-    process.send(one.engine, signal.SIGSTOP)
-    until(lambda: process.frozen(one.engine))
+    suspend(one.engine)
 
     assert process.stop(one.engine, 0.2).outcome == How.KILLED
 

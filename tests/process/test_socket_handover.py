@@ -1,7 +1,6 @@
 import os
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import pytest
+from support.suspend import suspend
 
 from state.paths import Home
 from tasks.supervision import socket_handover
@@ -31,12 +31,14 @@ SAYS = "print('here', flush=True); time.sleep(600)"
 def another(code: str) -> Generator[process.Identity]:
     """Run a process until it says so, and kill it at the end."""
     with subprocess.Popen([sys.executable, "-c", GATEWAY + code], stdout=subprocess.PIPE, text=True) as one:
-        assert one.stdout
-        assert one.stdout.readline() == "here\n"
-        found = process.identify(one.pid)
-        assert found
-        yield found
-        one.kill()
+        try:
+            assert one.stdout
+            assert one.stdout.readline() == "here\n"
+            found = process.identify(one.pid)
+            assert found
+            yield found
+        finally:
+            one.kill()
 
 
 def until(true: Callable[[], object], limit_s: float = 30.0) -> None:
@@ -153,7 +155,7 @@ def test_a_successor_may_take_its_time(
     monkeypatch.setattr(socket_handover, "PATIENCE_S", 0.1)
 
     with another(TAKES + SAYS) as successor:
-        process.send(successor, signal.SIGSTOP)
+        suspend(successor)
         assert socket_handover.serving_process(home) is None
         assert not left.is_set()
 
@@ -164,7 +166,7 @@ def test_one_that_hangs_is_not_waited_for(home: Home, monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket_handover, "PATIENCE_S", 0.2)
 
     with another(f"door.take_place([]); door.start(); {SAYS}") as gateway:
-        process.send(gateway, signal.SIGSTOP)
+        suspend(gateway)
         with pytest.raises(ConnectionError, match="does not hand over"), socket_handover.take_over(home):
             pass
 

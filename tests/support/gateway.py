@@ -16,6 +16,7 @@ import httpx
 import yaml
 from support import loopback
 from support.ports import free_port
+from support.suspend import suspend_pid
 
 from state.stack import Engine, Tier, as_tiers
 from tasks.plan import gateway as plan
@@ -63,6 +64,10 @@ class Upstream:
     def send(self, number: signal.Signals) -> None:
         assert self.process
         self.process.send_signal(number)
+
+    def suspend(self) -> None:
+        assert self.process
+        suspend_pid(self.process.pid)
 
     def fault(self, order: str) -> None:
         loopback.post(f"{self.url}/fault", content=order)
