@@ -352,7 +352,7 @@ def streamed(client: openai.OpenAI, claude: anthropic.Anthropic, dialect: str, o
             raise BrokenOffError
 
 
-@pytest.mark.parametrize("fault", ["reset", "error-event", "silent-end", "garbage"])
+@pytest.mark.parametrize("fault", ["reset", "error-event", "silent-end", "garbage", "garbage-within"])
 @pytest.mark.parametrize("dialect", ["chat", "responses", "messages"])
 def test_a_stream_that_breaks_is_an_error_and_no_silent_end(
     client: openai.OpenAI, claude: anthropic.Anthropic, dialect: str, fault: str
@@ -360,6 +360,27 @@ def test_a_stream_that_breaks_is_an_error_and_no_silent_end(
     """After the first words there is no other tier to go to; the client has to learn that the answer is not whole."""
     with pytest.raises((openai.APIError, anthropic.APIError, BrokenOffError)):
         streamed(client, claude, dialect, script(fault=fault, after=3))
+
+
+ORDERED: dict[str, Any] = {
+    "/v1/chat/completions": lambda order: {"messages": user(order)},
+    "/v1/completions": lambda order: {"prompt": order},
+    "/v1/responses": lambda order: {"input": order},
+    "/v1/messages": lambda order: {"messages": user(order), "max_tokens": 99},
+}
+
+
+@pytest.mark.parametrize("path", ORDERED)
+def test_what_is_no_json_reaches_no_client(front: Gateway, engines: Engines, path: str):
+    """It comes in pieces and a good end follows it, which would make the answer look whole."""
+    body = ORDERED[path](script(fault="garbage-within", after=3))
+    answer = front.post(path, {"model": "standard", "stream": True, **body})
+    payloads = [line[5:].strip() for line in answer.text.splitlines() if line.startswith("data:")]
+    assert "no JSON" not in answer.text
+    assert all(isinstance(json.loads(payload), dict) for payload in payloads)
+    assert "broke off" in payloads[-1]
+    assert "one" in answer.text
+    assert "four" not in answer.text, "what follows it is not sent"
 
 
 def test_the_classes_of_errors(client: openai.OpenAI, claude: anthropic.Anthropic, front: Gateway):

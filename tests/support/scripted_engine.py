@@ -54,7 +54,8 @@ class Script:
     pause_s: float = 0.0
     """Seconds a token."""
     fault: str = ""
-    """What happens after `after` tokens: die, reset, hang, silent-end, error-event or garbage."""
+    """What happens after `after` tokens: die, reset, hang, silent-end, error-event, garbage; or garbage-within: one
+    event that is no JSON, in several writes, and then the rest of a good answer."""
     after: int = 0
     events: list[str] = field(default_factory=list)
     """Server-sent events sent as they stand, instead of all others."""
@@ -415,7 +416,11 @@ async def streamed(request: web.Request, script: Script, dialect: Dialect, work:
     told, due = 0, time.monotonic()
     for token, frame in frames:
         if token:
-            if script.fault and told == script.after:
+            if script.fault == "garbage-within" and told == script.after:
+                for part in (b'data: {"a": ', b"\x00no JSON", b"}\n", b"\n"):
+                    await answer.write(part)
+                    await asyncio.sleep(0.02)
+            elif script.fault and told == script.after:
                 await fail(script, dialect, answer, request)
                 return answer
             due, told = due + script.pause_s, told + 1

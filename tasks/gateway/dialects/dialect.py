@@ -101,6 +101,14 @@ BY_PATH: Mapping[str, Dialect] = {
 """What may be posted to; OpenAI's routes also without /v1, as some clients have it."""
 
 
+def is_object(payload: bytes) -> bool:
+    """Return whether a payload is a JSON object, of whatever shape."""
+    try:
+        return isinstance(orjson.loads(payload), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
 def parsed(payload: bytes) -> Mapping[str, Any] | None:
     """Return the JSON object of an event or a whole answer; None for what is none, or has another shape."""
     try:

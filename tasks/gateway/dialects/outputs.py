@@ -14,7 +14,7 @@ import orjson
 from tasks.gateway import errors
 from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
-from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, parsed
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, is_object, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
@@ -23,8 +23,6 @@ from tasks.gateway.errors import NotAsAsked
 
 _CALLS = "tool_calls"
 _USAGE = re.compile(rb'"usage": ?\{')
-_OBJECT = b'data: {"'
-"""How each event begins that passes unread; what else an engine sends is looked at."""
 _OPEN_END, _WITH_REASON = b"}}]}" + sse.END, b'},"finish_reason":null}]}' + sse.END
 """The end of a chunk, of its only choice and of its delta; JSON has no newline within, so that no text can hold it."""
 HELD_BYTES = 16 * 2**20
@@ -204,12 +202,8 @@ class ByteStream:
         return self._runs
 
     async def _read(self, source: ChunkSource) -> AsyncIterator[bytes]:
-        marks, written = self._plan.dialect.marks, _with_finish_reason if self._plan.dialect is CHAT else bytes
+        written = _with_finish_reason if self._plan.dialect is CHAT else bytes
         async for run in sse.whole_events(source.chunks()):
-            ready = self._spoke and (self._called or not self._plan.needs_call)
-            if ready and marks.search(run) is None and run.count(_OBJECT) == run.count(sse.END):
-                yield written(run)
-                continue
             if _USAGE.search(run):
                 await self._reuse.settle()
             if events := self._inspected(run):
@@ -230,12 +224,19 @@ class ByteStream:
             payload = sse.data(event)
             if payload is None:
                 output += event if self._spoke else b""
+            elif self._passes(event, payload):
+                output += event
             elif payload == sse.DONE:
                 self._done, self._broken = True, not self._finished
                 output += event if self._finished else b""
             else:
                 output += self._event(event, payload)
         return bytes(output)
+
+    def _passes(self, event: bytes, payload: bytes) -> bool:
+        """Return whether an event says nothing that has to be seen. Judged alone: the network's cuts change nothing."""
+        ready = self._spoke and (self._called or not self._plan.needs_call)
+        return ready and self._plan.dialect.marks.search(event) is None and is_object(payload)
 
     def _event(self, event: bytes, payload: bytes) -> bytes:
         chunk = parsed(payload)

@@ -25,6 +25,7 @@ from tasks.gateway.dialects.chat_stream import Fold, first_call_only
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, MESSAGES, RESPONSES
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
+from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import Refusal
 from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard, lift, record_of
 from tasks.gateway.priority import LONGEST_WAIT_S, Queue
@@ -480,6 +481,40 @@ class Said:
     async def chunks(self) -> AsyncIterator[bytes]:
         for piece in self._pieces:
             yield piece
+
+
+WORDS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+RAW = (
+    *(b'data: {"a": \x00no JSON\n\n', b"data: \xff\xfe\n\n", b"data: {\n\n", b'data: {"a":1}}\n\n', b"data: 7\n\n"),
+    *(b'data: {"error":{"message":"x"}}\n\n', b"data:\n\n", b'data: {"a":1}{"b":2}\n\n', b"data: [DONE]\n\n"),
+)
+
+
+@given(st.lists(st.sampled_from((WORDS, b": beat\n\n", *RAW)), max_size=6), st.integers(1, 60), st.integers(0, 60))
+def test_what_is_no_chunk_ends_a_stream_however_the_network_cuts(events: list[bytes], size: int, first: int):
+    """All before it reaches the client, and nothing of it or after it; of comments none before the first words."""
+    raw = b"".join((WORDS, *events, LAST))
+    broken = next((at for at, event in enumerate(events) if event in RAW), None)
+    good = [WORDS, *events[:broken]]
+    request = read(schemas.Chat, model="standard", messages=USER, stream=True)
+    plan = plans.plan(CHAT, request, "standard", RAPID_MLX)
+    runs: list[bytes] = []
+
+    async def take() -> None:
+        source = Said(*(raw[max(0, at) : at + size] for at in range(-(first % size), len(raw), size)))
+        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "msg_1")
+        runs.append(await stream.opening())
+        async for run in stream.rest():
+            runs.append(run)  # noqa: PERF401 - those before a failure count
+
+    if broken is None:
+        asyncio.run(take())
+    else:
+        with pytest.raises(EngineDown):
+            asyncio.run(take())
+    sent = b"".join(runs).replace(b',"finish_reason":null', b"")
+    assert sent == b"".join(good) + (LAST if broken is None else b"")
 
 
 def test_a_chunk_always_has_a_finish_reason():
