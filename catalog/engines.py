@@ -61,6 +61,7 @@ class Abilities:
     translated: Mapping[str, str]
     """Dialects for which its chat is the better source -> why."""
     stop_strings: bool
+    """Whether an answer ends before the first of them, whole or streamed, wherever in a token it begins."""
     json_schema: bool
     """Whether a schema binds the answer and leaves the other requests of the batch alone."""
     json_object: bool

@@ -107,7 +107,7 @@ def _rank(engine: str, question: Question, able: Sequence[Installation]) -> tupl
 def _speaks(engine: str, backend: str) -> bool:
     """Return whether an engine's dialects are right by themselves."""
     able = abilities(engine, backend)
-    return able.stop_strings and able.max_completion_tokens and able.counts_exactly and able.forced_tools
+    return able.max_completion_tokens and able.counts_exactly and able.forced_tools
 
 
 def _reason(best: Installation, able: Sequence[Installation], question: Question) -> str:

@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
 from tasks.gateway import context_limit, errors
 from tasks.gateway.cloud import Cloud
 from tasks.gateway.cooldown import Cooldown
-from tasks.gateway.dialects import checks, json_schema, outputs, plans
-from tasks.gateway.dialects.dialect import Dialect
-from tasks.gateway.dialects.json_values import obj, objects
+from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, plans, usage
+from tasks.gateway.dialects.dialect import CHAT, Dialect
 from tasks.gateway.dialects.outputs import ChunkSource
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.schemas import Fields
@@ -28,6 +28,7 @@ from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter
 from tasks.gateway.routes import Route, Routes
+from tasks.plan import request_stats
 from tasks.plan.gateway import CLOUD
 
 log = logging.getLogger("mlxq.gateway")
@@ -241,7 +242,7 @@ class Relay:
         """Send an engine's good answer to the caller. After its first words a failure ends the stream as an error."""
         call = request.call
 
-        async def count(answered: int) -> Mapping[str, int] | None:
+        async def count(answered: int) -> Mapping[str, Any] | None:
             return await self._usage_so_far(route, answered)
 
         if not plan.streams:
@@ -266,18 +267,20 @@ class Relay:
         finally:
             _note(call, stream.tokens)
 
-    async def _usage_so_far(self, route: Route, answered: int) -> dict[str, int] | None:
+    async def _usage_so_far(self, route: Route, answered: int) -> Mapping[str, Any] | None:
         """Ask an engine how long the prompt of a running request is, as a cut stream never says it.
 
         The engine's account has no request id that we know, so the one nearest in progress is taken.
         """
         status = await self._client.get(route, "/v1/status")
-        running = objects(obj(status).get("requests"))
+        running = request_stats.read_requests(status)
         if not running:
             return None
-        nearest = min(running, key=lambda request: abs(int(request.get("completion_tokens") or 0) - answered))
-        prompt = int(nearest.get("prompt_tokens") or 0)
-        return {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered}
+        nearest = min(running, key=lambda request: abs(request.completion_tokens - answered))
+        counted = chat_stream.usage_of(nearest.prompt_tokens, answered)
+        if not route.can.cached_tokens:
+            return counted
+        return usage.with_cached(counted, CHAT.name, nearest.cached_tokens)
 
     # The cloud
 

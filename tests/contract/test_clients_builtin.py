@@ -216,6 +216,28 @@ def test_a_stop_string_ends_a_real_answer_and_its_work(real: Real):
     until(lambda: not real.busy(), FREE_S)
 
 
+def test_a_stop_string_that_begins_inside_a_token_is_cut_off_there(real: Real):
+    """In every form: an engine that has sent the token cannot take its end back."""
+    client, claude = openai_of(real), anthropic_of(real)
+    asked: Any = {"model": "standard", "messages": FRANCE, "extra_body": {"temperature": 0}, "max_tokens": 40}
+    chat = client.chat.completions.create(**asked, stop=["tal of"])
+    chunks = list(client.chat.completions.create(**asked, stop="tal of", stream=True))
+    message = claude.messages.create(**asked, stop_sequences=["tal of"])
+    with claude.messages.stream(**asked, stop_sequences=["tal of"]) as stream:
+        streamed = stream.get_final_message()
+    texts = [chat.choices[0].message.content or ""]
+    texts += ["".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)]
+    texts += [block.model_dump()["text"] for block in (message.content[0], streamed.content[0])]
+    assert [text.strip() for text in texts] == ["The capi"] * 4
+    assert (streamed.stop_reason, streamed.stop_sequence) == ("stop_sequence", "tal of")
+    words: Any = {"model": "standard", "prompt": "The capital of France is Paris. The capital of Italy"}
+    words |= {"temperature": 0, "max_tokens": 30, "stop": ["tal of", "never"]}
+    whole = client.completions.create(**words).choices[0]
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**words, stream=True) if chunk.choices]
+    assert whole.text.strip() == "".join(pieces).strip() == "is Rome. The capi"
+    assert whole.finish_reason == "stop"
+
+
 def test_a_stream_is_as_openais_reference_has_it(small: Real):
     asked = {"messages": FRANCE, "max_tokens": 4, "stream": True}
     lines = small.post("/v1/chat/completions", asked).text.splitlines()

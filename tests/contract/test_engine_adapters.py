@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -137,13 +138,26 @@ def test_an_answer_over_the_limit_is_refused(engine: Engine):
     assert engine.ask(max_tokens=16_385).status_code in {400, 422}
 
 
-def test_stop_strings_are_as_the_catalog_says(engine: Engine, able: Abilities):
-    """Greedy, the model says the same each time; its first words hold an `e`."""
-    whole = engine.ask("Say hello.", max_tokens=32, temperature=0).json()["choices"][0]["message"]["content"]
-    stopped = engine.ask("Say hello.", max_tokens=32, temperature=0, stop=["e"]).json()["choices"][0]
+def pieces(engine: Engine, **asked: Any) -> list[str]:
+    """Return the words of a stream as they come: a token each, or more."""
+    lines = engine.ask("Say hello.", **asked, stream=True).text.splitlines()
+    choices = [choice for line in lines if line.startswith("data: {") for choice in json.loads(line[6:])["choices"]]
+    return [text for choice in choices if (text := choice["delta"].get("content"))]
 
-    assert "e" in whole
-    assert ("e" not in stopped["message"]["content"]) is able.stop_strings
+
+def test_stop_strings_are_as_the_catalog_says(engine: Engine, able: Abilities):
+    """Greedy, the model says the same each time. The stop string begins inside one token and ends in the next."""
+    asked = {"max_tokens": 32, "temperature": 0}
+    words = pieces(engine, **asked)
+    at = next(at for at, piece in enumerate(words[:-1]) if len(piece) > 1)
+    stop = words[at][1:] + words[at + 1][0]
+    whole = "".join(words)
+
+    stopped = engine.ask("Say hello.", **asked, stop=[stop]).json()["choices"][0]["message"]["content"]
+    streamed = "".join(pieces(engine, **asked, stop=[stop]))
+
+    cut = whole[: whole.index(stop)].strip()
+    assert ((stopped.strip(), streamed.strip()) == (cut, cut)) is able.stop_strings
 
 
 def test_the_context_check_is_as_the_catalog_says(engine: Engine, able: Abilities):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,9 +86,9 @@ BODIES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def asked(gateway: Gateway, path: str, turns: list[Turn], *, stream: bool) -> dict[str, Any]:
+def asked(gateway: Gateway, path: str, turns: list[Turn], *, stream: bool, **more: Any) -> dict[str, Any]:
     """Return the last `usage` of an answer."""
-    body = BODIES[path](turns, stream=stream) | {"model": "standard", "stream": stream, "temperature": 0}
+    body = BODIES[path](turns, stream=stream) | {"model": "standard", "stream": stream, "temperature": 0, **more}
     answer = loopback.post(
         f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240
     )
@@ -121,6 +122,21 @@ def test_a_second_turn_tells_what_was_not_read_again(gateway: Gateway, path: str
 
     assert none < 60, "the words before a prompt of its own, at most"
     assert second > first > 400
+    assert 0.95 * first <= reused <= second
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(("path", "name"), [("chat/completions", "stop"), ("messages", "stop_sequences")])
+def test_an_answer_that_is_cut_at_a_stop_string_tells_it_too(gateway: Gateway, path: str, name: str, stream: bool):
+    """The engine never says its usage then; one of these signs is in the first words of any answer."""
+    turns: list[Turn] = [("system", f"{uuid.uuid4()} {RULES}"), ("user", "List the files.")]
+    first, _ = cached(path, asked(gateway, path, turns, stream=stream))
+    turns += [("assistant", "There are two."), ("user", "Which is the larger one?")]
+    told = asked(gateway, path, turns, stream=stream, **{name: [*string.ascii_letters, " "]})
+    second, reused = cached(path, told)
+
+    assert (told.get("completion_tokens") or told["output_tokens"]) < 4, "it was cut"
+    assert second > first
     assert 0.95 * first <= reused <= second
 
 

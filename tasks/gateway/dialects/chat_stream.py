@@ -16,7 +16,7 @@ from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import NotAsAsked
 
 Chunk = dict[str, Any]
-Count = Callable[[int], Awaitable[Mapping[str, int] | None]]
+Count = Callable[[int], Awaitable[Mapping[str, Any] | None]]
 """Tokens of an answer so far -> its usage."""
 
 BROKE_OFF = "broke off its answer"
@@ -64,6 +64,11 @@ def failure(payload: bytes) -> EngineDown | NotAsAsked:
     return NotAsAsked(refusal) if refusal else EngineDown(BROKE_OFF)
 
 
+def usage_of(prompt: int, answer: int) -> dict[str, Any]:
+    """Return a chat's `usage` for the tokens of a prompt and of its answer."""
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
 class Stopper:
     """Ends a chat at the first of its stop strings, as the engine would have."""
 
@@ -91,15 +96,13 @@ class Stopper:
                 yield {**chunk, "choices": [], "usage": usage}
             return
 
-    async def _told_at_end(self, source: AsyncIterator[Chunk]) -> Mapping[str, int] | None:
+    async def _told_at_end(self, source: AsyncIterator[Chunk]) -> Mapping[str, Any] | None:
         """Return the usage of an answer that is out already: it is on its way to us."""
         with contextlib.suppress(TimeoutError, EngineDown):
             async with asyncio.timeout(END_S):
                 async for chunk in source:
                     if usage := obj(chunk.get("usage")):
-                        prompt = int(usage.get("prompt_tokens") or 0)
-                        counts = {"prompt_tokens": prompt, "completion_tokens": self._tokens}
-                        return counts | {"total_tokens": prompt + self._tokens}
+                        return {**usage, **usage_of(int(usage.get("prompt_tokens") or 0), self._tokens)}
         return None
 
     def _scan(self, choice: dict[str, Any]) -> None:
