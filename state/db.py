@@ -25,6 +25,8 @@ from state.paths import Home
 
 BUSY_TIMEOUT_S = 15.0
 """Under saturation one writer can wait over 5 s: SQLite's busy handler is not fair."""
+FREED_S = 1.0
+"""Seconds after which the blocks of a deleted file are free on APFS, of which no event tells."""
 SCHEMA_VERSION = 14
 """The number of migrations; kept equal to them by a test."""
 
@@ -118,7 +120,10 @@ class Database:
 
 
 def atomic(write: Callable[Concatenate[Database, P], T]) -> Callable[Concatenate[Database, P], T]:
-    """Make `write(db, ...)` one transaction, tried once more when the disk was full and the reserve is given up."""
+    """Make `write(db, ...)` one transaction, tried once more when the disk was full and the reserve is given up.
+
+    And once more FREED_S later: APFS frees the blocks of a deleted file after the fact.
+    """
 
     def once(db: Database, *args: P.args, **kwargs: P.kwargs) -> T:
         with db.transaction():
@@ -129,10 +134,17 @@ def atomic(write: Callable[Concatenate[Database, P], T]) -> Callable[Concatenate
         joins = db.inside
         try:
             return once(db, *args, **kwargs)
-        except DiskFull:
+        except DiskFull as problem:
             if joins:
                 raise
+            gave_up = problem.done is not None
+        try:
             return once(db, *args, **kwargs)
+        except DiskFull:
+            if not gave_up:
+                raise
+        time.sleep(FREED_S)
+        return once(db, *args, **kwargs)
 
     return tried
 

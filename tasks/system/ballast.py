@@ -1,6 +1,7 @@
 """The ballast: disk kept in reserve, so that a full one can be recorded and left again.
 
-state/db.py gives it up when SQLite finds the disk full; the worker lays it again when there is room.
+state/db.py gives it up when SQLite finds the disk full; the worker lays it again when there is room. No backup has
+it: a snapshot of Time Machine would hold its blocks after it was given up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shutil
 from contextlib import suppress
 
 from state.paths import Home
+from tasks.system import backup
 
 BALLAST_BYTES = 16 * 1024 * 1024
 ROOM_BYTES = 4 * BALLAST_BYTES
@@ -23,6 +25,7 @@ def lay_ballast(home: Home) -> None:
         if home.ballast.exists() or shutil.disk_usage(home.root).free < ROOM_BYTES:
             return
         part.write_bytes(os.urandom(BALLAST_BYTES))
+        backup.exclude(part)
         part.rename(home.ballast)
     except OSError:
         with suppress(OSError):  # a home that cannot be reached at all

@@ -19,7 +19,7 @@ from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
 from state.files import replace_private
 from state.stack import Engine
-from tasks.system import bounded, disk_access
+from tasks.system import backup, bounded, disk_access
 
 T = TypeVar("T")
 
@@ -190,8 +190,13 @@ def _shown(path: Path) -> str:
 
 
 def _mark(folder: ModelDir) -> str:
-    """Create the folder where there is none, mark it unless it is marked, and return its identity. Raises OSError."""
-    folder.path.mkdir(parents=True, exist_ok=True)
+    """Create the folder where there is none, mark it unless it is marked, and return its identity. Raises OSError.
+
+    No backup has what mlxq downloads to a folder of its own; one that was there may hold what a user made.
+    """
+    if not folder.path.exists():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        backup.exclude(folder.path)
     identity = _marker(folder.path)
     if identity is None:
         identity = folder.identity or uuid.uuid4().hex

@@ -239,13 +239,21 @@ class CoreFoundation:
 
     def __init__(self, capacities: dict[str, int]) -> None:
         self.capacities, self.released = capacities, 0
+        self.path = b""
+        self.noted: list[tuple[bytes, str, Any]] = []
+        self.takes_notes = True
 
     def CFURLCreateFromFileSystemRepresentation(self, _allocator: Any, path: bytes, length: int, _folder: bool) -> int:  # noqa: N802
+        self.path = path
         return 1 if len(path) == length else 0
 
     def CFURLCopyResourcePropertyForKey(self, _url: Any, key: str, number: Any, _error: Any) -> bool:  # noqa: N802
         number._obj.value = self.capacities.get(key)
         return key in self.capacities
+
+    def CFURLSetResourcePropertyForKey(self, _url: Any, key: str, value: Any, _error: Any) -> bool:  # noqa: N802
+        self.noted.append((self.path, key, value))
+        return self.takes_notes
 
     def CFNumberGetValue(self, number: Any, _type: int, value: Any) -> bool:  # noqa: N802
         value._obj.value = number.value

@@ -35,7 +35,7 @@ from support.ports import free_port
 from state import ledger, secrets, service, settings, wakeup
 from state.db import open_database
 from state.errors import EngineFailed
-from state.service import State
+from state.service import Service, State
 from tasks.gateway import cooldown
 from tasks.plan import gateway
 from tasks.supervision import probe, socket_handover
@@ -329,11 +329,17 @@ class Soak:
             if one.state != State.READY or list(map(process.encode, there)) != [one.identity]:
                 return f"{one.name} is {one.state}, {len(there)} processes"
             with suppress(EngineFailed):
-                if one.kind == "gateway" or probe.one_token(one.port, self._key(secrets.TIER), one.name, 5.0):
+                if self._answers(one):
                     continue
             return f"{one.name} does not answer"
         live = self.mlxq.db.value("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running', 'blocked')")
         return f"{live} jobs" if live else ""
+
+    def _answers(self, row: Service) -> bool:
+        """Ask a service; one that was stopped a moment ago is still healthy by its row. Raises EngineFailed."""
+        if row.kind == "gateway":
+            return probe.gateway_ready(row.port, 5.0)
+        return probe.one_token(row.port, self._key(secrets.TIER), row.name, 5.0) > 0
 
     def _key(self, name: str) -> str:
         return secrets.read(self.mlxq.home.secrets)[name]

@@ -1,4 +1,4 @@
-"""How much a disk of macOS has free: what is free now, and what macOS would free by a purge.
+"""Disks of macOS: what is free now, what macOS would free by a purge, and what Time Machine leaves out.
 
 statvfs of Python before 3.13 overflows at 4 TiB (cpython issue 87804), so both figures come from Foundation's
 resource values (CFURL.h), as Finder's do.
@@ -30,6 +30,24 @@ def plain_free(folder: Path) -> int:
 def free_for_important(folder: Path) -> int | None:
     """Return the bytes that macOS would make free for what a user asked for; None where the disk does not say."""
     return _capacity(folder, "kCFURLVolumeAvailableCapacityForImportantUsageKey")
+
+
+def exclude_from_backup(path: Path) -> bool:
+    """Have Time Machine leave out a file or a folder; return whether the disk took the note.
+
+    It is an extended attribute (com_apple_backup_excludeItem) that moves along and that `tmutil removeexclusion`
+    removes; cargo leaves out its build folders by the same property.
+    """
+    library = _core_foundation()
+    name = os.fsencode(path)
+    url = library.CFURLCreateFromFileSystemRepresentation(None, name, len(name), path.is_dir())
+    if not url:
+        return False
+    try:
+        excluded, true = _key(library, "kCFURLIsExcludedFromBackupKey"), _key(library, "kCFBooleanTrue")
+        return bool(library.CFURLSetResourcePropertyForKey(ctypes.c_void_p(url), excluded, true, None))
+    finally:
+        library.CFRelease(ctypes.c_void_p(url))
 
 
 def _capacity(folder: Path, key: str) -> int | None:

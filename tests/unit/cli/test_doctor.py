@@ -36,6 +36,13 @@ LOOKS = checks.CHECKS
 QUICK = ("python", "sqlite", "home", "database", "worker", "services", "ports")
 """Looks that need neither MLX nor a network nor the system's own tools."""
 
+CUSTOM = """Currently in use:
+ Sleep On Power Button 1
+ standby              1
+ ttyskeepawake        1
+ hibernatemode        3
+ powernap             1"""
+"""An M1 Max, which has no line `lowpowermode` (low-power-mode-workflow issue 6)."""
 PMSET = """System-wide power settings:
  SleepDisabled		0
 Currently in use:
@@ -144,6 +151,18 @@ def test_a_mac_that_is_kept_awake_does_not_sleep() -> None:
 
     for text in (disabled, prevented):
         assert "sleeps after" not in str(rules.power(rules.parse_pmset(text), "mains"))
+
+
+@pytest.mark.parametrize(("line", "slow"), [("lowpowermode 1", True), ("powermode 1", True), ("powermode 0", False),
+                                            ("powermode 2", False)])  # fmt: skip
+def test_low_power_mode_has_two_names(line: str, slow: bool) -> None:
+    """Chips that know a mode of high power say `powermode`: 0 automatic, 1 low, 2 high.
+
+    low-power-mode-workflow issues 4 and 6.
+    """
+    text = f"{CUSTOM}\n {line}\n"
+
+    assert ("low power mode" in str(rules.power(rules.parse_pmset(text), "mains"))) is slow
 
 
 def test_intel_and_rosetta_differ() -> None:

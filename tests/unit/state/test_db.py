@@ -15,7 +15,7 @@ import pytest
 from support.disk import mounted
 
 from state import job, ledger, safe_mode
-from state.db import SCHEMA_VERSION, Database, atomic, open_database, read_database
+from state.db import FREED_S, SCHEMA_VERSION, Database, atomic, open_database, read_database
 from state.errors import DiskFull, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.job import NewJob
 from state.paths import Home
@@ -131,6 +131,35 @@ def test_a_write_is_tried_again_when_the_reserve_made_room(db: Database) -> None
 
     assert write(db) == 1
     assert len(tries) == 2
+
+
+@pytest.mark.parametrize(("reserve", "tries"), [(True, 3), (False, 2)])
+def test_a_reserve_whose_blocks_are_freed_late_is_waited_for(
+    db: Database, reserve: bool, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on APFS: deleting makes room after the fact. Without a reserve there is nothing to wait for."""
+    pages = db.value("PRAGMA page_count")
+    db.run(f"PRAGMA max_page_count={pages}")
+    paused: list[float] = []
+    seen: list[str] = []
+
+    def pause(seconds: float) -> None:
+        paused.append(seconds)
+        db.run(f"PRAGMA max_page_count={pages + 1000}")
+
+    @atomic
+    def write(db: Database) -> int:
+        seen.append("tried")
+        return ledger.enqueue(db, NewJob("a", {"words": "x" * 20_000}))[0]
+
+    monkeypatch.setattr("state.db.time.sleep", pause)
+    if reserve:
+        db.home.ballast.write_bytes(b"x")
+        assert write(db) == 1
+    else:
+        with pytest.raises(DiskFull):
+            write(db)
+    assert (len(seen), paused) == (tries, [FREED_S] * reserve)
 
 
 def test_a_lock_held_for_too_long_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,12 @@ def recorded(name: str):
     [
         ("m1-pro-16", "M1 Pro", 14, 200, 16),
         ("m1-pro-32", "M1 Pro", 14, 200, 32),
+        ("m1-pro-macbook", "M1 Pro", 16, 200, 16),
+        ("m1-under-rosetta", "M1", 7, 68.25, 8),
         ("m1-max-32", "M1 Max", 32, 400, 32),
         ("m2-24", "M2", 8, 100, 24),
         ("m2-pro-mini", "M2 Pro", 16, 200, 32),
+        ("m2-pro-macbook", "M2 Pro", 19, 200, 16),
         ("m2-max-96", "M2 Max", 38, 400, 96),
         ("m2-ultra-192", "M2 Ultra", 60, 800, 192),
         ("m3-16", "M3", 8, 100, 16),
@@ -45,6 +48,7 @@ def recorded(name: str):
         ("m4-max-128", "M4 Max", 40, 546, 128),
         ("m5-max-48", "M5 Max", 40, 614, 48),
         ("m5-max-128", "M5 Max", 40, 614, 128),
+        ("m5-max-two-core-types", "M5 Max", 40, 614, 48),
         ("m5-pro-mini", "M5 Pro", 20, 307, 64),
         ("m6-mini-16", "M6", 12, 153.6, 16),
         ("m6-mini-32", "M6", 12, 170, 32),
@@ -102,8 +106,9 @@ def test_a_decimal_comma_of_the_locale_is_read():
     )
 
 
-def test_a_virtual_mac_is_named_by_its_chip_and_marked():
-    found = recorded("virtual")
+@pytest.mark.parametrize("name", ["virtual", "gitlab-m1-vm"])
+def test_a_virtual_mac_is_named_by_its_chip_and_marked(name: str):
+    found = recorded(name)
 
     assert (found.chip, found.virtual) == ("M1", True)
 
@@ -130,6 +135,13 @@ def test_linux_is_read():
     assert (found.chip, found.backend, found.cpu_cores, found.bandwidth_gbps) == ("AMD EPYC", "cpu", 2, 13.8)
     assert found.bandwidth_source == "measured"
     assert found.usable_bytes < found.memory_bytes
+
+
+def test_linux_on_a_mac_computes_on_its_processor():
+    """Asahi: lscpu names two kinds of cores, and MLX knows Metal on macOS alone."""
+    found = recorded("asahi-m1-mini")
+
+    assert (found.chip, found.backend, found.cpu_cores) == ("Firestorm-M1", "cpu", 8)
 
 
 def test_a_container_has_the_memory_it_was_given():

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from mlxq import cli
-from tasks.system import free_space, hardware, self_test
+from state.paths import Home
+from tasks.system import ballast, free_space, hardware, self_test
 from tasks.system.self_test import Assumption, Trial
+from tasks.weights import model_dir
 from tests.support import launchctl, macos
 from tests.support.macos import CoreFoundation, Kernel
 
@@ -127,6 +129,38 @@ def test_staying_awake_is_seen_and_ends(mac: SimulatedMac) -> None:
     assert mac.trials.caffeinate_is_seen(mac.scratch).holds is True
 
 
+ASSERTIONS = """Assertion status system-wide:
+   UserIsActive                   1
+   PreventSystemSleep             1
+   PreventUserIdleSystemSleep     1
+Listed by owning process:
+   pid 366(caffeinate): [0x00000025000180ba] 03:16:41 PreventUserIdleSystemSleep named: "caffeinate command-line tool"
+\tDetails: caffeinate asserting on behalf of 'sh' (pid 365)
+\tTimeout will fire in 60198 secs Action=TimeoutActionRelease
+   pid 366(caffeinate): [0x00000025000780bc] 03:16:41 PreventSystemSleep named: "caffeinate command-line tool"
+"""
+"""As KeepingYouAwake issue 92 shows them: one helper twice, and the program that it acts for."""
+
+
+@pytest.mark.parametrize(("pid", "listed"), [(366, True), (365, False), (36, False), (66, False)])
+def test_a_recorded_assertion_is_its_helpers(mac: SimulatedMac, pid: int, listed: bool) -> None:
+    pmset = Path(sys.modules["tasks.system.tool"].MACOS_PATHS["pmset"])
+    pmset.with_suffix(".txt").write_text(ASSERTIONS)
+    pmset.write_text(f'#!/bin/sh\ncat "{pmset}.txt"\n')
+
+    assert mac.trials._named_in_assertions(pid, present=listed)
+
+
+def test_blocks_of_apfs_are_counted_in_fragments(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borg issue 4289: f_bsize is 1 MiB, the size of a transfer, and would make 13 TB of 50 GB."""
+    recorded = SimpleNamespace(f_bsize=1 << 20, f_frsize=4096, f_blocks=61202533, f_bfree=13309382, f_bavail=12351802)
+    monkeypatch.setattr(os, "statvfs", lambda _path: recorded)
+    monkeypatch.setattr(mac.disk, "_core_foundation", lambda: CoreFoundation({}))
+    monkeypatch.setattr(mac.disk, "_key", lambda _library, name: name)
+
+    assert free_space.available(mac.scratch) == 12351802 * 4096
+
+
 def test_both_figures_of_free_space_are_read_and_released(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {
         "kCFURLVolumeAvailableCapacityKey": 5 << 40,
@@ -143,6 +177,31 @@ def test_both_figures_of_free_space_are_read_and_released(mac: SimulatedMac, mon
     assert mac.disk.free_for_important(mac.scratch) is None
     assert mac.disk.plain_free(mac.scratch) > 0
     assert mac.trials.free_space_agrees(mac.scratch).holds is False
+
+
+def test_no_backup_has_the_models_and_the_reserve(
+    mac: SimulatedMac, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was there before mlxq may hold what a user made: that one stays in."""
+    library = CoreFoundation({})
+    monkeypatch.setattr(mac.disk, "_core_foundation", lambda: library)
+    monkeypatch.setattr(mac.disk, "_key", lambda _library, name: name)
+    monkeypatch.setattr(ballast, "BALLAST_BYTES", 4096)
+    home, ours, theirs = Home(tmp_path / "home"), tmp_path / "ours", tmp_path / "theirs"
+    home.root.mkdir()
+    theirs.mkdir()
+
+    ballast.lay_ballast(home)
+    for folder in (ours, theirs):
+        model_dir._mark(model_dir.ModelDir(folder, None))
+
+    part = home.ballast.with_suffix(".part")
+    assert [(os.fsdecode(path), key, value) for path, key, value in library.noted] == [
+        (str(path), "kCFURLIsExcludedFromBackupKey", "kCFBooleanTrue") for path in (part, ours)
+    ]
+    assert library.released == 2
+    library.takes_notes = False
+    assert mac.disk.exclude_from_backup(ours) is False
 
 
 def test_what_a_purge_would_free_counts_as_free(mac: SimulatedMac, monkeypatch: pytest.MonkeyPatch) -> None:
