@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import plistlib
 import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support import launchctl
+from support.autostart import HOME, UNIT, Mac, make_mac
 
-from mlxq import autostart, cli, worker_process
+from mlxq import autostart, cli
 from mlxq.autostart import launchd, systemd
 from mlxq.autostart.unit import Unit, environment
 from mlxq.doctor import rules
 from state.errors import MlxqError, NotSetUp, UsageProblem
 from state.paths import Home
-from tasks.system import tool
-from tests.support import launchctl
 
 SNAPSHOTS = Path(__file__).parents[1] / "snapshots"
-HOME = Home(Path("/Users/ada/.mlxq"))
-UID = os.getuid()
-GUI, USER = f"gui/{UID}", f"user/{UID}"
-UNIT = Unit(
-    ["/Users/ada/.local/bin/mlxq", "worker", "--wait"],
-    HOME,
-    {"PATH": "/usr/bin:/bin", "MLXQ_HOME": "/Users/ada/.mlxq"},
-    user_home=Path("/Users/ada"),
-)
 
 
 @pytest.mark.parametrize(
@@ -107,123 +94,9 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert systemd.NAME not in done.stderr, done.stderr
 
 
-class Mac:
-    """A machine that looks like a Mac to mlxq.autostart, with a launchctl that misbehaves as the original."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "launchd.json"
-        self.unit = replace(UNIT, home=Home(folder / ".mlxq"), user_home=folder, user_id=UID)
-
-    def set(self, **values: object) -> None:
-        self.file.write_text(json.dumps(self.state() | values))
-
-    def state(self) -> dict[str, Any]:
-        return json.loads(self.file.read_text()) if self.file.exists() else {}
-
-    def jobs(self) -> dict[str, Any]:
-        return {name: job for name, job in self.state().get("jobs", {}).items() if not job["gone_at"]}
-
-
 @pytest.fixture
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mac:
-    tools = {
-        "launchctl": f'#!/bin/sh\nexec "{sys.executable}" -S "{launchctl.__file__}" "$@"\n',
-        "plutil": "#!/bin/sh\nexit 0\n",
-    }
-    for name, text in tools.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-        monkeypatch.setitem(tool.MACOS_PATHS, name, str(tmp_path / name))
-    made = Mac(tmp_path)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setenv("FAKE_LAUNCHD", str(made.file))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / ".mlxq"))
-    monkeypatch.setattr(launchd, "POLL_S", 0.01)
-    monkeypatch.setattr(launchd, "STARTED_S", 0.1)
-    return made
-
-
-LABEL = launchd.LABEL
-EARLIER: Mapping[str, list[str]] = {
-    "nothing": [],
-    "at the screen": [GUI],
-    "over SSH": [USER],
-    "both": [GUI, USER],
-    "as a daemon": ["system"],
-}
-
-
-@pytest.mark.parametrize(
-    "case", itertools.product((True, False), (True, False), (0.0, 0.3), (0.0, 0.3), EARLIER), ids=str
-)
-def test_an_installation_ends_with_one_job_or_changes_nothing(
-    mac: Mac, case: tuple[bool, bool, float, float, str]
-) -> None:
-    """80 combinations of who is at the screen, how long the former job drains, and what was installed before."""
-    gui, user, drain, reserved, earlier = case
-    jobs = {f"{domain}/{LABEL}": {"path": "x", "runs": 3, "gone_at": 0.0} for domain in EARLIER[earlier]}
-    jobs = {name: job for name, job in jobs.items() if (gui or "gui" not in name) and (user or "user" not in name)}
-    mac.set(gui=gui, user=user, drain=drain, reserved=reserved, jobs=jobs)
-    domain = GUI if gui else USER
-
-    if earlier == "as a daemon" or not (gui or user):
-        with pytest.raises(MlxqError) as refusal:
-            autostart.install(mac.unit)
-        assert "--system" in str(refusal.value.hint)
-        assert mac.jobs() == jobs
-        assert not launchd.path(mac.unit).exists()
-        return
-    sentences = autostart.install(mac.unit)
-    assert sentences[-1] == f"launchd keeps the worker running ({domain}/{LABEL})."
-    assert mac.jobs() == {f"{domain}/{LABEL}": {"path": autostart.path(mac.unit), "runs": 1, "gone_at": 0.0}}
-    status = autostart.status(mac.unit)
-    assert (status.running, status.domain, status.pid) == (True, domain, 4242)
-    assert rules.autostart(status).grade is rules.Grade.OK
-
-    assert autostart.uninstall(mac.unit)[0] == f"Removed {autostart.path(mac.unit)}."
-    assert mac.jobs() == {}
-    assert autostart.uninstall(mac.unit) == ["Autostart is not installed."]
-
-
-def test_a_job_that_does_not_end_is_said_and_kept(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchd, "GONE_S", 0.2)
-    mac.set(drain=60.0, jobs={f"{GUI}/{LABEL}": {"path": "x", "runs": 1, "gone_at": 0.0}})
-
-    with pytest.raises(MlxqError, match="has not ended the former worker") as problem:
-        autostart.install(mac.unit)
-    assert problem.value.hint == "mlxq install"
-
-
-def test_a_label_that_stays_refused_leaves_a_worker_in_the_background(
-    mac: Mac, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launchd, "BOOTSTRAP_S", 0.2)
-    mac.set(free_at=4e9)
-    started: list[Home] = []
-    monkeypatch.setattr(autostart, "_stop_background", lambda _home: True)
-    monkeypatch.setattr(worker_process, "ensure", started.append)
-
-    with pytest.raises(MlxqError, match=r"did not load .* \(5\): Bootstrap failed"):
-        autostart.install(mac.unit)
-    assert started == [mac.unit.home]
-
-
-@pytest.mark.parametrize(("code", "meaning"), [(1, "spawn scheduled, started 7 times, last exit 1"), (78, "EX_CONFIG")])
-def test_a_crash_loop_is_no_running_worker(
-    mac: Mac, code: int, meaning: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    mac.set(crashes=True, exit=code)
-
-    assert meaning in autostart.install(mac.unit)[-1]
-
-    status = autostart.status(mac.unit)
-    assert (status.running, status.runs, status.last_exit) == (False, 7, str(code))
-    finding = rules.autostart(status)
-    assert (finding.grade, finding.hint) == (rules.Grade.FAIL, "mlxq logs worker")
-    assert meaning in finding.text
-    assert cli.run(["install", "--status"]) == 0
-    assert GUI in capsys.readouterr().out
+    return make_mac(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -239,13 +112,6 @@ def test_any_printed_job_is_read(newline: str, missing: str) -> None:
     assert job.pid == (None if missing == "pid" else 9)
     assert job.runs == (None if missing == "runs" else 3)
     assert job.exit_code == (None if missing == "last exit code" else 78)
-
-
-def test_a_tool_that_fails_is_quoted(mac: Mac, tmp_path: Path) -> None:
-    (tmp_path / "plutil").write_text("#!/bin/sh\necho 'bad file' >&2\nexit 1\n")
-
-    with pytest.raises(MlxqError, match="bad file"):
-        autostart.install(mac.unit)
 
 
 SYSTEMCTL = """#!/bin/sh
@@ -344,7 +210,7 @@ def test_a_dry_run_shows_the_unit_and_writes_nothing(
     assert cli.run(["install", "--dry-run"]) == 0
 
     out, err = capsys.readouterr()
-    assert plistlib.loads(out.encode())["Label"] == LABEL
+    assert plistlib.loads(out.encode())["Label"] == launchd.LABEL
     assert autostart.path(mac.unit) in err
     assert "secret" not in out + err
     assert not (tmp_path / "none").exists()
