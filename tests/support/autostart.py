@@ -60,6 +60,6 @@ def make_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mac:
     monkeypatch.setenv("FAKE_LAUNCHD", str(made.file))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MLXQ_HOME", str(tmp_path / ".mlxq"))
-    monkeypatch.setattr(launchd, "POLL_S", 0.01)
+    monkeypatch.setattr(launchd, "POLL_S", 0.05)
     monkeypatch.setattr(launchd, "STARTED_S", 0.1)
     return made

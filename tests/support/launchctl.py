@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import plistlib
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -103,6 +101,8 @@ def bootout(state: dict[str, Any], target: str) -> NoReturn:
 
 
 def bootstrap(state: dict[str, Any], domain: str, path: str) -> NoReturn:
+    import plistlib  # half the start of a program that is started a thousand times
+
     content = plistlib.loads(Path(path).read_bytes())
     target = f"{domain}/{content['Label']}"
     sessions = content.get("LimitLoadToSessionType", "Aqua")
@@ -120,6 +120,8 @@ def bootstrap(state: dict[str, Any], domain: str, path: str) -> NoReturn:
 
 def run(content: dict[str, Any]) -> None:
     """Run the job to its end, as launchd does at its loading; its output is appended."""
+    import subprocess
+
     os.umask(content["Umask"])
     with Path(content["StandardOutPath"]).open("ab") as log:
         environment = {"PATH": "/usr/bin:/bin"} | content.get("EnvironmentVariables", {})
