@@ -22,6 +22,7 @@ from catalog import chips
 from catalog.intent import AGENTS, INTENTS, LONGCTX, STANDARD
 from catalog.load import entries
 from catalog.machine import Machine
+from catalog.model import Model
 from catalog.pick import Recommendation
 from catalog.score import budget, recommend
 from catalog.search import TooSmall
@@ -29,6 +30,7 @@ from tasks.plan.answer_timeout import answer_timeout_s
 
 SHARES: tuple[float | None, ...] = (None, 0.25, 0.40, 0.60)
 """Budgets as shares of all memory; None is the default."""
+TRIES, SLOW_S = 3, 0.03
 FLOORS = {"balanced": (16, 32_768), AGENTS: (24, 65_536)}
 """From how many GB of memory standard must have which window."""
 
@@ -74,13 +76,26 @@ def cases() -> list[Case]:
         for intent in INTENTS:
             for share in SHARES:
                 limit = None if share is None else min(budget(machine), int(share * machine.memory_bytes))
-                start = time.process_time()
-                try:
-                    stack = recommend(machine, known, intent, budget_bytes=limit)
-                except TooSmall:
-                    stack = None
-                asked.append(Case(machine, intent, share, stack, time.process_time() - start))
+                asked.append(Case(machine, intent, share, *_timed(machine, known, intent, limit)))
     return asked
+
+
+def _timed(
+    machine: Machine, known: dict[str, Model], intent: str, limit: int | None
+) -> tuple[Recommendation | None, float]:
+    """Return the stack, if there is one, and the seconds of processor time that it took.
+
+    A slow case is asked three times and the least counts: a shared processor has other work in its caches.
+    """
+    stack, times = None, list[float]()
+    while not times or (len(times) < TRIES and min(times) > SLOW_S):
+        start = time.process_time()
+        try:
+            stack = recommend(machine, known, intent, budget_bytes=limit)
+        except TooSmall:
+            stack = None
+        times.append(time.process_time() - start)
+    return stack, min(times)
 
 
 def demands(asked: list[Case]) -> dict[str, Any]:

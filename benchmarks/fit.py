@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ BAND = (0.05, 0.95)
 def stacked(rows: Iterable[Row]) -> Work:
     """Give the work of many rows at once, an array a field."""
     some = [work(row) for row in rows]
-    return Work(**{one.name: np.array([getattr(row, one.name) for row in some], float) for one in fields(Work)})
+    return Work(**{name: np.array([getattr(row, name) for row in some], float) for name in Work._fields})
 
 
 def fit(rows: list[Row], kind: str) -> dict[str, float]:

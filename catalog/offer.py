@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from catalog.fit import SMALL_STEP, cache_bytes, memory, step_for
+from catalog.fit import SMALL_STEP, Memory, cache_bytes, memory, step_for
 from catalog.intent import AGENTS, FAST, LONGCTX, STANDARD, Wish
 from catalog.machine import Machine
 from catalog.model import Model
@@ -42,6 +43,18 @@ class Rated:
     """Quality at this quant."""
     agent_points: float
     """The same, judged for the work of agents."""
+    _needs: dict[tuple[int, bool], tuple[int, Memory]] = field(default_factory=dict[tuple[int, bool], Any], repr=False)
+    """What `need` returned before: an engine is judged once for each group of tiers that it could serve."""
+
+    def need(self, context: int, *, small: bool) -> tuple[int, Memory]:
+        """Return the tokens of a chunk of prompt and the memory with one request of `context` tokens.
+
+        `small`: prompts are read in small steps whatever the window.
+        """
+        if (context, small) not in self._needs:
+            step = SMALL_STEP if small else step_for(self.model, context)
+            self._needs[context, small] = step, memory(self.model, self.quant, context, 1, step)
+        return self._needs[context, small]
 
     @property
     def speed(self) -> Speed:
@@ -166,8 +179,9 @@ def offers_of(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *,
     contexts = sorted({context for tier in tiers for context in wishes[tier].contexts})
     least = max(wishes[tier].contexts[0] for tier in tiers)
     patience = max(wishes[tier].patience for tier in tiers)
+    merit = sum(_merit(rated, wishes[tier], own=at == 0) for at, tier in enumerate(tiers))
     return [
-        _offer(rated, tuple(tiers), context, wishes, small=small)
+        _offer(rated, context, [wishes[tier] for tier in tiers], tuple(tiers), merit, small=small)
         for context in contexts
         if least <= context <= rated.model.context and context in rated.speeds
         if context / rated.speeds[context].prompt <= patience
@@ -187,15 +201,16 @@ def reached(rated: Rated, tiers: Sequence[str], wishes: Mapping[str, Wish], *, s
     return offers_of(rated, tiers, patient, small=small)
 
 
-def _offer(rated: Rated, tiers: tuple[str, ...], context: int, wishes: Mapping[str, Wish], *, small: bool) -> Offer:
-    """Return one model at one context."""
-    model, quant, speed = rated.model, rated.quant, rated.speeds[context]
-    step = SMALL_STEP if small else step_for(model, context)
-    need = memory(model, quant, context, 1, step)
+def _offer(
+    rated: Rated, context: int, wishes: Sequence[Wish], tiers: tuple[str, ...], merit: float, *, small: bool
+) -> Offer:
+    """Return one model at one context. `merit`: what it is worth to these tiers whatever the context."""
+    model, speed = rated.model, rated.speeds[context]
+    step, need = rated.need(context, small=small)
     cache = cache_bytes(model, context) if rated.reuses else 0
-    value = sum(_worth(rated, context, wishes[tier], own=at == 0) for at, tier in enumerate(tiers))
+    value = merit + sum(_window_worth(context, wish) for wish in wishes)
     return Offer(
-        tiers, model, quant, context, step, need.resident + cache, need.prefill, cache,
+        tiers, model, rated.quant, context, step, need.resident + cache, need.prefill, cache,
         rated.speed, speed.decode, context / speed.prompt, rated.points, value,
     )  # fmt: skip
 
@@ -205,12 +220,16 @@ def lasts(model: Model) -> bool:
     return model.attention.latent > 0 or 2 * model.attention.full <= model.layers
 
 
-def _worth(rated: Rated, context: int, wish: Wish, *, own: bool) -> float:
-    """Return what a model is worth at a tier, in points of the quality index. `own`: it has the engine to itself."""
+def _window_worth(context: int, wish: Wish) -> float:
+    """Return what a window is worth at a tier, in points of the quality index: at most 0, with all that is wished."""
+    return wish.weight * wish.context * math.log2(min(context, wish.contexts[-1]) / wish.contexts[-1])
+
+
+def _merit(rated: Rated, wish: Wish, *, own: bool) -> float:
+    """Return what a model is worth at a tier whatever its window. `own`: it has the engine to itself."""
     model, speed = rated.model, rated.speed
     points = wish.quality * min(wish.clever, rated.agent_points if wish.agents else rated.points)
     points += wish.speed * math.log2(min(speed.decode, wish.ample) / wish.plain)
-    points += wish.context * math.log2(min(context, wish.contexts[-1]) / wish.contexts[-1])
     points -= THRIFT * rated.bytes / 1e9
     points -= 0.5 * (model.quants[rated.quant].confidence == "low")
     points -= wish.tools * (not model.tool_calling)
@@ -226,34 +245,41 @@ def _thinned(offers: Sequence[Offer]) -> list[Offer]:
     """Drop an offer that can be part of no best stack.
 
     That is: three other models with as long a context are as small, worth more, and leave the other tiers as much
-    choice; or its own model is all that in another quant.
+    choice; or its own model is all that in another quant. All of them serve the same tiers.
     """
     thinned: list[Offer] = []
-    for offer in sorted(offers, key=lambda candidate: (-candidate.worth, candidate.bytes)):
-        if not _needless(offer, thinned):
-            thinned.append(offer)
+    if offers:
+        beats = {LONGCTX: _beats_for_longctx, FAST: _beats_for_fast}.get(offers[0].tier, _beats)
+        for offer in sorted(offers, key=lambda candidate: (-candidate.worth, candidate.bytes)):
+            if not _needless(offer, thinned, beats):
+                thinned.append(offer)
     return thinned
 
 
-def _needless(offer: Offer, rivals: Sequence[Offer]) -> bool:
-    """Return whether enough other models, or its own in another quant, do all that this offer does."""
+def _needless(offer: Offer, rivals: Sequence[Offer], beats: Callable[[Offer, Offer], bool]) -> bool:
+    """Return whether enough other models, or its own in another quant, worth as much, do all that this offer does."""
+    resident, reading = offer.resident, offer.reading
     better: set[str] = set()
     for rival in rivals:
-        if rival.resident <= offer.resident and _beats(rival, offer):
+        if rival.resident <= resident and rival.reading <= reading and beats(rival, offer):
             better.add(rival.model.id)
             if len(better) == SPARE or rival.model.id == offer.model.id:
                 return True
     return False
 
 
+def _beats_for_longctx(rival: Offer, offer: Offer) -> bool:
+    """Return whether `rival` is no harder to put beside a standard: it has the window, and is not above its quality."""
+    return rival.context >= offer.context and rival.points <= offer.points
+
+
+def _beats_for_fast(rival: Offer, offer: Offer) -> bool:
+    """Return whether `rival` is no harder to put beside a standard that it must outrun."""
+    return rival.context >= offer.context and rival.decode >= offer.decode
+
+
 def _beats(rival: Offer, offer: Offer) -> bool:
-    """Return whether `rival`, worth as much as `offer`, is as small and no harder to put beside other tiers."""
-    if rival.reading > offer.reading:
-        return False
-    if rival.tier == LONGCTX:
-        return rival.context >= offer.context and rival.points <= offer.points
-    if rival.tier == FAST:
-        return rival.context >= offer.context and rival.decode >= offer.decode
+    """Return whether `rival` is no harder to put beside a fast, which outruns it, and a longctx."""
     return (
         rival.context == offer.context
         and rival.points >= offer.points

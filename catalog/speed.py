@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from catalog.chips import identify
 from catalog.fit import cache_bytes, query_heads, score_bytes, text_bytes
@@ -31,8 +31,7 @@ MEASURED_CHUNK = 2048
 """Tokens of prompt at once in the measurements the constants are fitted on: mlx-lm's default."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What the formulas need to know of one measurement; a number each, or an array each when fitting.
 
     Sizes in 1e9 bytes, parameters in billions, bandwidth in GB/s, tflops in fp16 TFLOPS. Flags are 0 or 1.
@@ -188,20 +187,20 @@ def _least(value: Any, most: int) -> Any:
 
 
 def _work(machine: Machine, model: Model, quant: str, context: int) -> Work:
-    attention = model.attention
+    attention, heads, text = model.attention, query_heads(model), text_bytes(model, quant) / 1e9
     own = attention.full + attention.sliding + attention.recurrent
     return Work(
         bandwidth=machine.bandwidth_gbps,
         tflops=machine.fp16_tflops,
-        weights=text_bytes(model, quant) / 1e9 * model.active_params_b / model.text_params_b,
+        weights=text * model.active_params_b / model.text_params_b,
         kv=cache_bytes(model, context) / 1e9,
         active=model.active_params_b,
-        everything=text_bytes(model, quant) / 1e9,
+        everything=text,
         idle=model.input_params_b / model.active_params_b,
         spread=model.expert_spread,
         layers=model.layers,
-        attend=query_heads(model) * (attention.full_head_dim or attention.head_dim or LATENT_HEAD),
-        scores=query_heads(model) if score_bytes(model, 1, 1) else 0,
+        attend=heads * (attention.full_head_dim or attention.head_dim or LATENT_HEAD),
+        scores=heads if score_bytes(model, 1, 1) else 0,
         full_layers=attention.full,
         computed=own / model.layers if model.architecture == "transformer-ple" else 1,
         tokens=max(context, 1),
