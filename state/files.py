@@ -15,6 +15,8 @@ from typing import IO, Any
 from state.errors import MlxqError
 
 F_PREALLOCATE, F_FULLFSYNC = 42, 51
+WITHOUT_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS})
+"""What flock(2) fails with on a disk that has no locks: SMB, and NFS without its lock service."""
 F_ALLOCATEALL, F_PEOFPOSMODE = 4, 3
 """macOS's sys/fcntl.h; Python does not name them elsewhere."""
 
@@ -109,7 +111,7 @@ def tail(path: Path, most_bytes: int) -> str:
 
 
 def take_lock(file: IO[Any]) -> bool:
-    """Take the lock of an open file without waiting; return whether it is ours now."""
+    """Take the lock of an open file without waiting; return whether it is ours now. Raises OSError without locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,7 +120,10 @@ def take_lock(file: IO[Any]) -> bool:
 
 
 def locked(path: Path) -> bool:
-    """Return whether a living process holds a lock. Those who ask at once do not take each other for a holder."""
+    """Return whether a living process holds a lock. Those who ask at once do not take each other for a holder.
+
+    None can on a disk that has no locks.
+    """
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -126,6 +131,9 @@ def locked(path: Path) -> bool:
         return False
     except BlockingIOError:
         return True
+    except OSError as problem:
+        if problem.errno not in WITHOUT_LOCKS:
+            raise
     return False
 
 

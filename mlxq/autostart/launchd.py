@@ -20,6 +20,8 @@ from state.errors import MlxqError, UsageProblem
 from tasks.system import tool
 
 LABEL = "dev.mlxq.worker"
+DAEMONS = Path("/Library/LaunchDaemons")
+"""On the volume of the users' homes; an agent on another one is refused with 5 for good (Pearcleaner issue 550)."""
 SESSIONS = ["Aqua", "Background", "LoginWindow", "StandardIO", "System"]
 """As Homebrew's services write it: the screen's, SSH's and the system's sessions alike."""
 EX_CONFIG = 78
@@ -108,7 +110,7 @@ def _volume(path: Path) -> int | None:
 
 def path(unit: Unit) -> Path:
     """Return where the property list belongs."""
-    folder = Path("/Library/LaunchDaemons") if unit.system else unit.user_home / "Library" / "LaunchAgents"
+    folder = DAEMONS if unit.system else unit.user_home / "Library" / "LaunchAgents"
     return folder / f"{LABEL}.plist"
 
 
@@ -167,7 +169,7 @@ def _bootstrap(domain: str, target: Path) -> None:
         if output.code not in REFUSED_FOR_A_WHILE or time.monotonic() > end:
             raise MlxqError(
                 f"launchd did not load {target} ({output.code}): {output.message}. The file is written.",
-                hint="mlxq install",
+                hint="mlxq install" if _volume(target) == _volume(DAEMONS) else "sudo mlxq install --system",
             )
         time.sleep(POLL_S)
 

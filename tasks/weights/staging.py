@@ -12,9 +12,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from state import files
-from state.errors import Busy
+from state.errors import Busy, DiskUnavailable
 from tasks.weights import manifest
 from tasks.weights.manifest import Manifest
 
@@ -56,15 +57,31 @@ class Staging:
 
 @contextmanager
 def hold(target: Path) -> Generator[Staging]:
-    """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does."""
+    """Hold the right to make `target`; its staging folder exists. Raises Busy when another process does.
+
+    Raises DiskUnavailable on a disk without locks: two downloads there could mix their bytes.
+    """
     locks = target.parent / LOCKS
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / target.name).open("a") as file:
-        if not files.take_lock(file):
+        if not _locked(file, target.parent):
             raise Busy(f"{target.name} is being fetched by another process.", hint="mlxq jobs")
         staging = Staging(target)
         staging.folder.mkdir(exist_ok=True)
         yield staging
+
+
+def _locked(file: IO[str], folder: Path) -> bool:
+    try:
+        return files.take_lock(file)
+    except OSError as problem:
+        if problem.errno not in files.WITHOUT_LOCKS:
+            raise
+        raise DiskUnavailable(
+            f"The disk of {folder} has no file locks, as some network disks: {problem.strerror}.",
+            done="Nothing was written there.",
+            hint="mlxq config set model-dir FOLDER   (on another disk)",
+        ) from problem
 
 
 def held(target: Path) -> bool:

@@ -19,13 +19,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.mlxq_home import until
 
-from mlxq import jobs_client
+from mlxq import autostart, jobs_client, worker_process
+from mlxq.autostart.unit import Unit
 from state import ledger, secrets, service, wakeup, worker
 from state.db import Database, open_database
+from state.errors import MlxqError
 from state.job import JobState, get
 from state.paths import Home
-from tasks import kinds
+from tasks import kinds, worker_status
 from tasks.system import process
 
 PROGRAM = [sys.executable, "-P", "-m", "mlxq"]
@@ -148,6 +151,40 @@ def test_the_systems_worker_waits_for_the_one_that_runs_and_takes_over(
     first.send_signal(signal.SIGTERM)
 
     assert f'"pid": {later.pid}' in line_with(later, "worker_started")
+
+
+SYSTEMCTL = """#!/bin/sh
+case "$*" in
+  *restart*) exit $REFUSES ;;
+  *"show mlxq-worker"*) printf 'ActiveState=active\\nSubState=running\\nMainPID=4242\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("refuses", [0, 1])
+def test_an_installation_ends_the_worker_in_the_background(
+    refuses: int, home: Home, db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lock that the system's worker needs; where the system refuses, another runs in the background."""
+    for name, text in (("systemctl", SYSTEMCTL), ("loginctl", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("REFUSES", str(refuses))
+    background = worker_process.ensure(home)
+    assert background
+    first = until(lambda: worker.current(db), PATIENCE_S)
+    unit = Unit([*PROGRAM, "worker", "--wait"], home, {}, user_id=os.getuid(), user_home=tmp_path)
+
+    with pytest.raises(MlxqError) if refuses else contextlib.nullcontext():
+        assert "Stopped the worker in the background; the system's takes over." in autostart.install(unit)
+
+    assert background.wait(PATIENCE_S) is not None
+    if refuses:
+        until(lambda: (row := worker.current(db)) and row.owner != first.owner and row, PATIENCE_S)
+    else:
+        assert log_of(home, "worker_started", 1) == 1
+        assert not worker_status.is_alive(first.owner)
 
 
 def test_a_worker_that_waits_ends_when_it_is_told_to(home: Home, start: Callable[..., subprocess.Popen[str]]) -> None:

@@ -119,6 +119,13 @@ def test_a_mac_without_metal_is_broken(platform: str, said: dict[str, str], grad
     assert rules.back_end(platform, said).grade == grade
 
 
+def test_a_mac_without_metal_may_be_a_virtual_one_without_a_gpu() -> None:
+    """MLX computes on the paravirtual device of others (VeloxQuant-MLX issue 395)."""
+    finding = rules.back_end("darwin", {"device": "cpu"})
+
+    assert ("a virtual machine without a GPU" in finding.text, finding.hint) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("status", "token", "offline", "grade"),
     [(200, True, False, "ok"), (401, False, False, "ok"), (401, True, False, "warn"), (None, False, False, "warn"),

@@ -25,6 +25,8 @@ BROKEN_ON_PURPOSE = [
     (134, "memory allocation of 18874368 bytes failed", "out_of_memory", False),
     (134, "Command buffer: kIOGPUCommandBufferCallbackErrorOutOfMemory", "out_of_memory", False),
     (1, "RuntimeError: [metal::malloc] Resource limit (499000) exceeded", "out_of_memory", False),
+    (134, "Unable to reach MTLCompilerService. The process is unavailable: error 32", "metal_unreachable", False),
+    (1, "RuntimeError: Unable to reach MTLCompilerService (141)", "metal_unreachable", False),
     (1, "OSError: [Errno 28] No space left on device", "disk_full", False),
     (1, "ValueError: not allowed to raise maximum limit", "open_files", True),
     (1, "ValueError: current limit exceeds maximum limit", "open_files", True),

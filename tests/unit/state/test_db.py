@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ def test_a_reserve_whose_blocks_are_freed_late_is_waited_for(
         with pytest.raises(DiskFull):
             write(db)
     assert (len(seen), paused) == (tries, [FREED_S] * reserve)
+
+
+@pytest.mark.parametrize("opens", [open_database, read_database])
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_every_connection_may_fold_the_log_back_durably_on_macos(
+    home: Home, platform: str, opens: Callable[[Home], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one that is closed does, also one that reads alone."""
+    open_database(home).close()
+    monkeypatch.setattr(sys, "platform", platform)
+
+    assert opens(home).value("PRAGMA checkpoint_fullfsync") == (platform == "darwin")
 
 
 def test_a_lock_held_for_too_long_is_told(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ import pytest
 from support import mounts
 
 from state import files
+from state.errors import DiskUnavailable
+from tasks.weights import staging
 
 Lay = Callable[[Path], AbstractContextManager[Path]]
 
@@ -99,6 +101,22 @@ def test_macos_claims_a_files_length_where_the_disk_can(refusal: int | None, mon
     monkeypatch.setattr(sys, "platform", "darwin")
     files.preallocate(3, 1 << 40)
     assert calls == [(42, struct.pack("Iiqqq", 4, 3, 0, 1 << 40, 0))]
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOTSUP, errno.ENOLCK])
+def test_on_a_disk_without_locks_none_is_held_and_nothing_is_fetched(
+    refusal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SMB and NFS mounts: an error of the lock would be a fault of mlxq's own, and `mlxq models` would end with it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    with pytest.raises(DiskUnavailable, match="no file locks"), staging.hold(tmp_path / "model"):
+        pass
+    assert staging.held(tmp_path / "model") is False
+    assert not staging.Staging(tmp_path / "model").folder.exists()
 
 
 @pytest.mark.parametrize("lay", [mounts.read_only, mounts.dead], ids=["read-only", "dead"])

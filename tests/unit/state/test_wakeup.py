@@ -111,6 +111,14 @@ def test_a_path_too_long_for_a_socket_moves_it_to_a_private_folder(tmp_path: Pat
     watcher.path.parent.rmdir()
 
 
+def test_a_sockets_path_is_measured_in_bytes(tmp_path: Path) -> None:
+    """A disk may be called 外付け, whose letters are three bytes each; sun_path has 104 on macOS."""
+    home = Home(Path("/tmp") / f"{os.getpid()}-{'外' * 20}")
+    assert len(str(home.wake)) < 80
+
+    assert str(wakeup.folder(home)).startswith(f"/tmp/mlxq-{os.getuid()}-")
+
+
 def test_a_folder_that_somebody_else_made_first_is_refused(tmp_path: Path) -> None:
     home = Home(tmp_path / ("long" * 30)).make()
     place = wakeup.folder(home)
