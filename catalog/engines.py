@@ -52,6 +52,18 @@ class Reuse:
 
 
 @dataclass(frozen=True)
+class ThinkingBudget:
+    """How an engine limits the thoughts of a model."""
+
+    field: str
+    """Of a chat's body, in tokens."""
+    kinds: frozenset[ModelKind]
+    """Kinds of model for which it ends the thoughts and lets the answer follow."""
+    with_tools: bool
+    """Whether it does so too where the request has tools."""
+
+
+@dataclass(frozen=True)
 class Abilities:
     """What one engine does by itself on one backend; where it does not, the gateway has to."""
 
@@ -78,8 +90,7 @@ class Abilities:
     """Whether `logprobs` are given, and `n` over 1 is refused and not ignored."""
     frequency_penalty: bool
     logit_bias: bool
-    thinking_budget: str
-    """The field of its chat that limits the tokens of thoughts."""
+    thinking_budget: ThinkingBudget
     response_formats: bool
     """Whether its Responses hold an answer to JSON, or to a schema."""
     response_images: bool
@@ -141,7 +152,9 @@ def abilities(name: str, backend: str) -> Abilities:
     row = dict(entry(name).abilities)
     row.pop("disk_cache")
     dialects, schema = frozenset(row.pop("dialects")), bool(row.pop("json_schema").get(backend, False))
-    return Abilities(engine=name, dialects=dialects, json_schema=schema, **row)
+    limit = row.pop("thinking_budget")
+    budget = ThinkingBudget(limit["field"], frozenset(map(ModelKind, limit["kinds"])), limit["with_tools"])
+    return Abilities(engine=name, dialects=dialects, json_schema=schema, thinking_budget=budget, **row)
 
 
 def reuses(name: str, model: ModelKind) -> bool:

@@ -113,7 +113,7 @@ class StatusReport:
 def collect(db: Database) -> StatusReport:
     """Return the report on everything that state.db knows."""
     running = worker(db)
-    tiers = stack.with_defaults(stack.tiers(db), settings.load(db.home)["tier-defaults"])
+    tiers = stack.with_defaults(stack.tiers(db), settings.load(db.home))
     rows, numbers = {row.name: row for row in service.listing(db)}, ports.listing(db)
     return StatusReport(
         machine=facts.get(db, "machine"),

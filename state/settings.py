@@ -256,6 +256,8 @@ SETTINGS: tuple[Setting, ...] = (
             _engines, applies="mlxq up"),
     Setting("tier-defaults", {}, "What the gateway fills in for single tiers where a request says nothing.",
             _tier_defaults, applies="mlxq up"),
+    Setting("thinking-budget", 4096, "Most tokens that a model thinks before it answers, where a request says nothing.",
+            _number(1, LONGEST_ANSWER), applies="mlxq up"),
     Setting("default-quant", "int4", "Quant to use unless another is requested.",
             _choice("int4", "int8", "bf16"), applies="mlxq setup"),
     Setting("memory-budget-pct", AUTO, "Share of memory that models may use, in percent; auto = all that is usable.",

@@ -22,6 +22,9 @@ ANSWER_TIMEOUT_S = 300
 MAX_TOKENS = 4_096
 """Tokens of an answer when the caller names no limit; half of a window that is smaller than two of these."""
 
+ANSWERS_AT_ONCE = frozenset({"fast"})
+"""Tiers whose models do not think unless a setting or a request says so."""
+
 
 def longest_answer(context: int) -> int:
     """Return the tokens that a request may ask for at most, by its engine's context in tokens."""
@@ -113,6 +116,11 @@ class Tier:
         return self.engine.context
 
     @property
+    def thinks(self) -> bool:
+        """Whether its model can think before it answers."""
+        return self.engine.reasoning_parser is not None
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of an answer where the request names no limit."""
         return min(self.defaults.max_tokens or self.engine.max_tokens, self.context)
@@ -174,16 +182,31 @@ def shares(tier: Tier, tiers: Sequence[Tier]) -> str:
     return "" if first == tier.name else first
 
 
-def with_defaults(tiers: Iterable[Tier], chosen: Mapping[str, Any]) -> list[Tier]:
-    """Return the tiers with the defaults that hold. `chosen`: the setting tier-defaults, such as {"fast.top-k": 20}."""
+def with_defaults(tiers: Sequence[Tier], settings: Mapping[str, Any]) -> list[Tier]:
+    """Return the tiers with the defaults that hold.
+
+    `settings`: what is read of them are tier-defaults, such as {"fast.top-k": 20}, and thinking-budget, in tokens.
+    """
     own: dict[str, dict[str, Any]] = {}
-    for name, value in chosen.items():
+    for name, value in settings["tier-defaults"].items():
         tier, _, field = name.rpartition(".")
         own.setdefault(tier, {})[field.replace("-", "_")] = value
+    chosen = (dataclasses.replace(tier.defaults, **own.get(tier.name, {})) for tier in tiers)
     return [
-        dataclasses.replace(tier, defaults=dataclasses.replace(tier.defaults, **own.get(tier.name, {})))
-        for tier in tiers
+        _thinking(dataclasses.replace(tier, defaults=defaults), settings["thinking-budget"])
+        for tier, defaults in zip(tiers, chosen, strict=True)
     ]
+
+
+def _thinking(tier: Tier, budget: int) -> Tier:
+    """Return a tier with whether its model thinks, and for how many tokens; as it is where the model does not."""
+    if not tier.thinks:
+        return tier
+    on = tier.name not in ANSWERS_AT_ONCE if tier.defaults.thinking is None else tier.defaults.thinking
+    tokens = tier.defaults.thinking_budget or budget
+    return dataclasses.replace(
+        tier, defaults=dataclasses.replace(tier.defaults, thinking=on, thinking_budget=tokens if on else None)
+    )
 
 
 def alone(engine: Engine, defaults: Defaults = Defaults()) -> Tier:

@@ -141,7 +141,7 @@ def _restore(home: Home, client: Client, consent: Consent) -> None:
 def _target(home: Home, key: str) -> Target:
     """Return what the client is to use. Raises NotSetUp without a stack."""
     with jobs_client.reading(home) as db:
-        tiers = stack.with_defaults(stack.tiers(db), settings.load(home)["tier-defaults"])
+        tiers = stack.with_defaults(stack.tiers(db), settings.load(home))
         url = ports.endpoint(ports.listing(db))
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")

@@ -230,15 +230,27 @@ def _tier_status(status: StatusReport, tier: Tier, service: dict[str, Any]) -> s
 
 
 def _tiers(status: StatusReport) -> None:
-    """Show which engine serves each tier, and how much of its prompts it does not read again."""
+    """Show which engine serves each tier, how long its model thinks, and how much of its prompts is not read again."""
     engines = {service["name"]: service["engine"] for service in status.services}
     rows = [
-        [tier.name, engines.get(tier.engine.name), status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text]
+        [
+            tier.name,
+            engines.get(tier.engine.name),
+            thinking(tier),
+            status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text,
+        ]
         for tier in status.tiers
     ]
-    if any(engine or cached for _, engine, cached in rows):
+    if any(any(row[1:]) for row in rows):
         click.echo()
-        render.table(["TIER", "ENGINE", "CACHED"], rows)
+        render.table(["TIER", "ENGINE", "THINKING", "CACHED"], rows)
+
+
+def thinking(tier: Tier) -> str | None:
+    """Return how long a tier's model thinks before it answers, where a request says nothing; None for one that cannot."""
+    if not tier.thinks:
+        return None
+    return f"up to {tier.defaults.thinking_budget} tokens" if tier.defaults.thinking else "off"
 
 
 def _row(service: dict[str, Any]) -> list[Any]:

@@ -53,6 +53,10 @@ class ModelFacts:
     """Whether the chat template knows `enable_thinking`."""
     keeps_thinking: bool = False
     """Whether the chat template knows `preserve_thinking`."""
+    reads_thoughts: bool = False
+    """Whether the chat template takes the thoughts of an earlier turn in <think> at the start of the turn's text."""
+    efforts: tuple[str, ...] = ()
+    """The words that the chat template knows for `reasoning_effort`, from the least on."""
     state_bytes: int = 0
     """Bytes of the states of fixed size that each entry of a prompt cache holds."""
     token_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from catalog import config_json
@@ -13,6 +14,9 @@ from tasks.weights import headers
 STATE_VALUE_BYTES = 4
 """Recurrent states are kept in single precision (measured: 27B, 48 layers of 48 heads of 128 x 128, 146 MiB)."""
 CACHE_VALUE_BYTES = 2
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+"""From the least on."""
+_READS_THOUGHTS = re.compile(r"split\(\s*['\"\\]+</think>")
 
 
 def read(folder: Path) -> ModelFacts:
@@ -30,9 +34,19 @@ def read(folder: Path) -> ModelFacts:
         kind=kind(recurrent=config.recurs, sliding=config.slides, vision=config.vision),
         thinks="enable_thinking" in words,
         keeps_thinking="preserve_thinking" in words,
+        reads_thoughts=_READS_THOUGHTS.search(words) is not None,
+        efforts=_efforts(words),
         state_bytes=config.attention.recurrent * config.state_values * STATE_VALUE_BYTES,
         token_bytes=config.kv_values * CACHE_VALUE_BYTES,
     )
+
+
+def _efforts(words: str) -> tuple[str, ...]:
+    """Return the words that a template knows for `reasoning_effort`; the usual three where it names fewer than two."""
+    if "reasoning_effort" not in words:
+        return ()
+    named = tuple(effort for effort in EFFORTS if re.search(rf"['\"\\]{effort}['\"\\]", words))
+    return named if len(named) > 1 else ("low", "medium", "high")
 
 
 def _template(folder: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from catalog.engines import kind_of
 from catalog.model import Model
@@ -99,6 +100,29 @@ def of_engine(db: Database, home: Home, engine: Engine) -> EngineChoice:
 def programs(db: Database, home: Home, engines: Sequence[Engine]) -> dict[str, str]:
     """Return the program that each engine runs."""
     return {engine.name: of_engine(db, home, engine).installation.engine for engine in engines}
+
+
+def templates(home: Home, engines: Sequence[Engine]) -> dict[str, dict[str, Any]]:
+    """Return what the gateway must know of the chat templates of models that think: engine -> what `template` says.
+
+    An engine whose model does not think, or whose weights are not here yet, is left out.
+    """
+    known = {engine.name: template(engine, facts_of(engine, home)) for engine in engines if engine.weights}
+    return {name: section for name, section in known.items() if section}
+
+
+def template(engine: Engine, model: ModelFacts) -> dict[str, Any]:
+    """Return the fields of tasks.gateway.routes.Template for one model; empty where it does not think."""
+    if not model.thinks and not engine.reasoning_parser:
+        return {}
+    return {
+        "kind": str(model.kind),
+        "switch": model.thinks,
+        "keeps": model.keeps_thinking,
+        "reads": model.reads_thoughts,
+        "efforts": list(model.efforts),
+        "max_tokens": engine.max_tokens,
+    }
 
 
 def reads_once(db: Database | None, home: Home) -> Reuses:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from catalog.engines import Abilities
+from catalog.engines import Abilities, ThinkingBudget
 from tasks.gateway.cloud_budget import CloudBudget
 from tasks.gateway.dialects import sse
 from tasks.gateway.dialects.dialect import COMPLETIONS, RESPONSES
@@ -53,7 +53,7 @@ _CAN = Abilities(
     logprobs=True,
     frequency_penalty=True,
     logit_bias=True,
-    thinking_budget="thinking_token_budget",
+    thinking_budget=ThinkingBudget("thinking_token_budget", frozenset(), with_tools=False),
     response_formats=True,
     response_images=True,
     image_check=True,
@@ -124,6 +124,10 @@ class CloudAnswer:
         answer = _plain(self._given)
         self.usage = answer.get("usage") or {}
         return orjson.dumps(answer)
+
+    async def resume(self, thoughts: str) -> AsyncIterator[bytes]:
+        """Raise EngineDown: thoughts in the cloud have no limit here."""
+        raise EngineDown(f"cannot answer after {len(thoughts)} characters of thoughts")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield its events. Raises EngineDown."""

@@ -17,10 +17,11 @@ from tasks.gateway.cloud import Cloud
 from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, plans, usage
 from tasks.gateway.dialects.dialect import CHAT, Dialect
-from tasks.gateway.dialects.outputs import ChunkSource
+from tasks.gateway.dialects.outputs import ChunkSource, Exchange
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
+from tasks.gateway.engine_answer import EngineAnswer
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import NotAsAsked, Refusal
 from tasks.gateway.poison_requests import PoisonGuard
@@ -182,10 +183,11 @@ class Relay:
     async def _post(self, request: RelayRequest, plan: Plan, content: bytes, reply: Reply) -> None:
         """Send what was planned to the engine that is asked now, and its answer on. Raises as `_ask`."""
         route = self._routes.tiers[request.call.tier]
-        answer = await self._client.post(route, plan.dialect.path, content, stream=plan.asks_stream)
+        answer = EngineAnswer(self._client, route, plan)
         try:
-            if answer.status >= _BAD:
-                await self._bad(request, route.name, answer)
+            await answer.ask(content)
+            if answer.head.status >= _BAD:
+                await self._bad(request, route.name, answer.head)
             await self._pass_on(request, plan, route, answer, reply)
         finally:
             answer.close()
@@ -206,9 +208,14 @@ class Relay:
                 raise _Refused(refusal)
             request.call.failures[route.name] = "cannot do what was asked"
             raise _Unfit
-        limit = route.longest_answer
         plan = plans.plan(
-            request.dialect, request.fields, route.engine, route.can, route.defaults, longest_answer=limit
+            request.dialect,
+            request.fields,
+            route.engine,
+            route.can,
+            route.defaults,
+            longest_answer=route.longest_answer,
+            thinking=route.thinking,
         )
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
@@ -245,13 +252,14 @@ class Relay:
         async def count(answered: int) -> Mapping[str, Any] | None:
             return await self._usage_so_far(route, answered)
 
+        exchange = Exchange(plan, source, count, request.reuse, call.id.removeprefix("req_"))
         if not plan.streams:
-            content, used = await outputs.whole(plan, source, count, request.reuse, _message_id(call))
+            content = await outputs.whole(exchange)
             call.heard()
-            _note(call, used)
+            _note(call, exchange.tokens)
             await reply.whole(content)
             return
-        stream = outputs.stream(plan, source, count, request.reuse, _message_id(call))
+        stream = outputs.stream(exchange)
         opening = await stream.opening()
         await reply.stop_waiting()
         call.heard()
@@ -265,7 +273,7 @@ class Relay:
             await reply.fail(errors.broken_off(route.name))
             raise _BrokenOff(str(problem), died=problem.died) from problem
         finally:
-            _note(call, stream.tokens)
+            _note(call, exchange.tokens)
 
     async def _usage_so_far(self, route: Route, answered: int) -> Mapping[str, Any] | None:
         """Ask an engine how long the prompt of a running request is, as a cut stream never says it.
@@ -302,7 +310,3 @@ def _note(call: Call, used: Tokens | None) -> None:
     if used is not None:
         call.prompt_tokens, call.completion_tokens = used.prompt, used.answer
         call.cached_tokens = used.cached or 0
-
-
-def _message_id(call: Call) -> str:
-    return f"msg_{call.id.removeprefix('req_')}"

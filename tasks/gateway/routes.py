@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from catalog.engines import FALLBACK, Abilities, abilities, entries
+from catalog.engines import FALLBACK, Abilities, ModelKind, abilities, entries
 from state.stack import longest_answer
+from tasks.gateway.dialects.thinking import Template, TierThinking, of_tier
 from tasks.plan.gateway import CLOUD, LOOPBACK, order
 
 BYTES_PER_TOKEN = 4
@@ -31,6 +32,8 @@ class Route:
     """The engine's own limit for one answer, in seconds; 0 where none was written."""
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What is filled in where a request says nothing, by the names of state.stack.Defaults."""
+    template: Template | None = None
+    """What its model's chat template knows of thinking; None for a model that does not think."""
     stopped: bool = False
     """Whether the tier is stopped while its engine runs for others."""
 
@@ -38,6 +41,11 @@ class Route:
     def longest_answer(self) -> int:
         """Tokens that a request may ask for at most."""
         return longest_answer(self.context)
+
+    @cached_property
+    def thinking(self) -> TierThinking | None:
+        """How its model thinks by default; None for one that does not think."""
+        return of_tier(self.template, self.defaults, self.longest_answer)
 
     @property
     def url(self) -> str:
@@ -122,5 +130,11 @@ def _route(name: str, tier: Mapping[str, Any], engine: Mapping[str, Any], backen
         can=abilities(program if program in entries() else FALLBACK, backend),
         answer_timeout_s=float(engine.get("answer_timeout_s", 0)),
         defaults=tier.get("defaults") or {},
+        template=_template(engine["template"]) if "template" in engine else None,
         stopped=bool(tier.get("stopped")),
     )
+
+
+def _template(section: Mapping[str, Any]) -> Template:
+    fields: dict[str, Any] = {**section, "kind": ModelKind(section["kind"]), "efforts": tuple(section["efforts"])}
+    return Template(**fields)

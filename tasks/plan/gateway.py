@@ -72,10 +72,12 @@ def configuration(
     aliases: Mapping[str, str] = ALIASES,
     allowed_origins: Sequence[str] = (),
     programs: Mapping[str, str] | None = None,
+    templates: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of gateway.yaml for these tiers.
 
-    `programs`: what each engine runs; vllm-mlx where it does not say.
+    `programs`: what each engine runs; vllm-mlx where it does not say. `templates`: what the gateway must know of the
+    chat template of each engine's model, as tasks.engines.serving.templates has it.
     `cloud_model` is an OpenRouter model id and adds the last resort; None leaves no way out of the machine.
     An alias whose tier is not in the stack leads to the first tier. Raises ValueError without a tier.
     """
@@ -89,7 +91,10 @@ def configuration(
     }
     document: dict[str, Any] = {
         "engines": {
-            engine.name: _engine(engine, (programs or {}).get(engine.name, FALLBACK)) for engine in engines_of(tiers)
+            engine.name: _engine(
+                engine, (programs or {}).get(engine.name, FALLBACK), (templates or {}).get(engine.name)
+            )
+            for engine in engines_of(tiers)
         },
         "tiers": {tier.name: _tier(tier, tiers) for tier in tiers},
         "names": names,
@@ -101,14 +106,15 @@ def configuration(
     return document
 
 
-def _engine(engine: Engine, program: str) -> dict[str, Any]:
-    return {
+def _engine(engine: Engine, program: str, template: Mapping[str, Any] | None) -> dict[str, Any]:
+    document = {
         "port": engine.port,
         "context": engine.context,
         "vision": engine.vision,
         "program": program,
         "answer_timeout_s": engine.answer_timeout_s,
     }
+    return document | ({"template": dict(template)} if template else {})
 
 
 def _tier(tier: Tier, tiers: Sequence[Tier]) -> dict[str, Any]:

@@ -22,16 +22,22 @@ BEFORE_RELAY = "litellm.yaml"
 """The configuration of the LiteLLM proxy, which was the gateway once. Nothing reads it any more."""
 
 
-def wanted(home: Home, tiers: Sequence[Tier], programs: Mapping[str, str] | None = None) -> dict[str, Any]:
+def wanted(
+    home: Home,
+    tiers: Sequence[Tier],
+    programs: Mapping[str, str] | None = None,
+    templates: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged."""
     values = settings.load(home)
     cloud_model: str | None = values["openrouter-model"] if values["openrouter-key"] else None
     return gateway.configuration(
-        stack.with_defaults(tiers, values["tier-defaults"]),
+        stack.with_defaults(tiers, values),
         cloud_model=cloud_model,
         aliases=gateway.aliases(values["aliases"], tiers),
         allowed_origins=values["allowed-origins"],
         programs=programs,
+        templates=templates,
     )
 
 
@@ -39,7 +45,9 @@ def wanted_text(db: Database, home: Home, tiers: Sequence[Tier]) -> str:
     """Return `wanted` as YAML; the same stack and settings give the same bytes. Raises UsageProblem, Damaged."""
     import yaml
 
-    return yaml.safe_dump(wanted(home, tiers, serving.programs(db, home, stack.engines_of(tiers))), sort_keys=False)
+    engines = stack.engines_of(tiers)
+    programs, templates = serving.programs(db, home, engines), serving.templates(home, engines)
+    return yaml.safe_dump(wanted(home, tiers, programs, templates), sort_keys=False)
 
 
 def is_current(home: Home, text: str) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -102,6 +103,8 @@ class Gateway:
     secrets: dict[str, str]
     programs: dict[str, str] = field(default_factory=dict)
     """What each engine runs; vllm-mlx where nothing is named."""
+    templates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What it must know of the chat template of each engine's model."""
     cloud_model: str | None = None
     allowed_origins: list[str] = field(default_factory=list)
     cloud_url: str = plan.OPENROUTER
@@ -150,6 +153,7 @@ class Gateway:
             cloud_model=self.cloud_model,
             allowed_origins=self.allowed_origins,
             programs=self.programs,
+            templates=self.templates,
         )
 
     def up(self) -> bool:

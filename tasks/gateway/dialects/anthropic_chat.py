@@ -10,8 +10,11 @@ import orjson
 
 from tasks.gateway.dialects import sse, turns
 from tasks.gateway.dialects.json_values import first, obj, objects
+from tasks.gateway.dialects.thinking import EFFORT
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_USUAL_EFFORT = "high"
+"""The same as no effort at all (Anthropic's reference)."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _SAME = ("model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stream")
 
@@ -34,13 +37,13 @@ def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     config: Mapping[str, Any] = body.get("output_config") or {}
     if form := config.get("format") or body.get("output_format"):
         chat["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": form["schema"]}}
-    if effort := config.get("effort"):
-        chat["reasoning_effort"] = effort
+    if (effort := config.get("effort")) and effort != _USUAL_EFFORT:
+        chat[EFFORT] = effort
     return chat
 
 
 def _thinking(wish: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what switches a model's thinking; `adaptive` leaves it as the model has it."""
+    """Return what switches a model's thinking; `adaptive` leaves it to the tier."""
     match wish.get("type"):
         case "enabled":
             budget = {"thinking_token_budget": wish["budget_tokens"]} if "budget_tokens" in wish else {}

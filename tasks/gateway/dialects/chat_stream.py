@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, cast
 
 from tasks.gateway import errors
 from tasks.gateway.dialects import sse
 from tasks.gateway.dialects.dialect import CHAT, parsed
-from tasks.gateway.dialects.json_values import obj, objects
+from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import NotAsAsked
@@ -18,13 +19,15 @@ from tasks.gateway.errors import NotAsAsked
 Chunk = dict[str, Any]
 Count = Callable[[int], Awaitable[Mapping[str, Any] | None]]
 """Tokens of an answer so far -> its usage."""
+Resume = Callable[[str], Awaitable[AsyncIterator[bytes]]]
+"""What was thought -> the bytes of the answer that follows it."""
 
 BROKE_OFF = "broke off its answer"
 END_S = 1.0
 """How long the end of an answer that an engine has written is waited for."""
 
 
-async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
+async def chunks(source: AsyncIterator[bytes]) -> AsyncGenerator[Chunk]:
     """Yield the chunks of a chat. Raises NotAsAsked, and EngineDown also where it ends without a finish reason.
 
     Such an end would read as complete.
@@ -48,7 +51,62 @@ async def chunks(source: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         raise EngineDown(BROKE_OFF)
 
 
-async def first_call_only(source: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+class Thoughts:
+    """Ends a model's thoughts at a budget, in tokens: it answers after what it has thought so far.
+
+    Each chunk counts as a token, as both engines send them.
+    """
+
+    def __init__(self, budget: int, resume: Resume, count: Count) -> None:
+        self._budget = budget
+        self._resume = resume
+        self._count = count
+        self._pieces: list[str] = []
+
+    async def limited(self, source: AsyncGenerator[Chunk]) -> AsyncGenerator[Chunk]:
+        """Yield a chat's chunks; where it has to be ended, those of both parts, with one usage. Raises EngineDown."""
+        head: Chunk = {}
+        async with aclosing(source):
+            async for chunk in source:
+                head = head or {name: chunk[name] for name in ("id", "created", "model") if name in chunk}
+                if self._ends(obj(first(chunk.get("choices")).get("delta"))):
+                    break
+                yield chunk
+            else:
+                return
+            spent = await self._count(len(self._pieces)) or {}
+        async for chunk in chunks(await self._resume("".join(self._pieces))):
+            delta = obj(first(chunk.get("choices")).get("delta"))
+            if delta.keys() != {"role"}:
+                usage = {"usage": self._sum(spent, chunk["usage"])} if chunk.get("usage") else {}
+                yield {**chunk, **head, **usage}
+
+    def _ends(self, delta: Mapping[str, Any]) -> bool:
+        """Return whether a piece of thought is over the budget. None is once the answer has begun."""
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if thought and len(self._pieces) == self._budget:
+            return True
+        self._pieces += [thought] if thought else []
+        if delta.get("content") or delta.get("tool_calls"):
+            self._budget = -1
+        return False
+
+    def _sum(self, spent: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the usage of an answer in two parts: the prompt of the first, and the tokens of both."""
+        thought = len(self._pieces)
+        prompt = int(spent.get("prompt_tokens") or rest.get("prompt_tokens") or 0)
+        answer = thought + int(rest.get("completion_tokens") or 0)
+        return {
+            **rest,
+            **({"prompt_tokens_details": spent["prompt_tokens_details"]} if "prompt_tokens_details" in spent else {}),
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "completion_tokens_details": {"reasoning_tokens": thought},
+        }
+
+
+async def first_call_only(source: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk]:
     """Yield chunks without the second tool call and those after it."""
     async for chunk in source:
         for choice in objects(chunk.get("choices")):

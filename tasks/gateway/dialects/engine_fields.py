@@ -30,8 +30,6 @@ def limit(body: dict[str, Any], longest: int) -> None:
 def chat(body: dict[str, Any], can: Abilities) -> None:
     """Change the fields of a chat or a completion."""
     _sampling(body)
-    if "max_completion_tokens" in body:
-        body["max_tokens"] = body.pop("max_completion_tokens")
     if not can.frequency_penalty:
         body.pop("frequency_penalty", None)
     if not body.get("logit_bias"):
@@ -42,7 +40,7 @@ def chat(body: dict[str, Any], can: Abilities) -> None:
     if body.get("reasoning_effort") == "max":
         body["reasoning_effort"] = MOST_EFFORT
     if "thinking_token_budget" in body:
-        body[can.thinking_budget] = body.pop("thinking_token_budget")
+        body[can.thinking_budget.field] = body.pop("thinking_token_budget")
 
 
 def responses(body: dict[str, Any]) -> None:

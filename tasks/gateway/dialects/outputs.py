@@ -6,14 +6,14 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import orjson
 
 from tasks.gateway import errors
 from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
-from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper
+from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper, Thoughts
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, is_object, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
@@ -40,6 +40,25 @@ class ChunkSource(Protocol):
         """Yield it as it comes. Raises EngineDown."""
         ...
 
+    async def resume(self, thoughts: str) -> AsyncIterator[bytes]:
+        """Have the engine answer after what it has thought, instead of thinking on. Raises EngineDown."""
+        ...
+
+
+@dataclass
+class Exchange:
+    """One request to an engine, and what its answer comes to."""
+
+    plan: Plan
+    source: ChunkSource
+    count: Count
+    """Asks how long the prompt of an answer in progress is."""
+    reuse: ReuseSource
+    id: str
+    """Of the answer, without a prefix."""
+    tokens: Tokens | None = None
+    """What the answer's usage says; None until then."""
+
 
 async def _checked(text: str, schema: Mapping[str, Any]) -> None:
     if fault := await asyncio.to_thread(json_schema.mismatch, text, schema):
@@ -49,22 +68,17 @@ async def _checked(text: str, schema: Mapping[str, Any]) -> None:
 # Whole answers
 
 
-async def whole(
-    plan: Plan,
-    source: ChunkSource,
-    count: Count,
-    reuse: ReuseSource,
-    id: str,  # noqa: A002 - the field's name
-) -> tuple[bytes, Tokens | None]:
-    """Return an answer that is not streamed, and its tokens. Raises EngineDown, NotAsAsked."""
+async def whole(exchange: Exchange) -> bytes:
+    """Return an answer that is not streamed. Raises EngineDown, NotAsAsked."""
+    plan = exchange.plan
     if plan.chunked and plan.asks_stream:
-        return await _folded(plan, source, count, reuse, id)
-    content = await source.read()
+        return await _folded(exchange)
+    content = await exchange.source.read()
     answer = parsed(content)
     if answer is None:
         raise EngineDown(BROKE_OFF)
-    await reuse.settle()
-    filled, tokens = _filled(plan.dialect.name, answer, reuse)
+    await exchange.reuse.settle()
+    filled, exchange.tokens = _filled(plan.dialect.name, answer, exchange.reuse)
     if plan.one_call and (message := obj(first(filled.get("choices")).get("message"))).get(_CALLS):
         message[_CALLS] = message[_CALLS][:1]
         content = orjson.dumps(filled)
@@ -73,8 +87,8 @@ async def whole(
     if plan.schema is not None and answer.get("status") == "completed":
         await _checked(_response_text(answer), plan.schema)
     if plan.as_message:
-        return orjson.dumps(anthropic_chat.message(filled, id, None)), tokens
-    return content if filled is answer else orjson.dumps(filled), tokens
+        return orjson.dumps(anthropic_chat.message(filled, f"msg_{exchange.id}", None))
+    return content if filled is answer else orjson.dumps(filled)
 
 
 def _filled(dialect: str, answer: Mapping[str, Any], reuse: ReuseSource) -> tuple[Mapping[str, Any], Tokens | None]:
@@ -97,22 +111,17 @@ def _response_text(answer: Mapping[str, Any]) -> str:
     return "".join(part.get("text", "") for part in parts if part.get("type") == "output_text")
 
 
-async def _folded(
-    plan: Plan,
-    source: ChunkSource,
-    count: Count,
-    reuse: ReuseSource,
-    id: str,  # noqa: A002 - the field's name
-) -> tuple[bytes, Tokens | None]:
-    stopper, fold = Stopper(plan.stops, count), Fold()
-    async with aclosing(_cut(plan, source, stopper, reuse)) as chunks:
+async def _folded(exchange: Exchange) -> bytes:
+    plan, fold = exchange.plan, Fold()
+    stopper = Stopper(plan.stops, exchange.count)
+    async with aclosing(_cut(exchange, stopper)) as chunks:
         async for chunk in chunks:
             fold.add(chunk)
     await _check_fold(plan, fold)
-    answer = fold.answer()
+    answer, exchange.tokens = fold.answer(), usage.read(fold.usage)
     if plan.as_message:
-        answer = anthropic_chat.message(answer, id, stopper.hit)
-    return orjson.dumps(answer), usage.read(fold.usage)
+        answer = anthropic_chat.message(answer, f"msg_{exchange.id}", stopper.hit)
+    return orjson.dumps(answer)
 
 
 async def _check_fold(plan: Plan, fold: Fold) -> None:
@@ -124,9 +133,12 @@ async def _check_fold(plan: Plan, fold: Fold) -> None:
         await _checked(fold.text, plan.schema)
 
 
-async def _cut(plan: Plan, source: ChunkSource, stopper: Stopper, reuse: ReuseSource) -> AsyncGenerator[Chunk]:
-    """Yield a chat's chunks up to a stop string, with what was not read again in their usage."""
-    chunks = chat_stream.chunks(source.chunks())
+async def _cut(exchange: Exchange, stopper: Stopper) -> AsyncGenerator[Chunk]:
+    """Yield a chat's chunks: thoughts within their budget, words up to a stop string, what was not read again."""
+    plan, reuse = exchange.plan, exchange.reuse
+    chunks = chat_stream.chunks(exchange.source.chunks())
+    if plan.thinking.budget is not None:
+        chunks = Thoughts(plan.thinking.budget, exchange.source.resume, exchange.count).limited(chunks)
     if plan.one_call:
         chunks = chat_stream.first_call_only(chunks)
     cut = cast("AsyncGenerator[Chunk]", stopper.cut(chunks) if plan.stops else chunks)
@@ -146,8 +158,6 @@ async def _cut(plan: Plan, source: ChunkSource, stopper: Stopper, reuse: ReuseSo
 class Stream(Protocol):
     """A stream for the caller."""
 
-    tokens: Tokens | None
-
     async def opening(self) -> bytes:
         """Return all up to the first words. Until then another engine can be asked. Raises EngineDown, NotAsAsked."""
         ...
@@ -164,22 +174,23 @@ def _check_room(plan: Plan, content: bytearray) -> None:
     raise NotAsAsked(errors.without_call()) if plan.needs_call else EngineDown("answered without an end")
 
 
-def stream(plan: Plan, source: ChunkSource, count: Count, reuse: ReuseSource, id: str) -> Stream:  # noqa: A002 - the field's name
+def stream(exchange: Exchange) -> Stream:
     """Return the stream that a plan wants of an answer."""
+    plan = exchange.plan
     if plan.chunked or (plan.needs_call and plan.dialect is CHAT):
-        return ChunkStream(plan, source, count, reuse, id)
-    return ByteStream(plan, source, reuse)
+        return ChunkStream(exchange)
+    return ByteStream(exchange)
 
 
 class ByteStream:
     """An engine's bytes as they are; what has to be seen is looked for."""
 
-    def __init__(self, plan: Plan, source: ChunkSource, reuse: ReuseSource) -> None:
-        self.tokens: Tokens | None = None
-        self._plan = plan
-        self._reuse = reuse
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._plan = exchange.plan
+        self._reuse = exchange.reuse
         self._spoke = self._finished = self._done = self._called = False
-        self._runs = self._read(source)
+        self._runs = self._read(exchange.source)
         self._last: Mapping[str, Any] = {}
         self._broken = False
 
@@ -257,14 +268,14 @@ class ByteStream:
 
     def _with_usage(self, event: bytes, chunk: Mapping[str, Any], tokens: Tokens) -> bytes:
         """Return an event that has a usage: as the caller asked for it, and with what was not read again."""
-        dialect = self._plan.dialect
-        self.tokens = tokens.after(self.tokens)
+        dialect, exchange = self._plan.dialect, self._exchange
+        exchange.tokens = tokens.after(exchange.tokens)
         if not self._plan.shows_usage:
             rest = {name: value for name, value in chunk.items() if name != "usage"}
             return sse.encode(rest) if rest.get("choices") else b""
         inner = chunk["response"] if dialect is RESPONSES else chunk
         filled, counted = _filled(dialect.name, inner, self._reuse)
-        self.tokens = counted.after(self.tokens) if counted else self.tokens
+        exchange.tokens = counted.after(exchange.tokens) if counted else exchange.tokens
         if filled is inner:
             return event
         whole = {**chunk, "response": filled} if dialect is RESPONSES else filled
@@ -286,12 +297,13 @@ def _with_finish_reason(run: bytes) -> bytes:
 class ChunkStream:
     """A chat's chunks: cut at stop strings, checked, or written in another dialect."""
 
-    def __init__(self, plan: Plan, source: ChunkSource, count: Count, reuse: ReuseSource, id: str) -> None:  # noqa: A002 - the field's name
-        self.tokens: Tokens | None = None
+    def __init__(self, exchange: Exchange) -> None:
+        plan = exchange.plan
+        self._exchange = exchange
         self._plan = plan
-        self._stopper = Stopper(plan.stops, count)
-        self._chunks = _cut(plan, source, self._stopper, reuse)
-        self._encoder = anthropic_chat.Encoder(id, plan.body["model"]) if plan.as_message else None
+        self._stopper = Stopper(plan.stops, exchange.count)
+        self._chunks = _cut(exchange, self._stopper)
+        self._encoder = anthropic_chat.Encoder(f"msg_{exchange.id}", plan.body["model"]) if plan.as_message else None
 
     async def opening(self) -> bytes:
         """Return all up to the first words; up to the tool call, or the end, where that has to be checked."""
@@ -329,7 +341,7 @@ class ChunkStream:
         yield self._encoder.end(self._stopper.hit) if self._encoder else b"data: " + sse.DONE + sse.END
 
     def _written(self, chunk: Chunk) -> bytes:
-        self.tokens = usage.read(chunk.get("usage")) or self.tokens
+        self._exchange.tokens = usage.read(chunk.get("usage")) or self._exchange.tokens
         if self._encoder:
             return self._encoder.feed(chunk)
         if not self._plan.shows_usage:

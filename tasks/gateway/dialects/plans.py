@@ -13,6 +13,7 @@ from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
+from tasks.gateway.dialects.thinking import EFFORT, NONE, Thinking, TierThinking, settle
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -45,18 +46,21 @@ class Plan:
     """Whether a chat's answer is to be written as Anthropic's message."""
     one_call: bool = False
     """Whether at most one tool may be called: `parallel_tool_calls` false, which not every engine heeds."""
+    thinking: Thinking = NONE
+    """Whether the model thinks, and what the gateway has to limit."""
     dropped: list[str] = field(default_factory=list[str])
     """What was left out and could be missed, such as tools that only OpenAI has."""
 
     @property
     def asks_stream(self) -> bool:
         """Whether the engine is asked for a stream: one can be cut off at a stop string, and be checked when cut."""
-        return self.streams or bool(self.stops) or (self.schema is not None and self.dialect is CHAT)
+        checked = self.schema is not None and self.dialect is CHAT
+        return self.streams or bool(self.stops) or checked or self.thinking.budget is not None
 
     @property
     def chunked(self) -> bool:
         """Whether the answer has to be gone through chunk by chunk; else its bytes pass as they are."""
-        checked = self.schema is not None or self.one_call
+        checked = self.schema is not None or self.one_call or self.thinking.budget is not None
         return self.as_message or bool(self.stops) or (self.dialect is CHAT and checked)
 
 
@@ -68,10 +72,12 @@ def plan(
     tier_defaults: Mapping[str, Any] = MappingProxyType({}),
     *,
     longest_answer: int = LONGEST_ANSWER,
+    thinking: TierThinking | None = None,
 ) -> Plan:
     """Return how to ask an engine that has the abilities `can` and knows its model as `model`.
 
-    `tier_defaults`: what is filled in where the request says nothing; `longest_answer`: tokens, where it asks for more.
+    `tier_defaults`: what is filled in where the request says nothing; `longest_answer`: tokens, where it asks for more;
+    `thinking`: how the tier's model thinks, None where it does not.
     """
     body = defaults.fill(
         dialect, request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True), tier_defaults
@@ -83,16 +89,21 @@ def plan(
     if dialect is RESPONSES:
         return _responses(body, can)
     if dialect is MESSAGES:
-        chat = _chat(anthropic_chat.to_chat(body), replace(can, stop_strings=False))  # a chat names no stop string
+        can = replace(can, stop_strings=False)  # a chat names no stop string
+        chat = _chat(anthropic_chat.to_chat(body), can, thinking)
         return replace(chat, shows_usage=True, as_message=True)
     if dialect in {CHAT, COMPLETIONS}:
-        chat = _chat(body, can)
+        chat = _chat(body, can, thinking if dialect is CHAT else None)
         return chat if dialect is CHAT else _completion(chat)
     return Plan(dialect, body, streams=False)
 
 
-def _chat(body: dict[str, Any], can: Abilities) -> Plan:
+def _chat(body: dict[str, Any], can: Abilities, tier: TierThinking | None) -> Plan:
     stops, schema = _take_stops(body, can), None
+    if "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    thinking = settle(body, tier, can) if tier else NONE
+    body.pop(EFFORT, None)
     engine_fields.chat(body, can)
     form: Mapping[str, Any] = body.get("response_format") or {}
     if form.get("type") == "text":
@@ -104,7 +115,9 @@ def _chat(body: dict[str, Any], can: Abilities) -> Plan:
     needs_call = body.get("tool_choice") not in (None, "auto", "none")
     shown = bool(obj(body.pop("stream_options", None)).get("include_usage"))
     one_call = bool(body.get("tools")) and body.get("parallel_tool_calls") is False
-    chat = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call, one_call=one_call)
+    chat = Plan(
+        CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call, one_call=one_call, thinking=thinking
+    )
     body.pop("stream", None)
     if chat.asks_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}

@@ -9,6 +9,8 @@ from tasks.gateway.dialects.json_values import objects
 
 Message = Mapping[str, Any]
 _SYSTEM = "system"
+OPENED, CLOSED = "<think>\n", "\n</think>\n\n"
+"""Between these a chat template takes the thoughts of a turn, at the start of its text."""
 
 
 def arranged(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
 from tasks.gateway.dialects import anthropic_chat, checks, json_schema, outputs, plans, schemas, sse
 from tasks.gateway.dialects.chat_stream import Fold, first_call_only
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, MESSAGES, RESPONSES
+from tasks.gateway.dialects.outputs import Exchange
 from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineDown
@@ -482,6 +483,9 @@ class Said:
         for piece in self._pieces:
             yield piece
 
+    async def resume(self, thoughts: str) -> AsyncIterator[bytes]:
+        raise AssertionError(thoughts)
+
 
 WORDS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
 LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -527,7 +531,7 @@ def test_a_chunk_always_has_a_finish_reason():
 
     async def sent() -> bytes:
         source = Said(pieces[0].encode(), "".join([*pieces[1:], last]).encode())
-        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "msg_1")
+        stream = outputs.stream(Exchange(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "1"))
         return await stream.opening() + b"".join([run async for run in stream.rest()])
 
     choices = [json.loads(line[6:])["choices"][0] for line in asyncio.run(sent()).decode().split("\n\n") if "{" in line]

@@ -57,7 +57,7 @@ def test_each_is_a_field_of_a_tiers_defaults() -> None:
 def test_they_come_over_those_of_the_stack_and_for_their_tier_alone() -> None:
     tiers = [Tier("standard", MAIN), Tier("fast", MAIN, Defaults(temperature=0.7, thinking=False))]
     chosen = settings.check(settings.find("tier-defaults"), "fast.temperature=0.2,fast.top-k=20,gone.top-k=1")
-    assert stack.with_defaults(tiers, chosen) == [
+    assert stack.with_defaults(tiers, {"tier-defaults": chosen, "thinking-budget": 4096}) == [
         Tier("standard", MAIN),
         Tier("fast", MAIN, Defaults(temperature=0.2, top_k=20, thinking=False)),
     ]
