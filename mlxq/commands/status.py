@@ -39,8 +39,9 @@ def command(*, simulate: str | None, live_view: bool, as_json: bool) -> None:
     """Show the state of every service.
 
     A service is healthy, degraded, down, crashed or stopped; a reason follows where there is one. CACHED is the share
-    of a tier's input that was not read again in the last seven days. With --json the
-    document is printed even where nothing is set up; the exit code is then 3.
+    of a tier's input that was not read again in the last seven days. THINKING is how long its model thinks before it
+    answers, where a request says nothing. With --json the document is printed even where nothing is set up; the exit
+    code is then 3.
     """
     home = get_home()
     if simulate:
@@ -247,7 +248,7 @@ def _tiers(status: StatusReport) -> None:
 
 
 def thinking(tier: Tier) -> str | None:
-    """Return how long a tier's model thinks before it answers, where a request says nothing; None for one that cannot."""
+    """Return how long a tier's model thinks where a request says nothing; None for one that cannot think."""
     if not tier.thinks:
         return None
     return f"up to {tier.defaults.thinking_budget} tokens" if tier.defaults.thinking else "off"

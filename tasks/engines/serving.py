@@ -107,8 +107,8 @@ def templates(home: Home, engines: Sequence[Engine]) -> dict[str, dict[str, Any]
 
     An engine whose model does not think, or whose weights are not here yet, is left out.
     """
-    known = {engine.name: template(engine, facts_of(engine, home)) for engine in engines if engine.weights}
-    return {name: section for name, section in known.items() if section}
+    sections = {engine.name: template(engine, facts_of(engine, home)) for engine in engines if engine.weights}
+    return {name: section for name, section in sections.items() if section}
 
 
 def template(engine: Engine, model: ModelFacts) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def set_up(db: Database, ports: dict[str, int] | None = None) -> None:
     tiers = [
         Engine(
             name=name, model=model, quant="int4", source=f"hub:mlx-community/{model}", port=at.get(name, port),
-            context=context, memory_bytes=int(size * GIB), cache_bytes=GIB, concurrency=4, weights="/nowhere",
+            context=context, memory_bytes=int(size * GIB), cache_bytes=GIB, concurrency=4,
+            reasoning_parser="qwen3", weights="/nowhere",
         )
         for name, model, port, context, size, _ in TIERS
     ]  # fmt: skip

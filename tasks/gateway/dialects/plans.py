@@ -13,7 +13,7 @@ from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
-from tasks.gateway.dialects.thinking import EFFORT, NONE, Thinking, TierThinking, settle
+from tasks.gateway.dialects.thinking import EFFORT, NONE, ThinkingPlan, TierThinking, settle
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -46,7 +46,7 @@ class Plan:
     """Whether a chat's answer is to be written as Anthropic's message."""
     one_call: bool = False
     """Whether at most one tool may be called: `parallel_tool_calls` false, which not every engine heeds."""
-    thinking: Thinking = NONE
+    thinking: ThinkingPlan = NONE
     """Whether the model thinks, and what the gateway has to limit."""
     dropped: list[str] = field(default_factory=list[str])
     """What was left out and could be missed, such as tools that only OpenAI has."""

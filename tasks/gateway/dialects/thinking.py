@@ -58,7 +58,7 @@ class TierThinking:
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ThinkingPlan:
     """What was decided for one request."""
 
     on: bool = False
@@ -66,11 +66,11 @@ class Thinking:
     """Tokens after which the gateway ends the thoughts; None where the engine does, or there is no limit."""
 
 
-NONE = Thinking()
+NONE = ThinkingPlan()
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _ThinkingRequest:
     """What a request says."""
 
     on: bool | None
@@ -86,7 +86,7 @@ def of_tier(template: Template | None, defaults: Mapping[str, Any], longest: int
     return TierThinking(template, defaults.get("thinking") is not False, budget, longest)
 
 
-def settle(chat: dict[str, Any], tier: TierThinking, can: Abilities) -> Thinking:
+def settle(chat: dict[str, Any], tier: TierThinking, can: Abilities) -> ThinkingPlan:
     """Write into a chat's body whether to think and how long, in place of the fields that say so; return it."""
     template, wish = tier.template, _wish(chat)
     arguments = dict(obj(chat.pop("chat_template_kwargs", None)))
@@ -104,10 +104,10 @@ def settle(chat: dict[str, Any], tier: TierThinking, can: Abilities) -> Thinking
     if not thinks:
         return NONE
     budget = _with_room(chat, tier, _budget(wish, tier))
-    return Thinking(on=True, budget=_left_to_us(chat, template, can, budget))
+    return ThinkingPlan(on=True, budget=_left_to_us(chat, template, can, budget))
 
 
-def _wish(chat: dict[str, Any]) -> _Wish:
+def _wish(chat: dict[str, Any]) -> _ThinkingRequest:
     """Return what a chat's body says, and take it out."""
     arguments = obj(chat.get("chat_template_kwargs"))
     effort: str | None = chat.pop("reasoning_effort", None) or arguments.get("reasoning_effort")
@@ -118,20 +118,20 @@ def _wish(chat: dict[str, Any]) -> _Wish:
     on = switch if isinstance(switch, bool) else asks
     effort = chat.pop(EFFORT, None) or effort
     effort = effort if effort in _ORDER else None
-    return _Wish(on, budget if isinstance(budget, int) and budget > 0 else None, effort)
+    return _ThinkingRequest(on, budget if isinstance(budget, int) and budget > 0 else None, effort)
 
 
 def _by_default(tier: TierThinking, chat: Mapping[str, Any]) -> bool:
     return tier.on and int(chat.get("max_tokens") or LEAST_ROOM) >= LEAST_ROOM
 
 
-def _nearest(effort: str, known: tuple[str, ...]) -> str:
+def _nearest(effort: str, words: tuple[str, ...]) -> str:
     """Return the template's word for an effort: itself, else the next one above, else its greatest."""
-    above = [word for word in known if _ORDER.index(word) >= _ORDER.index(effort)]
-    return above[0] if above else known[-1]
+    above = [word for word in words if _ORDER.index(word) >= _ORDER.index(effort)]
+    return above[0] if above else words[-1]
 
 
-def _budget(wish: _Wish, tier: TierThinking) -> int | None:
+def _budget(wish: _ThinkingRequest, tier: TierThinking) -> int | None:
     """Return the tokens to think at most; None for no limit but the answer's own."""
     if not tier.template.switch:
         return None  # it cannot be made to answer without thinking

@@ -16,13 +16,14 @@ from catalog.engines import ModelKind, abilities
 from tasks.gateway.dialects import chat_stream, plans, schemas, thinking
 from tasks.gateway.dialects.chat_stream import Fold, Thoughts
 from tasks.gateway.dialects.dialect import CHAT, MESSAGES, Dialect
-from tasks.gateway.dialects.thinking import Template, Thinking
+from tasks.gateway.dialects.thinking import Template, ThinkingPlan
 
 VLLM_MLX, RAPID_MLX = abilities("vllm-mlx", "cpu"), abilities("rapid-mlx", "cpu")
 USER = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 QWEN = Template(ModelKind.HYBRID, switch=True, keeps=True, reads=True, efforts=(), max_tokens=4096)
-OSS = Template(ModelKind.SLIDING, switch=False, keeps=False, reads=False, efforts=("low", "medium", "high"), max_tokens=64)
+EFFORTS = ("low", "medium", "high")
+OSS = Template(ModelKind.SLIDING, switch=False, keeps=False, reads=False, efforts=EFFORTS, max_tokens=64)
 STANDARD: dict[str, Any] = {"thinking": True, "thinking_budget": 2000}
 FAST: dict[str, Any] = {"thinking": False}
 
@@ -107,7 +108,7 @@ def test_an_effort_of_anthropics_does_not_make_a_tier_think_that_does_not():
 def test_the_gateway_ends_thoughts_where_the_engine_does_not(can: Any, kind: ModelKind, fields: Any, field: str | None):
     plan = planned(fields, can=can, template=replace(QWEN, kind=kind))
     assert plan.body.get(field or "") == (2000 if field else None)
-    assert plan.thinking == Thinking(on=True, budget=None if field else 2000)
+    assert plan.thinking == ThinkingPlan(on=True, budget=None if field else 2000)
     assert plan.body.get("stream") is (None if field else True), "a stream alone can be ended"
 
 
@@ -131,7 +132,9 @@ def test_a_model_that_does_not_think_gets_what_was_asked():
 
 def piece(usage: dict[str, Any] | None = None, finish: str | None = None, **delta: Any) -> bytes:
     choices = [] if usage else [{"index": 0, "delta": delta, "finish_reason": finish}]
-    return b"data: " + json.dumps({"id": "a", "choices": choices} | ({"usage": usage} if usage else {})).encode() + b"\n\n"
+    return (
+        b"data: " + json.dumps({"id": "a", "choices": choices} | ({"usage": usage} if usage else {})).encode() + b"\n\n"
+    )
 
 
 def said(thoughts: Sequence[str], words: Sequence[str]) -> bytes:

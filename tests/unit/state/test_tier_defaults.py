@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -61,3 +61,17 @@ def test_they_come_over_those_of_the_stack_and_for_their_tier_alone() -> None:
         Tier("standard", MAIN),
         Tier("fast", MAIN, Defaults(temperature=0.2, top_k=20, thinking=False)),
     ]
+
+
+def test_fast_answers_at_once_and_the_others_think_within_a_budget_unless_set() -> None:
+    thinker = replace(MAIN, reasoning_parser="qwen3")
+    tiers = [Tier(name, thinker) for name in ("standard", "fast", "longctx")]
+
+    def chosen(own: dict[str, Any]) -> list[tuple[bool | None, int | None]]:
+        values = {"tier-defaults": own, "thinking-budget": 3000}
+        defaults = [tier.defaults for tier in stack.with_defaults(tiers, values)]
+        return [(default.thinking, default.thinking_budget) for default in defaults]
+
+    assert chosen({}) == [(True, 3000), (False, None), (True, 3000)]
+    own = {"fast.thinking": True, "standard.thinking-budget": 9, "longctx.thinking": False}
+    assert chosen(own) == [(True, 9), (True, 3000), (False, None)]

@@ -1,0 +1,131 @@
+"""Thinking by a tier's default and by a request's wish, with real engines and a hybrid that never ends its thoughts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import hybrid_model, loopback
+from support.engines import KEY, Engine, installation
+from support.gateway import Gateway
+
+from state.stack import Defaults, Tier
+from tasks.engines import adapters, model_facts, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+BUDGET = 24
+USER = [{"role": "user", "content": "Which files are there?"}]
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@pytest.fixture(scope="module", params=list(adapters.ENGINES))
+def engine(
+    request: pytest.FixtureRequest, shared_folder: Path, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    root = tmp_path_factory.mktemp("engine")
+    folder = hybrid_model.make("hybrid", root / "hybrid", builtin_model)
+    at = installation(request.param, shared_folder / "engines")
+    engine = Engine(root / "home", folder, at, name="standard", more={"reasoning_parser": "qwen3"})
+    engine.start()
+    yield engine
+    engine.stop(1)
+
+
+@pytest.fixture(scope="module")
+def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    thinks = Defaults(max_tokens=800, thinking=True, thinking_budget=BUDGET)
+    made = Gateway(
+        home=tmp_path_factory.mktemp("gateway"),
+        tiers=[Tier("standard", engine.tier, thinks), Tier("fast", engine.tier, replace(thinks, thinking=False))],
+        secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
+        programs={"standard": engine.at.engine},
+        templates={"standard": serving.template(engine.tier, model_facts.read(engine.weights))},
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+def post(gateway: Gateway, path: str, tier: str, **fields: Any) -> Any:
+    """Return an answer; of a stream its events."""
+    body = {"model": tier, "messages": USER, "temperature": 0} | fields
+    answer = loopback.post(
+        f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240
+    )
+    assert answer.status_code == 200, answer.text
+    if not fields.get("stream"):
+        return answer.json()
+    return [json.loads(line[5:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+
+
+def chat(gateway: Gateway, tier: str, *, stream: bool = False, **fields: Any) -> tuple[str, str, dict[str, Any]]:
+    """Return thoughts, answer and usage."""
+    more = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = post(gateway, "chat/completions", tier, stream=stream, **fields, **more)
+    if not stream:
+        message = answer["choices"][0]["message"]
+        return message.get("reasoning_content") or "", message["content"] or "", answer["usage"]
+    deltas = [choice["delta"] for chunk in answer for choice in chunk["choices"]]
+    assert len({chunk["id"] for chunk in answer}) == 1
+    thoughts, words = ("".join(delta.get(name) or "" for delta in deltas) for name in ("reasoning_content", "content"))
+    return thoughts, words, answer[-1]["usage"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("tools", [False, True], ids=["alone", "tools"])
+def test_standard_answers_after_its_budget_of_thoughts(gateway: Gateway, tools: bool, stream: bool):
+    """Whether the engine ends them or the gateway does. The answer ends at the limit that is left."""
+    fields = {"tools": TOOLS} if tools else {}
+    thoughts, words, usage = chat(gateway, "standard", stream=stream, **fields)
+
+    assert thoughts
+    assert words
+    assert "think>" not in words
+    assert BUDGET < usage["completion_tokens"] <= 800
+    if tools:
+        assert usage["completion_tokens_details"]["reasoning_tokens"] == BUDGET
+
+
+@pytest.mark.parametrize("tools", [False, True], ids=["alone", "tools"])
+def test_fast_answers_at_once_unless_asked(gateway: Gateway, tools: bool):
+    fields: dict[str, Any] = {"tools": TOOLS} if tools else {}
+    thoughts, words, _ = chat(gateway, "fast", max_tokens=20, **fields)
+    assert (thoughts, bool(words)) == ("", True)
+    for wish in ({"reasoning_effort": "low"}, {"chat_template_kwargs": {"enable_thinking": True}}):
+        thoughts, words, _ = chat(gateway, "fast", max_tokens=60, **fields, **wish)
+        assert (bool(thoughts), bool(words)) == (True, True), wish
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [{"reasoning_effort": "none"}, {"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}],
+)
+def test_standard_answers_at_once_when_asked(gateway: Gateway, wish: dict[str, Any]):
+    thoughts, words, _ = chat(gateway, "standard", max_tokens=20, **wish)
+    assert (thoughts, bool(words)) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("wish", "kinds"),
+    [
+        ({}, ["thinking", "text"]),
+        ({"thinking": {"type": "adaptive"}}, ["thinking", "text"]),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, ["thinking", "text"]),
+        ({"thinking": {"type": "disabled"}}, ["text"]),
+    ],
+)
+def test_messages_think_as_they_say(gateway: Gateway, wish: dict[str, Any], kinds: list[str]):
+    answer = post(
+        gateway,
+        "messages",
+        "standard",
+        max_tokens=520,
+        tools=[{"name": "look", "input_schema": {"type": "object", "properties": {}}}],
+        **wish,
+    )
+    assert [block["type"] for block in answer["content"]] == kinds
