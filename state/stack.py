@@ -7,9 +7,9 @@ requests, and points to an engine; several tiers may point to one. An engine is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
@@ -126,6 +126,14 @@ class Tier:
         return min(self.defaults.max_tokens or self.engine.max_tokens, self.context)
 
 
+class SettingSource(Protocol):
+    """Settings by their names."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """Return one setting's value."""
+        ...
+
+
 def tiers(db: Database) -> list[Tier]:
     """Return the wanted tiers in their order; empty when nothing is set up."""
     serving = {engine.name: engine for engine in engines(db)}
@@ -182,7 +190,7 @@ def shares(tier: Tier, tiers: Sequence[Tier]) -> str:
     return "" if first == tier.name else first
 
 
-def with_defaults(tiers: Sequence[Tier], settings: Mapping[str, Any]) -> list[Tier]:
+def with_defaults(tiers: Sequence[Tier], settings: SettingSource) -> list[Tier]:
     """Return the tiers with the defaults that hold.
 
     `settings`: what is read of them are tier-defaults, such as {"fast.top-k": 20}, and thinking-budget, in tokens.

@@ -507,7 +507,7 @@ def test_what_is_no_chunk_ends_a_stream_however_the_network_cuts(events: list[by
 
     async def take() -> None:
         source = Said(*(raw[max(0, at) : at + size] for at in range(-(first % size), len(raw), size)))
-        stream = outputs.stream(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "msg_1")
+        stream = outputs.stream(Exchange(plan, source, lambda _: asyncio.sleep(0), ReportedReuse(), "1"))
         runs.append(await stream.opening())
         async for run in stream.rest():
             runs.append(run)  # noqa: PERF401 - those before a failure count
