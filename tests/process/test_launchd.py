@@ -86,6 +86,20 @@ def test_a_label_that_stays_refused_leaves_a_worker_in_the_background(
     assert started == [mac.unit.home]
 
 
+@pytest.mark.parametrize(("volume", "hint"), [(1, "mlxq install"), (2, "sudo mlxq install --system")])
+def test_an_agent_on_another_volume_is_refused_for_good(
+    mac: Mac, volume: int, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pearcleaner issue 550: launchd takes a property list from the volume of the homes alone."""
+    monkeypatch.setattr(launchd, "BOOTSTRAP_S", 0.2)
+    monkeypatch.setattr(launchd, "_volume", lambda path: volume if path.is_relative_to(mac.file.parent) else 1)
+    mac.set(free_at=4e9)
+
+    with pytest.raises(MlxqError, match=r"\(5\)") as problem:
+        autostart.install(mac.unit)
+    assert problem.value.hint == hint
+
+
 @pytest.mark.parametrize(("code", "meaning"), [(1, "spawn scheduled, started 7 times, last exit 1"), (78, "EX_CONFIG")])
 def test_a_crash_loop_is_no_running_worker(
     mac: Mac, code: int, meaning: str, capsys: pytest.CaptureFixture[str]
