@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
+from state.notify.schema import m015_notifications
 from state.paths import Home
 
 for unused in ("numpy", "pandas"):
@@ -455,6 +456,9 @@ def m014_shared_engines(db: Database) -> None:
             " WHERE name = :engine AND NOT EXISTS (SELECT 1 FROM tiers WHERE name = :name)",
             {"name": name, "engine": engine},
         )
+
+
+schema()(m015_notifications)
 
 
 def migrate(home: Home) -> None:

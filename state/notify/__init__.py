@@ -1,0 +1,1 @@
+"""Notifications: where they go, which changes they report, and what each target has got."""
