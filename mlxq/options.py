@@ -25,7 +25,7 @@ UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
 TIERS = (
     "SELECT tiers.name, engines.model FROM tiers JOIN engines ON engines.name = tiers.engine ORDER BY tiers.position"
 )
-DELETES = frozenset({"prune", "reset", "revoke"})
+DELETES = frozenset({"prune", "remove", "reset", "revoke"})
 """Commands of a group that are never suggested for a typing mistake."""
 
 

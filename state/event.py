@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,15 @@ def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Ev
         {"service": service, "limit": limit},
     )
     return [_event(row) for row in reversed(rows)]
+
+
+def since(db: Database, after: int, names: Collection[str]) -> list[Event]:
+    """Return the events of these names whose id is above `after`, oldest first."""
+    rows = db.rows(
+        "SELECT * FROM events WHERE id > ? AND name IN (SELECT value FROM json_each(?)) ORDER BY id",
+        (after, json.dumps(sorted(names))),
+    )
+    return [_event(row) for row in rows]
 
 
 def _event(row: Row) -> Event:

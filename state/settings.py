@@ -160,6 +160,17 @@ def _address(value: Any) -> str:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
 
+_QUIET_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+
+
+def _quiet_hours(value: Any) -> str:
+    text = str(value or "").strip()
+    begin, _, end = text.partition("-")
+    if text and (not isinstance(value, str) or not _QUIET_HOURS.fullmatch(text) or begin == end):
+        raise ValueError("a time of day such as 22:00-07:00, or empty")
+    return text
+
+
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,200}")
 
 
@@ -282,6 +293,8 @@ SETTINGS: tuple[Setting, ...] = (
             _number(1, 100)),
     Setting("restart-delay", 1, "Seconds before the second restart in a row; doubled before each further one.",
             _number(1, 60)),
+    Setting("quiet-hours", "", "Local time during which notifications wait, such as 22:00-07:00; empty = none.",
+            _quiet_hours),
     Setting("log-max-size-mb", 50, "Logs larger than this are rotated, in MB.", _number(1, 10_000)),
     Setting("log-max-files", 3, "Rotated logs to keep for each service.", _number(1, 100)),
 )  # fmt: skip

@@ -15,7 +15,7 @@ from state.service import ROUTED
 from tasks import stack_jobs
 from tasks.engines import environments, faults, install, installed, smoke
 from tasks.engines.base import Installation
-from tasks.plan import bench
+from tasks.plan import bench, notices
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
 from tasks.supervision import engine_faults, lifecycle
@@ -94,7 +94,7 @@ def settle_engine(context: Context, engine: str, version: str, tier: str) -> dic
 
 @job("rollback_engine")
 def rollback_engine(
-    context: Context, engine: str, version: str | None = None, reason: str = "rolled back by the user"
+    context: Context, engine: str, version: str | None = None, reason: str = notices.BY_USER
 ) -> dict[str, Any]:
     """Use the version of an engine that was used before, or without one the engine that is always there.
 

@@ -158,7 +158,7 @@ def _ending(context: Context, stopped: Exception) -> Outcome:
         log.info("job_released")
         return lambda db: ledger.release(db, claim)
     except DeadlinePassed as late:
-        return _failed(claim, late)
+        return _failed(context.kind, claim, late)
     except Cancelled as cancel:
         stopped = cancel
     log.info("job_cancelled", by=type(stopped).__name__)
@@ -171,13 +171,13 @@ def _failing(context: Context, problem: MlxqError) -> Outcome:
         context.check()
     except (Cancelled, Released, DeadlinePassed) as stopped:
         return _ending(context, stopped)
-    return _failed(context.claim, problem)
+    return _failed(context.kind, context.claim, problem)
 
 
-def _failed(claim: Claim, problem: MlxqError) -> Outcome:
+def _failed(kind: Kind, claim: Claim, problem: MlxqError) -> Outcome:
     log.error("job_failed", code=problem.code, error=problem.message, retry=problem.retry)
     if problem.retry and claim.failures + 1 < claim.max_attempts:
-        wait_s = backoff(claim.failures + 1)
+        wait_s = backoff(claim.failures + 1, longest_s=kind.longest_backoff_s)
         return lambda db: ledger.retry_later(db, claim, problem, wait_s)
     return lambda db: ledger.fail(db, claim, problem)
 

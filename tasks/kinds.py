@@ -36,6 +36,8 @@ class Kind:
     """What its jobs ask for their service, as users ask it."""
     repeats: bool = False
     """Whether a running job runs once more when it is enqueued again: it may have read what has changed since."""
+    longest_backoff_s: float = LONGEST_BACKOFF_S
+    """The longest wait between two attempts: 72 attempts at most 30 minutes apart take about a day."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -149,6 +151,16 @@ KINDS: Mapping[str, Kind] = {
         Kind("remove_engine", "delete an engine", limit_s=300, unique_key="engine:{engine}:remove:{version}"),
         Kind("rotate", "rotate the logs", limit_s=300, unique_key="rotate"),
         Kind("prune_jobs", "delete old jobs", unique_key="prune_jobs"),
+        Kind(
+            "notify",
+            "deliver notifications to a target",
+            max_attempts=72,
+            limit_s=60,
+            unique_key="notify:{target}",
+            repeats=True,
+            longest_backoff_s=1800.0,
+        ),
+        Kind("notify_test", "deliver a test message to a target", limit_s=60, unique_key="notify_test:{target}"),
     )
 }
 
@@ -195,11 +207,11 @@ def _unique(kind: Kind, args: Mapping[str, Any]) -> str | None:
     )
 
 
-def backoff(failures: int, chance: float | None = None) -> float:
+def backoff(failures: int, chance: float | None = None, longest_s: float = LONGEST_BACKOFF_S) -> float:
     """Return the seconds to wait after `failures` failures: 2, 4, 8 … 300, each shortened by up to half by chance.
 
     The jitter keeps jobs that failed together from trying together (AWS Architecture Blog, "Exponential Backoff
     And Jitter"). `chance` is in [0, 1); random when not given.
     """
     share = random.random() if chance is None else chance  # noqa: S311 (jitter, no secret)
-    return min(LONGEST_BACKOFF_S, 2.0**failures) * (1.0 - share / 2.0)
+    return min(longest_s, 2.0**failures) * (1.0 - share / 2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from state import facts
 from state.db import Database
@@ -42,14 +42,10 @@ class Cursor:
 def cursor(db: Database) -> Cursor | None:
     """Return how far the events were read; None before the first target was added."""
     values = facts.get(db, FACT)
-    problems = values.get("problems")
-    if not isinstance(values.get("event"), int) or not isinstance(problems, dict):
+    if not isinstance(values.get("event"), int) or not isinstance(values.get("problems"), dict):
         return None
-    return Cursor(values["event"], {str(name): str(problem) for name, problem in _items(problems)})
-
-
-def _items(mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    return list(mapping.items())
+    problems = cast("dict[Any, Any]", values["problems"])
+    return Cursor(values["event"], {str(name): str(problem) for name, problem in problems.items()})
 
 
 def put_cursor(db: Database, cursor: Cursor) -> None:
@@ -58,15 +54,19 @@ def put_cursor(db: Database, cursor: Cursor) -> None:
 
 
 def begin(db: Database, target: str) -> None:
-    """Have a new target get what changes from now on; the first one begins the reading of events."""
+    """Have a target that is new get what changes from now on; the first one begins the reading of events."""
     with db.transaction():
-        if not db.value("SELECT count(*) FROM deliveries"):
+        if cursor(db) is None or not db.value("SELECT count(*) FROM deliveries"):
             put_cursor(db, Cursor(db.value("SELECT coalesce(max(id), 0) FROM events"), {}))
         db.run(
-            "INSERT OR REPLACE INTO deliveries (target, notice)"
-            " VALUES (?, (SELECT coalesce(max(id), 0) FROM notices))",
+            "INSERT OR IGNORE INTO deliveries (target, notice) VALUES (?, (SELECT coalesce(max(id), 0) FROM notices))",
             (target,),
         )
+
+
+def begun(db: Database) -> set[str]:
+    """Return the targets that get what changes."""
+    return {row["target"] for row in db.rows("SELECT target FROM deliveries")}
 
 
 def forget(db: Database, target: str) -> None:

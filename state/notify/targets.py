@@ -1,4 +1,4 @@
-"""The targets of notifications. Their addresses and secrets are in a file of mode 0600, as keys are, and nowhere else."""
+"""The targets of notifications. Their addresses and secrets are in a file of mode 0600, as keys are."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def file(home: Home) -> Path:
 
 
 def read(path: Path) -> dict[str, NotifyTarget]:
-    """Return every target by its name; an absent file holds none. Raises Damaged, MlxqError where others may read it."""
+    """Return every target by its name; an absent file holds none. Raises Damaged, MlxqError when others may read it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
@@ -74,9 +74,7 @@ def read(path: Path) -> dict[str, NotifyTarget]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, UsageProblem, RecursionError) as problem:
-        raise Damaged(
-            f"Cannot read the notification targets in {path}.", hint=f"mv {path} {path}.damaged"
-        ) from problem
+        raise Damaged(f"Cannot read the notification targets in {path}.", hint=f"mv {path} {path}.damaged") from problem
     if mode & 0o077:
         raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
     return {target.name: target for target in targets}

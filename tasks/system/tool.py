@@ -20,6 +20,7 @@ MACOS_PATHS = {
     "ioreg": "/usr/sbin/ioreg",
     "launchctl": "/bin/launchctl",
     "lsof": "/usr/sbin/lsof",
+    "osascript": "/usr/bin/osascript",
     "plutil": "/usr/bin/plutil",
     "pmset": "/usr/bin/pmset",
     "sysctl": "/usr/sbin/sysctl",

@@ -1,0 +1,1 @@
+"""Notifications: notice changes, and deliver messages about them to the targets."""
