@@ -38,7 +38,7 @@ DISK_S = 5.0
 FACT = "notify_survey"
 
 
-@tick("notify", LOOK_S)
+@tick("notice changes", LOOK_S)
 def notice() -> None:
     """Record what changed since the last look, and have it delivered."""
     if destinations := _targets(runtime.home):
@@ -81,7 +81,7 @@ def _targets(home: Home) -> dict[str, NotifyTarget]:
     return {}
 
 
-@tick("notify survey", SURVEY_S)
+@tick("survey disks", SURVEY_S)
 def survey() -> None:
     """Record what no other part of mlxq records as an event: disks that fill, and the cloud's cap."""
     if _targets(runtime.home):
