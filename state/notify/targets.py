@@ -10,7 +10,7 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 from state import files
@@ -69,8 +69,7 @@ def read(path: Path) -> dict[str, NotifyTarget]:
     """Return every target by its name; an absent file holds none. Raises Damaged, MlxqError when others may read it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        targets = [_target(row) for row in rows]
+        targets = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, UsageProblem, RecursionError) as problem:
@@ -153,6 +152,14 @@ def _check_url(target: NotifyTarget) -> None:
         raise UsageProblem(
             f"The URL of {target.name} must name a topic of an ntfy server, such as https://ntfy.sh/my-topic."
         )
+
+
+def _parse(text: str) -> list[NotifyTarget]:
+    """Return the targets of a file's text. Raises as `_target` does."""
+    rows: Any = json.loads(text)
+    if not isinstance(rows, list):
+        raise TypeError(rows)
+    return [_target(row) for row in cast("list[dict[str, Any]]", rows)]
 
 
 def _target(row: dict[str, Any]) -> NotifyTarget:

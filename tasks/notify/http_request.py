@@ -44,6 +44,8 @@ async def _status(method: str, url: str, body: bytes, headers: Mapping[str, str]
             client.stream(method, url, content=body, headers=dict(headers)) as response,
         ):
             return response.status_code
+    except TimeoutError:  # an OSError too
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, OSError):
         return 0
 

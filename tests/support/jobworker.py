@@ -127,12 +127,14 @@ WAYS = {
 
 if __name__ == "__main__":
     import tasks.heartbeat
+    import tasks.notify.watch
     import tasks.worker
 
     for name in ("act", "dig", "brief"):
         queue.job(name)(act)
     tasks.heartbeat.OVERRUN_S = float(os.environ.get("OVERRUN_S", tasks.heartbeat.OVERRUN_S))
     tasks.worker.STOP_GRACE_S = float(os.environ.get("STOP_GRACE_S", tasks.worker.STOP_GRACE_S))
+    tasks.notify.watch.GROUP_S = float(os.environ.get("NOTIFY_GROUP_S", tasks.notify.watch.GROUP_S))
     for lane, count in zip(("ops", "heavy"), os.environ.get("THREADS", "4 3").split(), strict=True):
         tasks.worker.THREADS[lane] = int(count)
     try:
