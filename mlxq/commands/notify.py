@@ -124,8 +124,8 @@ def listing(*, as_json: bool) -> None:
         render.next_step("mlxq notify add --help")
 
 
-def _rows(home: Home, known: Sequence[NotifyTarget]) -> list[dict[str, Any]]:
-    if not known:
+def _rows(home: Home, saved: Sequence[NotifyTarget]) -> list[dict[str, Any]]:
+    if not saved:
         return []
     with jobs_client.reading(home) as db:
         return [
@@ -138,7 +138,7 @@ def _rows(home: Home, known: Sequence[NotifyTarget]) -> list[dict[str, Any]]:
                 "waiting": len(notices.pending(db, target.name)) if target.kind != "deadman" else 0,
                 "problem": _problem(db, target.name),
             }
-            for target in known
+            for target in saved
         ]
 
 
@@ -188,10 +188,10 @@ def _cancel(db: Database, name: str) -> None:
 def test(names: Sequence[str], *, timeout_s: float | None) -> None:
     """Send a test message to NAME, or to every target, and wait until it is delivered."""
     home = get_home()
-    known = targets.read(targets.file(home))
-    if not known:
+    saved = targets.read(targets.file(home))
+    if not saved:
         raise NotFound("There are no notification targets.", hint="mlxq notify add --help")
-    chosen = [targets.find(targets.file(home), name).name for name in names] or list(known)
+    chosen = [targets.find(targets.file(home), name).name for name in names] or list(saved)
     with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(
             db, [kinds.new("notify_test", {"target": name}, label=f"notify_test {name}") for name in chosen]

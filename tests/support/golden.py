@@ -16,6 +16,8 @@ from support import scene
 
 from state import facts, keys, ledger, service, stack, usage
 from state.db import Database
+from state.notify import notices, targets
+from state.notify.targets import NotifyTarget
 from state.usage import Usage
 from tasks import kinds
 from tasks.system import hardware
@@ -58,6 +60,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "why": ("why",),
     "usage": ("usage",),
     "keys-list": ("keys", "list"),
+    "notify-list": ("notify", "list"),
 }
 
 
@@ -85,6 +88,13 @@ def furnish(db: Database) -> None:
             for tier, cached in (("fast", 63_000), ("longctx", 0), ("standard", 78_000))
         ],
     )
+    targets.add(targets.file(db.home), NotifyTarget("ops", "webhook", "https://hooks.example/T0/B0", secret="x" * 24))
+    targets.add(targets.file(db.home), NotifyTarget("phone", "ntfy", "https://ntfy.example/my-topic", always=True))
+    for target in ("ops", "phone"):
+        notices.begin(db, target)
+    notices.delivered(db, "phone", 0)
+    ledger.enqueue(db, kinds.new("notify", {"target": "ops"}), source="watchdog")
+    db.run("UPDATE jobs SET error = 'The notification target ops answered with status 502.' WHERE kind = 'notify'")
     with patch.object(keys.time, "time", lambda: NOW - 86_400):
         keys.create(keys.file(db.home), "editor", tiers=("fast",), rpm=60)
         keys.create(keys.file(db.home), "night-batch", background=True)
