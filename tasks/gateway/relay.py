@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,16 +15,18 @@ import orjson
 from tasks.gateway import context_limit, errors
 from tasks.gateway.cloud import Cloud
 from tasks.gateway.cooldown import Cooldown
-from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, plans, usage
+from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, plans, turns, usage
 from tasks.gateway.dialects.dialect import CHAT, Dialect
 from tasks.gateway.dialects.outputs import ChunkSource, Exchange
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.schemas import Fields
-from tasks.gateway.dialects.usage import ReuseSource, Tokens
+from tasks.gateway.dialects.turns import Message
+from tasks.gateway.dialects.usage import ReuseSource
 from tasks.gateway.engine_answer import EngineAnswer
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import NotAsAsked, Refusal
 from tasks.gateway.poison_requests import PoisonGuard
+from tasks.gateway.reasoning import ReasoningStore
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter
@@ -72,6 +74,8 @@ class RelayRequest:
     """Tiers that are at their limit -> seconds after which to ask again."""
     reuse: ReuseSource = field(default_factory=ReportedReuse)
     """What was not read again of its prompt, by the tier that is asked now."""
+    conversation: Sequence[Message] = ()
+    """A chat's messages as the caller has them."""
 
 
 class Relay:
@@ -86,6 +90,7 @@ class Relay:
         self._cooldown = cooldown
         self._cloud = cloud
         self._meter = ReuseMeter(client)
+        self._reasoning = ReasoningStore()
         self._in_flight: Counter[str] = Counter()
 
     async def serve(self, request: RelayRequest, reply: Reply) -> None:
@@ -219,7 +224,16 @@ class Relay:
         )
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))
+        if plan.dialect is CHAT and route.template:
+            self._put_back(request, plan, reads=route.template.reads)
         return plan
+
+    def _put_back(self, request: RelayRequest, plan: Plan, *, reads: bool) -> None:
+        """Add to the turns of a conversation the thoughts that they lack, where the chat template `reads` them."""
+        request.conversation = plan.body["messages"]
+        if reads:
+            messages = self._reasoning.put_back(request.call.key, request.conversation)
+            plan.body["messages"] = turns.with_thoughts_inside(messages)
 
     async def _check_length(self, request: RelayRequest, plan: Plan, content: bytes, route: Route) -> None:
         if route.can.context_check:
@@ -256,7 +270,7 @@ class Relay:
         if not plan.streams:
             content = await outputs.whole(exchange)
             call.heard()
-            _note(call, exchange.tokens)
+            self._note(request, exchange)
             await reply.whole(content)
             return
         stream = outputs.stream(exchange)
@@ -273,7 +287,16 @@ class Relay:
             await reply.fail(errors.broken_off(route.name))
             raise _BrokenOff(str(problem), died=problem.died) from problem
         finally:
-            _note(call, exchange.tokens)
+            self._note(request, exchange)
+
+    def _note(self, request: RelayRequest, exchange: Exchange) -> None:
+        """Count the tokens of an answer, and keep what was thought before it."""
+        call, tokens = request.call, exchange.tokens
+        if tokens is not None:
+            call.prompt_tokens, call.completion_tokens = tokens.prompt, tokens.answer
+            call.cached_tokens = tokens.cached or 0
+        if exchange.plan.thinking.kept and exchange.turn is not None:
+            self._reasoning.keep(call.key, request.conversation, exchange.turn, turns.thoughts(exchange.turn))
 
     async def _usage_so_far(self, route: Route, answered: int) -> Mapping[str, Any] | None:
         """Ask an engine how long the prompt of a running request is, as a cut stream never says it.
@@ -304,9 +327,3 @@ class Relay:
         request.reuse = ReportedReuse()
         async with self._cloud.asked(call, plan) as source:
             await self._pass_on(request, plan, self._cloud.route, source, reply)
-
-
-def _note(call: Call, used: Tokens | None) -> None:
-    if used is not None:
-        call.prompt_tokens, call.completion_tokens = used.prompt, used.answer
-        call.cached_tokens = used.cached or 0

@@ -129,3 +129,54 @@ def test_messages_think_as_they_say(gateway: Gateway, wish: dict[str, Any], kind
         **wish,
     )
     assert [block["type"] for block in answer["content"]] == kinds
+
+
+def said(answer: Any) -> tuple[dict[str, Any], int]:
+    """Return the turn of a whole answer without its thoughts, and the tokens of its prompt."""
+    if "choices" in answer:
+        message = answer["choices"][0]["message"]
+        return {"role": "assistant", "content": message["content"]}, answer["usage"]["prompt_tokens"]
+    blocks = [block for block in answer["content"] if block["type"] != "thinking"]
+    told = answer["usage"]
+    return {"role": "assistant", "content": blocks}, told["input_tokens"] + told["cache_read_input_tokens"]
+
+
+def thought(answer: Any) -> dict[str, Any]:
+    """Return the whole turn, as a client has it that sends thoughts back."""
+    if "choices" in answer:
+        message = answer["choices"][0]["message"]
+        return {"role": "assistant", **{name: message[name] for name in ("content", "reasoning_content")}}
+    return {"role": "assistant", "content": answer["content"]}
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_the_prompt_is_the_same_whether_a_client_sends_thoughts_back_or_not(gateway: Gateway, path: str):
+    """A turn whose answer the client changed gets nothing."""
+    first = post(gateway, path, "standard", max_tokens=600)
+    turn, begun = said(first)
+    more = {"role": "user", "content": "And then?"}
+
+    def prompt(turn: dict[str, Any]) -> int:
+        return said(post(gateway, path, "standard", max_tokens=8, messages=[*USER, turn, more]))[1]
+
+    without, with_thoughts = prompt(turn), prompt(thought(first))
+    assert without == with_thoughts
+    changed = {**turn, "content": "Other words."}
+    assert prompt(changed) < begun + 30 < without
+
+
+def test_a_growing_conversation_is_read_once(gateway: Gateway, engine: Engine):
+    """Of a client that sends no thoughts back. On vllm-mlx no hybrid is, and its status tells for sure."""
+    rules = " ".join(f"Rule {number}: check file {number} before you write." for number in range(60))
+    messages: list[dict[str, Any]] = [{"role": "system", "content": rules}, *USER]
+    before, shares = 0, list[float]()
+    for number in range(4):
+        answer = post(gateway, "chat/completions", "standard", max_tokens=600, messages=messages, tools=TOOLS)
+        turn, prompt = said(answer)
+        if before:
+            shares.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"] / before)
+        before = prompt
+        messages += [turn, {"role": "user", "content": f"And number {number}?"}]
+    print(f"{engine.at.name}: {', '.join(f'{share:.1%}' for share in shares)} of the prompt before")
+    if engine.at.engine == "rapid-mlx":
+        assert min(shares) >= 0.95

@@ -232,15 +232,18 @@ class Fold:
             call["function"]["name"] = function["name"]
         call["function"]["arguments"] += function.get("arguments") or ""
 
+    @property
+    def turn(self) -> dict[str, Any]:
+        """The answer so far as a message of the conversation."""
+        calls = [self._calls[index] for index in sorted(self._calls)]
+        return self._message | ({"tool_calls": calls} if calls else {})
+
     def answer(self) -> dict[str, Any]:
         """Return the whole answer: of a chat, or of /v1/completions."""
         if self._plain is not None:
             written = {"index": 0, "text": self._plain, "logprobs": None, "finish_reason": self.finish}
             return {**self._head, "object": "text_completion", "choices": [written], "usage": self.usage}
-        message = dict(self._message)
-        if self._calls:
-            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
-        choice = {"index": 0, "message": message, "finish_reason": self.finish}
+        choice = {"index": 0, "message": self.turn, "finish_reason": self.finish}
         return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self.usage}
 
     def chunks(self) -> list[Chunk]:

@@ -58,6 +58,8 @@ class Exchange:
     """Of the answer, without a prefix."""
     tokens: Tokens | None = None
     """What the answer's usage says; None until then."""
+    turn: Mapping[str, Any] | None = None
+    """A chat's whole answer with its thoughts, as a message; None until its end."""
 
 
 async def _checked(text: str, schema: Mapping[str, Any]) -> None:
@@ -86,6 +88,8 @@ async def whole(exchange: Exchange) -> bytes:
         raise NotAsAsked(errors.without_call())
     if plan.schema is not None and answer.get("status") == "completed":
         await _checked(_response_text(answer), plan.schema)
+    if plan.dialect is CHAT:
+        exchange.turn = obj(first(filled.get("choices")).get("message"))
     if plan.as_message:
         return orjson.dumps(anthropic_chat.message(filled, f"msg_{exchange.id}", None))
     return content if filled is answer else orjson.dumps(filled)
@@ -118,7 +122,7 @@ async def _folded(exchange: Exchange) -> bytes:
         async for chunk in chunks:
             fold.add(chunk)
     await _check_fold(plan, fold)
-    answer, exchange.tokens = fold.answer(), usage.read(fold.usage)
+    answer, exchange.tokens, exchange.turn = fold.answer(), usage.read(fold.usage), fold.turn
     if plan.as_message:
         answer = anthropic_chat.message(answer, f"msg_{exchange.id}", stopper.hit)
     return orjson.dumps(answer)
@@ -303,6 +307,7 @@ class ChunkStream:
         self._plan = plan
         self._stopper = Stopper(plan.stops, exchange.count)
         self._chunks = _cut(exchange, self._stopper)
+        self._fold = Fold() if plan.thinking.kept else None
         self._encoder = anthropic_chat.Encoder(f"msg_{exchange.id}", plan.body["model"]) if plan.as_message else None
 
     async def opening(self) -> bytes:
@@ -338,10 +343,14 @@ class ChunkStream:
             async for chunk in chunks:
                 if written := self._written(chunk):
                     yield written
+        if self._fold:
+            self._exchange.turn = self._fold.turn
         yield self._encoder.end(self._stopper.hit) if self._encoder else b"data: " + sse.DONE + sse.END
 
     def _written(self, chunk: Chunk) -> bytes:
         self._exchange.tokens = usage.read(chunk.get("usage")) or self._exchange.tokens
+        if self._fold:
+            self._fold.add(chunk)
         if self._encoder:
             return self._encoder.feed(chunk)
         if not self._plan.shows_usage:

@@ -60,7 +60,8 @@ class Plan:
     @property
     def chunked(self) -> bool:
         """Whether the answer has to be gone through chunk by chunk; else its bytes pass as they are."""
-        checked = self.schema is not None or self.one_call or self.thinking.budget is not None
+        thinks = self.thinking.budget is not None or self.thinking.kept
+        checked = self.schema is not None or self.one_call or thinks
         return self.as_message or bool(self.stops) or (self.dialect is CHAT and checked)
 
 

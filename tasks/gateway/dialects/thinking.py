@@ -64,6 +64,8 @@ class ThinkingPlan:
     on: bool = False
     budget: int | None = None
     """Tokens after which the gateway ends the thoughts; None where the engine does, or there is no limit."""
+    kept: bool = False
+    """Whether later turns can have the thoughts in their prompt."""
 
 
 NONE = ThinkingPlan()
@@ -104,7 +106,7 @@ def settle(chat: dict[str, Any], tier: TierThinking, can: Abilities) -> Thinking
     if not thinks:
         return NONE
     budget = _with_room(chat, tier, _budget(wish, tier))
-    return ThinkingPlan(on=True, budget=_left_to_us(chat, template, can, budget))
+    return ThinkingPlan(on=True, budget=_left_to_us(chat, template, can, budget), kept=template.reads)
 
 
 def _wish(chat: dict[str, Any]) -> _ThinkingRequest:
