@@ -41,8 +41,16 @@ class _Entry:
 class ReasoningStore:
     """Thoughts by the conversation that they belong to, the least recently used first."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        largest: int = LARGEST_BYTES,
+        largest_of_a_key: int = LARGEST_OF_A_KEY,
+    ) -> None:
         self._clock = clock
+        self._largest = largest
+        self._largest_of_a_key = largest_of_a_key
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._sizes: dict[str, int] = {}
 
@@ -56,14 +64,12 @@ class ReasoningStore:
         return self._sizes.get(key, 0)
 
     def keep(self, key: str, conversation: Sequence[Message], turn: Message, thoughts: str) -> None:
-        """Keep what was thought before `turn`, which follows `conversation`."""
-        if not thoughts.strip():
-            return
+        """Keep what was thought before `turn`, which follows `conversation`, in place of what was kept for it."""
         entry = _Entry(key, thoughts, self._clock())
-        if entry.size > LARGEST_OF_A_KEY:
-            return
         digest = turns.digests(key.encode(), [*conversation, turn])[-1]
         self._drop(digest)
+        if not thoughts.strip() or entry.size > self._largest_of_a_key:
+            return
         self._entries[digest] = entry
         self._sizes[key] = self._sizes.get(key, 0) + entry.size
         self._bound(key)
@@ -86,9 +92,9 @@ class ReasoningStore:
 
     def _bound(self, key: str) -> None:
         """Forget the least recently used of a key that has too many, then of all."""
-        while self._sizes[key] > LARGEST_OF_A_KEY:
+        while self._sizes[key] > self._largest_of_a_key:
             self._drop(next(digest for digest, entry in self._entries.items() if entry.key == key))
-        while self.size > LARGEST_BYTES:
+        while self.size > self._largest:
             self._drop(next(iter(self._entries)))
 
     def _forget_old(self) -> None:

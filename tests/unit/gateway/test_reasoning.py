@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import Clock
 
-from tasks.gateway import reasoning
 from tasks.gateway.dialects import turns
-from tasks.gateway.reasoning import ENTRY_BYTES, KEPT_S, LARGEST_BYTES, LARGEST_OF_A_KEY, ReasoningStore
+from tasks.gateway.reasoning import ENTRY_BYTES, KEPT_S, ReasoningStore
 
 USER = {"role": "user", "content": "hi"}
 
@@ -80,20 +79,22 @@ def test_thoughts_are_forgotten_after_their_last_use():
     assert store.size == 0
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9), st.integers(1, LARGEST_OF_A_KEY)), max_size=40))
+ROOM, ROOM_OF_A_KEY = 4000, 1000
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 9), st.integers(1, ROOM_OF_A_KEY)), max_size=40))
 def test_no_key_and_not_all_together_take_more_than_their_room(kept: list[tuple[str, int, int]]):
     """Whatever comes: the sizes are those of what is there, and the last one is, where it has room at all."""
-    store = ReasoningStore()
+    store = ReasoningStore(largest=ROOM, largest_of_a_key=ROOM_OF_A_KEY)
     for key, number, size in kept:
         store.keep(key, [USER], turn(str(number)), "t" * size)
-        assert store.size <= LARGEST_BYTES
-        assert store.size_of(key) <= LARGEST_OF_A_KEY
-        assert restored(store, turn(str(number)), key) == ("t" * size if size + ENTRY_BYTES <= LARGEST_OF_A_KEY else "")
+        assert store.size <= ROOM
+        assert store.size_of(key) <= ROOM_OF_A_KEY
+        assert restored(store, turn(str(number)), key) == ("t" * size if size + ENTRY_BYTES <= ROOM_OF_A_KEY else "")
 
 
-def test_the_least_recently_used_goes_first(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reasoning, "LARGEST_OF_A_KEY", 2 * (ENTRY_BYTES + 2))
-    store = ReasoningStore()
+def test_the_least_recently_used_goes_first():
+    store = ReasoningStore(largest_of_a_key=2 * (ENTRY_BYTES + 2))
     for text in ("a", "b"):
         store.keep("me", [USER], turn(text), "hm")
     assert restored(store, turn("a")) == "hm"

@@ -108,7 +108,7 @@ def test_an_effort_of_anthropics_does_not_make_a_tier_think_that_does_not():
 def test_the_gateway_ends_thoughts_where_the_engine_does_not(can: Any, kind: ModelKind, fields: Any, field: str | None):
     plan = planned(fields, can=can, template=replace(QWEN, kind=kind))
     assert plan.body.get(field or "") == (2000 if field else None)
-    assert plan.thinking == ThinkingPlan(on=True, budget=None if field else 2000)
+    assert plan.thinking == ThinkingPlan(on=True, budget=None if field else 2000, kept=True)
     assert plan.body.get("stream") is (None if field else True), "a stream alone can be ended"
 
 
