@@ -27,6 +27,8 @@ class JobState(DocumentedEnum):
     CANCELLED = "cancelled", "stopped on request, or because a job it needs did not succeed"
 
 
+LARGEST_ID = 2**63 - 1
+"""SQLite's largest integer; the sqlite3 module takes none beyond it."""
 LIVE = frozenset({JobState.BLOCKED, JobState.QUEUED, JobState.RUNNING})
 ENDED = frozenset(JobState) - LIVE
 
@@ -172,7 +174,7 @@ class Fenced(Exception):
 
 def get(db: Database, job: int) -> Job:
     """Return one job. Raises NotFound."""
-    row = db.row("SELECT * FROM jobs WHERE id = ?", (job,))
+    row = db.row("SELECT * FROM jobs WHERE id = ?", (job,)) if job <= LARGEST_ID else None
     if row is None:
         raise NotFound(f"There is no job {job}.", hint="mlxq jobs")
     return _job(db, row)

@@ -41,12 +41,17 @@ def command() -> None:
 def env(*, as_json: bool) -> None:
     """Print exports for OpenAI clients: eval "$(mlxq connect env)".
 
-    They have a key of their own, named env; `mlxq keys revoke env` has the next call create another.
+    They have a key of their own, named env; `mlxq keys revoke env` has the next call create another. Where a proxy is
+    set that does not except this machine, NO_PROXY is printed too.
     """
+    from tasks.system import proxies
+
     home = get_home()
     with jobs_client.reading(home) as db:
         url = ports.endpoint(ports.listing(db))
     variables = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": _shell_key(home)}
+    if excepted := proxies.exceptions():
+        variables |= {"NO_PROXY": excepted, "no_proxy": excepted}
     if as_json:
         render.data({"env": variables})
         return

@@ -39,8 +39,12 @@ def command(model: str, *, quant: str | None, force: bool, dry_run: bool, yes: b
 def _refuse_served(chosen: list[Installed]) -> None:
     """Refuse, before the confirmation, what the job would refuse. Raises Busy."""
     if served := next((row for row in chosen if row.used_by), None):
-        name = served.folder.name
-        raise Busy(f"{name} is served by {' and '.join(served.used_by)}.", hint=f"mlxq rm {name} --force")
+        name, tiers = served.folder.name, " and ".join(served.used_by)
+        raise Busy(
+            f"{name} is served by {tiers}.",
+            done=f"Nothing was deleted. Without it, {tiers} could not start again until `mlxq setup`.",
+            hint=f"mlxq rm {name} --force",
+        )
 
 
 def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, listed: bool = True) -> None:

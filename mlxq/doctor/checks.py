@@ -32,7 +32,7 @@ from state.ports import listing as listening
 from state.stack import Tier
 from tasks import config_problems, worker_status
 from tasks.engines import installed, serving
-from tasks.system import free_space, hardware, memory, ports, process, tool
+from tasks.system import free_space, hardware, memory, ports, process, proxies, tool
 from tasks.weights import model_dir
 
 LIMIT_S = 4.5
@@ -314,10 +314,11 @@ def _autostart(_: Home) -> list[Finding]:
 
 
 def _ports(home: Home) -> list[Finding]:
+    proxied = rules.proxy(proxies.exceptions())
     if not home.database.exists():
-        return [_port(None, name, number) for name, number in _auxiliary_ports(home).items()]
+        return [*proxied, *(_port(None, name, number) for name, number in _auxiliary_ports(home).items())]
     with closing(read_database(home)) as db:
-        return [_port(db, name, number) for name, number in _service_ports(db).items()]
+        return [*proxied, *(_port(db, name, number) for name, number in _service_ports(db).items())]
 
 
 def _auxiliary_ports(home: Home) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -221,6 +222,16 @@ def port(name: str, number: int, holder: str | None, cures: str, *, ours: bool) 
     if ours:
         return passed("ports", f"{number} is used by {name}")
     return error("ports", f"{number}, which {name} needs, is used by {holder}", cures)
+
+
+def proxy(exceptions: str | None) -> list[Finding]:
+    """Check that clients ask the gateway directly: `exceptions`, what NO_PROXY should be, None where all is well."""
+    if exceptions is None:
+        return []
+    text = (
+        "a proxy is set and NO_PROXY does not except 127.0.0.1: clients ask it for the gateway, which it cannot reach"
+    )
+    return [warning("ports", text, f"export NO_PROXY={shlex.quote(exceptions)}")]
 
 
 def worker(state: str, pid: int | None, *, services: bool, unwritable: str | None = None) -> Finding:

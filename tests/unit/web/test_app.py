@@ -114,6 +114,14 @@ def test_what_is_not_there_is_a_sentence(person: TestClient, path: str):
     assert answer.json()["message"].startswith("There is no")
 
 
+@pytest.mark.parametrize("number", ["99", str(2**63), "9" * 30, "-1", "x"])
+def test_a_job_of_any_number_is_not_there(person: TestClient, number: str):
+    """Beyond SQLite's integers, too."""
+    assert person.get(f"/jobs/{number}").status_code == 404
+    assert person.post(f"/jobs/{number}/cancel").status_code == 404
+    assert person.post(f"/jobs/{number}/retry").status_code == 404
+
+
 def test_a_job_that_ended_cannot_be_cancelled(person: TestClient, rows: Database):
     number = scene.succeed(rows, "smoke_test")
     assert person.post(f"/jobs/{number}/cancel").status_code == 409

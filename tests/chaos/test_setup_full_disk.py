@@ -1,0 +1,91 @@
+"""The disk of the home is full at some stage of set-up: it is said, nothing is half written, and set-up ends later."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import disk
+from support.user import User
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+FULL_S = 3.0
+"""How long the disk stays full once set-up came to the stage."""
+LIMIT_S = 400.0
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    """Return a user whose home has a disk of its own; the models have another."""
+    with disk.mounted(tmp_path / "disk", "96m") as place:
+        user = User(place / "home")
+        user.environment["MLXQ_MODEL_DIR"] = str(tmp_path / "models")
+        yield user
+        with contextlib.suppress(AssertionError):
+            user.leave()
+
+
+def reached(user: User, stage: str) -> bool:
+    """Return whether a job of this kind has begun; of "" whether there is a database."""
+    if not stage:
+        return user.home.database.exists()
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{user.home.database}?mode=ro", uri=True)) as db,
+    ):
+        return bool(db.execute("SELECT count(*) FROM jobs WHERE kind = ? AND attempt > 0", (stage,)).fetchone()[0])
+    return False
+
+
+def test_before_there_is_anything_it_is_said(user: User) -> None:
+    disk.fill(user.home.root.parent / "filler")
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mlxq", "setup", "--accept-defaults"],
+        env=user.environment, capture_output=True, text=True, check=False, timeout=LIMIT_S,
+    )  # fmt: skip
+
+    assert done.returncode in {1, 4}, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr or "is full" in done.stderr
+    (user.home.root.parent / "filler").unlink()
+    user.run("setup", "--accept-defaults")
+    assert {row["state"] for row in user.services().values()} == {"healthy"}
+
+
+@pytest.mark.parametrize("stage", ["", "detect", "pull", "configure", "start"])
+def test_set_up_ends_after_its_disk_was_full(user: User, stage: str) -> None:
+    """Whatever the command said meanwhile, the same command ends with a stack that serves."""
+    argv = [sys.executable, "-P", "-m", "mlxq", "setup", "--accept-defaults"]
+    filler = user.home.root.parent / "filler"
+    with subprocess.Popen(
+        argv, env=user.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as setup:
+        deadline = time.monotonic() + LIMIT_S
+        while not reached(user, stage) and setup.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        assert setup.poll() is None, setup.communicate()
+        disk.fill(filler)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            setup.wait(FULL_S)
+        filler.unlink()
+        said = setup.communicate(timeout=LIMIT_S)[1]
+
+    assert setup.returncode in {0, 1, 4}, said
+    assert "Traceback" not in said
+    user.run("setup", "--accept-defaults")
+    assert {row["state"] for row in user.services().values()} == {"healthy"}
+    assert "Traceback" not in user.home.log("worker").read_text()
+    with contextlib.closing(sqlite3.connect(user.home.database)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert db.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'blocked', 'running')").fetchone() == (
+            0,
+        )
