@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from catalog import engines, units
+from catalog.intent import FAST
 from catalog.model import Model
 from catalog.offer import Offer
 from catalog.pick import Pick, Recommendation
@@ -46,7 +47,7 @@ def runner_up(
 def reasons_for(pick: Pick, model: Model) -> tuple[str, ...]:
     """Return what speaks for a pick and what a user should know of it."""
     if pick.shares:
-        return (f"it uses the engine of {pick.shares}",)
+        return (f"it uses the engine of {pick.shares}", *(_thinking(model, pick.tier) if pick.tier == FAST else ()))
     return (
         f"quality {pick.quality}",
         f"{pick.speed.decode:.0f} tokens/s ({_basis(pick)})",
@@ -63,13 +64,23 @@ def _basis(pick: Pick) -> str:
 def _details(pick: Pick, model: Model) -> list[str]:
     """Return what the architecture and the engine make of prompts, answers and tools."""
     details = ["calls tools" if model.tool_calling else "its tool calls are not read"]
-    if model.reasoning_parser:
-        details.append("thinks before it answers, unless a request says no")
+    details += _thinking(model, pick.tier)
     cache = f"keeps {units.memory(pick.cache_bytes)} of earlier prompts" if pick.cache_bytes else ""
     details.append(cache or _rereads(model))
     if not model.attention.query_heads:
         details.append("its file names no query heads: memory is planned with the most that such a model has")
     return details
+
+
+def _thinking(model: Model, tier: str) -> list[str]:
+    """Return whether answers at a tier are thought over first; nothing of a model that cannot."""
+    if not model.reasoning_parser:
+        return []
+    return [
+        "thinks only when a request asks for it"
+        if tier == FAST
+        else "thinks before it answers, unless a request says no"
+    ]
 
 
 def _rereads(model: Model) -> str:
@@ -90,8 +101,7 @@ def explain(
         *(line for pick in stack.picks for line in (_line(pick), *_next(pick))),
         *_one_family(offers),
     ]
-    if absent:
-        lines.append(_missing(absent, stack))
+    lines.append(_missing(absent, stack) if absent else _best_of_all(stack))
     lines.append(_with_more(stack, richer))
     return "\n".join([*lines, *_sources([offer.model for offer in offers])])
 
@@ -149,10 +159,20 @@ def _missing(absent: Absent, stack: Recommendation) -> str:
     )
 
 
+def _best_of_all(stack: Recommendation) -> str:
+    """Return that no model was left out for its size or speed."""
+    best = max(stack.engines, key=lambda pick: pick.quality.points)
+    return f"No model of the catalog, however large, is rated above {best.model}."
+
+
 def _with_more(stack: Recommendation, richer: Sequence[Pick]) -> str:
-    """Return what half as much memory again would change."""
+    """Return what half as much memory again would change, an engine at a time."""
     later = {pick.tier: pick for pick in richer}
-    changes = [change for pick in stack.picks if (change := _change(pick, later.get(pick.tier)))]
+    tiers_by_change: dict[str, list[str]] = {}
+    for pick in stack.picks:
+        if change := _change(pick, later.get(pick.tier)):
+            tiers_by_change.setdefault(change, []).append(pick.tier)
+    changes = [f"{' and '.join(tiers)} would {change}" for change, tiers in tiers_by_change.items()]
     return f"With {units.memory(int(stack.budget * 1.5))}: {'; '.join(changes) or 'the same models and windows'}."
 
 
@@ -160,9 +180,20 @@ def _change(current: Pick, later: Pick | None) -> str:
     """Return what would become of one tier; empty where nothing would."""
     if later is None or (current.model, current.quant, current.context) == (later.model, later.quant, later.context):
         return ""
+    window = f"a window of {tokens(later.context)}"
+    if current.context != later.context:
+        window += f" instead of {tokens(current.context)}"
     if (current.model, current.quant) == (later.model, later.quant):
-        return f"{current.tier} would have a window of {tokens(later.context)}"
-    return f"{current.tier} would be {later.model} {later.quant} with {tokens(later.context)}"
+        return f"have {window}"
+    own = ", in an engine of its own" if current.shares and not later.shares else ""
+    return f"be {later.model} {later.quant}{_better(current, later)} with {window}{own}"
+
+
+def _better(current: Pick, later: Pick) -> str:
+    """Return the difference in quality of another model; nothing of another quant, or where one has no score."""
+    if current.model == later.model or not (current.quality.benchmark and later.quality.benchmark):
+        return ""
+    return f" (quality {later.quality.points:.0f} instead of {current.quality.points:.0f})"
 
 
 def tokens(count: int) -> str:

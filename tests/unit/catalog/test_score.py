@@ -391,9 +391,11 @@ def test_a_model_that_alone_reuses_prompts_wins_agents_on_a_slow_chip() -> None:
 def test_it_says_why_the_better_model_is_not_there() -> None:
     small = recommend(named("M4 Pro", 24), KNOWN)
     slow = recommend(named("M4", 32), KNOWN)
+    large = recommend(named("M4 Max", 128), KNOWN)
 
     assert "qwen3.8-27b (quality 52 by Artificial Analysis index) is not here: with a window of 32K" in small.explain
     assert "it would answer at" in slow.explain
+    assert "No model of the catalog, however large, is rated above qwen3.8-27b." in large.explain
 
 
 def test_a_stack_names_windows_waits_and_the_engine_that_tiers_share() -> None:
@@ -405,7 +407,8 @@ def test_a_stack_names_windows_waits_and_the_engine_that_tiers_share() -> None:
     assert "it uses the engine of standard" in made.explain
     assert "published by" in made.explain
     assert "reads every prompt from its first token" in made.explain
-    assert "thinks before it answers" in made.explain
+    assert "thinks before it answers" in made.tier(STANDARD).reasons[4]
+    assert "thinks only when a request asks for it" in made.tier(FAST).reasons
     assert "All engines serve Qwen3.5" in made.explain
 
 
@@ -440,6 +443,15 @@ def test_no_toy_serves_beside_a_large_model(machine: Machine) -> None:
     made = recommend(machine, KNOWN)
 
     assert KNOWN[made.tier(FAST).model].total_params_b >= 4
+
+
+def test_it_says_in_plain_words_what_more_memory_would_buy_and_what_it_would_cost() -> None:
+    made = recommend(named("M4 Pro", 24), KNOWN)
+
+    (more,) = [line for line in made.explain.splitlines() if line.startswith("With 21.6 GB: ")]
+    assert "standard and longctx would be qwen3.8-27b int4 (quality 52 instead of 24)" in more
+    assert "with a window of 32K instead of 64K" in more
+    assert "fast would be qwen3.5-2b int4 (quality 12 instead of 21)" in more
 
 
 def test_the_explanation_says_where_scores_were_published():
