@@ -19,6 +19,7 @@ from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, pl
 from tasks.gateway.dialects.dialect import CHAT, Dialect
 from tasks.gateway.dialects.outputs import ChunkSource, Exchange
 from tasks.gateway.dialects.plans import Plan
+from tasks.gateway.dialects.reasoning import ReasoningStore
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.turns import Message
 from tasks.gateway.dialects.usage import ReuseSource
@@ -26,7 +27,6 @@ from tasks.gateway.engine_answer import EngineAnswer
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import NotAsAsked, Refusal
 from tasks.gateway.poison_requests import PoisonGuard
-from tasks.gateway.reasoning import ReasoningStore
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.clock import Clock
 
 from tasks.gateway.dialects import turns
-from tasks.gateway.reasoning import ENTRY_BYTES, KEPT_S, ReasoningStore
+from tasks.gateway.dialects.reasoning import ENTRY_BYTES, KEPT_S, ReasoningStore
 
 USER = {"role": "user", "content": "hi"}
 

@@ -26,7 +26,7 @@ ENTRY_BYTES = 200
 
 
 @dataclass
-class _Entry:
+class _KeptThoughts:
     """The thoughts of one turn."""
 
     key: str
@@ -51,7 +51,7 @@ class ReasoningStore:
         self._clock = clock
         self._largest = largest
         self._largest_of_a_key = largest_of_a_key
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._entries: OrderedDict[bytes, _KeptThoughts] = OrderedDict()
         self._sizes: dict[str, int] = {}
 
     @property
@@ -65,7 +65,7 @@ class ReasoningStore:
 
     def keep(self, key: str, conversation: Sequence[Message], turn: Message, thoughts: str) -> None:
         """Keep what was thought before `turn`, which follows `conversation`, in place of what was kept for it."""
-        entry = _Entry(key, thoughts, self._clock())
+        entry = _KeptThoughts(key, thoughts, self._clock())
         digest = turns.digests(key.encode(), [*conversation, turn])[-1]
         self._drop(digest)
         if not thoughts.strip() or entry.size > self._largest_of_a_key:
@@ -109,8 +109,8 @@ class ReasoningStore:
         entry = self._entries.pop(digest, None)
         if entry is None:
             return
-        left = self._sizes[entry.key] - entry.size
-        if left > 0:
-            self._sizes[entry.key] = left
+        size = self._sizes[entry.key] - entry.size
+        if size > 0:
+            self._sizes[entry.key] = size
         else:
             del self._sizes[entry.key]
