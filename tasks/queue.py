@@ -101,7 +101,10 @@ class LedgerStorage(BlackHoleStorage):
         return _encode(Message(identifier, f"{NAMESPACE}.{claim.kind}", args=[], kwargs={"claim": asdict(claim)}))
 
     def _sleep_s(self) -> float:
-        due = ledger.next_due(runtime.database(), self.queue, self.kinds)
+        try:
+            due = ledger.next_due(runtime.database(), self.queue, self.kinds)
+        except StateUnavailable:  # said where the job is claimed
+            return AGAIN_S
         return GUARD_S if due is None else min(GUARD_S, due + 0.001)
 
 
@@ -187,14 +190,22 @@ def tick(name: str, every_s: float) -> Callable[[Callable[[], None]], Callable[[
 
 
 def _alone(function: Callable[[], None]) -> Callable[[], None]:
-    """Make a call do nothing while another one runs."""
-    busy = threading.Lock()
+    """Make a call do nothing while another one runs.
+
+    What keeps state.db from it, such as a full disk, is logged once until it works again; the next call comes soon.
+    """
+    busy, logged = threading.Lock(), set[str]()
 
     @functools.wraps(function)
     def once() -> None:
         if busy.acquire(blocking=False):
             try:
                 function()
+                logged.clear()
+            except StateUnavailable as problem:
+                if problem.message not in logged:
+                    log.error("tick_failed", error=problem.message)  # noqa: TRY400 (a known state)
+                logged.add(problem.message)
             finally:
                 busy.release()
 

@@ -11,6 +11,7 @@ import pytest
 from support.crew import Crew
 
 from state import ledger
+from state.errors import DiskFull
 from state.job import JobState
 from state.paths import Home
 from tasks import worker_status
@@ -139,6 +140,26 @@ def test_a_tick_slower_than_its_period_is_not_run_beside_itself() -> None:
     once()
 
     assert len(runs) == 2
+
+
+def test_a_tick_on_a_full_disk_is_one_line_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Huey would log a traceback at every tick; the next one comes by itself."""
+    from tasks import queue
+
+    ends: list[str | None] = ["full", "full", "gone", None, "full"]
+    lines: list[str] = []
+
+    def look() -> None:
+        if end := ends.pop(0):
+            raise DiskFull(end)
+
+    monkeypatch.setattr(queue.log, "error", lambda _event, error: lines.append(error))
+    once = queue._alone(look)
+    for _ in range(5):
+        once()
+
+    assert ends == []
+    assert lines == ["full", "gone", "full"]
 
 
 def test_a_stale_tick_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
