@@ -38,6 +38,8 @@ ANCIENT, RECENT, NEWEST = (0, 30), (0, 31, 2), (0, 32)
 is about what mlxq installs. A row that names no version counts as measured with the second."""
 LONG_TOKENS = 65_536
 """Tokens from which a prompt counts as long."""
+PEAK_COLUMNS = ("model", "quant", "context_tokens", "measured_peak_gb")
+"""What a file of measured peaks must have; prefill_step may be left out."""
 QUANTS = {
     "4bit": "int4",
     "q4": "int4",
@@ -185,7 +187,7 @@ def memory_errors(rows: Iterable[Row], known: Mapping[str, Model]) -> tuple[list
             unknown += 1
             continue
         tokens, step = int(number(row, "context_tokens")), int(number(row, "prefill_step")) or MEASURED_STEP
-        judged.append((tokens, peak(model, quant, tokens, step) / 1e9 / float(row["measured_peak_gb"]) - 1))
+        judged.append((tokens, peak(model, quant, tokens, step) / 1e9 / number(row, "measured_peak_gb") - 1))
     return judged, unknown
 
 
@@ -197,9 +199,29 @@ def _model_of(name: str, known: Mapping[str, Model]) -> Model | None:
         return None
 
 
+def read_peaks(path: Path) -> list[Row]:
+    """Read a file of measured peaks. Raises ValueError with the column that is missing, or the line without a figure."""
+    rows = read(path)
+    for line, row in enumerate(rows, start=2):
+        for column in PEAK_COLUMNS:
+            if row.get(column) is None:
+                raise ValueError(f"{path}: there is no column {column}; needed are {', '.join(PEAK_COLUMNS)}.")
+        for column in ("context_tokens", "measured_peak_gb"):
+            if not _positive(row[column]):
+                raise ValueError(f"{path}, line {line}: {column} is {row[column]!r}, no number above 0.")
+    return [{"prefill_step": "", **row} for row in rows]
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
+
+
 def memory_summary(path: Path) -> dict[str, Any]:
     """Return {"all", "long": {"n", "median", "p90"}, "unknown", "lowest", "highest"} of a file of measured peaks."""
-    judged, unknown = memory_errors(read(path), entries())
+    judged, unknown = memory_errors(read_peaks(path), entries())
     signed = [error for _, error in judged]
     return {
         "all": summary([abs(error) for error in signed]),
@@ -231,7 +253,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args()
     if asked.memory:
-        peaks = memory_summary(asked.memory)
+        try:
+            peaks = memory_summary(asked.memory)
+        except (OSError, ValueError) as problem:
+            parser.error(str(problem))
         print(json.dumps(peaks)) if asked.json else print_memory(peaks)
         return
     rows = read(asked.rows)

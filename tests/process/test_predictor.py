@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -43,3 +45,50 @@ def test_any_file_of_rows_can_be_judged_and_odd_rows_are_left_out(tmp_path: Path
 
     assert found["decode"]["n"] == 2
     assert found["prompt"]["n"] == 1
+
+
+HEAD = "model,quant,chip,context_tokens,prefill_step,measured_peak_gb\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", (0, 0)),
+        (HEAD, (0, 0)),
+        (HEAD + "nothing-13b,4bit,M1,1000,,5\nqwen3.5-4b,int9,M1,1000,,5\n", (0, 2)),
+        (HEAD + "qwen3.5-4b,4bit,M2 Pro,98304,2048,13.83\nnothing-13b,4bit,M1,1000,,5\n", (1, 1)),
+        ("model,quant,context_tokens,measured_peak_gb\nqwen3.5-4b,int4,98304,13.83\n", (1, 0)),
+    ],
+)
+def test_any_file_of_peaks_can_be_judged(text: str, expected: tuple[int, int], tmp_path: Path) -> None:
+    file = tmp_path / "peaks.csv"
+    file.write_text(text)
+
+    ended = _judge(file)
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert (told["all"]["n"], told["unknown"]) == expected
+    assert set(told["long"]) == {"n", "median", "p90"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model,quant\nqwen3.5-4b,int4\n", "there is no column context_tokens"),
+        (HEAD + "qwen3.5-4b,int4,M1,1000,,\n", "line 2: measured_peak_gb is '', no number above 0"),
+        (HEAD + "qwen3.5-4b,int4,M1,many,,5\n", "line 2: context_tokens is 'many', no number above 0"),
+    ],
+)
+def test_a_file_that_holds_no_peaks_is_refused_in_words(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "peaks.csv"
+    file.write_text(text)
+
+    ended = _judge(file)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def _judge(file: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "benchmarks/predict.py", "--memory", str(file), "--json"]
+    return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
