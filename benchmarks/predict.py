@@ -200,7 +200,7 @@ def _model_of(name: str, known: Mapping[str, Model]) -> Model | None:
 
 
 def read_peaks(path: Path) -> list[Row]:
-    """Read a file of measured peaks. Raises ValueError with the column that is missing, or the line without a figure."""
+    """Read a file of measured peaks. Raises ValueError with the missing column, or the line without a figure."""
     rows = read(path)
     for line, row in enumerate(rows, start=2):
         for column in PEAK_COLUMNS:
