@@ -53,6 +53,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "watch": "Run the watchdog in the foreground and show service states.",
         "install": "Start the worker at login or boot (launchd, systemd).",
         "uninstall": "Remove the autostart entry; services keep running.",
+        "schedule": "Run commands at set times.",
         "notify": "Send a message when something needs attention.",
     },
     "Settings": {

@@ -13,6 +13,7 @@ from pathlib import Path
 from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
 from state.notify.schema import m015_notifications
 from state.paths import Home
+from state.schedule.schema import m016_schedules
 
 for unused in ("numpy", "pandas"):
     sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; sqlite-utils copes, two seconds saved)
@@ -459,6 +460,7 @@ def m014_shared_engines(db: Database) -> None:
 
 
 schema()(m015_notifications)
+schema()(m016_schedules)
 
 
 def migrate(home: Home) -> None:

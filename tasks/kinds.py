@@ -160,6 +160,9 @@ KINDS: Mapping[str, Kind] = {
             repeats=True,
             longest_backoff_s=1800.0,
         ),
+        Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),
+        Kind("run_schedule", "enqueue what a schedule runs", unique_key="run_schedule:{name}"),
+        Kind("check_engine", "look for a newer version of an engine", unique_key="check_engine:{engine}"),
         Kind("notify_test", "deliver a test message to a target", limit_s=60, unique_key="notify_test:{target}"),
     )
 }

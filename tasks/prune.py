@@ -5,6 +5,7 @@ from __future__ import annotations
 from state import ledger
 from state.db import Database
 from state.notify import notices
+from state.schedule import schedules
 from tasks.kinds import new
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
@@ -17,6 +18,7 @@ LOOK_S = 3600.0
 def prune_jobs(context: Context) -> dict[str, int]:
     """Forget ended jobs that are over 30 days old and beyond the newest 2,000, and old notices; return how many."""
     notices.prune(context.db)
+    schedules.prune(context.db)
     return {"forgotten": ledger.prune(context.db)}
 
 

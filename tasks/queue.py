@@ -16,21 +16,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, cast
 
 from state import ledger
-from state.errors import StateUnavailable
+from state.errors import StateUnavailable, UsageProblem
 from state.job import Claim
 from tasks.executor import Context, Task, perform
 from tasks.kinds import KINDS, new
+from tasks.plan.cron import Cron, Matches
 from tasks.runtime import AGAIN_S, Released, log, runtime
 
-__all__ = ["QUEUES", "Context", "Released", "job", "tick"]
+__all__ = ["QUEUES", "Context", "Released", "crontab", "job", "tick"]
 
 for unused in ("redis", "psycopg"):
     sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; Huey copes, 18 MB saved)
 
 from huey.api import Huey  # noqa: E402 (after the lines above)
+from huey.api import crontab as huey_crontab  # noqa: E402
 from huey.consumer import Consumer, Scheduler  # noqa: E402
 from huey.registry import Message  # noqa: E402
 from huey.serializer import Serializer  # noqa: E402
@@ -149,6 +152,26 @@ class TaskQueue(Huey):
 QUEUES: Mapping[str, TaskQueue] = {"ops": TaskQueue("ops"), "heavy": TaskQueue("heavy")}
 TICKS: dict[str, float] = {}
 """Period in seconds of every tick."""
+
+
+LONGEST_CRON = 100
+
+
+def crontab(text: str) -> Cron:
+    """Return when a cron text is due, as Huey's parser reads it. Raises UsageProblem."""
+    fields = text.split() if len(text) <= LONGEST_CRON else []
+    try:
+        minute, hour, day, month, weekday = fields
+        matches = cast("Matches", huey_crontab("*", "*", day, month, weekday, strict=True))
+        at = cast("Matches", huey_crontab(minute, hour, "*", "*", "*", strict=True))
+    except ValueError as problem:
+        raise UsageProblem(
+            f"{text!r} is no cron text: minute, hour, day of the month, month and day of the week (0 is Sunday) are "
+            "numbers, ranges (1-5), lists (1,15), steps (*/10) or *.",
+            hint="mlxq schedule add --help",
+        ) from problem
+    midnight = datetime(2024, 1, 1)  # noqa: DTZ001 (any day will do)
+    return Cron(matches, tuple(minute for minute in range(1440) if at(midnight + timedelta(minutes=minute))))
 
 
 def job(name: str) -> Callable[[Task], Task]:

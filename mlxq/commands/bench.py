@@ -100,8 +100,8 @@ def command(
         _history(home, history, as_json=as_json)
         return
     with jobs_client.reading(home) as db:
-        subject = _what(home, db, str(target), quant)
-    result = _run({"target": subject, "save": save, **shape}, timeout_s)
+        target_of_job = subject(home, db, str(target), quant)
+    result = _run({"target": target_of_job, "save": save, **shape}, timeout_s)
     if as_json:
         render.data(result)
         return
@@ -120,7 +120,7 @@ def _run(args: Mapping[str, Any], timeout_s: float | None) -> Any:
     return job.result
 
 
-def _what(home: Home, db: Database, target: str, quant: str | None) -> str:
+def subject(home: Home, db: Database, target: str, quant: str | None) -> str:
     """Return the tier's name, or the folder of the weights. Raises NotFound."""
     if target in {tier.name for tier in stack.tiers(db)}:
         return target

@@ -74,7 +74,7 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
     Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best
     change to it one after another.
     """
-    entry = _installable(engine)
+    entry = installable(engine)
     if not as_json:
         size, fetch = units.files(entry.installed_mb * MB), units.files(entry.download_mb * MB)
         render.say(f"{engine} {version or entry.version}: about {fetch} to download, {size} in {get_home().engines}.")
@@ -133,7 +133,7 @@ def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool)
     It is installed beside the old one, passes a smoke test and is timed against it. The tiers change to it one after
     another while the others serve; a version on which one does not serve is taken back.
     """
-    _installable(engine)
+    installable(engine)
     if check:
         _check(engine, as_json=as_json)
         return
@@ -154,7 +154,7 @@ def rollback(engine: str, *, timeout_s: float | None) -> None:
     render.say(f"{engine} {job.result['version']} is not used any more; {job.result['now']} is.")
 
 
-def _installable(engine: str) -> EngineEntry:
+def installable(engine: str) -> EngineEntry:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
     entry = entries().get(engine)
     if entry is None or entry.environment != "own":

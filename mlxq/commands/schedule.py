@@ -1,0 +1,195 @@
+"""`mlxq schedule`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from mlxq import job_view, jobs_client, local_models, options, render
+from state.db import Database, read_database
+from state.errors import MlxqError, UsageProblem
+from state.paths import Home, get_home
+from state.schedule import schedules
+from state.schedule.schedules import Schedule
+from tasks import kinds, recommend
+
+
+class ScheduleName(click.ParamType[str]):
+    """The name of a schedule."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the schedules."""
+        try:
+            db = read_database(get_home())
+        except MlxqError:
+            return []
+        try:
+            return [CompletionItem(row.name) for row in schedules.listing(db) if row.name.startswith(incomplete)]
+        finally:
+            db.close()
+
+
+@click.group(cls=options.Group, no_args_is_help=True)
+def command() -> None:
+    """Run commands at set times.
+
+    Each run is an ordinary job (`mlxq jobs`). `mlxq notify` reports one that failed.
+    """
+
+
+@command.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("cron")
+@click.argument("words", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.option(
+    "--missed",
+    type=click.Choice(["run", "skip"]),
+    default="run",
+    show_default=True,
+    help="What to do after a time at which the machine slept: run once, or skip it.",
+)
+@options.timeout
+def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: float | None) -> None:
+    """Run COMMAND at the times of CRON, in local time; replaces the schedule NAME.
+
+    COMMAND is `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]` or `engine upgrade --check [ENGINE]`. CRON is
+    minute, hour, day of the month, month and day of the week (0 is Sunday), such as "30 3 * * 0"; a day must match both
+    of its fields.
+    """
+    home = get_home()
+    with jobs_client.writing(home) as db:
+        kind, args = _parsed(home, db, words)
+        schedule = {"name": name, "cron": cron, "words": shlex.join(words), "missed": missed}
+        ids = jobs_client.enqueue(db, [kinds.new("add_schedule", schedule | {"kind": kind, "args": args})])
+    ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
+    render.say(f"{name} runs next at {render.clock(ended[-1].result['next_due'])}.")
+
+
+def _parsed(home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Return what a command does, by the command's own parser. Raises UsageProblem, and as the command does."""
+    parser = next((PARSERS[name] for name in PARSERS if tuple(words[: len(name)]) == name), None)
+    if parser is None:
+        raise UsageProblem(
+            f"{shlex.join(words)} cannot be scheduled; {', '.join(' '.join(name) for name in PARSERS)} can.",
+            hint="mlxq schedule add --help",
+        )
+    return parser(home, db, words)
+
+
+def _params(parser: click.Command, words: Sequence[str]) -> Mapping[str, Any]:
+    return parser.make_context("mlxq", list(words)).params
+
+
+def _bench(home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import bench
+
+    params = dict(_params(bench.command, words[1:]))
+    target, quant = params.pop("target"), params.pop("quant")
+    if not target or params.pop("history"):
+        raise UsageProblem("A scheduled benchmark needs a TARGET.", hint="mlxq bench --help")
+    shape = {name: params[name] for name in ("save", "runs", "prompt_tokens", "gen_tokens", "concurrency")}
+    return "bench", {"target": bench.subject(home, db, target, quant), **shape}
+
+
+def _restart(_home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    options.check_services(db, words[1:])
+    return "restart", {"services": list(words[1:])}
+
+
+def _verify(home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import verify
+
+    model = _params(verify.command, words[1:])["model"]
+    if not model:
+        return "verify", {"folders": []}
+    models = recommend.all_models(home)
+    rows = local_models.choose(model, local_models.listing(home, db, models), models)
+    return "verify", {"folders": [str(row.folder) for row in rows if row.source]}
+
+
+def _check_engine(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import engine
+
+    params = _params(engine.upgrade, words[2:])
+    if not params["check"]:
+        raise UsageProblem(
+            "An upgrade cannot be scheduled; looking for one can.",
+            hint="mlxq schedule add NAME CRON -- engine upgrade --check",
+        )
+    return "check_engine", {"engine": engine.installable(params["engine"]).name}
+
+
+PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tuple[str, dict[str, Any]]]] = {
+    ("bench",): _bench,
+    ("restart",): _restart,
+    ("verify",): _verify,
+    ("engine", "upgrade"): _check_engine,
+}
+"""The commands that can be scheduled."""
+
+
+@command.command(name="list")
+@options.as_json
+def listing(*, as_json: bool) -> None:
+    """List the schedules, when each runs next, and how its last run ended."""
+    with jobs_client.reading(get_home()) as db:
+        rows = [_row(db, schedule) for schedule in schedules.listing(db)]
+    if as_json:
+        render.data({"schedules": rows})
+    elif rows:
+        render.table(
+            ["NAME", "CRON", "MISSED", "NEXT", "LAST", "COMMAND"],
+            [
+                [row["name"], row["cron"], row["missed"], render.clock(row["next_due"]), _last(row), row["command"]]
+                for row in rows
+            ],
+        )
+    else:
+        render.say("There are no schedules yet.")
+        render.next_step("mlxq schedule add --help")
+
+
+def _row(db: Database, schedule: Schedule) -> dict[str, Any]:
+    run = schedules.last_run(db, schedule.name)
+    return {
+        "name": schedule.name,
+        "cron": schedule.cron,
+        "command": schedule.words,
+        "missed": schedule.missed,
+        "next_due": schedule.next_due,
+        "last_job": run.chain if run else None,
+        "last_at": run.at if run else None,
+        "last_outcome": run.outcome if run else None,
+    }
+
+
+def _last(row: dict[str, Any]) -> str | None:
+    return None if row["last_job"] is None else f"{row['last_outcome'] or 'running'}, job {row['last_job']}"
+
+
+@command.command()
+@click.argument("name", type=ScheduleName())
+def remove(name: str) -> None:
+    """Remove the schedule NAME; a run that is under way continues."""
+    with jobs_client.changing(get_home()) as db:
+        schedules.remove(db, name)
+    render.say(f"Schedule {name} removed.")
+
+
+@command.command()
+@click.argument("name", type=ScheduleName())
+@options.timeout
+def run(name: str, *, timeout_s: float | None) -> None:
+    """Run the schedule NAME now, and wait for it."""
+    home = get_home()
+    with jobs_client.changing(home) as db:
+        schedules.get(db, name)
+        ids = jobs_client.enqueue(db, [kinds.new("run_schedule", {"name": name})])
+        schedules.record_run(db, name, ids[0])
+    jobs_client.follow(home, jobs_client.with_chains(ids), job_view.view(), timeout_s=timeout_s)

@@ -1,0 +1,1 @@
+"""Schedules: what runs when, and which jobs came of it."""
