@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
 import openai
 import pydantic
 import pytest
-from support import loopback
-from support.gateway import Gateway
+from support import loopback, responses_events
+from support.gateway import MASTER, Gateway
 from support.scripted import ScriptedEngine, script
 
 Engines = dict[str, ScriptedEngine]
@@ -141,6 +142,84 @@ def test_responses_stream_in_order(client: openai.OpenAI):
     assert numbers == sorted(set(numbers)), "each event has a number of its own"
     assert answer.output_text == "a b c"
     assert answer.status == "completed"
+
+
+@pytest.fixture(scope="module")
+def relaying(every_engine: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Run a gateway that takes the engines for some whose own Responses are right."""
+    made = Gateway(
+        home=tmp_path_factory.mktemp("relaying"),
+        tiers=[engine.tier() for engine in every_engine.values()],
+        secrets={"LITELLM_MASTER_KEY": MASTER, "MLXQ_TIER_KEY": "sk-tier"},
+        programs=dict.fromkeys(every_engine, "rapid-mlx"),
+        backend="metal",
+    )
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("way", ["front", "relaying"])
+@pytest.mark.parametrize("order", [{"text": "a b c", "thinking": "hm hm"}, {"tool": "weather", "arguments": {"a": 1}}])
+def test_responses_stream_as_openais_reference_has_it(
+    request: pytest.FixtureRequest, engines: Engines, way: str, order: dict[str, Any]
+):
+    gateway: Gateway = request.getfixturevalue(way)
+    body = {"model": "standard", "input": script(**order), "stream": True, "tools": [RESPONSES_TOOL]}
+    response = responses_events.check(responses_events.read(gateway.post("/v1/responses", body).text))
+    kinds = [item["type"] for item in response["output"]]
+    assert kinds == (["function_call"] if "tool" in order else ["reasoning", "message"])
+    assert response["usage"]["input_tokens"] == 7
+    asked = {"front": "/v1/chat/completions", "relaying": "/v1/responses"}
+    assert engines["standard"].seen()[-1]["path"] == asked[way]
+
+
+@pytest.mark.parametrize("fault", ["reset", "error-event", "silent-end", "garbage", "garbage-within"])
+def test_a_relayed_stream_that_breaks_is_an_error(relaying: Gateway, engines: Engines, fault: str):
+    body = {"model": "standard", "input": script(fault=fault, after=3), "stream": True, "disable_fallbacks": True}
+    events = responses_events.read(relaying.post("/v1/responses", body).text)
+    assert "one" in str(events)
+    assert events[-1]["type"] == "error"
+    assert "broke off" in events[-1]["message"]
+
+
+def test_what_a_model_did_before_reaches_the_engine_as_its_turns(front: Gateway, engines: Engines):
+    """Thoughts as thoughts; words and calls of one turn in one message; pictures of results beside their words."""
+    call = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Oslo"}'}
+    body: dict[str, Any] = {
+        "model": "standard",
+        "instructions": "Be brief.",
+        "input": [
+            {"role": "user", "content": "Is it cold?"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "I look."}]},
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A moment."}]},
+            call,
+            {**call, "call_id": "c2"},
+            {"type": "function_call_output", "call_id": "c1", "output": "snow"},
+            {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "ice"}]},
+            {"role": "developer", "content": "Answer in English."},
+        ],
+        "tools": [RESPONSES_TOOL],
+        "tool_choice": "none",
+        "reasoning": {"effort": "low"},
+        "max_output_tokens": 9,
+    }
+    answer = front.post("/v1/responses", body)
+    assert answer.status_code == 200, answer.text
+    asked = engines["standard"].seen()[-1]["body"]
+    system, question, turn, first, second = asked["messages"]
+    assert (system, question["content"]) == ({"role": "system", "content": "Be brief."}, "Is it cold?")
+    assert (turn["reasoning_content"], turn["content"]) == ("I look.", "A moment.")
+    assert [called["id"] for called in turn["tool_calls"]] == ["c1", "c2"]
+    assert (first["content"], second["tool_call_id"]) == ("snow", "c2")
+    assert second["content"].startswith("ice")
+    assert "Answer in English." in second["content"]
+    assert (asked["max_tokens"], asked["reasoning_effort"], asked["tool_choice"]) == (9, "low", "none")
+    assert asked["tools"][0]["function"]["parameters"] == PARAMETERS
+    said = answer.json()
+    assert (said["instructions"], said["max_output_tokens"], said["tool_choice"]) == ("Be brief.", 9, "none")
+    assert said["tools"][0]["name"] == "weather"
 
 
 def test_responses_say_that_an_answer_was_cut(client: openai.OpenAI):
@@ -298,21 +377,44 @@ def test_a_wrong_value_is_named_and_tried_on_no_tier(client: openai.OpenAI, engi
     assert not any(engine.seen() for engine in engines.values())
 
 
+ROLES: dict[str, tuple[dict[str, Any], str]] = {
+    "/v1/chat/completions": ({"messages": [{"role": "king", "content": "hi"}]}, "messages[0].role"),
+    "/v1/responses": ({"input": [{"role": "king", "content": "hi"}]}, "input[0].role"),
+    "/v1/messages": ({"messages": [{"role": "king", "content": "hi"}], "max_tokens": 9}, "messages[0].role"),
+}
+
+
+@pytest.mark.parametrize("path", ROLES)
+def test_a_role_that_is_none_is_named(front: Gateway, engines: Engines, path: str):
+    body, field = ROLES[path]
+    answer = front.post(path, {"model": "standard", **body})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["message"].startswith(f"`{field}` must be ")
+    assert error.get("param", field) == field
+    assert not any(engine.seen() for engine in engines.values())
+
+
 def test_a_forced_tool_call_that_did_not_come_is_no_silent_success(client: openai.OpenAI):
     asked: Any = {"model": "standard", "messages": user(script(text="no")), "tools": [CHAT_TOOL]}
     with pytest.raises((openai.BadRequestError, openai.UnprocessableEntityError)):
         client.chat.completions.create(**asked, tool_choice="required")
 
 
-def test_embeddings_without_a_model_are_not_tried_again(front: Gateway, engines: Engines):
-    """A 5xx would have every SDK retry."""
-    retrying = openai.OpenAI(
-        base_url=f"{front.url}/v1",
-        api_key=front.secrets["LITELLM_MASTER_KEY"],
-        max_retries=2,
-    )
-    with pytest.raises((openai.NotFoundError, openai.BadRequestError)):
-        retrying.embeddings.create(model="standard", input="hi")
+WITHOUT_MODEL: dict[str, tuple[dict[str, Any], str]] = {
+    "/v1/embeddings": ({"input": "hi"}, "no_embedding_model"),
+    "/v1/rerank": ({"query": "hi", "documents": ["a", "b"]}, "no_reranking_model"),
+}
+
+
+@pytest.mark.parametrize("path", WITHOUT_MODEL)
+def test_what_no_model_here_does_is_not_tried_again(front: Gateway, rested: Engines, path: str):
+    """A 5xx would have every SDK retry; nor does it rest a tier."""
+    body, code = WITHOUT_MODEL[path]
+    refused = front.post(path, {"model": "standard", **body})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, code)
+    assert not any(engine.seen() for engine in rested.values())
+    assert tier_that_answers(front) == "standard"
 
 
 # Errors have the classes that the clients know
@@ -451,6 +553,15 @@ def test_the_models_tell_their_context(client: openai.OpenAI):
     assert shown["standard"]["context_length"] == 131_072
     for model in shown.values():
         assert (model.get("max_output_tokens") or 0) <= model["context_length"]
+
+
+def test_a_model_that_is_none_is_openais_error(client: openai.OpenAI, claude: anthropic.Anthropic):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("nope")
+    assert caught.value.code == "model_not_found"
+    assert "nope" in caught.value.message
+    with pytest.raises(anthropic.NotFoundError):
+        claude.models.retrieve("nope")
 
 
 def test_every_answer_has_a_request_id(client: openai.OpenAI, claude: anthropic.Anthropic):

@@ -19,7 +19,7 @@ import anthropic
 import httpx
 import openai
 import pytest
-from support import hybrid_model, loopback
+from support import hybrid_model, loopback, responses_events
 from support.engines import KEY, Engine, installation
 from support.gateway import Gateway
 from support.npm import Person, installed
@@ -99,7 +99,7 @@ def until(true: Callable[[], object], limit_s: float) -> None:
         time.sleep(0.05)
 
 
-Serve = Callable[[Path], AbstractContextManager[Real]]
+Serve = Callable[..., AbstractContextManager[Real]]
 
 
 @pytest.fixture(scope="module", params=list(adapters.ENGINES))
@@ -112,9 +112,9 @@ def serve(
     at = installation(request.param, shared_folder / "engines")
 
     @contextmanager
-    def serving(weights: Path) -> Iterator[Real]:
+    def serving(weights: Path, **parsers: str) -> Iterator[Real]:
         home = tmp_path_factory.mktemp("engine")
-        more = {"prefill_step": STEP}
+        more = {"prefill_step": STEP, **parsers}
         engine = Engine(home, weights, at, 2**24, CONTEXT, concurrency=2, name="standard", more=more)
         gateway = Gateway(
             home=tmp_path_factory.mktemp("gateway"),
@@ -244,12 +244,27 @@ def test_a_stream_is_as_openais_reference_has_it(small: Real):
     chunks = [json.loads(line[6:]) for line in lines if "{" in line]
     assert all("finish_reason" in choice for chunk in chunks for choice in chunk["choices"])
     assert all("usage" not in chunk or chunk["usage"] is None for chunk in chunks)
-    events = small.post("/v1/responses", {"input": FRANCE, "max_output_tokens": 4, "stream": True}).text.splitlines()
-    told = [json.loads(line[6:]) for line in events if line.startswith("data: {")]
-    numbers = [event["sequence_number"] for event in told]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    assert told[-1]["type"] in {"response.completed", "response.incomplete"}
-    assert told[-1]["response"]["usage"]["input_tokens"] > 5
+    told = small.post("/v1/responses", {"input": FRANCE, "max_output_tokens": 4, "stream": True}).text
+    response = responses_events.check(responses_events.read(told))
+    assert response["status"] == "incomplete"
+    assert response["usage"]["input_tokens"] > 5
+
+
+@pytest.fixture(scope="module")
+def thinking(serve: Serve, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    """Serve a model that never stops to think."""
+    folder = hybrid_model.make("hybrid", tmp_path_factory.mktemp("hybrid"), builtin_model)
+    with serve(folder, reasoning_parser="qwen3") as served:
+        yield served
+
+
+def test_thoughts_are_an_item_of_their_own(thinking: Real):
+    """With its parts begun before what is in them."""
+    asked = {"input": FRANCE, "max_output_tokens": 12, "temperature": 0, "enable_thinking": True, "stream": True}
+    response = responses_events.check(responses_events.read(thinking.post("/v1/responses", asked).text))
+    assert response["status"] == "incomplete"
+    assert [item["type"] for item in response["output"]] == ["reasoning"]
+    assert response["output"][0]["summary"][0]["text"]
 
 
 def test_a_count_is_that_of_the_answer(client: openai.OpenAI, claude: anthropic.Anthropic, small: Real):

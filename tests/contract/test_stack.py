@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import loopback
 from support.user import QUESTION, User
 
+from state import keys, secrets
 from tasks.system import process
 
 NAMES = ["standard", "fast", "longctx", "gateway", "page"]
@@ -91,4 +93,9 @@ def test_connect_gives_what_a_shell_evaluates(user: User) -> None:
     said = user.run("connect", "env")
 
     assert re.search(rf"export OPENAI_BASE_URL=\S*:{user.gateway}/v1", said)
-    assert "export OPENAI_API_KEY=" in said
+    key = re.search(r"export OPENAI_API_KEY=(\S+)", said)
+    assert key
+    assert key[1] != secrets.read(user.home.secrets)[secrets.MASTER]
+    assert keys.read(keys.file(user.home))[keys.digest(key[1])].name == "env"
+    headers = {"authorization": f"Bearer {key[1]}"}
+    assert loopback.get(f"http://127.0.0.1:{user.gateway}/v1/models", headers=headers).status_code == 200

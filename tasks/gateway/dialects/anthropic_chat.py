@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import orjson
 
 from tasks.gateway.dialects import sse, turns
+from tasks.gateway.dialects.blocks import BlockEncoder, Kind, Piece
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.thinking import EFFORT
 
@@ -155,7 +155,7 @@ def message(answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, A
         head = {"id": call.get("id"), "name": function.get("name")}
         blocks.append({"type": "tool_use", **head, "input": _input(function)})
     return {
-        "id": id,
+        "id": f"msg_{id}",
         "type": "message",
         "role": "assistant",
         "model": answer.get("model", ""),
@@ -174,45 +174,22 @@ def _input(function: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", arguments) if isinstance(arguments, dict) else {}
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A part of one block."""
-
-    block: str
-    at: int
-    """The index of its tool call; 0 for words."""
-    head: Mapping[str, Any]
-    """How its block begins."""
-    delta: str
-    field: str
-    text: str
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """The block that it belongs to."""
-        return self.block, self.at
+_BLOCKS: Mapping[Kind, tuple[Mapping[str, Any], str, str]] = {
+    "thoughts": ({"type": "thinking", "thinking": "", "signature": ""}, "thinking_delta", "thinking"),
+    "words": ({"type": "text", "text": ""}, "text_delta", "text"),
+    "call": ({"type": "tool_use", "input": {}}, "input_json_delta", "partial_json"),
+}
+"""How each kind of block begins; the type of its deltas, and the field of their text."""
 
 
-class Encoder:
-    """Writes the chunks of a chat as the events of a message.
-
-    Anthropic's blocks cannot interleave: what comes while a tool call is not whole is written after it.
-    """
+class MessageEncoder(BlockEncoder):
+    """Writes the chunks of a chat as the events of a message."""
 
     def __init__(self, id: str, model: str) -> None:  # noqa: A002 - the field's name
-        self._id = id
+        super().__init__()
+        self._id = f"msg_{id}"
         self._model = model
         self._index = -1
-        self._open: tuple[str, int] | None = None
-        self._arguments = ""
-        """What of the open tool call's arguments has come."""
-        self._whole = False
-        """Whether they are JSON; nothing but white space can follow."""
-        self._called: set[tuple[str, int]] = set()
-        """The tool calls that are closed."""
-        self._later: dict[tuple[str, int], list[_Piece]] = {}
-        self._finish: str | None = None
-        self._usage: Mapping[str, Any] | None = None
 
     def start(self) -> bytes:
         """Return the first event."""
@@ -220,80 +197,36 @@ class Encoder:
         head = {"id": self._id, "type": "message", "role": "assistant", "model": self._model}
         return _event("message_start", message=head | empty)
 
-    def feed(self, chunk: Mapping[str, Any]) -> bytes:
-        """Return the events of one chunk."""
-        self._usage = chunk.get("usage") or self._usage
-        choice = first(chunk.get("choices"))
-        self._finish = choice.get("finish_reason") or self._finish
-        return b"".join(map(self._take, _pieces(obj(choice.get("delta")))))
+    def _opened(self, piece: Piece) -> bytes:
+        self._index += 1
+        head, _, _ = _BLOCKS[piece.kind]
+        named = {"id": piece.id, "name": piece.name} if piece.kind == "call" else {}
+        return _event("content_block_start", index=self._index, content_block={**head, **named})
 
-    def _take(self, piece: _Piece) -> bytes:
-        """Return the events of a piece; none yet where a tool call has to be whole before it."""
-        if piece.key in self._called:
-            return b""
-        if piece.key != self._open and (self._later or not self._may_close()):
-            self._later.setdefault(piece.key, []).append(piece)
-            return b""
-        return self._written(piece)
+    def _added(self, piece: Piece) -> bytes:
+        _, kind, field = _BLOCKS[piece.kind]
+        return _event("content_block_delta", index=self._index, delta={"type": kind, field: piece.text})
 
-    def _may_close(self) -> bool:
-        """Return whether the open block may end here."""
-        if self._open is None or self._open[0] != "tool_use":
-            return True
-        if not self._whole and self._arguments:
-            self._whole = _is_json(self._arguments)
-        return self._whole
-
-    def _written(self, piece: _Piece) -> bytes:
-        """Return the events of a piece, with those that open its block where another one is open."""
-        events = b""
-        if self._open != piece.key:
-            events += self._close()
-            self._index += 1
-            self._open, self._arguments, self._whole = piece.key, "", False
-            events += _event(
-                "content_block_start", index=self._index, content_block={"type": piece.block, **piece.head}
-            )
-        if piece.text:
-            self._arguments += piece.text if piece.block == "tool_use" else ""
-            delta = {"type": piece.delta, piece.field: piece.text}
-            events += _event("content_block_delta", index=self._index, delta=delta)
-        return events
-
-    def _close(self) -> bytes:
-        if self._open is None:
-            return b""
-        if self._open[0] == "tool_use":
-            self._called.add(self._open)
+    def _closed(self, piece: Piece, text: str) -> bytes:  # noqa: ARG002 - all blocks end alike
         return _event("content_block_stop", index=self._index)
 
     def end(self, stop: str | None) -> bytes:
         """Return the last events. `stop`: the stop string that ended the answer."""
-        events = b"".join([self._written(piece) for pieces in self._later.values() for piece in pieces])
-        delta = {"stop_reason": _reason(self._finish, stop), "stop_sequence": stop}
-        last = _event("message_delta", delta=delta, usage=_usage(self._usage)) + _event("message_stop")
-        return events + self._close() + last
-
-
-def _pieces(delta: Mapping[str, Any]) -> Iterator[_Piece]:
-    if thoughts := delta.get("reasoning_content") or delta.get("reasoning"):
-        yield _Piece("thinking", 0, {"thinking": "", "signature": ""}, "thinking_delta", "thinking", thoughts)
-    if words := delta.get("content"):
-        yield _Piece("text", 0, {"text": ""}, "text_delta", "text", words)
-    for call in objects(delta.get("tool_calls")):
-        function = obj(call.get("function"))
-        head: dict[str, Any] = {"id": call.get("id"), "name": function.get("name"), "input": {}}
-        arguments = function.get("arguments") or ""
-        yield _Piece("tool_use", int(call.get("index") or 0), head, "input_json_delta", "partial_json", arguments)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
+        delta = {"stop_reason": _reason(self.finish, stop), "stop_sequence": stop}
+        return self.rest() + _event("message_delta", delta=delta, usage=_usage(self.usage)) + _event("message_stop")
 
 
 def _event(name: str, **fields: Any) -> bytes:
     return sse.encode({"type": name, **fields}, name)
+
+
+class MessageTranslation:
+    """A chat's answers as messages."""
+
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
+        """Return a whole answer, as `message` does."""
+        return message(answer, id, stop)
+
+    def encoder(self, id: str, model: str) -> MessageEncoder:  # noqa: A002 - the field's name
+        """Return what writes a stream."""
+        return MessageEncoder(id, model)

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, cast
 
+import orjson
+
 from tasks.gateway import errors
 from tasks.gateway.dialects import sse
 from tasks.gateway.dialects.dialect import CHAT, parsed
@@ -117,8 +119,12 @@ async def first_call_only(source: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk]
 
 
 def failure(payload: bytes) -> EngineDown | NotAsAsked:
-    """Return the exception for an error event of an engine: the model's failure, or the engine's own."""
-    refusal = errors.about_answer(payload)
+    """Return the exception for an error event of an engine: the model's failure, or the engine's own.
+
+    An event of Responses that tells a failure repeats the request, `tool_choice` included: its error alone counts.
+    """
+    response = obj((parsed(payload) or {}).get("response"))
+    refusal = errors.about_answer(orjson.dumps(response.get("error")) if response else payload)
     return NotAsAsked(refusal) if refusal else EngineDown(BROKE_OFF)
 
 

@@ -221,12 +221,13 @@ def _of_responses(body: schemas.Responses, tier: str, can: Abilities, vision: bo
     if body.top_logprobs and not can.logprobs:
         yield unsupported("top_logprobs", f"the engine of {tier} does not give them.")
     yield from _of_response_tools(body)
+    sees = vision and (can.response_images or not can.relays("responses"))
     for at, item in enumerate(body.input if isinstance(body.input, list) else ()):
         if isinstance(item, schemas.Other):
             yield unsupported(f"input[{at}].type", f"mlxq has no {item.type[:60]}.")
         parts = getattr(item, "content", None) if isinstance(item, schemas.Item) else getattr(item, "output", None)
         if isinstance(parts, list):
-            yield from _of_parts(f"input[{at}].content", cast("list[Any]", parts), tier, vision and can.response_images)
+            yield from _of_parts(f"input[{at}].content", cast("list[Any]", parts), tier, sees)
 
 
 def _of_response_tools(body: schemas.Responses) -> Iterator[Refusal]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import orjson
 
 from tasks.gateway import errors
-from tasks.gateway.dialects import anthropic_chat, chat_stream, json_schema, sse, usage
+from tasks.gateway.dialects import chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper, Thoughts
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, is_object, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
@@ -90,8 +90,8 @@ async def whole(exchange: Exchange) -> bytes:
         await _checked(_response_text(answer), plan.schema)
     if plan.dialect is CHAT:
         exchange.turn = obj(first(filled.get("choices")).get("message"))
-    if plan.as_message:
-        return orjson.dumps(anthropic_chat.message(filled, f"msg_{exchange.id}", None))
+    if plan.translation:
+        return orjson.dumps(plan.translation.whole(filled, exchange.id, None))
     return content if filled is answer else orjson.dumps(filled)
 
 
@@ -123,8 +123,8 @@ async def _folded(exchange: Exchange) -> bytes:
             fold.add(chunk)
     await _check_fold(plan, fold)
     answer, exchange.tokens, exchange.turn = fold.answer(), usage.read(fold.usage), fold.turn
-    if plan.as_message:
-        answer = anthropic_chat.message(answer, f"msg_{exchange.id}", stopper.hit)
+    if plan.translation:
+        answer = plan.translation.whole(answer, exchange.id, stopper.hit)
     return orjson.dumps(answer)
 
 
@@ -308,7 +308,7 @@ class ChunkStream:
         self._stopper = Stopper(plan.stops, exchange.count)
         self._chunks = _cut(exchange, self._stopper)
         self._fold = Fold() if plan.thinking.kept else None
-        self._encoder = anthropic_chat.Encoder(f"msg_{exchange.id}", plan.body["model"]) if plan.as_message else None
+        self._encoder = plan.translation.encoder(exchange.id, plan.body["model"]) if plan.translation else None
 
     async def opening(self) -> bytes:
         """Return all up to the first words; up to the tool call, or the end, where that has to be checked."""

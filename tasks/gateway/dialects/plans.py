@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from catalog.engines import Abilities
 from state.settings import LONGEST_ANSWER
-from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema
+from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema, responses_chat
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj, objects
 from tasks.gateway.dialects.schemas import Fields
@@ -23,6 +23,34 @@ _OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "co
 
 NAMED = 20
 """Of what was left out; the names go into a header."""
+
+
+class Encoder(Protocol):
+    """Writes a chat's chunks as another dialect's events."""
+
+    def start(self) -> bytes:
+        """Return the first events."""
+        ...
+
+    def feed(self, chunk: Mapping[str, Any]) -> bytes:
+        """Return the events of one chunk."""
+        ...
+
+    def end(self, stop: str | None) -> bytes:
+        """Return the last events. `stop`: the stop string that ended the answer."""
+        ...
+
+
+class Translation(Protocol):
+    """Writes a chat's answer in another dialect. `id` is the request's, without a prefix."""
+
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
+        """Return a whole answer. `stop`: the stop string that ended it."""
+        ...
+
+    def encoder(self, id: str, model: str) -> Encoder:  # noqa: A002 - the field's name
+        """Return what writes a stream."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +70,8 @@ class Plan:
     """What the answer has to match, and the engine does not see to it."""
     needs_call: bool = False
     """Whether the answer has to call a tool. An engine that enforces it may still stream text and then an error."""
-    as_message: bool = False
-    """Whether a chat's answer is to be written as Anthropic's message."""
+    translation: Translation | None = None
+    """What writes a chat's answer in the dialect of the request, where that is another one."""
     one_call: bool = False
     """Whether at most one tool may be called: `parallel_tool_calls` false, which not every engine heeds."""
     thinking: ThinkingPlan = NONE
@@ -62,7 +90,7 @@ class Plan:
         """Whether the answer has to be gone through chunk by chunk; else its bytes pass as they are."""
         thinks = self.thinking.budget is not None or self.thinking.kept
         checked = self.schema is not None or self.one_call or thinks
-        return self.as_message or bool(self.stops) or (self.dialect is CHAT and checked)
+        return self.translation is not None or bool(self.stops) or (self.dialect is CHAT and checked)
 
 
 def plan(
@@ -88,11 +116,11 @@ def plan(
     for name in _OURS:
         body.pop(name, None)
     if dialect is RESPONSES:
-        return _responses(body, can)
+        return _responses(body, can) if can.relays(RESPONSES.name) else _responses_by_chat(body, can, thinking)
     if dialect is MESSAGES:
         can = replace(can, stop_strings=False)  # a chat names no stop string
         chat = _chat(anthropic_chat.to_chat(body), can, thinking)
-        return replace(chat, shows_usage=True, as_message=True)
+        return replace(chat, shows_usage=True, translation=anthropic_chat.MessageTranslation())
     if dialect in {CHAT, COMPLETIONS}:
         chat = _chat(body, can, thinking if dialect is CHAT else None)
         return chat if dialect is CHAT else _completion(chat)
@@ -151,14 +179,19 @@ def _ask_for(body: dict[str, Any], schema: Mapping[str, Any]) -> None:
     body["messages"] = messages
 
 
+def _responses_by_chat(body: dict[str, Any], can: Abilities, thinking: TierThinking | None) -> Plan:
+    chat = _chat(responses_chat.to_chat(body), can, thinking)
+    dropped = responses_chat.dropped_tools(body)[:NAMED]
+    return replace(chat, shows_usage=True, translation=responses_chat.ResponseTranslation(body), dropped=dropped)
+
+
 def _responses(body: dict[str, Any], can: Abilities) -> Plan:
     body["store"] = False  # an engine would keep every answer in memory
     body["input"] = _items(body["input"])
     engine_fields.responses(body)
-    tools = objects(body.get("tools"))
-    dropped = sorted({f"tools.{tool['type']}" for tool in tools if tool["type"] != "function"})[:NAMED]
+    dropped = responses_chat.dropped_tools(body)[:NAMED]
     if dropped:
-        body["tools"] = [tool for tool in tools if tool["type"] == "function"]
+        body["tools"] = [tool for tool in objects(body.get("tools")) if tool["type"] == "function"]
     schema: Mapping[str, Any] | None = None
     form = obj(obj(body.get("text")).get("format"))
     if not (can.response_formats and can.json_schema):
