@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -135,17 +134,6 @@ def test_every_mac_that_was_sold_gets_a_stack(machine: Machine, intent: str):
     if machine.memory_bytes <= 36 * GIB:
         assert len(made.engines) <= 2
         assert made.total >= 0.7 * made.budget
-
-
-def test_a_recommendation_takes_under_sixty_milliseconds():
-    """Of processor time, and the best of five, for the machine is shared; the slowest Mac to decide for."""
-    took: list[float] = []
-    for _ in range(5):
-        start = time.process_time()
-        recommend(named("M5 Ultra", 512), KNOWN)
-        took.append(time.process_time() - start)
-
-    assert min(took) < 0.06
 
 
 @pytest.mark.parametrize(

