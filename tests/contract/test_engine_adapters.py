@@ -205,7 +205,8 @@ def test_a_client_that_closes_frees_the_slot(engine: Engine):
     with loopback.stream(
         "POST", f"{engine.url}/v1/chat/completions", json=wanted, headers=engine.headers, timeout=120
     ) as answer:
-        next(line for line in answer.iter_lines() if "content" in line)
+        lines = answer.iter_lines()  # its end would close the connection
+        next(line for line in lines if "content" in line)
         _await_running(engine, 1)
     _await_running(engine, 0)
 
