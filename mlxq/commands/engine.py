@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,7 +102,7 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
     _require(home, engine)
     if tier:
         with jobs_client.reading(home) as db:
-            stack.tier(db, tier)
+            _say_shared(stack.tier(db, tier), stack.tiers(db))
     _clear_faults(home, engine, tier)
     if tier:
         own: dict[str, str] = dict(settings.load(home)["tier-engines"]) | {tier: engine}
@@ -201,6 +201,12 @@ def _run(new: NewJob, *, timeout_s: float | None, as_json: bool = False) -> Job:
     if as_json:
         render.data(job.result)
     return job
+
+
+def _say_shared(tier: stack.Tier, tiers: Sequence[stack.Tier]) -> None:
+    """Print which other tiers change with one, as they share its engine."""
+    if others := [other.name for other in stack.served_by(tiers, tier.engine.name) if other.name != tier.name]:
+        render.say(f"{' and '.join(others)} change with {tier.name}: one engine serves them.")
 
 
 def _go_over(home: Home, timeout_s: float | None) -> None:
