@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,13 +100,11 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
     if engine not in (settings.AUTO, *entries()):
         raise UsageProblem(f"There is no engine {engine!r}; there is: auto, {', '.join(entries())}.")
     _require(home, engine)
-    if tier:
-        with jobs_client.reading(home) as db:
-            _say_shared(stack.tier(db, tier), stack.tiers(db))
+    tiers = _sharing(home, tier) if tier else []
     _clear_faults(home, engine, tier)
-    if tier:
-        own: dict[str, str] = dict(settings.load(home)["tier-engines"]) | {tier: engine}
-        settings.write(home, "tier-engines", {name: choice for name, choice in own.items() if name != tier or choice})
+    if tiers:
+        tier_engines: dict[str, str] = settings.load(home)["tier-engines"]
+        settings.write(home, "tier-engines", dict(tier_engines) | dict.fromkeys(tiers, engine))
     else:
         settings.write(home, "engine", engine)
     _go_over(home, timeout_s)
@@ -203,10 +201,14 @@ def _run(new: NewJob, *, timeout_s: float | None, as_json: bool = False) -> Job:
     return job
 
 
-def _say_shared(tier: stack.Tier, tiers: Sequence[stack.Tier]) -> None:
-    """Print which other tiers change with one, as they share its engine."""
-    if others := [other.name for other in stack.served_by(tiers, tier.engine.name) if other.name != tier.name]:
-        render.say(f"{' and '.join(others)} change with {tier.name}: one engine serves them.")
+def _sharing(home: Home, name: str) -> list[str]:
+    """Return the tier `name` and those that its engine serves too, which are named to the user. Raises NotFound."""
+    with jobs_client.reading(home) as db:
+        tier = stack.tier(db, name)
+        sharing = [other.name for other in stack.served_by(stack.tiers(db), tier.engine.name) if other.name != name]
+    if sharing:
+        render.say(f"{' and '.join(sharing)} change with {name}: one engine serves them.")
+    return [name, *sharing]
 
 
 def _go_over(home: Home, timeout_s: float | None) -> None:

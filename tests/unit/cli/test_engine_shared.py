@@ -14,11 +14,14 @@ MAIN = Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", 8000, 32_768, 1, 1, 1
 
 
 @pytest.mark.parametrize(
-    ("tier", "words"),
-    [("fast", "standard and longctx change with fast: one engine serves them."), ("own", "")],
+    ("tier", "words", "others"),
+    [
+        ("fast", "standard and longctx change with fast: one engine serves them.", ["standard", "longctx"]),
+        ("own", "", []),
+    ],
 )
 def test_the_tiers_that_change_too_are_named(
-    tier: str, words: str, db: Database, home: Home, capsys: pytest.CaptureFixture[str]
+    tier: str, words: str, others: list[str], *, db: Database, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = Tier("own", Engine("own", "qwen3.5-4b", "int4", "hub:a/c", 8001, 32_768, 1, 1, 1))
     stack.replace(db, [*(Tier(name, MAIN) for name in ("standard", "fast", "longctx")), own])
@@ -26,4 +29,4 @@ def test_the_tiers_that_change_too_are_named(
     assert cli.run(["engine", "use", "vllm-mlx", "--tier", tier]) == 0
     said = capsys.readouterr().err
     assert words in said if words else "change with" not in said
-    assert settings.load(home)["tier-engines"] == {tier: "vllm-mlx"}
+    assert settings.load(home)["tier-engines"] == dict.fromkeys([tier, *others], "vllm-mlx")
