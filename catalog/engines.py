@@ -51,6 +51,10 @@ class Reuse:
     """A system prompt that was read before, with another question after it."""
 
 
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
+"""The words of `reasoning_effort`, from the least on."""
+
+
 @dataclass(frozen=True)
 class ThinkingBudget:
     """How an engine limits the thoughts of a model."""

@@ -59,7 +59,7 @@ class JobId(click.ParamType[int]):
         from mlxq.job_view import title
         from state.job import listing
 
-        rows = _read(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
+        rows = completions(lambda db: [(str(job.id), f"{title(job)}, {job.state}") for job in listing(db)])
         return [CompletionItem(number, help=text) for number, text in rows if number.startswith(incomplete)]
 
 
@@ -191,7 +191,7 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
 
 def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, with its model."""
-    rows = _read(lambda db: [(row["name"], row["model"]) for row in db.rows(TIERS)])
+    rows = completions(lambda db: [(row["name"], row["model"]) for row in db.rows(TIERS)])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
 
 
@@ -202,7 +202,7 @@ def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str
     ]
 
 
-def _read(query: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
+def completions(query: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
     """Run a query for a completion: where nothing can be read, there is nothing to complete."""
     try:
         db = read_database(get_home())

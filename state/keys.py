@@ -18,7 +18,7 @@ from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
 from state.secrets import generate
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def create(
     path: Path, name: str, *, tiers: tuple[str, ...] = (), rpm: int | None = None, background: bool = False
 ) -> str:
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
     keys = read(path)
     if name in {key.name for key in keys.values()}:

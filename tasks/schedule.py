@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from catalog.engines import entries
-from state import event, ledger, service, stack, weights
+from state import event, keys, ledger, service, stack, weights
 from state.db import Database
 from state.errors import NotFound, NotRunning, UsageProblem
 from state.job import NewJob, get
@@ -22,7 +20,6 @@ from tasks.queue import Context, crontab, job, tick
 from tasks.runtime import runtime
 
 LOOK_S = 20.0
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
 @job("add_schedule")
@@ -30,7 +27,7 @@ def add_schedule(
     context: Context, name: str, *, cron: str, words: str, kind: str, args: dict[str, Any], missed: Missed = "run"
 ) -> dict[str, Any]:
     """Add a schedule, or replace it. Returns {"name", "next_due"}, in unix seconds. Raises UsageProblem."""
-    if not _NAME.fullmatch(name):
+    if not keys.NAME.fullmatch(name):
         raise UsageProblem(f"{name!r} is no name for a schedule: small letters, digits, dots and dashes.")
     if kind not in RUNS:
         raise UsageProblem(f"{kind} cannot be scheduled; {', '.join(RUNS)} can.", hint="mlxq schedule add --help")
@@ -91,8 +88,7 @@ def _verify(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
 
 
 def _check_engine(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
-    engines = [name for name, entry in entries().items() if entry.environment == "own"]
-    return [new("check_engine", {"engine": args.get("engine") or engines[0]})]
+    return [new("check_engine", args)]
 
 
 RUNS: Mapping[str, Callable[[Database, Mapping[str, Any]], list[NewJob]]] = {

@@ -10,8 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxq import job_view, jobs_client, local_models, options, render
-from state.db import Database, read_database
-from state.errors import MlxqError, UsageProblem
+from state.db import Database
+from state.errors import UsageProblem
 from state.paths import Home, get_home
 from state.schedule import schedules
 from state.schedule.schedules import Schedule
@@ -25,14 +25,8 @@ class ScheduleName(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the schedules."""
-        try:
-            db = read_database(get_home())
-        except MlxqError:
-            return []
-        try:
-            return [CompletionItem(row.name) for row in schedules.listing(db) if row.name.startswith(incomplete)]
-        finally:
-            db.close()
+        rows = options.completions(lambda db: [(row.name, row.words) for row in schedules.listing(db)])
+        return [CompletionItem(name) for name, _ in rows if name.startswith(incomplete)]
 
 
 @click.group(cls=options.Group, no_args_is_help=True)

@@ -10,28 +10,23 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from state import files
+from state import files, keys
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
 
 TargetKind = Literal["webhook", "ntfy", "command", "macos", "deadman"]
-KINDS: Mapping[TargetKind, str] = {
-    "webhook": "POST a signed JSON document to a URL",
-    "ntfy": "publish to a topic of an ntfy server",
-    "command": "run a program, with the JSON document on its standard input",
-    "macos": "show a notification on this Mac",
-    "deadman": "request a URL every minute while everything that should run serves",
-}
+KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 WITH_URL = frozenset({"webhook", "ntfy", "deadman"})
 SCHEMES = frozenset({"http", "https"})
 MOST = 5
 """Targets at most: each may hold one thread of the worker's queue for as long as its server does not answer."""
 LONGEST_URL = 2000
 SHORTEST_SECRET = 8
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+WHSEC = "whsec_"
+"""How the base64 secrets of Standard Webhooks begin (standardwebhooks.com)."""
 _TOPIC = re.compile(r"/[A-Za-z0-9_-]{1,64}")
 """The path of an ntfy topic (ntfy's topicRegex)."""
 _PRINTABLE = re.compile(r"[!-~]+")
@@ -108,12 +103,12 @@ def remove(path: Path, name: str) -> None:
 
 def generate_secret() -> str:
     """Return a key of 192 random bits in the form of Standard Webhooks (standardwebhooks.com): whsec_ and base64."""
-    return f"whsec_{b64encode(secrets.token_bytes(24)).decode()}"
+    return f"{WHSEC}{b64encode(secrets.token_bytes(24)).decode()}"
 
 
 def check(target: NotifyTarget) -> None:
     """Raise UsageProblem for a target that is not allowed. No message repeats an address or a secret."""
-    if not _NAME.fullmatch(target.name):
+    if not keys.NAME.fullmatch(target.name):
         raise UsageProblem(f"{target.name!r} is no name for a target: small letters, digits, dots and dashes.")
     if target.kind not in KINDS:
         raise UsageProblem(f"There is no kind of target {target.kind!r}; there is: {', '.join(KINDS)}.")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from catalog import config_json
-from catalog.engines import kind
+from catalog.engines import EFFORTS, kind
 from state.errors import Damaged
 from tasks.engines.base import ModelFacts
 from tasks.weights import headers
@@ -14,8 +14,6 @@ from tasks.weights import headers
 STATE_VALUE_BYTES = 4
 """Recurrent states are kept in single precision (measured: 27B, 48 layers of 48 heads of 128 x 128, 146 MiB)."""
 CACHE_VALUE_BYTES = 2
-EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")
-"""From the least on."""
 _READS_THOUGHTS = re.compile(r"split\(\s*['\"\\]+</think>")
 
 

@@ -25,7 +25,6 @@ from tasks.system.child import Later
 
 NTFY = {"error": (5, "rotating_light"), "warning": (4, "warning"), "ok": (3, "white_check_mark")}
 """Priority and tag of a message at ntfy (docs.ntfy.sh/publish)."""
-WHSEC = "whsec_"
 JSON = {"Content-Type": "application/json", "User-Agent": "mlxq"}
 SCRIPT = (
     *("-e", "on run argv"),
@@ -97,7 +96,7 @@ def signed(secret: str, identifier: str, at: int, body: bytes) -> dict[str, str]
 
 
 def _key(secret: str) -> bytes:
-    return b64decode(secret.removeprefix(WHSEC)) if secret.startswith(WHSEC) else secret.encode()
+    return b64decode(secret.removeprefix(targets.WHSEC)) if secret.startswith(targets.WHSEC) else secret.encode()
 
 
 def _ntfy(target: NotifyTarget, message: Notification) -> None:

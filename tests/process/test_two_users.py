@@ -19,7 +19,7 @@ from state.paths import Home
 from tasks.system import ports
 
 OTHER = 65534
-"""The user nobody."""
+"""The account that owns nothing, on Linux."""
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 
 

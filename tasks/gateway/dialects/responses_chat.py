@@ -28,6 +28,14 @@ _ECHOED: Mapping[str, Any] = {
 """Fields of a request that its answer repeats -> what they are where the request does not say."""
 _MODEL, _CUT = "assistant", "length"
 _PREFIXES: Mapping[Kind, str] = {"thoughts": "rs", "words": "msg", "call": "fc"}
+_PARTS: Mapping[Kind, str] = {"thoughts": "reasoning_summary_part", "words": "content_part"}
+_TEXTS: Mapping[Kind, str] = {
+    "thoughts": "reasoning_summary_text",
+    "words": "output_text",
+    "call": "function_call_arguments",
+}
+_INDEX: Mapping[Kind, Mapping[str, int]] = {"thoughts": {"summary_index": 0}, "words": {"content_index": 0}, "call": {}}
+"""Where in its item a text is."""
 
 
 def to_chat(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,29 +200,27 @@ class ResponseEncoder(BlockEncoder):
 
     def _at(self, piece: Piece) -> dict[str, Any]:
         """Return where in the response a piece belongs."""
-        at = {"item_id": self._item_id(piece), "output_index": len(self._items)}
-        index: dict[Kind, dict[str, int]] = {"thoughts": {"summary_index": 0}, "words": {"content_index": 0}}
-        return at | index.get(piece.kind, {})
+        return {"item_id": self._item_id(piece), "output_index": len(self._items), **_INDEX[piece.kind]}
 
     def _opened(self, piece: Piece) -> bytes:
         item = _item(self._item_id(piece), piece, "", "in_progress")
         added = self._event("output_item.added", output_index=len(self._items), item=item)
         if piece.kind == "call":
             return added
-        return added + self._event(f"{_part_name(piece)}.added", **self._at(piece), part=_text(piece.kind, ""))
+        return added + self._event(f"{_PARTS[piece.kind]}.added", **self._at(piece), part=_text(piece.kind, ""))
 
     def _added(self, piece: Piece) -> bytes:
         more: dict[str, Any] = {"logprobs": []} if piece.kind == "words" else {}
-        return self._event(f"{_text_name(piece)}.delta", **self._at(piece), delta=piece.text, **more)
+        return self._event(f"{_TEXTS[piece.kind]}.delta", **self._at(piece), delta=piece.text, **more)
 
     def _closed(self, piece: Piece, text: str) -> bytes:
         item = _item(self._item_id(piece), piece, text, "incomplete" if self._is_cut() else "completed")
         if piece.kind == "call":
-            events = self._event(f"{_text_name(piece)}.done", **self._at(piece), name=item["name"], arguments=text)
+            events = self._event(f"{_TEXTS[piece.kind]}.done", **self._at(piece), name=item["name"], arguments=text)
         else:
             more: dict[str, Any] = {"logprobs": []} if piece.kind == "words" else {}
-            events = self._event(f"{_text_name(piece)}.done", **self._at(piece), text=text, **more)
-            events += self._event(f"{_part_name(piece)}.done", **self._at(piece), part=_text(piece.kind, text))
+            events = self._event(f"{_TEXTS[piece.kind]}.done", **self._at(piece), text=text, **more)
+            events += self._event(f"{_PARTS[piece.kind]}.done", **self._at(piece), part=_text(piece.kind, text))
         events += self._event("output_item.done", output_index=len(self._items), item=item)
         self._items.append(item)
         return events
@@ -231,19 +237,6 @@ class ResponseEncoder(BlockEncoder):
         events = self.rest()
         response = self._translation.response(self._id, self._items, self.finish or "stop", self.usage)
         return events + self._event("completed", response=response)
-
-
-def _part_name(piece: Piece) -> str:
-    return "reasoning_summary_part" if piece.kind == "thoughts" else "content_part"
-
-
-def _text_name(piece: Piece) -> str:
-    names: Mapping[Kind, str] = {
-        "thoughts": "reasoning_summary_text",
-        "words": "output_text",
-        "call": "function_call_arguments",
-    }
-    return names[piece.kind]
 
 
 class ResponseTranslation:

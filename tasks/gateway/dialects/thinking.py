@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from catalog.engines import Abilities, ModelKind
+from catalog.engines import EFFORTS, Abilities, ModelKind
 from tasks.gateway.dialects.json_values import obj
 
 USUAL_BUDGET = 4096
@@ -25,7 +25,6 @@ ANSWER_SHARE = 4
 """A quarter of an answer's tokens stays for what follows the thoughts."""
 EFFORT = "thinking_effort"
 """A field of our own: an effort that does not ask for thinking, and limits it where the model thinks."""
-_ORDER = ("minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _wish(chat: dict[str, Any]) -> _ThinkingRequest:
     asks = None if effort is None and budget is None else effort != "none"
     on = switch if isinstance(switch, bool) else asks
     effort = chat.pop(EFFORT, None) or effort
-    effort = effort if effort in _ORDER else None
+    effort = effort if effort in EFFORTS else None
     return _ThinkingRequest(on, budget if isinstance(budget, int) and budget > 0 else None, effort)
 
 
@@ -129,7 +128,7 @@ def _by_default(tier: TierThinking, chat: Mapping[str, Any]) -> bool:
 
 def _nearest(effort: str, words: tuple[str, ...]) -> str:
     """Return the template's word for an effort: itself, else the next one above, else its greatest."""
-    above = [word for word in words if _ORDER.index(word) >= _ORDER.index(effort)]
+    above = [word for word in words if EFFORTS.index(word) >= EFFORTS.index(effort)]
     return above[0] if above else words[-1]
 
 
