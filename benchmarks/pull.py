@@ -22,7 +22,7 @@ import psutil
 from hub.client import Hub, running
 from hub.model import make
 
-from tasks.weights import headers
+from tasks.weights.formats import headers
 
 ROUNDS = 3
 RIVAL = """

@@ -19,8 +19,9 @@ from state.errors import Damaged, NotFound, NotSetUp
 from state.paths import Home
 from state.stack import Tier
 from state.weights import Weights
-from tasks.weights import description, headers, manifest, model_dir, staging
-from tasks.weights.headers import ScannedFolder
+from tasks.weights import description, manifest, model_dir, staging
+from tasks.weights.formats import headers
+from tasks.weights.formats.headers import ScannedFolder
 
 ANSWER_S = 4.0
 """How long a command waits for a disk that says nothing."""

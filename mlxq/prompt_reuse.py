@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from state import service, stack, usage
+from state import service, stack
 from state.db import Database
+from state.metrics import usage
 from state.service import Service
 from state.stack import Tier
 

@@ -14,9 +14,10 @@ from typing import Any
 from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
-from state import cloud_spend, facts, files, ports, safe_mode, service, settings, stack
+from state import facts, files, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
+from state.metrics import cloud_spend
 from state.paths import Home
 from state.service import Observed, Service
 from state.stack import Tier, engines_of, served_by

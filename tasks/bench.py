@@ -12,10 +12,10 @@ from catalog.fit import memory
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.speed import Speed, predict
-from state import bench as benchmarks
 from state import facts, secrets, service, stack, weights
-from state.bench import Bench
 from state.errors import DoesNotFit, EngineFailed, NotFound, NotRunning
+from state.metrics import bench as benchmarks
+from state.metrics.bench import Bench
 from state.stack import Engine
 from tasks import recommend
 from tasks.engines import installed, serving
@@ -25,7 +25,8 @@ from tasks.queue import Context, job
 from tasks.system import memory as system
 from tasks.system import ports, process
 from tasks.system.child import Later, run_child
-from tasks.weights import description, headers, manifest
+from tasks.weights import description, manifest
+from tasks.weights.formats import headers
 
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""

@@ -16,9 +16,10 @@ from tasks import kinds
 from tasks.executor import Context
 from tasks.queue import job
 from tasks.system.child import Later, Progress
-from tasks.weights import builtin, client, headers, integrity, manifest, model_dir, staging
+from tasks.weights import builtin, client, integrity, manifest, model_dir, staging
 from tasks.weights import source as sources
-from tasks.weights.headers import ScannedWeights
+from tasks.weights.formats import headers
+from tasks.weights.formats.headers import ScannedWeights
 from tasks.weights.source import PullRequest
 
 AGAIN_S = 5.0

@@ -17,10 +17,11 @@ from catalog.pick import Recommendation
 from catalog.problems import UnknownModel
 from catalog.search import TooSmall
 from catalog.speed import Measured
-from state import bench, settings
+from state import settings
 from state.config import good
 from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.metrics import bench
 from state.paths import Home
 from state.settings import Settings
 from state.stack import Tier, engines_of

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from state import sample, secrets, service, stack, usage
+from state import secrets, service, stack
 from state.db import Database
 from state.errors import EngineFailed
+from state.metrics import sample, usage
+from state.metrics.sample import MINUTE_S, Sample
 from state.paths import Home
-from state.sample import MINUTE_S, Sample
 from state.service import SERVING, Service
 from tasks.plan import request_stats
 from tasks.plan.request_stats import EngineSample

@@ -13,12 +13,12 @@ from click.shell_completion import CompletionItem
 from catalog import units
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.setup import recommendation
-from state import bench as kept
 from state import facts, stack
-from state.bench import Bench
 from state.db import Database
 from state.errors import NotFound, UsageProblem
 from state.job import JobState
+from state.metrics import bench as kept
+from state.metrics.bench import Bench
 from state.paths import Home, get_home
 from tasks import kinds, recommend
 from tasks.plan.bench import regressions

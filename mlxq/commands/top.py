@@ -19,8 +19,8 @@ from mlxq.web.labels import Shape, StatusLabel
 from mlxq.web.snapshot import ServiceCard, Snapshot
 from state import secrets, service, wakeup
 from state.db import Database
+from state.metrics.sample import MINUTE_S, Sample
 from state.paths import get_home
-from state.sample import MINUTE_S, Sample
 from tasks.plan.request_stats import EngineRequest
 
 if TYPE_CHECKING:

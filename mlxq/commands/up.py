@@ -16,7 +16,7 @@ from state.job import NewJob
 from state.paths import Home, get_home
 from state.safe_mode import SafeMode
 from tasks import kinds, tier_requests
-from tasks.gateway import poison_requests
+from tasks.gateway.admission import poison_requests
 
 
 @click.command()

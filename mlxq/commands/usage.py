@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mlxq import jobs_client, options, prompt_reuse, render
-from state import usage
+from state.metrics import usage
 from state.paths import get_home
 
 

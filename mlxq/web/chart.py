@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from state.sample import MINUTE_S, Sample
+from state.metrics.sample import MINUTE_S, Sample
 
 WIDTH, HEIGHT = 240, 40
 SLOTS = 60

@@ -18,8 +18,8 @@ from mlxq import job_view, prompt_reuse, render
 from mlxq.web import chart
 from mlxq.web.labels import Shape
 from mlxq.web.snapshot import Snapshot
-from state import usage
 from state.job import Job, JobState
+from state.metrics import usage
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"

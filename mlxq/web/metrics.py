@@ -10,9 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mlxq import service_status
-from state import sample, service, stack
+from state import service, stack
 from state.db import Database
-from state.sample import MACHINE
+from state.metrics import sample
+from state.metrics.sample import MACHINE
 from state.service import Observed, ServiceEvent
 from tasks import worker_status
 from tasks.worker_status import WorkerState

@@ -12,13 +12,14 @@ from mlxq.prompt_reuse import PromptReuse
 from mlxq.web import labels
 from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
-from state import bench, event, facts, job, ports, safe_mode, sample, service, stack, usage
-from state.bench import Bench
+from state import event, facts, job, ports, safe_mode, service, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.job import Job
+from state.metrics import bench, sample, usage
+from state.metrics.bench import Bench
+from state.metrics.sample import Sample
 from state.safe_mode import SafeMode
-from state.sample import Sample
 from state.service import Service
 from state.stack import Tier
 from tasks import worker_status

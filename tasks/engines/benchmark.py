@@ -18,13 +18,12 @@ from typing import Any
 
 import psutil
 
-from state.bench import Round
 from state.errors import EngineFailed
-from tasks.engines import adapters, reuse
+from state.metrics.bench import Round
+from tasks.engines import adapters, reuse, timed_completion
 from tasks.plan import bench, exit_causes
 from tasks.plan.bench import TimedAnswer
 from tasks.supervision import probe
-from tasks.system import timed_completion
 from tasks.system.child import Report, answer
 
 READY_LOOK_S = 0.2

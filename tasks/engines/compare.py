@@ -9,10 +9,9 @@ import uuid
 from contextlib import ExitStack
 from typing import Any
 
-from tasks.engines import benchmark
+from tasks.engines import benchmark, timed_completion
 from tasks.plan import bench
 from tasks.plan.bench import TimedAnswer
-from tasks.system import timed_completion
 from tasks.system.child import Report, answer
 
 ROUNDS, PROMPT_TOKENS, ANSWER_TOKENS = 5, 128, 48

@@ -9,7 +9,7 @@ from catalog import config_json
 from catalog.engines import EFFORTS, kind
 from state.errors import Damaged
 from tasks.engines.base import ModelFacts
-from tasks.weights import headers
+from tasks.weights.formats import headers
 
 STATE_VALUE_BYTES = 4
 """Recurrent states are kept in single precision (measured: 27B, 48 layers of 48 heads of 128 x 128, 146 MiB)."""

@@ -13,9 +13,10 @@ from typing import Any
 from catalog.engines import kind_of
 from catalog.model import Model
 from catalog.offer import Reuses
-from state import bench, facts, settings, stack
+from state import facts, settings, stack
 from state.db import Database
 from state.errors import DiskUnavailable
+from state.metrics import bench
 from state.paths import Home
 from state.stack import Engine
 from tasks import recommend

@@ -16,19 +16,20 @@ from pathlib import Path
 import uvicorn
 import yaml
 
-from state import cloud_spend, keys
+from state import keys
+from state.metrics import cloud_spend
 from state.paths import Home
 from state.secrets import CLOUD, MASTER, TIER
 from tasks.gateway import gc_between_steps, routes
-from tasks.gateway.api_keys import KeyRing
+from tasks.gateway.admission.api_keys import KeyRing
+from tasks.gateway.admission.poison_requests import PoisonGuard, record_of
 from tasks.gateway.application import Application
-from tasks.gateway.cloud import Cloud
-from tasks.gateway.cloud_budget import CloudBudget
+from tasks.gateway.cloud.budget import CloudBudget
+from tasks.gateway.cloud.openrouter import Cloud
 from tasks.gateway.connections import Connection
 from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineClient
-from tasks.gateway.poison_requests import PoisonGuard, record_of
 from tasks.gateway.relay import Relay
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Routes

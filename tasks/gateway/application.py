@@ -11,17 +11,18 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from state.keys import Key
-from tasks.gateway import body, models
-from tasks.gateway.api_keys import MASTER_NAME, KeyRing, secret_of
-from tasks.gateway.body import Gone
+from tasks.gateway import models
+from tasks.gateway.admission import body
+from tasks.gateway.admission.api_keys import MASTER_NAME, KeyRing, secret_of
+from tasks.gateway.admission.body import Gone
+from tasks.gateway.admission.cors import Cors
+from tasks.gateway.admission.priority import Queue
 from tasks.gateway.connections import KNOWN
-from tasks.gateway.cors import Cors
 from tasks.gateway.dialects import checks
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Dialect
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal
-from tasks.gateway.priority import Queue
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call

@@ -12,8 +12,10 @@ from typing import Any
 
 import orjson
 
-from tasks.gateway import context_limit, errors
-from tasks.gateway.cloud import Cloud
+from tasks.gateway import errors
+from tasks.gateway.admission import context_limit
+from tasks.gateway.admission.poison_requests import PoisonGuard
+from tasks.gateway.cloud.openrouter import Cloud
 from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.dialects import chat_stream, checks, json_schema, outputs, plans, turns, usage
 from tasks.gateway.dialects.dialect import CHAT, Dialect
@@ -26,7 +28,6 @@ from tasks.gateway.dialects.usage import ReuseSource
 from tasks.gateway.engine_answer import EngineAnswer
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import NotAsAsked, Refusal
-from tasks.gateway.poison_requests import PoisonGuard
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter

@@ -9,11 +9,11 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from state import usage
 from state.db import open_database
 from state.errors import MlxqError
+from state.metrics import usage
+from state.metrics.usage import Usage
 from state.paths import Home
-from state.usage import Usage
 from tasks.gateway.request_context import Call
 
 EVERY_S = 2.0

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from state import cloud_spend, event, facts, ledger, service, settings, stack
+from state import event, facts, ledger, service, settings, stack
 from state.db import Database
 from state.errors import MlxqError
+from state.metrics import cloud_spend
 from state.notify import notices, targets
 from state.notify.notices import Cursor
 from state.notify.targets import NotifyTarget

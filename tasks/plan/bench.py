@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from state.bench import Bench, Round
+from state.metrics.bench import Bench, Round
 
 WARN, FAIL = 0.15, 0.30
 """Shares by which a speed may fall short of the prediction."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, TypeVar, cast
 
-from state.sample import MINUTE_S, Sample
+from state.metrics.sample import MINUTE_S, Sample
 from tasks.plan.health import EngineStatus
 
 

@@ -103,7 +103,7 @@ class ExitWaiter(Protocol):
 
 def _waiter(wake_pipe: int) -> ExitWaiter:
     if sys.platform == "linux":
-        from tasks.system.pidfd_waiter import PidfdWaiter
+        from tasks.system.linux.pidfd_waiter import PidfdWaiter
 
         return PidfdWaiter(wake_pipe)
     from tasks.system.macos.kqueue_waiter import KqueueWaiter

@@ -24,7 +24,7 @@ from pathlib import Path
 from state.errors import MlxqError
 
 if sys.platform == "linux":
-    from tasks.system import linux_process_table as table
+    from tasks.system.linux import process_table as table
 else:
     from tasks.system.macos import process_table as table
 

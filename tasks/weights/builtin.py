@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from state.errors import Damaged, MlxqError, Offline
 from tasks.system.child import Progress, run_child
-from tasks.weights import convert, disk, gguf, manifest, staging
+from tasks.weights import convert, disk, manifest, staging
+from tasks.weights.formats import gguf
 from tasks.weights.manifest import File, Manifest
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from catalog import config_json
 from catalog.config_json import Packing, Quantization
 from state.errors import MlxqError, NotFound, UsageProblem
-from tasks.weights import headers
+from tasks.weights.formats import headers
 
 _QUANTS: dict[str, tuple[str, ...]] = {
     "int4": ("-q", "--q-bits", "4", "--q-group-size", "64"),

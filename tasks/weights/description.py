@@ -19,10 +19,11 @@ from catalog.description.purpose import other_purpose
 from catalog.description.repo_facts import RepoFacts
 from state.errors import Damaged, NotFound, Offline
 from tasks.system.child import Later
-from tasks.weights import headers, loaders, manifest, repo_files, safetensors, source
+from tasks.weights import loaders, manifest, repo_files, source
+from tasks.weights.formats import headers, safetensors
+from tasks.weights.formats.safetensors import Header
 from tasks.weights.hub import DownloadPlan, Hub
 from tasks.weights.manifest import File
-from tasks.weights.safetensors import Header
 from tasks.weights.source import Source
 
 SIDE_BY_SIDE = 8

@@ -23,13 +23,14 @@ from urllib.parse import quote
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
 from tasks.system import file_copy
 from tasks.system.child import Later
-from tasks.weights import repo_files, safetensors
+from tasks.weights import repo_files
+from tasks.weights.formats import safetensors
 from tasks.weights.manifest import File, hash_file, start_hash
 
 if TYPE_CHECKING:
     import httpx
 
-    from tasks.weights.safetensors import Header
+    from tasks.weights.formats.safetensors import Header
 
 CONNECT_S = 10.0
 _ENDPOINT = "https://huggingface.co"

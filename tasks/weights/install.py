@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from tasks.system import disk_access
-from tasks.weights import chat_template, convert, disk, headers, loaders, local, manifest, precheck, source, staging
+from tasks.weights import chat_template, convert, disk, loaders, local, manifest, precheck, source, staging
+from tasks.weights.formats import headers
 from tasks.weights.hub import DownloadPlan, Hub, adopt_cached
 from tasks.weights.manifest import File, Manifest
 from tasks.weights.source import PullRequest, Source

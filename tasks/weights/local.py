@@ -13,7 +13,8 @@ from pathlib import Path
 
 from state.errors import Damaged, NotFound
 from tasks.system import file_copy
-from tasks.weights import headers, repo_files
+from tasks.weights import repo_files
+from tasks.weights.formats import headers
 
 NOTHING = "Nothing was installed."
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from state.errors import Damaged, NotFound
-from tasks.weights import chat_template, convert, headers, loaders
+from tasks.weights import chat_template, convert, loaders
+from tasks.weights.formats import headers
 from tasks.weights.hub import DownloadPlan, Hub
 
 NOTHING = "None of its weights was fetched."

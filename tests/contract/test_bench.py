@@ -12,10 +12,10 @@ import pytest
 from support import tiny_model
 from support.here import Run, runner
 
-from state import bench as rows
 from state import facts, ledger, weights
 from state.db import Database
 from state.job import JobState
+from state.metrics import bench as rows
 from state.paths import Home
 from tasks import bench, kinds, runtime
 from tasks.system import hardware

@@ -12,8 +12,9 @@ import pytest
 from support import loopback
 from support.gateway import MASTER, Gateway, Upstream
 
-from state import keys, usage
+from state import keys
 from state.db import read_database
+from state.metrics import usage
 from state.paths import Home
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -19,8 +19,9 @@ from support.ports import free_port
 
 from mlxq import autostart
 from mlxq.autostart import launchd, systemd
-from state import event, keys, secrets, service, settings, stack, usage
+from state import event, keys, secrets, service, settings, stack
 from state.db import Database
+from state.metrics import usage
 from state.paths import Home
 from state.service import ServiceEvent, State
 from tasks import configure, executor, runtime, smoke_test

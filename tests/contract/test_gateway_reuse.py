@@ -15,8 +15,8 @@ from support.engines import KEY, Engine, installation
 from support.gateway import Gateway
 from support.ports import free_port
 
-from state import usage
 from state.db import open_database
+from state.metrics import usage
 from state.paths import Home
 from state.stack import Tier
 from tasks import smoke_test

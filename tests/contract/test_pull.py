@@ -18,7 +18,8 @@ from hub.model import make
 from state.errors import Busy, Damaged, DoesNotFit, Gated, MlxqError, NotFound, Offline
 from tasks.system.child import Cancelled, Later
 from tasks.weights import client as download
-from tasks.weights import headers, integrity, manifest, staging
+from tasks.weights import integrity, manifest, staging
+from tasks.weights.formats import headers
 from tasks.weights.hub import hub_reachable
 from tasks.weights.source import PullRequest
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from state.errors import MlxqError, UsageProblem
-from tasks.weights import client, convert, headers, manifest
+from tasks.weights import client, convert, manifest
+from tasks.weights.formats import headers
 from tasks.weights.source import PullRequest
 
 SHAPES = {

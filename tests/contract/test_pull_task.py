@@ -15,7 +15,8 @@ from state.job import JobState
 from state.paths import Home
 from state.stack import Engine
 from tasks import executor, kinds, pull
-from tasks.weights import headers, staging
+from tasks.weights import staging
+from tasks.weights.formats import headers
 
 SOURCE = "hub:ok/tiny-4bit"
 TASKS = {"pull": pull.pull, "verify_weights": pull.verify_weights, "remove_weights": pull.remove_weights}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
-LARGEST_ROOM = 26
+LARGEST_ROOM = 24
 """Files of one folder."""
-OTHER_ROOMS = {"mlxq/commands": 40}
-"""One file a command; the gateway, a program of its own."""
+OTHER_ROOMS = {"mlxq/commands": 40, "tasks": 28}
+"""One file a command, and one a kind of job."""
 SMALL_LINES = 50
 MOST_SMALL = 25
 """Modules of fewer than 50 lines that one other module alone imports."""

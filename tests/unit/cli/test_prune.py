@@ -19,7 +19,8 @@ from state.db import Database
 from state.paths import Home
 from state.stack import Engine, Tier
 from tasks import pull
-from tasks.weights import headers, manifest, staging
+from tasks.weights import manifest, staging
+from tasks.weights.formats import headers
 from tasks.weights.manifest import File, Manifest
 
 

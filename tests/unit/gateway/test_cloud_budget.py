@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from state import cloud_spend
-from tasks.gateway.cloud_budget import CloudBudget
+from state.metrics import cloud_spend
+from tasks.gateway.cloud.budget import CloudBudget
 
 
 def test_two_gateways_that_spend_side_by_side_share_one_cap(tmp_path: Path) -> None:

@@ -17,8 +17,11 @@ from catalog.engines import abilities
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
 from state.paths import Home
-from tasks.gateway import context_limit, errors
-from tasks.gateway.api_keys import KeyRing, secret_of
+from tasks.gateway import errors
+from tasks.gateway.admission import context_limit
+from tasks.gateway.admission.api_keys import KeyRing, secret_of
+from tasks.gateway.admission.poison_requests import FORGET_S, PROBE_S, PoisonGuard, lift, record_of
+from tasks.gateway.admission.priority import LONGEST_WAIT_S, Queue
 from tasks.gateway.cooldown import COOLDOWN_S, Cooldown
 from tasks.gateway.dialects import anthropic_chat, checks, json_schema, outputs, plans, schemas, sse
 from tasks.gateway.dialects.chat_stream import Fold, first_call_only
@@ -28,8 +31,6 @@ from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import Refusal
-from tasks.gateway.poison_requests import FORGET_S, PROBE_S, PoisonGuard, lift, record_of
-from tasks.gateway.priority import LONGEST_WAIT_S, Queue
 from tasks.gateway.reuse_meter import ReportedReuse
 
 VLLM_MLX, RAPID_MLX = abilities("vllm-mlx", "cpu"), abilities("rapid-mlx", "cpu")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from state import cloud_spend, event, job, ledger, service, settings
-from state.cloud_spend import Spent
+from state import event, job, ledger, service, settings
 from state.db import Database
+from state.metrics import cloud_spend
+from state.metrics.cloud_spend import Spent
 from state.notify import notices, targets
 from state.notify.targets import NotifyTarget
 from state.paths import Home

@@ -16,16 +16,16 @@ from support.clock import Clock
 
 from mlxq import cli
 from mlxq.commands.bench import plot
-from state import bench as rows
 from state import facts, ledger, stack
 from state.db import Database
 from state.errors import EngineFailed
+from state.metrics import bench as rows
 from state.paths import Home
 from tasks import bench as task
 from tasks import kinds
+from tasks.engines import timed_completion
 from tasks.plan import bench
 from tasks.plan.bench import TimedAnswer
-from tasks.system import timed_completion
 from tasks.system.child import Later
 
 ONE = scene.BENCH

@@ -7,8 +7,8 @@ from dataclasses import replace
 from support import scene
 from support.clock import Clock
 
-from state import bench
 from state.db import Database
+from state.metrics import bench
 
 ONE = scene.BENCH
 

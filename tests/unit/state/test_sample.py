@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from state import sample
 from state.db import Database
-from state.sample import FINE_S, KEPT_S, MINUTE_S, QUARTER_S, Sample
+from state.metrics import sample
+from state.metrics.sample import FINE_S, KEPT_S, MINUTE_S, QUARTER_S, Sample
 
 
 def minute(at: float, **figures: float) -> Sample:

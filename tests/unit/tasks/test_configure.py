@@ -7,10 +7,11 @@ import json
 import pytest
 
 from mlxq import cli
-from state import cloud_spend, keys, secrets, settings, stack
-from state.cloud_spend import Spent
+from state import keys, secrets, settings, stack
 from state.db import Database
 from state.errors import UsageProblem
+from state.metrics import cloud_spend
+from state.metrics.cloud_spend import Spent
 from state.paths import Home
 from state.stack import Engine, alone
 from tasks.supervision import gateway_config, spec

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from catalog.machine import Machine
-from state import bench, settings
-from state.bench import Bench
+from state import settings
 from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
+from state.metrics import bench
+from state.metrics.bench import Bench
 from state.paths import Home
 from tasks import recommend
 

@@ -17,9 +17,10 @@ from support import scene
 from mlxq.cli import mlxq
 from mlxq.web.app import WebApp, build
 from mlxq.web.auth import PageAuth, link
-from state import job, sample, service
+from state import job, service
 from state.db import Database
 from state.job import JobState
+from state.metrics import sample
 from state.paths import Home
 
 KEY = "sk-mlxq-the-key-of-these-tests"

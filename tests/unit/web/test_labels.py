@@ -16,11 +16,12 @@ from mlxq.commands import dashboard, top
 from mlxq.web import chart, engine_status, labels, snapshot
 from mlxq.web.html import HtmlRenderer
 from mlxq.web.labels import Shape
-from state import event, ledger, safe_mode, service, settings, usage
+from state import event, ledger, safe_mode, service, settings
 from state.db import Database
 from state.errors import NotRunning, NotSetUp
+from state.metrics import usage
+from state.metrics.sample import Sample
 from state.paths import Home
-from state.sample import Sample
 from state.service import ServiceEvent, State
 from tasks import kinds
 from tasks.plan import health, request_stats

@@ -11,7 +11,8 @@ import pytest
 from hub.model import make
 
 from state.errors import Damaged, MlxqError, NotFound
-from tasks.weights import headers, loaders
+from tasks.weights import loaders
+from tasks.weights.formats import headers
 
 
 @pytest.fixture

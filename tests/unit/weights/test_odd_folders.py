@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.real_configs import CONFIGS
 
 from tasks.engines import model_facts
-from tasks.weights import headers, loaders, manifest
+from tasks.weights import loaders, manifest
+from tasks.weights.formats import headers
 from tasks.weights.manifest import File, Manifest
 
 DEEP = "[" * 100_000 + "]" * 100_000

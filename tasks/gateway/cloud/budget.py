@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from state import cloud_spend
+from state.metrics import cloud_spend
 from tasks.gateway.request_context import Call
 
 UNPRICED_USD = 0.01

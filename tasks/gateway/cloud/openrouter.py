@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from catalog.engines import Abilities, ThinkingBudget
-from tasks.gateway.cloud_budget import CloudBudget
+from tasks.gateway.cloud.budget import CloudBudget
 from tasks.gateway.dialects import sse
 from tasks.gateway.dialects.dialect import COMPLETIONS, RESPONSES
 from tasks.gateway.dialects.json_values import obj

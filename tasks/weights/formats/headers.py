@@ -17,8 +17,9 @@ from catalog.config_json import ModelConfig
 from state.errors import Damaged, NotFound
 from state.weights import Facts
 from tasks.system import disk_access
-from tasks.weights import loaders, manifest, repo_files, safetensors
-from tasks.weights.safetensors import Header
+from tasks.weights import loaders, manifest, repo_files
+from tasks.weights.formats import safetensors
+from tasks.weights.formats.safetensors import Header
 from tasks.weights.staging import SUFFIX, used
 
 _LONGEST_JSON = 256 << 20

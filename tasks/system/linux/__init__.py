@@ -1,0 +1,1 @@
+"""Linux alone: its process table and the exits of processes."""

@@ -1,0 +1,1 @@
+"""Formats of weights: what the headers of their files say."""
