@@ -74,8 +74,6 @@ class Abilities:
     engine: str
     dialects: frozenset[str]
     """chat, completions, responses, messages, count_tokens: answered, in the right order of events."""
-    translated: Mapping[str, str]
-    """Dialects for which its chat is the better source -> why."""
     stop_strings: bool
     """Whether an answer ends before the first of them, whole or streamed, wherever in a token it begins."""
     json_schema: bool
@@ -95,10 +93,6 @@ class Abilities:
     frequency_penalty: bool
     logit_bias: bool
     thinking_budget: ThinkingBudget
-    response_formats: bool
-    """Whether its Responses hold an answer to JSON, or to a schema."""
-    response_images: bool
-    """Whether its Responses take images."""
     image_check: bool
     """Whether an image to a model that cannot see is refused."""
     cancel_on_close: bool
@@ -109,10 +103,6 @@ class Abilities:
     live_cache_quants: bool
     silence_s: float
     """Seconds of a healthy stream's longest silence, also while it reads a prompt."""
-
-    def relays(self, dialect: str) -> bool:
-        """Return whether a dialect is passed on as it is, with the engine's bytes as the answer."""
-        return dialect in self.dialects and dialect not in self.translated
 
 
 @dataclass(frozen=True)
@@ -154,7 +144,8 @@ def entry(name: str) -> EngineEntry:
 def abilities(name: str, backend: str) -> Abilities:
     """Return what the engine `name` does by itself on `backend` (metal, cpu or cuda). Raises KeyError."""
     row = dict(entry(name).abilities)
-    row.pop("disk_cache")
+    for other in ("disk_cache", "translated"):
+        row.pop(other)
     dialects, schema = frozenset(row.pop("dialects")), bool(row.pop("json_schema").get(backend, False))
     limit = row.pop("thinking_budget")
     budget = ThinkingBudget(limit["field"], frozenset(map(ModelKind, limit["kinds"])), limit["with_tools"])

@@ -19,7 +19,7 @@ from tasks.gateway.admission.cors import Cors
 from tasks.gateway.admission.priority import Queue
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.dialects import checks
-from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, Dialect
+from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal
@@ -141,7 +141,9 @@ class Application:
         return self._rate_limited(key) or self._unsupported(dialect) or _relay_request(call, dialect, request, tier)
 
     def _unsupported(self, dialect: Dialect) -> Refusal | None:
-        if any(dialect.name in route.can.dialects for route in self._routes.tiers.values()) or dialect is MESSAGES:
+        if any(dialect.name in route.can.dialects for route in self._routes.tiers.values()):
+            return None
+        if dialect in {MESSAGES, RESPONSES}:
             return None
         kind = "embedding" if dialect is EMBEDDINGS else "reranking"
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")

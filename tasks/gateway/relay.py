@@ -312,7 +312,7 @@ class Relay:
         counted = chat_stream.usage_of(nearest.prompt_tokens, answered)
         if not route.can.cached_tokens:
             return counted
-        return usage.with_cached(counted, CHAT.name, nearest.cached_tokens)
+        return usage.with_cached(counted, nearest.cached_tokens)
 
     # The cloud
 

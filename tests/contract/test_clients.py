@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -12,7 +11,7 @@ import openai
 import pydantic
 import pytest
 from support import loopback, responses_events
-from support.gateway import MASTER, Gateway
+from support.gateway import Gateway
 from support.scripted import ScriptedEngine, script
 
 Engines = dict[str, ScriptedEngine]
@@ -144,40 +143,21 @@ def test_responses_stream_in_order(client: openai.OpenAI):
     assert answer.status == "completed"
 
 
-@pytest.fixture(scope="module")
-def relaying(every_engine: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """Run a gateway that takes the engines for some whose own Responses are right."""
-    made = Gateway(
-        home=tmp_path_factory.mktemp("relaying"),
-        tiers=[engine.tier() for engine in every_engine.values()],
-        secrets={"LITELLM_MASTER_KEY": MASTER, "MLXQ_TIER_KEY": "sk-tier"},
-        programs=dict.fromkeys(every_engine, "rapid-mlx"),
-        backend="metal",
-    )
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.mark.parametrize("way", ["front", "relaying"])
 @pytest.mark.parametrize("order", [{"text": "a b c", "thinking": "hm hm"}, {"tool": "weather", "arguments": {"a": 1}}])
-def test_responses_stream_as_openais_reference_has_it(
-    request: pytest.FixtureRequest, engines: Engines, way: str, order: dict[str, Any]
-):
-    gateway: Gateway = request.getfixturevalue(way)
+def test_responses_stream_as_openais_reference_has_it(front: Gateway, engines: Engines, order: dict[str, Any]):
     body = {"model": "standard", "input": script(**order), "stream": True, "tools": [RESPONSES_TOOL]}
-    response = responses_events.check(responses_events.read(gateway.post("/v1/responses", body).text))
+    response = responses_events.check(responses_events.read(front.post("/v1/responses", body).text))
     kinds = [item["type"] for item in response["output"]]
     assert kinds == (["function_call"] if "tool" in order else ["reasoning", "message"])
     assert response["usage"]["input_tokens"] == 7
-    asked = {"front": "/v1/chat/completions", "relaying": "/v1/responses"}
-    assert engines["standard"].seen()[-1]["path"] == asked[way]
+    assert engines["standard"].seen()[-1]["path"] == "/v1/chat/completions"
 
 
 @pytest.mark.parametrize("fault", ["reset", "error-event", "silent-end", "garbage", "garbage-within"])
-def test_a_relayed_stream_that_breaks_is_an_error(relaying: Gateway, engines: Engines, fault: str):
+@pytest.mark.usefixtures("engines")
+def test_a_responses_stream_that_breaks_is_an_error(front: Gateway, fault: str):
     body = {"model": "standard", "input": script(fault=fault, after=3), "stream": True, "disable_fallbacks": True}
-    events = responses_events.read(relaying.post("/v1/responses", body).text)
+    events = responses_events.read(front.post("/v1/responses", body).text)
     assert "one" in str(events)
     assert events[-1]["type"] == "error"
     assert "broke off" in events[-1]["message"]

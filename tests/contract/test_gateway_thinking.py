@@ -53,7 +53,8 @@ def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def post(gateway: Gateway, path: str, tier: str, **fields: Any) -> Any:
     """Return an answer; of a stream its events."""
-    body = {"model": tier, "messages": USER, "temperature": 0} | fields
+    said = {} if path == "responses" else {"messages": USER}
+    body = {"model": tier, **said, "temperature": 0} | fields
     answer = loopback.post(
         f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240
     )
@@ -131,38 +132,57 @@ def test_messages_think_as_they_say(gateway: Gateway, wish: dict[str, Any], kind
     assert [block["type"] for block in answer["content"]] == kinds
 
 
-def said(answer: Any) -> tuple[dict[str, Any], int]:
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("tier", "wish", "kinds"),
+    [
+        ("standard", {}, ["reasoning", "message"]),
+        ("fast", {}, ["message"]),
+        ("fast", {"reasoning": {"effort": "low"}}, ["reasoning", "message"]),
+        ("standard", {"reasoning": {"effort": "none"}}, ["message"]),
+    ],
+)
+def test_responses_think_as_they_say(gateway: Gateway, tier: str, wish: dict[str, Any], kinds: list[str], stream: bool):
+    answer = post(gateway, "responses", tier, input=USER, max_output_tokens=520, stream=stream, **wish)
+    response = answer[-1]["response"] if stream else answer
+    assert [item["type"] for item in response["output"]] == kinds
+
+
+def said(answer: Any) -> tuple[list[dict[str, Any]], int]:
     """Return the turn of a whole answer without its thoughts, and the tokens of its prompt."""
     if "choices" in answer:
         message = answer["choices"][0]["message"]
-        return {"role": "assistant", "content": message["content"]}, answer["usage"]["prompt_tokens"]
+        return [{"role": "assistant", "content": message["content"]}], answer["usage"]["prompt_tokens"]
+    if "output" in answer:
+        return [item for item in answer["output"] if item["type"] != "reasoning"], answer["usage"]["input_tokens"]
     blocks = [block for block in answer["content"] if block["type"] != "thinking"]
     told = answer["usage"]
-    return {"role": "assistant", "content": blocks}, told["input_tokens"] + told["cache_read_input_tokens"]
+    return [{"role": "assistant", "content": blocks}], told["input_tokens"] + told["cache_read_input_tokens"]
 
 
-def thought(answer: Any) -> dict[str, Any]:
+def thought(answer: Any) -> list[dict[str, Any]]:
     """Return the whole turn, as a client has it that sends thoughts back."""
     if "choices" in answer:
         message = answer["choices"][0]["message"]
-        return {"role": "assistant", **{name: message[name] for name in ("content", "reasoning_content")}}
-    return {"role": "assistant", "content": answer["content"]}
+        return [{"role": "assistant", **{name: message[name] for name in ("content", "reasoning_content")}}]
+    return answer.get("output") or [{"role": "assistant", "content": answer["content"]}]
 
 
-@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "responses"])
 def test_the_prompt_is_the_same_whether_a_client_sends_thoughts_back_or_not(gateway: Gateway, path: str):
     """A turn whose answer the client changed gets nothing."""
-    first = post(gateway, path, "standard", max_tokens=600)
+    limit, said_by = ("max_output_tokens", "input") if path == "responses" else ("max_tokens", "messages")
+    first = post(gateway, path, "standard", **{said_by: USER, limit: 600})
     turn, begun = said(first)
     more = {"role": "user", "content": "And then?"}
 
-    def prompt(turn: dict[str, Any]) -> int:
-        return said(post(gateway, path, "standard", max_tokens=8, messages=[*USER, turn, more]))[1]
+    def prompt(turn: list[dict[str, Any]]) -> int:
+        return said(post(gateway, path, "standard", **{limit: 8, said_by: [*USER, *turn, more]}))[1]
 
     without, with_thoughts = prompt(turn), prompt(thought(first))
     assert without == with_thoughts
-    changed = {**turn, "content": "Other words."}
-    assert prompt(changed) < begun + 30 < without
+    changed = {"role": "assistant", "content": "Other words."}
+    assert prompt([changed]) < begun + 30 < without
 
 
 def test_a_growing_conversation_is_read_once(gateway: Gateway, engine: Engine):
@@ -176,7 +196,7 @@ def test_a_growing_conversation_is_read_once(gateway: Gateway, engine: Engine):
         if before:
             shares.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"] / before)
         before = prompt
-        messages += [turn, {"role": "user", "content": f"And number {number}?"}]
+        messages += [*turn, {"role": "user", "content": f"And number {number}?"}]
     print(f"{engine.at.name}: {', '.join(f'{share:.1%}' for share in shares)} of the prompt before")
     if engine.at.engine == "rapid-mlx":
         assert min(shares) >= 0.95

@@ -296,92 +296,6 @@ class Messages(Dialect):
         return event({"type": "error", "error": {"type": "api_error", "message": "Internal server error"}})
 
 
-class Responses(Dialect):
-    """POST /v1/responses."""
-
-    def _response(self, output: list[dict[str, Any]], status: str) -> dict[str, Any]:
-        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        tokens = len(self.spoken) or 1
-        usage = {
-            "input_tokens": PROMPT_TOKENS,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": tokens,
-            "output_tokens_details": {"reasoning_tokens": len(pieces(self.script.thinking))},
-            "total_tokens": PROMPT_TOKENS + tokens,
-        }
-        return {
-            "id": "resp_1",
-            "object": "response",
-            "created_at": int(time.time()),
-            "status": status,
-            "incomplete_details": cut,
-            "error": None,
-            "model": state.name,
-            "output": output,
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": self.body.get("tools") or [],
-            "usage": None if status == "in_progress" else usage,
-        }
-
-    def _status(self) -> str:
-        return "incomplete" if self.script.finish == "length" else "completed"
-
-    def _items(self) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = []
-        if self.script.thinking:
-            part = {"type": "reasoning_text", "text": self.script.thinking}
-            items.append({"type": "reasoning", "id": "rs_1", "summary": [], "status": "completed", "content": [part]})
-        if self.script.tool:
-            about = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "status": "completed"}
-            return [*items, {**about, **self.call}]
-        part = {"type": "output_text", "text": self.script.text, "annotations": []}
-        about = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
-        return [*items, {**about, "content": [part]}]
-
-    def whole(self) -> dict[str, Any]:
-        return self._response(self._items(), self._status())
-
-    def stream(self) -> Iterator[tuple[bool, bytes]]:
-        for number, (token, payload) in enumerate(self._events()):
-            yield token, event({**payload, "sequence_number": number})
-
-    def _events(self) -> Iterator[tuple[bool, dict[str, Any]]]:
-        yield False, {"type": "response.created", "response": self._response([], "in_progress")}
-        yield False, {"type": "response.in_progress", "response": self._response([], "in_progress")}
-        items = self._items()
-        for index, item in enumerate(items):
-            said = {"reasoning": self._spoken, "message": self._spoken, "function_call": self._called}[item["type"]]
-            yield from said(index, item)
-        status = self._status()
-        yield False, {"type": f"response.{status}", "response": self._response(items, status)}
-
-    def _spoken(self, index: int, item: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:
-        part = item["content"][0]
-        kind, at = part["type"], {"item_id": item["id"], "output_index": index, "content_index": 0}
-        started = {**item, "content": [], "status": "in_progress"}
-        yield False, {"type": "response.output_item.added", "output_index": index, "item": started}
-        yield False, {"type": "response.content_part.added", **at, "part": {**part, "text": ""}}
-        for piece in pieces(part["text"]):
-            yield True, {"type": f"response.{kind}.delta", **at, "delta": piece, "logprobs": []}
-        yield False, {"type": f"response.{kind}.done", **at, "text": part["text"], "logprobs": []}
-        yield False, {"type": "response.content_part.done", **at, "part": part}
-        yield False, {"type": "response.output_item.done", "output_index": index, "item": item}
-
-    def _called(self, index: int, item: dict[str, Any]) -> Iterator[tuple[bool, dict[str, Any]]]:
-        at = {"item_id": item["id"], "output_index": index}
-        started = {**item, "arguments": "", "status": "in_progress"}
-        yield False, {"type": "response.output_item.added", "output_index": index, "item": started}
-        yield True, {"type": "response.function_call_arguments.delta", **at, "delta": item["arguments"]}
-        done = {"type": "response.function_call_arguments.done", **at, "name": item["name"]}
-        yield False, {**done, "arguments": item["arguments"]}
-        yield False, {"type": "response.output_item.done", "output_index": index, "item": item}
-
-    def broken(self) -> bytes:
-        failed = {**self._response([], "failed"), "error": {"code": "server_error", "message": "Internal server error"}}
-        return event({"type": "response.failed", "response": failed, "sequence_number": 99})
-
-
 async def beats(seconds: float, every_s: float) -> AsyncIterator[bytes]:
     """Yield a heartbeat every `every_s` for so many seconds."""
     end = time.monotonic() + seconds
@@ -527,7 +441,6 @@ ROUTES = [
     web.post("/v1/completions", serve(Completion)),
     web.post("/v1/messages", serve(Messages)),
     web.post("/v1/messages/count_tokens", count),
-    web.post("/v1/responses", serve(Responses)),
     web.post("/v1/embeddings", embeddings),
     web.get("/v1/models", models),
     web.get("/v1/status", status),

@@ -143,39 +143,6 @@ async def completions(request: Request) -> Response:
     return JSONResponse(envelope("text_completion", choices=[choice], usage=usage(10)))
 
 
-def _response(text: str, status: str) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": []}
-    item = {"type": "message", "id": "msg_1", "role": "assistant", "status": status, "content": [part]}
-    used = {"input_tokens": 7, "output_tokens": len(words(text)), "total_tokens": 7 + len(words(text))}
-    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
-    known = {"id": "resp_1", "object": "response", "created_at": int(time.time()), "model": name, "status": status}
-    settings = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
-    return {**known, **settings, "output": [item], "usage": {**used, **details}}
-
-
-async def responses(request: Request) -> Response:
-    body = await request.json()
-    seen.append(body)
-    given = body["input"]
-    content = given if isinstance(given, str) else given[-1]["content"]
-    verb, _, rest = (content if isinstance(content, str) else content[0]["text"]).partition(" ")
-    if verb == "status":
-        return JSONResponse({"detail": f"upstream says {rest}"}, status_code=int(rest))
-    text = rest if verb == "say" else TEXT
-    if not body.get("stream"):
-        return JSONResponse(_response(text, "completed"))
-    told: list[dict[str, Any]] = [
-        {"type": "response.created", "response": {**_response("", "in_progress"), "output": []}}
-    ]
-    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
-    told += [{"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []} for piece in words(text)]
-    told += [{"type": "response.completed", "response": _response(text, "completed")}]
-    events = [
-        f"event: {one['type']}\ndata: {json.dumps({**one, 'sequence_number': at})}\n\n" for at, one in enumerate(told)
-    ]
-    return Response("".join(events), media_type="text/event-stream")
-
-
 async def count_tokens(request: Request) -> Response:
     """Count words, which are tokens here."""
     body = await request.json()
@@ -241,7 +208,6 @@ app = Starlette(
     routes=[
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/api/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/models", models),

@@ -16,7 +16,7 @@ import orjson
 from catalog.engines import Abilities, ThinkingBudget
 from tasks.gateway.cloud.budget import CloudBudget
 from tasks.gateway.dialects import sse
-from tasks.gateway.dialects.dialect import COMPLETIONS, RESPONSES
+from tasks.gateway.dialects.dialect import COMPLETIONS
 from tasks.gateway.dialects.json_values import obj
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.engine_client import EngineDown
@@ -36,12 +36,10 @@ _LOCAL = (
     "enable_thinking",
     "thinking_token_budget",
     "chat_template_kwargs",
-    "store",
 )
 _CAN = Abilities(
     engine=CLOUD,
-    dialects=frozenset({"chat", "completions", "responses"}),
-    translated={},
+    dialects=frozenset({"chat", "completions"}),
     stop_strings=True,
     json_schema=True,
     json_object=True,
@@ -54,8 +52,6 @@ _CAN = Abilities(
     frequency_penalty=True,
     logit_bias=True,
     thinking_budget=ThinkingBudget("thinking_token_budget", frozenset(), with_tools=False),
-    response_formats=True,
-    response_images=True,
     image_check=True,
     cancel_on_close=True,
     embeddings=False,
@@ -100,9 +96,6 @@ class Cloud:
             "stream": plan.asks_stream,
             "max_retries": 0,
         }
-        if plan.dialect is RESPONSES:
-            common["use_chat_completions_api"] = True
-            return await litellm.aresponses(model=f"openai/{self._model}", **fields, **common)
         common["extra_body"] = {**extra, "usage": {"include": True}}
         if plan.asks_stream:
             common["stream_options"] = {"include_usage": True}
@@ -131,14 +124,12 @@ class CloudAnswer:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield its events. Raises EngineDown."""
-        named = self._plan.dialect is RESPONSES
         with _failures():
             async for chunk in self._given:
                 event = _plain(chunk)
-                self.usage = obj(event.get("usage")) or obj(obj(event.get("response")).get("usage")) or self.usage
-                yield sse.encode(event, event.get("type", "") if named else "")
-        if not named:
-            yield b"data: " + sse.DONE + sse.END
+                self.usage = obj(event.get("usage")) or self.usage
+                yield sse.encode(event)
+        yield b"data: " + sse.DONE + sse.END
 
 
 def _plain(source: Any) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def not_carried_out(body: BaseModel, tier: str, can: Abilities, *, vision: bool)
         case schemas.Completions():
             return next(_of_completions(body, can), None)
         case schemas.Responses():
-            return next(_of_responses(body, tier, can, vision), None)
+            return next(_of_responses(body, tier, vision), None)
         case schemas.CountTokens():  # and Messages
             return next(_of_messages(body, tier, vision), None)
         case _:
@@ -205,7 +205,7 @@ def _of_completions(body: schemas.Completions, can: Abilities) -> Iterator[Refus
         yield unsupported("suffix", "put it into the prompt as your model wants it.")
 
 
-def _of_responses(body: schemas.Responses, tier: str, can: Abilities, vision: bool) -> Iterator[Refusal]:
+def _of_responses(body: schemas.Responses, tier: str, vision: bool) -> Iterator[Refusal]:
     if body.previous_response_id is not None:
         reason = "mlxq keeps no answers. Send the whole conversation in `input`."
         yield Refusal(
@@ -218,16 +218,15 @@ def _of_responses(body: schemas.Responses, tier: str, can: Abilities, vision: bo
     ):
         if getattr(body, name):
             yield unsupported(name, reason)
-    if body.top_logprobs and not can.logprobs:
-        yield unsupported("top_logprobs", f"the engine of {tier} does not give them.")
+    if body.top_logprobs:
+        yield unsupported("top_logprobs", "ask /v1/chat/completions for them.")
     yield from _of_response_tools(body)
-    sees = vision and (can.response_images or not can.relays("responses"))
     for at, item in enumerate(body.input if isinstance(body.input, list) else ()):
         if isinstance(item, schemas.Other):
             yield unsupported(f"input[{at}].type", f"mlxq has no {item.type[:60]}.")
         parts = getattr(item, "content", None) if isinstance(item, schemas.Item) else getattr(item, "output", None)
         if isinstance(parts, list):
-            yield from _of_parts(f"input[{at}].content", cast("list[Any]", parts), tier, sees)
+            yield from _of_parts(f"input[{at}].content", cast("list[Any]", parts), tier, vision)
 
 
 def _of_response_tools(body: schemas.Responses) -> Iterator[Refusal]:

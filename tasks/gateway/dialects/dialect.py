@@ -68,27 +68,15 @@ def _look_chat(chunk: Mapping[str, Any]) -> Seen:
     return Seen(words or finished, finished, tokens=usage.read(chunk.get("usage")))
 
 
-def _look_responses(event: Mapping[str, Any]) -> Seen:
-    kind = str(event.get("type", ""))
-    if kind in {"response.completed", "response.incomplete"}:
-        return Seen(spoke=True, finished=True, tokens=usage.read(obj(event.get("response")).get("usage")))
-    if kind in {"error", "response.failed"}:
-        return Seen(failed=True)
-    return Seen(spoke=kind.endswith(".delta"))
-
-
 _CHAT_MARKS = re.compile(rb'"finish_reason": ?"|"usage": ?\{|"error"|"detail"|\[DONE\]')
-_RESPONSES_MARKS = re.compile(rb'"response\.(?:completed|incomplete|failed)"|"error"')
 
 CHAT = Dialect("chat", "/v1/chat/completions", schemas.Chat, streams=True, marks=_CHAT_MARKS, look=_look_chat)
 COMPLETIONS = Dialect(
     "completions", "/v1/completions", schemas.Completions, streams=True, marks=_CHAT_MARKS, look=_look_chat
 )
-RESPONSES = Dialect(
-    _RESPONSES, "/v1/responses", schemas.Responses, streams=True, marks=_RESPONSES_MARKS, look=_look_responses
-)
+RESPONSES = Dialect(_RESPONSES, "/v1/responses", schemas.Responses, streams=True)
 MESSAGES = Dialect("messages", "/v1/messages", schemas.Messages, anthropic=True, streams=True)
-"""No engine is asked in it: the gateway asks their chat."""
+"""No engine is asked in these two: the gateway asks their chat."""
 COUNT_TOKENS = Dialect("count_tokens", "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
 EMBEDDINGS = Dialect("embeddings", "/v1/embeddings", schemas.Embeddings)
 RERANK = Dialect("rerank", "/v1/rerank", schemas.Rerank)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from catalog.engines import Abilities
-from tasks.gateway.dialects.json_values import obj
 
 LEAST_TOP_P = 0.01
 """What 0 is taken for: engines refuse it, or take it for no limit. A smaller share keeps no token with bfloat16."""
@@ -41,17 +40,6 @@ def chat(body: dict[str, Any], can: Abilities) -> None:
         body["reasoning_effort"] = MOST_EFFORT
     if "thinking_token_budget" in body:
         body[can.thinking_budget.field] = body.pop("thinking_token_budget")
-
-
-def responses(body: dict[str, Any]) -> None:
-    """Change the fields of Responses: both engines look for `enable_thinking` among the template's arguments."""
-    _sampling(body)
-    reasoning = obj(body.get("reasoning"))
-    if reasoning.get("effort") == "max":
-        body["reasoning"] = {**reasoning, "effort": MOST_EFFORT}
-    if "enable_thinking" in body:
-        wish = {"enable_thinking": body.pop("enable_thinking")}
-        body["chat_template_kwargs"] = wish | obj(body.get("chat_template_kwargs"))
 
 
 def _sampling(body: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import orjson
 from tasks.gateway import errors
 from tasks.gateway.dialects import chat_stream, json_schema, sse, usage
 from tasks.gateway.dialects.chat_stream import BROKE_OFF, Chunk, Count, Fold, Stopper, Thoughts
-from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, RESPONSES, is_object, parsed
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, is_object, parsed
 from tasks.gateway.dialects.json_values import first, obj, objects
 from tasks.gateway.dialects.plans import Plan
 from tasks.gateway.dialects.usage import ReuseSource, Tokens
@@ -80,14 +80,12 @@ async def whole(exchange: Exchange) -> bytes:
     if answer is None:
         raise EngineDown(BROKE_OFF)
     await exchange.reuse.settle()
-    filled, exchange.tokens = _filled(plan.dialect.name, answer, exchange.reuse)
+    filled, exchange.tokens = _filled(answer, exchange.reuse)
     if plan.one_call and (message := obj(first(filled.get("choices")).get("message"))).get(_CALLS):
         message[_CALLS] = message[_CALLS][:1]
         content = orjson.dumps(filled)
-    if plan.needs_call and not _calls(plan, answer):
+    if plan.needs_call and not obj(first(answer.get("choices")).get("message")).get(_CALLS):
         raise NotAsAsked(errors.without_call())
-    if plan.schema is not None and answer.get("status") == "completed":
-        await _checked(_response_text(answer), plan.schema)
     if plan.dialect is CHAT:
         exchange.turn = obj(first(filled.get("choices")).get("message"))
     if plan.translation:
@@ -95,24 +93,13 @@ async def whole(exchange: Exchange) -> bytes:
     return content if filled is answer else orjson.dumps(filled)
 
 
-def _filled(dialect: str, answer: Mapping[str, Any], reuse: ReuseSource) -> tuple[Mapping[str, Any], Tokens | None]:
+def _filled(answer: Mapping[str, Any], reuse: ReuseSource) -> tuple[Mapping[str, Any], Tokens | None]:
     """Return an answer whose usage says what was not read again, and its tokens; itself where it says so already."""
     tokens = usage.read(answer.get("usage"))
     if tokens is None or tokens.cached == (cached := reuse.cached(tokens)):
         return answer, tokens
-    filled = {**answer, "usage": usage.with_cached(answer["usage"], dialect, cached)}
+    filled = {**answer, "usage": usage.with_cached(answer["usage"], cached)}
     return filled, replace(tokens, cached=cached)
-
-
-def _calls(plan: Plan, answer: Mapping[str, Any]) -> bool:
-    if plan.dialect is RESPONSES:
-        return any(item.get("type") == "function_call" for item in objects(answer.get("output")))
-    return bool(obj(first(answer.get("choices")).get("message")).get(_CALLS))
-
-
-def _response_text(answer: Mapping[str, Any]) -> str:
-    parts = [part for item in objects(answer.get("output")) for part in objects(item.get("content"))]
-    return "".join(part.get("text", "") for part in parts if part.get("type") == "output_text")
 
 
 async def _folded(exchange: Exchange) -> bytes:
@@ -152,7 +139,7 @@ async def _cut(exchange: Exchange, stopper: Stopper) -> AsyncGenerator[Chunk]:
                 reuse.look()
             if chunk.get("usage"):
                 await reuse.settle()
-                chunk = dict(_filled(CHAT.name, chunk, reuse)[0])  # noqa: PLW2901 - the same one, filled
+                chunk = dict(_filled(chunk, reuse)[0])  # noqa: PLW2901 - the same one, filled
             yield chunk
 
 
@@ -193,23 +180,18 @@ class ByteStream:
         self._exchange = exchange
         self._plan = exchange.plan
         self._reuse = exchange.reuse
-        self._spoke = self._finished = self._done = self._called = False
+        self._spoke = self._finished = self._done = False
         self._runs = self._read(exchange.source)
-        self._last: Mapping[str, Any] = {}
         self._broken = False
 
     async def opening(self) -> bytes:
-        """Return all up to the first words; the whole stream where it has to be checked first."""
-        plan, content = self._plan, bytearray()
+        """Return all up to the first words."""
+        content = bytearray()
         async for run in self._runs:
             content += run
-            if self._spoke and plan.schema is None and (self._called or not plan.needs_call):
-                return bytes(content)
-            _check_room(plan, content)
-        if plan.needs_call and not self._called:
-            raise NotAsAsked(errors.without_call())
-        if plan.schema is not None and self._last.get("status") == "completed":
-            await _checked(_response_text(self._last), plan.schema)
+            if self._spoke:
+                break
+            _check_room(self._plan, content)
         return bytes(content)
 
     def rest(self) -> AsyncIterator[bytes]:
@@ -250,8 +232,7 @@ class ByteStream:
 
     def _passes(self, event: bytes, payload: bytes) -> bool:
         """Return whether an event says nothing that has to be seen. Judged alone: the network's cuts change nothing."""
-        ready = self._spoke and (self._called or not self._plan.needs_call)
-        return ready and self._plan.dialect.marks.search(event) is None and is_object(payload)
+        return self._spoke and self._plan.dialect.marks.search(event) is None and is_object(payload)
 
     def _event(self, event: bytes, payload: bytes) -> bytes:
         chunk = parsed(payload)
@@ -263,27 +244,20 @@ class ByteStream:
             return b""
         self._spoke = self._spoke or look.spoke
         self._finished = self._finished or look.finished
-        self._called = self._called or b'"function_call"' in payload
-        if look.finished:
-            self._last = chunk.get("response") or {}
         if look.spoke:
             self._reuse.look()
         return event if look.tokens is None else self._with_usage(event, chunk, look.tokens)
 
     def _with_usage(self, event: bytes, chunk: Mapping[str, Any], tokens: Tokens) -> bytes:
         """Return an event that has a usage: as the caller asked for it, and with what was not read again."""
-        dialect, exchange = self._plan.dialect, self._exchange
+        exchange = self._exchange
         exchange.tokens = tokens.after(exchange.tokens)
         if not self._plan.shows_usage:
             rest = {name: value for name, value in chunk.items() if name != "usage"}
             return sse.encode(rest) if rest.get("choices") else b""
-        inner = chunk["response"] if dialect is RESPONSES else chunk
-        filled, counted = _filled(dialect.name, inner, self._reuse)
+        filled, counted = _filled(chunk, self._reuse)
         exchange.tokens = counted.after(exchange.tokens) if counted else exchange.tokens
-        if filled is inner:
-            return event
-        whole = {**chunk, "response": filled} if dialect is RESPONSES else filled
-        return sse.encode(whole, chunk["type"] if dialect is RESPONSES else "")
+        return event if filled is chunk else sse.encode(filled)
 
 
 def _with_finish_reason(run: bytes) -> bytes:

@@ -11,7 +11,7 @@ from catalog.engines import Abilities
 from state.settings import LONGEST_ANSWER
 from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema, responses_chat
 from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
-from tasks.gateway.dialects.json_values import obj, objects
+from tasks.gateway.dialects.json_values import obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.thinking import EFFORT, NONE, ThinkingPlan, TierThinking, settle
 
@@ -116,7 +116,7 @@ def plan(
     for name in _OURS:
         body.pop(name, None)
     if dialect is RESPONSES:
-        return _responses(body, can) if can.relays(RESPONSES.name) else _responses_by_chat(body, can, thinking)
+        return _responses(body, can, thinking)
     if dialect is MESSAGES:
         can = replace(can, stop_strings=False)  # a chat names no stop string
         chat = _chat(anthropic_chat.to_chat(body), can, thinking)
@@ -179,41 +179,7 @@ def _ask_for(body: dict[str, Any], schema: Mapping[str, Any]) -> None:
     body["messages"] = messages
 
 
-def _responses_by_chat(body: dict[str, Any], can: Abilities, thinking: TierThinking | None) -> Plan:
+def _responses(body: dict[str, Any], can: Abilities, thinking: TierThinking | None) -> Plan:
     chat = _chat(responses_chat.to_chat(body), can, thinking)
     dropped = responses_chat.dropped_tools(body)[:NAMED]
     return replace(chat, shows_usage=True, translation=responses_chat.ResponseTranslation(body), dropped=dropped)
-
-
-def _responses(body: dict[str, Any], can: Abilities) -> Plan:
-    body["store"] = False  # an engine would keep every answer in memory
-    body["input"] = _items(body["input"])
-    engine_fields.responses(body)
-    dropped = responses_chat.dropped_tools(body)[:NAMED]
-    if dropped:
-        body["tools"] = [tool for tool in objects(body.get("tools")) if tool["type"] == "function"]
-    schema: Mapping[str, Any] | None = None
-    form = obj(obj(body.get("text")).get("format"))
-    if not (can.response_formats and can.json_schema):
-        body.pop("text", None)
-        if form.get("type") in {"json_schema", "json_object"}:
-            wanted: Mapping[str, Any] = form["schema"] if form["type"] == "json_schema" else _ANY_OBJECT
-            body["instructions"] = "\n\n".join(filter(None, [body.get("instructions"), json_schema.order(wanted)]))
-            schema = wanted
-    choice = body.get("tool_choice")
-    needs_call = choice not in (None, "auto", "none")
-    if not can.forced_tools and (name := obj(choice).get("name")):
-        body["tool_choice"] = {"type": "function", "function": {"name": name}}
-    return Plan(RESPONSES, body, bool(body.get("stream")), schema=schema, needs_call=needs_call, dropped=dropped)
-
-
-def _items(value: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Return a Responses' input with each item's kind named, and what functions gave back as text."""
-    if isinstance(value, str):
-        return value
-    items = [{"type": "message", **item} for item in value]
-    for item in items:
-        parts = objects(item.get("output"))
-        if parts and all("text" in part for part in parts):
-            item["output"] = "\n".join(part["text"] for part in parts)
-    return items

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 from tasks.gateway.dialects.json_values import obj
 
-RESPONSES = "responses"
-
 
 @dataclass(frozen=True)
 class Tokens:
@@ -34,15 +32,13 @@ def read(value: Any) -> Tokens | None:
     usage = obj(value)
     if not usage:
         return None
-    prompt = int(usage.get("prompt_tokens", usage.get("input_tokens")) or 0)
-    answer = int(usage.get("completion_tokens", usage.get("output_tokens")) or 0)
-    details = obj(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
-    return Tokens(prompt, answer, details.get("cached_tokens"))
+    prompt, answer = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    return Tokens(prompt, answer, obj(usage.get("prompt_tokens_details")).get("cached_tokens"))
 
 
-def with_cached(usage: Mapping[str, Any], dialect: str, cached: int) -> dict[str, Any]:
-    """Return a `usage` that says, in its dialect, how much of the prompt was not read again."""
-    name = "input_tokens_details" if dialect == RESPONSES else "prompt_tokens_details"
+def with_cached(usage: Mapping[str, Any], cached: int) -> dict[str, Any]:
+    """Return the `usage` of a chat or a completion that says how much of the prompt was not read again."""
+    name = "prompt_tokens_details"
     return {**usage, name: {**obj(usage.get(name)), "cached_tokens": cached}}
 
 
