@@ -2,20 +2,37 @@
 
 Least squares of the log of predicted over measured, with a soft L1 loss so that odd rows pull little, and a
 light pull of every constant to a plausible start: a constant that the rows say nothing about (a chip left
-out) stays where it was. Needs scipy, which the engine brings.
+out) stays where it was. The work space of a prompt is fitted on data/peaks.csv and printed. Needs scipy, which the
+engine brings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from predict import DATA, KINDS, QUANTS, RECENT, Row, mlx_version, number, read, usable, work
+from predict import (
+    DATA,
+    KINDS,
+    QUANTS,
+    RECENT,
+    Peak,
+    Row,
+    known_peaks,
+    mlx_version,
+    number,
+    read,
+    read_peaks,
+    usable,
+    work,
+)
 from scipy.optimize import least_squares
 
+from catalog.fit import Space
 from catalog.load import entries
 from catalog.model import Model
 from catalog.speed import Work, decode_seconds
@@ -80,6 +97,12 @@ NEW_WEIGHT = 3.0
 """Weight of a row measured on the installed version: such rows are few, and the others cover the chips."""
 SOFT = {"decode": 0.08, "prompt": 0.12}
 """Log error from which a row counts linearly: about what two runs of the same thing differ by."""
+SPACE_START = Space(flight=500e6, hidden=60, sparse=4, recurrent=90, kept=0.5)
+"""Ten command buffers of 50 MB; a layer's activations as many times its width as a dense layer of Llama has."""
+UNDER_WEIGHT = 1.75
+"""Weight of a peak planned too low beside one too high: the first stops a Mac."""
+SOFT_PEAK = 0.03
+"""Relative error from which a peak counts linearly."""
 BAND = (0.05, 0.95)
 
 
@@ -102,6 +125,19 @@ def fit(rows: list[Row], kind: str) -> dict[str, float]:
 
     best = least_squares(residuals, start, loss="soft_l1", f_scale=SOFT[kind], ftol=1e-5, xtol=1e-5)
     return dict(zip(names, (float(f"{one:.4g}") for one in np.exp(best.x)), strict=True))
+
+
+def fit_space(peaks: list[Peak]) -> Space:
+    """Return the work space of a chunk that suits these peaks best; SPACE of catalog/fit.py is that of all."""
+
+    def residuals(logs: np.ndarray) -> np.ndarray:
+        space = Space(*np.exp(logs))
+        apart = np.array([peak.error(space) for peak in peaks])
+        return np.where(apart < 0, UNDER_WEIGHT, 1) * apart
+
+    start = np.log(dataclasses.astuple(SPACE_START))
+    best = least_squares(residuals, start, loss="soft_l1", f_scale=SOFT_PEAK)
+    return Space(*(float(f"{value:.3g}") for value in np.exp(best.x)))
 
 
 def band(rows: list[Row], kind: str) -> list[float]:
@@ -168,6 +204,7 @@ def main() -> None:
     told["band"]["metal"] = band(usable(rows, "decode"), "decode")
     told["band"]["published"] = repeated(usable(rows, "decode"), told["decode"])
     path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(f"SPACE of catalog/fit.py: {fit_space(known_peaks(read_peaks(DATA / 'peaks.csv'), entries())[0])}")
     measured = json.dumps(published(usable(rows, "decode")), indent=1, sort_keys=True)
     (path.parent / "published.json").write_text(measured + "\n", encoding="utf-8")
 

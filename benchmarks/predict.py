@@ -2,6 +2,7 @@
 
     python benchmarks/predict.py                          the shipped rows, with the shipped constants
     python benchmarks/predict.py --leave-one-chip-out     each chip predicted by constants fitted without it
+    python benchmarks/predict.py --held-out               the same by chip, source and family; speeds and peaks
     python benchmarks/predict.py --rows FILE.csv --json   any file with the columns of data/speeds.csv
     python benchmarks/predict.py --memory FILE.csv        peaks of memory: a file with the columns of data/peaks.csv
 
@@ -17,12 +18,13 @@ import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from catalog.chips import identify
-from catalog.fit import MEASURED_STEP, peak
+from catalog.fit import MEASURED_STEP, SPACE, Space, peak
 from catalog.load import entries, find
 from catalog.model import Model
 from catalog.problems import UnknownModel
@@ -55,6 +57,25 @@ KINDS: dict[str, tuple[str, Callable[[Constants, Work], Any]]] = {
     "decode": ("gen_tps", decode_seconds),
     "prompt": ("prompt_tps", prompt_seconds),
 }
+
+
+def chip_of(row: Row) -> str:
+    """Return the chip a row was measured on."""
+    return row["chip"]
+
+
+def source_of(row: Row) -> str:
+    """Return the repository or page that a row was published in."""
+    return re.split(r"[ ,@]", row["source"], maxsplit=1)[0]
+
+
+def family_of(row: Row) -> str:
+    """Return the name of a row's model up to its size: "qwen3.5" of qwen3.5-9b."""
+    return re.split(r"-(?:a?\d+(?:\.\d+)?[bm]|e\db)\b", row.get("geom") or row["model"], maxsplit=1)[0]
+
+
+GROUPS: Mapping[str, Callable[[Row], str]] = {"chip": chip_of, "source": source_of, "family": family_of}
+"""What rows are left out by, together: a predictor that has learned its rows by heart fails on a group never seen."""
 
 
 def usable(rows: Iterable[Row], kind: str) -> list[Row]:
@@ -153,16 +174,16 @@ def errors(rows: Iterable[Row], kind: str) -> list[float]:
     return [error(row, kind, constants()[kind]) for row in usable(rows, kind)]
 
 
-def left_out(rows: Iterable[Row], kind: str) -> list[float]:
-    """Give the errors of each chip under constants fitted on all others."""
+def left_out(rows: Iterable[Row], kind: str, group: Callable[[Row], str] = chip_of) -> list[float]:
+    """Return the errors of each group of rows under constants fitted on all others."""
     from fit import fit
 
     some = usable(rows, kind)
-    found: list[float] = []
-    for chip in sorted({row["chip"] for row in some}):
-        fitted = fit([row for row in some if row["chip"] != chip], kind)
-        found += [error(row, kind, fitted) for row in some if row["chip"] == chip]
-    return found
+    apart: list[float] = []
+    for name in sorted({group(row) for row in some}):
+        fitted = fit([row for row in some if group(row) != name], kind)
+        apart += [error(row, kind, fitted) for row in some if group(row) == name]
+    return apart
 
 
 def summary(found: list[float]) -> dict[str, float | None]:
@@ -173,12 +194,32 @@ def summary(found: list[float]) -> dict[str, float | None]:
     return {"n": len(found), "median": round(statistics.median(found), 4), "p90": round(tenths[8], 4)}
 
 
-def memory_errors(rows: Iterable[Row], known: Mapping[str, Model]) -> tuple[list[tuple[int, float]], int]:
-    """Return tokens and signed relative error of each peak, and how many rows name a model or quant not `known`.
+@dataclass(frozen=True)
+class Peak:
+    """One measured peak of memory of a model of the catalog."""
+
+    row: Row
+    model: Model
+    quant: str
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the prompt."""
+        return int(number(self.row, "context_tokens"))
+
+    def error(self, space: Space = SPACE) -> float:
+        """Return the signed relative error of the prediction."""
+        step = int(number(self.row, "prefill_step")) or MEASURED_STEP
+        planned = peak(self.model, self.quant, self.tokens, step, space)
+        return planned / 1e9 / number(self.row, "measured_peak_gb") - 1
+
+
+def known_peaks(rows: Iterable[Row], known: Mapping[str, Model]) -> tuple[list[Peak], int]:
+    """Return the peaks of `known` models, and how many rows name a model or quant that is not.
 
     A row has model, quant, context_tokens, prefill_step (empty: mlx-lm's default) and measured_peak_gb (1e9 bytes).
     """
-    judged: list[tuple[int, float]] = []
+    peaks: list[Peak] = []
     unknown = 0
     for row in rows:
         model = _model_of(row["model"], known)
@@ -186,9 +227,19 @@ def memory_errors(rows: Iterable[Row], known: Mapping[str, Model]) -> tuple[list
         if model is None or quant not in model.quants:
             unknown += 1
             continue
-        tokens, step = int(number(row, "context_tokens")), int(number(row, "prefill_step")) or MEASURED_STEP
-        judged.append((tokens, peak(model, quant, tokens, step) / 1e9 / number(row, "measured_peak_gb") - 1))
-    return judged, unknown
+        peaks.append(Peak(row, model, quant))
+    return peaks, unknown
+
+
+def peaks_left_out(peaks: list[Peak], group: Callable[[Row], str]) -> list[float]:
+    """Return the signed errors of each group of peaks under constants fitted on all others."""
+    from fit import fit_space
+
+    apart: list[float] = []
+    for name in sorted({group(some.row) for some in peaks}):
+        space = fit_space([some for some in peaks if group(some.row) != name])
+        apart += [some.error(space) for some in peaks if group(some.row) == name]
+    return apart
 
 
 def _model_of(name: str, known: Mapping[str, Model]) -> Model | None:
@@ -221,7 +272,8 @@ def _positive(text: str) -> bool:
 
 def memory_summary(path: Path) -> dict[str, Any]:
     """Return {"all", "long": {"n", "median", "p90"}, "unknown", "lowest", "highest"} of a file of measured peaks."""
-    judged, unknown = memory_errors(read_peaks(path), entries())
+    peaks, unknown = known_peaks(read_peaks(path), entries())
+    judged = [(peak.tokens, peak.error()) for peak in peaks]
     signed = [error for _, error in judged]
     return {
         "all": summary([abs(error) for error in signed]),
@@ -230,6 +282,21 @@ def memory_summary(path: Path) -> dict[str, Any]:
         "lowest": round(min(signed), 4) if signed else None,
         "highest": round(max(signed), 4) if signed else None,
     }
+
+
+def held_out() -> dict[str, dict[str, Any]]:
+    """Return the errors of the shipped rows, each group left out in turn: {"chip": {"decode": summary, …}, …}.
+
+    Peaks of long prompts were never fitted on; they count to no group.
+    """
+    rows = read(DATA / "speeds.csv")
+    peaks, _ = known_peaks(read_peaks(DATA / "peaks.csv"), entries())
+    told: dict[str, dict[str, Any]] = {}
+    for name, group in GROUPS.items():
+        told[name] = {kind: summary(left_out(rows, kind, group)) for kind in KINDS}
+        signed = peaks_left_out(peaks, group)
+        told[name]["peak"] = summary([abs(error) for error in signed]) | {"lowest": round(min(signed), 4)}
+    return told
 
 
 def print_memory(told: Mapping[str, Any]) -> None:
@@ -249,6 +316,7 @@ def main() -> None:
         "--rows", type=Path, default=DATA / "speeds.csv", help="a CSV file with the columns of speeds.csv"
     )
     parser.add_argument("--leave-one-chip-out", action="store_true", help="refit without each chip in turn")
+    parser.add_argument("--held-out", action="store_true", help="refit without each chip, source and family in turn")
     parser.add_argument("--memory", type=Path, help="a CSV file of measured peaks, as data/peaks.csv")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_args()
@@ -259,17 +327,30 @@ def main() -> None:
             parser.error(str(problem))
         print(json.dumps(peaks)) if asked.json else print_memory(peaks)
         return
+    if asked.held_out:
+        apart = held_out()
+        print(json.dumps(apart)) if asked.json else print_held_out(apart)
+        return
     rows = read(asked.rows)
     judge = left_out if asked.leave_one_chip_out else errors
     told = {kind: summary(judge(rows, kind)) for kind in KINDS}
-    if asked.json:
-        print(json.dumps(told))
-        return
-    for kind, one in told.items():
-        if not one["n"]:
+    print(json.dumps(told)) if asked.json else print_speeds(told)
+
+
+def print_held_out(told: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what `held_out` found."""
+    for group, kinds in told.items():
+        print(f"without each {group}:")
+        print_speeds(kinds)
+
+
+def print_speeds(told: Mapping[str, Any]) -> None:
+    """Print number, median and ninth decile of each kind of row."""
+    for kind, part in told.items():
+        if not part["n"]:
             print(f"{kind:7}    0 rows")
             continue
-        print(f"{kind:7} {one['n']:4} rows   median {one['median']:6.1%}   p90 {one['p90']:6.1%}")
+        print(f"{kind:7} {part['n']:4} rows   median {part['median']:6.1%}   p90 {part['p90']:6.1%}")
 
 
 if __name__ == "__main__":

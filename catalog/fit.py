@@ -21,11 +21,7 @@ CACHE_VALUE_BYTES = SCORE_BYTES = 2
 UNKNOWN_GROUP = 16
 """Query heads to a head of the cache, where a file names none: the most among the models of the catalog."""
 MEASURED_STEP = 2048
-"""Tokens of a chunk in the measurements behind the three constants below: mlx-lm's default."""
-STEP_BYTES, HIDDEN_BYTES, RECURRENT_BYTES = 535_000_000, 60, 90
-"""Work space of a chunk: the first grows with the root of the chunk and reaches this at MEASURED_STEP; the second is
-per token and value of the hidden state, the third per token and value of a recurrent layer. Read off
-benchmarks/data/peaks.csv, peaks of mlx-lm 0.30 to 0.31; `benchmarks/predict.py --memory` says how far they are off."""
+"""Tokens of a chunk in the measurements behind the constants below: mlx-lm's default."""
 STATE_SIZE, STATE_VALUE_BYTES = 128, 4
 """Values a channel of a recurrent state (Mamba-2 state, Gated DeltaNet key size), in 32 bits."""
 UNKNOWN_WIDTH = 2
@@ -35,6 +31,32 @@ LEAST_WINDOW = 2048
 """Tokens; no chat fits below."""
 PROCESS_BYTES = 300_000_000
 """Python, MLX and vllm-mlx without torch: 287 MB resident with a 98 MB model loaded."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The work space of one chunk of a prompt, beside attention's scores.
+
+    MLX keeps what its running command buffers have written. A buffer is closed after 40 to 50 MB of input or as many
+    operations (mlx/backend/metal/device.cpp), and only a few run at once: the space grows with the chunk up to
+    `flight`, and is less by the share that weights have in what a layer reads.
+    """
+
+    flight: float
+    """Bytes in flight where all that a layer reads are activations."""
+    hidden: float
+    """Bytes of a layer's activations, per token and value of the hidden state."""
+    sparse: float
+    """How many times the activations a layer of experts handles."""
+    recurrent: float
+    """Bytes per token and value that recurrent layers keep beside."""
+    kept: float
+    """Share of the whole model's activations that is kept at most: operations close a buffer too."""
+
+
+SPACE = Space(flight=981e6, hidden=94.5, sparse=4.82, recurrent=112, kept=0.38)
+"""Fitted by benchmarks/fit.py on benchmarks/data/peaks.csv, peaks of mlx-lm 0.30 to 0.31; `benchmarks/predict.py
+--memory` says how far they are off."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +92,19 @@ def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill
     return Memory(
         weights=max(model.quants[quant].bytes, model.quants[quant].loaded),
         kv=concurrency * cache_bytes(model, context),
-        prefill=reading_bytes(model, context, prefill_step),
+        prefill=reading_bytes(model, quant, context, prefill_step),
         overhead=PROCESS_BYTES,
     )
 
 
-def peak(model: Model, quant: str, context: int, prefill_step: int = MEASURED_STEP) -> int:
+def peak(model: Model, quant: str, context: int, prefill_step: int = MEASURED_STEP, space: Space = SPACE) -> int:
     """Return the peak that MLX reports for one request of text: no vision tower, no process beside it.
 
     This is what benchmarks publish (`mx.get_peak_memory`). Where attention is unfused, the engines that published
     long prompts also stored them: a copy of the cache, after the scores are gone; the larger of the two counts. In a
     plan that copy is part of the cache for prompts. Raises KeyError when the model has no such quant.
     """
-    cache, reading = cache_bytes(model, context), reading_bytes(model, context, prefill_step)
+    cache, reading = cache_bytes(model, context), reading_bytes(model, quant, context, prefill_step, space)
     if scores := score_bytes(model, context, min(context, prefill_step)):
         reading += max(0, cache - scores)
     return text_bytes(model, quant) + cache + reading
@@ -94,23 +116,24 @@ def text_bytes(model: Model, quant: str) -> int:
     return conversion.loaded or conversion.bytes - model.tower_bytes
 
 
-def reading_bytes(model: Model, context: int, prefill_step: int) -> int:
+def reading_bytes(model: Model, quant: str, context: int, prefill_step: int, space: Space = SPACE) -> int:
     """Return how far the reading of a prompt of `context` tokens raises the memory, in chunks of `prefill_step`.
 
     Where attention is unfused, the last chunk writes a score for each of its tokens, each earlier one and each head.
     Elsewhere one layer's cache is copied as it grows: llama-3.1-8b peaked one layer and 0.6 GB over weights and cache
-    from 1K to 128K (guruswami-ai/mlx-benchmarks).
+    from 1K to 128K (guruswami-ai/mlx-benchmarks). Raises KeyError when the model has no such quant.
     """
     chunk = min(context, prefill_step)
     beside = cache_bytes(model, context) // max(1, model.attention.full)
-    return _work_bytes(model, chunk) + (score_bytes(model, context, chunk) or beside)
+    return _work_bytes(model, quant, chunk, space) + (score_bytes(model, context, chunk) or beside)
 
 
-def _work_bytes(model: Model, chunk: int) -> int:
+def _work_bytes(model: Model, quant: str, chunk: int, space: Space) -> int:
     """Return the work space of one chunk beside attention's scores."""
     width = recurrent_width(model) if model.attention.recurrent else 0
-    root = (chunk / MEASURED_STEP) ** 0.5
-    return int(STEP_BYTES * root) + chunk * (HIDDEN_BYTES * model.hidden_size + RECURRENT_BYTES * width)
+    layer = space.hidden * model.hidden_size * chunk * (space.sparse if model.moe else 1)
+    share = layer / (layer + text_bytes(model, quant) / model.layers)
+    return int(min(space.flight * share, space.kept * model.layers * layer) + space.recurrent * width * chunk)
 
 
 def score_bytes(model: Model, context: int, chunk: int) -> int:

@@ -22,14 +22,14 @@ def errors(*arguments: str) -> dict[str, dict[str, float]]:
 
 
 def test_a_chip_never_seen_is_predicted_within_the_goals():
-    """Each chip by constants fitted without it; median and ninth decile: 8 and 25 %, of prompts 14 and 40 %."""
+    """Each chip by constants fitted without it; median and ninth decile: 6.5 and 20 %, of prompts 11 and 32 %."""
     found = errors("--leave-one-chip-out")
 
     assert found["decode"]["n"] > 600
-    assert found["decode"]["median"] <= 0.08
-    assert found["decode"]["p90"] <= 0.25
-    assert found["prompt"]["median"] <= 0.14
-    assert found["prompt"]["p90"] <= 0.40
+    assert found["decode"]["median"] <= 0.065
+    assert found["decode"]["p90"] <= 0.20
+    assert found["prompt"]["median"] <= 0.11
+    assert found["prompt"]["p90"] <= 0.32
 
 
 def test_any_file_of_rows_can_be_judged_and_odd_rows_are_left_out(tmp_path: Path):
@@ -45,6 +45,20 @@ def test_any_file_of_rows_can_be_judged_and_odd_rows_are_left_out(tmp_path: Path
 
     assert found["decode"]["n"] == 2
     assert found["prompt"]["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "median", "ninth"), [("peaks", 220, 0.02, 0.06), ("peaks-long", 9, 0.05, 0.1)]
+)
+def test_no_published_peak_is_far_from_the_plan(file: str, count: int, median: float, ninth: float) -> None:
+    """Within 12 %, none under by more than 8 %: memory that is missing stops a Mac."""
+    told = json.loads(_judge(ROOT / f"benchmarks/data/{file}.csv").stdout)
+
+    assert told["all"]["n"] >= count
+    assert told["lowest"] >= -0.08
+    assert told["highest"] <= 0.12
+    assert told["all"]["median"] <= median
+    assert told["all"]["p90"] <= ninth
 
 
 HEAD = "model,quant,chip,context_tokens,prefill_step,measured_peak_gb\n"
