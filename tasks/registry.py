@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from tasks import assign, bench, configure, detect, engine, logs, prune, pull, sample, schedule, score, smoke_test
+from tasks import (
+    assign,
+    bench,
+    configure,
+    detect,
+    engine,
+    logs,
+    prune,
+    pull,
+    sample,
+    schedule,
+    score,
+    smoke_test,
+)
 from tasks.notify import deliver, watch
 from tasks.queue import QUEUES
 from tasks.supervision import services, watchdog
 
 TASKS = (
-    *(assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services, smoke_test),
-    *(schedule, watch, watchdog),
+    *(assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
+    *(schedule, smoke_test, watch, watchdog),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -42,6 +42,12 @@ def leaving(db: Database) -> list[str]:
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 
+def gateway_wanted(db: Database) -> bool:
+    """Return whether the gateway should run."""
+    row = rows.find(db, GATEWAY)
+    return row is not None and row.desired == "up"
+
+
 def add_tier(engine: str, retired: Sequence[str]) -> list[NewJob]:
     """Return the jobs that bring a new tier up: those that leave give their memory first, the gateway is told last.
 

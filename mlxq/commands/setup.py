@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -21,7 +22,9 @@ from state.db import Database
 from state.errors import NotSetUp, UsageProblem
 from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home, get_home
+from state.stack import Purpose
 from tasks import kinds
+from tasks.plan.retrieval import PURPOSES
 from tasks.plan.serving_options import ServingOptions
 
 RUNNING_SETUP = """
@@ -50,6 +53,8 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 @click.option("--reasoning-parser", metavar="NAME", help="Parser for the thoughts of the added model, or none.")
 @click.option("--context", type=click.IntRange(min=512), metavar="N", help="Window of the added model, in tokens.")
 @options.tiers("--remove", "Remove TIER; keep its weights.")
+@click.option("--embedding", metavar="MODEL", help="Make embeddings with MODEL, or with none.")
+@click.option("--rerank", metavar="MODEL", help="Rank documents with MODEL, or with none.")
 @options.timeout
 @options.as_json
 def command(
@@ -65,11 +70,9 @@ def command(
     add: tuple[str, ...],
     names: tuple[str, ...],
     remove: tuple[str, ...],
-    tool_parser: str | None,
-    reasoning_parser: str | None,
-    context: int | None,
     timeout_s: float | None,
     as_json: bool,
+    **named: Any,
 ) -> None:
     """Choose models for this machine, download and start them.
 
@@ -79,13 +82,14 @@ def command(
     change of a job, and at the end the document of `status --json` on one line.
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
-    settings.load(home)
-    local_models.require_writable(home)
-    wanted = edit.parse(add, names, remove, alone, ServingOptions(tool_parser, reasoning_parser, context))
+    _require_home(home)
+    wanted = edit.parse(add, names, remove, alone, _serving(named))
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
-    if wanted:
-        _require_alone(arguments)
-        chain = _change(home, wanted, consent, dry_run=dry_run, as_json=as_json)
+    retrieves = bool(named["embedding"] or named["rerank"])
+    if wanted or retrieves:
+        _require_alone(arguments, changes=bool(wanted) and retrieves)
+        change = partial(_retrieve, home, named) if retrieves else partial(_change, home, wanted)
+        chain = change(consent, dry_run=dry_run, as_json=as_json)
     elif dry_run:
         chain = preview(home, arguments, as_json=as_json)
     else:
@@ -94,8 +98,23 @@ def command(
         _follow(home, chain, timeout_s, as_json=as_json)
 
 
-def _require_alone(arguments: Mapping[str, Any]) -> None:
-    """Refuse a change of single tiers together with a question about the whole stack. Raises UsageProblem."""
+def _require_home(home: Home) -> None:
+    """Raise where the settings cannot be read or the home cannot be written."""
+    settings.load(home)
+    local_models.require_writable(home)
+
+
+def _serving(named: Mapping[str, Any]) -> ServingOptions:
+    return ServingOptions(named["tool_parser"], named["reasoning_parser"], named["context"])
+
+
+def _require_alone(arguments: Mapping[str, Any], *, changes: bool = False) -> None:
+    """Refuse a change of single tiers together with a question about the whole stack. Raises UsageProblem.
+
+    `changes`: whether tiers are changed beside an embedding or reranking model.
+    """
+    if changes:
+        raise UsageProblem("--embedding and --rerank cannot be combined with --add, --remove or --model.")
     if arguments != question(None, None, no_pull=False, no_start=False):
         raise UsageProblem(
             "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull or --no-start."
@@ -188,6 +207,26 @@ def _change(home: Home, wanted: StackChange, consent: Consent, *, dry_run: bool,
         consent.to("Make this change")
     with jobs_client.writing(home) as db:
         ids = edit.begin(db, change, wanted)
+        return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
+
+
+def _retrieve(home: Home, wanted: Mapping[str, Any], consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
+    """Show a change of the embedding or reranking model, ask, and start it; return the chain, None when only shown."""
+    from mlxq.setup import retrieval
+
+    named: dict[Purpose, str] = {purpose: wanted[purpose] for purpose in PURPOSES if wanted[purpose]}
+    with jobs_client.reading(home) as db:
+        changes = retrieval.plan(db, home, named)
+    if as_json and dry_run:
+        render.data(retrieval.document(changes))
+        return None
+    retrieval.show(changes, err=as_json)
+    if dry_run:
+        return None
+    with unchanged():
+        consent.to("Make this change")
+    with jobs_client.writing(home) as db:
+        ids = retrieval.begin(db, changes)
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 

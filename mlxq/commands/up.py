@@ -37,7 +37,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
         if not tiers:
             raise NotSetUp("There is no stack to start.", hint="mlxq setup")
         options.check_services(db, names)
-        everything = [*tiers, *stack_jobs.auxiliary_services(home)]
+        everything = [*tiers, *(engine.name for engine in stack.retrieval(db)), *stack_jobs.auxiliary_services(home)]
         if dry_run:
             dry.starts(db, home, stack.services(stack.tiers(db), names or everything), configures=not names)
             return

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from catalog.engines import FALLBACK
-from tasks.engines import rapid_mlx, vllm_mlx
+from tasks.engines import embedding, rapid_mlx, vllm_mlx
 from tasks.engines.base import Adapter
 from tasks.plan.exit_causes import CauseRule
 
 ENGINES: Mapping[str, Adapter] = {engine.name: engine for engine in (vllm_mlx.ENGINE, rapid_mlx.ENGINE)}
+"""Those that chats are chosen from."""
+_ALL: Mapping[str, Adapter] = {**ENGINES, embedding.NAME: embedding.ENGINE}
 
 
 def named(release: str) -> Adapter:
@@ -17,7 +19,7 @@ def named(release: str) -> Adapter:
 
     A service row that was written before engines had names is served by the fallback.
     """
-    return ENGINES.get(release.partition(" ")[0], ENGINES[FALLBACK])
+    return _ALL.get(release.partition(" ")[0], ENGINES[FALLBACK])
 
 
 def rules(release: str) -> Sequence[CauseRule]:

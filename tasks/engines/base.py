@@ -128,6 +128,8 @@ class Adapter:
     tool_parser: Callable[[str | None], str | None] = lambda name: name
     """The catalog's name of a tool parser -> the engine's own; None where it has none."""
     reasoning_parser: Callable[[str | None], str | None] = lambda name: name
+    shortest_request: Callable[[str], tuple[str, dict[str, Any]]] | None = None
+    """Path and body of the shortest request, by the engine's name; None for an engine of chats, asked for a token."""
     environment_secrets: frozenset[str] = frozenset()
     """Names of its variables that hold a secret."""
 

@@ -20,7 +20,7 @@ from state.metrics import bench
 from state.paths import Home
 from state.stack import Engine
 from tasks import recommend
-from tasks.engines import choice, faults, installed, model_facts
+from tasks.engines import adapters, choice, embedding, faults, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
 from tasks.engines.choice import EngineChoice, Question
@@ -45,6 +45,8 @@ class Launch:
 def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> Launch:
     """Return how `engine` is to be started now; its weights must be here. Raises DiskUnavailable."""
     weights = Path(engine.weights)
+    if engine.purpose != stack.CHAT:
+        return launch_with(Served(engine, ModelFacts(), str(home.root), key, backend), embedding.installation())
     facts_of_model = model_dir.read(weights.parent, lambda: model_facts.read(weights))
     chosen = choose(db, home, engine, facts_of_model, backend)
     launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend), chosen.installation)
@@ -94,7 +96,7 @@ def _absence(wish: RequestedEngine, lost: str | None) -> str:
 
 
 def of_engine(db: Database, home: Home, engine: Engine) -> EngineChoice:
-    """Return the program that an engine runs; before its weights are here, by what the catalog says of its model."""
+    """Return the program that an engine of chats runs; before its weights are here, by the catalog's words on it."""
     return choose(db, home, engine, facts_of(engine, home), backend_of(db))
 
 
@@ -168,7 +170,7 @@ def wanted(db: Database, home: Home, engine: str) -> str:
 
 def argv(served: Served, installation: Installation) -> list[str]:
     """Return the command line that serves a model; it holds no secret."""
-    return ENGINES[installation.engine].argv(served, installation)
+    return adapters.named(installation.engine).argv(served, installation)
 
 
 def environment(
@@ -179,4 +181,4 @@ def environment(
     Home, service and generation also mark the process, so that one which was started but never recorded is found.
     """
     marks = marker(served.home, served.engine.name, generation)
-    return kept(base) | marks | ENGINES[installation.engine].environment(served)
+    return kept(base) | marks | adapters.named(installation.engine).environment(served)

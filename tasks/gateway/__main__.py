@@ -113,7 +113,8 @@ def _cloud(table: Routes, home: Home, secrets: dict[str, str]) -> Cloud | None:
 
 
 def _wall(table: Routes, host: str, *, has_cloud: bool) -> Wall:
-    engines = [(LOOPBACK, route.port) for route in table.tiers.values()]
+    served = [*table.tiers.values(), *(retrieval.route for retrieval in table.retrieval.values())]
+    engines = [(LOOPBACK, route.port) for route in served]
     return Wall(engines, os.environ["MLXQ_CLOUD_URL"] if has_cloud else None, [host])
 
 

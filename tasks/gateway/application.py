@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import orjson
@@ -18,8 +18,9 @@ from tasks.gateway.admission.body import Gone
 from tasks.gateway.admission.cors import Cors
 from tasks.gateway.admission.priority import Queue
 from tasks.gateway.connections import KNOWN
-from tasks.gateway.dialects import checks
-from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
+from tasks.gateway.dialects import checks, retrieval
+from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, Dialect
+from tasks.gateway.dialects.retrieval import RetrievalRequest
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal
@@ -117,12 +118,39 @@ class Application:
             content = await body.read(receive, scope["headers"], self._limit)
         except Gone:
             return
+        if not isinstance(content, Refusal) and BY_PATH[call.path] in retrieval.PURPOSES:
+            await self._retrieve(content, receive, call, key, reply)
+            return
         request = content if isinstance(content, Refusal) else self._relay_request(call, content, key)
         if isinstance(request, Refusal):
             await reply.refuse(request)
             self._count(call)
             return
         await self._relay(request, key, receive, reply)
+
+    async def _retrieve(self, content: bytes, receive: Receive, call: Call, key: Key, reply: Reply) -> None:
+        """Answer a request for embeddings or a ranking."""
+        dialect = BY_PATH[call.path]
+        request = checks.read(dialect.schema, content)
+        if isinstance(request, Refusal):
+            await self._refuse(call, request, reply)
+            return
+        call.asked = cast("Any", request).model
+        checked = self._retrieval_request(call, dialect, cast("Any", request), key)
+        if isinstance(checked, Refusal):
+            await self._refuse(call, checked, reply)
+            return
+        await self._until_left(retrieval.serve(checked, self._parts()[0], reply), receive, call)
+
+    def _retrieval_request(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RetrievalRequest | Refusal:
+        route = retrieval.find(self._routes, dialect, call.asked, key)
+        if isinstance(route, Refusal):
+            return route
+        return self._rate_limited(key) or retrieval.read(call, dialect, request, route)
+
+    async def _refuse(self, call: Call, refusal: Refusal, reply: Reply) -> None:
+        await reply.refuse(refusal)
+        self._count(call)
 
     def _relay_request(self, call: Call, content: bytes, key: Key) -> RelayRequest | Refusal:
         """Return the request to relay for a body, or the refusal of it."""
@@ -138,15 +166,7 @@ class Application:
             return self._no_model(call.asked, key)
         if key.tiers and tier not in key.tiers:
             return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
-        return self._rate_limited(key) or self._unsupported(dialect) or _relay_request(call, dialect, request, tier)
-
-    def _unsupported(self, dialect: Dialect) -> Refusal | None:
-        if any(dialect.name in route.can.dialects for route in self._routes.tiers.values()):
-            return None
-        if dialect in {MESSAGES, RESPONSES}:
-            return None
-        kind = "embedding" if dialect is EMBEDDINGS else "reranking"
-        return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
+        return self._rate_limited(key) or _relay_request(call, dialect, request, tier)
 
     def _no_model(self, name: str, key: Key) -> Refusal:
         names = ", ".join(models.names(self._routes, key))
@@ -161,13 +181,20 @@ class Application:
 
     async def _relay(self, request: RelayRequest, key: Key, receive: Receive, reply: Reply) -> None:
         """Relay a request; it ends at once when its client leaves."""
-        call, task = request.call, asyncio.current_task()
+        await self._until_left(self._in_turn(request, key, reply), receive, request.call)
+
+    async def _in_turn(self, request: RelayRequest, key: Key, reply: Reply) -> None:
+        async with self._queue.turn(background=key.background) as waited:
+            request.call.waited_s = waited
+            await self._parts()[1].serve(request, reply)
+
+    async def _until_left(self, serving: Coroutine[Any, Any, None], receive: Receive, call: Call) -> None:
+        """Serve a request until it is answered or its client leaves, and count it."""
+        task = asyncio.current_task()
         assert task is not None
         leaving = asyncio.create_task(_watch(receive, call, task))
         try:
-            async with self._queue.turn(background=key.background) as waited:
-                call.waited_s = waited
-                await self._parts()[1].serve(request, reply)
+            await serving
         except asyncio.CancelledError:
             if not call.disconnected:
                 raise

@@ -17,6 +17,8 @@ def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False
     """Return the list in OpenAI's or Anthropic's shape, or the one model called `name`; None where it is none."""
     entry = _anthropic if anthropic else _openai
     shown = [entry(name, routes.tiers[tier]) for name, tier in _allowed(routes, key, [name] if name else None)]
+    if not anthropic:
+        shown += _retrieval(routes, key, name)
     if name:
         return shown[0] if shown else None
     if not anthropic:
@@ -34,6 +36,24 @@ def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> li
     """Return (name, tier) of what a key may ask for."""
     tiers = [(name, routes.tier(name)) for name in among or routes.exact_names]
     return [(name, tier) for name, tier in tiers if tier and (not key.tiers or tier in key.tiers)]
+
+
+def _retrieval(routes: Routes, key: Key, name: str) -> list[dict[str, Any]]:
+    """Return the models for embeddings and ranking; all but one go by their own names in the list."""
+    shown = [route for purpose, route in routes.retrieval.items() if not key.tiers or purpose in key.tiers]
+    return [
+        {
+            "id": name or route.route.name,
+            "object": "model",
+            "created": CREATED,
+            "owned_by": "mlxq",
+            "context_length": route.route.context,
+            "max_input_tokens": route.route.context,
+            **({"dimensions": route.dimensions} if route.dimensions else {}),
+        }
+        for route in shown
+        if not name or name in route.names
+    ]
 
 
 def _openai(name: str, route: Route) -> dict[str, Any]:

@@ -54,6 +54,18 @@ class Route:
 
 
 @dataclass(frozen=True)
+class RetrievalRoute:
+    """An engine that makes vectors or ranks documents."""
+
+    route: Route
+    dimensions: int
+    shortens: bool
+    """Whether its vectors may be cut."""
+    names: frozenset[str]
+    """What it answers to besides its own name."""
+
+
+@dataclass(frozen=True)
 class Routes:
     """All tiers, and the names that lead to them."""
 
@@ -62,6 +74,8 @@ class Routes:
     """Name or pattern -> tier."""
     cloud_model: str | None
     allowed_origins: frozenset[str]
+    retrieval: Mapping[str, RetrievalRoute] = field(default_factory=dict[str, RetrievalRoute])
+    """By purpose: embedding, rerank."""
 
     @cached_property
     def largest(self) -> int:
@@ -110,12 +124,24 @@ def read(configuration: Mapping[str, Any], backend: str) -> Routes:
     """Return the routes of gateway.yaml's content. `backend`: metal, cpu or cuda. Raises KeyError, TypeError."""
     tiers: Mapping[str, Mapping[str, Any]] = configuration["tiers"]
     engines: Mapping[str, Mapping[str, Any]] = configuration["engines"]
+    retrieval: Mapping[str, Mapping[str, Any]] = configuration.get("retrieval") or {}
     origins: Sequence[str] = configuration.get("allowed_origins") or ()
     return Routes(
         tiers={name: _route(name, tier, engines[tier["engine"]], backend) for name, tier in tiers.items()},
         names={**{name: name for name in tiers}, **configuration["names"]},
         cloud_model=configuration.get("cloud_model"),
         allowed_origins=frozenset(origins),
+        retrieval={purpose: _retrieval(purpose, row, backend) for purpose, row in retrieval.items()},
+    )
+
+
+def _retrieval(purpose: str, row: Mapping[str, Any], backend: str) -> RetrievalRoute:
+    engine = {"port": row["port"], "context": row["longest_input"], "answer_timeout_s": row["answer_timeout_s"]}
+    return RetrievalRoute(
+        route=_route(purpose, {"engine": purpose}, engine, backend),
+        dimensions=int(row["dimensions"]),
+        shortens=bool(row["shortens"]),
+        names=frozenset({purpose, *row["names"]}),
     )
 
 

@@ -73,11 +73,13 @@ def configuration(
     allowed_origins: Sequence[str] = (),
     programs: Mapping[str, str] | None = None,
     templates: Mapping[str, Mapping[str, Any]] | None = None,
+    retrieval: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the content of gateway.yaml for these tiers.
 
     `programs`: what each engine runs; vllm-mlx where it does not say. `templates`: what the gateway must know of the
-    chat template of each engine's model, as tasks.engines.serving.templates has it.
+    chat template of each engine's model, as tasks.engines.serving.templates has it. `retrieval`: engines for embeddings
+    and ranking, as tasks.plan.retrieval.configuration gives them.
     `cloud_model` is an OpenRouter model id and adds the last resort; None leaves no way out of the machine.
     An alias whose tier is not in the stack leads to the first tier. Raises ValueError without a tier.
     """
@@ -99,11 +101,9 @@ def configuration(
         "tiers": {tier.name: _tier(tier, tiers) for tier in tiers},
         "names": names,
     }
-    if cloud_model:
-        document["cloud_model"] = cloud_model
-    if allowed_origins:
-        document["allowed_origins"] = list(allowed_origins)
-    return document
+    rows = {purpose: dict(row) for purpose, row in (retrieval or {}).items()}
+    optional = {"retrieval": rows, "cloud_model": cloud_model, "allowed_origins": list(allowed_origins)}
+    return document | {name: value for name, value in optional.items() if value}
 
 
 def _engine(engine: Engine, program: str, template: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         served = stack.engine(db, row.name)
     except NotFound:  # the stack was changed meanwhile
         return False
+    if served.purpose != stack.CHAT:  # one program serves it, and no other
+        return False
     engine, _, version = row.release.partition(" ")
     answer = remedy(
         cause.code,

@@ -12,10 +12,10 @@ from state.config import text as content
 from state.db import Database
 from state.errors import MlxqError
 from state.paths import Home
-from state.stack import Tier
+from state.stack import Engine, Tier
 from tasks.engines import serving
 from tasks.kinds import new
-from tasks.plan import gateway
+from tasks.plan import gateway, retrieval
 from tasks.runtime import log
 
 BEFORE_RELAY = "litellm.yaml"
@@ -27,8 +27,12 @@ def wanted(
     tiers: Sequence[Tier],
     programs: Mapping[str, str] | None = None,
     templates: Mapping[str, Mapping[str, Any]] | None = None,
+    engines: Sequence[Engine] = (),
 ) -> dict[str, Any]:
-    """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged."""
+    """Return gateway.yaml's content for these tiers and the settings as they are. Raises UsageProblem, Damaged.
+
+    `engines`: those that are not for chats.
+    """
     values = settings.load(home)
     cloud_model: str | None = values["openrouter-model"] if values["openrouter-key"] else None
     return gateway.configuration(
@@ -38,6 +42,7 @@ def wanted(
         allowed_origins=values["allowed-origins"],
         programs=programs,
         templates=templates,
+        retrieval=retrieval.configuration(engines),
     )
 
 
@@ -47,7 +52,7 @@ def wanted_text(db: Database, home: Home, tiers: Sequence[Tier]) -> str:
 
     engines = stack.engines_of(tiers)
     programs, templates = serving.programs(db, home, engines), serving.templates(home, engines)
-    return yaml.safe_dump(wanted(home, tiers, programs, templates), sort_keys=False)
+    return yaml.safe_dump(wanted(home, tiers, programs, templates, stack.retrieval(db)), sort_keys=False)
 
 
 def is_current(home: Home, text: str) -> bool:

@@ -159,7 +159,7 @@ def ready(home: Home, row: Service) -> bool:
     key = secrets.read(home.secrets).get(secrets.TIER, "")
     if row.name not in probe.models(row.port, key, 10.0):
         raise EngineFailed(f"The engine does not list {row.name}.")
-    probe.one_token(row.port, key, row.name, TOKEN_S)
+    probe.one_answer(row.port, key, row.name, TOKEN_S, release=row.release)
     return True
 
 

@@ -52,6 +52,17 @@ def models(port: int, key: str, timeout_s: float = 2.0) -> set[str]:
     return read_models(_good(ask(port, "/v1/models", key, timeout_s)).body)
 
 
+def one_answer(port: int, key: str, engine: str, timeout_s: float, *, release: str = "") -> float:
+    """Have an engine do once what it is for; return the seconds it took. Raises NotListening, Silent, EngineFailed."""
+    shortest = adapters.named(release).shortest_request
+    if shortest is None:
+        return one_token(port, key, engine, timeout_s)
+    began = time.monotonic()
+    path, wanted = shortest(engine)
+    _good(ask(port, path, key, timeout_s, wanted))
+    return time.monotonic() - began
+
+
 def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
     """Have one token made, as a caller would; return the seconds it took. Raises NotListening, Silent, EngineFailed.
 

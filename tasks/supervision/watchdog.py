@@ -343,7 +343,8 @@ def _send_canary(charge: Monitored, row: Service) -> None:
 
     def sing() -> None:
         try:
-            probe.one_token(row.port, _key(), row.name, CANARY_S * min(health.MOST_CROWDED, memory.crowding()))
+            limit_s = CANARY_S * min(health.MOST_CROWDED, memory.crowding())
+            probe.one_answer(row.port, _key(), row.name, limit_s, release=row.release)
         except EngineFailed:
             charge.answer = False
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from state.errors import Internal
 from tasks.system.child import Report, answer
-from tasks.weights import builtin, description, install, integrity
+from tasks.weights import builtin, builtin_embedding, description, install, integrity
 from tasks.weights.source import PullRequest
 
 
@@ -24,6 +24,9 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
             return {"damaged": integrity.damaged(Path(request["folder"]), report)}
         case "builtin":
             builtin.make(Path(request["models"]), report)
+            return {}
+        case "builtin_embedding":
+            builtin_embedding.make(Path(request["models"]), report)
             return {}
         case unknown:
             raise Internal(f"The fetcher knows no {unknown!r}.")

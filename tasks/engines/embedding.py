@@ -1,0 +1,113 @@
+"""The adapter of mlx-embeddings, which makes vectors and ranks documents in a program of mlxq's own.
+
+Neither engine of chats serves it better. vllm-mlx 0.6.0 needs a chat model beside it, computes vectors on the event
+loop of its server (nothing is answered meanwhile), pools bge-m3 by the mean, and takes no folder for --rerank-model.
+rapid-mlx 0.16.10 needs packages that it does not bring ([embeddings]) and refuses to start without them.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from catalog import retrieval
+from catalog.problems import UnknownModel
+from state.stack import Engine
+from tasks.engines.base import LARGEST_BUFFER_CACHE, QUIET, Adapter, Installation, Served
+from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.plan.health import Limits
+
+NAME = "mlx-embeddings"
+KEY = "MLXQ_TIER_KEY"
+GPU_PASS_TOKENS = 4_096
+PASS_TOKENS = {"cpu": 256}
+"""Tokens of one forward pass, which is what a short request waits for at most: MLX's CPU backend on Linux computes
+all-MiniLM-L6-v2 at some 100 tokens/s (2 cores of an EPYC, mlx 0.32.4), a GPU at a thousand times that."""
+
+
+def installation() -> Installation:
+    """Return the one version there is: the library in mlxq's own environment."""
+    return Installation(NAME, version(NAME), sys.executable)
+
+
+def argv(served: Served, installation: Installation) -> list[str]:
+    """Return the command line that serves a model; its weights must be set."""
+    engine = served.engine
+    return [
+        *(installation.python, "-P", "-m", "tasks.engines.embedding_program", engine.purpose, engine.weights),
+        *("--port", str(engine.port), "--name", engine.name, "--max-length", str(engine.context)),
+        *("--pooling", _pooling(engine), "--pass-tokens", str(PASS_TOKENS.get(served.backend, GPU_PASS_TOKENS))),
+    ]
+
+
+def _pooling(engine: Engine) -> str:
+    try:
+        return retrieval.find(engine.model, engine.purpose)[0].pooling
+    except UnknownModel:
+        return "mean"
+
+
+def environment(served: Served) -> dict[str, str]:
+    """Return the engine's part of its environment."""
+    backend = {"MALLOC_ARENA_MAX": "2"}
+    if served.backend != "cpu":
+        backend = {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
+    return {KEY: served.key, "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes), **QUIET, **backend}
+
+
+def limits(*, vision: bool) -> Limits:  # noqa: ARG001 - as base.PatienceWith asks
+    """Return its patience: it answers while it computes, and one forward pass takes seconds on a slow machine."""
+    return Limits(stalled_s=60.0)
+
+
+def shortest_request(engine: str) -> tuple[str, dict[str, Any]]:
+    """Return path and body of the shortest request; an engine is named for what it does."""
+    if engine == "rerank":
+        return "/v1/rerank", {"model": engine, "query": "Hi", "documents": ["Hello"]}
+    return "/v1/embeddings", {"model": engine, "input": ["Hi"]}
+
+
+RULES = (
+    CauseRule(
+        "damaged",
+        "The weights are truncated or damaged.",
+        REPAIR,
+        permanent=True,
+        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError|parameters not in model",
+    ),
+    CauseRule(
+        "weights_missing",
+        "The weights are not in their folder.",
+        REPAIR,
+        permanent=True,
+        marker=r"No safetensors found|No such file or directory: .*config\.json",
+    ),
+    CauseRule(
+        "unsupported",
+        "The engine does not know models of type {0}.",
+        "mlxq models",
+        permanent=True,
+        marker=r"Model type (\S+) not supported",
+    ),
+    CauseRule(
+        "bad_argument",
+        "The engine refused its command line: {0}.",
+        LOGS,
+        permanent=True,
+        marker=r"error: (.+?)\.?$",
+        codes=(2,),
+    ),
+)
+
+ENGINE = Adapter(
+    name=NAME,
+    argv=argv,
+    environment=environment,
+    rules=RULES,
+    purge=("DELETE", "/v1/cache"),
+    limits=limits,
+    list_parsers="print('[[], []]')",
+    shortest_request=shortest_request,
+    environment_secrets=frozenset({KEY}),
+)

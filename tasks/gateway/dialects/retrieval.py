@@ -1,0 +1,136 @@
+"""Embeddings and ranking: what is checked before an engine is asked, and its bytes passed back as they are.
+
+No other engine stands in for such a one: vectors of two models have nothing in common.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from state.keys import Key
+from tasks.gateway import errors
+from tasks.gateway.dialects import schemas
+from tasks.gateway.dialects.dialect import EMBEDDINGS, RERANK, Dialect
+from tasks.gateway.engine_client import EngineClient, EngineDown
+from tasks.gateway.errors import Refusal, invalid
+from tasks.gateway.reply import Reply
+from tasks.gateway.request_context import Call
+from tasks.gateway.routes import RetrievalRoute, Route, Routes
+
+PURPOSES: Mapping[Dialect, str] = {EMBEDDINGS: "embedding", RERANK: "rerank"}
+MOST_INPUTS = 2_048
+"""Texts of one request, as OpenAI has it."""
+_BAD = 400
+_TOKENS = re.compile(rb'"(?:prompt_tokens|total_tokens)":(\d+)')
+_TAIL = 200
+"""Bytes at the end of an answer that hold its usage."""
+
+
+def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRoute | Refusal:
+    """Return who serves a request, or why none does."""
+    purpose = PURPOSES[dialect]
+    route = routes.retrieval.get(purpose)
+    if route is None:
+        kind = "embedding" if dialect is EMBEDDINGS else "reranking"
+        return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
+    if model not in route.names:
+        ability = "make embeddings" if dialect is EMBEDDINGS else "rank documents"
+        message = f"{model[:100]!r} does not {ability} here; ask for {purpose!r}."
+        return Refusal(404, message, "model_not_found", "model")
+    if key.tiers and purpose not in key.tiers:
+        return Refusal(403, f"The key {key.name} may not ask for {purpose}.", "model_not_allowed", "model")
+    return route
+
+
+def read(call: Call, dialect: Dialect, request: schemas.Fields, route: RetrievalRoute) -> RetrievalRequest | Refusal:
+    """Return what the engine is asked, or what is wrong with the request."""
+    fields = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+    body = _embeddings(fields, route) if dialect is EMBEDDINGS else _rerank(fields)
+    return body if isinstance(body, Refusal) else RetrievalRequest(call, dialect.path, body, route.route)
+
+
+def _embeddings(fields: dict[str, Any], route: RetrievalRoute) -> dict[str, Any] | Refusal:
+    texts = [fields["input"]] if isinstance(fields["input"], str) else fields["input"]
+    if not texts:
+        return invalid("`input` must not be empty.", "input")
+    if len(texts) > MOST_INPUTS:
+        return invalid(f"`input` may hold at most {MOST_INPUTS:,} texts, and this one holds {len(texts):,}.", "input")
+    if any(not isinstance(text, str) for text in texts):
+        message = (
+            "`input` must be a text or a list of texts: token numbers mean other words to this model than to OpenAI's."
+        )
+        return invalid(message, "input")
+    if not all(texts):
+        return invalid(f"`input[{texts.index('')}]` must not be empty.", "input")
+    wanted = fields.get("dimensions")
+    if wanted and wanted != route.dimensions and (not route.shortens or wanted > route.dimensions):
+        allowed = f"1 to {route.dimensions}" if route.shortens else f"{route.dimensions} alone"
+        return invalid(f"`dimensions` of this model may be {allowed}, not {wanted}.", "dimensions")
+    return {**fields, "input": texts}
+
+
+def _rerank(fields: dict[str, Any]) -> dict[str, Any] | Refusal:
+    documents: list[Any] = fields["documents"]
+    if not documents or len(documents) > MOST_INPUTS:
+        return invalid(f"`documents` must hold 1 to {MOST_INPUTS:,} texts, not {len(documents):,}.", "documents")
+    texts = [_text(document) for document in documents]
+    if any(text is None for text in texts):
+        return invalid("`documents` must hold texts, or objects with a `text`.", "documents")
+    return {**fields, "documents": texts}
+
+
+def _text(document: Any) -> str | None:
+    """Return a document's text: Cohere and Jina take it alone, or as an object's `text`."""
+    if isinstance(document, dict):
+        document = cast("dict[str, Any]", document).get("text")
+    return document if isinstance(document, str) else None
+
+
+@dataclass(frozen=True)
+class RetrievalRequest:
+    """One checked request."""
+
+    call: Call
+    path: str
+    """Of the engine's route."""
+    body: dict[str, Any]
+    route: Route
+
+
+async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -> None:
+    """Have the engine answer, and pass its bytes on."""
+    call, purpose = request.call, request.route.name
+    call.tried.append(purpose)
+    try:
+        answer = await client.post(request.route, request.path, orjson.dumps(request.body), stream=False)
+        try:
+            content = await answer.read()
+        finally:
+            answer.close()
+    except EngineDown as problem:
+        call.failures[purpose] = str(problem)
+        await reply.refuse(errors.unavailable(call.failures))
+        return
+    if answer.status >= _BAD:
+        await reply.refuse(_refusal(purpose, answer.status, content))
+        return
+    call.heard()
+    usage = _TOKENS.search(content[-_TAIL:])
+    call.prompt_tokens = int(usage[1]) if usage else 0
+    await reply.whole(content)
+
+
+def _refusal(purpose: str, status: int, content: bytes) -> Refusal:
+    """Return the refusal of a text that is too long in the engine's words, which are mlxq's; of all else in others."""
+    try:
+        error: dict[str, Any] = orjson.loads(content)["error"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return errors.refused_by_engine(purpose, status)
+    if error.get("code") == "input_too_long":
+        return invalid(str(error["message"]), "input", "input_too_long")
+    return errors.refused_by_engine(purpose, status)

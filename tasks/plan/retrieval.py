@@ -1,0 +1,85 @@
+"""Whether a model that makes vectors or ranks documents fits beside the engines that are there. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from catalog import retrieval, units
+from catalog.problems import UnknownModel
+from catalog.retrieval import RetrievalModel
+from state.errors import DoesNotFit, NotFound
+from state.settings import TIER_PORTS
+from state.stack import CHAT, Engine, Purpose
+
+PURPOSES: tuple[Purpose, ...] = ("embedding", "rerank")
+"""What an engine without a tier is for, which is its name too."""
+NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
+"""Names that clients of OpenAI send unasked; the embedding model answers to them."""
+
+
+def find(name: str, purpose: Purpose) -> tuple[RetrievalModel, str]:
+    """Return a model and its quant by id or repo, with `:QUANT` behind it where one is wanted. Raises NotFound."""
+    try:
+        return retrieval.find(name, purpose)
+    except UnknownModel as problem:
+        names = ", ".join(problem.nearest)
+        raise NotFound(
+            f"mlxq serves no {purpose} model {name!r}; it serves {names}.",
+            hint=f"mlxq setup --{purpose} {problem.nearest[0]}",
+        ) from problem
+
+
+def place(
+    purpose: Purpose, model: RetrievalModel, quant: str, engines: Sequence[Engine], *, base_port: int, budget_bytes: int
+) -> Engine:
+    """Return the engine for a model beside `engines`, of which one for the same purpose is replaced.
+
+    `budget_bytes` is for all engines together. Its port is the first behind those of the tiers that is free. Raises
+    DoesNotFit with the sum.
+    """
+    remaining = [engine for engine in engines if engine.name != purpose]
+    need, free = model.memory_bytes(quant), budget_bytes - sum(engine.memory_bytes for engine in remaining)
+    if need > free:
+        beside = ", ".join(engine.name for engine in remaining) or "nothing"
+        raise DoesNotFit(
+            f"{model.id} {quant} needs {units.memory(need)}, and {units.memory(max(0, free))} of the budget of "
+            f"{units.memory(budget_bytes)} is left beside {beside}.",
+            done="Nothing was changed.",
+            hint="mlxq setup --remove TIER",
+        )
+    return Engine(
+        name=purpose,
+        model=model.id,
+        quant=quant,
+        source=model.quants[quant].source,
+        port=_port(remaining, base_port),
+        context=model.longest_input,
+        memory_bytes=need,
+        cache_bytes=0,
+        concurrency=1,
+        purpose=purpose,
+    )
+
+
+def _port(remaining: Sequence[Engine], base_port: int) -> int:
+    taken, first = {engine.port for engine in remaining}, base_port + TIER_PORTS
+    return next(port for port in range(first, first + len(taken) + 1) if port not in taken)
+
+
+def configuration(engines: Sequence[Engine]) -> dict[str, dict[str, object]]:
+    """Return what gateway.yaml says of the engines that are not for chats, by their purpose."""
+    return {engine.purpose: _row(engine) for engine in engines if engine.purpose != CHAT}
+
+
+def _row(engine: Engine) -> dict[str, object]:
+    model = retrieval.entries().get(engine.model)
+    repos = [model.repo, *(quant.repo for quant in model.quants.values() if quant.repo)] if model else []
+    names = [engine.model, *repos, *(NAMES if engine.purpose == "embedding" else ())]
+    return {
+        "port": engine.port,
+        "longest_input": engine.context,
+        "dimensions": model.dimensions if model else 0,
+        "shortens": bool(model and model.shortens),
+        "names": list(dict.fromkeys(names)),
+        "answer_timeout_s": engine.answer_timeout_s,
+    }
