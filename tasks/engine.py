@@ -9,7 +9,7 @@ from typing import Any
 
 from catalog.engines import FALLBACK, EngineEntry, entries, entry
 from state import event, service, settings
-from state.errors import Busy, EngineFailed, NotFound, UsageProblem
+from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, NotFound, Offline, UsageProblem
 from state.paths import Home
 from state.service import ROUTED
 from tasks import stack_jobs
@@ -41,6 +41,23 @@ def install_engine(context: Context, engine: str, version: str | None = None, *,
         faults.clear(context.db, engine)
     tiers = _swap(context, engine, wanted)
     return {"engine": engine, "version": wanted, "installed": fresh, "proof": release.proof, "tiers": tiers}
+
+
+@job("add_engine")
+def add_engine(context: Context, engine: str) -> dict[str, Any]:
+    """Install the engine that a chosen model needs, before the tiers start; without it they serve all the same.
+
+    Returns {"engine", "version", "installed": whether it can be used now, "why": what was in the way}.
+    """
+    version = _known(engine).version
+    result: dict[str, Any] = {"engine": engine, "version": version, "installed": True, "why": None}
+    try:
+        _ensure(context, engine, version)
+    except (Damaged, DoesNotFit, EngineFailed, NotFound, Offline) as problem:
+        return result | {"installed": False, "why": problem.message}
+    if installed.wish(context.db, engine).version is None:
+        installed.use(context.db, engine, version)
+    return result
 
 
 @job("upgrade_engine")

@@ -141,6 +141,13 @@ KINDS: Mapping[str, Kind] = {
             key_args=("version", "force"),
         ),
         Kind(
+            "add_engine",
+            "install the engine that a chosen model needs",
+            "heavy",
+            limit_s=900,
+            unique_key="engine:{engine}:add",
+        ),
+        Kind(
             "upgrade_engine",
             "install a newer engine and compare it with the old one",
             "heavy",

@@ -35,13 +35,16 @@ def score(
     choice: dict[str, str] | None = None,
     keep: bool = False,
     described: list[dict[str, Any]] | None = None,
+    engine: bool = True,
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
     `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
     question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
-    serve the built-in model. `described`: model files of chosen models that the catalog does not have.
-    Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain"}.
+    serve the built-in model. `described`: model files of chosen models that the catalog does not have. `engine`:
+    whether to install the engine that a chosen model needs, where the package index has it.
+    Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain", "engine":
+    the engine that is installed for them, or None}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
     for described_model in described or ():
@@ -54,16 +57,26 @@ def score(
     request = recommend.question(intent, budget_pct, stored, wanted)
     models = recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
+    adds = engine and start and bool(facts.get(context.db, "index").get("reachable"))
+    programs = serving.by_catalog(context.db, context.home, adds=adds)
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
-        measured, reuses = recommend.measured(context.db, machine), serving.reads_once(context.db, context.home)
+        measured = recommend.measured(context.db, machine)
         question = request | {"choice": choice}
-        chosen = recommend.choose(machine, models, question, measured, hub=hub, reuses=reuses)
+        chosen = recommend.choose(machine, models, question, measured, hub=hub, reuses=programs.reuses)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
         named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
         stored = _store(context.db, now, _told(chosen, request) | named)
-    _enqueue(context, now, pull=pull, start=start)
-    return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": recommend.sizes(now, models)}
+    missing = programs.lacks(_free(context, now, models)) if adds else None
+    _enqueue(context, now, pull=pull, start=start, engine=missing)
+    sizes = recommend.sizes(now, models)
+    return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": sizes, "engine": missing}
+
+
+def _free(context: Context, tiers: Sequence[Tier], models: Mapping[str, Model]) -> list[Model]:
+    """Return the models of the tiers for which the settings name no engine of their own."""
+    named: Mapping[str, str] = settings.load(context.home)["tier-engines"]
+    return [models[tier.model] for tier in tiers if tier.name not in named and tier.model in models]
 
 
 def _machine(db: Database) -> Machine:
@@ -81,23 +94,29 @@ def _store(db: Database, tiers: Sequence[Tier], answers: dict[str, Any]) -> dict
     return answers
 
 
-def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool) -> None:
+def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool, engine: str | None) -> None:
     """Add the jobs that make the stack serve to the chain."""
     if start:
         stack.set_desired(context.db, [tier.name for tier in tiers], "up")
     retired, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
-    for following in plan(tiers, pull=pull, start=start, retired=retired, around=around):
+    for following in plan(tiers, pull=pull, start=start, retired=retired, around=around, engine=engine):
         context.then(following)
 
 
 def plan(
-    tiers: Sequence[Tier], *, pull: bool, start: bool, retired: Sequence[str] = (), around: Sequence[str] = (GATEWAY,)
+    tiers: Sequence[Tier],
+    *,
+    pull: bool,
+    start: bool,
+    retired: Sequence[str] = (),
+    around: Sequence[str] = (GATEWAY,),
+    engine: str | None = None,
 ) -> list[NewJob]:
     """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
     fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` engines,
-    whose memory and ports it may need.
+    whose memory and ports it may need, and for the installation of `engine`, whatever becomes of it.
     """
     engines = engines_of(tiers)
     soonest = sorted(engines, key=lambda engine: (engine.name != FAST, engine.memory_bytes))
@@ -108,10 +127,12 @@ def plan(
     if not start:
         return jobs
     jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
-    for engine in engines:
-        needs = ["configure", *([_pulling(engine.source)] if pull else [])]
-        jobs.append(kinds.new("start", {"service": engine.name}, needs=needs, after=retired, label=engine.name))
-    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(engine.name for engine in engines)])]
+    jobs += [kinds.new("add_engine", {"engine": engine})] if engine else []
+    after = [*retired, *(["add_engine"] if engine else [])]
+    for served in engines:
+        needs = ["configure", *([_pulling(served.source)] if pull else [])]
+        jobs.append(kinds.new("start", {"service": served.name}, needs=needs, after=after, label=served.name))
+    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(served.name for served in engines)])]
 
 
 def _pull(source: str) -> NewJob:

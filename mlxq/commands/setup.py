@@ -15,7 +15,7 @@ from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.commands import status
 from mlxq.job_view import title
 from mlxq.jobs_client import View
-from mlxq.setup import edit
+from mlxq.setup import edit, engines
 from mlxq.setup.edit import EditPlan, StackChange
 from state import ledger, settings
 from state.db import Database
@@ -45,6 +45,7 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
     help="Percentage of memory that models may use.  [default: setting memory-budget-pct]",
 )
 @click.option("--no-pull", is_flag=True, help="Only choose models; implies --no-start.")
+@click.option("--no-engine", is_flag=True, help="Install no other engine, even where a model needs it.")
 @click.option("--no-start", is_flag=True, help="Choose and download models, but start nothing.")
 @click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve only this model.")
 @click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Add a tier that serves MODEL.")
@@ -66,6 +67,7 @@ def command(
     budget_pct: int | None,
     no_pull: bool,
     no_start: bool,
+    no_engine: bool,
     alone: str | None,
     add: tuple[str, ...],
     names: tuple[str, ...],
@@ -77,14 +79,15 @@ def command(
     """Choose models for this machine, download and start them.
 
     On a terminal it shows the machine and the models that fit, and lets you change them. Safe to run again: installed
-    models are not downloaded again and running services are not restarted. --add, --remove and --model change the
-    present stack; MODEL is a catalog id, a repository on the Hub, or a folder. --json prints a line of JSON at each
+    models are not downloaded again and running services are not restarted. The engine that a chosen model needs for its
+    prompts to be read once is installed too, where the package index is in reach. --add, --remove and --model change
+    the present stack; MODEL is a catalog id, a repository on the Hub, or a folder. --json prints a line of JSON at each
     change of a job, and at the end the document of `status --json` on one line.
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
     _require_home(home)
     wanted = edit.parse(add, names, remove, alone, _serving(named))
-    arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start)
+    arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start, no_engine=no_engine)
     retrieves = bool(named["embedding"] or named["rerank"])
     if wanted or retrieves:
         _require_alone(arguments, changes=bool(wanted) and retrieves)
@@ -117,7 +120,8 @@ def _require_alone(arguments: Mapping[str, Any], *, changes: bool = False) -> No
         raise UsageProblem("--embedding and --rerank cannot be combined with --add, --remove or --model.")
     if arguments != question(None, None, no_pull=False, no_start=False):
         raise UsageProblem(
-            "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull or --no-start."
+            "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull, --no-engine or "
+            "--no-start."
         )
 
 
@@ -170,7 +174,7 @@ def _guided(home: Home, arguments: dict[str, Any], intent: str | None) -> dict[s
     from mlxq.setup import inspection, wizard
 
     render.say("Inspecting this machine.")
-    return wizard.settle(inspection.inspect(home), arguments, intent=intent)
+    return wizard.settle(inspection.inspect(home, arguments), arguments, intent=intent)
 
 
 @contextmanager
@@ -247,7 +251,7 @@ def preview(home: Home, arguments: dict[str, Any], *, as_json: bool) -> None:
     running = _under_way(home, arguments)
     if running is not None:
         render.say(f"Setup is already running (job {running}); without --dry-run, it would be followed.")
-    report = inspection.inspect(home)
+    report = inspection.inspect(home, arguments)
     if as_json:
         render.data(outlook.document(report, arguments))
     else:
@@ -255,9 +259,12 @@ def preview(home: Home, arguments: dict[str, Any], *, as_json: bool) -> None:
     outlook.require_room(report, arguments)
 
 
-def question(intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool) -> dict[str, Any]:
+def question(
+    intent: str | None, budget_pct: int | None, *, no_pull: bool, no_start: bool, no_engine: bool = False
+) -> dict[str, Any]:
     """Return the arguments of the task score."""
     arguments: dict[str, Any] = {"pull": not no_pull, "start": not (no_pull or no_start)}
+    arguments |= {"engine": False} if no_engine else {}
     values = {"intent": intent, "budget_pct": budget_pct}
     return arguments | {name: value for name, value in values.items() if value is not None}
 
@@ -285,6 +292,11 @@ def remarks(jobs: Sequence[Job]) -> list[str]:
     done = {title(job): job for job in jobs if job.state is JobState.SUCCEEDED}
     score = done.get("score")
     sentences = [chosen(score.result)] if score and "choice" not in score.args else []
+    if score and (engine := score.result.get("engine")):
+        sentences.append(engines.gain(engine))
+    added = done.get("add_engine")
+    if added and not added.result["installed"]:
+        sentences.append(engines.loss(added.result["engine"], added.result["why"]))
     if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "smoke_test" for job in jobs):
         sentences.append('The tier fast is ready: mlxq chat --tier fast "…"')
     return sentences

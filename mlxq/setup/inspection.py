@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from catalog.load import model
@@ -23,6 +23,7 @@ from tasks import recommend as advice
 from tasks.system import free_space
 from tasks.weights import source as sources
 
+INDEX_WAIT_S = 3.0
 NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "stack_facts": {}}
 """The stored facts of a home without a database."""
 
@@ -49,6 +50,10 @@ class Inspection:
     settings: Settings
     reuses: Reuses = full_attention
     """Of which models the engine that would serve them reads only the new part of a prompt."""
+    lacks: Callable[[Iterable[Model]], str | None] = lambda _: None
+    """Returns the engine that models need and that is not installed; None where there is none, or none is to be."""
+    index: bool = False
+    """Whether the package index is reachable and has the engines that are not installed."""
     described: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     """The model files of models that the user named and the catalog does not have, by id."""
 
@@ -106,6 +111,10 @@ class Inspection:
         """Return whether the task score would keep the current stack for these arguments."""
         return advice.stays(self.tiers, self.stack_facts, arguments, self._question(arguments), hub=self.hub)
 
+    def engine_of(self, models: Iterable[str]) -> str | None:
+        """Return the engine that is not installed, and that these models need for their prompts to be read once."""
+        return self.lacks(self.models[name] for name in models if name in self.models)
+
     def fetch_of(self, model: str, quant: str) -> int:
         """Return the bytes of one model that are not downloaded yet."""
         variant = self.models[model].quants[quant]
@@ -131,8 +140,11 @@ class Inspection:
         return max(1, size - max(downloaded, default=0))
 
 
-def inspect(home: Home) -> Inspection:
-    """Inspect this machine and this home without changing anything. Raises UsageProblem for an invalid file."""
+def inspect(home: Home, arguments: Mapping[str, Any]) -> Inspection:
+    """Inspect this machine and this home without changing anything. Raises UsageProblem for an invalid file.
+
+    `arguments`: those of the task score.
+    """
     from tasks.engines import serving
     from tasks.system import hardware
     from tasks.weights import hub, staging
@@ -144,11 +156,14 @@ def inspect(home: Home) -> Inspection:
     free = free_space.available(existing(values.models(home)))
     try:
         with jobs_client.reading(home) as db:
-            stored, reuses = _stored(db, machine), serving.reads_once(db, home)
+            stored, programs = _stored(db, machine), serving.by_catalog(db, home)
             weights = local_models.listing(home, db, models)
     except NotSetUp:
-        stored, reuses = NOTHING, serving.reads_once(None, home)
+        stored, programs = NOTHING, serving.by_catalog(None, home)
         weights = local_models.listing(home, None, models)
+    adds = arguments.get("engine", True) and arguments["start"]
+    index = adds and _index(programs.lacks(models.values()))
+    programs = replace(programs, adds=index)
     return Inspection(
         home=home,
         machine=machine,
@@ -158,9 +173,18 @@ def inspect(home: Home) -> Inspection:
         partial={row.folder.name.removesuffix(staging.SUFFIX): row.size for row in weights if row.state == "partial"},
         free_bytes=max(0, free - FLOOR_BYTES),
         settings=values,
-        reuses=reuses,
+        reuses=programs.reuses,
+        lacks=programs.lacks if adds else lambda _: None,
+        index=index,
         **stored,
     )
+
+
+def _index(engine: str | None) -> bool:
+    """Return whether the package index is reachable and has an engine; False where none is needed."""
+    from tasks.engines import install
+
+    return engine is not None and install.index_has(engine, INDEX_WAIT_S)
 
 
 def _stored(db: Database, machine: Machine) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import click
 from catalog import units
 from catalog.pick import Pick, Recommendation
 from mlxq import render
-from mlxq.setup import recommendation
+from mlxq.setup import engines, recommendation
 from mlxq.setup.inspection import Inspection
 from state.stack import Tier, engines_of, shares
 from tasks import recommend
@@ -19,12 +19,15 @@ from tasks import recommend
 def document(inspection: Inspection, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `mlxq setup` would do, as printed with --json. Sizes are bytes. Raises DoesNotFit.
 
-    `arguments`: those of the task score. "kept": whether "tiers" is the current stack, "now".
+    `arguments`: those of the task score. "kept": whether "tiers" is the current stack, "now"; "engine":
+    the one that would be installed, or null.
     """
     chosen = _chosen(inspection, arguments)
     stack = recommendation.document(inspection.machine, chosen) if chosen else _current(inspection)
     now = {"kept": chosen is None, "now": recommend.served(inspection.tiers)}
-    return stack | now | {"download_bytes": _download(inspection, arguments, chosen)}
+    models = [pick.model for pick in chosen.picks] if chosen else [tier.model for tier in inspection.tiers]
+    engine = inspection.engine_of(models) if inspection.index else None
+    return stack | now | {"engine": engine} | {"download_bytes": _download(inspection, arguments, chosen)}
 
 
 def show(inspection: Inspection, arguments: Mapping[str, Any]) -> None:
@@ -76,6 +79,7 @@ def _current(inspection: Inspection) -> dict[str, Any]:
 def _show_choice(inspection: Inspection, chosen: Recommendation) -> None:
     recommendation.table(chosen, fetches(inspection, chosen))
     click.echo("\n".join([*footer(inspection, chosen), *differences(inspection.tiers, chosen)]))
+    show_engine(inspection, [pick.model for pick in chosen.picks])
     if chosen.intent != "built-in":
         click.echo()
         render.prose(chosen.explain)
@@ -96,6 +100,7 @@ def _show_current(inspection: Inspection) -> None:
         click.echo(download_size(inspection, inspection.missing))
     for source in inspection.unsized:
         render.prose(f"To download: {source}, of unknown size.")
+    show_engine(inspection, [tier.model for tier in inspection.tiers])
     if not inspection.hub:
         click.echo("The Hub is unreachable, so no other models can be downloaded now.")
 
@@ -117,6 +122,13 @@ def footer(inspection: Inspection, chosen: Recommendation) -> list[str]:
     if chosen.intent == "built-in":
         lines.append(chosen.explain)
     return [*lines, download_size(inspection, inspection.to_fetch(chosen))]
+
+
+def show_engine(inspection: Inspection, models: Sequence[str], *, err: bool = False) -> None:
+    """Print which engine these models need that is not here, and whether it will be installed; nothing for none."""
+    engine = inspection.engine_of(models)
+    if engine is not None:
+        render.prose(engines.gain(engine) if inspection.index else engines.loss(engine, engines.NO_INDEX), err=err)
 
 
 def download_size(inspection: Inspection, fetch: int) -> str:

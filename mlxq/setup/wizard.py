@@ -142,6 +142,7 @@ def _show(inspection: Inspection, chosen: Recommendation) -> None:
     recommendation.table(chosen, preview.fetches(inspection, chosen), err=True)
     for line in [*preview.footer(inspection, chosen), *preview.differences(inspection.tiers, chosen)]:
         render.say(line)
+    preview.show_engine(inspection, [pick.model for pick in chosen.picks], err=True)
     render.say()
 
 

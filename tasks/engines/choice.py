@@ -42,6 +42,8 @@ class EngineChoice:
     """Why a better engine, or the one that a setting names, does not serve; empty where there is none."""
     hint: str | None = None
     """The command that helps."""
+    better: str = ""
+    """The engine that `missed` is about."""
 
 
 def choose(question: Question, installed: Sequence[Installation]) -> EngineChoice:
@@ -58,19 +60,20 @@ def choose(question: Question, installed: Sequence[Installation]) -> EngineChoic
     ]
     able = able or list(sound)
     best = max(able, key=lambda installation: _rank(installation.engine, question, able))
-    missed, hint = _missed(best, question, installed)
-    return EngineChoice(best, _reason(best, able, question), not reuses(best.engine, question.kind), missed, hint)
+    missed, hint, better = _missed(best, question, installed)
+    rereads = not reuses(best.engine, question.kind)
+    return EngineChoice(best, _reason(best, able, question), rereads, missed, hint, better)
 
 
-def _missed(best: Installation, question: Question, installed: Sequence[Installation]) -> tuple[str, str | None]:
-    """Return why an engine that is named, or that would read its prompts once, does not serve; and what helps."""
+def _missed(best: Installation, question: Question, installed: Sequence[Installation]) -> tuple[str, str | None, str]:
+    """Return why an engine that is named, or that would read its prompts once, does not serve; what helps; which."""
     for name in ENGINES:
         fault = next((question.faults.get(release.name) for release in installed if release.engine == name), None)
         obstacle = f"it does not serve this model ({fault})" if fault else question.absent.get(name)
         if obstacle and _is_better(name, best.engine, question):
             hint = f"mlxq engine use {name}" if fault else f"mlxq engine install {name}"
-            return f"{_loss(name, question)}, but {obstacle}.", hint
-    return "", None
+            return f"{_loss(name, question)}, but {obstacle}.", hint, name
+    return "", None, ""
 
 
 def _loss(name: str, question: Question) -> str:

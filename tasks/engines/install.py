@@ -143,6 +143,26 @@ def check_room(folder: Path, engine: str) -> None:
         )
 
 
+def index_has(engine: str, wait_s: float) -> bool:
+    """Return whether the package index answers within `wait_s` seconds, and has the engine; nothing is fetched."""
+    from uv import find_uv_bin
+
+    package = entry(engine)
+    words = ["pip", "compile", "--no-deps", "--no-build", "--quiet", "--no-config", "-"]
+    environment = uv_environment(os.environ) | {"UV_HTTP_TIMEOUT": str(int(wait_s)), "UV_HTTP_RETRIES": "0"}
+    try:
+        return not subprocess.run(
+            [find_uv_bin(), *words],
+            input=f"{package.package}=={package.version}\n".encode(),
+            env=environment,
+            capture_output=True,
+            timeout=2 * wait_s,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
 def size(folder: Path) -> int:
     """Return the bytes of the files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*"))

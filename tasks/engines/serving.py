@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from tasks.engines.choice import EngineChoice, Question
 from tasks.engines.installed import RequestedEngine
 from tasks.plan.environment import kept, marker
 from tasks.weights import model_dir
+
+NOT_INSTALLED = "it is not installed"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _absence(wish: RequestedEngine, lost: str | None) -> str:
     if wish.bad:
         version, reason = list(wish.bad.items())[-1]
         return f"version {version} was taken back ({reason})"
-    return "it is not installed"
+    return NOT_INSTALLED
 
 
 def of_engine(db: Database, home: Home, engine: Engine) -> EngineChoice:
@@ -128,19 +130,45 @@ def template(engine: Engine, model: ModelFacts) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class ByCatalog:
+    """Which program serves a model of the catalog, by what is installed and set for all tiers."""
+
+    wanted: str
+    backend: str
+    used: Sequence[Installation]
+    absent: Mapping[str, str]
+    adds: bool
+    """Whether an engine that is not installed can be, before the model is served."""
+
+    def reuses(self, model: Model) -> bool:
+        """Return whether the engine reads only the new part of a prompt."""
+        return not self._choice(model).rereads or (self.adds and self.lacks([model]) is not None)
+
+    def lacks(self, models: Iterable[Model]) -> str | None:
+        """Return the engine that is not installed and would read the prompts of one of the models once.
+
+        One that the user took out of use, or that failed, is not it.
+        """
+        names = (self._choice(model).better for model in models)
+        return next((name for name in names if self.absent.get(name) == NOT_INSTALLED), None)
+
+    def _choice(self, model: Model) -> EngineChoice:
+        parsers = (model.tool_parser, model.reasoning_parser)
+        question = Question(self.wanted, kind_of(model), self.backend, *parsers, speeds={}, absent=self.absent)
+        return choice.choose(question, self.used)
+
+
 def reads_once(db: Database | None, home: Home) -> Reuses:
-    """Return which models their engine reads only the new part of a prompt of, by what is installed and set.
+    """Return which models their engine reads only the new part of a prompt of, by what is installed and set."""
+    return by_catalog(db, home).reuses
 
-    `db` is None in a new home, where only the engine in mlxq's own environment is.
-    """
+
+def by_catalog(db: Database | None, home: Home, *, adds: bool = False) -> ByCatalog:
+    """Return what chooses programs now. `db` is None in a new home, where only the engine in mlxq's environment is."""
     used = installed.used(db, home) if db else [installed.own()]
-    name, backend = settings.load(home)["engine"], backend_of(db) if db else "cpu"
-
-    def reuses(model: Model) -> bool:
-        question = Question(name, kind_of(model), backend, model.tool_parser, model.reasoning_parser, {})
-        return not choice.choose(question, used).rereads
-
-    return reuses
+    missing = absent(db, home, used) if db else dict.fromkeys(set(ENGINES) - {used[0].engine}, NOT_INSTALLED)
+    return ByCatalog(settings.load(home)["engine"], backend_of(db) if db else "cpu", used, missing, adds)
 
 
 def facts_of(engine: Engine, home: Home) -> ModelFacts:

@@ -16,11 +16,15 @@ from typing import Any
 import pytest
 from support import disk, package_index, tiny_engine
 from support.engines import offline_prefix
+from support.here import runner
 from support.package_index import PackageIndex
 
+from catalog.engines import entry
+from state import settings
 from state.db import open_database
 from state.errors import Damaged, DoesNotFit, EngineUnproven, MlxqError, NotFound, Offline
 from state.paths import Home, get_home
+from tasks import engine
 from tasks.engines import environments, install, installed, smoke
 from tasks.engines.base import Installation
 from tasks.system.child import Later, run_child
@@ -168,6 +172,40 @@ def test_without_an_index_it_is_offline(home: Home, request_: dict[str, Any], mo
         install.work(request_, lambda _: None)
 
     assert nothing_is_left(home)
+
+
+@pytest.mark.usefixtures("request_")
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("", None), ("cut", "did not answer, or not to the end"), ("refused", "refused"), ("hang", "did not answer")],
+)
+def test_setup_installs_the_engine_that_a_model_needs_or_says_why_not(
+    home: Home,
+    index: PackageIndex,
+    builtin_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    fault: str,
+    why: str | None,
+) -> None:
+    """The job succeeds in any case, so that the tiers start and setup does not fail."""
+    wheel = tiny_engine.make(tmp_path / "shipped", entry("rapid-mlx").version)
+    index.add(wheel)
+    tiny_engine.lock(tmp_path / "shipped", wheel)
+    monkeypatch.setattr(install, "LOCKS", tmp_path / "shipped" / "locks")
+    settings.write(home, "model-dir", str(builtin_model.parent))
+    assert install.index_has("rapid-mlx", 3.0)
+    index.fault = fault
+    assert fault != "refused" or not install.index_has("rapid-mlx", 3.0)
+    db = open_database(home)
+    result = runner(db, home, {"add_engine": engine.add_engine}, monkeypatch)("add_engine", engine="rapid-mlx").result
+    here = [installation.engine for installation in installed.used(db, home)]
+    db.close()
+
+    assert result["installed"] is (why is None)
+    assert here == ["vllm-mlx", *(["rapid-mlx"] if why is None else [])]
+    assert why is None or why in result["why"]
 
 
 def test_in_a_network_namespace_it_is_offline(home: Home, request_: dict[str, Any]) -> None:

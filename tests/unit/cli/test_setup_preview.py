@@ -19,6 +19,7 @@ from state.errors import DoesNotFit
 from state.paths import Home
 from state.stack import Engine, as_tiers
 from tasks import score
+from tasks.engines import installed, serving
 from tasks.weights import source, staging
 
 GIB = 2**30
@@ -61,6 +62,40 @@ def test_what_a_dry_run_tells_is_what_set_up_then_does(
 
     assert foretold["kept"] == done["kept"]
     assert {each["tier"]: f"{each['model']} {each['quant']}" for each in foretold["tiers"]} == done["tiers"]
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["index", "no index"])
+@pytest.mark.parametrize("wanted", [True, False], ids=["engine", "no engine"])
+def test_the_engine_that_a_model_needs_is_installed_where_an_index_has_it(
+    home: Home, db: Database, run: Run, capsys: pytest.CaptureFixture[str], *, index: bool, wanted: bool
+) -> None:
+    """The dry run says its size and what it buys, or what is lost without it; setup does what was said."""
+    stack.replace(db, [STANDARD, FAST])
+    for name, fact in {"machine": MACHINE.as_row(), "hub": {"reachable": True}, "index": {"reachable": index}}.items():
+        facts.put(db, name, fact)
+    lacks = serving.by_catalog(db, home).lacks if wanted else lambda _: None
+    found = replace(a_look(home, {}), lacks=lacks, index=index)
+    arguments = ALL if wanted else ALL | {"engine": False}
+    preview.show(found, arguments)
+    said = capsys.readouterr().out
+    done = run("score", **arguments).result
+    kinds = db.rows("SELECT kind FROM jobs WHERE kind = 'add_engine'")
+
+    assert ("With the engine rapid-mlx 0.16.10 (150 MB to download, 312 MB on disk)" in said) is (index and wanted)
+    assert ("rapid-mlx was not installed: the package index is out of reach" in said) is (wanted and not index)
+    assert preview.document(found, arguments)["engine"] == done["engine"] == ("rapid-mlx" if index and wanted else None)
+    assert len(kinds) == (index and wanted)
+
+
+def test_a_model_whose_prompts_are_read_once_needs_no_other_engine(home: Home, db: Database) -> None:
+    by_name = {name: model for name, model in entries().items() if name in {"smollm2-135m", "qwen3.5-9b"}}
+    programs = serving.by_catalog(db, home)
+    assert programs.lacks([by_name["smollm2-135m"]]) is None
+    assert programs.lacks(by_name.values()) == "rapid-mlx"
+    installed.take_back(db, "rapid-mlx", "0.16.10", "it hung")
+    assert serving.by_catalog(db, home).lacks(by_name.values()) is None, "one that failed is not installed again"
+    settings.write(home, "engine", "vllm-mlx")
+    assert serving.by_catalog(db, home).lacks(by_name.values()) is None
 
 
 def test_a_stack_that_stays_is_told_with_what_it_lacks(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +164,7 @@ def test_of_a_fetch_that_was_broken_off_only_the_rest_is_to_come(home: Home, mon
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"x" * 2**20)
 
-    found = inspection.inspect(home)
+    found = inspection.inspect(home, ALL)
 
     assert found.fetch_of("qwen3.5-9b", "int4") == wanted.bytes - staging.used(folder) < wanted.bytes
     assert found.fetch_of("qwen3.5-9b", "int8") == entries()["qwen3.5-9b"].quants["int8"].bytes

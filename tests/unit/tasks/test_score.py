@@ -39,6 +39,16 @@ def test_an_engine_waits_for_its_own_weights_alone() -> None:
     }
 
 
+def test_an_engine_that_is_added_comes_before_the_starts_and_stops_none_of_them() -> None:
+    batch = needs(score.plan([STANDARD, FAST], pull=True, start=True, engine="rapid-mlx"))
+
+    assert batch["add_engine"] == []
+    assert batch["fast"] == ["configure", "pull hub:x/b"]
+    jobs = score.plan([STANDARD, FAST], pull=True, start=True, engine="rapid-mlx")
+    waits = {new.label: list(new.after) for new in jobs if new.kind == "start" and new.after}
+    assert waits == {"standard": ["add_engine"], "fast": ["add_engine"]}
+
+
 @pytest.mark.parametrize(
     ("pull", "start", "labels"),
     [
