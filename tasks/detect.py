@@ -34,8 +34,8 @@ def detect(context: Context) -> dict[str, Any]:
 
 def _has_engines(context: Context) -> bool:
     """Return whether the package index has the engines that are not here, in the versions that mlxq installs."""
-    here = {installation.engine for installation in installed.used(context.db, context.home)}
-    missing = entries().keys() - here
+    present = {installation.engine for installation in installed.used(context.db, context.home)}
+    missing = entries().keys() - present
     if missing:
         context.report("asking for the package index")
     return bool(missing) and all(install.index_has(name, HUB_WAIT_S) for name in missing)

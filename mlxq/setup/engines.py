@@ -19,9 +19,9 @@ def gain(engine: str) -> str:
     )
 
 
-def loss(engine: str, why: str) -> str:
-    """Return that an engine was not installed; `why`: a sentence."""
+def loss(engine: str, reason: str) -> str:
+    """Return that an engine was not installed; `reason`: a sentence."""
     return (
-        f"{engine} was not installed: {why} The tiers serve on {FALLBACK}, which reads every prompt in full. Later: "
+        f"{engine} is not installed: {reason} The tiers serve on {FALLBACK}, which reads every prompt in full. Later: "
         f"mlxq engine install {engine}"
     )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ LEAST_REUSE = 0.9
 FIRST_TURN_TOKENS = 160
 """Of the proof: vllm-mlx keeps no prompt under 128, and MLX's CPU backend reads ten tokens a second of this model."""
 SYNC = ("pip", "sync", "--require-hashes", "--no-build", "--strict")
+LOOK_UP = ("pip", "compile", "--no-deps", "--no-build", "--quiet", "--no-config", "-")
 BEGUN = re.compile(r"^Downloading (\S+) \(([\d.]+)([KMG])iB\)")
 ENDED = re.compile(r"^ Downloaded (\S+)")
 """What uv says of each download over 1 MiB."""
@@ -147,20 +149,14 @@ def index_has(engine: str, wait_s: float) -> bool:
     """Return whether the package index answers within `wait_s` seconds, and has the engine; nothing is fetched."""
     from uv import find_uv_bin
 
-    package = entry(engine)
-    words = ["pip", "compile", "--no-deps", "--no-build", "--quiet", "--no-config", "-"]
+    line = f"{entry(engine).package}=={entry(engine).version}\n".encode()
     environment = uv_environment(os.environ) | {"UV_HTTP_TIMEOUT": str(int(wait_s)), "UV_HTTP_RETRIES": "0"}
-    try:
-        return not subprocess.run(
-            [find_uv_bin(), *words],
-            input=f"{package.package}=={package.version}\n".encode(),
-            env=environment,
-            capture_output=True,
-            timeout=2 * wait_s,
-            check=False,
-        ).returncode
-    except subprocess.TimeoutExpired:
-        return False
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [find_uv_bin(), *LOOK_UP], input=line, env=environment, capture_output=True, timeout=2 * wait_s, check=False
+        )
+        return done.returncode == 0
+    return False
 
 
 def size(folder: Path) -> int:

@@ -82,7 +82,7 @@ def test_the_engine_that_a_model_needs_is_installed_where_an_index_has_it(
     kinds = db.rows("SELECT kind FROM jobs WHERE kind = 'add_engine'")
 
     assert ("With the engine rapid-mlx 0.16.10 (150 MB to download, 312 MB on disk)" in said) is (index and wanted)
-    assert ("rapid-mlx was not installed: the package index is out of reach" in said) is (wanted and not index)
+    assert ("rapid-mlx is not installed: the package index is out of reach" in said) is (wanted and not index)
     assert preview.document(found, arguments)["engine"] == done["engine"] == ("rapid-mlx" if index and wanted else None)
     assert len(kinds) == (index and wanted)
 
