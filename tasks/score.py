@@ -17,6 +17,7 @@ from state.job import NewJob
 from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
 from tasks import kinds, model_file, recommend, stack_jobs
 from tasks.engines import serving
+from tasks.engines.serving import ByCatalog
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
@@ -42,35 +43,37 @@ def score(
     `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
     question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
     serve the built-in model. `described`: model files of chosen models that the catalog does not have. `engine`:
-    whether to install the engine that a chosen model needs, where the package index has it.
-    Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain", "engine":
-    the engine that is installed for them, or None}.
+    whether to install the one that a chosen model needs, where the package index has it.
+    Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain", "engine"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
     for described_model in described or ():
         model_file.keep(context.home, described_model)
-    machine = _machine(context.db)
-    wanted = settings.load(context.home)
+    machine, wanted = _machine(context.db), settings.load(context.home)
     hub = bool(facts.get(context.db, "hub").get("reachable"))
     now = stack.tiers(context.db)
     stored = facts.get(context.db, "stack")
     request = recommend.question(intent, budget_pct, stored, wanted)
     models = recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
-    adds = engine and start and bool(facts.get(context.db, "index").get("reachable"))
-    programs = serving.by_catalog(context.db, context.home, adds=adds)
+    programs = _programs(context, adds=engine and start)
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
     if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
-        measured = recommend.measured(context.db, machine)
-        question = request | {"choice": choice}
+        measured, question = recommend.measured(context.db, machine), request | {"choice": choice}
         chosen = recommend.choose(machine, models, question, measured, hub=hub, reuses=programs.reuses)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
         named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
         stored = _store(context.db, now, _told(chosen, request) | named)
-    missing = programs.lacks(_free(context, now, models)) if adds else None
+    missing = programs.lacks(_free(context, now, models)) if programs.adds else None
     _enqueue(context, now, pull=pull, start=start, engine=missing)
-    sizes = recommend.sizes(now, models)
-    return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": sizes, "engine": missing}
+    told = {"kept": unchanged, "tiers": recommend.served(now), "sizes": recommend.sizes(now, models), "engine": missing}
+    return stored | told
+
+
+def _programs(context: Context, *, adds: bool) -> ByCatalog:
+    """Return which program serves each model; `adds`: whether one may be installed where the package index has it."""
+    index = bool(facts.get(context.db, "index").get("reachable"))
+    return serving.by_catalog(context.db, context.home, adds=adds and index)
 
 
 def _free(context: Context, tiers: Sequence[Tier], models: Mapping[str, Model]) -> list[Model]:

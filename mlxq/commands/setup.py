@@ -79,10 +79,9 @@ def command(
     """Choose models for this machine, download and start them.
 
     On a terminal it shows the machine and the models that fit, and lets you change them. Safe to run again: installed
-    models are not downloaded again and running services are not restarted. The engine that a chosen model needs for its
-    prompts to be read once is installed too, where the package index is in reach. --add, --remove and --model change
-    the present stack; MODEL is a catalog id, a repository on the Hub, or a folder. --json prints a line of JSON at each
-    change of a job, and at the end the document of `status --json` on one line.
+    models are not downloaded again and running services are not restarted. The engine that a model needs is installed
+    too. --add, --remove and --model change the present stack; MODEL is a catalog id, a repository on the Hub, or a
+    folder. --json prints a line of JSON at each change of a job, and at the end the document of `status --json`.
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
     _require_home(home)
