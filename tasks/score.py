@@ -51,8 +51,7 @@ def score(
         model_file.keep(context.home, described_model)
     machine, wanted = _machine(context.db), settings.load(context.home)
     hub = bool(facts.get(context.db, "hub").get("reachable"))
-    now = stack.tiers(context.db)
-    stored = facts.get(context.db, "stack")
+    now, stored = stack.tiers(context.db), facts.get(context.db, "stack")
     request = recommend.question(intent, budget_pct, stored, wanted)
     models = recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
@@ -66,8 +65,13 @@ def score(
         stored = _store(context.db, now, _told(chosen, request) | named)
     missing = programs.lacks(_free(context, now, models)) if programs.adds else None
     _enqueue(context, now, pull=pull, start=start, engine=missing)
-    told = {"kept": unchanged, "tiers": recommend.served(now), "sizes": recommend.sizes(now, models), "engine": missing}
-    return stored | told
+    outcome = {
+        "kept": unchanged,
+        "tiers": recommend.served(now),
+        "sizes": recommend.sizes(now, models),
+        "engine": missing,
+    }
+    return stored | outcome
 
 
 def _programs(context: Context, *, adds: bool) -> ByCatalog:
