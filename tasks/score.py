@@ -65,13 +65,8 @@ def score(
         stored = _store(context.db, now, _told(chosen, request) | named)
     missing = programs.lacks(_free(context, now, models)) if programs.adds else None
     _enqueue(context, now, pull=pull, start=start, engine=missing)
-    outcome = {
-        "kept": unchanged,
-        "tiers": recommend.served(now),
-        "sizes": recommend.sizes(now, models),
-        "engine": missing,
-    }
-    return stored | outcome
+    sizes = recommend.sizes(now, models)
+    return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": sizes, "engine": missing}
 
 
 def _programs(context: Context, *, adds: bool) -> ByCatalog:
