@@ -66,16 +66,24 @@ def check(subject: str, document: Mapping[str, Any]) -> ModelConfig:
         raise NotFound(
             f"{subject} has a config.json without a model_type: it is not a language model.", hint="mlxq models"
         )
-    _check_architecture(subject, config.model_type)
+    _check_architecture(subject, config)
     _check_quantization(subject, config)
     return config
 
 
-def _check_architecture(subject: str, kind: str) -> None:
-    if not any(loader.source(kind) for loader in loaders()):
+def _check_architecture(subject: str, config: ModelConfig) -> None:
+    kind = config.model_type
+    able = [loader.name for loader in loaders() if loader.source(kind)]
+    if not able:
         raise NotFound(
             f"{subject} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
             hint="uv tool upgrade mlxq   (a newer loader may know it)",
+        )
+    if not config.vision and "mlx-lm" not in able:
+        raise NotFound(
+            f"{subject} has the architecture {kind!r}, which of the installed loaders mlx-vlm alone knows. Engines use "
+            "that for models that see, and this one's config.json has no vision_config.",
+            hint=CONVERSIONS,
         )
 
 

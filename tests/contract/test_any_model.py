@@ -12,16 +12,20 @@ from typing import Any
 import pytest
 from hub.client import Hub, running
 from hub.model import make
-from support import tiny_family
+from support import hybrid_model, tiny_family
 from support.engines import Engine
 from support.published_configs import CONFIGS
+from support.real_families import FAMILIES, UNSERVED, Expected
 
-from catalog.fit import memory
+from catalog.description.describe import Description
+from catalog.fit import cache_bytes, memory, score_bytes, token_bytes
 from catalog.load import entries
 from catalog.schema import faults
-from state.errors import Gated, MlxqError, NotFound
+from state.errors import DoesNotFit, Gated, MlxqError, NotFound
 from tasks.engines import installed
-from tasks.weights import client, description
+from tasks.plan.placement import place
+from tasks.weights import client, description, source
+from tasks.weights.hub import Hub as Client
 
 SERVED = (
     *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "gpt_oss", "phi3", "glm4_moe", "deepseek_v3"),
@@ -161,20 +165,68 @@ def test_an_awq_repo_is_counted_unpacked_and_planned(tmp_path: Path):
     assert description.of_folder(folder, f"file:{folder}").quant == "int4"
 
 
-@pytest.mark.parametrize("name", ["qwen3-8b", "qwen3.5-9b", "gemma-4-26b-a4b", "gpt-oss-20b", "granite-4.0-h-tiny"])
-def test_memory_of_a_repo_is_planned_as_the_catalog_plans_it(name: str, hub: Hub, tmp_path: Path):
-    """The config.json of the real model over small weights: all but the weights' own bytes is the same, to 12 %."""
-    folder = make(hub.root / f"config-of-{name}")
-    packed = CONFIGS[name] | {"quantization": {"group_size": 64, "bits": 4}}
-    (folder / "config.json").write_text(json.dumps(packed))
-    known = entries()[name]
-    quant = next(iter(known.quants))
+def described(hub: Hub, name: str, config: dict[str, Any]) -> Description:
+    """Put the config.json of a real model over small weights on the Hub, and describe it by what that answers."""
+    folder = make(hub.root / name)
+    (folder / "config.json").write_text(json.dumps(config | {"quantization": {"group_size": 64, "bits": 4}}))
+    text, asker = f"hub:ok/{name}", Client()
+    asker.endpoint = hub.endpoint
+    return description.of_repo(asker, source.parse(text), text)
 
-    told = client.describe(f"hub:ok/config-of-{name}", tmp_path)
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_memory_of_a_repo_is_planned_as_the_catalog_plans_it(name: str, hub: Hub):
+    """All that is kept of a prompt is the same; the small weights leave the work space of a chunk alone different."""
+    known = entries()[name]
+    made = described(hub, f"config-of-{name}", CONFIGS[name]).model
+
+    assert made.context == known.context
     for context in (8192, known.context):
-        planned = memory(told.model, told.quant, context)
-        expected = memory(known, quant, context)
-        assert planned.total - planned.weights == pytest.approx(expected.total - expected.weights, rel=0.12)
+        assert cache_bytes(made, context) == cache_bytes(known, context)
+        assert score_bytes(made, context, 1024) == score_bytes(known, context, 1024)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_repo_of_a_family_that_is_in_no_catalog_becomes_a_tier(name: str, hub: Hub):
+    """With the config.json of the real model: planned by its layers, named and placed beside nothing else."""
+    config, expected = FAMILIES[name]
+    told = described(hub, f"real-{name}", config)
+    made = told.model
+    layers = made.attention
+
+    tier = place("mine", made, told.quant, [], base_port=8000, budget_bytes=1 << 40)
+
+    assert list(faults(told.row)) == []
+    assert Expected(
+        token_bytes(layers), layers.query_heads, made.context, layers.recurrent, layers.sliding
+    ) == expected  # fmt: skip
+    assert 2048 <= tier.context <= made.context
+    assert tier.engine.memory_bytes >= memory(made, told.quant, tier.context, 1, tier.engine.prefill_step).total
+    with pytest.raises(DoesNotFit, match=r"needs .* with a window of 2,048 tokens"):
+        place("mine", made, told.quant, [], base_port=8000, budget_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("name", sorted(UNSERVED))
+def test_a_family_that_no_engine_loads_is_refused_by_its_name(name: str, hub: Hub):
+    """Also where mlx-vlm knows it, which engines load models with that see, and no others."""
+    config = {"model_type": UNSERVED[name], "hidden_size": 2048, "num_hidden_layers": 48}
+
+    with pytest.raises(NotFound, match=f"has the architecture '{UNSERVED[name]}'"):
+        described(hub, f"new-{name}", config)
+
+
+@pytest.mark.parametrize("kind", hybrid_model.NAMES)
+def test_a_folder_of_each_kind_that_is_chosen_becomes_a_tier(kind: str, builtin_model: Path, tmp_path: Path):
+    """Full attention, recurrent layers, and these with a tower that sees."""
+    folder = hybrid_model.make(kind, tmp_path / kind, builtin_model)
+    told = description.of_folder(folder, f"file:{folder}")
+
+    tier = place("mine", told.model, told.quant, [], base_port=8000, budget_bytes=8 << 30)
+
+    full = 4 if kind == "plain" else 1
+    assert (told.model.attention.full, told.model.attention.recurrent) == (full, 4 - full)
+    assert (tier.engine.vision, tier.context) == (kind == "vision", hybrid_model.CONTEXT)
+    assert tier.engine.tool_parser == told.model.tool_parser
 
 
 @pytest.mark.parametrize("family", ANSWERING)
