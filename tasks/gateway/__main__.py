@@ -67,7 +67,8 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
 
     def start() -> tuple[EngineClient, Relay]:
         client = EngineClient(secrets[TIER])
-        return client, Relay(table, client, PoisonGuard(record=record_of(home)), Cooldown(), cloud)
+        guard = PoisonGuard(record=record_of(home), engines=len(table.engines) + (cloud is not None))
+        return client, Relay(table, client, guard, Cooldown(), cloud)
 
     def count(call: Call) -> None:
         if not server.proving and not call.check:

@@ -137,9 +137,9 @@ class Relay:
 
     def _check_poison(self, call: Call) -> None:
         if killers := self._guard.killers(lambda: call.fingerprint):
-            names = " and ".join(sorted(killers))
+            tiers = sorted(tier for tier, route in self._routes.tiers.items() if route.engine in killers)
             message = (
-                f"{names} crashed during this very request, so no tier gets it for a while. "
+                f"{', '.join(tiers)} crashed during this very request, so no tier gets it for a while. "
                 "Try again in 30 s, or lift this: mlxq up"
             )
             raise _Refused(Refusal(422, message, "request_kills_tiers"))

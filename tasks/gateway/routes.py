@@ -83,6 +83,11 @@ class Routes:
         return max(route.context for route in self.tiers.values())
 
     @cached_property
+    def engines(self) -> frozenset[str]:
+        """The engines of all tiers; those that share one have the same."""
+        return frozenset(route.engine for route in self.tiers.values())
+
+    @cached_property
     def exact_names(self) -> list[str]:
         """The names without the patterns, in order."""
         return sorted(name for name in self.names if "*" not in name)

@@ -30,7 +30,7 @@ class Advice(StrEnum):
 
     NOTHING = "nothing"  # it is steady, or there is room
     PURGE = "purge"  # have it drop its cache of old prompts
-    RECYCLE = "recycle"  # restart it while others serve
+    RECYCLE = "recycle"  # restart it while others serve, or while it is idle where there is no other
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def rise(trend: Trend) -> float:
 def advise(trend: Trend, budget: int, *, short: bool, spare: bool) -> Advice:
     """Decide. `budget`: the tier's bytes.
 
-    `short`: the machine is short of memory; `spare`: the engine is idle and others serve.
+    `short`: the machine is short of memory; `spare`: the engine is idle, and others serve or there are none.
     """
     growth = rise(trend)
     if growth <= 0:

@@ -313,10 +313,9 @@ def _key() -> str:
 
 
 def _others_serve(db: Database, row: Service) -> bool:
-    """Return whether requests for a tier would be answered while it is away."""
-    return any(
-        other.kind == "engine" and other.name != row.name and other.state in ROUTED for other in service.listing(db)
-    )
+    """Return whether requests would be answered while an engine is away, or never will be: it is the only one."""
+    others = [other for other in service.listing(db) if other.kind == "engine" and other.name != row.name]
+    return any(other.state in ROUTED for other in others) or not any(other.desired == "up" for other in others)
 
 
 def _purge(row: Service) -> None:

@@ -15,10 +15,12 @@ from support.gateway import Gateway
 
 from state.stack import Defaults, Tier
 from tasks.engines import adapters, model_facts, serving
+from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BUDGET = 24
+AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
 USER = [{"role": "user", "content": "Which files are there?"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
@@ -41,7 +43,11 @@ def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     thinks = Defaults(max_tokens=800, thinking=True, thinking_budget=BUDGET)
     made = Gateway(
         home=tmp_path_factory.mktemp("gateway"),
-        tiers=[Tier("standard", engine.tier, thinks), Tier("fast", engine.tier, replace(thinks, thinking=False))],
+        tiers=[
+            Tier("standard", engine.tier, thinks),
+            Tier("fast", engine.tier, replace(thinks, thinking=False)),
+            Tier("longctx", engine.tier, Defaults(max_tokens=6, thinking=False, temperature=2.0, top_k=200)),
+        ],
         secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
         programs={"standard": engine.at.engine},
         templates={"standard": serving.template(engine.tier, model_facts.read(engine.weights))},
@@ -200,3 +206,36 @@ def test_a_growing_conversation_is_read_once(gateway: Gateway, engine: Engine):
     print(f"{engine.at.name}: {', '.join(f'{share:.1%}' for share in shares)} of the prompt before")
     if engine.at.engine == "rapid-mlx":
         assert min(shares) >= 0.95
+
+
+def test_each_name_of_an_engine_has_its_own_defaults(gateway: Gateway):
+    """Thinking, the longest answer and sampling: at temperature 0 all answers are one, at 2 no two are alike."""
+
+    def ask(tier: str, **fields: Any) -> dict[str, Any]:
+        body = {"model": tier, "messages": USER} | fields
+        answer = loopback.post(f"{gateway.url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=240)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-mlxq-tier"] == tier
+        return answer.json()
+
+    short = [ask("longctx") for _ in range(4)]
+    assert {answer["usage"]["completion_tokens"] for answer in short} == {6}
+    assert {answer["choices"][0]["finish_reason"] for answer in short} == {"length"}
+    assert len({answer["choices"][0]["message"]["content"] for answer in short}) > 1
+    same = [ask("fast", max_tokens=6, temperature=0) for _ in range(2)]
+    assert same[0]["choices"][0]["message"]["content"] == same[1]["choices"][0]["message"]["content"]
+    assert ask("standard", max_tokens=200)["choices"][0]["message"].get("reasoning_content")
+    assert not ask("fast", max_tokens=8)["choices"][0]["message"].get("reasoning_content")
+
+
+def test_a_dead_engine_is_asked_once_for_all_its_names(gateway: Gateway, engine: Engine):
+    """The last test here: it kills the engine. There is no other that could answer."""
+    process.stop(engine.identity, 0)
+    body = {"model": "standard", "messages": USER, "max_tokens": 4}
+
+    answer = loopback.post(f"{gateway.url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=60)
+
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "no_tier_available"
+    assert answer.json()["error"]["message"].count("standard") == 1
+    assert "fast" not in answer.json()["error"]["message"], "the same engine is not asked by another name"

@@ -137,6 +137,17 @@ def test_an_engine_that_grows_is_purged_then_drained_and_started_anew(db: Databa
     assert held.args == {"service": "fast", "reason": "leaks"}
 
 
+def test_the_only_engine_is_started_anew_while_it_is_idle(db: Database, engine: Path) -> None:
+    """It serves all tiers: nothing else ever serves while it is away."""
+    fast = service.get(db, "fast")
+    assert watch._others_serve(db, fast)
+    service.update(db, "standard", state=State.STOPPED)
+    assert not watch._others_serve(db, fast), "another one is wanted, and comes back"
+
+    service.set_desired(db, "standard", "down")
+    assert watch._others_serve(db, fast)
+
+
 def test_flapping_all_over_starts_the_gateway_anew_once(db: Database, home: Home, engine: Path) -> None:
     service.ensure(db, "gateway", "gateway", 4000)
     service.set_desired(db, "gateway", "up")

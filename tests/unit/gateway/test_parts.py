@@ -173,6 +173,20 @@ def test_two_tiers_deaths_end_it_until_forgotten():
     assert guard.killers(lambda: "a") == set()
 
 
+def test_the_second_death_of_the_only_engine_ends_it():
+    """Tiers that share one engine have no other to be taken to; every retry would take it down again."""
+    now = [0.0]
+    guard = PoisonGuard(clock=lambda: now[0], engines=1)
+    guard.crashed("a", "standard")
+    assert guard.killers(lambda: "a") == set()
+    guard.crashed("a", "standard")
+    assert guard.killers(lambda: "a") == {"standard"}
+    now[0] = PROBE_S
+    assert guard.killers(lambda: "a") == set()
+    guard.crashed("a", "standard")
+    assert guard.killers(lambda: "a") == {"standard"}
+
+
 def test_one_request_in_a_while_is_let_through_to_see():
     """Tiers may have died of something else, as of a person's kill; a death by the probe closes it again."""
     now = [0.0]
