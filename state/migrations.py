@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from state.batches.schema import m018_batches
 from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
 from state.notify.schema import m015_notifications
 from state.paths import Home
@@ -470,6 +471,9 @@ def m017_purposes(db: Database) -> None:
         "ALTER TABLE engines ADD COLUMN purpose TEXT NOT NULL DEFAULT 'chat'"
         " CHECK (purpose IN ('chat', 'embedding', 'rerank'))"
     )
+
+
+schema()(m018_batches)
 
 
 def migrate(home: Home) -> None:

@@ -66,6 +66,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def files(self) -> Path:
+        """What clients uploaded, and the results of batches."""
+        return self.root / "files"
+
+    @property
     def engines(self) -> Path:
         """Engines with an environment of their own, a folder a version."""
         return self.root / "engines"

@@ -295,6 +295,8 @@ SETTINGS: tuple[Setting, ...] = (
             _number(1, 60)),
     Setting("quiet-hours", "", "Local time during which notifications wait, such as 22:00-07:00; empty = none.",
             _quiet_hours),
+    Setting("bulk-window", "", "Local time during which batches are answered, such as 22:00-07:00; empty = always.",
+            _quiet_hours),
     Setting("log-max-size-mb", 50, "Logs larger than this are rotated, in MB.", _number(1, 10_000)),
     Setting("log-max-files", 3, "Rotated logs to keep for each service.", _number(1, 100)),
 )  # fmt: skip

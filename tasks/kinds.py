@@ -22,7 +22,7 @@ class Kind:
 
     name: str
     meaning: str
-    queue: Literal["ops", "heavy"] = "ops"
+    queue: Literal["ops", "heavy", "bulk"] = "ops"
     max_attempts: int = 1
     """How often a job is tried in all, when its error says that trying again can help."""
     limit_s: float = 120.0
@@ -173,6 +173,14 @@ KINDS: Mapping[str, Kind] = {
             unique_key="notify:{target}",
             repeats=True,
             longest_backoff_s=1800.0,
+        ),
+        Kind(
+            "batch",
+            "answer the requests of a batch",
+            "bulk",
+            max_attempts=20,
+            limit_s=90_000,
+            unique_key="batch:{batch}",
         ),
         Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),
         Kind("run_schedule", "enqueue what a schedule runs", unique_key="run_schedule:{name}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from state import ledger
+from state.batches import batches, stored_files
 from state.db import Database
 from state.notify import notices
 from state.schedule import schedules
@@ -16,9 +17,11 @@ LOOK_S = 3600.0
 
 @job("prune_jobs")
 def prune_jobs(context: Context) -> dict[str, int]:
-    """Forget ended jobs that are over 30 days old and beyond the newest 2,000, and old notices; return how many."""
+    """Forget what is over 30 days old: ended jobs beyond the newest 2,000, notices, batches; return how many jobs."""
     notices.prune(context.db)
     schedules.prune(context.db)
+    batches.prune(context.db)
+    stored_files.prune(context.db)
     return {"forgotten": ledger.prune(context.db)}
 
 

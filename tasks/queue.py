@@ -149,7 +149,7 @@ class TaskQueue(Huey):
         return QueueConsumer(self, **options)
 
 
-QUEUES: Mapping[str, TaskQueue] = {"ops": TaskQueue("ops"), "heavy": TaskQueue("heavy")}
+QUEUES: Mapping[str, TaskQueue] = {name: TaskQueue(name) for name in ("ops", "heavy", "bulk")}
 TICKS: dict[str, float] = {}
 """Period in seconds of every tick."""
 

@@ -16,12 +16,13 @@ from tasks import (
     score,
     smoke_test,
 )
+from tasks.batches import answering
 from tasks.notify import deliver, watch
 from tasks.queue import QUEUES
 from tasks.supervision import services, watchdog
 
 TASKS = (
-    *(assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
+    *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
     *(schedule, smoke_test, watch, watchdog),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
@@ -29,4 +30,4 @@ TASKS = (
 
 def known_kinds() -> list[str]:
     """Return the kinds of job that this process can run."""
-    return sorted(QUEUES["ops"].storage.kinds | QUEUES["heavy"].storage.kinds)
+    return sorted(kind for queue in QUEUES.values() for kind in queue.storage.kinds)

@@ -29,7 +29,7 @@ from tasks.runtime import log, runtime
 from tasks.supervision import gateway_config, unclean_boot
 from tasks.system import open_files, own_log, process, sd_notify
 
-THREADS = {"ops": 12, "heavy": 3}
+THREADS = {"ops": 12, "heavy": 3, "bulk": 2}
 """A start holds its thread until the service serves, and one job at a time runs for a service: however many services
 come up, threads are left for a restart."""
 STOP_GRACE_S = 12.0

@@ -75,7 +75,7 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
             counter.add(call)
 
     ring = KeyRing(keys.file(home), secrets[MASTER], os.environ.pop(plan.TRIAL_KEY, ""), lambda: server.proving)
-    application = Application(table, ring, start, count)
+    application = Application(table, ring, start, count, home)
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
     _wall(table, wanted.host, has_cloud=cloud is not None).stand()
     try:

@@ -11,19 +11,21 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from state.keys import Key
+from state.paths import Home
 from tasks.gateway import models
 from tasks.gateway.admission import body
 from tasks.gateway.admission.api_keys import MASTER_NAME, KeyRing, secret_of
 from tasks.gateway.admission.body import Gone
 from tasks.gateway.admission.cors import Cors
 from tasks.gateway.admission.priority import Queue
+from tasks.gateway.batches.api import BatchApi, serves
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.dialects import checks, retrieval
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, Dialect
 from tasks.gateway.dialects.retrieval import RetrievalRequest
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
-from tasks.gateway.errors import Refusal
+from tasks.gateway.errors import Refusal, unsupported
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
@@ -32,7 +34,7 @@ from tasks.plan import gateway as plan
 
 log = logging.getLogger("mlxq.gateway")
 
-CHECK = plan.CHECK.encode()
+CHECK, BATCH = plan.CHECK.encode(), plan.BATCH.encode()
 OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
 """What a supervisor may ask without a key."""
 MODELS = ("/v1/models", "/models")
@@ -49,6 +51,7 @@ class Application:
         ring: KeyRing,
         start: Callable[[], tuple[EngineClient, Relay]],
         count: Callable[[Call], None],
+        home: Home,
     ) -> None:
         """Take what the answers need. `start` makes what belongs to the event loop, at the first request."""
         self._routes = routes
@@ -58,6 +61,7 @@ class Application:
         self._queue = Queue()
         self._cors = Cors(routes.allowed_origins)
         self._limit = max(body.LARGEST_BYTES, BYTES_PER_TOKEN * routes.largest)
+        self._batches = BatchApi(home, self._limit)
         self._started: tuple[EngineClient, Relay] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,14 +99,29 @@ class Application:
             await reply.refuse(_unknown_key(secret))
             return
         scope[KNOWN] = True
-        call.key = key.name
         call.check = key.name == MASTER_NAME and CHECK in dict(scope["headers"])
-        if refusal := _route_refusal(scope):
+        key = self._batch_owner(scope, call) if key.name == MASTER_NAME and BATCH in dict(scope["headers"]) else key
+        if isinstance(key, Refusal):
+            await reply.refuse(key)
+            return
+        call.key = key.name
+        if serves(call.path):
+            await self._batches.serve(scope, receive, key.name, reply)
+        elif refusal := _route_refusal(scope):
             await reply.refuse(refusal)
         elif call.path in BY_PATH:
             await self._post(scope, receive, call, key, reply)
         else:
             await self._show_models(scope, call, key, reply)
+
+    def _batch_owner(self, scope: Scope, call: Call) -> Key | Refusal:
+        """Return the key whose batch a line belongs to: the worker asks in its name, and never has it."""
+        words = dict(scope["headers"])[BATCH].decode("latin-1").split()
+        key = self._ring.named(words[0]) if words else None
+        if key is None:
+            return Refusal(401, "The key that created this batch was revoked.", "invalid_api_key")
+        call.batch, call.local = True, plan.BATCH_CLOUD not in words[1:]
+        return key
 
     async def _show_models(self, scope: Scope, call: Call, key: Key, reply: Reply) -> None:
         name = next((call.path.removeprefix(path) for path in MODELS if call.path.startswith(path)), "").strip("/")
@@ -140,13 +159,18 @@ class Application:
         if isinstance(checked, Refusal):
             await self._refuse(call, checked, reply)
             return
-        await self._until_left(retrieval.serve(checked, self._parts()[0], reply), receive, call)
+        if call.batch:
+            serving = self._queue.in_spare_time(call, lambda: retrieval.serve(checked, self._parts()[0], reply))
+        else:
+            serving = retrieval.serve(checked, self._parts()[0], reply)
+        await self._until_left(serving, receive, call)
 
     def _retrieval_request(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RetrievalRequest | Refusal:
         route = retrieval.find(self._routes, dialect, call.asked, key)
         if isinstance(route, Refusal):
             return route
-        return self._rate_limited(key) or retrieval.read(call, dialect, request, route)
+        limited = None if call.batch else self._rate_limited(key)
+        return limited or retrieval.read(call, dialect, request, route)
 
     async def _refuse(self, call: Call, refusal: Refusal, reply: Reply) -> None:
         await reply.refuse(refusal)
@@ -166,7 +190,8 @@ class Application:
             return self._no_model(call.asked, key)
         if key.tiers and tier not in key.tiers:
             return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
-        return self._rate_limited(key) or _relay_request(call, dialect, request, tier)
+        limited = None if call.batch else self._rate_limited(key)
+        return limited or _relay_request(call, dialect, request, tier)
 
     def _no_model(self, name: str, key: Key) -> Refusal:
         names = ", ".join(models.names(self._routes, key))
@@ -184,6 +209,9 @@ class Application:
         await self._until_left(self._in_turn(request, key, reply), receive, request.call)
 
     async def _in_turn(self, request: RelayRequest, key: Key, reply: Reply) -> None:
+        if request.call.batch:
+            await self._queue.in_spare_time(request.call, lambda: self._parts()[1].serve(request, reply))
+            return
         async with self._queue.turn(background=key.background) as waited:
             request.call.waited_s = waited
             await self._parts()[1].serve(request, reply)
@@ -218,8 +246,10 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
     task.cancel()
 
 
-def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> RelayRequest:
+def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> RelayRequest | Refusal:
     streams = bool(getattr(request, "stream", None)) and dialect.streams
+    if streams and call.batch:
+        return unsupported("stream", "the answers of a batch are read whole.")
     alone = bool(getattr(request, "disable_fallbacks", False)) or dialect is COUNT_TOKENS
     return RelayRequest(call, dialect, request, tier, alone, streams)
 

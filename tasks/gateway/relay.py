@@ -133,6 +133,8 @@ class Relay:
         chain = [request.tier] if request.alone else self._routes.chain(request.tier)
         if stopped and (request.alone or not chain):
             raise _Refused(errors.stopped(request.tier))
+        if request.call.local:
+            chain = [tier for tier in chain if tier != CLOUD]
         return self._cooldown.order(chain, self._routes.engine)
 
     def _check_poison(self, call: Call) -> None:

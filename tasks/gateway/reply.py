@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 
 from starlette.types import Send
 
@@ -41,6 +41,14 @@ class Reply:
         self._call.status = status
         await self._head(status, {"content-type": kind, "content-length": str(len(content))})
         await self._send({"type": "http.response.body", "body": content})
+
+    async def pieces(self, source: AsyncIterable[bytes], size: int, kind: str) -> None:
+        """Send a whole answer of `size` bytes in pieces."""
+        self._call.status = 200
+        await self._head(200, {"content-type": kind, "content-length": str(size)})
+        async for piece in source:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
 
     async def refuse(self, refusal: Refusal) -> None:
         """Send a refusal: as the whole answer, or as a stream's last event where that has begun."""

@@ -38,8 +38,16 @@ class Call:
     status: int = 0
     check: bool = False
     """Whether mlxq itself asks, to test a tier; counted nowhere."""
+    batch: bool = False
+    """Whether it is a line of a batch, which anyone's request interrupts."""
+    local: bool = False
+    """Whether the cloud must not answer it."""
     disconnected: bool = False
     """Whether the client has closed its connection."""
+
+    def restart(self) -> None:
+        """Forget what was tried, as it was interrupted and begins again."""
+        self.tried, self.failures, self.first_byte_s = [], {}, None
 
     def heard(self) -> None:
         """Record that the first words have come."""

@@ -20,6 +20,11 @@ LOG_LEVEL = "MLXQ_LOG_LEVEL"
 CHECK = "x-mlxq-check"
 """The header of requests by which mlxq itself tests a tier: with the master key, they are in no count."""
 
+BATCH = "x-mlxq-batch"
+"""The header of a batch's lines, sent with the master key: the name of the key that owns the batch, and BATCH_CLOUD
+where the cloud may answer. The owner's tiers and usage count; its key itself is in no job and no file."""
+BATCH_CLOUD = "cloud"
+
 TRIAL = "MLXQ_TRIAL_PORT"
 """Names the port on which a gateway is proven beside the one that serves, before it takes that one's place."""
 TRIAL_KEY = "MLXQ_TRIAL_KEY"

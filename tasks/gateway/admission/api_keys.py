@@ -38,6 +38,13 @@ class KeyRing:
         self._refresh()
         return self._keys.get(digest)
 
+    def named(self, name: str) -> Key | None:
+        """Return the key of that name, or None for one that does not exist or was revoked."""
+        if name == MASTER_NAME:
+            return self._master
+        self._refresh()
+        return next((key for key in self._keys.values() if key.name == name), None)
+
     def rate_limited(self, key: Key) -> float | None:
         """Count one request of the key; return the seconds to wait when that was more than its limit a minute."""
         if key.rpm is None:

@@ -1,50 +1,102 @@
-"""Interactive before background: requests of a background key stand back while others are at work."""
+"""Interactive before background: requests of a background key stand back while others are at work.
+
+The lines of batches come last: they begin while no other request is at work, and one that comes interrupts them. An
+engine that decodes beside a line reads the prompt of a newcomer later, which its user would see as the first word.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+from tasks.gateway.request_context import Call
 
 LONGEST_WAIT_S = 60.0
 """Then a background request goes ahead all the same: it may be slow, but it is never starved."""
 
 
 class Queue:
-    """Who is at work. Background requests also go one at a time."""
+    """Who is at work."""
 
     def __init__(self, longest_wait_s: float = LONGEST_WAIT_S) -> None:
         self._longest_wait_s = longest_wait_s
         self._at_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._lines: dict[str, tuple[Call, asyncio.Timeout]] = {}
+        """The lines at work that a request may interrupt."""
+        self._overdue = asyncio.Lock()
+        """Held by the one line that goes on beside others, as it had waited for too long."""
         self.waiting = 0
 
     @asynccontextmanager
     async def turn(self, *, background: bool) -> AsyncGenerator[float]:
         """Hold a turn; yield the seconds that were waited for it."""
-        waited = await self._stand_back() if background else 0.0
         if background:
-            yield waited
+            yield await self._stand_back()
             return
+        self._interrupt()
         self._at_work += 1
         self._idle.clear()
         try:
-            yield waited
+            yield 0.0
         finally:
             self._at_work -= 1
             if not self._at_work:
                 self._idle.set()
 
+    async def in_spare_time(self, call: Call, serve: Callable[[], Awaitable[None]]) -> None:
+        """Answer a line of a batch while no other request is at work, again from its beginning where one came.
+
+        A line that has waited for the longest time is answered beside others, one at a time.
+        """
+        until = time.monotonic() + self._longest_wait_s
+        while await self._idle_before(until):
+            if await self._uninterrupted(call, serve):
+                return
+            call.restart()
+            if time.monotonic() > until:
+                break
+        async with self._overdue:
+            await serve()
+
+    async def _uninterrupted(self, call: Call, serve: Callable[[], Awaitable[None]]) -> bool:
+        """Return whether a line was answered before a request came."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._lines[call.id] = call, limit
+                await serve()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return False
+        finally:
+            del self._lines[call.id]
+        return True
+
+    def _interrupt(self) -> None:
+        """Stop the lines at work whose answers have not begun to be sent."""
+        now = asyncio.get_running_loop().time()
+        for call, limit in self._lines.values():
+            if not call.status:
+                limit.reschedule(now)
+
     async def _stand_back(self) -> float:
         began = time.monotonic()
+        await self._idle_before(began + self._longest_wait_s)
+        return time.monotonic() - began
+
+    async def _idle_before(self, until: float) -> bool:
+        """Wait for others; return whether none is at work before `until`, in monotonic seconds."""
         self.waiting += 1
         try:
-            async with asyncio.timeout(self._longest_wait_s):
+            async with asyncio.timeout(max(0.0, until - time.monotonic())):
                 await self._idle.wait()
         except TimeoutError:
-            pass
+            return False
         finally:
             self.waiting -= 1
-        return time.monotonic() - began
+        return True

@@ -1,0 +1,1 @@
+"""Batches of requests and their files: rows and bytes. tasks/batches answers them."""

@@ -1,0 +1,1 @@
+"""Answers the lines of batches, one job a batch."""
