@@ -268,6 +268,32 @@ def test_background_does_not_wait_for_nobody():
     assert asyncio.run(run()) < LONGEST_WAIT_S
 
 
+def test_a_request_interrupts_a_line_of_a_batch_which_begins_again_and_is_never_starved():
+    async def run() -> list[str]:
+        queue, events = Queue(longest_wait_s=0.3), list[str]()
+        working = asyncio.Event()
+
+        async def line() -> None:
+            events.append("begun")
+            working.set()
+            await asyncio.sleep(0.05 if "overdue" in events else 10)
+            events.append("answered")
+
+        answering = asyncio.create_task(queue.in_spare_time(Call("/v1/chat/completions", batch=True), line))
+        await working.wait()
+        working.clear()
+        async with queue.turn(background=False):
+            await asyncio.sleep(0.05)
+            events.append("request done")
+        await working.wait()
+        async with queue.turn(background=False):
+            events.append("overdue")
+            await answering
+        return events
+
+    assert asyncio.run(run()) == ["begun", "request done", "begun", "overdue", "begun", "answered"]
+
+
 # The length of a prompt
 
 
