@@ -47,6 +47,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "Jobs": {
         "jobs": "List, watch, cancel and retry jobs.",
+        "batch": "Answer a file of requests in the background.",
         "worker": "Run the worker in the foreground.",
     },
     "Always on": {

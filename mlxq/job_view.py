@@ -38,7 +38,7 @@ WIDE = 100
 """Columns from which every pull has a bar; below, the total alone has one."""
 SMALL_FILE = 10_000_000
 """Bytes; a smaller file is done before its name is read."""
-SUBJECTS = ("service", "model", "source", "target", "folder", "name")
+SUBJECTS = ("service", "model", "source", "target", "folder", "name", "batch")
 """The arguments that say what a job is about."""
 
 
@@ -188,7 +188,7 @@ def amounts(job: Job) -> tuple[float, float]:
 def amount(job: Job, count: float) -> str:
     """Return a count in the job's own unit."""
     unit = job.progress.get("unit", "")
-    return units.files(count) if unit == "bytes" else f"{count:g} {unit}".strip()
+    return units.files(count) if unit == "bytes" else f"{round(count, 1):g} {unit}".strip()
 
 
 def _without_unit(done: str, total: str) -> str:

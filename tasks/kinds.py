@@ -179,7 +179,7 @@ KINDS: Mapping[str, Kind] = {
             "answer the requests of a batch",
             "bulk",
             max_attempts=20,
-            limit_s=90_000,
+            limit_s=86400,
             unique_key="batch:{batch}",
         ),
         Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),

@@ -13,6 +13,7 @@ from state.errors import NotFound, NotRunning, UsageProblem
 from state.job import NewJob, get
 from state.schedule import schedules
 from state.schedule.schedules import Missed, Schedule
+from tasks.batches import control
 from tasks.engines import install, installed
 from tasks.kinds import new
 from tasks.plan import cron as plan
@@ -87,6 +88,12 @@ def _verify(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("verify_weights", {"folder": folder}, label=Path(folder).name) for folder in folders]
 
 
+def _batch(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
+    """Create a batch over a file as it is now. Raises NotFound, UsageProblem, DiskFull."""
+    batch = control.create_from(db, Path(args["file"]), tier=args["tier"], cloud=args["cloud"])
+    return [new("batch", {"batch": batch.id})]
+
+
 def _check_engine(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("check_engine", args)]
 
@@ -96,6 +103,7 @@ RUNS: Mapping[str, Callable[[Database, Mapping[str, Any]], list[NewJob]]] = {
     "restart": _restart,
     "verify": _verify,
     "check_engine": _check_engine,
+    "batch": _batch,
 }
 """What can be scheduled, and the jobs of a run."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -52,9 +53,9 @@ def command() -> None:
 def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: float | None) -> None:
     """Run COMMAND at the times of CRON, in local time; replaces the schedule NAME.
 
-    COMMAND is `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]` or `engine upgrade --check [ENGINE]`. CRON is
-    minute, hour, day of the month, month and day of the week (0 is Sunday), such as "30 3 * * 0"; a day must match both
-    of its fields.
+    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]` or
+    `engine upgrade --check [ENGINE]`. CRON is minute, hour, day of the month, month and day of the week (0 is Sunday),
+    such as "30 3 * * 0"; a day must match both of its fields.
     """
     home = get_home()
     with jobs_client.writing(home) as db:
@@ -119,11 +120,25 @@ def _check_engine(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str
     return "check_engine", {"engine": engine.installable(params["engine"]).name}
 
 
+def _batch(_home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import batch
+
+    params = _params(batch.run, words[2:])
+    if params["file"] == "-" or params["out"]:
+        raise UsageProblem(
+            "A scheduled batch reads a file, and its answers are in `mlxq batch output`.",
+            hint="mlxq schedule add NAME CRON -- batch run FILE",
+        )
+    batch.check_tier(db, params["tier"])
+    return "batch", {"file": str(Path(params["file"]).absolute()), "tier": params["tier"], "cloud": params["cloud"]}
+
+
 PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tuple[str, dict[str, Any]]]] = {
     ("bench",): _bench,
     ("restart",): _restart,
     ("verify",): _verify,
     ("engine", "upgrade"): _check_engine,
+    ("batch", "run"): _batch,
 }
 """The commands that can be scheduled."""
 

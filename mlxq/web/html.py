@@ -63,6 +63,7 @@ class HtmlRenderer:
             "draw": chart.draw,
             "shape_of": JOB_SHAPES.__getitem__,
             "share": share,
+            "pace": pace,
             "cached_share": usage.cached_share,
             "rereads": prompt_reuse.REREADS,
             "static": self.static,
@@ -129,6 +130,14 @@ def count(tokens: int) -> str:
 def percent(share: float | None) -> str:
     """Format a share, 0 to 1; a dash for None."""
     return prompt_reuse.percent(share) or NONE
+
+
+def pace(job: Job) -> str:
+    """Return the rate of a running job and what is left, such as "2.1 requests/s, 4m left"; empty if it has none."""
+    rate, eta_s = job.progress.get("rate"), job.progress.get("eta_s")
+    if job.state is not JobState.RUNNING or rate is None or eta_s is None:
+        return ""
+    return f"{job_view.amount(job, rate)}/s, {render.span(eta_s)} left"
 
 
 def share(job: Job) -> tuple[float, str] | None:

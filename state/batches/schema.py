@@ -86,7 +86,7 @@ def _add_queue(db: Database) -> None:
 
     Its views and indexes are made again from what SQLite keeps of them; ids that were given out are not given again.
     """
-    kept: list[Any] = db.execute(
+    rest: list[Any] = db.execute(
         "SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name <> 'jobs'"
         " AND (type = 'view' OR (type = 'index' AND tbl_name = 'jobs'))"
     ).fetchall()
@@ -95,7 +95,7 @@ def _add_queue(db: Database) -> None:
     head, _, columns = sql.partition("(")
     assert "jobs" in head
     assert QUEUES in columns
-    for kind, name, _ in kept:
+    for kind, name, _ in rest:
         db.execute(f"DROP {kind} {name}")
     db.execute(f"CREATE TABLE more_jobs ({columns.replace(QUEUES, MORE_QUEUES)}")
     db.execute("INSERT INTO more_jobs SELECT * FROM jobs")
@@ -103,5 +103,5 @@ def _add_queue(db: Database) -> None:
     db.execute("ALTER TABLE more_jobs RENAME TO jobs")
     db.execute("DELETE FROM sqlite_sequence WHERE name IN ('jobs', 'more_jobs')")
     db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (last,))
-    for _, _, statement in kept:
+    for _, _, statement in rest:
         db.execute(statement)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from state.batches import batches, lines
 from state.batches.batches import Batch, BatchStatus
 from state.db import Database
 from state.errors import Damaged, DiskFull, MlxqError
-from state.job import Job, JobState, cancel_asked, get
+from state.job import Job, JobState, cancel_asked
 from tasks.batches import capacity, control, ending
 from tasks.batches.gateway_lines import GatewayLines
 from tasks.batches.line_source import LineSource
@@ -32,6 +33,7 @@ from tasks.system.child import Later
 LOOK_S = 1.0
 """How often a batch that waits for answers is looked at: whether it is cancelled, has expired, or its window closed."""
 FULL_S = 30.0
+PACE_S = 60.0
 SETTLE_S = 10.0
 
 
@@ -48,7 +50,15 @@ def answer_batch(context: Context, batch: str) -> dict[str, Any]:
             raise MlxqError(f"The results of {batch} cannot be written: {problem.strerror}.") from problem
         raise Later("waits for room on the disk", FULL_S) from problem
     ended = batches.get(context.db, batch)
+    if ended.status is BatchStatus.FAILED:
+        raise MlxqError(f"The batch {batch} failed: {_first(ended)}", hint=f"mlxq batch show {batch}")
     return {"batch": batch, "status": str(ended.status), "succeeded": ended.succeeded, "errored": ended.errored}
+
+
+def _first(batch: Batch) -> str:
+    """Return the first fault of a batch's file."""
+    error = batch.errors[0]
+    return f"line {error['line']}: {error['message']}" if error.get("line") else str(error["message"])
 
 
 def _answer(context: Context, batch: Batch) -> None:
@@ -97,8 +107,31 @@ def _over(context: Context, batch: Batch) -> BatchStatus | None:
     return BatchStatus.EXPIRED if context.db.now() >= batch.expires_at else None
 
 
+class BatchPace:
+    """How fast lines are answered, over the last minute."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def see(self, done: int) -> None:
+        """Take a sample."""
+        now = time.monotonic()
+        self._samples.append((now, done))
+        while now - self._samples[0][0] > PACE_S:
+            self._samples.popleft()
+
+    def shown(self, total: int) -> dict[str, float]:
+        """Return {"rate", "eta_s"}: lines a second and the seconds that are left; nothing before there is one."""
+        (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
+        if last == first or last_at == first_at:
+            return {}
+        rate = (last - first) / (last_at - first_at)
+        return {"rate": rate, "eta_s": (total - last) / rate}
+
+
 async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, results: ResultFiles) -> None:
     """Keep as many lines on their way as the engine takes. Raises OSError, MlxqError, and as context.check does."""
+    pace = BatchPace()
     with LineSource(context.db, batch) as source:
         sender = Sender(gateway, batch, source)
         try:
@@ -106,17 +139,20 @@ async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, resul
                 sender.fill(capacity.concurrency(context.db, context.home, batch, source.model))
                 if not sender.busy:
                     return
-                _write(context, batch, results, await sender.wait(LOOK_S))
+                _write(context, batch, results, pace, await sender.wait(LOOK_S))
         finally:
             await sender.stop()
 
 
-def _write(context: Context, batch: Batch, results: ResultFiles, new: Sequence[LineResult]) -> None:
+def _write(context: Context, batch: Batch, results: ResultFiles, pace: BatchPace, new: Sequence[LineResult]) -> None:
     """Write what has ended, and tell how far the batch is. Raises as context.check does."""
     if new:
         results.write(new)
     now = batches.get(context.db, batch.id)
-    context.report("answers", done=now.succeeded + now.errored, total=now.total, unit="requests")
+    pace.see(now.succeeded + now.errored)
+    context.report(
+        "answers", done=now.succeeded + now.errored, total=now.total, unit="requests", **pace.shown(now.total)
+    )
     context.check()
 
 
@@ -143,8 +179,8 @@ UNANSWERED = {
 def write_unanswered(db: Database, batch: Batch, results: ResultFiles, status: BatchStatus) -> None:
     """Write each line that has no answer with the reason, a page at a time. Raises OSError, StateUnavailable."""
     code, message = UNANSWERED[status]
-    while left := lines.unanswered(db, batch, 0):
-        results.write([LineResult(line, None, code, message) for line in left])
+    while page := lines.unanswered(db, batch, 0):
+        results.write([LineResult(line, None, code, message) for line in page])
 
 
 @tick("settle batches", SETTLE_S)
@@ -156,15 +192,11 @@ def settle_batches() -> None:
 def settle(db: Database) -> None:
     """End each batch whose job failed or was cancelled; what was answered is in its results."""
     for batch in batches.unfinished(db):
-        number = db.value(LATEST_JOB, (batch.id,))
-        ended = get(db, number) if number else None
+        ended = control.job_of(db, batch)
         if ended is None or ended.state is JobState.SUCCEEDED:
             control.enqueue(db, batch)
         elif not ended.live:
             _end_with(db, batch, ended)
-
-
-LATEST_JOB = "SELECT max(id) FROM jobs WHERE kind = 'batch' AND json_extract(args, '$.batch') = ?"
 
 
 def _end_with(db: Database, batch: Batch, ended: Job) -> None:

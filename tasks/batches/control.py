@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from state import ledger
-from state.batches import batches
+from state import job, ledger
+from state.batches import batches, stored_files
 from state.batches.batches import Batch, BatchDialect, BatchStatus
+from state.batches.stored_files import StoredFile
 from state.db import Database, atomic
+from state.errors import NotFound, UsageProblem
+from state.job import Job
+from tasks.batches import input_lines
 from tasks.kinds import new
+
+OWNER = "mlxq"
+"""The owner of what the command line creates: the master key's name."""
+ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions")
+"""What OpenAI's batches may ask for, as far as the gateway has it."""
 
 
 @atomic
@@ -31,6 +41,58 @@ def create(
     )
     enqueue(db, batch)
     return batch
+
+
+def create_from(db: Database, source: Path | BinaryIO, *, tier: str | None = None, cloud: bool = False) -> Batch:
+    """Store a file of requests and create a batch of mlxq's own, for the endpoint of its first line.
+
+    Raises NotFound, UsageProblem, DiskFull.
+    """
+    name = source.name if isinstance(source, Path) else "standard input"
+    file = _stored(db, source, name)
+    endpoint = _endpoint(db, file.id)
+    if endpoint is None:
+        stored_files.delete(db, file.id, OWNER)
+        raise UsageProblem(
+            f"The first line of {name} is no request to {', '.join(ENDPOINTS)}.", hint="mlxq batch run --help"
+        )
+    return create(db, OWNER, "openai", endpoint, file.id, tier=tier, cloud=cloud)
+
+
+def _stored(db: Database, source: Path | BinaryIO, name: str) -> StoredFile:
+    """Store what is to be read. Raises NotFound, UsageProblem, DiskFull."""
+    if not isinstance(source, Path):
+        return stored_files.store(db, source, OWNER, name)
+    try:
+        file = source.open("rb")
+    except OSError as problem:
+        raise NotFound(f"Cannot read {source}: {problem.strerror}.", hint=f"ls -l {source}") from problem
+    with file:
+        return stored_files.store(db, file, OWNER, name)
+
+
+def _endpoint(db: Database, file_id: str) -> str | None:
+    """Return the endpoint that the first line of a file names, or None where that is none."""
+    with stored_files.path(db.home, file_id).open("rb") as file:
+        first = next(input_lines.read(file), None)
+    url = input_lines.url(first) if first else None
+    return url if url in ENDPOINTS else None
+
+
+def newest(db: Database) -> list[Batch]:
+    """Return the newest batches of all keys."""
+    return batches.listing(db, limit=50)
+
+
+def job_of(db: Database, batch: Batch) -> Job | None:
+    """Return the newest job of a batch; None where it was pruned."""
+    number = db.value(
+        "SELECT max(id) FROM jobs WHERE kind = 'batch' AND json_extract(args, '$.batch') = ?", (batch.id,)
+    )
+    return job.get(db, number) if number else None
+
+
+get = batches.get
 
 
 def enqueue(db: Database, batch: Batch) -> int:

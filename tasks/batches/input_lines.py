@@ -5,11 +5,10 @@ Codes are those that OpenAI's Batch API answers with.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
-
-import orjson
 
 LARGEST_LINE = 16 * 2**20
 """Bytes of one request: a few pictures."""
@@ -68,13 +67,22 @@ def request(line: InputLine, endpoint: str) -> dict[str, Any] | LineFault:
         message = f"This line has more than {LARGEST_LINE // 2**20} MiB, the most that a request may have."
         return LineFault("line_too_long", message, line.n)
     try:
-        parsed: Any = orjson.loads(line.text)
-    except orjson.JSONDecodeError:
+        parsed: Any = json.loads(line.text)
+    except (ValueError, RecursionError):
         parsed = None
     if not isinstance(parsed, dict):
         return LineFault("invalid_json_line", "This line is not a JSON object.", line.n)
     entry = cast("dict[str, Any]", parsed)
     return _fault(entry, endpoint, line.n) or entry
+
+
+def url(line: InputLine) -> str | None:
+    """Return the endpoint that a line names; None where it is no request."""
+    try:
+        entry: Any = json.loads(line.text or b"")
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", entry).get("url") if isinstance(entry, dict) else None
 
 
 def _fault(entry: Mapping[str, Any], endpoint: str, n: int) -> LineFault | None:

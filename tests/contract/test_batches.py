@@ -51,7 +51,8 @@ def test_a_batch_of_openais_client_from_upload_to_output(
 
     batch = client.batches.retrieve(created.id)
     assert batch.status == "completed"
-    assert batch.request_counts and batch.request_counts.to_dict() == {"total": 3, "completed": 2, "failed": 1}
+    assert batch.request_counts
+    assert batch.request_counts.to_dict() == {"total": 3, "completed": 2, "failed": 1}
     assert batch.output_file_id
     assert batch.error_file_id
     answers = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]

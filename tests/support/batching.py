@@ -63,8 +63,9 @@ class Batching:
     def answered(self, content: bytes, **given: Any) -> Batch:
         batch = self.batch(content, **given)
         job = self.work()
-        assert not job.error, job.error
-        return batches.get(self.db, batch.id)
+        ended = batches.get(self.db, batch.id)
+        assert ended.ended, job.error
+        return ended
 
     def lines(self, file_id: str | None) -> list[dict[str, Any]]:
         """Return the lines of a result file; none for None."""

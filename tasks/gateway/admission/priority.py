@@ -1,7 +1,7 @@
 """Interactive before background: requests of a background key stand back while others are at work.
 
-The lines of batches come last: they begin while no other request is at work, and one that comes interrupts them. An
-engine that decodes beside a line reads the prompt of a newcomer later, which its user would see as the first word.
+The lines of batches come last: they begin while no other request is at work, and one that comes interrupts them, as an
+engine that is decoding answers a newcomer's first token later.
 """
 
 from __future__ import annotations

@@ -28,11 +28,17 @@ ANSWER = LineAnswer(200, b'{"choices": []}', "req_1", 0.0)
 
 @pytest.fixture
 def here(tmp_path: Path, home: Any) -> Iterator[Batching]:
-    """A home whose gateway does not run."""
-    made = batching(SimpleNamespace(home=home.root, secrets={"LITELLM_MASTER_KEY": "sk-m"}, port=free_port()))  # type: ignore[arg-type]
+    """Make a home whose gateway does not run."""
+    gateway: Any = SimpleNamespace(home=home.root, secrets={"LITELLM_MASTER_KEY": "sk-m"}, port=free_port())
+    made = batching(gateway)
     made.db.clock = Clock()
     yield made
     made.db.close()
+
+
+def later(here: Batching, seconds: float) -> None:
+    clock: Any = here.db.clock
+    clock.now += seconds
 
 
 def codes(batch: Batch) -> list[tuple[str, int | None]]:
@@ -72,11 +78,8 @@ def checked(here: Batching, count: int, **given: Any) -> Batch:
     batch = here.batch(file_of(line(f"c{n}") for n in range(count)), **given)
     control.cancel(here.db, batch)
     here.db.run("UPDATE batches SET status = 'validating' WHERE id = ?", (batch.id,))
-    answering.validate(
-        SimpleNamespace(db=here.db, home=here.home, report=lambda *_, **__: None),  # type: ignore[arg-type]
-        batch,
-        answering.GatewayLines(here.home, batch),
-    )
+    context: Any = SimpleNamespace(db=here.db, home=here.home, report=lambda *_, **__: None)
+    answering.validate(context, batch, answering.GatewayLines(here.home, batch))
     return batches.get(here.db, batch.id)
 
 
@@ -105,7 +108,7 @@ def test_a_batch_that_ends_early_tells_of_each_line(here: Batching, ends: str) -
     batch = checked(here, 450)
     write_one(here, batch)
     if ends == "expired":
-        here.db.clock.now += 86401  # type: ignore[attr-defined]
+        later(here, 86401)
     else:
         control.cancel(here.db, batch)
     here.work()
@@ -144,7 +147,7 @@ def test_lines_are_written_once_through_a_full_disk(here: Batching, tmp_path: Pa
         assert batches.get(here.db, batch.id).status == BatchStatus.CANCELLING
 
         (here.home.files / "filler").unlink()
-        here.db.clock.now += 60  # type: ignore[attr-defined]
+        later(here, 60)
         here.work()
         assert batches.get(here.db, batch.id).status == BatchStatus.CANCELLED
         assert every_id(here, batch) == sorted(f"c{n}" for n in range(2000))
@@ -190,7 +193,7 @@ def test_old_batches_and_files_are_pruned(here: Batching) -> None:
     new_input = here.batch(file_of([line("a")])).input_file
     os.utime(stored_files.path(here.home, new_input), (0, 0))
     assert (stored_files.prune(here.db), stray.exists()) == (0, False)
-    here.db.clock.now += 31 * 86400  # type: ignore[attr-defined]
+    later(here, 31 * 86400)
     assert batches.prune(here.db) == 1
     assert batches.find(here.db, old.id) is None
     assert stored_files.prune(here.db) == 2

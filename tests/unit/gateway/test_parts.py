@@ -31,6 +31,7 @@ from tasks.gateway.dialects.stop_strings import Scanner
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineDown
 from tasks.gateway.errors import Refusal
+from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse
 
 VLLM_MLX, RAPID_MLX = abilities("vllm-mlx", "cpu"), abilities("rapid-mlx", "cpu")

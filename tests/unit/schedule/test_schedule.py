@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.batching import line
 
+from mlxq import cli
 from state import event, job, ledger
+from state.batches import batches, stored_files
 from state.db import Database
 from state.errors import MlxqError, UsageProblem
 from state.schedule import schedules
@@ -170,3 +175,23 @@ def test_a_run_beside_one_that_still_goes_is_the_same(db: Database) -> None:
     put(db, "* * * * *")
     assert task.enqueue_run(db, "nightly") == task.enqueue_run(db, "nightly")
     assert len(job.listing(db, kind="run_schedule")) == 1
+
+
+def test_a_batch_is_created_over_its_file_as_it_is_at_that_time(rows: Database, tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text(line("a"))
+    assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--timeout", "0", "--", "batch", "run", str(path)]) == 5
+    args = json.loads(rows.value("SELECT args FROM jobs WHERE kind = 'add_schedule'"))
+    assert (args["kind"], args["args"]) == ("batch", {"file": str(path), "tier": None, "cloud": False})
+
+    path.write_text(line("b") + "\n")
+    (new,) = task.RUNS["batch"](rows, args["args"])
+    (batch,) = batches.listing(rows)
+    assert (new.kind, new.args, new.queue) == ("batch", {"batch": batch.id}, "bulk")
+    assert stored_files.path(rows.home, batch.input_file).read_text() == line("b") + "\n"
+
+
+@pytest.mark.parametrize("words", [["-"], ["requests.jsonl", "--out", "answers"], ["requests.jsonl", "--tier", "nope"]])
+def test_a_batch_that_cannot_be_scheduled(rows: Database, words: list[str]) -> None:
+    assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--", "batch", "run", *words]) in {1, 2}
+    assert rows.value("SELECT count(*) FROM jobs WHERE kind = 'add_schedule'") == 0

@@ -1,0 +1,200 @@
+"""`mlxq batch`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from mlxq import job_view, jobs_client, options, render
+from state.db import Database
+from state.errors import Busy, MlxqError, NotFound, NotRunning
+from state.paths import Home, get_home
+from tasks.batches import control
+
+if TYPE_CHECKING:
+    from state.batches.batches import Batch
+
+
+class BatchId(click.ParamType[str]):
+    """The id of a batch."""
+
+    name = "id"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
+        """Complete it from the newest batches."""
+        rows = options.completions(lambda db: [(batch.id, str(batch.status)) for batch in control.newest(db)])
+        return [CompletionItem(name, help=status) for name, status in rows if name.startswith(incomplete)]
+
+
+@click.group(cls=options.Group, no_args_is_help=True)
+def command() -> None:
+    """Answer a file of requests in the background.
+
+    The requests are answered while no other request is at work, whatever is restarted meanwhile. Programs use OpenAI's
+    Batch API and Anthropic's Message Batches of the gateway.
+    """
+
+
+@command.command()
+@click.argument("file", type=click.Path(allow_dash=True))
+@options.tier("Tier that answers, whatever model the requests name.")
+@click.option("--cloud", is_flag=True, help="Let the cloud answer where no tier can.")
+@click.option("--wait", is_flag=True, help="Wait until the batch has ended.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Wait, and write the answers to this file.")
+@options.timeout
+def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None, timeout_s: float | None) -> None:
+    """Answer the requests in FILE, or on standard input for `-`.
+
+    Each line is a request as in OpenAI's Batch API: {"custom_id": …, "method": "POST", "url": "/v1/chat/completions",
+    "body": {"model": "fast", "messages": […]}}.
+    """
+    home = get_home()
+    with jobs_client.changing(home) as db:
+        check_tier(db, tier)
+        batch = control.create_from(db, sys.stdin.buffer if file == "-" else Path(file), tier=tier, cloud=cloud)
+        job = control.enqueue(db, batch)
+    click.echo(batch.id)
+    if not wait and out is None:
+        jobs_client.ensure_worker(home)
+        render.next_step(f"mlxq batch show {batch.id}")
+        return
+    jobs_client.follow(home, jobs_client.these([job]), job_view.view(), timeout_s=timeout_s)
+    with jobs_client.reading(home) as db:
+        batch = control.get(db, batch.id)
+        if out is not None:
+            _write(home, batch, batch.output_file, batch.output_bytes, out)
+    _report(batch)
+
+
+def check_tier(db: Database, tier: str | None) -> None:
+    """Raise NotFound for a tier that does not exist."""
+    tiers = [row["name"] for row in db.rows("SELECT name FROM tiers ORDER BY position")]
+    if tier is not None and tier not in tiers:
+        raise NotFound(f"There is no tier {tier!r}; there is: {', '.join(tiers)}.", hint="mlxq status")
+
+
+def _report(batch: Batch) -> None:
+    render.say(f"{batch.succeeded} of {batch.total} requests answered, {batch.errored + batch.unanswered} not.")
+    if batch.errored + batch.unanswered:
+        render.next_step(f"mlxq batch output {batch.id} --errors")
+
+
+@command.command(name="list")
+@options.as_json
+def listing(*, as_json: bool) -> None:
+    """List the batches of all keys, the newest first."""
+    with jobs_client.reading(get_home()) as db:
+        rows = [_row(batch) for batch in control.newest(db)]
+    if as_json:
+        render.data({"batches": rows})
+    elif rows:
+        render.table(
+            ["BATCH", "KEY", "STATUS", "REQUESTS", "ANSWERED", "NOT", "CREATED"],
+            [
+                [*(row[name] for name in SHOWN), row["errored"] + row["unanswered"], render.ago(row["created_at"])]
+                for row in rows
+            ],
+            right=(3, 4, 5),
+        )
+    else:
+        render.say("There are no batches yet.")
+        render.next_step("mlxq batch run --help")
+
+
+SHOWN = ("id", "owner", "status", "total", "succeeded")
+
+
+def _row(batch: Batch) -> dict[str, Any]:
+    return vars(batch) | {"status": str(batch.status)}
+
+
+@command.command()
+@click.argument("batch_id", metavar="ID", type=BatchId())
+@options.as_json
+def show(batch_id: str, *, as_json: bool) -> None:
+    """Show one batch, and what is wrong with its file."""
+    with jobs_client.reading(get_home()) as db:
+        batch = control.get(db, batch_id)
+        job = control.job_of(db, batch)
+    if as_json:
+        render.data({"batch": _row(batch), "job": None if job is None else job_view.row(job)})
+        return
+    render.table(["FIELD", "VALUE"], _fields(batch))
+    for error in batch.errors:
+        line = f"line {error['line']}: " if error.get("line") else ""
+        click.echo(f"{line}{error['message']} ({error['code']})")
+    if job is not None and job.live:
+        render.say(f"Job {job.id}: {job_view.counted(job)}.")
+        render.next_step(f"mlxq jobs watch {job.id}")
+
+
+def _fields(batch: Batch) -> list[Sequence[Any]]:
+    return [
+        ("id", batch.id),
+        ("key", batch.owner),
+        ("status", f"{batch.status}: {batch.status.meaning}"),
+        ("endpoint", batch.endpoint),
+        ("tier", batch.tier),
+        ("requests", batch.total),
+        ("answered", batch.succeeded),
+        ("not answered", batch.errored + batch.unanswered),
+        ("created", render.clock(batch.created_at)),
+        ("ended", None if batch.ended_at is None else render.clock(batch.ended_at)),
+        ("expires", render.clock(batch.expires_at)),
+    ]
+
+
+@command.command()
+@click.argument("batch_id", metavar="ID", type=BatchId())
+def cancel(batch_id: str) -> None:
+    """Cancel a batch; what was answered is kept."""
+    home = get_home()
+    with jobs_client.changing(home) as db:
+        batch = control.get(db, batch_id)
+        if batch.ended:
+            raise Busy(f"The batch {batch.id} is {batch.status} already.", hint=f"mlxq batch show {batch.id}")
+        control.cancel(db, batch)
+    jobs_client.ensure_worker(home)
+    render.say(f"The batch {batch.id} is being cancelled.")
+
+
+@command.command()
+@click.argument("batch_id", metavar="ID", type=BatchId())
+@click.option("--errors", is_flag=True, help="Print the requests without an answer instead.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write to this file.")
+def output(batch_id: str, *, errors: bool, out: str | None) -> None:
+    """Print the answers of an ended batch, one JSON document a line."""
+    home = get_home()
+    with jobs_client.reading(home) as db:
+        batch = control.get(db, batch_id)
+    if not batch.ended:
+        raise NotRunning(f"The batch {batch.id} has not ended yet.", hint=f"mlxq batch show {batch.id}")
+    file, size = (batch.error_file, batch.error_bytes) if errors else (batch.output_file, batch.output_bytes)
+    _write(home, batch, file, size, out)
+
+
+def _write(home: Home, batch: Batch, file_id: str | None, size: int, out: str | None) -> None:
+    """Copy a result file to a path, or to standard output for None. Raises NotFound, MlxqError."""
+    source = home.files / str(file_id)
+    if size and not source.is_file():
+        raise NotFound(f"The results of {batch.id} were deleted, or have expired.", hint="mlxq batch list")
+    try:
+        if out is None:
+            if size:
+                with source.open("rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+            return
+        temporary = Path(f"{out}.partial")
+        temporary.write_bytes(b"")
+        if size:
+            shutil.copyfile(source, temporary)
+        temporary.replace(out)
+    except OSError as problem:
+        raise MlxqError(f"Cannot write {out}: {problem.strerror}.", hint=f"mlxq batch output {batch.id}") from problem
+    render.say(f"Written to {out}.")

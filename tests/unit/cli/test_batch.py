@@ -1,0 +1,73 @@
+"""`mlxq batch` asks and reads; the job is the worker's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.batching import line
+
+from mlxq import cli, jobs_client
+from state.batches import batches, stored_files
+from state.batches.batches import BatchStatus
+from state.db import Database
+from state.paths import Home
+from tasks.batches import ending
+
+
+@pytest.fixture(autouse=True)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_client, "ensure_worker", lambda _: None)
+
+
+def run(rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Create a batch of one line, and return its id."""
+    (tmp_path / "requests.jsonl").write_text(line("a"))
+    assert cli.run(["batch", "run", str(tmp_path / "requests.jsonl"), *words]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_a_batch_is_created_shown_and_cancelled(
+    rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = run(rows, tmp_path, capsys, "--tier", "fast")
+    batch = batches.get(rows, name)
+    assert (batch.owner, batch.tier, batch.endpoint, batch.cloud) == ("mlxq", "fast", "/v1/chat/completions", False)
+    assert rows.value("SELECT queue FROM jobs WHERE kind = 'batch'") == "bulk"
+    assert cli.run(["batch", "list", "--json"]) == 0
+    assert [row["id"] for row in json.loads(capsys.readouterr().out)["batches"]] == [name]
+    assert cli.run(["batch", "output", name]) == 3
+    assert cli.run(["batch", "cancel", name]) == 0
+    assert cli.run(["batch", "show", name]) == 0
+    assert "cancelling" in capsys.readouterr().out
+
+
+def test_the_output_of_an_ended_batch_is_written(
+    rows: Database, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = run(rows, tmp_path, capsys)
+    batch = batches.get(rows, name)
+    stored_files.path(home, str(batch.output_file)).write_text('{"custom_id": "a"}\n')
+    rows.run("UPDATE batches SET status = 'finalizing', output_bytes = 19, succeeded = 1, total = 1")
+    ending.finish(rows, batches.get(rows, name), BatchStatus.COMPLETED)
+    assert cli.run(["batch", "output", name, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out").read_text() == '{"custom_id": "a"}\n'
+    assert cli.run(["batch", "output", name, "--errors", "--out", str(tmp_path / "errors")]) == 0
+    assert (tmp_path / "errors").read_text() == ""
+    assert cli.run(["batch", "cancel", name]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("no json", []), (line("a", url="/v1/audio/speech"), []), (line("a"), ["--tier", "nope"]), (None, [])],
+)
+def test_a_file_that_is_no_batch_is_refused_at_once(
+    rows: Database, home: Home, tmp_path: Path, content: str | None, words: list[str]
+) -> None:
+    path = tmp_path / "requests.jsonl"
+    if content is not None:
+        path.write_text(content)
+    assert cli.run(["batch", "run", str(path), *words]) == (1 if words or content is None else 2)
+    assert batches.listing(rows) == []
+    assert not home.files.exists() or list(home.files.iterdir()) == []
