@@ -314,8 +314,8 @@ def _key() -> str:
 
 def _others_serve(db: Database, row: Service) -> bool:
     """Return whether requests would be answered while an engine is away, or never will be: it is the only one."""
-    others = [other for other in service.listing(db) if other.kind == "engine" and other.name != row.name]
-    return any(other.state in ROUTED for other in others) or not any(other.desired == "up" for other in others)
+    engines = [other for other in service.listing(db) if other.kind == "engine" and other.name != row.name]
+    return any(engine.state in ROUTED for engine in engines) or not any(engine.desired == "up" for engine in engines)
 
 
 def _purge(row: Service) -> None:
