@@ -55,3 +55,8 @@ lock-engine NAME:
     uv pip compile tasks/engines/locks/{{NAME}}.in --override tasks/engines/locks/overrides.txt --universal \
         --python-version 3.11 --generate-hashes --no-build --no-header -q -o tasks/engines/locks/{{NAME}}.txt
     uv run python tests/support/engine_lock.py tasks/engines/locks/{{NAME}}.txt
+
+# Make the lock by which vllm-mlx is installed where mlxq's wheel runs, from what uv.lock has tested.
+lock-own-engine:
+    uv export --only-group engine --no-header --no-annotate -q -o tasks/engines/locks/vllm-mlx-0.6.0.txt
+    uv run python tests/support/engine_lock.py tasks/engines/locks/vllm-mlx-0.6.0.txt

@@ -34,8 +34,8 @@ NAMES = ("standard", "longctx", "fast")
 LOCAL = ("MODEL_COST_MAP", "BLOG_POSTS", "ANTHROPIC_BETA_HEADERS", "POLICY_TEMPLATES", "AUTOROUTER_PRESETS")
 """What LiteLLM would else ask raw.githubusercontent.com for."""
 SMG = "smg==1.13.0"
+LITELLM = "litellm[proxy]==1.106.12"
 PORTKEY = "@portkey-ai/gateway@1.15.2"
-BIN = Path(sys.executable).parent
 START_LIMIT_S = 120.0
 
 
@@ -169,7 +169,20 @@ def litellm(setup: Setup) -> Iterator[Way]:
     chains = [{name: [other for other in NAMES if other != name]} for name in NAMES]
     config.write_text(yaml.safe_dump({"model_list": models, "router_settings": {"fallbacks": chains}}))
     local = {f"LITELLM_LOCAL_{name}": "True" for name in LOCAL} | {"PYTHONDONTWRITEBYTECODE": ""}
-    argv = [str(BIN / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    folder = setup.peers / "litellm"
+    python = _install(
+        ["uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], folder / "bin" / "python"
+    )
+    packages = ["uv", "pip", "install", "--quiet", "--python", str(python), LITELLM]
+    argv = [
+        str(_install(packages, folder / "bin" / "litellm")),
+        "--config",
+        str(config),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     with _run(argv, port, setup.home, env={**os.environ, **KEYS, **local}) as way:
         way.headers, way.models, way.cascades = _bearer(), NAMES, True
         yield way

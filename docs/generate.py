@@ -223,7 +223,14 @@ def engines() -> str:
     names = list(known)
     plain = [
         ("version", lambda each: each.version),
-        ("lives in", lambda each: "mlxq's environment" if each.environment == "mlxq" else "an environment of its own"),
+        (
+            "lives in",
+            lambda each: (
+                "mlxq's environment in a checkout, else its own"
+                if each.environment == "mlxq"
+                else "an environment of its own"
+            ),
+        ),
         ("size on disk", lambda each: units.files(each.installed_mb * 1_000_000) if each.installed_mb else "with mlxq"),
         ("resident with the built-in model", lambda each: f"{each.resident_mb} MB"),
         ("dialects relayed as they are", lambda each: ", ".join(_relayed(each))),

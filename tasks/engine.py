@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from catalog.engines import FALLBACK, EngineEntry, entries, entry
+from catalog.engines import FALLBACK, EngineEntry, entry
 from state import event, service, settings
 from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, NotFound, Offline, UsageProblem
 from state.paths import Home
@@ -151,7 +151,7 @@ def check_engines() -> None:
 
 def _known(engine: str) -> EngineEntry:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
-    installable = [name for name, details in entries().items() if details.environment == "own"]
+    installable = installed.installable()
     if engine not in installable:
         raise UsageProblem(f"{engine} cannot be installed; {', '.join(installable)} can.", hint="mlxq engine list")
     return entry(engine)

@@ -16,7 +16,7 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
 from tasks import kinds, model_file, recommend, stack_jobs
-from tasks.engines import serving
+from tasks.engines import installed, serving
 from tasks.engines.serving import ByCatalog
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
@@ -101,7 +101,10 @@ def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool
     if start:
         stack.set_desired(context.db, [tier.name for tier in tiers], "up")
     retired, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
-    for following in plan(tiers, pull=pull, start=start, retired=retired, around=around, engine=engine):
+    required = installed.lacking(context.home)
+    for following in plan(
+        tiers, pull=pull, start=start, retired=retired, around=around, required=required, engine=engine
+    ):
         context.then(following)
 
 
@@ -112,18 +115,22 @@ def plan(
     start: bool,
     retired: Sequence[str] = (),
     around: Sequence[str] = (GATEWAY,),
+    required: str | None = None,
     engine: str | None = None,
 ) -> list[NewJob]:
     """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
     `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
     fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` engines,
-    whose memory and ports it may need, and for the installation of `engine`, whatever becomes of it.
+    whose memory and ports it may need, for the installation of `required`, without which none can start, and for that
+    of `engine`, whatever becomes of it.
     """
     engines = engines_of(tiers)
     soonest = sorted(engines, key=lambda engine: (engine.name != FAST, engine.memory_bytes))
     sources = list(dict.fromkeys(engine.source for engine in soonest)) if pull else []
-    jobs = [_pull(source) for source in sources]
+    before = ["install_engine"] if required and start else []
+    jobs = [kinds.new(kind, {"engine": required}) for kind in before]
+    jobs += [_pull(source) for source in sources]
     jobs.append(kinds.new("configure"))
     jobs += stack_jobs.retire(retired)
     if not start:
@@ -132,7 +139,7 @@ def plan(
     jobs += [kinds.new("add_engine", {"engine": engine})] if engine else []
     after = [*retired, *(["add_engine"] if engine else [])]
     for served in engines:
-        needs = ["configure", *([_pulling(served.source)] if pull else [])]
+        needs = ["configure", *before, *([_pulling(served.source)] if pull else [])]
         jobs.append(kinds.new("start", {"service": served.name}, needs=needs, after=after, label=served.name))
     return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(served.name for served in engines)])]
 

@@ -38,8 +38,9 @@ class EngineName(click.ParamType[str]):
 def command() -> None:
     """Install engines and choose between them.
 
-    An engine is the program that serves a model. vllm-mlx is always there; another one lives in an environment of its
-    own below MLXQ_HOME/engines. With `engine: auto` each model gets the engine that reads its prompts once.
+    An engine is the program that serves a model. In a checkout vllm-mlx is always there; each other one lives in an
+    environment of its own below MLXQ_HOME/engines. With `engine: auto` each model gets the engine that reads its
+    prompts once.
     """
 
 
@@ -154,11 +155,12 @@ def rollback(engine: str, *, timeout_s: float | None) -> None:
 
 def installable(engine: str) -> EngineEntry:
     """Return the entry of an engine that can be installed. Raises UsageProblem."""
-    entry = entries().get(engine)
-    if entry is None or entry.environment != "own":
-        names = ", ".join(name for name, candidate in entries().items() if candidate.environment == "own")
-        raise UsageProblem(f"{engine} cannot be installed; {names} can.", hint="mlxq engine list")
-    return entry
+    from tasks.engines import installed
+
+    names = installed.installable()
+    if engine not in names:
+        raise UsageProblem(f"{engine} cannot be installed; {', '.join(names)} can.", hint="mlxq engine list")
+    return entries()[engine]
 
 
 def _clear_faults(home: Home, engine: str, tier: str | None) -> None:
@@ -258,7 +260,7 @@ def _in_use(home: Home) -> tuple[list[Installation], dict[str, list[str]], dict[
     from tasks.engines import installed
 
     if not home.database.exists():
-        return [installed.own()], {}, {}
+        return [installed.fallback(home)], {}, {}
     with jobs_client.reading(home) as db:
         bad = {name: installed.wish(db, name).bad for name in entries()}
         return installed.used(db, home), _running(db), bad

@@ -1,6 +1,7 @@
-"""Which engines are on this machine: the one in mlxq's own environment, and those below MLXQ_HOME/engines.
+"""Which engines are on this machine: one in mlxq's own environment, where there is one, and those below its home.
 
-A folder `NAME-VERSION` counts when `engine.json` is in it: a version that was never proven is no engine. A hidden
+A checkout has vllm-mlx beside mlxq; mlxq's wheel comes without an engine, and setup installs one. In MLXQ_HOME/engines
+a folder `NAME-VERSION` counts when `engine.json` is in it: a version that was never proven is no engine. A hidden
 folder is one in the making (tasks/engines/environments.py).
 """
 
@@ -12,7 +13,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,29 @@ class Release:
     """Whether its interpreter is still there: a Python that was upgraded takes the environment with it."""
 
 
-def own() -> Installation:
-    """Return the engine in mlxq's own environment."""
-    return Installation(FALLBACK, version(entries()[FALLBACK].package), sys.executable)
+def own() -> Installation | None:
+    """Return the engine in mlxq's own environment; None where there is none."""
+    try:
+        return Installation(FALLBACK, version(entries()[FALLBACK].package), sys.executable)
+    except PackageNotFoundError:
+        return None
+
+
+def installable() -> list[str]:
+    """Return the engines that can be installed: each that is not in mlxq's own environment."""
+    bundled = own()
+    return [name for name in entries() if bundled is None or name != bundled.engine]
+
+
+def lacking(home: Home) -> str | None:
+    """Return the engine without which no tier can start: the fallback, where no engine is here."""
+    return None if any(release.whole for release in releases(home)) else FALLBACK
+
+
+def fallback(home: Home) -> Installation:
+    """Return the engine that serves where no other one does: mlxq's own, or the one that setup installs."""
+    release = entries()[FALLBACK].version
+    return own() or Installation(FALLBACK, release, str(python(folder(home, FALLBACK, release))))
 
 
 def mlxq_version() -> str:
@@ -63,7 +84,8 @@ def python(environment: Path) -> Path:
 
 def releases(home: Home) -> list[Release]:
     """Return every version that was proven: the one in mlxq's own environment first, then the oldest version first."""
-    proven = [Release(own(), None, {}, whole=True)]
+    bundled = own()
+    proven = [Release(bundled, None, {}, whole=True)] if bundled else []
     if home.engines.is_dir():
         folders = [folder for folder in home.engines.iterdir() if not folder.name.startswith(".")]
         proven += sorted(filter(None, map(_release, folders)), key=lambda release: order(release.installation.version))
@@ -109,7 +131,8 @@ def order(release: str) -> list[int]:
 
 def mlx(home: Home, release: str) -> str:
     """Return the release of MLX that an engine runs on; empty where that is not known."""
-    if release.startswith(f"{FALLBACK} "):
+    bundled = own()
+    if bundled and release == bundled.name:
         return version("mlx")
     matches = (candidate for candidate in releases(home) if candidate.installation.name == release)
     return str(next((candidate.proof.get("mlx", "") for candidate in matches), ""))
@@ -141,7 +164,7 @@ class RequestedEngine:
 def used(db: Database, home: Home) -> list[Installation]:
     """Return one version of each engine: the one that was requested, else the one before it, else the newest here.
 
-    Versions that failed in use are left out.
+    Versions that failed in use are left out. Where no engine is here yet, it is the one that setup installs.
     """
     requested = _requested(db)
     versions: dict[str, Installation] = {}
@@ -151,7 +174,7 @@ def used(db: Database, home: Home) -> list[Installation]:
             other = versions.get(installation.engine)
             if other is None or _rank(installation, wish) >= _rank(other, wish):
                 versions[installation.engine] = installation
-    return list(versions.values())
+    return list(versions.values()) or [fallback(home)]
 
 
 def _rank(installation: Installation, wish: RequestedEngine) -> int:

@@ -165,8 +165,8 @@ def reads_once(db: Database | None, home: Home) -> Reuses:
 
 
 def by_catalog(db: Database | None, home: Home, *, adds: bool = False) -> ByCatalog:
-    """Return what chooses programs now. `db` is None in a new home, where only the engine in mlxq's environment is."""
-    used = installed.used(db, home) if db else [installed.own()]
+    """Return what chooses programs now. `db` is None in a new home."""
+    used = installed.used(db, home) if db else [installed.fallback(home)]
     missing = absent(db, home, used) if db else dict.fromkeys(set(ENGINES) - {used[0].engine}, NOT_INSTALLED)
     return ByCatalog(settings.load(home)["engine"], backend_of(db) if db else "cpu", used, missing, adds)
 

@@ -1,8 +1,9 @@
-"""The adapter of vllm-mlx 0.6.0, which lives in mlxq's own environment."""
+"""The adapter of vllm-mlx 0.6.0: in mlxq's own environment where a checkout runs, else in one of its own."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from catalog.engines import ModelKind, reuses
 from tasks.engines.base import (
@@ -20,13 +21,14 @@ from tasks.plan.health import Limits
 
 NAME = "vllm-mlx"
 KEY = "MLXQ_TIER_KEY"
+PROGRAM = Path(__file__).with_name("vllm_mlx_program.py")
 
 
 def argv(served: Served, installation: Installation) -> list[str]:
     """Return the command line that serves a tier; its weights must be set."""
     engine = served.engine
     return [
-        *(installation.python, "-P", "-m", "tasks.engines.vllm_mlx_program", "serve", engine.weights),
+        *(installation.python, "-P", str(PROGRAM), "serve", engine.weights),
         *("--host", "127.0.0.1", "--port", str(engine.port), "--served-model-name", engine.name),
         *("--continuous-batching", "--offline", "--enable-metrics"),
         *_limits(served),

@@ -1,11 +1,13 @@
 """The program of an engine process: vllm-mlx 0.6.0, with what its flags cannot say.
 
-Run as `python -P -m tasks.engines.vllm_mlx_program serve FOLDER --port … `; the key comes by MLXQ_TIER_KEY.
+Run by the Python of the environment that the engine is in, which may have no mlxq: `PYTHON -P vllm_mlx_program.py serve
+FOLDER --port … `. It imports nothing of mlxq but two files by their path. The key comes by MLXQ_TIER_KEY.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import signal
@@ -13,11 +15,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.engines.locked import locked
-from tasks.system import own_log
-
 if TYPE_CHECKING:
     import uvicorn
+
+TASKS = Path(__file__).parents[1]
 
 DRAIN_S = 4
 """Seconds a running answer has left after SIGTERM; the engine alone waits without limit. Its own end takes up to
@@ -29,7 +30,7 @@ def main() -> None:
     os.umask(0o077)
     keep_out("torch", "torchvision")
     log_briefly()
-    own_log.keep_of_service()
+    load(TASKS / "system" / "own_log.py").keep_of_service()
     key = os.environ.pop("MLXQ_TIER_KEY", "")
     settle_the_server(key)
     sys.argv += key_arguments(key)
@@ -41,6 +42,16 @@ def main() -> None:
     from vllm_mlx.cli import main as serve
 
     serve()
+
+
+def load(file: Path) -> Any:
+    """Return the module in `file`, which imports nothing of mlxq."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def keep_out(*modules: str) -> None:
@@ -59,6 +70,8 @@ def log_briefly() -> None:
 def settle_the_server(key: str) -> None:
     """Set uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, no log, and a lock on every path."""
     import uvicorn
+
+    locked = load(TASKS / "engines" / "locked.py").locked
 
     def run(app: Any, **wanted: Any) -> None:
         settled = uvicorn.Config(

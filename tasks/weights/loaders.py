@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from catalog import config_json
 from catalog.config_json import ModelConfig
 from state.errors import NotFound
+from state.paths import get_home
 from tasks.weights import repo_files
 
 CONVERSIONS = "Look for a conversion at https://huggingface.co/mlx-community"
@@ -117,16 +119,16 @@ def weight_files(names: Sequence[str], config: ModelConfig) -> list[str]:
     return plain or (shards if any(loader.name == "mlx-vlm" for loader in _used(config)) else [])
 
 
-@cache
 def loaders() -> tuple[Loader, ...]:
-    """Return the loaders that are installed."""
-    return tuple(_installed())
+    """Return the loaders that are installed: one of each, mlxq's own or that of an engine."""
+    environments = sorted(get_home().engines.glob("*/venv/lib/python*/site-packages"))
+    return tuple(_installed([*sys.path, *map(str, environments)]))
 
 
-def _installed() -> Iterator[Loader]:
+def _installed(path: Sequence[str]) -> Iterator[Loader]:
     for name, package in (("mlx-lm", "mlx_lm"), ("mlx-vlm", "mlx_vlm"), (EMBEDDINGS, "mlx_embeddings")):
-        spec = importlib.util.find_spec(package)
-        for location in (spec.submodule_search_locations or []) if spec else []:
+        spec = PathFinder.find_spec(package, path)
+        for location in (spec.submodule_search_locations or [])[:1] if spec else []:
             yield Loader(name, Path(location))
 
 

@@ -45,7 +45,9 @@ def engines(home: Home) -> list[int]:
     found: list[int] = []
     for each in psutil.process_iter():
         try:
-            if each.environ().get("MLXQ_HOME") == str(home.root) and "tasks.engines.vllm_mlx_program" in each.cmdline():
+            if each.environ().get("MLXQ_HOME") == str(home.root) and any(
+                word.endswith("vllm_mlx_program.py") for word in each.cmdline()
+            ):
                 found.append(each.pid)
         except psutil.Error:
             continue

@@ -181,11 +181,3 @@ def test_exception_is_caught_where_contributing_says() -> None:
     told = re.search(r"`Exception` is caught in two places: `(.+?)` and `(.+?)`", said(ROOT / "CONTRIBUTING.md"))
     assert told
     assert set(told.groups()) == caught
-
-
-def test_overrides_for_an_installation_are_those_of_the_project() -> None:
-    """`uv tool install` does not read the project's overrides, so they lie in a file of their own as well."""
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["uv"]["override-dependencies"] == (ROOT / "overrides.txt").read_text().split("\n")[:-1]

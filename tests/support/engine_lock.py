@@ -1,4 +1,4 @@
-"""Take out of a lock what no machine of mlxq installs: `engine_lock.py LOCK`. Run by `just lock-engine`."""
+"""Take out of a lock what no machine of mlxq installs: `engine_lock.py LOCK`. The justfile runs it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 NEVER = ("'never'", "'win32'")
+EVERY = (
+    " ; (platform_machine == 'arm64' and sys_platform == 'darwin')"
+    " or (platform_machine == 'x86_64' and sys_platform == 'linux')"
+)
+"""What `uv export` writes at each package that all environments of uv.lock have."""
 
 
 def needed(text: str) -> str:
@@ -16,7 +21,7 @@ def needed(text: str) -> str:
         if line and not line.startswith((" ", "#")):
             keeps = not any(mark in line for mark in NEVER)
         if keeps:
-            kept.append(line)
+            kept.append(line.replace(EVERY, ""))
     return "\n".join(kept) + "\n"
 
 

@@ -56,7 +56,7 @@ def test_a_dry_run_shows_the_command_and_no_key(home: Home, db: Database, capsys
     assert cli.run(["up", "--dry-run"]) == 0
 
     out = capsys.readouterr().out
-    assert "-m tasks.engines.vllm_mlx_program serve" in out
+    assert "vllm_mlx_program.py serve" in out
     assert "-m tasks.gateway" in out
     assert "-m mlxq.web 4001" in out
     assert "MLXQ_TIER_KEY=***" in out

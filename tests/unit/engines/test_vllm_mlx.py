@@ -41,7 +41,7 @@ def after(flag: str, argv: list[str]) -> str:
 def test_argv_is_exactly_this():
     """A change of the engine's command line restarts every engine: it is made on purpose or not at all."""
     assert argv() == [
-        *("/venv/bin/python", "-P", "-m", "tasks.engines.vllm_mlx_program", "serve", FAST.weights),
+        *("/venv/bin/python", "-P", str(vllm_mlx.PROGRAM), "serve", FAST.weights),
         *("--host", "127.0.0.1", "--port", "8001", "--served-model-name", "fast"),
         *("--continuous-batching", "--offline", "--enable-metrics"),
         *("--max-num-seqs", "8", "--max-tokens", "4096", "--max-request-tokens", "16384"),
