@@ -1,5 +1,7 @@
 """The adapter of mlx-embeddings, which makes vectors and ranks documents in a program of mlxq's own.
 
+It runs in the environment that vllm-mlx is in, which brings the library.
+
 Neither engine of chats serves it better. vllm-mlx 0.6.0 needs a chat model beside it, computes vectors on the event
 loop of its server (nothing is answered meanwhile), pools bge-m3 by the mean, and takes no folder for --rerank-model.
 rapid-mlx 0.16.10 needs packages that it does not bring ([embeddings]) and refuses to start without them.
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from catalog import retrieval
@@ -20,22 +23,26 @@ from tasks.plan.health import Limits
 
 NAME = "mlx-embeddings"
 KEY = "MLXQ_TIER_KEY"
+PROGRAM = Path(__file__).with_name("embedding_program.py")
 GPU_PASS_TOKENS = 4_096
 PASS_TOKENS = {"cpu": 256}
 """Tokens of one forward pass, which is what a short request waits for at most: MLX's CPU backend on Linux computes
 all-MiniLM-L6-v2 at some 100 tokens/s (2 cores of an EPYC, mlx 0.32.4), a GPU at a thousand times that."""
 
 
-def installation() -> Installation:
-    """Return the one version there is: the library in mlxq's own environment."""
-    return Installation(NAME, version(NAME), sys.executable)
+def installation(host: Installation) -> Installation:
+    """Return the version that is in the environment of `host`, which is vllm-mlx; "?" where that is not there."""
+    if host.python == sys.executable:
+        return Installation(NAME, version(NAME), host.python)
+    packages = Path(host.python).parents[1].glob("lib/python*/site-packages/mlx_embeddings-*.dist-info")
+    return Installation(NAME, next((path.stem.partition("-")[2] for path in packages), "?"), host.python)
 
 
 def argv(served: Served, installation: Installation) -> list[str]:
     """Return the command line that serves a model; its weights must be set."""
     engine = served.engine
     return [
-        *(installation.python, "-P", "-m", "tasks.engines.embedding_program", engine.purpose, engine.weights),
+        *(installation.python, "-P", str(PROGRAM), engine.purpose, engine.weights),
         *("--port", str(engine.port), "--name", engine.name, "--max-length", str(engine.context)),
         *("--pooling", _pooling(engine), "--pass-tokens", str(PASS_TOKENS.get(served.backend, GPU_PASS_TOKENS))),
     ]

@@ -1,6 +1,7 @@
 """The program of an engine process that makes vectors of texts, or scores documents: one model of mlx-embeddings.
 
-Run as `python -P -m tasks.engines.embedding_program embedding FOLDER --port …`; the key comes by MLXQ_TIER_KEY.
+Run as `PYTHON -P embedding_program.py embedding FOLDER --port …`; the key comes by MLXQ_TIER_KEY. Python may be that
+of an engine's environment: its libraries are used, and what it lacks comes from where mlxq is.
 One thread computes. Requests take turns at it after each forward pass, so that a query does not wait for a batch of
 2,048 documents; a client that leaves takes the rest of its batch along.
 """
@@ -19,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+sys.path.append(str(Path(__file__).parents[2]))
 
 import orjson
 import uvicorn

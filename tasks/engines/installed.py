@@ -177,6 +177,12 @@ def used(db: Database, home: Home) -> list[Installation]:
     return list(versions.values()) or [fallback(home)]
 
 
+def host(db: Database, home: Home) -> Installation:
+    """Return the vllm-mlx that is used, or that setup installs: mlx-embeddings is in its environment."""
+    candidates = (installation for installation in used(db, home) if installation.engine == FALLBACK)
+    return next(candidates, fallback(home))
+
+
 def _rank(installation: Installation, wish: RequestedEngine) -> int:
     """Return how much a version is wanted; of those that were never requested the newest comes last."""
     return (installation.version == wish.version) * 2 + (installation.version == wish.previous)

@@ -48,7 +48,9 @@ def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> 
     """Return how `engine` is to be started now; its weights must be here. Raises DiskUnavailable."""
     weights = Path(engine.weights)
     if engine.purpose != stack.CHAT:
-        return launch_with(Served(engine, ModelFacts(), str(home.root), key, backend), embedding.installation())
+        return launch_with(
+            Served(engine, ModelFacts(), str(home.root), key, backend), embedding.installation(installed.host(db, home))
+        )
     facts_of_model = model_dir.read(weights.parent, lambda: model_facts.read(weights))
     chosen = choose(db, home, engine, facts_of_model, backend)
     launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend), chosen.installation)

@@ -15,8 +15,9 @@ import httpx
 import numpy as np
 from support.ports import free_port
 
+from state.paths import Home
 from state.stack import Engine, Purpose
-from tasks.engines import embedding
+from tasks.engines import embedding, installed
 from tasks.engines.base import ModelFacts, Served
 
 KEY = "sk-retrieval"
@@ -59,7 +60,10 @@ class RetrievalEngine:
         self.log.parent.mkdir(exist_ok=True, parents=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                embedding.argv(order, embedding.installation()), env=environment, stdout=log, stderr=log
+                embedding.argv(order, embedding.installation(installed.fallback(Home(home)))),
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         self.client = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"}, timeout=120)
 
