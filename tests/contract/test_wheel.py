@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -66,6 +67,18 @@ def test_the_wheel_holds_the_four_packages_and_their_data(wheel: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert wanted <= names
+
+
+def test_nobody_gets_torch_or_cuda_with_it(wheel: Path, tmp_path: Path) -> None:
+    """Into a bare environment, with nothing passed by hand."""
+    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, tmp_path / "bare"], check=True)
+    argv = ["uv", "pip", "install", "--dry-run", "--no-config", "--python", tmp_path / "bare" / "bin" / "python", wheel]
+    planned = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if planned.returncode:
+        pytest.skip(f"there is no package index: {planned.stderr.strip()[-200:]}")
+    names = set(re.findall(r"^ \+ ([\w.-]+)", planned.stderr, re.MULTILINE))
+    assert {"mlxq", "huey", "litellm", "mlx-lm"} <= names
+    assert not {name for name in names if re.match(r"torch|gradio|opencv|nvidia|cuda|triton|vllm", name)}
 
 
 def test_it_is_the_wheel_that_runs(programs: Path, hostile: Path, world: dict[str, str]) -> None:

@@ -14,8 +14,8 @@ from support.engine_lock import needed
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
-PROGRAMS = "_program.py"
-"""Run in an engine's environment."""
+PROGRAMS = ("_program.py", "embedding_model.py")
+"""Files that run in an engine's environment."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = ROOT / "tasks" / "engines" / "locks" / "vllm-mlx-0.6.0.txt"
 PARTS = {"pydantic-core": "pydantic", "mlx-cpu": "mlx", "mlx-metal": "mlx"}

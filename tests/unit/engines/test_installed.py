@@ -114,3 +114,35 @@ def test_a_hidden_folder_is_no_release(home: Home) -> None:
     install(home, "0.16.10").rename(home.engines / ".rapid-mlx-0.16.10.partial")
 
     assert len(installed.releases(home)) == 1
+
+
+@pytest.fixture
+def wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave mlxq's environment without an engine, as its wheel does."""
+    monkeypatch.setattr(installed, "own", lambda: None)
+
+
+@pytest.mark.usefixtures("wheel")
+def test_where_no_engine_is_here_the_one_that_setup_installs_stands_for_it(home: Home, db: Database) -> None:
+    (expected,) = installed.used(db, home)
+
+    assert (expected.name, expected.python) == (
+        "vllm-mlx 0.6.0",
+        str(home.engines / "vllm-mlx-0.6.0" / "venv" / "bin" / "python"),
+    )
+    assert installed.lacking(home) == "vllm-mlx"
+    assert "vllm-mlx" in installed.installable()
+
+
+@pytest.mark.usefixtures("wheel")
+def test_an_engine_that_is_here_is_enough(home: Home, db: Database) -> None:
+    install(home, "0.16.10")
+
+    assert [engine.name for engine in installed.used(db, home)] == ["rapid-mlx 0.16.10"]
+    assert installed.lacking(home) is None
+
+
+def test_in_a_checkout_the_engine_comes_with_mlxq(home: Home, db: Database) -> None:
+    assert installed.fallback(home).python == sys.executable == installed.host(db, home).python
+    assert installed.lacking(home) is None
+    assert "vllm-mlx" not in installed.installable()

@@ -49,6 +49,14 @@ def test_an_engine_that_is_added_comes_before_the_starts_and_stops_none_of_them(
     assert waits == {"standard": ["add_engine"], "fast": ["add_engine"]}
 
 
+def test_without_the_required_engine_nothing_starts() -> None:
+    batch = needs(score.plan([STANDARD, FAST], pull=True, start=True, required="vllm-mlx"))
+
+    assert batch["install_engine"] == []
+    assert batch["fast"] == ["configure", "install_engine", "pull hub:x/b"]
+    assert "install_engine" not in needs(score.plan([STANDARD], pull=True, start=False, required="vllm-mlx"))
+
+
 @pytest.mark.parametrize(
     ("pull", "start", "labels"),
     [
