@@ -14,7 +14,7 @@ from support.soak import Soak
 
 from tasks.system import process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(14400)]
 
 
 def test_a_soak_of_random_faults_under_load_ends_healthy(mlxq: Mlxq, tiny: Path) -> None:
@@ -25,5 +25,7 @@ def test_a_soak_of_random_faults_under_load_ends_healthy(mlxq: Mlxq, tiny: Path)
 
     assert soak.lost() == []
     assert sum(each.said == "200" for each in soak.asked) > soak.faults.total()
-    for name in ("standard", "fast", "longctx", "gateway"):
+    assert soak.lost_jobs() == 0
+    assert mlxq.db.value("PRAGMA integrity_check") == "ok"
+    for name in ("standard", "fast", "longctx", "gateway", "page"):
         assert list(process.find_orphans(str(mlxq.home.root), name)) == [mlxq.identity(name)]

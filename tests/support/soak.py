@@ -8,27 +8,31 @@ right unless, while it was under way,
 - or every tier was away at once, counted likewise, and for as long after its return as the gateway lets a tier rest
   that failed (COOLDOWN_SECONDS): when the last one dies, the gateway may not have asked the first one again yet.
 
-That the worker dies, its clock jumps, a log is filled, a file is spoiled or deleted, everything sleeps for a while, a
-chain waits for a pull, or a tier other than the last is away is no excuse.
+That the worker or the page dies, a clock jumps, a log is filled, a file is spoiled or deleted, the disk of the models
+is away, everything sleeps for a while, a chain waits for a pull, or a tier other than the last is away is no excuse.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-from support import loopback, recovery
+import pytest
+from support import loopback, mounts, recovery
 from support.mlxq_home import CLOCK, Mlxq, until
 from support.ports import free_port
 
@@ -37,7 +41,7 @@ from state.db import open_database
 from state.errors import EngineFailed
 from state.service import Service, State
 from tasks.gateway import cooldown
-from tasks.plan import gateway
+from tasks.plan import gateway, page
 from tasks.supervision import probe, socket_handover
 from tasks.system import process
 
@@ -50,6 +54,46 @@ SLIPS = (
     *(b"a: &a [1]\nb: *a\n", b"max-restarts: many\n", bytes(4096)),
 )
 """What a file holds after a slip, or after a disk was full."""
+LOW = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+"""
+"""A worker that is started from macOS's Terminal."""
+READS = (["status"], ["models"], ["why", "standard"], ["config", "list"], ["jobs"], ["keys", "list"], ["doctor"])
+"""Commands that work whatever is wrong with a file; doctor ends with 1 when it finds something."""
+
+
+@contextmanager
+def renamed(folder: Path) -> Iterator[None]:
+    """Take a folder away, as when macOS mounts a disk under another name."""
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    yield
+    elsewhere.rename(folder)
+
+
+@contextmanager
+def unplugged(folder: Path) -> Iterator[None]:
+    """Show the empty folder on which a disk is mounted."""
+    empty = folder.with_name("mount-point")
+    empty.mkdir(exist_ok=True)
+    with mounts.over(folder, empty):
+        yield
+
+
+MOUNTS: tuple[Callable[[Path], AbstractContextManager[object]], ...] = (
+    *(unplugged, mounts.dead, mounts.hanging, mounts.read_only),
+)
+"""How a disk goes away, where this account may mount."""
+
+
+def _may_mount() -> bool:
+    """Enter a mount namespace; return whether this account may."""
+    try:
+        mounts.enter()
+    except pytest.skip.Exception:
+        return False
+    return True
 
 
 @dataclass
@@ -94,11 +138,13 @@ class Soak:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.clock = self.mlxq.home.root / "clock"
+        self.disks = (renamed, *(MOUNTS if _may_mount() else ()))
 
     # ------------------------------------------------------------ the stage
 
     def run(self, count: int, clients: int = 2) -> None:
         """Bring all up, do `count` faults in bursts, and see that all is well after each burst."""
+        self.began = time.monotonic()
         self._set_up()
         threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
         threads.append(threading.Thread(target=self._watch))
@@ -108,6 +154,7 @@ class Soak:
             while self.faults.total() < count:
                 self._burst(min(self.random.randint(1, 4), count - self.faults.total()))
                 self._await_health()
+                print(f"{time.monotonic() - self.began:.0f} s: {self.faults.total()} faults, well again", flush=True)
         finally:
             self.stop.set()
             for thread in threads:
@@ -122,11 +169,14 @@ class Soak:
             self.mlxq.db.run("UPDATE engines SET weights = ? WHERE name = ?", (str(self.mlxq.home.models / name), name))
         settings.write(self.mlxq.home, "max-restarts", 100)
         settings.write(self.mlxq.home, "log-max-size-mb", 1)
+        settings.write(self.mlxq.home, "page-port", free_port())
         self._work()
         recovery.up_with_gateway(self.mlxq, free_port())
+        self._start(page.SERVICE)
 
     def _work(self) -> None:
-        self.mlxq.work_with_fakes("--load", "0.3", prelude=CLOCK, CLOCK=str(self.clock))
+        prelude = CLOCK + self.random.choice((LOW, ""))
+        self.mlxq.work_with_fakes("--load", "0.3", prelude=prelude, CLOCK=str(self.clock))
 
     # ------------------------------------------------------------ the faults
 
@@ -155,11 +205,17 @@ class Soak:
             self._spoil_file: 3,
             self._delete_file: 3,
             self._change_mind: 3,
+            self._type_commands: 2,
             self._wait_behind_a_pull: 1,
             self._sleep: 1,
+            self._hurt_page: 2,
+            self._take_disk_away: 3,
+            self._leave_odd_folder: 1,
+            self._use_up_descriptors: int(sys.platform == "linux"),  # prlimit(2)
         }
         (way,) = self.random.choices(list(ways), list(ways.values()))
         self.burst.append(way.__name__)
+        print(f"    {way.__name__.strip('_')}", flush=True)
         way()
         self.faults[way.__name__.strip("_")] += 1
 
@@ -193,6 +249,23 @@ class Soak:
 
     def _signal_gateway(self) -> None:
         self._hurt(gateway.SERVICE, signal.SIGKILL)
+
+    def _hurt_page(self) -> None:
+        self._hurt(page.SERVICE, self.random.choice((signal.SIGKILL, signal.SIGSTOP)))
+
+    def _use_up_descriptors(self) -> None:
+        """Leave the gateway no descriptor for another connection, until it is replaced."""
+        before = self.mlxq.await_doing(State.READY, gateway.SERVICE, LIMIT_S)
+        found = process.decode(before.identity or "")
+        with ExitStack() as clients:
+            with suppress(ProcessLookupError, FileNotFoundError):
+                limit = len(list(Path(f"/proc/{found.pid}/fd").iterdir())) + 2
+                resource.prlimit(found.pid, resource.RLIMIT_NOFILE, (limit, limit))
+            self.away.append(Away(gateway.SERVICE, process.encode(found), time.time()))
+            for _ in range(20):
+                with suppress(OSError):
+                    clients.enter_context(socket.create_connection(("127.0.0.1", before.port), 1))
+            self.mlxq.await_next(before, LIMIT_S)
 
     def _kill_worker(self) -> None:
         """Kill it, and start another as launchd would."""
@@ -239,6 +312,16 @@ class Soak:
             os.write(log, (b"x" * 99 + b"\n") * (LOG_BYTES // 100))
         self.mlxq.put("rotate")
 
+    def _take_disk_away(self) -> None:
+        """Take the disk of the models away, as it does, kill an engine and sometimes the worker, and bring it back."""
+        name = self._tier()
+        found = self._await_living(name)
+        with self.random.choice(self.disks)(self.mlxq.home.models):
+            self._send(name, found, signal.SIGKILL)
+            if self.random.random() < 0.3:
+                self._kill_worker()
+            time.sleep(self.random.uniform(0, 4))
+
     def _set_clock(self) -> None:
         part = self.clock.with_suffix(".part")
         part.write_text(str(self.random.choice((-1, 1)) * self.random.uniform(60, 7200)))
@@ -247,11 +330,43 @@ class Soak:
     def _spoil_file(self) -> None:
         """Make a slip in a file, or damage it, until the burst is over."""
         home = self.mlxq.home
-        path = self.random.choice((home.config, home.gateway_config, home.root / "keys.json"))
+        paths = (home.config, home.gateway_config, home.root / "keys.json", home.catalog / "own.yaml")
+        path = self.random.choice(paths)
         before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(self.random.choice(SLIPS))
         if path != home.gateway_config:  # which mlxq repairs by itself
             self.spoiled.setdefault(path, before)
+            self._read()
+
+    def _leave_odd_folder(self) -> None:
+        """Put folders beside the models that are no models, and list them; they stay."""
+        for number, text in enumerate((*SLIPS, b"{", b"[]", b'{"quantization": 1}', b'{"num_hidden_layers": "x"}')):
+            folder = self.mlxq.home.models / f"odd{number}"
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_bytes(text)
+            (folder / "._model.safetensors").write_bytes(b"x")
+        (self.mlxq.home.models / "nowhere").unlink(missing_ok=True)
+        (self.mlxq.home.models / "nowhere").symlink_to("nowhere")
+        self._run("models")
+
+    def _read(self) -> None:
+        """Run a command that only reads; it works, or says what is wrong."""
+        self._run(*self.random.choice(READS))
+
+    def _run(self, *argv: str) -> None:
+        _ended(self._shell(*argv))
+
+    def _shell(self, *argv: str) -> subprocess.Popen[str]:
+        """Type a command into a shell of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "mlxq", *argv],
+            env=os.environ | {"MLXQ_HOME": str(self.mlxq.home.root)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def _delete_file(self) -> None:
         """Delete a socket or a log."""
@@ -262,12 +377,28 @@ class Soak:
     def _change_mind(self) -> None:
         """Ask for this and that of a tier in close order, as from two shells, and at last that it runs."""
         name = self._tier()
+        with self._asked_away(name):
+            for kind in self.random.choices(("stop", "start", "restart", "drain"), k=self.random.randint(1, 4)):
+                self.mlxq.put(kind, service=name)
+                time.sleep(self.random.choice((0, 0, 0.2)))
+            self._start(name)
+
+    def _type_commands(self) -> None:
+        """Type commands about a tier into several shells at once, and at last that it runs."""
+        name = self._tier()
+        with self._asked_away(name):
+            commands = self.random.choices((["down"], ["up"], ["restart"], ["down", "--drain"]), k=3)
+            shells = [self._shell(*command, name) for command in commands]
+            for shell in shells:
+                _ended(shell)
+            self._run("up", name)
+
+    @contextmanager
+    def _asked_away(self, name: str) -> Iterator[None]:
+        """Let a tier be away on request for a time."""
         away = Away(name, self.mlxq.one(name).identity or "", time.time())
         self.away.append(away)
-        for kind in self.random.choices(("stop", "start", "restart", "drain"), k=self.random.randint(1, 4)):
-            self.mlxq.put(kind, service=name)
-            time.sleep(self.random.choice((0, 0, 0.2)))
-        self._start(name)
+        yield
         away.until = time.time() + cooldown.COOLDOWN_S
 
     def _wait_behind_a_pull(self) -> None:
@@ -286,6 +417,12 @@ class Soak:
                 time.sleep(self.random.uniform(0.5, 3))
 
     # ------------------------------------------------------------ the health
+
+    def lost_jobs(self) -> int:
+        """Return how many jobs were enqueued and are no longer known, or have not ended."""
+        enqueued = self.mlxq.db.value("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'")
+        ended = self.mlxq.db.value("SELECT count(*) FROM jobs WHERE state NOT IN ('queued', 'running', 'blocked')")
+        return enqueued - ended
 
     def _await_health(self) -> None:
         """Mend as a person would, and wait until all is well. What died lately is forgotten, as ten minutes would."""
@@ -339,6 +476,8 @@ class Soak:
         """Ask a service; one that was stopped a moment ago is still healthy by its row. Raises EngineFailed."""
         if row.kind == "gateway":
             return probe.gateway_ready(row.port, 5.0)
+        if row.kind == "page":
+            return probe.answers(row.port, page.HEALTH, 5.0)
         return probe.one_token(row.port, self._key(secrets.TIER), row.name, 5.0) > 0
 
     def _key(self, name: str) -> str:
@@ -390,10 +529,21 @@ class Soak:
     def account(self) -> str:
         """Say what was done and what came of it, and of each lost request how it stood with the services then."""
         failed = Counter(self._excuse(each) or "LOST" for each in self.asked if each.said != "200")
-        told = f"seed {self.seed}: {dict(self.faults)}; {len(self.asked)} requests, not answered: {dict(failed)}"
+        took = time.monotonic() - self.began
+        told = (
+            f"seed {self.seed}, {took:.0f} s: {self.faults.total()} faults {dict(self.faults)}; "
+            f"{len(self.asked)} requests, not answered: {dict(failed)}; jobs lost: {self.lost_jobs()}"
+        )
         return "\n".join([told, *(f"{each}\n    {self._lately(each)}" for each in self.lost())])
 
     def _lately(self, each: Asked) -> str:
         """Say when services were away in the half minute before a request, in seconds from its begin."""
         near = [away for away in self.away if each.began - 30 < away.until and away.since <= each.ended]
         return ", ".join(f"{a.name} {a.since - each.began:.1f} to {a.until - each.began:.1f}" for a in near)
+
+
+def _ended(shell: subprocess.Popen[str]) -> None:
+    """Wait for a command; it never ends by a fault of its own."""
+    said, _ = shell.communicate(timeout=LIMIT_S)
+    assert "Traceback" not in said, said
+    assert "fault of its own" not in said, said
