@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from state import files
@@ -18,6 +19,7 @@ from state.paths import Home
 
 STOP_LIMIT_S = 20.0
 """Seconds to wait for the worker's exit; it gives running jobs 12 s."""
+LOOK_S = 0.05
 
 
 def ensure(home: Home) -> subprocess.Popen[bytes] | None:
@@ -27,6 +29,29 @@ def ensure(home: Home) -> subprocess.Popen[bytes] | None:
         if not files.take_lock(file) or files.locked(home.worker_lock):
             return None
         return _start(home, file.fileno())
+
+
+def stop_any(home: Home) -> bool:
+    """Stop the worker that a command started, also one that is only starting. Return whether one has exited."""
+    if not files.locked(_starter_lock(home)):
+        return False
+    from tasks.system import process
+
+    pid = _await_lock(home)
+    identity = process.identify(pid) if pid else None
+    return identity is not None and stop(home, process.encode(identity))
+
+
+def _await_lock(home: Home) -> int | None:
+    """Return the pid of the worker that holds the lock; None when the one that was starting exits before it does.
+
+    A file tells no one that it was locked, and a worker takes its lock within a second.
+    """
+    while files.locked(_starter_lock(home)):
+        if files.locked(home.worker_lock) and (text := home.worker_lock.read_text().strip()):
+            return int(text)
+        time.sleep(LOOK_S)
+    return None
 
 
 def stop(home: Home, owner: str) -> bool:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import closing
 from pathlib import Path
 
 from mlxq import worker_process
 from mlxq.autostart import launchd, systemd
 from mlxq.autostart.unit import AutostartStatus, Unit, describe
-from state import worker
-from state.db import read_database
 from state.errors import MlxqError, UsageProblem
-from state.paths import Home
 from state.settings import write_private
 
 __all__ = ["AutostartStatus", "Unit", "describe", "install", "path", "status", "text", "uninstall"]
@@ -46,7 +42,7 @@ def install(unit: Unit) -> list[str]:
     manager.check(unit)
     target = manager.path(unit)
     done = [_write(unit, target)]
-    if stopped := _stop_background(unit.home):
+    if stopped := worker_process.stop_any(unit.home):  # it would keep the lock from the system's
         done.append("Stopped the worker in the background; the system's takes over.")
     try:
         return [*done, *manager.load(unit)]
@@ -64,15 +60,6 @@ def _write(unit: Unit, target: Path) -> str:
     if unit.system:
         target.chmod(0o644)
     return f"Wrote {target}."
-
-
-def _stop_background(home: Home) -> bool:
-    """Stop the worker that a command started, if there is one; it would keep the lock from the system's."""
-    if not home.database.exists():
-        return False
-    with closing(read_database(home)) as db:
-        current = worker.current(db)
-    return current is not None and worker_process.stop(home, current.owner)
 
 
 def uninstall(unit: Unit) -> list[str]:

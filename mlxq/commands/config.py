@@ -8,9 +8,9 @@ from typing import Any, cast
 import click
 from click.shell_completion import CompletionItem
 
-from mlxq import config_edit, options, render
-from state import keys, settings
-from state.errors import UsageProblem
+from mlxq import config_edit, jobs_client, options, render
+from state import keys, settings, stack
+from state.errors import MlxqError, UsageProblem
 from state.paths import get_home
 
 HOST = "gateway-host"
@@ -135,8 +135,12 @@ def edit() -> None:
 
 
 def _is_set_up() -> bool:
-    """Return whether there is a job database, so that something can be started again."""
-    return get_home().database.exists()
+    """Return whether there are tiers to start again; a database that cannot be read has none that can be."""
+    try:
+        with jobs_client.reading(get_home()) as db:
+            return bool(stack.tiers(db))
+    except MlxqError:
+        return False
 
 
 def _row(value: settings.Value) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_a_label_that_stays_refused_leaves_a_worker_in_the_background(
     monkeypatch.setattr(launchd, "BOOTSTRAP_S", 0.2)
     mac.set(free_at=4e9)
     started: list[Home] = []
-    monkeypatch.setattr(autostart, "_stop_background", lambda _home: True)
+    monkeypatch.setattr(worker_process, "stop_any", lambda _home: True)
     monkeypatch.setattr(worker_process, "ensure", started.append)
 
     with pytest.raises(MlxqError, match=r"did not load .* \(5\): Bootstrap failed"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from support.mlxq_home import TIER
 
 from mlxq import cli
-from state import keys, settings
+from state import keys, settings, stack
+from state.db import open_database
 from state.paths import Home
 
 Edit = Callable[[str], None]
@@ -135,3 +138,24 @@ def test_damaged_keys_are_told_and_those_that_were_valid_count(home: Home, capsy
     assert problem
     cli.run(["doctor"])
     assert "keys.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("known", "command"), [("nothing", "mlxq setup"), ("a database", "mlxq setup"), ("a tier", "mlxq up")]
+)
+@pytest.mark.parametrize("argv", [["config", "set", "litellm-port", "4444"], ["config", "edit"]])
+def test_the_next_command_is_one_that_works(
+    *, argv: list[str], known: str, command: str, home: Home, editor: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mlxq up` starts what was set up; before, it would only say that nothing was."""
+    editor("litellm-port: 4444\n")
+    if known == "nothing":
+        home.database.unlink()
+    if known == "a tier":
+        with closing(open_database(home)) as db:
+            stack.replace(db, [TIER])
+
+    assert cli.run(argv) == 0
+
+    assert f"Next: {command}\n" in capsys.readouterr().err
+    assert settings.load(home)["litellm-port"] == 4444
