@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 from click.testing import CliRunner
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from catalog import chips, units
 from catalog.engines import EngineEntry, ModelKind
@@ -22,7 +25,9 @@ from mlxq.autostart import launchd as launchd_unit
 from mlxq.autostart import systemd as systemd_unit
 from mlxq.autostart.unit import Unit, environment
 from mlxq.cli import SECTIONS, mlxq
+from mlxq.web.metrics import Rows
 from state import settings
+from state.db import open_database
 from state.paths import Home
 from state.settings import Setting
 from tasks.kinds import KINDS
@@ -72,6 +77,29 @@ def help_of(path: Sequence[str]) -> str:
     result = CliRunner().invoke(mlxq, arguments, prog_name="mlxq", terminal_width=WIDTH, max_content_width=WIDTH)
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def metrics() -> str:
+    """Return the table of all metrics, in the order in which they are served."""
+    with TemporaryDirectory() as folder, closing(open_database(Home(Path(folder)).make())) as db:
+        families = list(Rows(db).collect())
+    return table(
+        ["Metric", "Type", "Labels", "Meaning"],
+        [
+            [
+                f"`{family.name}{'_total' if family.type == 'counter' else ''}`",
+                family.type,
+                ", ".join(f"`{label}`" for label in _labels(family)) or "-",
+                family.documentation,
+            ]
+            for family in families
+        ],
+    )
+
+
+def _labels(family: Metric) -> Sequence[str]:
+    assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
+    return family._labelnames  # noqa: SLF001 (it is told nowhere else while there are no samples)
 
 
 def all_settings() -> str:

@@ -16,8 +16,9 @@ from mlxq import gateway_client, jobs_client, options, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
+from mlxq.web import auth
 from state import keys, ports, secrets, settings, stack
-from state.errors import NotSetUp, UsageProblem
+from state.errors import NotRunning, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
@@ -25,6 +26,14 @@ SHELL = "env"
 """The name of the key that shells share."""
 PLAIN = 0o644
 """Mode of a new file that holds no key."""
+SCRAPE = """\
+- job_name: mlxq
+  static_configs:
+    - targets: ["127.0.0.1:{port}"]
+  authorization:
+    credentials: {key}
+"""
+"""An element of scrape_configs; metrics_path is /metrics by default."""
 
 
 @click.group(cls=options.Group, no_args_is_help=True)
@@ -57,6 +66,22 @@ def env(*, as_json: bool) -> None:
         return
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@command.command()
+def prometheus() -> None:
+    """Print the scrape configuration for Prometheus.
+
+    Add it to scrape_configs in prometheus.yml. Its key reads the metrics and nothing else. See docs/metrics.md for the
+    metrics, alert rules and a Grafana dashboard.
+    """
+    home = get_home()
+    gateway_client.key(home)  # says that nothing is set up yet
+    port = settings.load(home)["page-port"]
+    if not port:
+        raise NotRunning("The page is turned off.", hint="mlxq config reset page-port")
+    key = auth.metrics_key(secrets.ensure(home.secrets)[secrets.PAGE])
+    click.echo(SCRAPE.format(port=port, key=key), nl=False)
 
 
 def _subcommand(client: Client) -> click.Command:

@@ -185,8 +185,8 @@ class WebApp:
         from mlxq.web import metrics  # prometheus_client takes 6 MB, which most pages never need
 
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not self.door.reads_figures(bearer) and self.session(request) is None:
-            return PlainTextResponse("Authorization: Bearer MLXQ_PAGE_KEY\n", status_code=401)
+        if not self.door.reads_metrics(bearer) and self.session(request) is None:
+            return PlainTextResponse("This needs a key. Run: mlxq connect prometheus\n", status_code=401)
         with closing(read_database(self.home)) as db:
             return PlainTextResponse(metrics.text(db), media_type=metrics.CONTENT_TYPE)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 LINK_S = 60
 COOKIE_S = 30 * 86_400
-LINK, COOKIE, ACTION = "link", "cookie", "action"
+LINK, COOKIE, ACTION, METRICS = "link", "cookie", "action", "metrics"
 
 
 def _sign(key: str, purpose: str, text: str) -> str:
@@ -41,6 +41,11 @@ def _valid(key: str, purpose: str, token: str, now: float) -> bool:
 def link(key: str, now: float) -> str:
     """Return the token of a link that opens the page once, within 60 s."""
     return _issue(key, LINK, now + LINK_S)
+
+
+def metrics_key(key: str) -> str:
+    """Return the key with which Prometheus reads the metrics; it opens nothing else and lasts as long as `key`."""
+    return _sign(key, METRICS, "")
 
 
 class PageAuth:
@@ -78,6 +83,6 @@ class PageAuth:
         """Return whether an action carries its session's token."""
         return hmac.compare_digest(token.encode(), self.action_token(cookie).encode())
 
-    def reads_figures(self, bearer: str) -> bool:
+    def reads_metrics(self, bearer: str) -> bool:
         """Return whether a scraper's key is valid."""
-        return hmac.compare_digest(bearer.encode(), self._key.encode())
+        return hmac.compare_digest(bearer.encode(), metrics_key(self._key).encode())

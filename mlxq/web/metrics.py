@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+import json
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mlxq import service_status
-from state import service, stack
+from state import service, settings, stack
 from state.db import Database
-from state.metrics import sample
+from state.errors import MlxqError
+from state.metrics import cloud_spend, sample
 from state.metrics.sample import MACHINE
+from state.paths import Home
 from state.service import Observed, ServiceEvent
 from tasks import worker_status
+from tasks.plan import notices
+from tasks.system import bounded, free_space
 from tasks.worker_status import WorkerState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -30,6 +37,12 @@ WHERE service IS NOT NULL
   AND name IN ('{ServiceEvent.EXITED}', '{ServiceEvent.CRASH_LOOPED}', '{ServiceEvent.FAILED}')
 GROUP BY 1, 2
 """  # noqa: S608 (constants)
+LAST = """
+SELECT name, max(at) FROM events WHERE name IN (SELECT value FROM json_each(?)) AND NOT (name = 'engine_taken_back'
+  AND coalesce(json_extract(data, '$.cause'), '') = ?) GROUP BY name
+"""
+DISK_S = 2.0
+"""Seconds after which a disk that does not answer has no value."""
 COUNTERS = {
     "requests": "Finished requests.",
     "errors": "Failed requests.",
@@ -59,6 +72,9 @@ class Rows(Collector):
         yield from _services(self._db)
         yield from _traffic(self._db)
         yield from _machine(self._db)
+        yield from _events(self._db)
+        yield from _disks(self._db.home)
+        yield from _cloud(self._db.home)
 
 
 def _jobs(db: Database) -> Generator[Metric]:
@@ -69,13 +85,13 @@ def _jobs(db: Database) -> Generator[Metric]:
     yield _gauge("mlxq_jobs", "Jobs in the database.", counted, "kind", "state")
     yield _gauge(
         "mlxq_job_duration_mean_seconds",
-        "Duration of the jobs in the database.",
+        "Mean duration of the jobs in the database.",
         [((row[0],), row[1]) for row in durations],
         "kind",
     )
     yield _gauge(
         "mlxq_job_duration_max_seconds",
-        "Duration of the jobs in the database.",
+        "Longest duration of the jobs in the database.",
         [((row[0],), row[2]) for row in durations],
         "kind",
     )
@@ -132,11 +148,35 @@ def _traffic(db: Database) -> Generator[Metric]:
 
 def _machine(db: Database) -> Generator[Metric]:
     last = sample.latest(db, MACHINE)
-    if last is None:
-        return
-    yield _gauge("mlxq_machine_memory_used_bytes", "Memory in use.", [((), last.memory_bytes)])
-    yield _gauge("mlxq_machine_memory_wired_bytes", "Wired memory.", [((), last.wired_bytes)])
-    yield _gauge("mlxq_machine_swap_used_bytes", "Swap in use.", [((), last.swap_bytes)])
+    yield _gauge("mlxq_machine_memory_used_bytes", "Memory in use.", [((), last and last.memory_bytes)])
+    yield _gauge("mlxq_machine_memory_wired_bytes", "Wired memory.", [((), last and last.wired_bytes)])
+    yield _gauge("mlxq_machine_swap_used_bytes", "Swap in use.", [((), last and last.swap_bytes)])
+
+
+def _events(db: Database) -> Generator[Metric]:
+    names = json.dumps(sorted(notices.SINGLE))
+    last = [((notices.SINGLE[row[0]][0],), row[1]) for row in db.rows(LAST, (names, notices.BY_USER))]
+    yield _gauge("mlxq_event_last_timestamp_seconds", "Unix seconds of the latest such event.", last, "event")
+
+
+def _disks(home: Home) -> Generator[Metric]:
+    free: list[tuple[tuple[str, ...], float]] = []
+    for name, folder in (("home", home.root), ("models", settings.load(home).models(home))):
+        with suppress(OSError, MlxqError, bounded.Hangs):
+            free.append(((name,), bounded.call(str(folder), _free(folder), DISK_S)))
+    yield _gauge("mlxq_disk_free_bytes", "Free space on the disk of the folder.", free, "folder")
+
+
+def _free(folder: Path) -> Callable[[], int]:
+    return lambda: free_space.available(folder)
+
+
+def _cloud(home: Home) -> Generator[Metric]:
+    values = settings.load(home)
+    usd = cloud_spend.read(cloud_spend.place(home)).usd if values["openrouter-key"] else None
+    cap = values["cloud-cap-usd"] if values["openrouter-key"] else None
+    yield _gauge("mlxq_cloud_spent_usd", "Cost of the cloud fallback today (UTC).", [((), usd)])
+    yield _gauge("mlxq_cloud_cap_usd", "Most that it may cost in a day (UTC).", [((), cap)])
 
 
 def _gauge(name: str, meaning: str, values: Values, *labels: str) -> GaugeMetricFamily:

@@ -11,21 +11,26 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from starlette.testclient import TestClient
 from support import scene
 
+from mlxq import service_status
 from mlxq.cli import mlxq
 from mlxq.web.app import WebApp, build
-from mlxq.web.auth import PageAuth, link
-from state import job, service
+from mlxq.web.auth import PageAuth, link, metrics_key
+from state import event, job, service, settings
 from state.db import Database
 from state.job import JobState
 from state.metrics import sample
 from state.paths import Home
+from tasks.plan import notices
 
 KEY = "sk-mlxq-the-key-of-these-tests"
 STRANGERS = ("evil.example", "127.0.0.1.evil.example:4001", "evil.example:4001", "", "[::1]", "0.0.0.0")
 NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel", "/jobs/99/retry")
+DOCS = Path(__file__).parents[3] / "docs"
+ALERTS = DOCS / "prometheus-alerts.yml"
 NAME = re.compile(r"mlxq_\w+")
 READS = ("/", "/events", "/jobs/1", "/metrics")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
@@ -158,8 +163,11 @@ def test_first_load_is_below_100_kb(person: TestClient):
 def test_a_scraper_needs_the_pages_key(stranger: TestClient, rows: Database):
     scene.an_hour(rows)
     scene.die(rows, "fast")
-    assert stranger.get("/metrics", headers={"authorization": "Bearer nonsense"}).status_code == 401
-    text = stranger.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+    for key in ("nonsense", KEY):
+        refusal = stranger.get("/metrics", headers={"authorization": f"Bearer {key}"})
+        assert (refusal.status_code, refusal.text) == (401, "This needs a key. Run: mlxq connect prometheus\n")
+    assert stranger.get("/events", headers={"authorization": f"Bearer {metrics_key(KEY)}"}).status_code == 401
+    text = stranger.get("/metrics", headers={"authorization": f"Bearer {metrics_key(KEY)}"}).text
     assert 'mlxq_service_up{service="fast"} 0.0' in text
     assert 'mlxq_service_up{service="standard"} 1.0' in text
     assert 'mlxq_service_deaths_total{cause="Killed by SIGKILL.",service="fast"} 1.0' in text
@@ -186,14 +194,41 @@ def test_before_setup_the_page_says_what_to_do(tmp_path: Path):
     assert "mlxq setup" in client.get("/").text
 
 
-def test_the_grafana_board_asks_only_for_figures_there_are(person: TestClient, rows: Database):
+def test_the_grafana_board_and_the_alerts_ask_only_for_metrics_there_are(person: TestClient, rows: Database):
     scene.an_hour(rows)
     scene.die(rows, "fast")
     scene.succeed(rows, "smoke_test")
-    there = set(re.findall(r"^(mlxq_\w+)", person.get("/metrics").text, re.MULTILINE))
-    board = json.loads((Path(__file__).parents[3] / "docs" / "grafana.json").read_text())
-    asked = {name for panel in board["panels"] for target in panel["targets"] for name in NAME.findall(target["expr"])}
-    assert asked - there == set()
+    for name in notices.SINGLE:
+        event.record(rows, name, subject="x", cause="y")
+    settings.write(rows.home, "openrouter-key", "sk-or-1")
+    text = person.get("/metrics").text
+    there = set(re.findall(r"^(mlxq_\w+)", text, re.MULTILINE))
+    board = json.loads((DOCS / "grafana.json").read_text())
+    drawn = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    alerts = [rule["expr"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    assert {name for asked in [*drawn, *alerts] for name in NAME.findall(asked)} - there == set()
+
+    named = {match for asked in alerts for match in re.findall(r'event="(\w+)"', asked)}
+    assert {f'mlxq_event_last_timestamp_seconds{{event="{name}"}}' for name in named} <= {
+        line.rpartition(" ")[0] for line in text.splitlines()
+    }
+    reasons = {match for asked in alerts for match in re.findall(r'reason="([\w ]+)"', asked)}
+    assert reasons <= set(service_status.REASONS.values())
+
+
+def test_each_change_that_is_notified_of_has_an_alert():
+    rules = ALERTS.read_text()
+    names = {row[0] for row in [*notices.PROBLEMS.values(), *notices.SINGLE.values()]}
+    assert [name for name in names if f"Mlxq{name.title().replace('_', '')}" not in rules] == []
+
+
+def test_promtool_finds_the_alerts_right():
+    if shutil.which("promtool") is None:
+        pytest.skip("Debian's prometheus is not installed")
+    tests = Path(__file__).parents[2] / "fixtures" / "prometheus_alerts_test.yml"
+    for argv in (["check", "rules", str(ALERTS)], ["test", "rules", str(tests)]):
+        checked = subprocess.run(["promtool", *argv], capture_output=True, text=True, check=False)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_every_command_the_page_names_exists(person: TestClient, rows: Database):

@@ -74,7 +74,7 @@ def test_no_text_opens_it(token: str):
     door = PageAuth(KEY)
     assert not door.knows(token)
     assert door.enter(token) is None
-    assert not door.reads_figures(token)
+    assert not door.reads_metrics(token)
 
 
 def test_a_changed_date_breaks_the_signature(door: PageAuth, clock: Any):
