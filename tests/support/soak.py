@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,7 @@ READS = (["status"], ["models"], ["why", "standard"], ["config", "list"], ["jobs
 
 
 @contextmanager
-def renamed(folder: Path) -> Iterator[None]:
+def renamed(folder: Path) -> Generator[None]:
     """Take a folder away, as when macOS mounts a disk under another name."""
     elsewhere = folder.with_name("elsewhere")
     folder.rename(elsewhere)
@@ -74,7 +74,7 @@ def renamed(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def unplugged(folder: Path) -> Iterator[None]:
+def unplugged(folder: Path) -> Generator[None]:
     """Show the empty folder on which a disk is mounted."""
     empty = folder.with_name("mount-point")
     empty.mkdir(exist_ok=True)
@@ -395,7 +395,7 @@ class Soak:
             self._run("up", name)
 
     @contextmanager
-    def _asked_away(self, name: str) -> Iterator[None]:
+    def _asked_away(self, name: str) -> Generator[None]:
         """Let a tier be away on request for a time."""
         away = Away(name, self.mlxq.one(name).identity or "", time.time())
         self.away.append(away)
