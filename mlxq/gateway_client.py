@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 
@@ -24,6 +25,16 @@ FIRST_WORD_S = 3.0
 LOOK_S = 2.0
 _CLASS_NAMES = re.compile(r"^(?:[\w.]*(?:Error|Exception)\s*[:-]\s*)+")
 """Class names of libraries that some errors of the cloud begin with."""
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What an answer took, in tokens."""
+
+    prompt: int
+    cached: int
+    """Those of the prompt that were not read again."""
+    completion: int
 
 
 def key(home: Home) -> str:
@@ -41,15 +52,25 @@ def stream(
     *,
     limit_s: float = ANSWER_S,
     on_silence: Callable[[float], None] = lambda _: None,
+    on_usage: Callable[[TokenCounts], None] = lambda _: None,
 ) -> Generator[str]:
-    """Request one chat completion and yield its text as it arrives.
+    """Request one chat completion and yield its text as it arrives. Who stops reading stops the engine's work.
 
     `url` is the endpoint, `opener` the key. `on_silence` is called with the seconds since the request, again and again
-    while no text comes. Raises NotRunning if the gateway is down, TimedOut when `limit_s` seconds passed in silence,
-    GatewayFailed with the gateway's message.
+    while no text comes; `on_usage` once, where the body asks for usage. Raises NotRunning if the gateway is down,
+    TimedOut when `limit_s` seconds passed in silence, GatewayFailed with the gateway's message.
     """
     answer = _AnswerReader(url, opener, body)
     answer.start()
+    try:
+        yield from _read_pieces(answer, limit_s, on_silence, on_usage)
+    finally:
+        answer.close()
+
+
+def _read_pieces(
+    answer: _AnswerReader, limit_s: float, on_silence: Callable[[float], None], on_usage: Callable[[TokenCounts], None]
+) -> Generator[str]:
     began = heard_at = time.monotonic()
     while True:
         silent_s = time.monotonic() - heard_at
@@ -59,7 +80,6 @@ def stream(
         except queue.Empty:
             silent_s = time.monotonic() - heard_at
             if silent_s >= limit_s:
-                answer.close()
                 raise TimedOut(
                     f"No answer within {limit_s:g} s; the request was cancelled.", hint="mlxq top --once"
                 ) from None
@@ -70,7 +90,10 @@ def stream(
         if isinstance(piece, MlxqError):
             raise piece
         heard_at = time.monotonic()
-        yield piece
+        if isinstance(piece, TokenCounts):
+            on_usage(piece)
+        else:
+            yield piece
 
 
 class _AnswerReader(threading.Thread):
@@ -78,8 +101,8 @@ class _AnswerReader(threading.Thread):
 
     def __init__(self, url: str, opener: str, body: dict[str, Any]) -> None:
         super().__init__(name="answer", daemon=True)
-        self.pieces: queue.SimpleQueue[str | MlxqError | None] = queue.SimpleQueue()
-        """The text as it arrives; at its end None, or the error that it ended with."""
+        self.pieces: queue.SimpleQueue[str | TokenCounts | MlxqError | None] = queue.SimpleQueue()
+        """The text as it arrives and its usage; at its end None, or the error that it ended with."""
         host, _, self._path = url.removeprefix("http://").partition("/")
         self._url = url
         self._connection = HTTPConnection(host)
@@ -102,7 +125,7 @@ class _AnswerReader(threading.Thread):
             if self._socket:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _read(self) -> Generator[str]:
+    def _read(self) -> Generator[str | TokenCounts]:
         try:
             self._connection.connect()
             self._socket = self._connection.sock
@@ -119,8 +142,8 @@ class _AnswerReader(threading.Thread):
             self._connection.close()
 
 
-def _pieces(answer: HTTPResponse) -> Generator[str]:
-    """Yield the text of each server-sent event up to [DONE]."""
+def _pieces(answer: HTTPResponse) -> Generator[str | TokenCounts]:
+    """Yield the text of each server-sent event up to [DONE], and the usage."""
     for raw in answer:
         text = raw.decode("utf-8", "replace").strip()
         if text == "data: [DONE]":
@@ -130,6 +153,13 @@ def _pieces(answer: HTTPResponse) -> Generator[str]:
             if "error" in event:
                 raise GatewayFailed(f"The answer broke off: {_message(event['error'])}", hint="mlxq status")
             yield from (piece for choice in event.get("choices", []) if (piece := choice["delta"].get("content")))
+            if usage := event.get("usage"):
+                yield _usage(usage)
+
+
+def _usage(usage: dict[str, Any]) -> TokenCounts:
+    details = usage.get("prompt_tokens_details") or {}
+    return TokenCounts(usage["prompt_tokens"], details.get("cached_tokens") or 0, usage["completion_tokens"])
 
 
 def _refused(status: int, body: bytes) -> GatewayFailed:

@@ -80,6 +80,11 @@ class Home:
         """The user's own model files, laid over the shipped ones."""
         return self.root / "catalog"
 
+    @property
+    def chats(self) -> Path:
+        """The last conversation of `mlxq chat` and the prompts that were typed in it."""
+        return self.root / "chats"
+
     def log(self, service: str) -> Path:
         """Return the log file of one service, or of the worker."""
         return self.logs / f"{service}.log"

@@ -293,6 +293,8 @@ SETTINGS: tuple[Setting, ...] = (
             _number(1, 100)),
     Setting("restart-delay", 1, "Seconds before the second restart in a row; doubled before each further one.",
             _number(1, 60)),
+    Setting("keep-chats", True, "Keep the last `mlxq chat` on a terminal, for --continue, and the prompts typed in it.",
+            _switch),
     Setting("quiet-hours", "", "Local time during which notifications wait, such as 22:00-07:00; empty = none.",
             _quiet_hours),
     Setting("bulk-window", "", "Local time during which batches are answered, such as 22:00-07:00; empty = always.",

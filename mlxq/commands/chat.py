@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
 from mlxq import answer_wait, jobs_client, options, render
-from state import ports, stack
+from state import ports, settings, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
@@ -24,28 +25,55 @@ from state.paths import Home, get_home
     show_default=True,
     help="Give up after so long without a word.",
 )
-def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float) -> None:
-    """Send a prompt to a model and stream the answer.
+@click.option("-c", "--continue", "continues", is_flag=True, help="Continue the last conversation.")
+def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float, *, continues: bool) -> None:
+    """Send a prompt to a model and stream the answer, or have a conversation.
 
     PROMPT is the text, or `-` to read it from standard input. Decoding is greedy: the same prompt gives the same
     answer. After three seconds without a word it says what it waits for.
+
+    Without PROMPT, on a terminal, it is a conversation: /help shows its commands, Ctrl-C stops an answer, Ctrl-D exits.
     """
     text = " ".join(prompt)
+    interactive = not prompt and sys.stdin.isatty() and sys.stdout.isatty()
+    if continues and not interactive:
+        raise UsageProblem("A conversation is continued on a terminal, without a prompt.", hint="mlxq chat --continue")
     content = sys.stdin.read() if text == "-" else text
-    if not content.strip():
+    if not content.strip() and not interactive:
         raise UsageProblem("There is no prompt.", hint='mlxq chat "What is the capital of France?"')
     home = get_home()
     with jobs_client.reading(home) as db:
-        tiers = stack.tiers(db)
+        tiers = [row.name for row in stack.tiers(db)]
         if not tiers:
             raise NotSetUp("There is no stack to send it to.", hint="mlxq setup")
-        name = stack.tier(db, tier).name if tier else tiers[0].name
+        name = stack.tier(db, tier).name if tier else tiers[0]
         url = ports.endpoint(ports.listing(db))
+    if interactive:
+        _converse(home, url, tiers, name if tier else None, timeout_s, continues=continues)
+    else:
+        _ask(home, url, name, content, timeout_s)
+
+
+def _converse(home: Home, url: str, tiers: Sequence[str], tier: str | None, limit_s: float, *, continues: bool) -> None:
+    """Have a conversation; `tier`: the one that was named."""
+    from mlxq.conversation import storage
+    from mlxq.conversation.dialog import Dialog
+    from mlxq.conversation.session import Conversation
+
+    dialog = storage.last(home) if continues else Dialog(tiers[0])
+    if tier or dialog.tier not in tiers:
+        dialog.tier = tier or tiers[0]
+    keeps: bool = settings.load(home)[storage.SETTING]
+    Conversation(home, url, tiers, dialog, limit_s=limit_s, keeps=keeps).run()
+
+
+def _ask(home: Home, url: str, name: str, content: str, limit_s: float) -> None:
+    """Print the answer to one prompt."""
     from mlxq import gateway_client
 
     body = {"model": name, "messages": [{"role": "user", "content": content}], "temperature": 0}
     wait = Wait(home, name)
-    for piece in gateway_client.stream(url, gateway_client.key(home), body, limit_s=timeout_s, on_silence=wait.say):
+    for piece in gateway_client.stream(url, gateway_client.key(home), body, limit_s=limit_s, on_silence=wait.say):
         click.echo(piece, nl=False)
     click.echo()
 

@@ -46,9 +46,9 @@ from tasks.supervision import probe, socket_handover
 from tasks.system import process
 
 TIERS = ("standard", "fast", "longctx")
-LIMIT_S = 240.0
-"""Within this long after each burst of faults all must be well again; an engine that stalls as it starts is given 120 s
-by mlxq before it is started again."""
+LIMIT_S = 300.0
+"""Within this long after each burst of faults all must be well again. On a machine that is ten times too busy, mlxq
+waits 200 s for the token of an engine, and 120 s for one that starts."""
 LOG_BYTES = 2 * 2**20
 SLIPS = (
     *(b"", b"litellm-port: [", b"\xff\xfe\x00", b"- a\n"),
