@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import click
 
-from catalog import units
-from mlxq import job_view, jobs_client, prompt_reuse, render
-from mlxq.terminal import printable, raw
-from mlxq.web import engine_status, snapshot
-from mlxq.web.engine_status import EngineView
-from mlxq.web.labels import Shape, StatusLabel
-from mlxq.web.snapshot import ServiceCard, Snapshot
-from state import secrets, service, wakeup
-from state.db import Database
-from state.metrics.sample import MINUTE_S, Sample
+from mlxq import jobs_client, render
+from mlxq.terminal import raw
+from state import secrets
 from state.paths import get_home
-from tasks.plan.request_stats import EngineRequest
-
-if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
-    from rich.table import Table
-    from rich.text import Text
-
-EVERY_S = 1.0
-MARKS = {Shape.FULL: "●", Shape.HALF: "◐", Shape.RING: "○", Shape.WARN: "▲", Shape.CROSS: "✗"}
-COLORS = {
-    Shape.FULL: "green",
-    Shape.HALF: "cyan",
-    Shape.RING: "bright_black",
-    Shape.WARN: "yellow",
-    Shape.CROSS: "red",
-}
-BLOCKS = " ▁▂▃▄▅▆▇█"
-MINUTES = 30
-"""Shown in the small charts."""
-WIDE = 110
-"""Columns from which a chart of half an hour leaves the figures whole."""
-MOST_EVENTS = 6
-MOST_JOBS = 10
 
 
 @click.command()
@@ -51,173 +18,19 @@ MOST_JOBS = 10
 def command(*, once: bool) -> None:
     """Show a live view of tiers, requests and jobs.
 
-    Ctrl-C closes the view; services and jobs continue.
+    The arrow keys select a service, `r` restarts it, `l` shows its log, `?` explains the view. `q` and Ctrl-C close it;
+    services and jobs continue.
     """
+    from mlxq.top import draw, session
+
     home = get_home()
     key = secrets.read(home.secrets).get(secrets.TIER, "")
     with jobs_client.reading(home) as db:
         if once or not sys.stdout.isatty():
-            _print(_snapshot(db, key))
+            from rich.console import Console
+
+            console = Console(file=raw(sys.stdout), highlight=False, no_color=render.refuses_color())
+            console.print(draw.draw(session.take(db, key), console.width))
             return
-        with wakeup.watcher(home, "-top") as bell, suppress(KeyboardInterrupt):
-            _follow(db, key, bell)
-
-
-def _snapshot(db: Database, key: str) -> Snapshot:
-    return snapshot.take(db, engine_status.ask(service.listing(db), key))
-
-
-def _print(snapshot: Snapshot) -> None:
-    from rich.console import Console
-
-    console = Console(file=raw(sys.stdout), highlight=False, no_color=render.refuses_color())
-    console.print(draw(snapshot, console.width))
-
-
-def _follow(db: Database, key: str, bell: wakeup.Listener) -> None:
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(file=raw(sys.stdout)), screen=True, auto_refresh=False) as screen:
-        while True:
-            began = time.monotonic()
-            screen.update(draw(_snapshot(db, key), screen.console.width), refresh=True)
-            bell.wait(EVERY_S)
-            time.sleep(max(0.0, EVERY_S / 4 - (time.monotonic() - began)))
-
-
-def draw(snapshot: Snapshot, columns: int) -> Group:
-    """Draw everything; small charts and the share of cached input only where `columns` leave room."""
-    from rich.console import Group
-    from rich.text import Text
-
-    head = _label(snapshot.label)
-    head.append(f"   {snapshot.endpoint}", style="bright_black")
-    wide = columns >= WIDE
-    tiers = _tiers([*snapshot.cards, *snapshot.others], snapshot.at, charts=wide)
-    parts: list[RenderableType] = [head, _memory(snapshot, 24 if wide else 16), Text(), tiers]
-    for title, lines in (("Requests", _requests(snapshot)), ("Jobs", _jobs(snapshot)), ("Events", _events(snapshot))):
-        if lines:
-            parts += [Text(f"\n{title}", style="bold"), *lines]
-    return Group(*parts)
-
-
-def _label(label: StatusLabel) -> Text:
-    from rich.text import Text
-
-    text = Text(f"{MARKS[label.shape]} {label.word}", style=COLORS[label.shape], no_wrap=True, overflow="ellipsis")
-    if label.until:
-        text.append(f" in {render.span(max(0.0, label.until - time.time()))}")
-    if label.reason:
-        text.append(printable(f"  {label.reason}"), style="default")
-    return text
-
-
-def _memory(snapshot: Snapshot, width: int) -> Text:
-    from rich.text import Text
-
-    memory = snapshot.memory
-    if not memory.total:
-        return Text(f"worker {snapshot.worker}", style="bright_black")
-    text = Text(f"{job_view.bar(memory.used / memory.total, width)} ")
-    text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
-    text.append(f", swap {units.memory(memory.swap)}   worker {snapshot.worker}", style="bright_black")
-    return text
-
-
-def _tiers(cards: Sequence[ServiceCard], now: float, *, charts: bool) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, expand=True)
-    for name in ("SERVICE", "STATE"):
-        table.add_column(name, header_style="bright_black", no_wrap=True)
-    for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS", *(["CACHED"] if charts else [])):
-        table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
-    if charts:
-        table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
-    for card in cards:
-        cached = prompt_reuse.percent(card.reuse.share) or "-"
-        table.add_row(*_row(card, now), *([cached, spark(card.hour, now)] if charts else []))
-    return table
-
-
-def _row(card: ServiceCard, now: float) -> list[Text | str]:
-    """Return one service's cells, in the order of the columns; those of wide terminals are apart."""
-    row = card.service
-    up = now - row.ready_at if row.ready_at and row.state in service.SERVING else None
-    return [
-        card.title,
-        _label(StatusLabel(card.label.shape, card.label.word, until=card.label.until)),
-        *_counts(card.now),
-        f"{card.decode_tps:.1f}" if card.decode_tps else "-",
-        render.span(card.last.ttft_s if card.last else None),
-        render.span(up),
-        units.memory(card.memory_bytes or None),
-        str(row.restarts),
-    ]
-
-
-def _counts(engine: EngineView | None) -> tuple[str, str]:
-    """Return how many requests run and wait."""
-    return (str(engine.status.num_running), str(engine.status.num_waiting)) if engine else ("-", "-")
-
-
-def spark(samples: Sequence[Sample], now: float) -> str:
-    """Draw tokens/s of the last half hour, a character a minute; a minute without a sample is blank."""
-    first = int(now) // MINUTE_S - MINUTES
-    values = {
-        sample.at // MINUTE_S - first: sample.tokens_per_s for sample in samples if sample.at // MINUTE_S >= first
-    }
-    top = max(values.values(), default=0.0)
-    if not top:
-        return ""
-    return "".join(BLOCKS[_level(values.get(slot), top)] for slot in range(MINUTES))
-
-
-def _level(value: float | None, top: float) -> int:
-    return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
-
-
-def _requests(snapshot: Snapshot) -> list[Text]:
-    from rich.text import Text
-
-    width = max([10, *(len(tier) for tier, _ in snapshot.requests)])
-    return [
-        Text(
-            f"{tier:<{width}} {request.phase:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
-            f" {job_view.bar(request.progress, 8)} {request.decode_tps or 0:>7.1f} tok/s"
-            f"  {render.span(request.elapsed_s)}"
-        )
-        for tier, request in snapshot.requests
-    ]
-
-
-def _input(request: EngineRequest) -> str:
-    """Return the tokens of a prompt, and in brackets those of them that were not read again."""
-    cached = f" ({request.cached_tokens:,})" if request.cached_tokens else ""
-    return f"{request.prompt_tokens:,}{cached}"
-
-
-def _jobs(snapshot: Snapshot) -> list[Text]:
-    from rich.text import Text
-
-    lines: list[Text] = []
-    for job in [*snapshot.attention, *(job for chain in snapshot.chains for job in chain if job.live)][:MOST_JOBS]:
-        done, total = job_view.amounts(job)
-        progress = f"  {job_view.bar(done / total, 12)} {done / total:.0%}" if total else ""
-        style = "red" if job.error_code else ""
-        line = f"{job_view.MARKS[job.state]} {job.id:>4} {job_view.title(job)}{progress}  {job_view.note(job)}"
-        lines.append(Text(printable(line), style=style, no_wrap=True, overflow="ellipsis"))
-    return lines
-
-
-def _events(snapshot: Snapshot) -> list[Text]:
-    from rich.text import Text
-
-    lines: list[Text] = []
-    for entry in snapshot.story[:MOST_EVENTS]:
-        text = Text(f"{render.clock(entry.at)[11:]}  ", no_wrap=True, overflow="ellipsis")
-        text.append(f"{MARKS[entry.shape]} {entry.service} {entry.word}", style=COLORS[entry.shape])
-        text.append(printable(f"  {entry.text}"))
-        lines.append(text)
-    return lines
+        with suppress(KeyboardInterrupt):
+            session.TopSession(db, home, key).run()

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support import page as support  # noqa: E402 (after the path is set)
 from support import scene  # noqa: E402 (after the path is set)
 
-from mlxq.commands import top  # noqa: E402 (after the path is set)
+from mlxq.top import draw  # noqa: E402 (after the path is set)
 from mlxq.web import engine_status, snapshot  # noqa: E402 (after the path is set)
 from state import service, settings  # noqa: E402 (after the path is set)
 from state.db import Database, open_database  # noqa: E402 (after the path is set)
@@ -139,7 +139,7 @@ def main() -> None:
 def terminal(db: Database) -> None:
     """Draw what `mlxq top` shows, as an SVG that asks no other host for its letters."""
     console = Console(record=True, width=118, file=io.StringIO(), highlight=False)
-    console.print(top.draw(snapshot.take(db, engine_status.ask(service.listing(db), "")), console.width))
+    console.print(draw.draw(snapshot.take(db, engine_status.ask(service.listing(db), "")), console.width))
     drawn = console.export_svg(title="mlxq top", unique_id="top")
     (IMAGES / "top.svg").write_text(re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.DOTALL))
 

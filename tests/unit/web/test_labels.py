@@ -13,6 +13,7 @@ from support import scene
 
 from mlxq import service_events
 from mlxq.commands import dashboard, top
+from mlxq.top import draw
 from mlxq.web import chart, engine_status, labels, snapshot
 from mlxq.web.html import HtmlRenderer
 from mlxq.web.labels import Shape
@@ -144,8 +145,8 @@ def test_an_empty_hour_draws_nothing():
 def test_the_terminals_chart_is_a_character_a_minute():
     now = 6000.0
     samples = [Sample("fast", 60 * (100 - back), 60, completion_tokens=600 * back) for back in (3, 2, 1)]
-    drawn = top.spark(samples, now)
-    assert len(drawn) == top.MINUTES
+    drawn = draw.spark(samples, now)
+    assert len(drawn) == draw.MINUTES
     assert drawn.endswith("█▆▃")
 
 

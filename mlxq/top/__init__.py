@@ -1,0 +1,1 @@
+"""`mlxq top`: what it draws, and what its keys do."""
