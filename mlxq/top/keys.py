@@ -8,16 +8,19 @@ from enum import StrEnum
 
 from mlxq.top.keyboard import DOWN, ESCAPE, UP
 
-HELP = """\
+COLUMNS = (
+    "RUN and WAIT count requests of clients; mlxq's own tests are left out.",
+    "TOK/S is the speed of all running requests together, else of the latest. TTFT is the time to first token.",
+    "A request shows the tokens of its prompt, in brackets those that were not read again, and of its answer so far.",
+)
+HELP = f"""\
 ↑ ↓, k j   select a service
 r          restart it
 l          show its log
 ?          show this help
 q, Ctrl-C  close the view; services and jobs continue
 
-RUN and WAIT count requests of clients; mlxq's own tests are left out. TOK/S is the speed of all running requests
-together, else of the latest. TTFT is the time to first token. A line of REQUESTS shows the tokens of the prompt, in
-brackets those that were not read again, and the tokens of the answer so far."""
+{" ".join(COLUMNS)}"""
 
 
 class View(StrEnum):

@@ -1,0 +1,98 @@
+"""The keys of `mlxq top`, and the view on a real terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import pexpect
+import pytest
+
+from mlxq.top import keys
+from mlxq.top.keyboard import DOWN, UP
+from mlxq.top.keyboard import keys as read
+from mlxq.top.keys import TopAction, TopState, View
+from mlxq.top.session import tail
+from state import job
+from state.db import Database
+
+WITHOUT_A_WORKER = """
+from mlxq import cli, worker_process
+worker_process.ensure = lambda home: None
+cli.run(["top"])
+"""
+NAMES = ("standard", "fast", "gateway")
+
+
+def pressed(*typed: str) -> tuple[TopState, TopAction | None]:
+    """Return the state and the last action after these keys."""
+    state, action = TopState(), None
+    for key in typed:
+        state, action = keys.press(state, key, NAMES)
+    return state, action
+
+
+@pytest.mark.parametrize(
+    ("typed", "selected", "view", "action"),
+    [
+        ([], None, View.MAIN, None),
+        ([DOWN, "j", DOWN, "k"], "fast", View.MAIN, None),
+        ([UP], "standard", View.MAIN, None),
+        (["?"], "standard", View.HELP, None),
+        (["?", "q"], "standard", View.MAIN, None),
+        (["l", DOWN], "fast", View.LOG, None),
+        (["l", "l"], "standard", View.MAIN, None),
+        (["l", "escape"], "standard", View.MAIN, None),
+        (["r"], "standard", View.CONFIRM, None),
+        (["r", "n"], "standard", View.MAIN, None),
+        (["r", "r"], "standard", View.MAIN, None),
+        ([DOWN, "r", "y"], "fast", View.MAIN, TopAction.RESTART),
+        (["q"], "standard", View.MAIN, TopAction.QUIT),
+        (["x", "\x1b[5~"], "standard", View.MAIN, None),
+    ],
+)
+def test_what_keys_do(typed: list[str], selected: str | None, view: View, action: TopAction | None) -> None:
+    state, last = pressed(*typed)
+    assert (state.selected, state.view, last) == (selected, view, action)
+
+
+def test_a_service_that_left_is_no_longer_selected() -> None:
+    assert keys.settled(TopState("gone"), NAMES).selected == "standard"
+    assert keys.settled(TopState("gone"), ()).selected == "gone"
+    assert keys.press(TopState(), "r", ())[0].view is View.MAIN
+
+
+def test_keys_are_read_one_by_one() -> None:
+    assert read("\x1b[A\x1bOBq\x1b[5~jä\x1b") == ["up", "down", "q", "\x1b[5~", "j", "ä", "escape"]
+
+
+def test_the_view_obeys_and_the_terminal_is_as_before(rows: Database) -> None:
+    home = rows.home
+    home.log("fast").write_text("old\n" * 9 + "the last line \x1b[2J\n")
+    program = shlex.join([sys.executable, "-P", "-c", WITHOUT_A_WORKER])
+    child = pexpect.spawn(
+        "/bin/sh",
+        ["-c", f"stty -a > {home.root}/before; {program}; stty -a > {home.root}/after"],
+        env=os.environ | {"MLXQ_HOME": str(home.root), "TERM": "xterm-256color"},
+        timeout=60,
+        dimensions=(24, 80),
+        encoding="utf-8",
+    )
+    child.expect_exact("q quit")
+    child.send("\x1b[B")
+    child.send("l")
+    child.expect_exact(r"the last line \x1b[2J")
+    child.send("lr")
+    child.expect_exact("Restart fast? y yes")
+    child.send("y")
+    child.expect(r"Job \d+ restarts fast")
+    child.send("q")
+    child.expect(pexpect.EOF)
+
+    assert [row.args for row in job.listing(rows) if row.kind == "restart"] == [{"service": "fast"}]
+    assert (home.root / "before").read_text() == (home.root / "after").read_text()
+
+
+def test_a_log_that_is_not_there_is_said(rows: Database) -> None:
+    assert tail(rows.home.log("nosuch"), 5) == ["There is nothing to read: No such file or directory."]
