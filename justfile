@@ -49,6 +49,7 @@ format:
 # Update the generated parts of the documents.
 docs:
     uv run cog -r -I docs README.md ARCHITECTURE.md CONTRIBUTING.md docs/*.md
+    uv run python docs/generate.py
 
 # Make the lock of an engine's own environment anew, e.g. `just lock-engine rapid-mlx-0.16.10`.
 lock-engine NAME:

@@ -21,6 +21,7 @@ from catalog.machine import Machine
 from catalog.model import Model, Quant
 from catalog.quality import quality
 from catalog.score import recommend
+from mlxq import __version__
 from mlxq.autostart import launchd as launchd_unit
 from mlxq.autostart import systemd as systemd_unit
 from mlxq.autostart.unit import Unit, environment
@@ -100,6 +101,40 @@ def metrics() -> str:
 def _labels(family: Metric) -> Sequence[str]:
     assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
     return family._labelnames  # noqa: SLF001 (it is told nowhere else while there are no samples)
+
+
+MANUAL = Path(__file__).parent / "prefix" / "share" / "man" / "man1" / "mlxq.1"
+"""Installed below the prefix of the environment, where man(1) looks for the programs of a PATH."""
+
+
+def manual() -> str:
+    """Return the manual page: the help of all commands, in the macros of man(7)."""
+    named = [path for path in paths() if path]
+    commands = [part for path in named for part in (f'.SS "mlxq {" ".join(path)}"', *_verbatim(help_of(path)))]
+    lines = [
+        '.\\" Generated from the help of the commands: just docs',
+        f'.TH MLXQ 1 "" "mlxq {__version__}" "User commands"',
+        *(".SH NAME", "mlxq \\- three models behind one endpoint, every operation a durable job"),
+        *(".SH SYNOPSIS", ".B mlxq", "[\\fIOPTION\\fR]... [\\fICOMMAND\\fR [\\fIARGUMENT\\fR]...]"),
+        *(".SH DESCRIPTION", *_verbatim(help_of([]))),
+        *(".SH COMMANDS", *commands),
+        *(".SH ENVIRONMENT", ".TP", ".B MLXQ_HOME", "Folder of mlxq's files, ~/.mlxq by default."),
+        *(".TP", ".B MLXQ_\\fISETTING\\fR", "Overrides a setting; mlxq config list shows their names."),
+        *(".TP", ".BR NO_COLOR ,\\~ FORCE_COLOR", "Turn colors off, or on where there is no terminal."),
+        *(".SH FILES", ".TP", ".I ~/.mlxq/config.yaml", "Settings, as mlxq config edit shows them."),
+        *(".TP", ".I ~/.mlxq/logs", "Logs, as mlxq logs prints them."),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _verbatim(text: str) -> list[str]:
+    """Return lines that man(1) shows as they are; letters beyond ASCII by their code points (groff_char(7))."""
+    special = {"\\": "\\e", "-": "\\-", "'": "\\(aq"}
+    escaped = [
+        "".join(special.get(letter, letter if letter.isascii() else f"\\[u{ord(letter):04X}]") for letter in line)
+        for line in text.rstrip().split("\n")
+    ]
+    return [".nf", *(f"\\&{line}" if line[:1] in {".", "'"} else line for line in escaped), ".fi"]
 
 
 def all_settings() -> str:
@@ -300,3 +335,8 @@ def _reused(engine: EngineEntry, kind: ModelKind) -> str:
     told = engine.reuse[kind]
     words = [word for word, able in (("turn", told.turn), ("system", told.system)) if able]
     return (", ".join(words) or "no") + (" (read)" if kind in engine.unmeasured else "")
+
+
+if __name__ == "__main__":
+    MANUAL.parent.mkdir(parents=True, exist_ok=True)
+    MANUAL.write_text(manual())

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -162,7 +163,7 @@ def _accept_output_options(command: click.Command) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
 @click.option("--no-color", is_flag=True, help="Print no colors (as NO_COLOR does).")
 @click.option("--debug", is_flag=True, envvar="MLXQ_DEBUG", help="Show tracebacks.")
-@click.option("--version", is_flag=True, help="Print the version.")
+@click.option("--version", is_flag=True, help="Print the versions of mlxq, its engines, MLX and LiteLLM.")
 @click.pass_context
 def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, debug: bool, version: bool) -> None:
     """Three models behind one endpoint, every operation a durable job."""
@@ -183,6 +184,24 @@ def _version() -> None:
     from mlxq import __version__
 
     click.echo(f"mlxq {__version__}")
+    packages = dict(_versions(Path(click.__file__).parents[1], ".dist-info"))
+    for name in ("vllm-mlx", "mlx", "mlx-lm", "litellm"):
+        click.echo(f"{name} {packages.get(name.replace('-', '_'), 'is not installed')}")
+    for name, version in _versions(get_home().engines):
+        click.echo(f"{name} {version} (an environment of its own)")
+
+
+def _versions(folder: Path, ending: str = "") -> list[tuple[str, str]]:
+    """Return names and versions of what is installed in a folder, from the names NAME-VERSION and the ending.
+
+    importlib.metadata would cost 60 ms.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.name.endswith(ending))
+    except OSError:
+        return []
+    pairs = [name.removesuffix(ending).rpartition("-") for name in names]
+    return [(name, version) for name, _, version in pairs if version[:1].isdecimal()]
 
 
 @click.command(hidden=True)

@@ -158,7 +158,7 @@ def _pieces(answer: HTTPResponse) -> Generator[str | TokenCounts]:
 
 
 def _usage(usage: dict[str, Any]) -> TokenCounts:
-    details = usage.get("prompt_tokens_details") or {}
+    details: dict[str, Any] = usage.get("prompt_tokens_details") or {}
     return TokenCounts(usage["prompt_tokens"], details.get("cached_tokens") or 0, usage["completion_tokens"])
 
 

@@ -85,21 +85,15 @@ class MarkdownStream:
     def _growing(self) -> RenderableType:
         """Return the block that grows, its end alone where it is higher than the screen, and the note."""
         from rich.console import Group
-        from rich.segment import Segments
+        from rich.segment import Segment, Segments
         from rich.text import Text
 
         console = self._console
         lines = console.render_lines(_markdown(self._pending), pad=False) if self._pending.strip() else []
         shown = lines[-max(1, console.height - 3) :]
-        segments = [part for line in shown for part in [*line, _newline()]]
+        segments = [part for line in shown for part in [*line, Segment.line()]]
         note = [Text(self._note, style="bright_black")] if self._note else []
         return Group(Segments(segments), *note)
-
-
-def _newline() -> object:
-    from rich.segment import Segment
-
-    return Segment.line()
 
 
 def _markdown(text: str) -> RenderableType:

@@ -19,7 +19,8 @@ _KEY = re.compile(r"\x1b(?:[\[O][0-9;]*[A-Za-z~])?|.", re.DOTALL)
 
 def keys(text: str) -> list[str]:
     """Return the keys of what a terminal sent; those without a meaning here by what was sent."""
-    return [SEQUENCES.get(key, key) for key in _KEY.findall(text)]
+    typed: list[str] = _KEY.findall(text)
+    return [SEQUENCES.get(key, key) for key in typed]
 
 
 class Keyboard:

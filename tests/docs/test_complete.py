@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_what_is_generated_is_up_to_date() -> None:
     argv = [sys.executable, "-m", "cogapp", "--check", "--diff", "-I", str(DOCS), *map(str, PAGES)]
     checked = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT)
     assert checked.returncode == 0, checked.stdout
+
+
+def test_the_manual_page_is_up_to_date_and_readable() -> None:
+    """Run `just docs` when this fails."""
+    assert generate.MANUAL.read_text() == generate.manual()
+    if not shutil.which("groff"):
+        pytest.skip("groff is not installed")
+    argv = ["groff", "-man", "-ww", "-Tutf8", "-rLL=100n", "-P-c", str(generate.MANUAL)]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for text in ("three models behind one endpoint", "mlxq setup [OPTIONS]", "Folder of mlxq's files"):
+        assert text in shown.stdout
 
 
 @pytest.mark.parametrize("path", list(generate.paths()), ids=" ".join)
