@@ -27,12 +27,13 @@ from state.paths import Home, get_home
 )
 @click.option("-c", "--continue", "continues", is_flag=True, help="Continue the last conversation.")
 def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float, *, continues: bool) -> None:
-    """Send a prompt to a model and stream the answer, or have a conversation.
+    """Send a prompt to a model and stream the answer.
 
     PROMPT is the text, or `-` to read it from standard input. Decoding is greedy: the same prompt gives the same
     answer. After three seconds without a word it says what it waits for.
 
-    Without PROMPT, on a terminal, it is a conversation: /help shows its commands, Ctrl-C stops an answer, Ctrl-D exits.
+    Without PROMPT, on a terminal, it begins a conversation: /help shows its commands, Ctrl-C stops an answer, Ctrl-D
+    exits.
     """
     text = " ".join(prompt)
     interactive = not prompt and sys.stdin.isatty() and sys.stdout.isatty()

@@ -23,7 +23,7 @@ q, Ctrl-C  close the view; services and jobs continue
 {" ".join(COLUMNS)}"""
 
 
-class View(StrEnum):
+class TopView(StrEnum):
     """What is on the screen."""
 
     MAIN = "main"
@@ -45,21 +45,21 @@ class TopState:
 
     selected: str | None = None
     """A service; None for the first."""
-    view: View = View.MAIN
+    view: TopView = TopView.MAIN
     note: str = ""
     """A sentence on the last action."""
 
 
 FOOTERS = {
-    View.MAIN: "↑↓ select · r restart · l log · ? help · q quit",
-    View.HELP: "any key: back",
-    View.LOG: "↑↓ another service · l back · q quit",
+    TopView.MAIN: "↑↓ select · r restart · l log · ? help · q quit",
+    TopView.HELP: "any key: back",
+    TopView.LOG: "↑↓ another service · l back · q quit",
 }
 
 
 def footer(state: TopState) -> str:
     """Return the last line of the screen."""
-    if state.view is View.CONFIRM:
+    if state.view is TopView.CONFIRM:
         return f"Restart {state.selected}? y yes · any other key: no"
     return f"{state.note} · {FOOTERS[state.view]}" if state.note else FOOTERS[state.view]
 
@@ -74,25 +74,25 @@ def settled(state: TopState, services: Sequence[str]) -> TopState:
 def press(state: TopState, key: str, services: Sequence[str]) -> tuple[TopState, TopAction | None]:
     """Return the state after a key, and what is to be done."""
     state = replace(settled(state, services), note="")
-    if state.view is View.CONFIRM:
-        return replace(state, view=View.MAIN), TopAction.RESTART if key in {"y", "Y"} else None
-    if state.view is View.HELP:
-        return replace(state, view=View.MAIN), None
+    if state.view is TopView.CONFIRM:
+        return replace(state, view=TopView.MAIN), TopAction.RESTART if key in {"y", "Y"} else None
+    if state.view is TopView.HELP:
+        return replace(state, view=TopView.MAIN), None
     if key == "q":
         return state, TopAction.QUIT
     if key in {UP, "k", DOWN, "j"} and state.selected:
         step = -1 if key in {UP, "k"} else 1
-        place = services.index(state.selected) + step
-        return replace(state, selected=services[max(0, min(place, len(services) - 1))]), None
+        index = services.index(state.selected) + step
+        return replace(state, selected=services[max(0, min(index, len(services) - 1))]), None
     return replace(state, view=_view(state, key)), None
 
 
-def _view(state: TopState, key: str) -> View:
+def _view(state: TopState, key: str) -> TopView:
     """Return what is shown after a key."""
     if key == "l" and state.selected:
-        return View.MAIN if state.view is View.LOG else View.LOG
+        return TopView.MAIN if state.view is TopView.LOG else TopView.LOG
     if key == ESCAPE:
-        return View.MAIN
+        return TopView.MAIN
     if key == "?":
-        return View.HELP
-    return View.CONFIRM if key == "r" and state.selected else state.view
+        return TopView.HELP
+    return TopView.CONFIRM if key == "r" and state.selected else state.view

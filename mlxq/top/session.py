@@ -14,7 +14,7 @@ from mlxq.commands import restart
 from mlxq.terminal import printable, raw
 from mlxq.top import draw, keys
 from mlxq.top.keyboard import Keyboard
-from mlxq.top.keys import TopAction, TopState, View
+from mlxq.top.keys import TopAction, TopState, TopView
 from mlxq.web import engine_status, snapshot
 from mlxq.web.snapshot import Snapshot
 from state import service, stack, wakeup
@@ -90,9 +90,9 @@ class TopSession:
     def _content(self, current: Snapshot, console: Console) -> RenderableType:
         from rich.text import Text
 
-        if self._state.view is View.HELP:
+        if self._state.view is TopView.HELP:
             return Text(keys.HELP)
-        if self._state.view is View.LOG and self._state.selected:
+        if self._state.view is TopView.LOG and self._state.selected:
             log = self._home.log(self._state.selected)
             return Text("\n".join([f"{log}\n", *tail(log, console.height - 4)]), no_wrap=True, overflow="ellipsis")
         return draw.draw(current, console.width, self._state.selected)

@@ -12,7 +12,7 @@ import pytest
 from mlxq.top import keys
 from mlxq.top.keyboard import DOWN, UP
 from mlxq.top.keyboard import keys as read
-from mlxq.top.keys import TopAction, TopState, View
+from mlxq.top.keys import TopAction, TopState, TopView
 from mlxq.top.session import tail
 from state import job
 from state.db import Database
@@ -36,23 +36,23 @@ def pressed(*typed: str) -> tuple[TopState, TopAction | None]:
 @pytest.mark.parametrize(
     ("typed", "selected", "view", "action"),
     [
-        ([], None, View.MAIN, None),
-        ([DOWN, "j", DOWN, "k"], "fast", View.MAIN, None),
-        ([UP], "standard", View.MAIN, None),
-        (["?"], "standard", View.HELP, None),
-        (["?", "q"], "standard", View.MAIN, None),
-        (["l", DOWN], "fast", View.LOG, None),
-        (["l", "l"], "standard", View.MAIN, None),
-        (["l", "escape"], "standard", View.MAIN, None),
-        (["r"], "standard", View.CONFIRM, None),
-        (["r", "n"], "standard", View.MAIN, None),
-        (["r", "r"], "standard", View.MAIN, None),
-        ([DOWN, "r", "y"], "fast", View.MAIN, TopAction.RESTART),
-        (["q"], "standard", View.MAIN, TopAction.QUIT),
-        (["x", "\x1b[5~"], "standard", View.MAIN, None),
+        ([], None, TopView.MAIN, None),
+        ([DOWN, "j", DOWN, "k"], "fast", TopView.MAIN, None),
+        ([UP], "standard", TopView.MAIN, None),
+        (["?"], "standard", TopView.HELP, None),
+        (["?", "q"], "standard", TopView.MAIN, None),
+        (["l", DOWN], "fast", TopView.LOG, None),
+        (["l", "l"], "standard", TopView.MAIN, None),
+        (["l", "escape"], "standard", TopView.MAIN, None),
+        (["r"], "standard", TopView.CONFIRM, None),
+        (["r", "n"], "standard", TopView.MAIN, None),
+        (["r", "r"], "standard", TopView.MAIN, None),
+        ([DOWN, "r", "y"], "fast", TopView.MAIN, TopAction.RESTART),
+        (["q"], "standard", TopView.MAIN, TopAction.QUIT),
+        (["x", "\x1b[5~"], "standard", TopView.MAIN, None),
     ],
 )
-def test_what_keys_do(typed: list[str], selected: str | None, view: View, action: TopAction | None) -> None:
+def test_what_keys_do(typed: list[str], selected: str | None, view: TopView, action: TopAction | None) -> None:
     state, last = pressed(*typed)
     assert (state.selected, state.view, last) == (selected, view, action)
 
@@ -60,7 +60,7 @@ def test_what_keys_do(typed: list[str], selected: str | None, view: View, action
 def test_a_service_that_left_is_no_longer_selected() -> None:
     assert keys.settled(TopState("gone"), NAMES).selected == "standard"
     assert keys.settled(TopState("gone"), ()).selected == "gone"
-    assert keys.press(TopState(), "r", ())[0].view is View.MAIN
+    assert keys.press(TopState(), "r", ())[0].view is TopView.MAIN
 
 
 def test_keys_are_read_one_by_one() -> None:
