@@ -283,6 +283,27 @@ worker.run(get_home())
 """
 
 
+def test_a_worker_begins_again_with_a_state_db_that_was_put_in_place_of_its_own(
+    home: Home, empty_database: Path, tmp_path: Path
+) -> None:
+    """As a backup is restored: no one would read what it wrote to the old one, and no job of the new one would run."""
+    own = subprocess.Popen([sys.executable, "-P", "-c", QUICKLY], stderr=subprocess.PIPE, text=True)
+    assert f'"pid": {own.pid}' in line_with(own, "worker_started")
+
+    for name in ("-wal", "-shm"):
+        home.database.with_name(home.database.name + name).unlink(missing_ok=True)
+    Path(shutil.copy(empty_database, tmp_path / "restored")).replace(home.database)
+    assert '"database_replaced": true' in line_with(own, "worker_stopped")
+    assert f'"pid": {own.pid}' in line_with(own, "worker_started")
+
+    with contextlib.closing(open_database(home)) as db:
+        (number, _) = ledger.enqueue(db, kinds.new("detect"))
+        until(lambda: not get(db, number).live, PATIENCE_S)
+        assert get(db, number).state is JobState.SUCCEEDED
+    own.terminate()
+    assert own.wait(PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize("fate", ["deleted", "moved", "replaced", "unlocked"])
 def test_a_worker_ends_with_its_home(home: Home, db: Database, fate: str) -> None:
     """Its services end too when it was deleted; elsewhere it may come back, or another one have adopted them."""
