@@ -186,7 +186,8 @@ def _version() -> None:
     click.echo(f"mlxq {__version__}")
     packages = dict(_versions(Path(click.__file__).parents[1], ".dist-info"))
     for name in ("vllm-mlx", "mlx", "mlx-lm", "litellm"):
-        click.echo(f"{name} {packages.get(name.replace('-', '_'), 'is not installed')}")
+        if version := packages.get(name.replace("-", "_")):
+            click.echo(f"{name} {version}")
     for name, version in _versions(get_home().engines):
         click.echo(f"{name} {version} (an environment of its own)")
 
