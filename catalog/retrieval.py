@@ -1,7 +1,13 @@
-"""Models that make vectors of texts, and that rank documents, from retrieval.yaml. Pure."""
+"""Models that make vectors of texts, and that rank documents, from retrieval.json. Pure.
+
+`bytes` are those of the weights on disk, `bytes_from` says where they were not read from the repo. Only what
+mlx-embeddings 0.1.0 loads and computes rightly is there: nomic-embed-text-v1.5 (nomic_bert) and jina-embeddings-v3
+(XLM-R with adapters, a program of its own) are not.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +17,7 @@ from typing import Any, Literal
 from catalog.model import Quant
 from catalog.problems import UnknownModel
 
-SHIPPED = Path(__file__).with_name("retrieval.yaml")
+SHIPPED = Path(__file__).with_name("retrieval.json")
 PROCESS_BYTES = 400 * 2**20
 """Of a process without its weights: 330 MB were measured with all-MiniLM-L6-v2, of which 91 MB are weights."""
 PASS_VALUES = 4_096 * 24
@@ -55,9 +61,7 @@ def entries() -> Mapping[str, RetrievalModel]:
 
 @cache
 def _load() -> dict[str, RetrievalModel]:
-    import yaml
-
-    rows: dict[str, dict[str, Any]] = yaml.load(SHIPPED.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    rows: dict[str, dict[str, Any]] = json.loads(SHIPPED.read_text(encoding="utf-8"))
     return {name: _model(name, row) for name, row in rows.items()}
 
 

@@ -71,7 +71,7 @@ def _placed(
         quant,
         before,
         base_port=settings.load(home)["tier-port-base"],
-        budget_bytes=stack_jobs.budget(db, home),
+        budget_bytes=stack_jobs.tier_budget(db, home),
         weights=downloaded.folder if downloaded else "",
         options=serving_options.from_row(options),
         reuses=serving.reads_once(db, home),
@@ -86,7 +86,7 @@ def serve_retrieval(context: Context, purpose: Purpose, model: str) -> dict[str,
     "model", "port"}, the last two None where none serves any more. Raises NotSetUp, NotFound, DoesNotFit.
     """
     db, home = context.db, context.home
-    if model == "none":
+    if model == retrieval.NONE:
         stack.remove_retrieval(db, purpose)
         for following in stack_jobs.remove_tiers([purpose], serving=stack_jobs.gateway_wanted(db)):
             context.then(following)

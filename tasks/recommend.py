@@ -147,6 +147,11 @@ def budget(machine: Machine, share: int | str) -> int:
     return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
 
 
+def _tier_budget(machine: Machine, request: Mapping[str, Any]) -> int:
+    """Return the bytes for the tiers: the budget without what is reserved for embeddings and ranking."""
+    return budget(machine, request["budget_pct"]) - request.get("reserved_bytes", 0)
+
+
 def recommend(
     machine: Machine,
     models: Mapping[str, Model],
@@ -188,14 +193,15 @@ def choose(
 ) -> Recommendation:
     """Choose a stack for what was `request` (intent, budget_pct, quant); without a Hub, of the built-in model.
 
-    `choice` in `request`, "model quant" by tier, holds whatever else is asked. Raises DoesNotFit with what the smallest
-    stack needs, NotFound for a model the catalog does not have, UsageProblem.
+    `choice` in `request`, "model quant" by tier, holds whatever else is asked; its `reserved_bytes` are for engines
+    that no tier has. Raises DoesNotFit with what the smallest stack needs, NotFound for a model the catalog does not
+    have, UsageProblem.
     """
     choice: Mapping[str, str] = request.get("choice") or {}
     all_builtin = len(choice) > 1 and {words.partition(" ")[0] for words in choice.values()} == {BUILTIN}
     if choice and not all_builtin:
         return compose(machine, models, choice, request, measured, reuses=reuses)
-    share = budget(machine, request["budget_pct"])
+    share = _tier_budget(machine, request)
     if hub and not all_builtin:
         return recommend(
             machine, models, request["intent"], share, benches=measured, quant=request["quant"], reuses=reuses
@@ -220,7 +226,7 @@ def compose(
     Raises DoesNotFit with what they need together, NotFound, UsageProblem.
     """
     wanted = {tier: _named(words, models) for tier, words in choice.items()}
-    share = budget(machine, request["budget_pct"])
+    share = _tier_budget(machine, request)
 
     def composed(choice: Mapping[str, tuple[str, str]]) -> Recommendation:
         return score.compose(

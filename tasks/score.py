@@ -10,14 +10,17 @@ from catalog.intent import FAST
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.pick import Pick, Recommendation
-from state import desired, facts, settings, stack
+from state import desired, facts, settings, stack, weights
 from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
-from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Tier, engines_of
+from state.paths import Home
+from state.settings import Settings
+from state.stack import MAX_TOKENS, PREFILL_STEP, Engine, Purpose, Tier, engines_of
 from tasks import kinds, model_file, recommend, stack_jobs
 from tasks.engines import installed, serving
 from tasks.engines.serving import ByCatalog
+from tasks.plan import retrieval as placing
 from tasks.plan.answer_timeout import answer_timeout_s
 from tasks.queue import Context, job
 
@@ -37,36 +40,41 @@ def score(
     keep: bool = False,
     described: list[dict[str, Any]] | None = None,
     engine: bool = True,
+    retrieval: dict[Purpose, str] | None = None,
 ) -> dict[str, Any]:
     """Choose three tiers within `budget_pct` per cent of memory, or what the machine can give.
 
     `choice`, "model quant" by tier, takes these and no others. What is not asked is as it was asked before. The same
     question keeps the stack that is there, and so do `keep` and a Hub out of reach; without a stack all tiers then
-    serve the built-in model. `described`: model files of chosen models that the catalog does not have. `engine`:
-    whether to install the one that a chosen model needs, where the package index has it.
+    serve the built-in model. `described`: model files of models that the catalog lacks. `engine`: whether to install
+    one that a model needs. `retrieval`: models for embeddings and ranking, by purpose; "none" takes one away.
     Return {"tiers", "sizes": bytes by source, "builtin", "kept", "budget_bytes", "total_bytes", "explain", "engine"}.
     Raises NotSetUp before detect has run, DoesNotFit, NotFound, UsageProblem for a model file that is wrong.
     """
-    for described_model in described or ():
-        model_file.keep(context.home, described_model)
+    _keep(context.home, described or ())
     machine, wanted = _machine(context.db), settings.load(context.home)
     hub = bool(facts.get(context.db, "hub").get("reachable"))
     now, stored = stack.tiers(context.db), facts.get(context.db, "stack")
-    request = recommend.question(intent, budget_pct, stored, wanted)
-    models = recommend.all_models(context.home)
+    request, models = recommend.question(intent, budget_pct, stored, wanted), recommend.all_models(context.home)
     args = {"intent": intent, "budget_pct": budget_pct, "choice": choice, "keep": keep}
     programs = _programs(context, adds=engine and start)
     unchanged = recommend.stays(now, stored, args, request, hub=hub)
+    beside = _retrieving(context, retrieval or {}, now if unchanged else [], request["budget_pct"])
     if not unchanged and (desired.request_stack(context.db, context.claim.seq) or not now):
-        measured, question = recommend.measured(context.db, machine), request | {"choice": choice}
+        question = request | {"choice": choice, "reserved_bytes": sum(engine.memory_bytes for engine in beside)}
+        measured = recommend.measured(context.db, machine)
         chosen = recommend.choose(machine, models, question, measured, hub=hub, reuses=programs.reuses)
         now = _tiers(chosen, models, int(wanted["tier-port-base"]), now)
-        named = {"budget_named": request["budget_pct"] != wanted["memory-budget-pct"]}
-        stored = _store(context.db, now, _told(chosen, request) | named)
+        stored = _store(context.db, now, _told(chosen, request, wanted))
     missing = programs.lacks(_free(context, now, models)) if programs.adds else None
-    _enqueue(context, now, pull=pull, start=start, engine=missing)
+    _enqueue(context, now, beside, pull=pull, start=start, engine=missing)
     sizes = recommend.sizes(now, models)
     return stored | {"kept": unchanged, "tiers": recommend.served(now), "sizes": sizes, "engine": missing}
+
+
+def _keep(home: Home, described: Sequence[dict[str, Any]]) -> None:
+    for row in described:
+        model_file.keep(home, row)
 
 
 def _programs(context: Context, *, adds: bool) -> ByCatalog:
@@ -79,6 +87,33 @@ def _free(context: Context, tiers: Sequence[Tier], models: Mapping[str, Model]) 
     """Return the models of the tiers for which the settings name no engine of their own."""
     named: Mapping[str, str] = settings.load(context.home)["tier-engines"]
     return [models[tier.model] for tier in tiers if tier.name not in named and tier.model in models]
+
+
+def _retrieving(
+    context: Context, wanted: Mapping[Purpose, str], staying: Sequence[Tier], budget_pct: int | str
+) -> list[Engine]:
+    """Return the engines for embeddings and ranking that will be there, beside the tiers that stay.
+
+    Raises NotFound, DoesNotFit.
+    """
+    port, share = settings.load(context.home)["tier-port-base"], recommend.budget(_machine(context.db), budget_pct)
+    engines = [engine for engine in stack.retrieval(context.db) if engine.name not in wanted]
+    for purpose, name in wanted.items():
+        if name != placing.NONE:
+            before = [*engines_of(staying), *engines]
+            model, quant = placing.find(name, purpose)
+            engines.append(placing.place(purpose, model, quant, before, base_port=port, budget_bytes=share))
+    return engines
+
+
+def _replace_retrieval(db: Database, engines: Sequence[Engine]) -> None:
+    """Make these, and no others, the engines for embeddings and ranking."""
+    for engine in stack.retrieval(db):
+        if engine.name not in {wanted.name for wanted in engines}:
+            stack.remove_retrieval(db, engine.name)
+    for engine in engines:
+        downloaded = weights.newest(db, engine.source)
+        stack.put_retrieval(db, replace(engine, weights=engine.weights or (downloaded.folder if downloaded else "")))
 
 
 def _machine(db: Database) -> Machine:
@@ -96,14 +131,24 @@ def _store(db: Database, tiers: Sequence[Tier], answers: dict[str, Any]) -> dict
     return answers
 
 
-def _enqueue(context: Context, tiers: Sequence[Tier], *, pull: bool, start: bool, engine: str | None) -> None:
-    """Add the jobs that make the stack serve to the chain."""
+def _enqueue(
+    context: Context, tiers: Sequence[Tier], beside: Sequence[Engine], *, pull: bool, start: bool, engine: str | None
+) -> None:
+    """Put the engines `beside` the tiers into the stack, and the jobs that make it serve into the chain."""
+    _replace_retrieval(context.db, beside)
     if start:
         stack.set_desired(context.db, [tier.name for tier in tiers], "up")
     retired, around = stack_jobs.leaving(context.db), stack_jobs.auxiliary_services(context.home)
-    required = installed.lacking(context.home)
+    required, beside = installed.lacking(context.home), stack.retrieval(context.db)
     for following in plan(
-        tiers, pull=pull, start=start, retired=retired, around=around, required=required, engine=engine
+        tiers,
+        pull=pull,
+        start=start,
+        retired=retired,
+        around=around,
+        required=required,
+        engine=engine,
+        beside=beside,
     ):
         context.then(following)
 
@@ -117,15 +162,16 @@ def plan(
     around: Sequence[str] = (GATEWAY,),
     required: str | None = None,
     engine: str | None = None,
+    beside: Sequence[Engine] = (),
 ) -> list[NewJob]:
     """Return the jobs that make the stack serve: pulls and configuration side by side, the gateway before the engines.
 
-    `around`: the services that are started beside the engines. An engine waits for its own weights alone, and those of
-    fast are fetched first, then the smaller ones: something answers soon. It also waits for the `retired` engines,
-    whose memory and ports it may need, for the installation of `required`, without which none can start, and for that
-    of `engine`, whatever becomes of it.
+    `around`: the services that are started beside the engines; `beside`: engines that no tier has. An engine waits for
+    its own weights alone, and those of fast are fetched first, then the smaller ones: something answers soon. It also
+    waits for the `retired` engines, whose memory and ports it may need, for the installation of `required`, without
+    which none can start, and for that of `engine`, whatever becomes of it.
     """
-    engines = engines_of(tiers)
+    engines = [*engines_of(tiers), *beside]
     soonest = sorted(engines, key=lambda engine: (engine.name != FAST, engine.memory_bytes))
     sources = list(dict.fromkeys(engine.source for engine in soonest)) if pull else []
     before = ["install_engine"] if required and start else []
@@ -141,7 +187,7 @@ def plan(
     for served in engines:
         needs = ["configure", *before, *([_pulling(served.source)] if pull else [])]
         jobs.append(kinds.new("start", {"service": served.name}, needs=needs, after=after, label=served.name))
-    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(served.name for served in engines)])]
+    return [*jobs, kinds.new("smoke_test", needs=[GATEWAY, *(served.name for served in engines_of(tiers))])]
 
 
 def _pull(source: str) -> NewJob:
@@ -189,8 +235,9 @@ def _engine(pick: Pick, model: Model, port: int, downloaded: Mapping[str, str]) 
     )
 
 
-def _told(chosen: Recommendation, request: Mapping[str, Any]) -> dict[str, Any]:
+def _told(chosen: Recommendation, request: Mapping[str, Any], values: Settings) -> dict[str, Any]:
     return {
+        "budget_named": request["budget_pct"] != values["memory-budget-pct"],
         "asked": dict(request),
         "builtin": chosen.intent == "built-in",
         "budget_bytes": chosen.budget,

@@ -31,6 +31,16 @@ def budget(db: Database, home: Home) -> int:
     return recommend.budget(from_row(row), settings.load(home)["memory-budget-pct"])
 
 
+def tier_budget(db: Database, home: Home) -> int:
+    """Return the bytes that the tiers' engines may use beside those for embeddings and ranking. Raises NotSetUp."""
+    return budget(db, home) - reserved_bytes(db)
+
+
+def reserved_bytes(db: Database) -> int:
+    """Return the bytes that the engines for embeddings and ranking may use at their peak."""
+    return sum(engine.memory_bytes for engine in stack.retrieval(db))
+
+
 def auxiliary_services(home: Home) -> list[str]:
     """Return the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
     return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]

@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from catalog import units
+from catalog import retrieval, units
 from catalog.fit import memory, smallest
 from catalog.intent import INTENTS
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.offer import BUILTIN, Reuses
 from catalog.quality import quality, worth
+from catalog.retrieval import RetrievalModel
 from catalog.select import SHOWN_CONTEXT, families, select, tags
 from catalog.speed import Measured, Speed, predict
 from mlxq import jobs_client, local_models, model_fit, options, render
@@ -72,7 +73,8 @@ def command(*, as_json: bool, **params: Any) -> None:
     for problem in recommend.file_problems(home):
         render.say(f"{problem} It is left out, or its last valid version counts.\nCure: mlxq catalog check")
     if view == "catalog":
-        _catalog(home, _selected(models, params), as_json=as_json)
+        filtered = any(params[name] for name in ("family", "tag", "tool_calling", "budget"))
+        _catalog(home, _selected(models, params), filtered=filtered, as_json=as_json)
     elif view == "recommend":
         _recommend(home, models, params, as_json=as_json)
     elif view == "available":
@@ -192,17 +194,27 @@ def _here(home: Home) -> Here:
         return Here(None, [])
 
 
-def _catalog(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
-    """Show what mlxq knows; sizes and speeds are those of the first quant named."""
+def _catalog(home: Home, models: Mapping[str, Model], *, filtered: bool, as_json: bool) -> None:
+    """Show what mlxq knows; sizes and speeds are those of the first quant named.
+
+    `filtered`: whether only some models for chats are wanted; else those for embeddings and ranking are shown too.
+    """
     machine = _here(home)
+    beside = [] if filtered else list(retrieval.entries().values())
     if as_json:
-        render.data({"models": [_entry(model, machine) for model in models.values()]})
+        entries = [_entry(model, machine) for model in models.values()]
+        render.data({"models": entries, "retrieval": [_retrieval_entry(model) for model in beside]})
         return
     render.table(
         ["MODEL", "GB", "CTX", "TOK/S", "TOOLS", "QUANTS"],
         [_catalog_row(model, machine) for model in models.values()],
         right=(1, 2, 3),
     )
+    if beside:
+        click.echo()
+        render.table(
+            ["MODEL", "KIND", "GB", "INPUT", "QUANTS"], [_retrieval_row(model) for model in beside], right=(2, 3)
+        )
     if machine.machine is None:
         render.say("Speeds are shown after mlxq setup, or with mlxq models --recommend.")
 
@@ -223,6 +235,27 @@ def _catalog_row(model: Model, machine: Here) -> list[Any]:
         "yes" if model.tool_calling else "no",
         " ".join(_by_size(model)),
     ]
+
+
+def _retrieval_row(model: RetrievalModel) -> list[Any]:
+    by_size = sorted(model.quants.values(), key=lambda quant: quant.bytes)
+    smallest_gb = units.gigabytes_of_files(by_size[0].bytes)
+    kind = f"embedding, {model.dimensions} values" if model.dimensions else "rerank"
+    return [model.id, kind, smallest_gb, recommendation.tokens(model.longest_input), " ".join(q.name for q in by_size)]
+
+
+def _retrieval_entry(model: RetrievalModel) -> dict[str, Any]:
+    """Return one model for embeddings or ranking as it is printed for programs."""
+    plain = ("id", "name", "repo", "license", "languages", "longest_input", "shortens")
+    return {
+        "kind": model.purpose,
+        **{name: getattr(model, name) for name in plain},
+        "dimensions": model.dimensions or None,
+        "quants": {
+            name: {"source": quant.source, "size_bytes": quant.bytes, "memory_bytes": model.memory_bytes(name)}
+            for name, quant in model.quants.items()
+        },
+    }
 
 
 def _entry(model: Model, machine: Here) -> dict[str, Any]:

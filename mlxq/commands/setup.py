@@ -17,7 +17,7 @@ from mlxq.job_view import title
 from mlxq.jobs_client import View
 from mlxq.setup import edit, engines
 from mlxq.setup.edit import EditPlan, StackChange
-from state import ledger, settings
+from state import ledger, settings, stack
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
 from state.job import Job, JobState, NewJob, get, of_chain
@@ -87,15 +87,15 @@ def command(
     _require_home(home)
     wanted = edit.parse(add, names, remove, alone, _serving(named))
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start, no_engine=no_engine)
-    retrieves = bool(named["embedding"] or named["rerank"])
-    if wanted or retrieves:
-        _require_alone(arguments, changes=bool(wanted) and retrieves)
-        change = partial(_retrieve, home, named) if retrieves else partial(_change, home, wanted)
+    beside: dict[Purpose, str] = {purpose: named[purpose] for purpose in PURPOSES if named[purpose]}
+    if beside and not wanted and (_about_stack(arguments) or not _has_stack(home)):
+        arguments, beside = arguments | {"retrieval": beside}, {}
+    if wanted or beside:
+        _require_alone(arguments, changes=bool(wanted and beside))
+        change = partial(_retrieve, home, beside) if beside else partial(_change, home, wanted)
         chain = change(consent, dry_run=dry_run, as_json=as_json)
-    elif dry_run:
-        chain = preview(home, arguments, as_json=as_json)
     else:
-        chain = _set_up(home, arguments, consent, intent)
+        chain = preview(home, arguments, as_json=as_json) if dry_run else _set_up(home, arguments, consent, intent)
     if chain is not None:
         _follow(home, chain, timeout_s, as_json=as_json)
 
@@ -110,6 +110,19 @@ def _serving(named: Mapping[str, Any]) -> ServingOptions:
     return ServingOptions(named["tool_parser"], named["reasoning_parser"], named["context"])
 
 
+def _about_stack(arguments: Mapping[str, Any]) -> bool:
+    """Return whether options ask for something of the whole stack."""
+    return arguments != question(None, None, no_pull=False, no_start=False)
+
+
+def _has_stack(home: Home) -> bool:
+    try:
+        with jobs_client.reading(home) as db:
+            return bool(stack.tiers(db))
+    except NotSetUp:
+        return False
+
+
 def _require_alone(arguments: Mapping[str, Any], *, changes: bool = False) -> None:
     """Refuse a change of single tiers together with a question about the whole stack. Raises UsageProblem.
 
@@ -117,7 +130,7 @@ def _require_alone(arguments: Mapping[str, Any], *, changes: bool = False) -> No
     """
     if changes:
         raise UsageProblem("--embedding and --rerank cannot be combined with --add, --remove or --model.")
-    if arguments != question(None, None, no_pull=False, no_start=False):
+    if _about_stack(arguments):
         raise UsageProblem(
             "--add, --remove and --model cannot be combined with --intent, --budget-pct, --no-pull, --no-engine or "
             "--no-start."
@@ -213,11 +226,12 @@ def _change(home: Home, wanted: StackChange, consent: Consent, *, dry_run: bool,
         return db.value("SELECT chain FROM jobs WHERE id = ?", (ids[-1],))
 
 
-def _retrieve(home: Home, wanted: Mapping[str, Any], consent: Consent, *, dry_run: bool, as_json: bool) -> int | None:
+def _retrieve(
+    home: Home, named: Mapping[Purpose, str], consent: Consent, *, dry_run: bool, as_json: bool
+) -> int | None:
     """Show a change of the embedding or reranking model, ask, and start it; return the chain, None when only shown."""
     from mlxq.setup import retrieval
 
-    named: dict[Purpose, str] = {purpose: wanted[purpose] for purpose in PURPOSES if wanted[purpose]}
     with jobs_client.reading(home) as db:
         changes = retrieval.plan(db, home, named)
     if as_json and dry_run:

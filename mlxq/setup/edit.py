@@ -166,9 +166,9 @@ def _served_quant(name: str, entry: Model, models: Mapping[str, Model], tiers: S
 
 
 def _budget(db: Database | None, home: Home) -> int:
-    """Return the memory budget in bytes; a machine that was never inspected is inspected now."""
+    """Return the memory budget of all tiers in bytes; a machine that was never inspected is inspected now."""
     if db and facts.get(db, "machine"):
-        return stack_jobs.budget(db, home)
+        return stack_jobs.tier_budget(db, home)
     from tasks.system import hardware
 
     return recommend.budget(hardware.detect(), settings.load(home)["memory-budget-pct"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from catalog.load import model
 from catalog.machine import Machine
@@ -18,13 +18,14 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home
 from state.settings import Settings
-from state.stack import Tier, engines_of
+from state.stack import Engine, Purpose, Tier, engines_of
 from tasks import recommend as advice
+from tasks.plan import retrieval
 from tasks.system import free_space
 from tasks.weights import source as sources
 
 INDEX_WAIT_S = 3.0
-NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "stack_facts": {}}
+NOTHING: Mapping[str, Any] = {"measured": (), "tiers": (), "retrieval": (), "stack_facts": {}}
 """The stored facts of a home without a database."""
 
 
@@ -45,6 +46,8 @@ class Inspection:
     free_bytes: int
     """Disk space for weights, in bytes, without the part that is always kept free."""
     tiers: Sequence[Tier]
+    retrieval: Sequence[Engine]
+    """The engines for embeddings and ranking that are there."""
     stack_facts: Mapping[str, Any]
     """The options and totals of the stored choice; empty if the user edited the stack."""
     settings: Settings
@@ -102,10 +105,15 @@ class Inspection:
 
     def recommend(self, arguments: Mapping[str, Any], choice: Mapping[str, str] | None = None) -> Recommendation:
         """Return what the task score would choose for these arguments. Raises DoesNotFit, NotFound, UsageProblem."""
-        question = self._question(arguments)
-        return advice.choose(
-            self.machine, self.models, question | {"choice": choice}, self.measured, hub=self.hub, reuses=self.reuses
-        )
+        question = self._question(arguments) | {"choice": choice, "reserved_bytes": self.reserved_bytes(arguments)}
+        return advice.choose(self.machine, self.models, question, self.measured, hub=self.hub, reuses=self.reuses)
+
+    def reserved_bytes(self, arguments: Mapping[str, Any]) -> int:
+        """Return the bytes of the engines for embeddings and ranking that will be there. Raises NotFound."""
+        wanted: Mapping[str, str] = arguments.get("retrieval") or {}
+        named = [retrieval.find(name, cast("Purpose", purpose)) for purpose, name in wanted.items() if name != "none"]
+        staying = (engine.memory_bytes for engine in self.retrieval if engine.name not in wanted)
+        return sum(model.memory_bytes(quant) for model, quant in named) + sum(staying)
 
     def stays(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether the task score would keep the current stack for these arguments."""
@@ -190,4 +198,5 @@ def _index(engine: str | None) -> bool:
 def _stored(db: Database, machine: Machine) -> Mapping[str, Any]:
     """Return the stored benchmarks, tiers and facts about the stack."""
     measured = advice.measured(db, machine)
-    return {"measured": measured, "tiers": stack.tiers(db), "stack_facts": facts.get(db, "stack")}
+    stored = facts.get(db, "stack")
+    return {"measured": measured, "tiers": stack.tiers(db), "retrieval": stack.retrieval(db), "stack_facts": stored}

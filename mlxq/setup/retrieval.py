@@ -17,9 +17,7 @@ from state.paths import Home
 from state.stack import Engine, Purpose
 from tasks import kinds, stack_jobs
 from tasks.plan import retrieval
-
-NONE = "none"
-"""Takes a model out of the stack."""
+from tasks.plan.retrieval import NONE
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from catalog import units
 from catalog.offer import Offer
 from catalog.pick import Recommendation
 from catalog.quality import quality
+from catalog.retrieval import RetrievalModel
 from catalog.score import alternatives, followers
 from mlxq import described, render
 from mlxq.setup import preview, recommendation
 from mlxq.setup.inspection import Inspection
 from state.errors import MlxqError
+from tasks.plan import retrieval
 
 INTENTS: Mapping[str, str] = {
     "balanced": "the best answers that fit, at a good speed",
@@ -45,7 +47,7 @@ def settle(inspection: Inspection, arguments: Mapping[str, Any], *, intent: str 
     ):
         return {**arguments, "keep": True}
     completed = {**arguments, "intent": intent or (_intent() if inspection.hub else next(iter(INTENTS)))}
-    choice = words(_chosen(inspection, completed))
+    choice = words(_chosen(inspection, completed))  # may add embeddings to `completed`
     files = inspection.described_of(choice)
     return completed | {"choice": choice} | ({"described": files} if files else {})
 
@@ -107,12 +109,17 @@ def _intent() -> str:
     return _answer("A number · [Enter] 1", {"": next(iter(INTENTS)), **keys, **{name: name for name in INTENTS}})
 
 
-def _chosen(inspection: Inspection, arguments: Mapping[str, Any]) -> Recommendation:
-    """Show the recommendation and change it until the user accepts. Raises Abort, DoesNotFit."""
+def _chosen(inspection: Inspection, arguments: dict[str, Any]) -> Recommendation:
+    """Show the recommendation and change it until the user accepts; add embeddings to `arguments` if the user does.
+
+    Raises Abort, DoesNotFit.
+    """
     chosen = inspection.recommend(arguments)
     _show(inspection, chosen)
+    if offer := _offered(inspection, chosen, arguments):
+        render.say(f"[e] adds embeddings, for search in documents: {_embedding(*offer)}.\n")
     while True:
-        text, answers = _choices(inspection, chosen, pull=arguments["pull"])
+        text, answers = _choices(inspection, chosen, arguments)
         match _answer(text, answers):
             case "continue":
                 return chosen
@@ -120,18 +127,57 @@ def _chosen(inspection: Inspection, arguments: Mapping[str, Any]) -> Recommendat
                 render.say()
                 render.prose(chosen.explain, err=True)
                 render.say()
+            case "embedding":
+                chosen = _with_embedding(inspection, arguments, chosen)
             case _:
                 chosen = _changed(inspection, arguments, chosen)
                 _show(inspection, chosen)
 
 
-def _choices(inspection: Inspection, chosen: Recommendation, *, pull: bool) -> tuple[str, dict[str, str]]:
+def _offered(
+    inspection: Inspection, chosen: Recommendation, arguments: Mapping[str, Any]
+) -> tuple[RetrievalModel, str] | None:
+    """Return the embedding model to offer; None where there is one, it was decided, or memory is short."""
+    if "retrieval" in arguments or any(engine.purpose == "embedding" for engine in inspection.retrieval):
+        return None
+    return retrieval.offered(chosen.budget - chosen.total, chosen.budget, hub=inspection.hub)
+
+
+def _with_embedding(inspection: Inspection, arguments: dict[str, Any], chosen: Recommendation) -> Recommendation:
+    """Add the offered embedding model where the tiers fit beside it; return the stack. Raises Abort."""
+    offer = _offered(inspection, chosen, arguments)
+    assert offer is not None, "only what is offered can be chosen"
+    model, quant = offer
+    added = {"retrieval": {"embedding": f"{model.id}:{quant}"}}
+    try:
+        changed = inspection.recommend({**arguments, **added}, words(chosen))
+    except MlxqError as problem:
+        render.say(problem.message)
+        return chosen
+    if not _agreed(chosen, changed):
+        return chosen
+    arguments.update(added)
+    _show(inspection, changed)
+    render.say(f"With embeddings: {_embedding(model, quant)}.\n")
+    return changed
+
+
+def _embedding(model: RetrievalModel, quant: str) -> str:
+    size, fetch = units.memory(model.memory_bytes(quant)), units.files(model.quants[quant].bytes)
+    return f"{model.id} {quant}, {size} of memory, {fetch} to download"
+
+
+def _choices(
+    inspection: Inspection, chosen: Recommendation, arguments: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
     """Return the question below a recommendation, and its answers."""
     answers = {"w": "why", "q": "quit"}
     text = f"[w]hy these · {QUIT}"
+    if _offered(inspection, chosen, arguments):
+        answers = {"e": "embedding", **answers}
     if inspection.hub:
         answers, text = {"c": "change", **answers}, f"[c]hange a model · {text}"
-    if pull and inspection.to_fetch(chosen) > inspection.free_bytes:
+    if arguments["pull"] and inspection.to_fetch(chosen) > inspection.free_bytes:
         return text, answers
     return f"[Enter] continue · {text}", {"": "continue", **answers}
 

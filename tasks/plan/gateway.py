@@ -135,9 +135,13 @@ def _tier(tier: Tier, tiers: Sequence[Tier]) -> dict[str, Any]:
     return document
 
 
-def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:
-    """Return our aliases and, over them, the user's. Raises UsageProblem for one that leads nowhere or is taken."""
-    names = [tier.name for tier in tiers]
+def aliases(own: Mapping[str, str], tiers: Sequence[Tier], engines: Sequence[Engine] = ()) -> dict[str, str]:
+    """Return our aliases and, over them, the user's that lead to tiers.
+
+    `engines`: those for embeddings and ranking, to which aliases may lead too. Raises UsageProblem for one that leads
+    nowhere or is taken.
+    """
+    names = [*(tier.name for tier in tiers), *(engine.name for engine in engines)]
     for alias, tier in own.items():
         if tier not in names:
             raise UsageProblem(
@@ -148,7 +152,8 @@ def aliases(own: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:
             raise UsageProblem(
                 f"{alias} cannot be an alias, as it is a tier's own name.", hint="mlxq config get aliases"
             )
-    return {**ALIASES, **own}
+    beside = {engine.name for engine in engines}
+    return {**ALIASES, **{alias: tier for alias, tier in own.items() if tier not in beside}}
 
 
 def environment(

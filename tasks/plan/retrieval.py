@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from catalog import retrieval, units
 from catalog.problems import UnknownModel
@@ -13,6 +13,10 @@ from state.stack import CHAT, Engine, Purpose
 
 PURPOSES: tuple[Purpose, ...] = ("embedding", "rerank")
 """What an engine without a tier is for, which is its name too."""
+SMALL_SHARE = 12
+"""An embedding model that takes at most this part of the budget costs the tiers little."""
+NONE = "none"
+"""Asked for in place of a model: take the engine away."""
 NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names that clients of OpenAI send unasked; the embedding model answers to them."""
 
@@ -61,20 +65,37 @@ def place(
     )
 
 
+def offered(free_bytes: int, budget_bytes: int, *, hub: bool) -> tuple[RetrievalModel, str] | None:
+    """Return the embedding model and quant worth offering beside tiers that leave `free_bytes` of the budget.
+
+    It is small against the budget, or fits in what is left. Without a Hub it is the one that travels as a wheel.
+    """
+    model, quant = find("qwen3-embedding-0.6b" if hub else "all-minilm-l6-v2", "embedding")
+    need = model.memory_bytes(quant)
+    return (model, quant) if need <= max(free_bytes, budget_bytes // SMALL_SHARE) else None
+
+
 def _port(remaining: Sequence[Engine], base_port: int) -> int:
     taken, first = {engine.port for engine in remaining}, base_port + TIER_PORTS
     return next(port for port in range(first, first + len(taken) + 1) if port not in taken)
 
 
-def configuration(engines: Sequence[Engine]) -> dict[str, dict[str, object]]:
-    """Return what gateway.yaml says of the engines that are not for chats, by their purpose."""
-    return {engine.purpose: _row(engine) for engine in engines if engine.purpose != CHAT}
+def configuration(engines: Sequence[Engine], aliases: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Return what gateway.yaml says of the engines that are not for chats, by their purpose.
+
+    `aliases`: the user's, to tiers and to these.
+    """
+    return {
+        engine.purpose: _row(engine, [name for name, to in aliases.items() if to == engine.name])
+        for engine in engines
+        if engine.purpose != CHAT
+    }
 
 
-def _row(engine: Engine) -> dict[str, object]:
+def _row(engine: Engine, own_names: Sequence[str]) -> dict[str, object]:
     model = retrieval.entries().get(engine.model)
     repos = [model.repo, *(quant.repo for quant in model.quants.values() if quant.repo)] if model else []
-    names = [engine.model, *repos, *(NAMES if engine.purpose == "embedding" else ())]
+    names = [*own_names, engine.model, *repos, *(NAMES if engine.purpose == "embedding" else ())]
     return {
         "port": engine.port,
         "longest_input": engine.context,

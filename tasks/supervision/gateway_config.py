@@ -38,11 +38,11 @@ def wanted(
     return gateway.configuration(
         stack.with_defaults(tiers, values),
         cloud_model=cloud_model,
-        aliases=gateway.aliases(values["aliases"], tiers),
+        aliases=gateway.aliases(values["aliases"], tiers, engines),
         allowed_origins=values["allowed-origins"],
         programs=programs,
         templates=templates,
-        retrieval=retrieval.configuration(engines),
+        retrieval=retrieval.configuration(engines, values["aliases"]),
     )
 
 

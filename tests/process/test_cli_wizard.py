@@ -72,6 +72,21 @@ def shown(text: str) -> dict[str, str]:
     return {tier: f"{model} {quant}" for tier, model, quant in rows[-3:]}
 
 
+def test_embeddings_are_added_by_one_key(home: Home, now: Database, hub: str) -> None:
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    answer(screen, [(INTENT, "")])
+    screen.expect(r"\[e\] adds embeddings")
+    answer(screen, [(GO, "e")])
+    shown_next = screen.expect([r"With embeddings: qwen3-embedding-0.6b int4", r"\[Enter\] change it"])
+    if shown_next == 1:  # the tiers give way
+        screen.sendline("")
+        screen.expect(r"With embeddings: qwen3-embedding-0.6b int4")
+    answer(screen, [(GO, "")])
+
+    assert ends(screen)[0] == 5
+    assert asked(now)["retrieval"] == {"embedding": "qwen3-embedding-0.6b:int4"}
+
+
 def test_what_a_person_accepts_is_what_the_worker_is_asked_for(home: Home, now: Database, hub: str) -> None:
     screen = typing(home.root, hub, "setup", "--timeout", "0")
     answer(screen, [(INTENT, "")])
@@ -236,7 +251,7 @@ def test_the_differences_name_every_tier_once(home: Home, now: Database, hub: st
     scene.set_up(now)
     screen = typing(home.root, hub, "setup")
     answer(screen, [(KEEP, "c"), (INTENT, "")])
-    screen.expect("Changes to the current stack:(.*)" + GO)
+    screen.expect(r"Changes to the current stack:((?:\r*\n  [^\r\n]+)+).*" + GO)
     assert isinstance(screen.match, re.Match)
     lines = [line for line in screen.match.group(1).splitlines() if line.strip()]
     interrupt(screen)

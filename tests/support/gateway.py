@@ -157,7 +157,7 @@ class Gateway:
             allowed_origins=self.allowed_origins,
             programs=self.programs,
             templates=self.templates,
-            retrieval=configuration(self.retrieval),
+            retrieval=configuration(self.retrieval, {}),
         )
 
     def up(self) -> bool:

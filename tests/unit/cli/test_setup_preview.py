@@ -38,6 +38,7 @@ def run(db: Database, home: Home, monkeypatch: pytest.MonkeyPatch) -> Run:
 def a_look(home: Home, told: dict[str, Any], *, hub: bool = True) -> Inspection:
     """Give what set-up would find in a home with two tiers."""
     return Inspection(
+        retrieval=(),
         home=home, machine=MACHINE, models=entries(), measured=(), hub=hub, installed=frozenset(), partial={},
         free_bytes=10**12, tiers=as_tiers([STANDARD, FAST]), stack_facts=told, settings=settings.load(home),
     )  # fmt: skip

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 
 from catalog import retrieval as catalog
-from state import stack
+from catalog.machine import Machine
+from state import facts, stack
 from state.db import Database
 from state.errors import DoesNotFit, NotFound
+from state.paths import Home
 from state.settings import TIER_PORTS
 from state.stack import Engine
-from tasks.plan import retrieval
+from tasks import stack_jobs
+from tasks.plan import gateway, retrieval
 
 CHAT = Engine("fast", "m", "int4", "hub:o/m", 8001, 4096, 2**30, 0, 1)
 ROOM = 8 * 2**30
@@ -52,6 +55,31 @@ def test_a_tier_that_takes_its_port_moves_it(db: Database):
 def test_a_tier_is_never_taken_away_as_one(db: Database):
     stack.replace(db, [CHAT])
     assert not stack.remove_retrieval(db, "fast")
+
+
+def test_its_memory_is_taken_from_the_budget_of_the_tiers(db: Database, home: Home):
+    machine = Machine("test", "cpu", "Linux", 16 * 10**9, 12 * 10**9, 20.0, "measured", 0.1)
+    facts.put(db, "machine", machine.as_row())
+    whole = stack_jobs.tier_budget(db, home)
+    engine = placed()
+    stack.put_retrieval(db, engine)
+    assert stack_jobs.tier_budget(db, home) == whole - engine.memory_bytes
+
+
+def test_an_alias_of_the_user_leads_to_it():
+    engine = placed()
+    own = {"my-embeddings": "embedding", "o3": "fast"}
+    tiers = [stack.alone(CHAT)]
+    assert "my-embeddings" not in gateway.aliases(own, tiers, [engine])
+    names = str(retrieval.configuration([CHAT, engine], own)["embedding"]["names"])
+    assert "my-embeddings" in names
+    assert "text-embedding-3-small" in names
+    assert "o3" not in names
+
+
+@pytest.mark.parametrize(("free", "budget", "offered"), [(0, 64, True), (0, 6, False), (1, 6, True)])
+def test_one_is_offered_where_it_costs_the_tiers_little(free: int, budget: int, offered: bool):
+    assert (retrieval.offered(free * 2**30, budget * 2**30, hub=True) is not None) == offered
 
 
 def test_its_port_is_behind_those_of_the_tiers():

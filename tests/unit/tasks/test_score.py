@@ -129,6 +129,23 @@ def test_a_stack_that_only_stood_in_may_be_chosen_by_its_name() -> None:
     assert recommend.choose(machine, entries(), ASKED | {"choice": choice}, hub=True).intent == "built-in"
 
 
+def test_what_is_reserved_for_other_engines_is_not_given_to_the_tiers() -> None:
+    machine = Machine("test", "cpu", "Linux", 32 * 10**9, 24 * 10**9, 20.0, "measured", 0.1)
+    whole = recommend.choose(machine, entries(), ASKED, hub=True)
+    less = recommend.choose(machine, entries(), ASKED | {"reserved_bytes": 10**9}, hub=True)
+
+    assert less.budget == whole.budget - 10**9
+    assert less.total <= less.budget
+
+
+def test_an_engine_that_no_tier_has_comes_up_with_the_stack() -> None:
+    beside = [replace(ENGINE, name="embedding", source="hub:x/e", purpose="embedding")]
+    waiting = needs(score.plan([STANDARD], pull=True, start=True, beside=beside))
+
+    assert waiting["embedding"] == ["configure", "pull hub:x/e"]
+    assert waiting["smoke_test"] == ["gateway", "standard"]
+
+
 @pytest.mark.parametrize(
     ("asked", "choice", "hub", "kept"),
     [
