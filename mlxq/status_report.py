@@ -125,7 +125,7 @@ def collect(db: Database) -> StatusReport:
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
-        config=config_problems.listing(db.home),
+        config=[*config_problems.listing(db.home), *config_problems.of_targets(db)],
         cloud=cloud_today(db.home),
     )
 

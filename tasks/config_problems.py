@@ -1,4 +1,4 @@
-"""What is wrong with the files that users edit: settings, the apps' keys, model files. None of it stops anything."""
+"""What is wrong with what users set: settings, the apps' keys, model files, targets. None of it stops anything."""
 
 from __future__ import annotations
 
@@ -8,12 +8,40 @@ from typing import Any
 
 from state import keys, settings
 from state.config.problem import ConfigProblem
+from state.db import Database
+from state.errors import MlxqError
+from state.notify import targets
 from state.paths import Home
 
 
 def listing(home: Home) -> list[ConfigProblem]:
     """Return every problem, each with what mlxq does instead and the command that cures it."""
     return [*settings.load(home).problems, *_keys(home), *_models(home)]
+
+
+def of_targets(db: Database) -> list[ConfigProblem]:
+    """Return the notification targets to which delivery keeps failing: twice in a row, or for good."""
+    try:
+        names = list(targets.read(targets.file(db.home)))
+    except MlxqError as problem:
+        return [ConfigProblem(problem.message, "No notification is delivered.", problem.hint or "mlxq notify list")]
+    rows = {name: db.row(LATEST_DELIVERY, (name,)) for name in names}
+    return [
+        ConfigProblem(
+            f"Notifications do not reach {name}: {row['error']}",
+            "They are kept for the next delivery." if row["state"] == "failed" else "They are tried again for a day.",
+            f"mlxq notify test {name}",
+            warning=True,
+        )
+        for name, row in rows.items()
+        if row and row["error"] and (row["state"] == "failed" or row["failures"] > 1)
+    ]
+
+
+LATEST_DELIVERY = """
+SELECT state, error, failures FROM jobs WHERE kind = 'notify' AND json_extract(args, '$.target') = ?
+ORDER BY id DESC LIMIT 1
+"""
 
 
 def _keys(home: Home) -> list[ConfigProblem]:

@@ -184,6 +184,7 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),
         Kind("run_schedule", "enqueue what a schedule runs", unique_key="run_schedule:{name}"),
+        Kind("check_catalog", "check the model catalog", limit_s=1800, unique_key="check_catalog"),
         Kind("check_engine", "look for a newer version of an engine", unique_key="check_engine:{engine}"),
         Kind("notify_test", "deliver a test message to a target", limit_s=60, unique_key="notify_test:{target}"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from state import event, keys, ledger, service, stack, weights
 from state.db import Database
-from state.errors import NotFound, NotRunning, UsageProblem
+from state.errors import Damaged, NotFound, NotRunning, UsageProblem
 from state.job import NewJob, get
 from state.schedule import schedules
 from state.schedule.schedules import Missed, Schedule
@@ -19,6 +19,7 @@ from tasks.kinds import new
 from tasks.plan import cron as plan
 from tasks.queue import Context, crontab, job, tick
 from tasks.runtime import runtime
+from tasks.system.child import run_child
 
 LOOK_S = 20.0
 
@@ -62,6 +63,21 @@ def check_engine(context: Context, engine: str) -> dict[str, Any]:
     return {"engine": engine, "used": current, "newest": newest}
 
 
+@job("check_catalog")
+def check_catalog(context: Context, *, offline: bool = False) -> dict[str, Any]:
+    """Check the catalog as `mlxq catalog check` does. Returns {"models", "hub_asked"}. Raises Damaged."""
+    request = {"do": "check_catalog", "overlay": str(context.home.catalog), "offline": offline}
+    report = run_child("tasks.weights", request, cancelled=context.cancelled, timeout_s=context.remaining_s)
+    wrong = [finding for finding in report["findings"] if finding["wrong"]]
+    if wrong:
+        first = wrong[0]
+        raise Damaged(
+            f"The catalog has {len(wrong)} errors, the first in {first['model']}: {first['problem']}.",
+            hint="mlxq catalog check",
+        )
+    return {"models": report["models"], "hub_asked": report["hub_asked"]}
+
+
 def _bench(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("bench", args)]
 
@@ -94,6 +110,10 @@ def _batch(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("batch", {"batch": batch.id})]
 
 
+def _check_catalog(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
+    return [new("check_catalog", args)]
+
+
 def _check_engine(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("check_engine", args)]
 
@@ -103,6 +123,7 @@ RUNS: Mapping[str, Callable[[Database, Mapping[str, Any]], list[NewJob]]] = {
     "restart": _restart,
     "verify": _verify,
     "check_engine": _check_engine,
+    "check_catalog": _check_catalog,
     "batch": _batch,
 }
 """What can be scheduled, and the jobs of a run."""

@@ -53,7 +53,7 @@ def command() -> None:
 def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: float | None) -> None:
     """Run COMMAND at the times of CRON, in local time; replaces the schedule NAME.
 
-    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]` or
+    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]`, `catalog check` or
     `engine upgrade --check [ENGINE]`. CRON is minute, hour, day of the month, month and day of the week (0 is Sunday),
     such as "30 3 * * 0"; a day must match both of its fields.
     """
@@ -108,6 +108,12 @@ def _verify(home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[s
     return "verify", {"folders": [str(row.folder) for row in rows if row.source]}
 
 
+def _check_catalog(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import catalog
+
+    return "check_catalog", {"offline": _params(catalog.check, words[2:])["offline"]}
+
+
 def _check_engine(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     from mlxq.commands import engine
 
@@ -138,6 +144,7 @@ PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tupl
     ("restart",): _restart,
     ("verify",): _verify,
     ("engine", "upgrade"): _check_engine,
+    ("catalog", "check"): _check_catalog,
     ("batch", "run"): _batch,
 }
 """The commands that can be scheduled."""

@@ -27,10 +27,12 @@ from state import facts, files, secrets, settings, stack, wakeup, worker
 from state import service as services
 from state.db import Database, read_database
 from state.errors import DiskUnavailable, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
+from state.notify import targets
 from state.paths import Home
 from state.ports import listing as listening
 from state.stack import Tier
 from tasks import config_problems, worker_status
+from tasks.config_problems import of_targets
 from tasks.engines import installed, serving
 from tasks.system import free_space, hardware, memory, ports, process, proxies, tool
 from tasks.weights import model_dir
@@ -345,6 +347,16 @@ def _pids(identity: str) -> set[int]:
     return {member.pid for member in process.members(process.decode(identity))}
 
 
+def _notify(home: Home) -> list[Finding]:
+    """Check that notifications reach their targets."""
+    saved = targets.read(targets.file(home))
+    if not saved or not home.database.exists():
+        return []
+    with closing(read_database(home)) as db:
+        problems = [rules.warning("notify", problem.message.rstrip("."), problem.hint) for problem in of_targets(db)]
+    return problems or [rules.passed("notify", f"notifications reach {', '.join(saved)}")]
+
+
 CHECKS: Mapping[str, Check] = {
     "python": _python,
     "sqlite": _sqlite,
@@ -359,6 +371,7 @@ CHECKS: Mapping[str, Check] = {
     "worker": _worker,
     "services": _services,
     "reuse": _reuse,
+    "notify": _notify,
     "autostart": _autostart,
     "ports": _ports,
 }

@@ -23,7 +23,7 @@ from state.safe_mode import SafeMode
 from state.service import Service
 from state.stack import Tier
 from tasks import worker_status
-from tasks.config_problems import ConfigWatch
+from tasks.config_problems import ConfigWatch, of_targets
 from tasks.plan.request_stats import EngineRequest
 from tasks.worker_status import WorkerState
 
@@ -191,7 +191,7 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         trends=_trends(db, str(machine.get("chip", ""))),
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - prompt_reuse.WEEK_S))),
         cloud=status_report.cloud_today(db.home),
-        config=CONFIG.listing(db.home),
+        config=[*CONFIG.listing(db.home), *of_targets(db)],
     )
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import stat
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ MOST = 5
 """Targets at most: each may hold one thread of the worker's queue for as long as its server does not answer."""
 LONGEST_URL = 2000
 SHORTEST_SECRET = 8
+SECRET_BYTES = range(24, 65)
 WHSEC = "whsec_"
 """How the base64 secrets of Standard Webhooks begin (standardwebhooks.com)."""
 _TOPIC = re.compile(r"/[A-Za-z0-9_-]{1,64}")
@@ -92,6 +93,7 @@ def add(path: Path, target: NotifyTarget) -> None:
     if len(targets) >= MOST:
         raise UsageProblem(f"There are {MOST} notification targets already.", hint="mlxq notify list")
     check(target)
+    _check_secret(target)
     _write(path, {**targets, target.name: target})
 
 
@@ -123,6 +125,21 @@ def check(target: NotifyTarget) -> None:
         raise UsageProblem("An argument of the program has a zero byte.")
     if target.secret and not (_PRINTABLE.fullmatch(target.secret) and len(target.secret) >= SHORTEST_SECRET):
         raise UsageProblem(f"A secret is at least {SHORTEST_SECRET} printable characters without blanks.")
+
+
+def _check_secret(target: NotifyTarget) -> None:
+    """Hold a new secret of Standard Webhooks to its form: 24 to 64 bytes as base64. Raises UsageProblem."""
+    if target.kind != "webhook" or not target.secret.startswith(WHSEC):
+        return
+    try:
+        size = len(b64decode(target.secret.removeprefix(WHSEC), validate=True))
+    except ValueError:
+        size = 0
+    if size not in SECRET_BYTES:
+        raise UsageProblem(
+            f"A secret that begins with {WHSEC} goes with {SECRET_BYTES[0]} to {SECRET_BYTES[-1]} bytes as base64.",
+            hint=f"mlxq notify add {target.name} webhook URL   # makes a secret",
+        )
 
 
 def _check_url(target: NotifyTarget) -> None:

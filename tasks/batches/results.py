@@ -73,7 +73,7 @@ class ResultFiles:
         """Add lines that have ended. Raises OSError, StateUnavailable: none of them has ended then; and Fenced."""
         sizes = list(self._sizes)
         for result in results:
-            text = orjson.dumps(_shape(self._batch, result), option=orjson.OPT_APPEND_NEWLINE)
+            text = _encoded(_shape(self._batch, result))
             at = 0 if result.succeeded or self._batch.dialect == "anthropic" else 1
             _write(self._files[at], text, sizes[at])
             sizes[at] += len(text)
@@ -108,6 +108,18 @@ def _opened(home: Home, name: str, size: int) -> BinaryIO:
         raise Damaged(f"{path} is shorter than the answers that were written to it.", hint=f"ls -l {path}")
     file.truncate(size)
     return file
+
+
+LINE_ENDS = {"\x85": b"\\u0085", "\u2028": b"\\u2028", "\u2029": b"\\u2029"}
+"""Characters that JSON may hold as they are, and at which str.splitlines() would break a line."""
+
+
+def _encoded(shape: dict[str, Any]) -> bytes:
+    """Return one line of JSON, whichever way it is split from the next."""
+    text = orjson.dumps(shape, option=orjson.OPT_APPEND_NEWLINE)
+    for character, escaped in LINE_ENDS.items():
+        text = text.replace(character.encode(), escaped)
+    return text
 
 
 def _write(file: BinaryIO, text: bytes, offset: int) -> None:

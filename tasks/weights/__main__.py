@@ -22,12 +22,14 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
             return install.fetch(PullRequest(**request), report)
         case "verify":
             return {"damaged": integrity.damaged(Path(request["folder"]), report)}
-        case "builtin":
-            builtin.make(Path(request["models"]), report)
+        case "builtin" | "builtin_embedding" as model:
+            maker = builtin if model == "builtin" else builtin_embedding
+            maker.make(Path(request["models"]), report)
             return {}
-        case "builtin_embedding":
-            builtin_embedding.make(Path(request["models"]), report)
-            return {}
+        case "check_catalog":
+            from tasks.weights import catalog_check
+
+            return catalog_check.whole(Path(request["overlay"]), offline=request["offline"])
         case unknown:
             raise Internal(f"The fetcher knows no {unknown!r}.")
 

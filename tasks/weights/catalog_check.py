@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from state.errors import EngineFailed, Gated, MlxqError, NotFound
 from tasks.engines.adapters import ENGINES
 from tasks.system.child import Later
 from tasks.weights import description, source
-from tasks.weights.hub import Hub, connect
+from tasks.weights.hub import Hub, connect, hub_reachable
 
 if TYPE_CHECKING:
     import httpx
@@ -43,6 +43,16 @@ class CatalogFinding:
     problem: str
     wrong: bool = True
     """False for what is worth a word and no mistake."""
+
+
+def whole(overlay: Path, *, offline: bool) -> dict[str, Any]:
+    """Check everything, the repositories where the Hub is in reach. Returns {"models", "hub_asked", "findings"}."""
+    models, findings = files(overlay)
+    findings += parsers(models)
+    online = not offline and hub_reachable()
+    if online:
+        findings += repos(models)
+    return {"models": len(models), "hub_asked": online, "findings": [asdict(finding) for finding in findings]}
 
 
 def files(overlay: Path) -> tuple[dict[str, Model], list[CatalogFinding]]:

@@ -17,6 +17,9 @@ from state import event, settings
 from state.job import JobState
 from state.notify import notices
 from state.paths import Home
+from state.schedule import schedules
+from state.schedule.schedules import Schedule
+from tasks import schedule
 
 TURN = {"NOTIFY_GROUP_S": "0.2"}
 
@@ -118,3 +121,22 @@ def test_a_test_message_says_how_it_went(crew: Crew, receiver: Receiver, capsys:
     for text in (secret, "secret-path"):
         assert text not in crew.log()
         assert text not in rows
+
+
+def test_a_scheduled_batch_that_fails_is_reported(crew: Crew, receiver: Receiver, tmp_path: Path) -> None:
+    """From the run of the schedule to the receiver; the tick's own function looks, as its next turn is 20 s away."""
+    assert cli.run(["notify", "add", "ops", "webhook", f"{receiver.url}/hook"]) == 0
+    args = {"file": str(tmp_path / "gone.jsonl"), "tier": None, "cloud": False}
+    now = time.time()
+    schedules.put(
+        crew.db, Schedule("nightly", "0 1 * * *", "batch run gone.jsonl", "batch", args, "run", now, now + 9e6)
+    )
+    crew.start(**TURN)
+    assert crew.until_ended(schedule.enqueue_run(crew.db, "nightly")) == [JobState.FAILED]
+    schedule.look(crew.db)
+
+    crew.until(lambda: any("nightly" in subject for subject in subjects(receiver)))
+    changes = [change for request in receiver.requests for change in json.loads(request.body)["events"]]
+    (change,) = [change for change in changes if change["event"] == "schedule_failed"]
+    assert change["subject"] == "nightly"
+    assert "gone.jsonl" in change["message"]

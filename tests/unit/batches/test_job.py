@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,17 @@ def test_a_batch_that_ends_early_tells_of_each_line(here: Batching, ends: str) -
     assert every_id(here, batch) == sorted(f"c{n}" for n in range(450))
     assert {row["error"]["code"] for row in here.results(batch)[1]} == {f"batch_{ends}"}
     assert stored_files.get(here.db, str(batch.output_file), "mlxq").bytes == batch.output_bytes
+
+
+def test_a_line_of_the_results_is_one_however_lines_are_split(here: Batching) -> None:
+    batch = checked(here, 1)
+    results = ResultFiles(here.db, batch)
+    words = "\x85 \u2028 \u2029 \x0b ü"
+    answer = LineAnswer(200, json.dumps({"text": words}, ensure_ascii=False).encode(), "req_1", 0.0)
+    results.write([LineResult(lines.unanswered(here.db, batch, 0)[0], answer)])
+    results.close()
+    (row,) = here.results(batch)[0]
+    assert row["response"]["body"]["text"] == words
 
 
 def test_what_a_killed_worker_wrote_and_did_not_record_is_written_once(here: Batching) -> None:

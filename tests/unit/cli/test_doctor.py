@@ -540,4 +540,4 @@ def test_all_looks_together_keep_to_the_time(home: Home, monkeypatch: pytest.Mon
     found = checks.run_checks(home)
 
     silent = LOOKS.keys() - {one.area for one in found}
-    assert silent <= {"power", "services", "reuse"}
+    assert silent <= {"power", "services", "reuse", "notify"}

@@ -17,10 +17,17 @@ from pathlib import Path
 import pytest
 from support.receiver import Receiver, receiving
 
-from state.errors import MlxqError, Offline
+from mlxq import status_report
+from mlxq.doctor import checks
+from state import ledger
+from state.db import Database
+from state.errors import MlxqError, Offline, UsageProblem
 from state.notify import targets
 from state.notify.notices import Notice
 from state.notify.targets import NotifyTarget
+from state.paths import Home
+from tasks import config_problems
+from tasks.kinds import new
 from tasks.notify import deliver, http_request, program
 from tasks.plan import notices as plan
 
@@ -190,3 +197,26 @@ def test_macos_shows_the_message_as_an_argument_of_the_script(tmp_path: Path, mo
     (tmp_path / "headless").touch()
     with pytest.raises(MlxqError, match="-10810"):
         deliver.send(NotifyTarget("screen", "macos"), MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "secret", ["whsec_", "whsec_not base64", "whsec_c2hvcnQ=", "whsec_MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM"]
+)
+def test_a_standard_secret_that_is_none_is_refused_when_it_is_set(home: Home, secret: str) -> None:
+    with pytest.raises(UsageProblem):
+        targets.add(targets.file(home), NotifyTarget("ops", "webhook", "http://127.0.0.1/hook", secret=secret))
+    assert targets.read(targets.file(home)) == {}
+
+
+@pytest.mark.parametrize(("state", "failures", "shown"), [("queued", 1, 0), ("queued", 2, 1), ("failed", 72, 1)])
+def test_a_target_that_keeps_failing_is_named(rows: Database, state: str, failures: int, shown: int) -> None:
+    targets.add(targets.file(rows.home), NotifyTarget("ops", "webhook", "http://127.0.0.1/hook", secret="s" * 8))
+    ledger.enqueue(rows, new("notify", {"target": "ops"}))
+    rows.run(
+        "UPDATE jobs SET state = ?, failures = ?, error = 'It answered 500.', finished_at = ? WHERE kind = 'notify'",
+        (state, failures, 1.0 if state == "failed" else None),
+    )
+    problems = config_problems.of_targets(rows)
+    assert [problem.message for problem in problems] == ["Notifications do not reach ops: It answered 500."][:shown]
+    assert [problem.message for problem in status_report.collect(rows).config] == [one.message for one in problems]
+    assert [finding.grade for finding in checks._notify(rows.home)] == ["warn" if shown else "ok"]
