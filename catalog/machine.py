@@ -65,6 +65,10 @@ def budget(machine: Machine) -> int:
     return planned(machine.usable_bytes, machine.memory_bytes)
 
 
-def planned(usable_bytes: int, memory_bytes: int) -> int:
-    """Return the bytes to plan for on a machine with so much memory, of which the engines may use so much."""
-    return int(SLACK * min(usable_bytes, PANIC_SHARE * memory_bytes))
+def planned(usable_bytes: int, memory_bytes: int, percent: int | None = None) -> int:
+    """Return the bytes to plan for on a machine with so much memory, of which the engines may use so much.
+
+    `percent` is the share of all memory that the user named; it never raises what the machine can give.
+    """
+    most = int(SLACK * min(usable_bytes, PANIC_SHARE * memory_bytes))
+    return most if percent is None else min(memory_bytes * percent // 100, most)

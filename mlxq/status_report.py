@@ -51,6 +51,8 @@ class StatusReport:
     """Everything `mlxq status` shows."""
 
     machine: dict[str, Any]
+    budget_percent: int | None
+    """The share of memory that models may use; None for all that is usable."""
     endpoint: str
     worker: WorkerReport
     services: list[dict[str, Any]]
@@ -118,6 +120,7 @@ def collect(db: Database) -> StatusReport:
     rows, numbers = {row.name: row for row in service.listing(db)}, ports.listing(db)
     return StatusReport(
         machine=facts.get(db, "machine"),
+        budget_percent=facts.budget_percent(db, settings.load(db.home)["memory-budget-pct"]),
         endpoint=ports.endpoint(numbers),
         worker=running,
         services=_services(rows, stack.retrieval(db), tiers, numbers, watched=running.state == "running"),
@@ -133,7 +136,9 @@ def collect(db: Database) -> StatusReport:
 def empty(home: Home) -> StatusReport:
     """Return the report on a home that has no state.db."""
     endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
-    return StatusReport({}, endpoint, STOPPED, [], {}, [], [], [], config_problems.listing(home), cloud_today(home))
+    return StatusReport(
+        {}, None, endpoint, STOPPED, [], {}, [], [], [], config_problems.listing(home), cloud_today(home)
+    )
 
 
 def _services(

@@ -206,9 +206,9 @@ def _check_room(context: Context, machine: Machine, engine: Engine) -> None:
     used = sum(row.memory_bytes or 0 for row in service.listing(context.db))
     room = min(system.memory().available, machine.usable_bytes - used)
     if engine.memory_bytes > room:
+        need, free = units.apart(engine.memory_bytes, max(0, room))
         raise DoesNotFit(
-            f"{engine.model} {engine.quant} needs {units.memory(engine.memory_bytes)}; "
-            f"{units.memory(max(0, room))} is free.",
+            f"{engine.model} {engine.quant} needs {need}; {free} is free.",
             hint="mlxq down" if used else "mlxq models",
         )
 

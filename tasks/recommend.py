@@ -10,7 +10,7 @@ from catalog import load, score, units
 from catalog.fit import smallest
 from catalog.intent import INTENTS
 from catalog.load import Match
-from catalog.machine import Machine
+from catalog.machine import Machine, planned
 from catalog.model import Model
 from catalog.offer import BUILTIN, Reuses, full_attention
 from catalog.pick import Recommendation
@@ -143,8 +143,8 @@ def measured(db: Database, machine: Machine) -> list[Measured]:
 
 def budget(machine: Machine, share: int | str) -> int:
     """Return the bytes the models may use: the share the user named, never more than the machine can give."""
-    most = score.budget(machine)
-    return most if share == settings.AUTO else min(machine.memory_bytes * int(share) // 100, most)
+    percent = None if share == settings.AUTO else int(share)
+    return planned(machine.usable_bytes, machine.memory_bytes, percent)
 
 
 def _tier_budget(machine: Machine, request: Mapping[str, Any]) -> int:

@@ -28,7 +28,8 @@ def budget(db: Database, home: Home) -> int:
     row = facts.get(db, "machine")
     if not row:
         raise NotSetUp("This machine has not been looked at yet.", hint="mlxq setup")
-    return recommend.budget(from_row(row), settings.load(home)["memory-budget-pct"])
+    percent = facts.budget_percent(db, settings.load(home)["memory-budget-pct"])
+    return recommend.budget(from_row(row), percent or settings.AUTO)
 
 
 def tier_budget(db: Database, home: Home) -> int:

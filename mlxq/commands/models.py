@@ -396,22 +396,25 @@ def _available(home: Home, params: Mapping[str, Any], *, as_json: bool) -> None:
 
     page, limit = params["page"] or 1, params["limit"] or 20
     results = hub_search.page(page, limit, search=params["search"], author=params["author"], tag=params["tag"])
-    budget = model_fit.budget(home)
+    room = model_fit.room_of(home)
     if as_json:
-        repos = [asdict(repo) | {"fits": model_fit.repo_fits(repo.weights_bytes, budget)} for repo in results.repos]
+        repos = [
+            asdict(repo) | {"need_bytes": model_fit.repo_need(repo), "fits": model_fit.repo_fits(repo, room)}
+            for repo in results.repos
+        ]
         render.data({"page": page, "more": results.more, "models": repos})
         return
     if not results.repos:
         render.say("The Hub has no such MLX model.")
         return
     render.table(
-        ["REPO", "SIZE", "FITS", "DOWNLOADS", "LIKES", "UPDATED", "ACCESS"],
+        ["REPO", "SIZE", "DOWNLOADS", "UPDATED", "FITS"],
         [
-            [repo.name, repo.weights_bytes and units.files(repo.weights_bytes), model_fit.repo_word(repo, budget),
-             repo.downloads, repo.likes, repo.updated, "gated" if repo.gated else None]
+            [repo.name, repo.weights_bytes and units.files(repo.weights_bytes), repo.downloads, repo.updated,
+             model_fit.repo_word(repo, room)]
             for repo in results.repos
         ],
-        right=(1, 3, 4),
+        right=(1, 2),
     )  # fmt: skip
     if results.more:
         render.say(f"More results: --page {page + 1}.")

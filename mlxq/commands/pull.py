@@ -6,9 +6,10 @@ import click
 
 from catalog import units
 from mlxq import described, job_view, jobs_client, local_models, model_fit, model_ref, options, render
+from mlxq.model_fit import Need
 from mlxq.model_ref import ModelRef
 from state import settings
-from state.errors import MlxqError
+from state.errors import DoesNotFit, MlxqError
 from state.job import Job, JobState, NewJob
 from state.paths import Home, get_home
 from tasks import kinds, recommend
@@ -21,7 +22,7 @@ from tasks import kinds, recommend
 )
 @click.option("--revision", metavar="NAME", help="A commit, tag or branch on the Hub.")
 @click.option("--bench", is_flag=True, help="Benchmark it afterwards and save the result.")
-@click.option("--force", is_flag=True, help="Download again even if it is installed.")
+@click.option("--force", is_flag=True, help="Download even if it is installed, or does not fit.")
 @click.option("--code", is_flag=True, help="Also download the repository's Python files; none is ever run.")
 @click.option("--detach", is_flag=True, help="Queue the job and return immediately.")
 @options.timeout
@@ -49,7 +50,7 @@ def command(
         render.say(note)
     local_models.require_writable(home)
     if not detach:
-        _announce(home, ref, revision, force=force)
+        _require_room(home, ref, _announce(home, ref, revision, force=force), force=force)
     args = {"source": ref.source, "revision": revision, "force": force, "code": code}
     batch = [kinds.new("pull", args, label="pull")]
     if bench:
@@ -69,53 +70,71 @@ def _bench(ref: ModelRef) -> NewJob:
     return kinds.new("bench", {"target": ref.source, "save": True}, needs=["pull"])
 
 
-def _announce(home: Home, ref: ModelRef, revision: str | None, *, force: bool) -> None:
-    """Print size, license, access and memory before the download. Raises NotFound, Gated, Offline, Damaged."""
+def _announce(home: Home, ref: ModelRef, revision: str | None, *, force: bool) -> Need | None:
+    """Print size, license, access and memory before the download; return what serving it takes, where that is known.
+
+    Raises NotFound, Gated, Offline, Damaged.
+    """
     from tasks.system.child import Later
     from tasks.weights import client, source
 
     models = settings.load(home).models(home)
     pinned = source.pinned(ref.source, revision)
     if source.parse(pinned).kind != "hub":
-        _announce_known(home, ref)
-        return
+        return _announce_known(home, ref)
     if not force and client.here(pinned, models):
-        return
+        return None
     render.say(f"Looking up {ref.name} on the Hub.")
     try:
         planned = client.plan_download(pinned)
     except Later as later:
         render.say(f"{later.reason}; the job waits for it.")
-        return
+        return None
     gate = "gated; your token has access" if planned.gated else "open"
     render.say(f"{planned.repo}: {units.files(planned.size)}, license {planned.licence or 'unknown'}, {gate}.")
     if planned.notes:
         render.say("\n".join(planned.notes))
-    _announce_need(home, ref, pinned)
+    return _announce_need(home, ref, pinned)
 
 
-def _announce_known(home: Home, ref: ModelRef) -> None:
-    """Print what the catalog knows of a model that is not on the Hub."""
+def _announce_known(home: Home, ref: ModelRef) -> Need | None:
+    """Print what the catalog knows of a model that is not on the Hub; return what serving it takes."""
     if ref.model and ref.quant:
         size = units.files(ref.model.quants[ref.quant].bytes)
         render.say(f"{ref.model.name}: {size}, license {ref.model.licence}, open.")
-    _announce_need(home, ref, ref.source)
+    return _announce_need(home, ref, ref.source)
 
 
-def _announce_need(home: Home, ref: ModelRef, pinned: str) -> None:
+def _announce_need(home: Home, ref: ModelRef, pinned: str) -> Need | None:
     """Print the memory that serving it takes, and whether that is here; what cannot be served is said by the job."""
-    budget = model_fit.budget(home)
+    room = model_fit.room_of(home)
+    limit = room.budget if room else None
     if ref.model and ref.quant in ref.model.quants:
-        render.say(model_fit.sentence(model_fit.need(ref.model, str(ref.quant), budget), budget))
-        return
-    try:
-        description = described.describe(home, pinned)
-    except MlxqError as problem:
-        render.say(problem.message)
-        return
-    render.say(model_fit.sentence(model_fit.need(description.model, description.quant, budget), budget))
-    if note := description.row.get("note"):
+        need, note = model_fit.need(ref.model, str(ref.quant), limit), None
+    else:
+        try:
+            description = described.describe(home, pinned)
+        except MlxqError as problem:
+            render.say(problem.message)
+            return None
+        need, note = model_fit.need(description.model, description.quant, limit), description.row.get("note")
+    render.say(model_fit.sentence(need, room))
+    if note:
         render.say(str(note))
+    return need
+
+
+def _require_room(home: Home, ref: ModelRef, need: Need | None, *, force: bool) -> None:
+    """Raise DoesNotFit before the download of a model that this machine cannot serve, unless it is forced."""
+    room = model_fit.room_of(home)
+    if force or need is None or room is None or need.fits_context != 0:
+        return
+    least, budget = units.apart(need.least_bytes or 0, room.budget)
+    raise DoesNotFit(
+        f"{ref.name} needs {least} with the smallest window, and models may use {budget} here.",
+        done="Nothing was downloaded.",
+        hint=f"mlxq pull {ref.name} --force",
+    )
 
 
 def _detached(ids: list[int], *, as_json: bool) -> None:

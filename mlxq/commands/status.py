@@ -157,20 +157,20 @@ def _first_step(status: StatusReport) -> str:
 
 def _machine(status: StatusReport) -> None:
     if status.machine:
-        click.echo(machine_line(status.machine))
+        click.echo(machine_line(status.machine, status.budget_percent))
     click.echo(f"Endpoint  {status.endpoint}")
     if status.cloud["on"] or status.cloud["requests_today"]:
         click.echo(f"Cloud     {_cloud_line(status.cloud)}")
     click.echo(f"Worker    {_worker_line(status)}\n")
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """Return the machine in one line."""
+def machine_line(machine: dict[str, Any], percent: int | None = None) -> str:
+    """Return the machine in one line; `percent` is the share of memory that models may use, None for all of it."""
     memory, usable = machine.get("memory_bytes"), machine.get("usable_bytes")
     parts = [
         machine.get("chip"),
         f"{units.memory(memory)} memory",
-        f"{units.memory(planned(usable, memory) if memory and usable else None)} usable for models",
+        f"{units.memory(planned(usable, memory, percent) if memory and usable else None)} usable for models",
         machine.get("os"),
     ]
     return ", ".join(str(part) for part in parts if part)

@@ -81,10 +81,9 @@ class Inspection:
             return "The budget or quant in the settings has changed since these models were chosen."
         return ""
 
-    @property
-    def budget(self) -> int:
-        """The default memory budget of the models, in bytes."""
-        return advice.budget(self.machine, self.settings["memory-budget-pct"])
+    def budget(self, arguments: Mapping[str, Any]) -> int:
+        """Return the memory budget of the models, in bytes. `arguments`: those of the task score."""
+        return advice.budget(self.machine, self._question(arguments)["budget_pct"])
 
     @property
     def missing(self) -> int:

@@ -38,7 +38,7 @@ def settle(inspection: Inspection, arguments: Mapping[str, Any], *, intent: str 
     `arguments`: those given by options; `intent` is None if no option named it. Raises Abort if the user quits,
     DoesNotFit if nothing fits this machine.
     """
-    _show_machine(inspection)
+    _show_machine(inspection, arguments)
     open_question = intent is None and "budget_pct" not in arguments
     if (
         inspection.tiers
@@ -67,10 +67,10 @@ def words(chosen: Recommendation) -> dict[str, str]:
     return {pick.tier: f"{pick.model} {pick.quant}" for pick in chosen.picks}
 
 
-def _show_machine(inspection: Inspection) -> None:
+def _show_machine(inspection: Inspection, arguments: Mapping[str, Any]) -> None:
     machine = inspection.machine
     cores = f", {machine.gpu_cores} GPU cores" if machine.gpu_cores else ""
-    memory = f"{units.memory(machine.memory_bytes)}, {units.memory(inspection.budget)} of it for models"
+    memory = f"{units.memory(machine.memory_bytes)}, {units.memory(inspection.budget(arguments))} of it for models"
     lines = {
         "Chip": f"{machine.chip}{cores}, {machine.os}",
         "Memory": memory,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from catalog.machine import planned
 from mlxq import prompt_reuse, status_report
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.web import labels
 from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
-from state import event, facts, job, ports, safe_mode, service, stack
+from state import event, facts, job, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.job import Job
@@ -227,7 +228,8 @@ def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard])
     last = sample.latest(db, sample.MACHINE)
     used, wired, swap = (last.memory_bytes or 0, last.wired_bytes, last.swap_bytes or 0) if last else (0, None, 0)
     total = int(machine.get("memory_bytes", 0))
-    budget = facts.get(db, "stack").get("budget_bytes") or machine.get("usable_bytes") or total
+    percent = facts.budget_percent(db, settings.load(db.home)["memory-budget-pct"])
+    budget = planned(int(machine.get("usable_bytes", total)), total, percent)
     return MemoryUse(total, max(used, sum(card.memory_bytes for card in cards)), int(budget), wired, swap)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -16,15 +17,21 @@ import click
 import pytest
 from support import tiny_model
 
+from catalog import units
 from catalog.load import entries
 from catalog.machine import Machine
-from mlxq import cli, options
-from mlxq.commands import rm
+from mlxq import cli, model_fit, model_ref, options, status_report
+from mlxq.commands import pull, rm, status
+from mlxq.setup import inspection
+from mlxq.web import snapshot
 from state import facts as host
-from state import stack, weights
+from state import settings, stack, weights
 from state.db import Database
+from state.errors import DoesNotFit
 from state.paths import Home
 from state.stack import Engine
+from tasks import stack_jobs
+from tasks.system import hardware
 
 GIB = 2**30
 MACHINE = Machine("M4 Pro", "metal", "macOS 26.2", 64 * GIB, 48 * GIB, 273, "table", 17, gpu_cores=20)
@@ -398,8 +405,54 @@ def test_the_hub_s_list_says_what_fits_by_the_size_of_the_weights(known: Databas
 
     assert done.returncode == 0
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("org/")}
-    assert lines["org/m0"][1:4] == ["1", "GB", "yes"]
-    assert lines["org/m2"][1:4] == ["900", "GB", "no"]
-    assert " ".join(lines["org/m3"][3:5]) == "not served"
-    assert " ".join(lines["org/m4"][3:5]) == "not served"
+    assert " ".join(lines["org/m0"]).endswith(" yes")
+    assert re.search(r" no, needs \d+ GB$", " ".join(lines["org/m2"]))
+    assert "not served" in " ".join(lines["org/m3"])
+    assert "not served" in " ".join(lines["org/m4"])
     assert hub.asked[0]["expand[]"][-3:] == ["safetensors", "config", "pipeline_tag"]
+
+
+@pytest.mark.parametrize(
+    ("need", "free", "word"),
+    [(6, 20, "yes"), (6, 5, "only alone"), (30, 20, "no, needs 30 GB"), (30, 0, "no, needs 30 GB")],
+)
+def test_what_fits_is_told_apart(need: int, free: int, word: str) -> None:
+    """Beside the present stack, in its place, or not at all."""
+    assert model_fit.verdict(need * GIB, model_fit.Room(20 * GIB, free * GIB)) == word
+
+
+def test_a_model_that_this_machine_cannot_serve_is_not_downloaded(
+    known: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers and the way around, before anything is asked of the Hub's weights."""
+    ref = model_ref.find("qwen3.5-397b-a17b", "int4", entries(), "int4")
+    need = model_fit.need(entries()["qwen3.5-397b-a17b"], "int4", model_fit.budget(known.home))
+    with pytest.raises(
+        DoesNotFit, match=r"needs [\d.]+ GB with the smallest window, and models may use [\d.]+ GB here"
+    ):
+        pull._require_room(known.home, ref, need, force=False)
+
+    pull._require_room(known.home, ref, need, force=True)
+    small = model_fit.need(entries()["qwen3-0.6b"], "int4", model_fit.budget(known.home))
+    pull._require_room(known.home, ref, small, force=False)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["setting", "setup"])
+def test_one_figure_of_memory_is_told_everywhere(known: Database, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In setup, status, the dashboard and what `--add` plans with, whoever named the share."""
+    if named:
+        host.put(known, "stack", {"asked": {"budget_pct": 20}, "budget_named": True})
+    else:
+        settings.write(known.home, "memory-budget-pct", 20)
+    monkeypatch.setattr(hardware, "detect", lambda: MACHINE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    stack.replace(known, [Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", 8000, 32768, 8 * GIB, 1, 1)])
+    expected = units.memory(MACHINE.memory_bytes * 20 // 100)
+
+    report = status_report.collect(known)
+
+    assert f"{expected} usable for models" in status.machine_line(report.machine, report.budget_percent)
+    assert units.memory(model_fit.budget(known.home)) == expected
+    assert units.memory(stack_jobs.budget(known, known.home)) == expected
+    assert units.memory(inspection.inspect(known.home, {"start": False}).budget({})) == expected
+    assert units.memory(snapshot._memory(known, host.get(known, "machine"), []).budget) == expected
