@@ -333,7 +333,8 @@ def reuse() -> str:
 
 def _reused(engine: EngineEntry, kind: ModelKind) -> str:
     told = engine.reuse[kind]
-    words = [word for word, able in (("turn", told.turn), ("system", told.system)) if able]
+    kept = kind in engine.disk_cache
+    words = [word for word, able in (("turn", told.turn), ("system", told.system), ("restart", kept)) if able]
     return (", ".join(words) or "no") + (" (read)" if kind in engine.unmeasured else "")
 
 

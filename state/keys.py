@@ -35,6 +35,8 @@ class Key:
     """Requests a minute; None: no limit."""
     background: bool = False
     """Whether its requests yield to those of other keys."""
+    store: bool = True
+    """Whether engines may keep its prompts on disk for their next start, and the gateway its thoughts in memory."""
 
 
 def file(home: Home) -> Path:
@@ -79,7 +81,13 @@ def _parse(written: str) -> dict[str, Key]:
 
 
 def create(
-    path: Path, name: str, *, tiers: tuple[str, ...] = (), rpm: int | None = None, background: bool = False
+    path: Path,
+    name: str,
+    *,
+    tiers: tuple[str, ...] = (),
+    rpm: int | None = None,
+    background: bool = False,
+    store: bool = True,
 ) -> str:
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
     if not NAME.fullmatch(name):
@@ -88,7 +96,7 @@ def create(
     if name in {key.name for key in keys.values()}:
         raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
     secret = generate()
-    entry = Key(name, digest(secret), time.time(), tiers, rpm, background)
+    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store)
     _write(path, {**keys, entry.digest: entry})
     return secret
 
@@ -117,7 +125,8 @@ def admit(path: Path, host: str) -> None:
 
 def _key(row: dict[str, Any]) -> Key:
     tiers = tuple(str(tier) for tier in row["tiers"])
-    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"])
+    store = row.get("store", True)  # keys of mlxq up to 0.1 have none
+    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"], store)
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:

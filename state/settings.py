@@ -286,6 +286,8 @@ SETTINGS: tuple[Setting, ...] = (
             applies="mlxq up"),
     Setting("tier-port-base", 8000, "Port of the first engine; the others follow.", PORT, applies="mlxq setup"),
     Setting("model-dir", None, "Folder for weights; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
+    Setting("cache-max-gb", 10, "Most that engines keep of prompts on disk for their next start, in GB; 0 = none.",
+            _number(0, 10_000), applies="mlxq up"),
     Setting("auto-health-check", True, "Restart services that hang or crash.", _switch),
     Setting("watch-interval", 2, "Seconds between health checks; exits are detected immediately regardless.",
             _number(1, 3600)),

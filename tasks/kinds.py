@@ -130,6 +130,7 @@ KINDS: Mapping[str, Kind] = {
             unique_key="verify_weights:{folder}",
         ),
         Kind("remove_weights", "delete a model's files", unique_key="remove_weights:{folder}"),
+        Kind("prune_cache", "delete the prompts that engines keep", unique_key="prune_cache"),
         Kind("bench", "measure a model's speed", "heavy", limit_s=3600, unique_key="bench:{target}"),
         Kind(
             "install_engine",

@@ -7,18 +7,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from state import ledger, service, settings, stack
+from state import ledger, secrets, service, settings, stack
 from state.db import Database
-from state.errors import StateUnavailable
+from state.errors import EngineFailed, StateUnavailable
 from state.paths import Home
 from tasks.kinds import new
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
-from tasks.supervision import lifecycle
+from tasks.supervision import lifecycle, probe
 from tasks.system import log_rotation, process, prompt_cache
 
 LOOK_S = 60.0
-MB = 10**6
+MB, GB = 10**6, 10**9
 WORKER = "worker"
 """The name of the worker's own log."""
 
@@ -60,10 +60,26 @@ def _own_silence() -> Generator[None]:
 def _caches(db: Database, home: Home) -> dict[Path, int]:
     """Return each engine's folder of old prompts and the bytes it may hold; an engine that is gone may hold none.
 
-    A quarter more than the engine holds in memory: the tokens and an index lie beside.
+    A quarter more than the engine holds in memory: the tokens and an index lie beside. All together hold what the
+    setting cache-max-gb allows; the folders that were written last come first.
     """
     wanted = {engine.name: engine.cache_bytes * 5 // 4 for engine in stack.engines(db)}
-    return {folder: wanted.get(folder.name, 0) for folder in prompt_cache.folders(home)}
+    rest, limits = settings.load(home)["cache-max-gb"] * GB, dict[Path, int]()
+    for folder in sorted(prompt_cache.folders(home), key=prompt_cache.written_at, reverse=True):
+        limits[folder] = min(wanted.get(folder.name, 0), rest)
+        rest -= min(prompt_cache.size(folder), limits[folder])
+    return limits
+
+
+@job("prune_cache")
+def prune_cache(context: Context) -> dict[str, int]:
+    """Have every engine drop its old prompts, in memory and on disk. Returns {"bytes": freed on disk}."""
+    key = secrets.read(context.home.secrets).get(secrets.TIER, "")
+    for row in service.listing(context.db):
+        if row.kind == "engine" and lifecycle.running(row):
+            with suppress(EngineFailed):
+                probe.purge(row.port, key, release=row.release)
+    return {"bytes": sum(prompt_cache.cap(folder, 0) for folder in prompt_cache.folders(context.home))}
 
 
 @tick("logs", LOOK_S)

@@ -38,7 +38,8 @@ def command() -> None:
 @click.option("--tiers", metavar="A,B", help="Tiers the key may use.  [default: all]")
 @click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="Allow at most N requests per minute.")
 @click.option("--background", is_flag=True, help="Low priority: wait while other requests run.")
-def create(name: str, *, tiers: str | None, rpm: int | None, background: bool) -> None:
+@click.option("--no-store", is_flag=True, help="Keep its prompts and thoughts off the disk and out of the gateway.")
+def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool) -> None:
     """Create a key for the app NAME and print it once.
 
     It cannot be shown again: mlxq stores only its hash.
@@ -50,7 +51,8 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool) -
     if allowed:
         with jobs_client.reading(home) as db:
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
-    secret = keys.create(keys.file(home.make()), name, tiers=allowed, rpm=rpm, background=background)
+    options = {"tiers": allowed, "rpm": rpm, "background": background, "store": not no_store}
+    secret = keys.create(keys.file(home.make()), name, **options)
     click.echo(secret)
     render.say("Store this key now; it cannot be shown again.")
 
@@ -64,11 +66,8 @@ def listing(*, as_json: bool) -> None:
         render.data({"keys": [_row(key) for key in rows]})
     elif rows:
         render.table(
-            ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY"],
-            [
-                [key.name, render.ago(key.created), ", ".join(key.tiers) or "all", key.rpm, _priority(key)]
-                for key in rows
-            ],
+            ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY", "PROMPTS"],
+            [[key.name, render.ago(key.created), ", ".join(key.tiers) or "all", key.rpm, *_words(key)] for key in rows],
             right=(3,),
         )
     else:
@@ -91,8 +90,9 @@ def _all(home: Home) -> list[Key]:
     return sorted(keys.read(keys.file(home)).values(), key=lambda key: key.name)
 
 
-def _priority(key: Key) -> str:
-    return "background" if key.background else "interactive"
+def _words(key: Key) -> tuple[str, str]:
+    """Return a key's priority, and where its prompts may be kept."""
+    return "background" if key.background else "interactive", "disk" if key.store else "memory only"
 
 
 def _row(key: Key) -> dict[str, Any]:
@@ -103,4 +103,5 @@ def _row(key: Key) -> dict[str, Any]:
         "tiers": list(key.tiers),
         "rpm": key.rpm,
         "background": key.background,
+        "store": key.store,
     }

@@ -6,26 +6,32 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import jobs_client, local_models, options, render
+from catalog import units
+from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.commands import rm
 from mlxq.local_models import Installed
-from state.paths import get_home
-from tasks import recommend
+from state.paths import Home, get_home
+from tasks import kinds, recommend
+from tasks.system import prompt_cache
 from tasks.weights import manifest, staging
 
 
 @click.command()
 @click.option("--unused", is_flag=True, help="Also delete complete models that no tier serves.")
+@click.option("--cache", is_flag=True, help="Delete the prompts that engines keep, in memory and on disk, instead.")
 @options.dry_run
 @options.yes
 @options.as_json
-def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete incomplete, damaged and outdated model files.
+def command(*, unused: bool, cache: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete incomplete, damaged and outdated model files, or with --cache old prompts.
 
     --json prints what would be deleted with --dry-run, or what was deleted with --yes.
     """
     home = get_home()
     local_models.require_writable(home)
+    if cache:
+        _prune_cache(home, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
     with jobs_client.reading(home) as db:
         installed = local_models.listing(home, db, recommend.all_models(home))
     leftover = leftovers(installed, unused=unused)
@@ -38,6 +44,22 @@ def command(*, unused: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
         render.say("There is nothing to delete.")
     elif dry_run:
         rm.show(leftover)
+
+
+def _prune_cache(home: Home, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Delete what the engines keep of old prompts; each prompt is then read in full once more."""
+    size = sum(map(prompt_cache.size, prompt_cache.folders(home)))
+    if not as_json:
+        render.say(f"Engines keep {units.files(size)} of old prompts on disk, and others in memory.")
+    if not dry_run:
+        rm.confirm(yes=yes)
+        with jobs_client.writing(home) as db:
+            ids = jobs_client.enqueue(db, [kinds.new("prune_cache")])
+        size = jobs_client.follow(home, jobs_client.these(ids), job_view.view())[0].result["bytes"]
+    if as_json:
+        render.data({"deleted": not dry_run, "models": [], "total_bytes": size})
+    elif not dry_run:
+        render.say(f"Deleted {units.files(size)}.")
 
 
 def leftovers(installed: Sequence[Installed], *, unused: bool) -> list[Installed]:

@@ -54,8 +54,7 @@ def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, liste
     """
     if listed:
         show(chosen)
-    if not yes:
-        _confirm()
+    confirm(yes=yes)
     with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [_job(row, force=force) for row in chosen])
     ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view())
@@ -63,7 +62,10 @@ def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, liste
     render.say(f"Deleted {units.files(freed)}.")
 
 
-def _confirm() -> None:
+def confirm(*, yes: bool) -> None:
+    """Ask for confirmation unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
+    if yes:
+        return
     if not sys.stdin.isatty():
         raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
     click.confirm("Delete", abort=True, err=True)

@@ -5,7 +5,9 @@ is asked for its status, how it drops its cache, how long it may be silent, and 
 outside tasks/engines knows a flag, a route, a log marker or a quirk of any engine; what an engine can do is in
 catalog/engines.yaml.
 
-An adapter's program ends within DRAIN_S after SIGTERM, ends with code 0 after its last answer on SIGUSR2, takes the
+An adapter's program keeps no prompt on disk at its end once the file `no-store` is in its folder below the home's
+`cache/`, which it deletes as it starts: the gateway makes it before the first request of a key whose prompts stay in
+memory. It ends within DRAIN_S after SIGTERM, ends with code 0 after its last answer on SIGUSR2, takes the
 key from its environment, serves on 127.0.0.1 alone and sends nothing anywhere. tests/contract/test_engine_adapters.py
 holds every adapter to this with the real engine.
 """
@@ -94,6 +96,8 @@ class Served:
     """The key that the engine asks for."""
     backend: str
     """metal, cpu or cuda."""
+    keeps_prompts: bool = True
+    """Whether it may write old prompts to disk as it ends, to have them at its next start."""
 
 
 class PatienceWith(Protocol):

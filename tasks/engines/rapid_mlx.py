@@ -57,7 +57,9 @@ def _limits(served: Served) -> list[str]:
 def _cache(served: Served) -> list[str]:
     """Bound the cache of old prompts; left alone it takes a fifth of the host's memory."""
     size = cache_bytes(served, reuses=True)
-    return ["--cache-memory-mb", str(size // MIB)] if size else ["--disable-prefix-cache", "--disable-disk-caches"]
+    if not size:
+        return ["--disable-prefix-cache", "--disable-disk-caches"]
+    return ["--cache-memory-mb", str(size // MIB), *([] if served.keeps_prompts else ["--disable-disk-caches"])]
 
 
 def _parsers(served: Served) -> list[str]:

@@ -24,6 +24,7 @@ def main() -> None:
     """Serve one model until SIGTERM; what it saves, prompts among it, only its user can read."""
     os.umask(0o077)
     Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    unstored().unlink(missing_ok=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     threading.Thread(target=keep_own_log, daemon=True).start()
     settle_the_server(int(os.environ.get("MLXQ_DRAIN_S", "4")), os.environ.get("RAPID_MLX_API_KEY", ""))
@@ -57,7 +58,7 @@ def settle_the_server(seconds: int, key: str) -> None:
     def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
         limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
         server = _uvicorn.AcceptingConnectionsServer(
-            uvicorn.Config(lock(app, key), **(wanted | limits)), on_server_accepting=on_server_accepting
+            uvicorn.Config(lock(forgetful(app), key), **(wanted | limits)), on_server_accepting=on_server_accepting
         )
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
         server.run()
@@ -65,6 +66,26 @@ def settle_the_server(seconds: int, key: str) -> None:
             sys.exit(3)
 
     _uvicorn._run_server = run  # noqa: SLF001 - there is no flag
+
+
+def unstored() -> Path:
+    """Return the file by which the gateway says that the engine has read a prompt that must not be written to disk."""
+    return Path(os.environ["HOME"], "no-store")
+
+
+def forgetful(app: Any) -> Any:
+    """Return `app`, which keeps no prompts on disk at its end where the gateway said so."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        async def told() -> Any:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and unstored().exists():
+                os.environ["RAPID_MLX_DISABLE_DISK_CACHES"] = "1"  # it looks at this as it begins to save
+            return message
+
+        await app(scope, told if scope["type"] == "lifespan" else receive, send)
+
+    return serve
 
 
 def lock(app: Any, key: str) -> Any:

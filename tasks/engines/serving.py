@@ -53,7 +53,8 @@ def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> 
         )
     facts_of_model = model_dir.read(weights.parent, lambda: model_facts.read(weights))
     chosen = choose(db, home, engine, facts_of_model, backend)
-    launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend), chosen.installation)
+    keeps = settings.load(home)["cache-max-gb"] > 0
+    launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend, keeps), chosen.installation)
     return replace(launch, choice=chosen)
 
 

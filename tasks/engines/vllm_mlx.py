@@ -86,6 +86,7 @@ def environment(served: Served) -> dict[str, str]:
         KEY: served.key,
         "MLXQ_PREFIX_CACHE": f"{served.home}/cache/{engine.name}",
         "MLXQ_MEMORY_BYTES": str(engine.memory_bytes),
+        **({} if served.keeps_prompts else {"MLXQ_KEEPS_PROMPTS": "0"}),
         **QUIET,
         **_backend(served),
     }

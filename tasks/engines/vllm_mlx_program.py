@@ -127,12 +127,24 @@ def memory_arguments(memory_bytes: int) -> list[str]:
 
 
 def move_prefix_cache(folder: str | None) -> None:
-    """Keep the prompts that the engine saves at its end under mlxq's home, where they can be purged."""
+    """Keep the prompts that the engine saves at its end under mlxq's home, where they can be purged; or not at all."""
     from vllm_mlx import server
 
-    original = server._get_cache_dir  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
-    if folder:
-        server._get_cache_dir = lambda: str(Path(folder) / Path(original()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    if not folder:
+        return
+    original, save = server._get_cache_dir, server._save_prefix_cache_to_disk  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - there is no flag
+    unstored = Path(folder, "no-store")
+    unstored.unlink(missing_ok=True)
+
+    def may_save() -> bool:
+        return not unstored.exists() and os.environ.get("MLXQ_KEEPS_PROMPTS") != "0"
+
+    async def save_unless_told(*engine: Any) -> None:
+        if may_save():
+            await save(*engine)
+
+    server._get_cache_dir = lambda: str(Path(folder) / Path(original()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    server._save_prefix_cache_to_disk = save_unless_told  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def let_waiting_requests_go() -> None:

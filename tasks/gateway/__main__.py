@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -37,7 +38,7 @@ from tasks.gateway.server import Server
 from tasks.gateway.usage_counter import Counter
 from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
-from tasks.system import open_files, own_log
+from tasks.system import open_files, own_log, prompt_cache
 
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
@@ -68,7 +69,8 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
     def start() -> tuple[EngineClient, Relay]:
         client = EngineClient(secrets[TIER])
         guard = PoisonGuard(record=record_of(home), engines=len(table.engines) + (cloud is not None))
-        return client, Relay(table, client, guard, Cooldown(), cloud)
+        keep_out = partial(prompt_cache.keep_out, home)
+        return client, Relay(table, client, guard, Cooldown(), cloud, keep_out=keep_out)
 
     def count(call: Call) -> None:
         if not server.proving and not call.check:

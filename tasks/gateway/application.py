@@ -104,7 +104,7 @@ class Application:
         if isinstance(key, Refusal):
             await reply.refuse(key)
             return
-        call.key = key.name
+        call.key, call.store = key.name, key.store
         if serves(call.path):
             await self._batches.serve(scope, receive, key.name, reply)
         elif refusal := _route_refusal(scope):

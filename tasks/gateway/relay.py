@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,13 +83,22 @@ class Relay:
     """Relays requests to the engines, and to the cloud last."""
 
     def __init__(
-        self, routes: Routes, client: EngineClient, guard: PoisonGuard, cooldown: Cooldown, cloud: Cloud | None
+        self,
+        routes: Routes,
+        client: EngineClient,
+        guard: PoisonGuard,
+        cooldown: Cooldown,
+        cloud: Cloud | None,
+        *,
+        keep_out: Callable[[str], None],
     ) -> None:
+        """`keep_out`: has an engine, by name, keep none of its prompts on disk from now on."""
         self._routes = routes
         self._client = client
         self._guard = guard
         self._cooldown = cooldown
         self._cloud = cloud
+        self._keep_out = keep_out
         self._meter = ReuseMeter(client)
         self._reasoning = ReasoningStore()
         self._in_flight: Counter[str] = Counter()
@@ -181,6 +190,8 @@ class Relay:
         request.call.tried.append(tier)
         if plan.dropped:
             reply.add("x-mlxq-dropped", ",".join(plan.dropped))
+        if not request.call.store:
+            self._keep_out(route.engine)
         with self._counted(route.engine):
             request.reuse = await self._meter.begin(route)
             try:
@@ -298,7 +309,7 @@ class Relay:
         if tokens is not None:
             call.prompt_tokens, call.completion_tokens = tokens.prompt, tokens.answer
             call.cached_tokens = tokens.cached or 0
-        if exchange.plan.thinking.kept and exchange.turn is not None:
+        if call.store and exchange.plan.thinking.kept and exchange.turn is not None:
             self._reasoning.keep(call.key, request.conversation, exchange.turn, turns.thoughts(exchange.turn))
 
     async def _usage_so_far(self, route: Route, answered: int) -> Mapping[str, Any] | None:

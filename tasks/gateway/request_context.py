@@ -16,6 +16,8 @@ class Call:
     path: str
     key: str = ""
     """The name of the caller's key; never the key."""
+    store: bool = True
+    """Whether engines may keep its prompt on disk, and the gateway its thoughts."""
     asked: str = ""
     """The model name that the caller sent."""
     body: bytes = b""

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from state.paths import Home
 
+NO_STORE = "no-store"
+"""The file that an engine looks for as it ends (tasks/engines/base.py)."""
+
 
 def folder(home: Home, tier: str) -> Path:
     """Return the folder of one tier's old prompts (tasks/engines: its adapters put them there)."""
@@ -22,9 +25,21 @@ def folders(home: Home) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 
+def keep_out(home: Home, engine: str) -> None:
+    """Have an engine write none of its prompts to disk at its next end: it is about to read one that must not be."""
+    root = folder(home, engine)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (root / NO_STORE).touch(mode=0o600)
+
+
 def size(root: Path) -> int:
     """Return the bytes in a folder and below."""
     return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+
+
+def written_at(root: Path) -> float:
+    """Return when something in a folder was written last, in Unix seconds; 0 where nothing is in it."""
+    return max((file.stat().st_mtime for file in root.rglob("*") if file.is_file()), default=0.0)
 
 
 def cap(root: Path, limit: int) -> int:

@@ -15,13 +15,15 @@ import httpx
 import pytest
 from support import hybrid_model, loopback
 from support.engines import KEY, MIB, Engine, installation, offline_prefix
+from support.mlxq_home import until
 
-from catalog.engines import Abilities, ModelKind, abilities, reuses
+from catalog.engines import Abilities, ModelKind, abilities, entry, reuses
+from state.paths import Home
 from tasks.engines import adapters, model_facts, reuse
 from tasks.engines.base import Installation
 from tasks.plan.exit_causes import explain
 from tasks.supervision import probe
-from tasks.system import process
+from tasks.system import process, prompt_cache
 from tasks.system.process import How
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -274,12 +276,34 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     engine = Engine(tmp_path, models[name], at, context=4096, more={"vision": name == "vision"})
     engine.start()
     share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
-    engine.stop()
     kind = model_facts.read(models[name]).kind
-    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again")
+    after = after_restart(engine) if kind in entry(at.engine).disk_cache else 1.0
+    engine.stop()
+    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again, {after:.0%} after a planned restart")
 
     assert kind == {"plain": ModelKind.ATTENTION, "hybrid": ModelKind.HYBRID, "vision": ModelKind.HYBRID_VISION}[name]
     assert (share >= 0.95) is reuses(at.engine, kind)
+    assert after >= 0.9
+
+
+def after_restart(engine: Engine) -> float:
+    """Return the share of a first turn that the second one does not read again on a new process."""
+    talk = [{"role": "user", "content": "Check each of the files before you write. " * 60}]
+    asked = {"model": "fast", "max_tokens": 2, "chat_template_kwargs": {"enable_thinking": False}}
+    first = engine.post("/v1/chat/completions", {**asked, "messages": talk}).json()["usage"]["prompt_tokens"]
+    engine.stop()
+    engine.start()
+    until(lambda: _loaded(engine), 30)
+    talk += [{"role": "assistant", "content": "I did."}, {"role": "user", "content": "And then?"}]
+    before = engine.status().cached_tokens
+    assert engine.post("/v1/chat/completions", {**asked, "messages": talk}).status_code == 200
+    return (engine.status().cached_tokens - before) / first
+
+
+def _loaded(engine: Engine) -> bool:
+    """Return whether the engine has read what it kept; one does so after it has begun to serve."""
+    cache = loopback.get(f"{engine.url}/v1/status", headers=engine.headers, timeout=30).json()["cache"]
+    return "hits" in cache and cache.get("entry_count", 1) > 0
 
 
 def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, models: dict[str, Path], tmp_path: Path):
@@ -293,6 +317,15 @@ def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, models: 
     index = next(file for file in saved if file.name == "index.json")
     assert json.loads(index.read_text())
     assert all(file.stat().st_mode & 0o077 == 0 for file in saved)
+    written = index.stat().st_mtime_ns
+    engine.start()
+    prompt_cache.keep_out(Home(tmp_path), "fast")
+    engine.ask("private " * 300, max_tokens=2)
+    engine.stop()
+    assert index.stat().st_mtime_ns == written, "nothing of a key with --no-store"
+    engine.start()
+    assert not (tmp_path / "cache" / "fast" / prompt_cache.NO_STORE).exists()
+    engine.stop()
 
 
 def _broken(how: str, weights: Path, folder: Path) -> Path:

@@ -13,9 +13,11 @@ from support import hybrid_model, loopback
 from support.engines import KEY, Engine, installation
 from support.gateway import Gateway
 
+from state import keys
+from state.paths import Home
 from state.stack import Defaults, Tier
 from tasks.engines import adapters, model_facts, serving
-from tasks.system import process
+from tasks.system import process, prompt_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -57,12 +59,12 @@ def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made.stop()
 
 
-def post(gateway: Gateway, path: str, tier: str, **fields: Any) -> Any:
+def post(gateway: Gateway, path: str, tier: str, *, key: str = KEY, **fields: Any) -> Any:
     """Return an answer; of a stream its events."""
     said = {} if path == "responses" else {"messages": USER}
     body = {"model": tier, **said, "temperature": 0} | fields
     answer = loopback.post(
-        f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=240
+        f"{gateway.url}/v1/{path}", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=240
     )
     assert answer.status_code == 200, answer.text
     if not fields.get("stream"):
@@ -189,6 +191,18 @@ def test_the_prompt_is_the_same_whether_a_client_sends_thoughts_back_or_not(gate
     assert without == with_thoughts
     changed = {"role": "assistant", "content": "Other words."}
     assert prompt([changed]) < begun + 30 < without
+
+
+def test_nothing_is_kept_of_a_key_that_stores_nothing(gateway: Gateway, engine: Engine):
+    """Neither its thoughts here nor its prompts on the engine's disk."""
+    mark = prompt_cache.folder(Home(gateway.home), engine.name) / prompt_cache.NO_STORE
+    assert not mark.exists()
+    key = keys.create(keys.file(Home(gateway.home)), "quiet", store=False)
+    turn, begun = said(post(gateway, "chat/completions", "standard", key=key, max_tokens=600))
+    assert mark.exists()
+    more = {"role": "user", "content": "And then?"}
+    asked = {"max_tokens": 8, "messages": [*USER, *turn, more]}
+    assert said(post(gateway, "chat/completions", "standard", key=key, **asked))[1] < begun + 60
 
 
 def test_a_growing_conversation_is_read_once(gateway: Gateway, engine: Engine):

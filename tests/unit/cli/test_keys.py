@@ -31,6 +31,18 @@ def test_a_key_is_printed_alone_and_once(home: Home, capsys: pytest.CaptureFixtu
     assert [path for path in home.root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
 
 
+def test_a_key_whose_prompts_are_kept_nowhere_says_so(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["keys", "create", "quiet", "--no-store"]) == 0
+    assert cli.run(["keys", "create", "app"]) == 0
+    capsys.readouterr()
+    assert cli.run(["keys", "list"]) == 0
+    app, quiet = capsys.readouterr().out.splitlines()[1:]
+    assert (app.split()[-1], quiet.split()[-2:]) == ("disk", ["memory", "only"])
+    old = [{"name": "old", "digest": "0", "created": 0.0, "tiers": [], "rpm": None, "background": False}]
+    keys.file(home).write_text(json.dumps(old))
+    assert next(iter(keys.read(keys.file(home)).values())).store
+
+
 def test_keys_are_made_before_there_is_a_stack(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,10 @@ def test_argv_is_exactly_this():
     ]
 
 
+def test_no_prompt_is_kept_on_disk_where_the_setting_says_so():
+    assert "--disable-disk-caches" in rapid_mlx.argv(dataclasses.replace(served(), keeps_prompts=False), THERE)
+
+
 def test_environment_is_exactly_this():
     assert serving.environment(
         served(), THERE, base={"PATH": "/bin", "HOME": "/home/me", "HF_TOKEN": "x"}, generation=7

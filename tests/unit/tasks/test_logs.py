@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.here import runner
 
 from mlxq import cli, jobs_client
 from mlxq.commands import logs as command
@@ -50,9 +52,36 @@ def test_a_tier_that_is_gone_keeps_no_prompts(home: Home, db: Database) -> None:
     filled(home, "fast", "a", 800, age_s=0)
     filled(home, "gone", "a", 800, age_s=0)
 
-    freed = [prompt_cache.cap(folder, limit) for folder, limit in logs._caches(db, home).items()]
+    freed = {folder.name: prompt_cache.cap(folder, limit) for folder, limit in logs._caches(db, home).items()}
 
-    assert freed == [0, 800]
+    assert freed == {"fast": 0, "gone": 800}
+
+
+def test_all_old_prompts_together_are_bounded_and_the_newest_stay(
+    home: Home, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "GB", 1000)
+    settings.write(home, "cache-max-gb", 1)
+    stack.replace(db, [FAST, replace(FAST, name="standard")])
+    filled(home, "fast", "a", 800, age_s=60)
+    filled(home, "standard", "a", 700, age_s=0)
+
+    freed = {folder.name: prompt_cache.cap(folder, limit) for folder, limit in logs._caches(db, home).items()}
+
+    assert freed == {"standard": 0, "fast": 800}
+
+
+def test_old_prompts_go_when_a_user_wants_them_gone(
+    home: Home, db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack.replace(db, [FAST])
+    filled(home, "fast", "a", 800, age_s=0)
+    assert cli.run(["prune", "--cache", "--dry-run"]) == 0
+    assert "Engines keep 800 B of old prompts on disk" in capsys.readouterr().err
+    assert cli.run(["prune", "--cache"]) == 2
+
+    assert runner(db, home, {"prune_cache": logs.prune_cache}, monkeypatch)("prune_cache").result == {"bytes": 800}
+    assert prompt_cache.size(home.root / "cache" / "fast") == 0
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5000, 20000])
