@@ -277,13 +277,13 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     engine.start()
     share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
     kind = model_facts.read(models[name]).kind
-    after = after_restart(engine) if kind in entry(at.engine).disk_cache else 1.0
+    after = after_restart(engine) if kind in entry(at.engine).disk_cache else None
     engine.stop()
-    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again, {after:.0%} after a planned restart")
+    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again, {after} after a planned restart")
 
     assert kind == {"plain": ModelKind.ATTENTION, "hybrid": ModelKind.HYBRID, "vision": ModelKind.HYBRID_VISION}[name]
     assert (share >= 0.95) is reuses(at.engine, kind)
-    assert after >= 0.9
+    assert after is None or after >= 0.9
 
 
 def after_restart(engine: Engine) -> float:

@@ -62,7 +62,7 @@ def test_all_old_prompts_together_are_bounded_and_the_newest_stay(
 ) -> None:
     monkeypatch.setattr(logs, "GB", 1000)
     settings.write(home, "cache-max-gb", 1)
-    stack.replace(db, [FAST, replace(FAST, name="standard")])
+    stack.replace(db, [FAST, replace(FAST, name="standard", port=9252)])
     filled(home, "fast", "a", 800, age_s=60)
     filled(home, "standard", "a", 700, age_s=0)
 
