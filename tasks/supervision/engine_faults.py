@@ -41,6 +41,7 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         own=entry(engine).environment == "own",
         trial=_on_trial(db, engine, version),
         alternative=_has_alternative(db, home, row, served),
+        served=_served_before(db, row, engine),
     )
     reason = _reason(row, cause, crash_loop=crash_loop)
     if answer is Remedy.TAKE_BACK:
@@ -78,7 +79,7 @@ def record_choice(db: Database, name: str, before: str, plan: LaunchSpec) -> Non
         notes.write(db, name, plan.choice.missed, plan.choice.hint)
         if before and before != plan.release:
             cause = f"{plan.release} in place of {before}. {_change(db, before, plan.choice)}"
-            event.record(db, "engine_changed", service=name, cause=cause)
+            event.record(db, "engine_changed", service=name, cause=cause, before=before)
 
 
 def _change(db: Database, before: str, choice: EngineChoice) -> str:
@@ -99,6 +100,20 @@ def _reason(row: Service, cause: Cause, *, crash_loop: bool) -> str:
 def _on_trial(db: Database, engine: str, version: str) -> bool:
     wish = installed.wish(db, engine)
     return wish.version == version and db.now() - wish.since < TRIAL_S
+
+
+def _served_before(db: Database, row: Service, engine: str) -> bool:
+    """Return whether the tier ran on the version that was used before, and was changed from it to the one that ended.
+
+    The newest change of its engine says so. A model that the version before could not load was changed from it sooner.
+    """
+    before = db.value(
+        "SELECT json_extract(data, '$.before') FROM events WHERE service = ? AND name = 'engine_changed'"
+        " ORDER BY id DESC LIMIT 1",
+        (row.name,),
+    )
+    previous = installed.wish(db, engine).previous
+    return previous is not None and before == f"{engine} {previous}"
 
 
 def _has_alternative(db: Database, home: Home, row: Service, served: Engine) -> bool:

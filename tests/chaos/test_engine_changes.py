@@ -266,10 +266,6 @@ def test_an_upgrade_that_is_slower_is_not_used(
     assert f"rapid-mlx {FIRST} stays, because {SECOND} was taken back: it writes" in capsys.readouterr().out
 
 
-@pytest.mark.xfail(
-    reason="A new version that does not know the user's model gets another engine for it, and is not taken back.",
-    strict=True,
-)
 def test_an_upgrade_on_which_a_tier_does_not_start_is_taken_back_before_the_next(
     two: Mlxq, release: Make, index: PackageIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

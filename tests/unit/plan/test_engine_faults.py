@@ -15,6 +15,8 @@ CASES: list[tuple[str, dict[str, Any], Remedy]] = [
     ("out_of_memory", {"crash_loop": True, "trial": True}, Remedy.NONE),
     ("killed", {"crash_loop": True, "trial": True}, Remedy.NONE),
     ("unsupported", {"permanent": True, "trial": True}, Remedy.OTHER_ENGINE),
+    ("unsupported", {"permanent": True, "trial": True, "served": True}, Remedy.TAKE_BACK),
+    ("unsupported", {"permanent": True, "served": True}, Remedy.OTHER_ENGINE),
     ("unsupported", {"permanent": True, "own": False}, Remedy.OTHER_ENGINE),
     ("unsupported", {"permanent": True, "alternative": False}, Remedy.NONE),
     ("bad_argument", {"permanent": True, "trial": True}, Remedy.TAKE_BACK),
@@ -28,6 +30,6 @@ CASES: list[tuple[str, dict[str, Any], Remedy]] = [
 
 @pytest.mark.parametrize(("code", "known", "expected"), CASES)
 def test_what_helps(code: str, known: dict[str, Any], expected: Remedy) -> None:
-    usual = {"permanent": False, "crash_loop": False, "own": True, "trial": False, "alternative": True}
+    usual = {"permanent": False, "crash_loop": False, "own": True, "trial": False, "alternative": True, "served": False}
 
     assert remedy(code, **(usual | known)) == expected
