@@ -51,8 +51,8 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
     if allowed:
         with jobs_client.reading(home) as db:
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
-    options = {"tiers": allowed, "rpm": rpm, "background": background, "store": not no_store}
-    secret = keys.create(keys.file(home.make()), name, **options)
+    path = keys.file(home.make())
+    secret = keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=not no_store)
     click.echo(secret)
     render.say("Store this key now; it cannot be shown again.")
 
