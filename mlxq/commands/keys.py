@@ -52,8 +52,7 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
         with jobs_client.reading(home) as db:
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
     path = keys.file(home.make())
-    secret = keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=not no_store)
-    click.echo(secret)
+    click.echo(keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=not no_store))
     render.say("Store this key now; it cannot be shown again.")
 
 

@@ -126,6 +126,11 @@ def memory_arguments(memory_bytes: int) -> list[str]:
     return ["--gpu-memory-utilization", f"{min(0.95, max(0.02, memory_bytes / int(whole))):.3f}"]
 
 
+def may_save(unstored: Path) -> bool:
+    """Return whether prompts may be written to disk. `unstored`: the file by which the gateway says that none may."""
+    return not unstored.exists() and os.environ.get("MLXQ_KEEPS_PROMPTS") != "0"
+
+
 def move_prefix_cache(folder: str | None) -> None:
     """Keep the prompts that the engine saves at its end under mlxq's home, where they can be purged; or not at all."""
     from vllm_mlx import server
@@ -136,11 +141,8 @@ def move_prefix_cache(folder: str | None) -> None:
     unstored = Path(folder, "no-store")
     unstored.unlink(missing_ok=True)
 
-    def may_save() -> bool:
-        return not unstored.exists() and os.environ.get("MLXQ_KEEPS_PROMPTS") != "0"
-
     async def save_unless_told(*engine: Any) -> None:
-        if may_save():
+        if may_save(unstored):
             await save(*engine)
 
     server._get_cache_dir = lambda: str(Path(folder) / Path(original()).name)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
