@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +19,9 @@ import pytest
 from support import recovery
 from support.mlxq_home import DYING, LIMIT_S, Mlxq, until
 from support.ports import free_port
-from support.suspend import suspend
 
 from state import service, wakeup
 from state.service import State
-from tasks.plan import health
 from tasks.supervision import socket_handover
 from tasks.system import ports, process
 
@@ -84,27 +81,6 @@ from tasks.system import memory
 memory.crowding, memory.SUSPENDED_S = lambda: 1.0, 5.0
 """
 """A worker that is not patient, and that takes a shorter pause for a sleep, so that the test need not wait for both."""
-
-
-def test_after_a_sleep_nothing_is_judged_by_the_time_that_passed(mlxq: Mlxq):
-    """The worker wakes before the engine, which has said nothing for longer than any engine may."""
-    mlxq.work_with_fakes(prelude=CALM)
-    before = mlxq.up()
-    assert mlxq.worker
-    worker, engine = process.identify(mlxq.worker.pid), mlxq.identity()
-    assert worker
-    for identity in (worker, engine):
-        suspend(identity)
-    pauses_s = ((worker, health.TEXT.silent_s + 2), (engine, 5.0))  # what is tested is that time passes
-    for identity, pause_s in pauses_s:
-        time.sleep(pause_s)
-        process.send(identity, signal.SIGCONT)
-    for _ in range(3):
-        beat = mlxq.db.value("SELECT beat_at FROM worker")
-        until(lambda beat=beat: mlxq.db.value("SELECT beat_at FROM worker") > beat)
-
-    assert (mlxq.one().generation, mlxq.one().state) == (before.generation, State.READY)
-    assert mlxq.events().count("starting") == 1
 
 
 def test_a_dead_worker_takes_no_engine_with_it(mlxq: Mlxq):
