@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.batching import line
 
-from mlxq import cli
+from mlxq import cli, jobs_client
 from state import event, job, ledger
 from state.batches import batches, stored_files
 from state.db import Database
@@ -177,7 +177,10 @@ def test_a_run_beside_one_that_still_goes_is_the_same(db: Database) -> None:
     assert len(job.listing(db, kind="run_schedule")) == 1
 
 
-def test_a_batch_is_created_over_its_file_as_it_is_at_that_time(rows: Database, tmp_path: Path) -> None:
+def test_a_batch_is_created_over_its_file_as_it_is_at_that_time(
+    rows: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_client, "ensure_worker", lambda _: None)
     path = tmp_path / "requests.jsonl"
     path.write_text(line("a"))
     assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--timeout", "0", "--", "batch", "run", str(path)]) == 5
