@@ -81,7 +81,7 @@ def _check_architecture(subject: str, config: ModelConfig) -> None:
             f"{subject} has the architecture {kind!r}, which the installed mlx-lm and mlx-vlm do not know.",
             hint="uv tool upgrade mlxq   (a newer loader may know it)",
         )
-    if not config.vision and "mlx-lm" not in able:
+    if not config.vision and able == ["mlx-vlm"]:  # mlx-embeddings has its own types
         raise NotFound(
             f"{subject} has the architecture {kind!r}, which of the installed loaders mlx-vlm alone knows. Engines use "
             "that for models that see, and this one's config.json has no vision_config.",
