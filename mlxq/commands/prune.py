@@ -23,9 +23,10 @@ from tasks.weights import manifest, staging
 @options.yes
 @options.as_json
 def command(*, unused: bool, cache: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Delete incomplete, damaged and outdated model files, or with --cache old prompts.
+    """Delete incomplete, damaged and outdated model files.
 
-    --json prints what would be deleted with --dry-run, or what was deleted with --yes.
+    With --cache, delete what the engines keep of old prompts instead. --json prints what would be deleted with
+    --dry-run, or what was deleted with --yes.
     """
     home = get_home()
     local_models.require_writable(home)
