@@ -294,7 +294,8 @@ def test_what_is_no_json_is_the_callers_error(proxy: Gateway, content: bytes):
 
 IMPATIENT = """
 import runpy, sys
-from tasks.gateway import body, connections
+from tasks.gateway import connections
+from tasks.gateway.admission import body
 assert body.READ_S == connections.REQUEST_S == 30
 body.READ_S = connections.REQUEST_S = 3.0
 sys.argv = sys.argv[sys.argv.index("tasks.gateway"):]

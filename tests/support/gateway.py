@@ -54,9 +54,13 @@ class Upstream:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        """Wait until it answers; one that has ended, or is about to, is started again."""
+        until(self._serves)
+
+    def _serves(self) -> bool:
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen([sys.executable, UPSTREAM, str(self.port), self.name])
-        until(lambda: answers(f"{self.url}/v1/models"))
+        return answers(f"{self.url}/v1/models")
 
     def kill(self) -> None:
         if self.process:

@@ -58,14 +58,16 @@ class ScriptedEngine:
         )
 
     def start(self) -> None:
-        """Start the process unless it lives, and wait until its port answers."""
+        """Start the process unless it lives, and wait until its port answers; one that is about to end may live yet."""
+        deadline = time.monotonic() + 30
+        while not self._serves():
+            assert time.monotonic() < deadline, "the scripted engine died"
+            time.sleep(0.02)
+
+    def _serves(self) -> bool:
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen([sys.executable, PROGRAM, str(self.port), self.name])
-        deadline = time.monotonic() + 30
-        while not self.answers():
-            assert self.process.poll() is None, "the scripted engine died"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        return self.answers()
 
     def answers(self) -> bool:
         with contextlib.suppress(httpx.TransportError):
