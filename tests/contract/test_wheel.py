@@ -58,8 +58,9 @@ def run(folder: Path, world: dict[str, str], *argv: Path | str) -> subprocess.Co
 
 def test_the_wheel_holds_the_four_packages_and_their_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == set(PACKAGES)
+    outside = re.compile(r"[^/]+\.(dist-info|data)/")
+    assert {name.partition("/")[0] for name in names if not outside.match(name)} == set(PACKAGES)
+    assert [name for name in names if name.endswith("/man1/mlxq.1")]
     wanted = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
