@@ -340,8 +340,8 @@ def test_an_apps_key_is_held_to_its_rate(proxy: Gateway, upstreams: dict[str, Up
 
 NOWHERE = [
     *("/model/info", "/router/settings", "/get/config/callbacks", "/debug/asyncio-tasks", "/key/list", "/metrics"),
-    *("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/batches", "/v1/files", "/v1/assistants"),
-    *("/v1/foo", "/", "/docs", "/v1/responses/resp_1", "/v1/messages/batches"),
+    *("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/assistants"),
+    *("/v1/foo", "/", "/docs", "/v1/responses/resp_1"),
 ]
 
 
