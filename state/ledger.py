@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from state import desired, event
@@ -188,7 +189,8 @@ def _insert(
     )
     if chain is None:
         db.run("UPDATE jobs SET chain = id WHERE id = ?", (job,))
-    for need, soft in needs:
+    # A job that ends may be named by the caller and by its key; a need by both kinds is the hard one.
+    for need, soft in dict(sorted(needs, key=itemgetter(1), reverse=True)).items():
         db.insert("job_deps", {"job": job, "needs": need, "soft": soft})
     event.record(db, "created", job=job)
     if needs:

@@ -36,7 +36,13 @@ valid_lines = names.flatmap(
 )
 wrong_lines = st.tuples(names, st.sampled_from(WRONG)).map(lambda pair: (pair[0], f"{pair[0]}: {pair[1]}\n"))
 unknown_lines = st.sampled_from([("", "of-a-newer-mlxq: 1\n"), ("", "? [a]\n: 1\n"), ("", "# a comment\n")])
-texts = st.lists(st.one_of(valid_lines, valid_lines, wrong_lines, unknown_lines), min_size=1, max_size=5)
+texts = st.lists(
+    st.one_of(valid_lines, valid_lines, wrong_lines, unknown_lines),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda line: line[0],
+)
+"""Lines of one file. YAML forbids a key twice, and where it stands twice `reset` may bring the first of them back."""
 acts = st.one_of(
     st.tuples(st.just("write"), texts),
     st.tuples(st.just("spoil"), st.sampled_from(UNREADABLE)),
