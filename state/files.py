@@ -9,6 +9,7 @@ import itertools
 import os
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +29,7 @@ def replace_private(path: Path, text: str) -> None:
 
 def replace(path: Path, content: bytes, mode: int) -> None:
     """Write a file with exactly these permissions: temp, fsync, rename. Raises OSError; the file is then as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -48,7 +49,7 @@ def unwritable(folder: Path) -> str | None:
 
     It is tried: os.access() knows permissions, not a disk that the kernel turned read-only.
     """
-    trial = folder / f".trial.{os.getpid()}"
+    trial = folder / f".trial.{os.getpid()}.{threading.get_ident()}"  # doctor's checks try it side by side
     try:
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT, 0o600))
         trial.unlink()
