@@ -98,7 +98,7 @@ def sentence(needed: Need, room: Room | None) -> str:
     alone = needed.fits_context and room is not None and (needed.memory_bytes or 0) > room.free
     beside = ", but not beside the present stack" if alone else ""
     outcome = f"fits with up to {needed.fits}" if needed.fits_context else "does not fit"
-    return f"{text}; models may use {units.memory(limit)} room: it {outcome}{beside}."
+    return f"{text}; models may use {units.memory(limit)} here: it {outcome}{beside}."
 
 
 def verdict(need_bytes: int, room: Room) -> str:
