@@ -51,6 +51,18 @@ def test_a_job_is_claimed_once_and_ends_with_its_result(db: Database) -> None:
     assert names(db, job) == ["created", "claimed", "succeeded"]
 
 
+def test_a_job_that_is_named_twice_is_needed_once(db: Database) -> None:
+    """By its caller, and by the key that both have while the earlier one is being cancelled."""
+    ending = put(db, NewJob("a", unique_key="k"))["a"]
+    take(db)
+    ledger.cancel(db, ending)
+
+    following = put(db, NewJob("b", unique_key="k", after=[ending]))["b"]
+
+    assert (following != ending, get(db, following).needs) == (True, (ending,))
+    assert state(db, following) is JobState.BLOCKED
+
+
 def test_lanes_priorities_and_kinds_decide_who_is_next(db: Database) -> None:
     ids = put(db, NewJob("a"), NewJob("b", priority=5), NewJob("c", queue="heavy"), NewJob("unknown"))
 
