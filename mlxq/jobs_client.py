@@ -17,7 +17,7 @@ import click
 from mlxq import render, worker_process
 from state import ledger, wakeup, worker
 from state.db import Database, open_database, read_database
-from state.errors import Busy, MlxqError, TimedOut, Upstream, WorkerLost, rebuild
+from state.errors import Busy, MlxqError, NotSetUp, TimedOut, Upstream, WorkerLost, rebuild
 from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home
 
@@ -64,6 +64,17 @@ def changing(home: Home) -> Generator[Database]:
     read_database(home).close()
     with writing(home) as db:
         yield db
+
+
+def has_stack(home: Home) -> bool:
+    """Return whether setup was run. Raises MlxqError where the job database cannot be read."""
+    from state import stack
+
+    try:
+        with reading(home) as db:
+            return bool(stack.tiers(db))
+    except NotSetUp:
+        return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxq import job_view, jobs_client, options, render
-from state.db import Database
+from state import stack
 from state.errors import Busy, MlxqError, NotFound, NotRunning
 from state.paths import Home, get_home
 from tasks.batches import control
@@ -56,7 +56,8 @@ def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None
     """
     home = get_home()
     with jobs_client.changing(home) as db:
-        check_tier(db, tier)
+        if tier is not None:
+            stack.tier(db, tier)  # raises for one that does not exist
         batch = control.create_from(db, sys.stdin.buffer if file == "-" else Path(file), tier=tier, cloud=cloud)
         job = control.enqueue(db, batch)
     click.echo(batch.id)
@@ -70,13 +71,6 @@ def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None
         if out is not None:
             _write(home, batch, batch.output_file, batch.output_bytes, out)
     _report(batch)
-
-
-def check_tier(db: Database, tier: str | None) -> None:
-    """Raise NotFound for a tier that does not exist."""
-    tiers = [row["name"] for row in db.rows("SELECT name FROM tiers ORDER BY position")]
-    if tier is not None and tier not in tiers:
-        raise NotFound(f"There is no tier {tier!r}; there is: {', '.join(tiers)}.", hint="mlxq status")
 
 
 def _report(batch: Batch) -> None:

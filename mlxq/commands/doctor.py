@@ -13,8 +13,7 @@ import click
 from mlxq import jobs_client, options, render
 from mlxq.doctor import bundle, checks, fixes, trials
 from mlxq.doctor.rules import Finding, Grade
-from state import stack
-from state.errors import MlxqError, NotSetUp, UsageProblem
+from state.errors import MlxqError, UsageProblem
 from state.paths import Home, get_home
 
 MARKS = {Grade.OK: ("✓", "green"), Grade.WARN: ("⚠", "yellow"), Grade.FAIL: ("✗", "red")}
@@ -122,10 +121,7 @@ def _next(home: Home, findings: Sequence[Finding]) -> str | None:
 def _has_stack(home: Home) -> bool:
     """Return whether setup was run; an unreadable job database is a finding of its own."""
     try:
-        with jobs_client.reading(home) as db:
-            return bool(stack.tiers(db))
-    except NotSetUp:
-        return False
+        return jobs_client.has_stack(home)
     except MlxqError:
         return True
 

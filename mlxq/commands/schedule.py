@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlxq import job_view, jobs_client, local_models, options, render
+from state import stack
 from state.db import Database
 from state.errors import UsageProblem
 from state.paths import Home, get_home
@@ -135,7 +136,8 @@ def _batch(_home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[s
             "A scheduled batch reads a file, and its answers are in `mlxq batch output`.",
             hint="mlxq schedule add NAME CRON -- batch run FILE",
         )
-    batch.check_tier(db, params["tier"])
+    if params["tier"] is not None:
+        stack.tier(db, params["tier"])  # raises for one that does not exist
     return "batch", {"file": str(Path(params["file"]).absolute()), "tier": params["tier"], "cloud": params["cloud"]}
 
 

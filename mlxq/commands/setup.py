@@ -17,7 +17,7 @@ from mlxq.job_view import title
 from mlxq.jobs_client import View
 from mlxq.setup import edit, engines
 from mlxq.setup.edit import EditPlan, StackChange
-from state import ledger, settings, stack
+from state import ledger, settings
 from state.db import Database
 from state.errors import NotSetUp, UsageProblem
 from state.job import Job, JobState, NewJob, get, of_chain
@@ -88,7 +88,7 @@ def command(
     wanted = edit.parse(add, names, remove, alone, _serving(named))
     arguments = question(intent, budget_pct, no_pull=no_pull, no_start=no_start, no_engine=no_engine)
     beside: dict[Purpose, str] = {purpose: named[purpose] for purpose in PURPOSES if named[purpose]}
-    if beside and not wanted and (_about_stack(arguments) or not _has_stack(home)):
+    if beside and not wanted and (_about_stack(arguments) or not jobs_client.has_stack(home)):
         arguments, beside = arguments | {"retrieval": beside}, {}
     if wanted or beside:
         _require_alone(arguments, changes=bool(wanted and beside))
@@ -113,14 +113,6 @@ def _serving(named: Mapping[str, Any]) -> ServingOptions:
 def _about_stack(arguments: Mapping[str, Any]) -> bool:
     """Return whether options ask for something of the whole stack."""
     return arguments != question(None, None, no_pull=False, no_start=False)
-
-
-def _has_stack(home: Home) -> bool:
-    try:
-        with jobs_client.reading(home) as db:
-            return bool(stack.tiers(db))
-    except NotSetUp:
-        return False
 
 
 def _require_alone(arguments: Mapping[str, Any], *, changes: bool = False) -> None:
