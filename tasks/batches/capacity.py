@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-
 from state import settings, stack
 from state.batches.batches import Batch
 from state.db import Database
@@ -24,9 +22,6 @@ def concurrency(db: Database, home: Home, batch: Batch, model: str) -> int:
         names = plan.aliases(settings.load(home)["aliases"], list(tiers.values()))
     except UsageProblem:
         names = dict(plan.ALIASES)
-    name = batch.tier or model
-    if name not in tiers:
-        patterns = [alias for alias in names if fnmatch.fnmatchcase(name, alias)]
-        name = names[max(patterns, key=len)] if patterns else name
-    tier = tiers.get(name) or next(iter(tiers.values()), None)
+    name = plan.resolve(names | {name: name for name in tiers}, batch.tier or model)
+    tier = tiers.get(name or "") or next(iter(tiers.values()), None)
     return max(LEAST, tier.engine.concurrency) if tier else LEAST

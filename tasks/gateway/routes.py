@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 from catalog.engines import FALLBACK, Abilities, ModelKind, abilities, entries
 from state.stack import longest_answer
 from tasks.gateway.dialects.thinking import Template, TierThinking, of_tier
-from tasks.plan.gateway import CLOUD, LOOPBACK, order
+from tasks.plan.gateway import CLOUD, LOOPBACK, order, resolve
 
 BYTES_PER_TOKEN = 4
 
@@ -93,11 +92,8 @@ class Routes:
         return sorted(name for name in self.names if "*" not in name)
 
     def tier(self, model: str) -> str | None:
-        """Return the tier behind a name, or None. Of two patterns the longer one counts."""
-        if model in self.names:
-            return self.names[model]
-        fitting = [name for name in self.names if "*" in name and fnmatch.fnmatchcase(model, name)]
-        return self.names[max(fitting, key=len)] if fitting else None
+        """Return the tier behind a name, or None."""
+        return resolve(self.names, model)
 
     def chain(self, tier: str) -> list[str]:
         """Return who may answer for `tier`, in order: itself, larger contexts, smaller ones, the cloud.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -154,6 +155,14 @@ def aliases(own: Mapping[str, str], tiers: Sequence[Tier], engines: Sequence[Eng
             )
     beside = {engine.name for engine in engines}
     return {**ALIASES, **{alias: tier for alias, tier in own.items() if tier not in beside}}
+
+
+def resolve(names: Mapping[str, str], model: str) -> str | None:
+    """Return what a name leads to, or None; `names` are exact, or patterns with a `*`. The longer pattern counts."""
+    if model in names:
+        return names[model]
+    fitting = [name for name in names if "*" in name and fnmatch.fnmatchcase(model, name)]
+    return names[max(fitting, key=len)] if fitting else None
 
 
 def environment(
