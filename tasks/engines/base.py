@@ -138,6 +138,11 @@ class Adapter:
     """Names of its variables that hold a secret."""
 
 
+def buffer_cache(served: Served) -> dict[str, str]:
+    """Return the setting that bounds the freed buffers which MLX keeps: an eighth of the engine's memory."""
+    return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
+
+
 def cache_bytes(served: Served, *, reuses: bool) -> int:
     """Return the bytes for old prompts: none where they cannot be reused, or where two entries do not fit.
 

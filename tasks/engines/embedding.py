@@ -17,8 +17,8 @@ from typing import Any
 from catalog import retrieval
 from catalog.problems import UnknownModel
 from state.stack import Engine
-from tasks.engines.base import LARGEST_BUFFER_CACHE, QUIET, Adapter, Installation, Served
-from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.engines.base import QUIET, Adapter, Installation, Served, buffer_cache
+from tasks.plan.exit_causes import BAD_COMMAND_LINE, REPAIR, UNKNOWN_TYPE, CauseRule
 from tasks.plan.health import Limits
 
 NAME = "mlx-embeddings"
@@ -57,9 +57,7 @@ def _pooling(engine: Engine) -> str:
 
 def environment(served: Served) -> dict[str, str]:
     """Return the engine's part of its environment."""
-    backend = {"MALLOC_ARENA_MAX": "2"}
-    if served.backend != "cpu":
-        backend = {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
+    backend = {"MALLOC_ARENA_MAX": "2"} if served.backend == "cpu" else buffer_cache(served)
     return {KEY: served.key, "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes), **QUIET, **backend}
 
 
@@ -90,21 +88,8 @@ RULES = (
         permanent=True,
         marker=r"No safetensors found|No such file or directory: .*config\.json",
     ),
-    CauseRule(
-        "unsupported",
-        "The engine does not know models of type {0}.",
-        "mlxq models",
-        permanent=True,
-        marker=r"Model type (\S+) not supported",
-    ),
-    CauseRule(
-        "bad_argument",
-        "The engine refused its command line: {0}.",
-        LOGS,
-        permanent=True,
-        marker=r"error: (.+?)\.?$",
-        codes=(2,),
-    ),
+    UNKNOWN_TYPE,
+    BAD_COMMAND_LINE,
 )
 
 ENGINE = Adapter(

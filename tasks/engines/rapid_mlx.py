@@ -6,16 +6,16 @@ from pathlib import Path
 
 from tasks.engines.base import (
     DRAIN_S,
-    LARGEST_BUFFER_CACHE,
     MIB,
     QUIET,
     Adapter,
     Installation,
     Served,
+    buffer_cache,
     cache_bytes,
 )
 from tasks.plan import health
-from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.plan.exit_causes import BAD_COMMAND_LINE, LOGS, REPAIR, CauseRule
 from tasks.plan.health import Limits
 
 NAME = "rapid-mlx"
@@ -116,10 +116,7 @@ def _backend(served: Served) -> dict[str, str]:
     """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
     if served.backend == "cpu":
         return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
-    return {
-        "MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8)),
-        "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes),
-    }
+    return buffer_cache(served) | {"MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes)}
 
 
 def limits(*, vision: bool) -> Limits:
@@ -171,14 +168,7 @@ RULES = (
         marker=r"^ModuleNotFoundError: No module named '([^']+)'",
     ),
     CauseRule("not_installed", "The engine's environment is gone.", REINSTALL, permanent=True, codes=(126, 127)),
-    CauseRule(
-        "bad_argument",
-        "The engine refused its command line: {0}.",
-        LOGS,
-        permanent=True,
-        marker=r"error: (.+?)\.?$",
-        codes=(2,),
-    ),
+    BAD_COMMAND_LINE,
     CauseRule(
         "bad_argument",
         "The engine refused its settings: {0}.",

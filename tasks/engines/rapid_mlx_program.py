@@ -1,23 +1,23 @@
 """The program of an engine process: rapid-mlx 0.16.10, with what its flags cannot say.
 
 Run by the Python of the engine's own environment, where mlxq is not: `PYTHON -P rapid_mlx_program.py serve FOLDER …`.
-It imports nothing of mlxq. The key comes by RAPID_MLX_API_KEY, HOME is a folder below mlxq's own.
+It imports nothing of mlxq but two files by their path. The key comes by RAPID_MLX_API_KEY, HOME is a folder below the
+home of mlxq.
 """
 
 # pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
+
+TASKS = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     unstored().unlink(missing_ok=True)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    threading.Thread(target=keep_own_log, daemon=True).start()
+    load(TASKS / "system" / "own_log.py").keep_of_service()
     settle_the_server(int(os.environ.get("MLXQ_DRAIN_S", "4")), os.environ.get("RAPID_MLX_API_KEY", ""))
     memory_bytes = int(os.environ.get("MLXQ_MEMORY_BYTES", "0"))
     sys.argv += memory_arguments(memory_bytes)
@@ -37,17 +37,14 @@ def main() -> None:
     serve()
 
 
-def keep_own_log() -> None:
-    """Open the log again when the file was deleted, as tasks/system/own_log.py does for the others."""
-    log = Path(os.environ["MLXQ_HOME"], "logs", f"{os.environ['MLXQ_SERVICE']}.log")
-    while True:
-        time.sleep(2.0)
-        with contextlib.suppress(OSError):
-            if not os.fstat(2).st_nlink:
-                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                os.dup2(descriptor, 1)
-                os.dup2(descriptor, 2)
-                os.close(descriptor)
+def load(file: Path) -> Any:
+    """Return the module in `file`, which imports nothing of mlxq."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def settle_the_server(seconds: int, key: str) -> None:
@@ -55,10 +52,12 @@ def settle_the_server(seconds: int, key: str) -> None:
     import uvicorn
     from rapid_mlx import _uvicorn
 
+    locked = load(TASKS / "engines" / "locked.py").locked
+
     def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
         limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
         server = _uvicorn.AcceptingConnectionsServer(
-            uvicorn.Config(lock(forgetful(app), key), **(wanted | limits)), on_server_accepting=on_server_accepting
+            uvicorn.Config(locked(forgetful(app), key), **(wanted | limits)), on_server_accepting=on_server_accepting
         )
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
         server.run()
@@ -86,16 +85,6 @@ def forgetful(app: Any) -> Any:
         await app(scope, told if scope["type"] == "lifespan" else receive, send)
 
     return serve
-
-
-def lock(app: Any, key: str) -> Any:
-    """Return `app` behind the lock of the file beside this one; mlxq is not in this environment."""
-    spec = importlib.util.spec_from_file_location("locked", Path(__file__).with_name("locked.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.locked(app, key)
 
 
 def drain(server: Any) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from catalog.engines import ModelKind, reuses
 from tasks.engines.base import (
-    LARGEST_BUFFER_CACHE,
     MIB,
     QUIET,
     Adapter,
     Installation,
     Served,
+    buffer_cache,
     cache_bytes,
 )
 from tasks.plan import health
-from tasks.plan.exit_causes import LOGS, REPAIR, CauseRule
+from tasks.plan.exit_causes import BAD_COMMAND_LINE, LOGS, REPAIR, UNKNOWN_TYPE, CauseRule
 from tasks.plan.health import Limits
 
 NAME = "vllm-mlx"
@@ -96,7 +96,7 @@ def _backend(served: Served) -> dict[str, str]:
     """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
     if served.backend == "cpu":
         return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
-    return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
+    return buffer_cache(served)
 
 
 def limits(*, vision: bool) -> Limits:
@@ -127,21 +127,8 @@ RULES = (
         permanent=True,
         marker=r"Cannot determine whether .* is a multimodal model",
     ),
-    CauseRule(
-        "unsupported",
-        "The engine does not know models of type {0}.",
-        "mlxq models",
-        permanent=True,
-        marker=r"Model type (\S+) not supported",
-    ),
-    CauseRule(
-        "bad_argument",
-        "The engine refused its command line: {0}.",
-        LOGS,
-        permanent=True,
-        marker=r"error: (.+?)\.?$",
-        codes=(2,),
-    ),
+    UNKNOWN_TYPE,
+    BAD_COMMAND_LINE,
     CauseRule(
         "bad_argument",
         "The engine refused its settings: {0}.",

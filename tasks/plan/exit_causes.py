@@ -53,6 +53,24 @@ WEIGHTS = frozenset({"damaged", "weights_missing"})
 """Codes of causes that lie in the weights: the disk they are on may be away."""
 SIGKILL, SIGABRT, SIGSEGV, SIGTERM = 137, 134, 139, 143
 
+BAD_COMMAND_LINE = CauseRule(
+    "bad_argument",
+    "The engine refused its command line: {0}.",
+    LOGS,
+    permanent=True,
+    marker=r"error: (.+?)\.?$",
+    codes=(2,),
+)
+"""What argparse writes."""
+UNKNOWN_TYPE = CauseRule(
+    "unsupported",
+    "The engine does not know models of type {0}.",
+    "mlxq models",
+    permanent=True,
+    marker=r"Model type (\S+) not supported",
+)
+"""What mlx-lm, and mlx-embeddings after it, write."""
+
 FIRST = (
     CauseRule(
         OOM,
