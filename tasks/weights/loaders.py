@@ -122,10 +122,16 @@ def weight_files(names: Sequence[str], config: ModelConfig) -> list[str]:
 def loaders() -> tuple[Loader, ...]:
     """Return the loaders that are installed: one of each, mlxq's own or that of an engine."""
     environments = sorted(get_home().engines.glob("*/venv/lib/python*/site-packages"))
-    return tuple(_installed([*sys.path, *map(str, environments)]))
+    return _installed((*sys.path, *map(str, environments)))
 
 
-def _installed(path: Sequence[str]) -> Iterator[Loader]:
+@cache
+def _installed(path: tuple[str, ...]) -> tuple[Loader, ...]:
+    """Return the loaders on a path; finding them reads its folders, and a listing asks for each model."""
+    return tuple(_found(path))
+
+
+def _found(path: Sequence[str]) -> Iterator[Loader]:
     for name, package in (("mlx-lm", "mlx_lm"), ("mlx-vlm", "mlx_vlm"), (EMBEDDINGS, "mlx_embeddings")):
         spec = PathFinder.find_spec(package, path)
         for location in (spec.submodule_search_locations or [])[:1] if spec else []:
