@@ -92,15 +92,25 @@ def _context(
     free = budget_bytes - sum(engine.memory_bytes for engine in engines)
     context = options.context or _longest(model, quant, free, keeps=keeps)
     need = _bytes(model, quant, context, keeps=keeps)
+    require_room(f"{model.id} {quant}", need, engines, budget_bytes, context)
+    return context
+
+
+def require_room(subject: str, need: int, engines: Sequence[Engine], budget_bytes: int, context: int = 0) -> None:
+    """Raise DoesNotFit, with the sum, where a model that needs `need` bytes does not fit beside the engines.
+
+    `context`: the tokens of its window, where it has a choice of them.
+    """
+    free = budget_bytes - sum(engine.memory_bytes for engine in engines)
     if need > free:
+        amount = units.memory(need) + (f" with a window of {context:,} tokens" if context else "")
         raise DoesNotFit(
-            f"{model.id} {quant} needs {units.memory(need)} with a window of {context:,} tokens, and "
-            f"{units.memory(max(0, free))} of the budget of {units.memory(budget_bytes)} is left beside "
+            f"{subject} needs {amount}, and {units.memory(max(0, free))} of the budget of "
+            f"{units.memory(budget_bytes)} is left beside "
             f"{', '.join(engine.name for engine in engines) or 'nothing'}.",
             done="Nothing was changed.",
             hint="mlxq setup --remove TIER",
         )
-    return context
 
 
 def engine_name(tier: str, before: Sequence[Tier]) -> str:

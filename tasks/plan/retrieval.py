@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from catalog import retrieval, units
+from catalog import retrieval
 from catalog.problems import UnknownModel
 from catalog.retrieval import RetrievalModel
-from state.errors import DoesNotFit, NotFound
+from state.errors import NotFound
 from state.settings import TIER_PORTS
 from state.stack import CHAT, Engine, Purpose
+from tasks.plan.placement import require_room
 
 PURPOSES: tuple[Purpose, ...] = ("embedding", "rerank")
 """What an engine without a tier is for, which is its name too."""
@@ -42,15 +43,8 @@ def place(
     DoesNotFit with the sum.
     """
     remaining = [engine for engine in engines if engine.name != purpose]
-    need, free = model.memory_bytes(quant), budget_bytes - sum(engine.memory_bytes for engine in remaining)
-    if need > free:
-        beside = ", ".join(engine.name for engine in remaining) or "nothing"
-        raise DoesNotFit(
-            f"{model.id} {quant} needs {units.memory(need)}, and {units.memory(max(0, free))} of the budget of "
-            f"{units.memory(budget_bytes)} is left beside {beside}.",
-            done="Nothing was changed.",
-            hint="mlxq setup --remove TIER",
-        )
+    need = model.memory_bytes(quant)
+    require_room(f"{model.id} {quant}", need, remaining, budget_bytes)
     return Engine(
         name=purpose,
         model=model.id,
