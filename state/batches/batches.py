@@ -98,34 +98,35 @@ class Batch:
         return self.completed_at or self.failed_at or self.expired_at or self.cancelled_at
 
 
-def insert(
-    db: Database,
-    owner: str,
-    dialect: BatchDialect,
-    endpoint: str,
-    input_file: str,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    tier: str | None = None,
-    cloud: bool = False,
-    total: int = 0,
-) -> Batch:
+@dataclass(frozen=True)
+class BatchRequest:
+    """What a batch is asked for with."""
+
+    owner: str
+    dialect: BatchDialect
+    endpoint: str
+    input_file: str
+    """The id of a file that its owner has."""
+    metadata: Mapping[str, Any] | None = None
+    tier: str | None = None
+    """Answers whatever model the lines name."""
+    cloud: bool = False
+    """Whether the cloud may answer."""
+    total: int = 0
+    """Lines, where they are counted already."""
+
+
+def insert(db: Database, request: BatchRequest) -> Batch:
     """Add a batch over a file that its owner has, and return it; its job belongs into the same transaction."""
     now = db.now()
-    batch_id = stored_files.new_id(PREFIXES[dialect])
-    values = {
+    batch_id = stored_files.new_id(PREFIXES[request.dialect])
+    values = vars(request) | {
         "id": batch_id,
-        "owner": owner,
-        "dialect": dialect,
-        "endpoint": endpoint,
-        "input_file": input_file,
         "status": BatchStatus.VALIDATING,
-        "tier": tier,
-        "cloud": int(cloud),
-        "metadata": None if metadata is None else json.dumps(dict(metadata)),
+        "cloud": int(request.cloud),
+        "metadata": None if request.metadata is None else json.dumps(dict(request.metadata)),
         "created_at": now,
         "expires_at": now + WINDOW_S,
-        "total": total,
         "output_file": stored_files.new_id("file-"),
         "error_file": stored_files.new_id("file-"),
     }

@@ -31,7 +31,8 @@ from tasks.runtime import log, runtime
 from tasks.system.child import Later
 
 LOOK_S = 1.0
-"""How often a batch that waits for answers is looked at: whether it is cancelled, has expired, or its window closed."""
+"""How often a batch that waits for answers is looked at: whether it is cancelled, has expired, or its window closed;
+and how often it is looked up how many lines its engine takes."""
 FULL_S = 30.0
 PACE_S = 60.0
 SETTLE_S = 10.0
@@ -131,12 +132,14 @@ class BatchPace:
 
 async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, results: ResultFiles) -> None:
     """Keep as many lines on their way as the engine takes. Raises OSError, MlxqError, and as context.check does."""
-    pace = BatchPace()
+    pace, looked_at, most = BatchPace(), -LOOK_S, capacity.LEAST
     with LineSource(context.db, batch) as source:
         sender = Sender(gateway, batch, source)
         try:
             while not _over(context, batch) and not window_s(context, batch):
-                sender.fill(capacity.concurrency(context.db, context.home, batch, source.model))
+                if (now := time.monotonic()) - looked_at >= LOOK_S:  # the stack changes rarely, and lines end often
+                    looked_at, most = now, capacity.concurrency(context.db, context.home, batch, source.model)
+                sender.fill(most)
                 if not sender.busy:
                     return
                 _write(context, batch, results, pace, await sender.wait(LOOK_S))

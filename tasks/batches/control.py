@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from state import job, ledger
 from state.batches import batches, stored_files
-from state.batches.batches import Batch, BatchDialect, BatchStatus
+from state.batches.batches import Batch, BatchRequest, BatchStatus
 from state.batches.stored_files import StoredFile
 from state.db import Database, atomic
 from state.errors import NotFound, UsageProblem
@@ -23,22 +22,9 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/com
 
 
 @atomic
-def create(
-    db: Database,
-    owner: str,
-    dialect: BatchDialect,
-    endpoint: str,
-    input_file: str,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    tier: str | None = None,
-    cloud: bool = False,
-    total: int = 0,
-) -> Batch:
+def create(db: Database, request: BatchRequest) -> Batch:
     """Add a batch over a file that its owner has, enqueue its job, and return it."""
-    batch = batches.insert(
-        db, owner, dialect, endpoint, input_file, metadata=metadata, tier=tier, cloud=cloud, total=total
-    )
+    batch = batches.insert(db, request)
     enqueue(db, batch)
     return batch
 
@@ -56,7 +42,7 @@ def create_from(db: Database, source: Path | BinaryIO, *, tier: str | None = Non
         raise UsageProblem(
             f"The first line of {name} is no request to {', '.join(ENDPOINTS)}.", hint="mlxq batch run --help"
         )
-    return create(db, OWNER, "openai", endpoint, file.id, tier=tier, cloud=cloud)
+    return create(db, BatchRequest(OWNER, "openai", endpoint, file.id, tier=tier, cloud=cloud))
 
 
 def _stored(db: Database, source: Path | BinaryIO, name: str) -> StoredFile:

@@ -12,7 +12,7 @@ from support.gateway import Gateway
 
 from state import keys, ledger, secrets, settings
 from state.batches import batches, stored_files
-from state.batches.batches import Batch
+from state.batches.batches import Batch, BatchRequest
 from state.db import Database, open_database
 from state.job import Job, get
 from state.paths import Home
@@ -51,7 +51,8 @@ class Batching:
         """Create a batch as the command line does."""
         file = stored_files.store(self.db, [content], owner, "lines.jsonl")
         endpoint = given.pop("endpoint", CHAT)
-        return control.create(self.db, owner, given.pop("dialect", "openai"), endpoint, file.id, **given)
+        request = BatchRequest(owner, given.pop("dialect", "openai"), endpoint, file.id, **given)
+        return control.create(self.db, request)
 
     def work(self) -> Job:
         """Run the next job of a batch as a worker does, and return how it is then."""

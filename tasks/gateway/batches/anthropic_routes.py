@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from state.batches import batches, stored_files
+from state.batches.batches import BatchRequest
 from state.db import Database
 from tasks.batches import control
 from tasks.gateway.batches import shapes
@@ -23,7 +24,8 @@ def create(db: Database, call: BatchCall, wanted: NewMessageBatch) -> Outcome:
         return invalid("Each `custom_id` of a batch must be unique.", "requests")
     lines = (orjson.dumps(_line(request), option=orjson.OPT_APPEND_NEWLINE) for request in wanted.requests)
     file = stored_files.store(db, lines, call.owner, "requests.jsonl", "message_batch")
-    batch = control.create(db, call.owner, "anthropic", "/v1/messages", file.id, total=len(wanted.requests))
+    request = BatchRequest(call.owner, "anthropic", "/v1/messages", file.id, total=len(wanted.requests))
+    batch = control.create(db, request)
     return shapes.message_batch(batch, call.host)
 
 

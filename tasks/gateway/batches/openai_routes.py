@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from state.batches import batches, stored_files
-from state.batches.batches import Batch, BatchDialect, BatchStatus
+from state.batches.batches import Batch, BatchDialect, BatchRequest, BatchStatus
 from state.db import Database
 from tasks.batches import control
 from tasks.gateway.batches import shapes
@@ -59,10 +59,8 @@ def create(db: Database, owner: str, wanted: NewBatch) -> Outcome:
     cloud = (wanted.metadata or {}).get(CLOUD)
     if cloud not in {None, "allow"}:
         return invalid(f"`metadata.{CLOUD}` must be allow.", f"metadata.{CLOUD}")
-    batch = control.create(
-        db, owner, "openai", wanted.endpoint, file.id, metadata=wanted.metadata, cloud=cloud == "allow"
-    )
-    return shapes.batch_object(batch)
+    request = BatchRequest(owner, "openai", wanted.endpoint, file.id, metadata=wanted.metadata, cloud=cloud == "allow")
+    return shapes.batch_object(control.create(db, request))
 
 
 def list_batches(db: Database, call: BatchCall) -> Outcome:
