@@ -28,7 +28,7 @@ class Queue:
         self._lines: dict[str, tuple[Call, asyncio.Timeout]] = {}
         """The lines at work that a request may interrupt."""
         self._overdue = asyncio.Lock()
-        """Held by the one line that goes on beside others, as it had waited for too long."""
+        """Held by the one line that runs beside interactive requests, because it had waited for too long."""
         self.waiting = 0
 
     @asynccontextmanager

@@ -439,7 +439,7 @@ def test_a_model_that_this_machine_cannot_serve_is_not_downloaded(
 
 @pytest.mark.parametrize("named", [False, True], ids=["setting", "setup"])
 def test_one_figure_of_memory_is_told_everywhere(known: Database, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In setup, status, the dashboard and what `--add` plans with, whoever named the share."""
+    """In setup, status, the dashboard and the plan of `--add`; the share comes from a setting or a flag."""
     if named:
         host.put(known, "stack", {"asked": {"budget_pct": 20}, "budget_named": True})
     else:
