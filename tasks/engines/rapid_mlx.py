@@ -98,6 +98,7 @@ def environment(served: Served) -> dict[str, str]:
         "RAPID_MLX_DISABLE_MODEL_DOWNLOADS": "1",
         "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
         "RAPID_MLX_NO_BANNER": "1",
+        "RAPID_MLX_SSE_KEEPALIVE_SECONDS": str(HEARTBEAT_S),
         "RAPID_MLX_REASONING_RESCUE": "off",  # else thoughts that were cut are shown as the answer
         "RAPID_MLX_MAX_GENERATION_TOKENS": str(engine.longest_answer),
         "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": str(engine.prefill_step),
@@ -108,6 +109,8 @@ def environment(served: Served) -> dict[str, str]:
     }
 
 
+HEARTBEAT_S = 5
+"""A stream that waits or reads says so as often. Its own 20 s are the gateway's limit for a stream's silence."""
 EXACT_ENTRIES = 64
 """Prompts that the path of models with vision keeps, two a request; the bytes bound them first."""
 

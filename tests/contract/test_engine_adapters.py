@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,22 @@ def test_a_client_that_closes_frees_the_slot(engine: Engine):
         lines = answer.iter_lines()  # its end would close the connection
         next(line for line in lines if "content" in line)
         _await_running(engine, 1)
+    _await_running(engine, 0)
+
+
+def test_a_stream_that_waits_is_not_silent(engine: Engine, able: Abilities):
+    """The slots are full of long answers. A healthy stream was broken off as its engine said nothing for 20 s."""
+    asked = {"json": engine.body("Tell a story.", max_tokens=4000, stream=True, temperature=0)}
+    url, headers = f"{engine.url}/v1/chat/completions", engine.headers
+    with ExitStack() as streams:
+        for _ in range(engine.concurrency):
+            streams.enter_context(loopback.stream("POST", url, **asked, headers=headers, timeout=120))
+        _await_running(engine, engine.concurrency)
+        waiting = streams.enter_context(
+            loopback.stream("POST", url, **asked, headers=headers, timeout=able.silence_s / 2)
+        )
+        beats = (line for line in waiting.iter_lines() if line.startswith(":"))
+        assert len([next(beats), next(beats)]) == 2  # one may come at once
     _await_running(engine, 0)
 
 
