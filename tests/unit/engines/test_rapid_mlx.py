@@ -63,6 +63,7 @@ def test_environment_is_exactly_this():
         "RAPID_MLX_DISABLE_MODEL_DOWNLOADS": "1",
         "RAPID_MLX_DISABLE_LOCAL_MEDIA_PATHS": "1",
         "RAPID_MLX_NO_BANNER": "1",
+        "RAPID_MLX_SSE_KEEPALIVE_SECONDS": "5",
         "RAPID_MLX_REASONING_RESCUE": "off",
         "RAPID_MLX_MAX_GENERATION_TOKENS": "16384",
         "RAPID_MLX_HYBRID_CHECKPOINT_STRIDE": "1024",
