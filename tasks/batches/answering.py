@@ -10,13 +10,13 @@ import asyncio
 import errno
 import time
 from collections import deque
-from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from state import settings
 from state.batches import batches, lines
 from state.batches.batches import Batch, BatchStatus
-from state.db import Database
+from state.db import Database, open_database
 from state.errors import Damaged, DiskFull, MlxqError
 from state.job import Job, JobState, cancel_asked
 from tasks.batches import capacity, control, ending
@@ -91,14 +91,15 @@ def window_s(context: Context, batch: Batch) -> float:
 
 def _answer_lines(context: Context, batch: Batch, gateway: GatewayLines) -> None:
     """Answer what has no answer yet, up to a cancellation, the end of the window, or the expiry. Raises Later."""
-    results = ResultFiles(context.db, batch, lambda: cancel_asked(context.db, context.claim))
-    try:
-        if not _over(context, batch):
-            _await_window(context, batch)
-            asyncio.run(_send_all(context, batch, gateway, results))
-        _end_lines(context, batch, results)
-    finally:
-        results.close()
+    with closing(open_database(context.home)) as db:  # of the thread that writes while lines are sent
+        results = ResultFiles(db, batch, lambda: cancel_asked(db, context.claim))
+        try:
+            if not _over(context, batch):
+                _await_window(context, batch)
+                asyncio.run(_send_all(context, batch, gateway, results))
+            _end_lines(context, batch, results)
+        finally:
+            results.close()
 
 
 def _over(context: Context, batch: Batch) -> BatchStatus | None:
@@ -132,25 +133,28 @@ class BatchPace:
 
 async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, results: ResultFiles) -> None:
     """Keep as many lines on their way as the engine takes. Raises OSError, MlxqError, and as context.check does."""
-    pace, looked_at, most = BatchPace(), -LOOK_S, capacity.LEAST
+    pace, looks_at, most = BatchPace(), 0.0, capacity.LEAST
     with LineSource(context.db, batch) as source:
         sender = Sender(gateway, batch, source)
         try:
-            while not _over(context, batch) and not window_s(context, batch):
-                if (now := time.monotonic()) - looked_at >= LOOK_S:  # the stack changes rarely, and lines end often
-                    looked_at, most = now, capacity.concurrency(context.db, context.home, batch, source.model)
+            while True:
+                if (now := time.monotonic()) >= looks_at:  # the stack changes rarely, and lines end often
+                    looks_at = now + LOOK_S
+                    if _over(context, batch) or window_s(context, batch):
+                        return
+                    most = capacity.concurrency(context.db, context.home, batch, source.model)
+                    _report(context, batch, pace)
                 sender.fill(most)
                 if not sender.busy:
                     return
-                _write(context, batch, results, pace, await sender.wait(LOOK_S))
+                if ended := await sender.wait(looks_at - now):
+                    await asyncio.to_thread(results.write, ended)
         finally:
             await sender.stop()
 
 
-def _write(context: Context, batch: Batch, results: ResultFiles, pace: BatchPace, new: Sequence[LineResult]) -> None:
-    """Write what has ended, and tell how far the batch is. Raises as context.check does."""
-    if new:
-        results.write(new)
+def _report(context: Context, batch: Batch, pace: BatchPace) -> None:
+    """Tell how far the batch is. Raises as context.check does."""
     now = batches.get(context.db, batch.id)
     pace.see(now.succeeded + now.errored)
     context.report(

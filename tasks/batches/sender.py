@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from state.batches.batches import Batch
 from state.batches.lines import BatchLine
+from state.errors import MlxqError
 from tasks.batches.gateway_lines import Broken, GatewayLines, LineAnswer
 from tasks.batches.line_source import LineSource
 from tasks.batches.results import LineResult
@@ -19,36 +21,57 @@ REFUSED_S = 0.5
 
 
 class Sender:
-    """Sends lines and collects how they end."""
+    """Sends lines and collects how they end. A line that ends is followed by the next at once.
+
+    What has ended and is not taken yet is at most as much as may be on its way: a crash has both asked again.
+    """
 
     def __init__(self, gateway: GatewayLines, batch: Batch, source: LineSource) -> None:
         self._gateway = gateway
         self._batch = batch
         self._source = source
+        self._concurrency = 0
         self._under_way: set[asyncio.Task[LineResult]] = set()
+        self._ended: list[asyncio.Task[LineResult]] = []
+        self._news = asyncio.Event()
 
     @property
     def busy(self) -> bool:
-        """Whether any line is on its way."""
-        return bool(self._under_way)
+        """Whether any line is on its way, or has ended and was not taken."""
+        return bool(self._under_way or self._ended)
 
     def fill(self, concurrency: int) -> None:
-        """Send lines until `concurrency` of them are on their way."""
-        while len(self._under_way) < concurrency and (line := self._source.next()):
-            self._under_way.add(asyncio.create_task(self._answer(line)))
+        """Send lines until `concurrency` of them are on their way, and keep it so. Raises StateUnavailable."""
+        self._concurrency = concurrency
+        while max(len(self._under_way), len(self._ended)) < concurrency and (line := self._source.next()):
+            task = asyncio.create_task(self._answer(line))
+            self._under_way.add(task)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[LineResult]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            self._ended.append(task)
+            self._news.set()
+            with suppress(MlxqError):  # the next call of fill() raises it
+                self.fill(self._concurrency)
 
     async def wait(self, longest_s: float) -> list[LineResult]:
-        """Wait for the next lines to end, for `longest_s` seconds at most; return them."""
-        done, self._under_way = await asyncio.wait(
-            self._under_way, timeout=longest_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        return [task.result() for task in done]
+        """Return the lines that have ended; where there is none, the next ones, after `longest_s` seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                await self._news.wait()
+        self._news.clear()
+        ended, self._ended = self._ended, []
+        return [task.result() for task in ended]
 
     async def stop(self) -> None:
         """Leave what is on its way: the gateway ends it when the connection closes."""
+        self._concurrency = 0
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        self._gateway.close()
 
     async def _answer(self, line: BatchLine) -> LineResult:
         body = self._source.body(line)
