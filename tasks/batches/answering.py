@@ -142,7 +142,7 @@ async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, resul
                     looks_at = now + LOOK_S
                     if _over(context, batch) or window_s(context, batch):
                         return
-                    most = capacity.concurrency(context.db, context.home, batch, source.model)
+                    most = capacity.in_flight(context.db, context.home, batch, source.model)
                     _report(context, batch, pace)
                 sender.fill(most)
                 if not sender.busy:

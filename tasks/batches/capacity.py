@@ -1,4 +1,4 @@
-"""How many lines of a batch an engine takes at once."""
+"""How many lines of a batch are on their way to an engine at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from state.errors import UsageProblem
 from state.paths import Home
 from tasks.plan import gateway as plan
 
-LEAST = 1
+AHEAD = 1
+"""Lines that wait inside the engine, so that it has the next one while an answer is on its way to the results."""
+LEAST = 1 + AHEAD
 
 
-def concurrency(db: Database, home: Home, batch: Batch, model: str) -> int:
-    """Return the requests that the engine behind a model's name runs side by side; 1 where it is not known yet.
+def in_flight(db: Database, home: Home, batch: Batch, model: str) -> int:
+    """Return the requests that the engine behind a model's name runs side by side, and AHEAD; one is the least of them.
 
-    What is free of them is the gateway's to say: it begins no line while another request is at work.
+    Engines are started with this number and have what is more wait (`--max-num-seqs` of both programs). What is free of them is the gateway's to say: it begins no line while another request is at work.
     """
     tiers = {tier.name: tier for tier in stack.tiers(db)}
     try:
@@ -24,4 +26,4 @@ def concurrency(db: Database, home: Home, batch: Batch, model: str) -> int:
         names = dict(plan.ALIASES)
     name = plan.resolve(names | {name: name for name in tiers}, batch.tier or model)
     tier = tiers.get(name or "") or next(iter(tiers.values()), None)
-    return max(LEAST, tier.engine.concurrency) if tier else LEAST
+    return max(LEAST, tier.engine.concurrency + AHEAD) if tier else LEAST
