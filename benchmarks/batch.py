@@ -33,7 +33,7 @@ from state import secrets, settings
 from state.batches import batches
 from state.batches.batches import Batch
 from state.paths import Home
-from tasks.batches import control
+from tasks.batches import capacity, control
 from tasks.system import process
 
 CHAT = "/v1/chat/completions"
@@ -41,17 +41,43 @@ CONCURRENCY = 4
 """Of the tier: tests/support/mlxq_home.py."""
 TOKENS = 48
 KILLED = ("worker", "gateway", "fast")
+ASKED = "asked.log"
+COUNTED = """
+import os
+from tasks.engines import serving
+argv, counted = serving.argv, os.environ["COUNTED"].split(":")
+serving.argv = lambda served, at: (lambda words: [*words[:2], *counted, *words[2:]])(argv(served, at))
+"""
+"""Has the worker start engines by counted_engine.py."""
 Row = tuple[str, str, str, bool]
 """What was done, what it must be, what it was, and whether that is reached."""
 
 
+def prompt(n: int) -> str:
+    return f"Say {n} words."
+
+
 def request(n: int) -> dict[str, object]:
-    return {"model": "fast", "max_tokens": TOKENS, "messages": [{"role": "user", "content": f"Say {n} words."}]}
+    return {"model": "fast", "max_tokens": TOKENS, "messages": [{"role": "user", "content": prompt(n)}]}
 
 
 def lines(count: int) -> bytes:
     rows = ({"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": request(n)} for n in range(count))
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def paid(times: Sequence[int], in_flight: int) -> Row:
+    """Return how often the engine got lines again. `times`: how often it got each one."""
+    again = sum(times) - len(times)
+    most = f"{sum(count > 1 for count in times)} of the custom_ids, one at most {max(times)} times"
+    what = "requests that the engine got again"
+    return (what, f"≤ {in_flight} in flight", f"{again}: {most}", min(times) >= 1 and again <= in_flight)
+
+
+def work(mlxq: Mlxq) -> None:
+    """Start a worker whose engines note what they are asked."""
+    program = Path(__file__).with_name("counted_engine.py")
+    mlxq.work(COUNTED, COUNTED=f"{program}:{mlxq.home.root / ASKED}")
 
 
 class BatchBench:
@@ -148,17 +174,20 @@ class BatchBench:
             until(lambda goal=goal: self.now(batch).succeeded + self.now(batch).errored >= goal, 200)
             self.kill(victim)
         ended = self.await_end(batch)
+        asked = Counter((self.mlxq.home.root / ASKED).read_text().splitlines())
+        times = [asked[prompt(n)] for n in range(count)]
         ids = Counter(row["custom_id"] for row in self.results(ended))
         once = sum(times == 1 for times in ids.values())
         shown = f"{once} of {count} once, {ended.succeeded} answered, {ended.errored} errors"
         return [
             (f"{count} lines, {len(victims)} kills: custom_ids", "each once", shown, once == len(ids) == count),
+            paid(times, len(victims) * (CONCURRENCY + capacity.AHEAD)),
         ]
 
     def kill(self, victim: str) -> None:
         if victim == "worker":
             self.mlxq.kill_worker()
-            self.mlxq.work()
+            work(self.mlxq)
         else:
             os.kill(process.decode(str(self.mlxq.one(victim).identity)).pid, signal.SIGKILL)
 
@@ -218,7 +247,7 @@ def main(words: Sequence[str] | None = None) -> int:
             mlxq.serve(make_tiny(Path(folder) / "tiny"), "fast")
             port = free_port()
             settings.write(home, "litellm-port", port)
-            mlxq.work()
+            work(mlxq)
             recovery.up_with_gateway(mlxq, port)
             bench = BatchBench(mlxq)
             for name in chosen:

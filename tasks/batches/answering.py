@@ -1,7 +1,7 @@
 """The job of a batch: its lines are checked, answered side by side, and written to its result files.
 
 It resumes wherever it was: at the check, at the first line without an answer, or at the end. People come first in the
-gateway, which interrupts lines for them (tasks/gateway/priority.py).
+gateway, which interrupts lines for them (tasks/gateway/admission/priority.py).
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ LEAST = 1 + AHEAD
 def in_flight(db: Database, home: Home, batch: Batch, model: str) -> int:
     """Return the requests that the engine behind a model's name runs side by side, and AHEAD; one is the least of them.
 
-    Engines are started with this number and have what is more wait (`--max-num-seqs` of both programs). What is free of them is the gateway's to say: it begins no line while another request is at work.
+    Engines are started with this number and have what is more wait (`--max-num-seqs` of both programs). What is free of
+    them is the gateway's to say: it begins no line while another request is at work.
     """
     tiers = {tier.name: tier for tier in stack.tiers(db)}
     try:
