@@ -154,7 +154,7 @@ async def _send_all(context: Context, batch: Batch, gateway: GatewayLines, resul
 
 
 def _report(context: Context, batch: Batch, pace: BatchPace) -> None:
-    """Tell how far the batch is. Raises as context.check does."""
+    """Report how far the batch is. Raises as context.check does."""
     now = batches.get(context.db, batch.id)
     pace.see(now.succeeded + now.errored)
     context.report(

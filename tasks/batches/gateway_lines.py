@@ -35,7 +35,7 @@ class LineAnswer:
 
 
 @dataclass(frozen=True)
-class _Connection:
+class _GatewayConnection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     port: int
@@ -53,7 +53,7 @@ class GatewayLines:
     def __init__(self, home: Home, batch: Batch) -> None:
         self._home = home
         self._owner = f"{batch.owner} {BATCH_CLOUD}" if batch.cloud else batch.owner
-        self._idle: list[_Connection] = []
+        self._idle: list[_GatewayConnection] = []
 
     def close(self) -> None:
         """Close the connections that are kept."""
@@ -82,7 +82,7 @@ class GatewayLines:
 
     async def _exchange(self, method: str, path: str, body: bytes) -> LineAnswer:
         port: int = settings.load(self._home)["litellm-port"]
-        connection = self._kept(port) or _Connection(*await asyncio.open_connection(LOOPBACK, port), port)
+        connection = self._kept(port) or _GatewayConnection(*await asyncio.open_connection(LOOPBACK, port), port)
         keep = False
         try:
             connection.writer.write(self._head(method, path, len(body)) + body)
@@ -96,7 +96,7 @@ class GatewayLines:
                 connection.writer.transport.abort()
         return answer
 
-    def _kept(self, port: int) -> _Connection | None:
+    def _kept(self, port: int) -> _GatewayConnection | None:
         """Return a connection to this port that is still good, the one used last; close those that are not."""
         while self._idle:
             connection = self._idle.pop()
