@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FULL_S = 3.0
 """How long the disk stays full once set-up came to the stage."""
 LIMIT_S = 400.0
+SETUP = ("setup", "--accept-defaults", "--model", "smollm2-135m")
+"""One engine shows what three would."""
 ALL_STAGES = ("", "detect", "pull", "configure", "start", "smoke_test")
 STAGES = ALL_STAGES if "DISK_STAGES" in os.environ else ("pull", "start")
 """Set-up takes a minute, so the suite tries two; `DISK_STAGES=1` tries each."""
@@ -52,7 +54,7 @@ def test_before_there_is_anything_it_is_said(user: User) -> None:
     disk.fill(user.home.root.parent / "filler")
 
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "mlxq", "setup", "--accept-defaults"],
+        [sys.executable, "-P", "-m", "mlxq", *SETUP],
         env=user.environment, capture_output=True, text=True, check=False, timeout=LIMIT_S,
     )  # fmt: skip
 
@@ -60,14 +62,14 @@ def test_before_there_is_anything_it_is_said(user: User) -> None:
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr or "is full" in done.stderr
     (user.home.root.parent / "filler").unlink()
-    user.run("setup", "--accept-defaults")
+    user.run(*SETUP)
     assert {row["state"] for row in user.services().values()} == {"healthy"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_set_up_ends_after_its_disk_was_full(user: User, stage: str) -> None:
     """Whatever the command said meanwhile, the same command ends with a stack that serves."""
-    argv = [sys.executable, "-P", "-m", "mlxq", "setup", "--accept-defaults"]
+    argv = [sys.executable, "-P", "-m", "mlxq", *SETUP]
     filler = user.home.root.parent / "filler"
     with subprocess.Popen(
         argv, env=user.environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -85,7 +87,7 @@ def test_set_up_ends_after_its_disk_was_full(user: User, stage: str) -> None:
 
     assert setup.returncode in {0, 1, 4}, said
     assert "Traceback" not in said
-    user.run("setup", "--accept-defaults")
+    user.run(*SETUP)
     assert {row["state"] for row in user.services().values()} == {"healthy"}
     log = user.home.log("worker").read_text()
     assert "Traceback" not in log, log[max(0, log.index("Traceback") - 1500) : log.index("Traceback") + 6000]
