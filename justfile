@@ -57,6 +57,11 @@ lock-engine NAME:
         --python-version 3.11 --generate-hashes --no-build --no-header -q -o tasks/engines/locks/{{NAME}}.txt
     uv run python tests/support/engine_lock.py tasks/engines/locks/{{NAME}}.txt
 
+# Make the lock by which an upgrade installs this version of mlxq, from what uv.lock has tested.
+lock-own:
+    uv export --no-default-groups --no-emit-project --no-header --no-annotate -q -o tasks/upgrade/lock.txt
+    uv run python tests/support/engine_lock.py tasks/upgrade/lock.txt
+
 # Make the lock by which vllm-mlx is installed where mlxq's wheel runs, from what uv.lock has tested.
 lock-own-engine:
     uv export --only-group engine --no-header --no-annotate -q -o tasks/engines/locks/vllm-mlx-0.6.0.txt

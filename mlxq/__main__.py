@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TextIO, cast
 
-from mlxq import shadowed_packages
+from mlxq import __version__, shadowed_packages
 from mlxq.terminal import Terminal
 
 
@@ -18,10 +18,42 @@ def main() -> None:
             f"mlxq: {shadowed[0]} stands in the way of a package of mlxq with the same name.\n"
             "Next: go to another folder and run the program `mlxq` there"
         )
+    _become_chosen_version()
     _mind_streams()
     from mlxq.cli import run
 
     sys.exit(run(sys.argv[1:]))
+
+
+def _become_chosen_version() -> None:
+    """Become the version that an upgrade put in the place of this installation, if any.
+
+    tasks/upgrade/installation.py says where it is. One that an upgrade made never becomes another, and neither does a
+    checkout. Without the standard library's pathlib: this is on the way of every command.
+    """
+    root = os.environ.get("MLXQ_HOME") or os.path.expanduser("~/.mlxq")  # noqa: PTH111
+    versions = os.path.join(os.path.abspath(root), "versions")  # noqa: PTH100, PTH118
+    try:
+        chosen = os.readlink(f"{versions}/from-{__version__}")  # noqa: PTH115
+    except OSError:
+        return
+    python = f"{versions}/{chosen}/venv/bin/python"
+    ours = os.path.realpath(sys.prefix).startswith(os.path.realpath(versions) + os.sep)
+    checkout = os.path.exists(f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/pyproject.toml")  # noqa: PTH100, PTH110, PTH120
+    if ours or checkout or not os.access(python, os.X_OK):
+        return
+    if sys.argv[1:2] == ["worker"] and os.path.exists(f"{root}/upgrade.json"):  # noqa: PTH110
+        _guard_upgrade()
+    os.execv(python, [python, "-P", "-m", "mlxq", *sys.argv[1:]])  # noqa: S606 (an interpreter of mlxq's own)
+
+
+def _guard_upgrade() -> None:
+    """See that an upgrade which is not settled is guarded, also where its version cannot start."""
+    from state.paths import get_home
+    from tasks.upgrade import back, record
+
+    if current := record.read(get_home()):
+        back.ensure_guard(get_home(), current)
 
 
 def _mind_streams() -> None:

@@ -53,6 +53,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "Always on": {
         "watch": "Run the watchdog in the foreground and show service states.",
+        "upgrade": "Upgrade mlxq without interrupting requests.",
         "install": "Start the worker at login or boot (launchd, systemd).",
         "uninstall": "Remove the autostart entry; services keep running.",
         "schedule": "Run commands at set times.",

@@ -22,13 +22,16 @@ STOP_LIMIT_S = 20.0
 LOOK_S = 0.05
 
 
-def ensure(home: Home) -> subprocess.Popen[bytes] | None:
-    """Ensure that a worker is running or starting. Return the process if this call started it."""
+def ensure(home: Home, python: str | None = None) -> subprocess.Popen[bytes] | None:
+    """Ensure that a worker is running or starting. Return the process if this call started it.
+
+    `python`: the interpreter of the version to start; by default of the one that is used in this home.
+    """
     with _starter_lock(home).open("a") as file:
         # the holder is a worker, or is starting one
         if not files.take_lock(file) or files.locked(home.worker_lock):
             return None
-        return _start(home, file.fileno())
+        return _start(home, file.fileno(), python or _chosen(home))
 
 
 def stop_any(home: Home) -> bool:
@@ -69,13 +72,22 @@ def _starter_lock(home: Home) -> Path:
     return home.run / "starter.lock"
 
 
-def _start(home: Home, inherited: int) -> subprocess.Popen[bytes]:
+def _chosen(home: Home) -> str:
+    """Return the interpreter of the version that is used in this home, which an upgrade may have changed meanwhile."""
+    if not home.versions.exists():
+        return sys.executable
+    from tasks.upgrade import installation
+
+    return installation.chosen(home)
+
+
+def _start(home: Home, inherited: int, python: str) -> subprocess.Popen[bytes]:
     """Start the worker in its own session, so that it survives the terminal."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     output = os.open(home.log("worker"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "mlxq", "worker"],
+            [python, "-P", "-m", "mlxq", "worker"],
             env=environment | {"MLXQ_HOME": str(home.root)},
             cwd=home.root,
             stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@
     ├── EngineFailed          1   vllm-mlx would not start or answer   (retried)
     │   └── EngineUnproven    1   a fresh version of an engine failed its smoke test
     ├── GatewayFailed         1   LiteLLM would not start or answer    (retried)
+    ├── UpgradeFailed         1   a version of mlxq did not serve, and was not taken into use or taken back
     ├── WorkerLost            1   the worker died too often at this job
     ├── DeadlinePassed        1   the job ran over its time limit
     ├── Upstream              1   a job this one needs did not succeed
@@ -148,6 +149,12 @@ class GatewayFailed(MlxqError):
 
     code = "gateway_failed"
     retry = True
+
+
+class UpgradeFailed(MlxqError):
+    """Another version of mlxq did not serve."""
+
+    code = "upgrade_failed"
 
 
 class WorkerLost(MlxqError):

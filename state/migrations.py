@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -476,9 +477,27 @@ def m017_purposes(db: Database) -> None:
 schema()(m018_batches)
 
 
+def back_up(connection: sqlite3.Connection, target: Path) -> None:
+    """Copy state.db, as it is at one moment, to a private file; one that is there already is replaced.
+
+    Raises sqlite3.Error, OSError; what was there is then as it was.
+    """
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}")
+    partial.unlink(missing_ok=True)
+    create_private(partial)
+    copy = sqlite3.connect(partial)
+    try:
+        connection.backup(copy)
+    finally:
+        copy.close()
+    partial.replace(target)
+
+
 def migrate(home: Home) -> None:
     """Bring state.db to this mlxq's schema; one process at a time, and again is harmless.
 
+    A copy of what was there is kept, for the mlxq that wrote it (`mlxq upgrade --back`).
     A database of a newer mlxq is left alone. The version is written last: until then the next process starts over,
     and finds what is done in sqlite-utils' own table.
     """
@@ -488,7 +507,10 @@ def migrate(home: Home) -> None:
         db = Database(str(home.database))
         try:
             db.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}")
-            if db.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+            before = db.execute("PRAGMA user_version").fetchone()[0]
+            if before < SCHEMA_VERSION:
+                if before and len(schema.applied(db)) == before:  # not one whose migration was cut short
+                    back_up(db.conn, home.backup(before))
                 db.enable_wal()
                 schema.apply(db)
                 db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")

@@ -85,6 +85,15 @@ class Home:
         """The last conversation of `mlxq chat` and the prompts that were typed in it."""
         return self.root / "chats"
 
+    @property
+    def versions(self) -> Path:
+        """Environments of other versions of mlxq, and the links that say which one is used."""
+        return self.root / "versions"
+
+    def backup(self, schema: int) -> Path:
+        """Return the copy of state.db from before it was migrated from this schema."""
+        return self.root / "backups" / f"state-schema-{schema}.db"
+
     def log(self, service: str) -> Path:
         """Return the log file of one service, or of the worker."""
         return self.logs / f"{service}.log"

@@ -288,6 +288,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("model-dir", None, "Folder for weights; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
     Setting("cache-max-gb", 10, "Most that engines keep of prompts on disk for their next start, in GB; 0 = none.",
             _number(0, 10_000), applies="mlxq up"),
+    Setting("check-updates", False, "Ask the package index once a day for a newer mlxq; status and doctor show it.",
+            _switch),
     Setting("auto-health-check", True, "Restart services that hang or crash.", _switch),
     Setting("watch-interval", 2, "Seconds between health checks; exits are detected immediately regardless.",
             _number(1, 3600)),

@@ -164,6 +164,8 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind("rollback_engine", "go back to the engine that was used before", unique_key="engine:{engine}:rollback"),
         Kind("remove_engine", "delete an engine", limit_s=300, unique_key="engine:{engine}:remove:{version}"),
+        Kind("upgrade", "upgrade mlxq", max_attempts=2, limit_s=7200, unique_key="upgrade"),
+        Kind("downgrade", "take the latest upgrade of mlxq back", limit_s=300, unique_key="upgrade:back"),
         Kind("rotate", "rotate the logs", limit_s=300, unique_key="rotate"),
         Kind("prune_jobs", "delete old jobs", unique_key="prune_jobs"),
         Kind(

@@ -20,10 +20,11 @@ from tasks.batches import answering
 from tasks.notify import deliver, watch
 from tasks.queue import QUEUES
 from tasks.supervision import services, watchdog
+from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
-    *(schedule, smoke_test, watch, watchdog),
+    *(schedule, smoke_test, switch, watch, watchdog),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -65,6 +65,10 @@ class Runtime:
         self.home: Home = get_home()
         self.owner = ""
         self.bell = WakeSignal()
+        self.stop = threading.Event()
+        """Set by who wants the worker to end; `stopping` is set once it does."""
+        self.successor: list[str] | None = None
+        """The command line that this process becomes when the worker has ended."""
         self.stopping = threading.Event()
         self.logging = threading.Lock()
         """Held while a line is written to the worker's log, and while that log is cut."""
@@ -77,6 +81,11 @@ class Runtime:
         if not hasattr(self._local, "database"):
             self._local.database = open_database(self.home)
         return self._local.database
+
+    def hand_over(self, argv: list[str]) -> None:
+        """Have this process become `argv`, with the worker's lock, once running jobs have given back their work."""
+        self.successor = argv
+        self.stop.set()
 
     @contextmanager
     def having(self, claim: Claim, limit_s: float) -> Generator[RunningJob]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TextIO
+from typing import IO, Any, NoReturn, TextIO
 
 import structlog
 
@@ -28,6 +28,7 @@ from tasks.registry import known_kinds
 from tasks.runtime import log, runtime
 from tasks.supervision import gateway_config, unclean_boot
 from tasks.system import open_files, own_log, process, sd_notify
+from tasks.upgrade import back
 
 THREADS = {"ops": 12, "heavy": 3, "bulk": 2}
 """A start holds its thread until the service serves, and one job at a time runs for a service: however many services
@@ -37,6 +38,8 @@ STOP_GRACE_S = 12.0
 HEALTH_S = 10.0
 SETTLE_S, LOOK_S = 10.0, 0.1
 """`rm -r` of a home with its models takes seconds, and the keys may be the last to go."""
+INHERITED = "MLXQ_WORKER_LOCK"
+"""The variable with the descriptor of the lock that a worker leaves to the version after it."""
 LOCK_WAIT_S = 1.0
 """A process that asks whether a worker lives holds the lock for a moment."""
 
@@ -46,9 +49,11 @@ def run(home: Home) -> None:
 
     Raises Busy when a worker of this home already runs, NewerState, StateDamaged, and DeadlinePassed when a job could
     not be stopped: a thread cannot be killed, so the worker exits and its supervisor starts a fresh one. When state.db
-    was replaced by another file, as by a backup, this process becomes a fresh worker that reads that one.
+    was replaced by another file, as by a backup, this process becomes a fresh worker that reads that one; so it does
+    for an upgrade, by the new version and without letting go of the lock.
     """
     home.make()
+    back.await_turn(home)
     with _only_one(home) as lock:
         _log_to_stderr()
         runtime.home = home
@@ -66,11 +71,19 @@ def run(home: Home) -> None:
             if _deleted(home, lock):
                 _end_services(home)
         replaced = not stop.is_set() and _is_replaced(home, lock, database)
-        log.info("worker_stopped", database_replaced=replaced)
+        log.info("worker_stopped", database_replaced=replaced, successor=runtime.successor)
+        if runtime.successor:
+            _become(runtime.successor, lock)
     if replaced:
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 (its own command line)
     if heartbeat.problem:
         raise heartbeat.problem
+
+
+def _become(argv: list[str], lock: IO[str]) -> NoReturn:
+    """Become another version's worker, which inherits the lock: no other worker can start in between."""
+    os.set_inheritable(lock.fileno(), True)
+    os.execve(argv[0], argv, os.environ | {INHERITED: str(lock.fileno())})  # noqa: S606 (an interpreter of mlxq's own)
 
 
 def _raise_file_limit() -> None:
@@ -198,7 +211,7 @@ def _wind_down(consumers: list[Any]) -> None:
 @contextmanager
 def _only_one(home: Home) -> Generator[IO[str]]:
     """Hold the worker's lock and return it; the kernel frees it when this process dies, however it dies."""
-    with home.worker_lock.open("a+") as lock:
+    with _inherited(home) or home.worker_lock.open("a+") as lock:
         if not _taken(lock):
             lock.seek(0)
             raise Busy(f"A worker of {home.root} already runs (pid {lock.read().strip()}).", hint="mlxq status")
@@ -206,6 +219,18 @@ def _only_one(home: Home) -> Generator[IO[str]]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield lock
+
+
+def _inherited(home: Home) -> IO[str] | None:
+    """Return the lock's file that the version before left open for this process; None when there is none."""
+    number = os.environ.pop(INHERITED, "")
+    try:
+        if not number or not os.path.samestat(os.fstat(int(number)), home.worker_lock.stat()):
+            return None
+        os.set_inheritable(int(number), False)
+        return os.fdopen(int(number), "a+")
+    except (OSError, ValueError):
+        return None
 
 
 def _taken(lock: IO[str]) -> bool:
@@ -240,7 +265,7 @@ def _remade(home: Home, listener: wakeup.Listener) -> bool:
 
 
 def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+    stop = runtime.stop
 
     def end(_number: int, _frame: FrameType | None) -> None:
         stop.set()

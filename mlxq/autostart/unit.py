@@ -13,6 +13,7 @@ from pathlib import Path
 
 from state.errors import NotSetUp
 from state.paths import Home, get_home
+from tasks.upgrade import installation
 
 STOP_S = 20
 """Seconds that launchd and systemd give the worker to stop; above the worker's own 12 s."""
@@ -66,11 +67,11 @@ def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
 
 
 def program() -> list[str]:
-    """Return the absolute command line of this installation's worker.
+    """Return the absolute command line of this installation's worker, which becomes the version that is used.
 
     With --wait it waits for a worker that runs already instead of failing, which launchd would repeat for ever.
     """
-    installed = Path(sys.executable).with_name("mlxq")
+    installed = installation.program(get_home())
     command = [str(installed)] if installed.exists() else [sys.executable, "-P", "-m", "mlxq"]
     return [*command, "worker", "--wait"]
 

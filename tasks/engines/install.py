@@ -100,6 +100,11 @@ def make(folder: Path, lock: Path, report: Report) -> int:
     """
     report({"phase": "making its environment"})
     _uv(["venv", "--python", sys.executable, "--no-project", "--relocatable", str(folder / "venv")])
+    return sync(folder, lock, report)
+
+
+def sync(folder: Path, lock: Path, report: Report) -> int:
+    """Bring the environment in `folder` to what `lock` says; return and raise as `make` does."""
     report({"phase": "fetching its packages"})
     downloads = Downloads(report)
     _uv([*SYNC, "--python", str(installed.python(folder)), str(lock)], downloads.read)

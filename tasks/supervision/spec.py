@@ -5,11 +5,12 @@ The hash of it tells whether a running process is still what the settings and th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,10 @@ from tasks.plan.environment import KEPT
 from tasks.plan.safe_mode import reduced
 from tasks.weights import model_dir
 
+PACKAGES = Path(__file__).parents[2]
+"""The folder that mlxq's packages are in."""
+ENGINE_CODE = ("engines/*_program.py", "engines/embedding_model.py", "engines/locked.py", "system/own_log.py")
+"""mlxq's own files that run in an engine's process, in tasks."""
 GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0
 
@@ -73,7 +78,7 @@ def _engine(db: Database, home: Home, keys: dict[str, str], name: str) -> Launch
     weights = model_dir.require_weights(db, engine)
     launch = serving.launch(db, home, engine, keys[secrets.TIER], serving.backend_of(db))
     size = model_dir.read(weights.parent, lambda: sum(file.stat().st_size for file in weights.glob("*.safetensors")))
-    spec_hash = _spec_hash(launch.argv, launch.environment(0), launch.release)
+    spec_hash = _engine_hash(launch.argv, launch.environment(0), launch.release)
     limit_s = health.start_limit_s(size)
     return LaunchSpec(launch.argv, launch.environment, spec_hash, engine.port, limit_s, launch.release, launch.choice)
 
@@ -103,7 +108,7 @@ def _gateway(db: Database, home: Home, config: Path, keys: dict[str, str], conte
             cloud_cap_usd=values["cloud-cap-usd"],
         )
 
-    spec_hash = _spec_hash([*argv, content], environment(0), _release("litellm"))
+    spec_hash = _spec_hash([*argv, content], environment(0), [_release("litellm"), _release("mlxq")])
     return LaunchSpec(argv, environment, spec_hash, port, GATEWAY_START_S)
 
 
@@ -127,15 +132,34 @@ def _page(home: Home) -> LaunchSpec:
     def environment(generation: int) -> dict[str, str]:
         return page.environment(base=os.environ, home=str(home.root), generation=generation)
 
-    return LaunchSpec(argv, environment, _spec_hash(argv, environment(0), _release("starlette")), port, PAGE_START_S)
+    spec_hash = _spec_hash(argv, environment(0), [_release("starlette"), _release("mlxq")])
+    return LaunchSpec(argv, environment, spec_hash, port, PAGE_START_S)
 
 
 def _release(package: str) -> str:
     return f"{package} {version(package)}"
 
 
-def _spec_hash(argv: list[str], environment: dict[str, str], release: str) -> str:
+def _engine_hash(argv: Sequence[str], environment: dict[str, str], release: str) -> str:
+    """Hash what an engine's process is made of: of mlxq the files that run in it, wherever mlxq is installed.
+
+    So an upgrade of mlxq restarts an engine only where something of the engine changed.
+    """
+    return _spec_hash([word.removeprefix(str(PACKAGES)) for word in argv], environment, [release, _engine_code()])
+
+
+@functools.cache
+def _engine_code() -> str:
+    """Return a hash of the files of mlxq that run in an engine's process."""
+    digest = hashlib.sha256()
+    for pattern in ENGINE_CODE:
+        for path in sorted((PACKAGES / "tasks").glob(pattern)):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _spec_hash(argv: Sequence[str], environment: dict[str, str], releases: Sequence[str]) -> str:
     """Hash what a process is made of; what merely leaks in from the worker's environment does not count."""
     ours = {key: value for key, value in environment.items() if key not in KEPT}
-    text = json.dumps([argv, ours, release, version("mlxq")], sort_keys=True)
+    text = json.dumps([list(argv), ours, list(releases)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -66,15 +66,16 @@ def run_child(
     on_progress: Progress = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     timeout_s: float | None = None,
+    python: str = sys.executable,
 ) -> dict[str, Any]:
-    """Run `python -m module` on `request` and return its result.
+    """Run `python -m module` on `request` and return its result. `python`: of another version of mlxq, in an upgrade.
 
     Raises what the child raised of the MlxqError family or Later; Cancelled; DeadlinePassed after
     `timeout_s` seconds; Internal when the child dies without a word. The child runs in its own process
     group, which is gone when this returns or raises.
     """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with tempfile.TemporaryFile() as log, _started(module, request, log) as process:
+    with tempfile.TemporaryFile() as log, _started(python, module, request, log) as process:
         for message in _messages(process, cancelled, deadline, module):
             if "progress" in message:
                 on_progress(message["progress"])
@@ -84,9 +85,11 @@ def run_child(
 
 
 @contextmanager
-def _started(module: str, request: Mapping[str, Any], log: IO[bytes]) -> Generator[subprocess.Popen[bytes]]:
+def _started(
+    python: str, module: str, request: Mapping[str, Any], log: IO[bytes]
+) -> Generator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
+        [python, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

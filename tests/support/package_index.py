@@ -26,7 +26,7 @@ def wheel(folder: Path, name: str, version: str, files: Mapping[str, str | bytes
     content: dict[str, bytes] = {path: text.encode() if isinstance(text, str) else text for path, text in files.items()}
     content[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}".encode()
     content[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    return _zip(folder / f"{package}-{version}-py3-none-any.whl", content, about)
+    return zipped(folder / f"{package}-{version}-py3-none-any.whl", content, about)
 
 
 def repacked(original: Path, folder: Path, version: str, changed: Mapping[str, str]) -> Path:
@@ -43,10 +43,10 @@ def repacked(original: Path, folder: Path, version: str, changed: Mapping[str, s
     content[f"{about}/METADATA"] = metadata.replace(f"\nVersion: {old}\n", f"\nVersion: {version}\n").encode()
     for path, text in changed.items():
         content[path] += text.encode()
-    return _zip(folder / f"{name}-{version}-{rest}", content, about)
+    return zipped(folder / f"{name}-{version}-{rest}", content, about)
 
 
-def _zip(target: Path, content: Mapping[str, bytes], about: str) -> Path:
+def zipped(target: Path, content: Mapping[str, bytes], about: str) -> Path:
     record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in content.items())
     with zipfile.ZipFile(target, "w") as archive:
         for path, data in content.items():
@@ -77,6 +77,10 @@ class PackageIndex:
     """File name -> bytes."""
     fault: str = ""
     """"", missing, error, cut, slow, hang or refused (the page of a package is 403)."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """File name -> the sha256 that its page says; a file that is not in it is said without one."""
+    yanked: dict[str, str] = field(default_factory=dict)
+    """File name -> why it was yanked."""
     port: int = 0
     served: list[str] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
@@ -88,6 +92,11 @@ class PackageIndex:
 
     def add(self, *wheels: Path) -> None:
         self.wheels |= {path.name: path.read_bytes() for path in wheels}
+
+    def add_hashed(self, *wheels: Path) -> None:
+        """Add wheels, and say their hashes, as PyPI does."""
+        self.add(*wheels)
+        self.hashes |= {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in wheels}
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Return the variables that have uv ask this index alone, with a cache of its own."""
@@ -126,8 +135,14 @@ class Handler(BaseHTTPRequestHandler):
         files = [file for file in self.index.wheels if file.split("-")[0].replace("_", "-") == name]
         if self.index.fault == "refused" or not files:
             return self._end(403 if self.index.fault == "refused" else 404, b"")
-        links = "".join(f'<a href="/files/{file}">{file}</a>' for file in files)
+        links = "".join(map(self._link, files))
         return self._end(200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode())
+
+    def _link(self, file: str) -> str:
+        """Return the line of a file on its package's page (PEP 503, 592)."""
+        digest, reason = self.index.hashes.get(file), self.index.yanked.get(file)
+        yanked = f' data-yanked="{reason}"' if reason is not None else ""
+        return f'<a href="/files/{file}{f"#sha256={digest}" if digest else ""}"{yanked}>{file}</a>'
 
     def _file(self, name: str) -> None:
         self.index.served.append(name)

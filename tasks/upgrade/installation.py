@@ -1,0 +1,154 @@
+"""Where this mlxq is installed, and which version is used in its place.
+
+Nothing of an installation is ever changed, so it does not matter who made it or whether it can be written: a version
+that an upgrade brought is an environment of its own in MLXQ_HOME/versions, and a link there, named for the version
+that was installed, leads to it. The installed program finds the link when it starts and becomes that version
+(mlxq/__main__.py). So the PATH, the autostart entry and the completions stay as they are; the switch is one rename; and
+an installation that its user changed to another version is used as it is, as no link bears its name.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from state.errors import UsageProblem
+from state.paths import Home
+from tasks.engines.installed import mlxq_version
+from tasks.upgrade import record as records
+from tasks.upgrade.record import Record, Version
+
+LINK = "from-"
+CACHES = frozenset({"archive-v0", "environments-v2"})
+"""Folders of uv's cache in which `uvx` runs a program."""
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+class Layout(StrEnum):
+    """How an mlxq is installed."""
+
+    CHECKOUT = "checkout"
+    UVX = "uvx"
+    SYSTEM = "system"
+    UV_TOOL = "uv tool"
+    PIPX = "pipx"
+    VENV = "venv"
+
+
+REFUSED = {
+    Layout.CHECKOUT: ("This mlxq runs from a checkout, which its own tools upgrade.", "git pull && uv sync"),
+    Layout.UVX: ("This mlxq runs from uv's cache, which uvx upgrades.", "uvx mlxq@latest"),
+    Layout.SYSTEM: (
+        "This mlxq is among the packages of the system's Python, which its own tools upgrade.",
+        "uv tool install mlxq",
+    ),
+}
+REMOVED = {
+    Layout.CHECKOUT: "uv run mlxq completion --help; the folder of the checkout is yours to delete",
+    Layout.UVX: "uv cache clean mlxq",
+    Layout.SYSTEM: "python -m pip uninstall mlxq",
+    Layout.UV_TOOL: "uv tool uninstall mlxq",
+    Layout.PIPX: "pipx uninstall mlxq",
+}
+"""The command that removes an installation; a plain environment is a folder to delete."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An mlxq that was installed by other tools."""
+
+    layout: Layout
+    prefix: Path
+
+    @property
+    def removal(self) -> str:
+        """Return the command that removes it."""
+        return REMOVED.get(self.layout) or f"rm -r {self.prefix}"
+
+
+def current(prefix: Path | None = None, project: Path = PROJECT) -> Installation:
+    """Return how the environment `prefix` is made, by the marks that its maker left; by default this process's."""
+    prefix = prefix or Path(sys.prefix)
+    if project.exists():
+        return Installation(Layout.CHECKOUT, project.parent)
+    if CACHES & set(prefix.parts):
+        return Installation(Layout.UVX, prefix)
+    if not (prefix / "pyvenv.cfg").exists():
+        return Installation(Layout.SYSTEM, prefix)
+    marks = {"uv-receipt.toml": Layout.UV_TOOL, "pipx_metadata.json": Layout.PIPX}
+    return Installation(next((marks[name] for name in marks if (prefix / name).exists()), Layout.VENV), prefix)
+
+
+def origin(home: Home) -> Installation:
+    """Return the installation that the user's PATH leads to; it is not the running one once it was upgraded."""
+    record = records.read(home)
+    if is_own(home) and record:
+        return current(Path(record.origin).parents[1])
+    return current()
+
+
+def require_upgradable() -> None:
+    """Raise UsageProblem with the command to run where other tools upgrade this mlxq."""
+    installation = current()
+    if refusal := REFUSED.get(installation.layout):
+        raise UsageProblem(refusal[0], hint=refusal[1], done="Nothing was changed.")
+
+
+def is_own(home: Home) -> bool:
+    """Return whether this process runs from an environment that an upgrade made."""
+    return Path(sys.prefix).resolve().is_relative_to(home.versions.resolve())
+
+
+def folder(home: Home, version: str) -> Path:
+    """Return where an upgrade puts a version."""
+    return home.versions / version
+
+
+def program(home: Home) -> Path:
+    """Return the program to start mlxq by in years to come: of the installation, and not of a version in its place."""
+    record = records.read(home)
+    own = Path(sys.executable).with_name("mlxq")
+    if record and is_own(home) and os.access(record.origin, os.X_OK):
+        return Path(record.origin)
+    return own
+
+
+def links(home: Home) -> list[Path]:
+    """Return the links that decide what the installations of this home become."""
+    if is_own(home):
+        return sorted(link for link in home.versions.glob(f"{LINK}*") if link.is_symlink())
+    return [home.versions / f"{LINK}{mlxq_version()}"]
+
+
+def lead_to(home: Home, version: str, python: str) -> None:
+    """Have this home's installations become a version when they start, by one rename. Raises OSError.
+
+    Where `python` is not that of an environment in MLXQ_HOME/versions, it is the installation itself: no link leads on.
+    """
+    own = Path(python).is_relative_to(home.versions)
+    for link in links(home):
+        if not own:
+            link.unlink(missing_ok=True)
+            continue
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(version)
+        temporary.replace(link)
+
+
+def chosen(home: Home) -> str:
+    """Return the interpreter of the version that is used in this home; a Python that went away is not."""
+    for link in links(home):
+        python = link.parent / link.readlink() / "venv" / "bin" / "python" if link.is_symlink() else None
+        if python and os.access(python, os.X_OK):
+            return str(python)
+    return sys.executable
+
+
+def in_use(home: Home, record: Record) -> Version:
+    """Return the version that the links lead to while `record` is not settled."""
+    targets = {str(link.readlink()) for link in home.versions.glob(f"{LINK}*") if link.is_symlink()}
+    return record.after if record.after.version in targets else record.before

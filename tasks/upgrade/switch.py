@@ -1,0 +1,259 @@
+"""The job that upgrades mlxq. It begins in the worker of the version before, and ends in that of the new one.
+
+A worker that takes the job up, after it was killed or because it is the new one, reads upgrade.json and goes on from
+there. Until the switch nothing that runs has been touched; from then on the guard goes back when the job does not end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from state import event, facts, files, service, settings
+from state.db import SCHEMA_VERSION
+from state.errors import Busy, Damaged, MlxqError, NotFound, Offline, UpgradeFailed
+from state.job import listing
+from state.paths import Home
+from tasks.engines.installed import mlxq_version
+from tasks.queue import Context, job, tick
+from tasks.runtime import log, runtime
+from tasks.supervision import services
+from tasks.system.child import Cancelled, run_child
+from tasks.upgrade import back, installation, packages, trial
+from tasks.upgrade import record as records
+from tasks.upgrade.packages import Release
+from tasks.upgrade.record import BY_USER, Phase, Record, Version
+
+NEWER = "newer"
+"""The fact that holds the newest version in the index and when it was looked for: {"version", "at"}."""
+LOOK_S = 600.0
+DAY_S = 86_400.0
+STEADY_S = 120.0
+"""Seconds in which the jobs that a new worker enqueues at its start may end."""
+
+
+@job("upgrade")
+def upgrade(context: Context, to: str | None = None) -> dict[str, Any]:
+    """Upgrade mlxq to the newest version, or `to` one, and go back where it does not serve.
+
+    Returns {"version", "before", "upgraded", "backup"}. Raises UsageProblem for an installation that other tools
+    upgrade, NotFound, Offline, Damaged, DoesNotFit, Busy, UpgradeFailed.
+    """
+    record = records.read(context.home)
+    if record and record.job == context.claim.id:
+        try:
+            return _continue(context, record)
+        except Cancelled:
+            _take_back_cancelled(context.home)
+            raise
+    if record and record.unsettled:
+        raise Busy(f"The upgrade to {record.after.version} is not settled yet.", hint="mlxq jobs")
+    installation.require_upgradable()
+    context.report("looking for a version")
+    release = packages.find(to)
+    if release.version == mlxq_version() or (to is None and not packages.newer(release.version, mlxq_version())):
+        return _result(mlxq_version(), mlxq_version(), upgraded=False)
+    after = _prepare(context, release)
+    return _switch(context, after)
+
+
+def _result(version: str, before: str, *, upgraded: bool, backup: str = "") -> dict[str, Any]:
+    return {"version": version, "before": before, "upgraded": upgraded, "backup": backup}
+
+
+def _prepare(context: Context, release: Release) -> Version:
+    """Make the new version's environment, and try it on a copy of the home; what runs is not touched.
+
+    Raises UpgradeFailed where it does not answer, and as packages.work does.
+    """
+    home = context.home
+    request = {"versions": str(home.versions), **asdict(release)}
+    made = run_child(
+        "tasks.upgrade.packages",
+        request,
+        on_progress=lambda step: context.report(step.pop("phase"), **step),
+        cancelled=context.cancelled,
+        timeout_s=context.remaining_s,
+    )
+    context.report("trying it on a copy")
+    try:
+        tried = run_child(
+            "tasks.upgrade.trial",
+            {"home": str(home.root)},
+            python=made["python"],
+            cancelled=context.cancelled,
+            timeout_s=context.remaining_s,
+        )
+    except MlxqError as problem:
+        raise UpgradeFailed(
+            f"mlxq {release.version} was not taken into use: {problem.message}",
+            done=f"Nothing was changed; {mlxq_version()} serves.",
+            hint="mlxq upgrade --check",
+        ) from problem
+    finally:
+        trial.clear(home)
+    log.info("upgrade_tried", version=release.version, seconds=tried["seconds"])
+    return Version(release.version, made["python"], int(tried["schema"]))
+
+
+def _switch(context: Context, after: Version) -> NoReturn:
+    """Write the switch down, and hand over to the new version's worker, which goes on with this job."""
+    home = context.home
+    context.check()
+    record = Record(
+        phase=Phase.SWITCH,
+        at=time.time(),
+        job=context.claim.id,
+        before=Version(mlxq_version(), sys.executable, SCHEMA_VERSION),
+        after=after,
+        origin=str(installation.program(home)),
+        system=not files.locked(home.run / "starter.lock"),
+    )
+    records.write(home, record)
+    _hand_over(context, record)
+
+
+def _hand_over(context: Context, record: Record) -> NoReturn:
+    """Let the installations of this home lead to the new version, and this process become its worker."""
+    back.ensure_guard(context.home, record)
+    installation.lead_to(context.home, record.after.version, record.after.python)
+    runtime.hand_over([record.after.python, "-P", "-m", "mlxq", "worker"])
+    _await_end(context)
+
+
+def _await_end(context: Context) -> NoReturn:
+    """Wait until this worker ends; the job goes back to the queue. Raises Released."""
+    while True:
+        context.wait(1.0)
+
+
+def _continue(context: Context, record: Record) -> dict[str, Any]:
+    """Go on with an upgrade that has begun to change what runs."""
+    home, mine = context.home, mlxq_version()
+    if record.phase == Phase.SWITCH and mine == record.before.version:
+        return _hand_over(context, record)
+    if record.phase in {Phase.SWITCH, Phase.VERIFY} and mine == record.after.version:
+        record = _verify(context, record)
+    if record.phase == Phase.DONE:
+        _forget_others(home, record)
+        return _result(record.after.version, record.before.version, upgraded=True, backup=_backup(home, record))
+    if record.phase == Phase.TAKEN_BACK:
+        raise UpgradeFailed(
+            f"mlxq {record.after.version} was taken back: {record.reason}.",
+            done=f"{record.before.version} serves again{_restored(record)}.",
+            hint="mlxq logs upgrade",
+        )
+    return _await_end(context)
+
+
+def _take_back_cancelled(home: Home) -> None:
+    """Have a cancelled upgrade taken back that has begun to change what runs."""
+    record = records.read(home)
+    if record and record.phase in {Phase.SWITCH, Phase.VERIFY}:
+        back.request(home, record, "it was cancelled", time.time())
+
+
+def _restored(record: Record) -> str:
+    return f", with state.db as it was in {record.backup}" if record.backup else ""
+
+
+def _backup(home: Home, record: Record) -> str:
+    """Return the copy of state.db from before the upgrade, where the schema changed."""
+    copy = home.backup(record.before.schema)
+    return str(copy) if record.after.schema > record.before.schema and copy.exists() else ""
+
+
+def _verify(context: Context, record: Record) -> Record:
+    """Replace what runs by the version before, one service after another, and look at each; return the next step.
+
+    The gateway goes first and without a gap; an engine is left alone unless something of it changed.
+    """
+    home = context.home
+    if record.phase == Phase.SWITCH:
+        record = records.step(home, record, Phase.VERIFY, time.time())
+    try:
+        _await_steady(context)
+        for row in sorted(service.listing(context.db), key=lambda row: row.kind == "engine"):
+            if row.desired == "up":
+                context.report(f"replacing {row.name}")
+                services.bring_up(context, row.name)
+                record = records.step(home, record, Phase.VERIFY, time.time())
+        event.record(context.db, "upgraded", version=record.after.version, before=record.before.version)
+        return records.step(home, record, Phase.DONE, time.time())
+    except Busy:
+        return records.read(home) or record
+    except MlxqError as problem:
+        return back.request(home, record, problem.message.rstrip("."), time.time())
+
+
+def _await_steady(context: Context) -> None:
+    """Wait until the restarts that this worker enqueued at its start have ended, whatever became of them."""
+    until = time.monotonic() + STEADY_S
+    while time.monotonic() < until:
+        kinds = ("configure", "restart", "start")
+        if not any(job.live for kind in kinds for job in listing(context.db, kind=kind, limit=5)):
+            return
+        context.wait(0.25)
+
+
+def _forget_others(home: Home, record: Record) -> None:
+    """Delete the environments that neither serve nor are needed for the way back."""
+    for folder in packages.unused(home.versions, (record.before, record.after)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@job("downgrade")
+def downgrade(context: Context) -> dict[str, Any]:
+    """Go back to the version before the latest upgrade. Returns {"version", "before", "backup"}.
+
+    Where that upgrade changed the schema, state.db becomes the copy from before it; this job is then not in it, and
+    upgrade.json says how it went. Raises NotFound, Busy.
+    """
+    home, record = context.home, records.read(context.home)
+    if record and record.phase == Phase.TAKEN_BACK and record.reason == BY_USER:
+        return {"version": record.before.version, "before": record.after.version, "backup": record.backup}
+    record = require_way_back(home)
+    if record.phase == Phase.DONE:
+        back.request(home, record, BY_USER, time.time())
+    return _await_end(context)
+
+
+def require_way_back(home: Home) -> Record:
+    """Return the upgrade that can be taken back. Raises NotFound, Busy, Damaged."""
+    record = records.read(home)
+    if record is None or record.phase == Phase.TAKEN_BACK or mlxq_version() != record.after.version:
+        raise NotFound("There is no upgrade to take back.", hint="mlxq upgrade --check")
+    if record.phase in {Phase.SWITCH, Phase.VERIFY}:
+        raise Busy(f"The upgrade to {record.after.version} is not settled yet.", hint="mlxq jobs")
+    if not os.access(record.before.python, os.X_OK):
+        raise Damaged(
+            f"{record.before.python}, which ran mlxq {record.before.version}, is not there any more.",
+            done=f"{record.after.version} stays in use.",
+            hint="mlxq status",
+        )
+    if missing := back.lacks_backup(home, record):
+        raise Damaged(
+            f"{missing}, the copy of state.db from before the upgrade, is not there.",
+            done=f"{record.after.version} stays in use.",
+            hint="mlxq status",
+        )
+    return record
+
+
+@tick("look for a newer mlxq", LOOK_S)
+def look() -> None:
+    """Ask the package index once a day for the newest version, where the user wants that, and keep its answer."""
+    db = runtime.database()
+    if not settings.load(runtime.home)["check-updates"]:
+        return
+    if db.now() - float(facts.get(db, NEWER).get("at", 0.0)) < DAY_S:
+        return
+    version = facts.get(db, NEWER).get("version", "")
+    with suppress(NotFound, Offline, Damaged):
+        version = packages.find().version
+    facts.put(db, NEWER, {"version": version, "at": db.now()})
