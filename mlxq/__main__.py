@@ -18,14 +18,14 @@ def main() -> None:
             f"mlxq: {shadowed[0]} stands in the way of a package of mlxq with the same name.\n"
             "Next: go to another folder and run the program `mlxq` there"
         )
-    _become_chosen_version()
+    become_chosen_version()
     _mind_streams()
     from mlxq.cli import run
 
     sys.exit(run(sys.argv[1:]))
 
 
-def _become_chosen_version() -> None:
+def become_chosen_version() -> None:
     """Become the version that an upgrade put in the place of this installation, if any.
 
     tasks/upgrade/installation.py says where it is. One that an upgrade made never becomes another, and neither does a
@@ -40,7 +40,7 @@ def _become_chosen_version() -> None:
     python = f"{versions}/{chosen}/venv/bin/python"
     ours = os.path.realpath(sys.prefix).startswith(os.path.realpath(versions) + os.sep)
     checkout = os.path.exists(f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/pyproject.toml")  # noqa: PTH100, PTH110, PTH120
-    if ours or checkout or not os.access(python, os.X_OK):
+    if "/" in chosen or ours or checkout or not os.access(python, os.X_OK):
         return
     if sys.argv[1:2] == ["worker"] and os.path.exists(f"{root}/upgrade.json"):  # noqa: PTH110
         _guard_upgrade()

@@ -24,6 +24,7 @@ from state.stack import Engine, Tier, engines_of, served_by
 from state.worker import current
 from tasks import config_problems
 from tasks.engines import notes
+from tasks.upgrade import newer
 
 PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
@@ -161,10 +162,10 @@ def _services(
 
 
 def _troubles(db: Database, rows: Iterable[Service], tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:
-    """Return name, cause and next command of what is down, of safe mode, and of tiers that miss an engine."""
+    """Return name, cause and next command of what is down, safe mode, tiers that miss an engine, a newer mlxq."""
     down = [(row.name, row.cause, row.hint) for row in rows if row.cause]
     reduced = [(name, mode.sentence, mode.hint) for name, mode in safe_mode.listing(db).items() if mode.level]
-    return [*down, *reduced, *notes.listing(db, tiers)]
+    return [*down, *reduced, *notes.listing(db, tiers), *newer.notices(db)]
 
 
 def cloud_today(home: Home) -> dict[str, Any]:

@@ -43,16 +43,16 @@ def command(*, check: bool, to: str | None, back: bool, yes: bool, timeout_s: fl
 
 
 def _check(*, as_json: bool) -> None:
-    from tasks.upgrade import installation, packages
+    from tasks.upgrade import installation, newer, packages
 
     newest = packages.find().version
-    newer = packages.newer(newest, __version__)
-    refusal = installation.REFUSED.get(installation.current().layout)
+    is_newer = newer.follows(newest, __version__)
+    by_others = installation.UPGRADED.get(installation.current().method)
     if as_json:
-        render.data({"version": __version__, "newest": newest, "newer": newer})
-    elif newer:
+        render.data({"version": __version__, "newest": newest, "newer": is_newer})
+    elif is_newer:
         render.say(f"mlxq {newest} can be installed; this is {__version__}.")
-        render.next_step(refusal[1] if refusal else "mlxq upgrade")
+        render.next_step(by_others or "mlxq upgrade")
     else:
         render.say(f"mlxq {__version__} is the newest version.")
 

@@ -35,6 +35,7 @@ from tasks import config_problems, worker_status
 from tasks.config_problems import of_targets
 from tasks.engines import installed, serving
 from tasks.system import free_space, hardware, memory, ports, process, proxies, tool
+from tasks.upgrade import newer
 from tasks.weights import model_dir
 
 LIMIT_S = 4.5
@@ -107,6 +108,14 @@ def _packages(_: Home) -> list[Finding]:
     folders = {Path(entry) for entry in sys.path if entry.endswith("site-packages")}
     files = {file.name: _text(file) for folder in folders for file in folder.glob("*.pth")}
     return [*rules.packages(versions), *rules.start_files(files)]
+
+
+def _newer(home: Home) -> list[Finding | None]:
+    try:
+        with closing(read_database(home)) as db:
+            return [rules.newer(newer.found(db))]
+    except (NotSetUp, NewerState, StateDamaged, StateUnavailable):  # the check of the database says so
+        return []
 
 
 def _version(name: str) -> str | None:
@@ -374,5 +383,6 @@ CHECKS: Mapping[str, Check] = {
     "notify": _notify,
     "autostart": _autostart,
     "ports": _ports,
+    "mlxq": _newer,
 }
 """Every check, by the area it is reported under."""

@@ -306,6 +306,11 @@ def packages(versions: Mapping[str, str]) -> list[Finding]:
     return wrong or [passed("packages", listed)]
 
 
+def newer(version: str | None) -> Finding | None:
+    """Return that there is a newer mlxq, where one was looked for and found."""
+    return warning("mlxq", f"{version} is available", "mlxq upgrade") if version else None
+
+
 def start_files(files: Mapping[str, str]) -> list[Finding]:
     """Check the .pth files of site-packages, name -> text: their import lines run at every start of Python."""
     findings: list[Finding] = []

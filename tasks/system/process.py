@@ -330,6 +330,16 @@ def find_orphans(home: str, service: str) -> dict[Identity, int]:
     return {identity: generation for identity, generation in orphans.items() if table.parent(identity.pid) not in pids}
 
 
+def services_of(home: str) -> list[Identity]:
+    """Return every process that was started as a service of this home, whatever its name."""
+    marked = (pid for pid in table.pids() if _is_service_of(home, table.environment(pid)))
+    return [identity for pid in marked if (identity := identify(pid))]
+
+
+def _is_service_of(home: str, marks: Mapping[str, str]) -> bool:
+    return marks.get("MLXQ_HOME") == home and "MLXQ_SERVICE" in marks
+
+
 def find_shims(run: Path, service: str) -> list[Identity]:
     """Find the shims of our service's processes by their command line.
 

@@ -27,7 +27,7 @@ CACHES = frozenset({"archive-v0", "environments-v2"})
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
-class Layout(StrEnum):
+class InstallMethod(StrEnum):
     """How an mlxq is installed."""
 
     CHECKOUT = "checkout"
@@ -38,51 +38,51 @@ class Layout(StrEnum):
     VENV = "venv"
 
 
-REFUSED = {
-    Layout.CHECKOUT: ("This mlxq runs from a checkout, which its own tools upgrade.", "git pull && uv sync"),
-    Layout.UVX: ("This mlxq runs from uv's cache, which uvx upgrades.", "uvx mlxq@latest"),
-    Layout.SYSTEM: (
-        "This mlxq is among the packages of the system's Python, which its own tools upgrade.",
-        "uv tool install mlxq",
-    ),
+UPGRADED = {
+    InstallMethod.CHECKOUT: "git pull && uv sync",
+    InstallMethod.UVX: "uvx mlxq@latest",
+    InstallMethod.SYSTEM: "uv tool install mlxq",
 }
+"""The command that upgrades an installation which mlxq does not upgrade itself."""
 REMOVED = {
-    Layout.CHECKOUT: "uv run mlxq completion --help; the folder of the checkout is yours to delete",
-    Layout.UVX: "uv cache clean mlxq",
-    Layout.SYSTEM: "python -m pip uninstall mlxq",
-    Layout.UV_TOOL: "uv tool uninstall mlxq",
-    Layout.PIPX: "pipx uninstall mlxq",
+    InstallMethod.CHECKOUT: "uv run mlxq completion --help; the folder of the checkout is yours to delete",
+    InstallMethod.UVX: "uv cache clean mlxq",
+    InstallMethod.SYSTEM: "python -m pip uninstall mlxq",
+    InstallMethod.UV_TOOL: "uv tool uninstall mlxq",
+    InstallMethod.PIPX: "pipx uninstall mlxq",
 }
 """The command that removes an installation; a plain environment is a folder to delete."""
 
 
 @dataclass(frozen=True)
-class Installation:
+class InstalledProgram:
     """An mlxq that was installed by other tools."""
 
-    layout: Layout
+    method: InstallMethod
     prefix: Path
 
     @property
     def removal(self) -> str:
         """Return the command that removes it."""
-        return REMOVED.get(self.layout) or f"rm -r {self.prefix}"
+        return REMOVED.get(self.method) or f"rm -r {self.prefix}"
 
 
-def current(prefix: Path | None = None, project: Path = PROJECT) -> Installation:
+def current(prefix: Path | None = None, project: Path = PROJECT) -> InstalledProgram:
     """Return how the environment `prefix` is made, by the marks that its maker left; by default this process's."""
     prefix = prefix or Path(sys.prefix)
     if project.exists():
-        return Installation(Layout.CHECKOUT, project.parent)
+        return InstalledProgram(InstallMethod.CHECKOUT, project.parent)
     if CACHES & set(prefix.parts):
-        return Installation(Layout.UVX, prefix)
+        return InstalledProgram(InstallMethod.UVX, prefix)
     if not (prefix / "pyvenv.cfg").exists():
-        return Installation(Layout.SYSTEM, prefix)
-    marks = {"uv-receipt.toml": Layout.UV_TOOL, "pipx_metadata.json": Layout.PIPX}
-    return Installation(next((marks[name] for name in marks if (prefix / name).exists()), Layout.VENV), prefix)
+        return InstalledProgram(InstallMethod.SYSTEM, prefix)
+    marks = {"uv-receipt.toml": InstallMethod.UV_TOOL, "pipx_metadata.json": InstallMethod.PIPX}
+    return InstalledProgram(
+        next((marks[name] for name in marks if (prefix / name).exists()), InstallMethod.VENV), prefix
+    )
 
 
-def origin(home: Home) -> Installation:
+def origin(home: Home) -> InstalledProgram:
     """Return the installation that the user's PATH leads to; it is not the running one once it was upgraded."""
     record = records.read(home)
     if is_own(home) and record:
@@ -92,9 +92,16 @@ def origin(home: Home) -> Installation:
 
 def require_upgradable() -> None:
     """Raise UsageProblem with the command to run where other tools upgrade this mlxq."""
-    installation = current()
-    if refusal := REFUSED.get(installation.layout):
-        raise UsageProblem(refusal[0], hint=refusal[1], done="Nothing was changed.")
+    method = current().method
+    if method == InstallMethod.CHECKOUT:
+        raise UsageProblem("This mlxq runs from a checkout, which its own tools upgrade.", hint=UPGRADED[method])
+    if method == InstallMethod.UVX:
+        raise UsageProblem("This mlxq runs from uv's cache, which uvx upgrades.", hint=UPGRADED[method])
+    if method == InstallMethod.SYSTEM:
+        raise UsageProblem(
+            "This mlxq is among the packages of the system's Python, which its own tools upgrade.",
+            hint=UPGRADED[method],
+        )
 
 
 def is_own(home: Home) -> bool:

@@ -42,7 +42,7 @@ AGAIN = "mlxq upgrade --check"
 
 
 @dataclass(frozen=True)
-class Release:
+class FoundVersion:
     """A version of mlxq that the index has."""
 
     version: str
@@ -50,7 +50,7 @@ class Release:
     """A line of a lock: mlxq==VERSION and the hashes that the index says."""
 
 
-def find(wanted: str | None = None, wait_s: float = LOOK_UP_S) -> Release:
+def find(wanted: str | None = None, wait_s: float = LOOK_UP_S) -> FoundVersion:
     """Return the version `wanted`, or the newest that is no preview, not yanked and fits this Python.
 
     Raises NotFound, Offline when the index does not answer within `wait_s` seconds, Damaged for a yanked version.
@@ -65,7 +65,7 @@ def find(wanted: str | None = None, wait_s: float = LOOK_UP_S) -> Release:
     if wanted and (yanked := YANKED.search(ran.stderr)):
         reason = f": {yanked[1].rstrip('.')}" if yanked[1] else ""
         raise Damaged(f"mlxq {wanted} was yanked from the package index{reason}.", done=KEPT, hint=AGAIN)
-    return Release(pinned[1], re.sub(r"\\\n\s*", "", ran.stdout[pinned.start() :]).strip())
+    return FoundVersion(pinned[1], re.sub(r"\\\n\s*", "", ran.stdout[pinned.start() :]).strip())
 
 
 def _ask(line: str, wait_s: float) -> subprocess.CompletedProcess[str]:
@@ -175,11 +175,6 @@ def _require_room(folder: Path) -> None:
             done=KEPT,
             hint="mlxq prune",
         )
-
-
-def newer(version: str, than: str) -> bool:
-    """Return whether a release comes after another one; what is no number in them counts as 0."""
-    return installed.order(version) > installed.order(than)
 
 
 def unused(versions: Path, keep: Iterable[Version]) -> list[Path]:

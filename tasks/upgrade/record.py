@@ -1,7 +1,7 @@
 """How far an upgrade is: MLXQ_HOME/upgrade.json.
 
 A file and no row: state.db changes its schema in the middle, and goes back to a copy on the way back. Each phase is
-written before its first effect, so that whoever finds the file knows what may have happened:
+written before its first effect, so that who finds the file knows what may have happened:
 
     switch      the new version is proven; the old worker makes room for the new one
     verify      the new worker runs; it replaces what runs by the old version
@@ -94,8 +94,8 @@ def read(home: Home) -> Record | None:
 
 
 def _record(document: Mapping[str, Any]) -> Record:
-    known = Record.__dataclass_fields__.keys()
-    values: dict[str, Any] = {name: document[name] for name in known if name in document}
+    fields = Record.__dataclass_fields__.keys()
+    values: dict[str, Any] = {name: document[name] for name in fields if name in document}
     values |= {side: Version(**document[side]) for side in ("before", "after")}
     values["phase"] = Phase(document["phase"])
     return Record(**values)

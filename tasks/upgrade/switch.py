@@ -1,6 +1,6 @@
 """The job that upgrades mlxq. It begins in the worker of the version before, and ends in that of the new one.
 
-A worker that takes the job up, after it was killed or because it is the new one, reads upgrade.json and goes on from
+A worker that takes the job up, after it was killed or because it is the new one, reads upgrade.json and continues from
 there. Until the switch nothing that runs has been touched; from then on the guard goes back when the job does not end.
 """
 
@@ -24,13 +24,11 @@ from tasks.queue import Context, job, tick
 from tasks.runtime import log, runtime
 from tasks.supervision import services
 from tasks.system.child import Cancelled, run_child
-from tasks.upgrade import back, installation, packages, trial
+from tasks.upgrade import back, installation, newer, packages, trial
 from tasks.upgrade import record as records
-from tasks.upgrade.packages import Release
+from tasks.upgrade.packages import FoundVersion
 from tasks.upgrade.record import BY_USER, Phase, Record, Version
 
-NEWER = "newer"
-"""The fact that holds the newest version in the index and when it was looked for: {"version", "at"}."""
 LOOK_S = 600.0
 DAY_S = 86_400.0
 STEADY_S = 120.0
@@ -56,7 +54,7 @@ def upgrade(context: Context, to: str | None = None) -> dict[str, Any]:
     installation.require_upgradable()
     context.report("looking for a version")
     release = packages.find(to)
-    if release.version == mlxq_version() or (to is None and not packages.newer(release.version, mlxq_version())):
+    if release.version == mlxq_version() or (to is None and not newer.follows(release.version, mlxq_version())):
         return _result(mlxq_version(), mlxq_version(), upgraded=False)
     after = _prepare(context, release)
     return _switch(context, after)
@@ -66,14 +64,14 @@ def _result(version: str, before: str, *, upgraded: bool, backup: str = "") -> d
     return {"version": version, "before": before, "upgraded": upgraded, "backup": backup}
 
 
-def _prepare(context: Context, release: Release) -> Version:
+def _prepare(context: Context, release: FoundVersion) -> Version:
     """Make the new version's environment, and try it on a copy of the home; what runs is not touched.
 
     Raises UpgradeFailed where it does not answer, and as packages.work does.
     """
     home = context.home
     request = {"versions": str(home.versions), **asdict(release)}
-    made = run_child(
+    document = run_child(
         "tasks.upgrade.packages",
         request,
         on_progress=lambda step: context.report(step.pop("phase"), **step),
@@ -85,7 +83,7 @@ def _prepare(context: Context, release: Release) -> Version:
         tried = run_child(
             "tasks.upgrade.trial",
             {"home": str(home.root)},
-            python=made["python"],
+            python=document["python"],
             cancelled=context.cancelled,
             timeout_s=context.remaining_s,
         )
@@ -98,11 +96,11 @@ def _prepare(context: Context, release: Release) -> Version:
     finally:
         trial.clear(home)
     log.info("upgrade_tried", version=release.version, seconds=tried["seconds"])
-    return Version(release.version, made["python"], int(tried["schema"]))
+    return Version(release.version, document["python"], int(tried["schema"]))
 
 
 def _switch(context: Context, after: Version) -> NoReturn:
-    """Write the switch down, and hand over to the new version's worker, which goes on with this job."""
+    """Write the switch down, and hand over to the new version's worker, which continues this job."""
     home = context.home
     context.check()
     record = Record(
@@ -133,7 +131,7 @@ def _await_end(context: Context) -> NoReturn:
 
 
 def _continue(context: Context, record: Record) -> dict[str, Any]:
-    """Go on with an upgrade that has begun to change what runs."""
+    """Continue an upgrade that has begun to change what runs."""
     home, mine = context.home, mlxq_version()
     if record.phase == Phase.SWITCH and mine == record.before.version:
         return _hand_over(context, record)
@@ -251,9 +249,10 @@ def look() -> None:
     db = runtime.database()
     if not settings.load(runtime.home)["check-updates"]:
         return
-    if db.now() - float(facts.get(db, NEWER).get("at", 0.0)) < DAY_S:
+    last = facts.get(db, newer.FACT)
+    if 0 <= db.now() - float(last.get("at", 0.0)) < DAY_S:
         return
-    version = facts.get(db, NEWER).get("version", "")
+    version = last.get("version", "")
     with suppress(NotFound, Offline, Damaged):
         version = packages.find().version
-    facts.put(db, NEWER, {"version": version, "at": db.now()})
+    facts.put(db, newer.FACT, {"version": version, "at": db.now()})

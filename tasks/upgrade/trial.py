@@ -100,7 +100,7 @@ def _copy(real: Home, trial: Home) -> None:
 
 
 def _own_places(real: Home, trial: Home) -> None:
-    """Give the copy ports of its own, no page and no cloud, and the home's weights and engines."""
+    """Set ports of its own, no page and no cloud in the copy, and the home's weights and engines."""
     models = settings.load(real).models(real)
     for name, value in _places(models).items():
         settings.write(trial, name, value)
@@ -126,8 +126,8 @@ def _mlxq(trial: Home, *words: str) -> str:
     """Run a command of this version in the copy, and return what it printed. Raises MlxqError with its last words."""
     ran = _run(trial, *words)
     if ran.returncode:
-        said = [line for line in ran.stderr.splitlines() if line and not line.startswith("Next: ")] or ["nothing"]
-        raise MlxqError(f"`mlxq {words[0]}` failed in the trial: {said[-1].removeprefix('Error: ')}")
+        lines = [line for line in ran.stderr.splitlines() if line and not line.startswith("Next: ")] or ["nothing"]
+        raise MlxqError(f"`mlxq {words[0]}` failed in the trial: {lines[-1].removeprefix('Error: ')}")
     return ran.stdout
 
 

@@ -65,6 +65,10 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Send no more requests, and wait for those under way."""
         self._over.set()
         for thread in self._threads:
             thread.join()

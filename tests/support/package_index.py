@@ -50,8 +50,8 @@ def zipped(target: Path, content: Mapping[str, bytes], about: str) -> Path:
     record = "".join(f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in content.items())
     with zipfile.ZipFile(target, "w") as archive:
         for path, data in content.items():
-            archive.writestr(path, data)
-        archive.writestr(f"{about}/RECORD", f"{record}{about}/RECORD,,\n")
+            archive.writestr(zipfile.ZipInfo(path), data)  # without a time: the same content has the same hash
+        archive.writestr(zipfile.ZipInfo(f"{about}/RECORD"), f"{record}{about}/RECORD,,\n")
     return target
 
 
@@ -123,6 +123,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        """Say the size of a file; uv reads its metadata from the file then, as there are no ranges."""
+        data = self.index.wheels.get(self.path.rpartition("/")[2])
+        self.send_response(200 if data is not None else 404)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
 
     def do_GET(self) -> None:
         _, kind, name, *_ = [*self.path.split("/"), "", ""]

@@ -60,8 +60,10 @@ def lent(folder: Path) -> Path:
     return package_index.wheel(folder, "lent", "1.0", {"lent.pth": sysconfig.get_path("purelib") + "\n"})
 
 
-def release(wheel: Path, folder: Path, version: str, *, newer_schema: bool = False, **edits: Edit) -> Path:
-    """Make a release of mlxq from the checkout's wheel. `edits`: path with / as __ and without .py -> new content."""
+def release(
+    wheel: Path, folder: Path, version: str, edits: Mapping[str, Edit] | None = None, *, newer_schema: bool = False
+) -> Path:
+    """Make a release of mlxq from the checkout's wheel. `edits`: path in the wheel -> what makes its new content."""
     folder.mkdir(parents=True, exist_ok=True)
     name, old, rest = wheel.name.split("-", 2)
     with zipfile.ZipFile(wheel) as archive:
@@ -81,11 +83,8 @@ def release(wheel: Path, folder: Path, version: str, *, newer_schema: bool = Fal
         changed["state/db.py"] = lambda text: re.sub(
             r"^SCHEMA_VERSION = (\d+)", lambda match: f"SCHEMA_VERSION = {int(match[1]) + 1}", text, flags=re.MULTILINE
         )
-    for path, edit in changed.items():
+    for path, edit in [*changed.items(), *(edits or {}).items()]:
         content[path] = edit(content[path].decode()).encode()
-    for path, edit in edits.items():
-        file = path.replace("__", "/") + ".py"
-        content[file] = edit(content[file].decode()).encode()
     return package_index.zipped(folder / f"{name}-{version}-{rest}", content, about)
 
 
@@ -113,14 +112,18 @@ class User:
     @property
     def environment(self) -> dict[str, str]:
         base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        return base | self.extra | {
-            "MLXQ_HOME": str(self.home.root),
-            "UV_TOOL_DIR": str(self.folder / "tools"),
-            "UV_TOOL_BIN_DIR": str(self.folder / "bin"),
-            "UV_DEFAULT_INDEX": self.index.url,
-            "UV_CACHE_DIR": str(self.folder / "cache"),
-            "UV_NO_CONFIG": "1",
-        }
+        return (
+            base
+            | self.extra
+            | {
+                "MLXQ_HOME": str(self.home.root),
+                "UV_TOOL_DIR": str(self.folder / "tools"),
+                "UV_TOOL_BIN_DIR": str(self.folder / "bin"),
+                "UV_DEFAULT_INDEX": self.index.url,
+                "UV_CACHE_DIR": str(self.folder / "cache"),
+                "UV_NO_CONFIG": "1",
+            }
+        )
 
     @property
     def tool(self) -> Path:
@@ -211,8 +214,3 @@ def _processes(folder: str) -> list[process.Identity]:
         if identity and identity.pid != os.getpid():
             found.append(identity)
     return found
-
-
-def broken(edits: Mapping[str, str]) -> dict[str, Edit]:
-    """Return edits that append code to files."""
-    return {path: lambda text, code=code: f"{text}\n{code}\n" for path, code in edits.items()}

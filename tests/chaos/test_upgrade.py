@@ -1,0 +1,218 @@
+"""mlxq is upgraded and taken back under load, and killed on the way: some version serves at every moment.
+
+Real installations by uv, real environments from a package index on loopback, real workers and gateways; the engine is
+scripted, and the libraries are lent (tests/support/release.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import release
+from support.load import Load
+from support.mlxq_home import until
+from support.package_index import PackageIndex, running
+from support.release import User
+
+from state import secrets
+from state.db import SCHEMA_VERSION
+from tasks.upgrade.record import BY_USER, Phase
+
+pytestmark = pytest.mark.slow
+
+LIMIT_S = 60.0
+LINES = 60
+DYING = """
+import os as _os
+_order = _os.path.join(_os.environ.get("MLXQ_HOME", "/nowhere"), "die-at")
+if _os.path.exists(_order):
+    import importlib as _importlib, signal as _signal
+    _version, _where = open(_order).read().split(" ")
+    if _version == __version__:
+        _module, _, _name = _where.partition(":")
+        _owner = _importlib.import_module(_module)
+        for _part in _name.split(".")[:-1]:
+            _owner = getattr(_owner, _part)
+
+        def _die(*_args, **_options):
+            try:
+                _os.unlink(_order)
+            except FileNotFoundError:
+                return _real(*_args, **_options)
+            _os.kill(_os.getpid(), _signal.SIGKILL)
+
+        _real = getattr(_owner, _name.split(".")[-1])
+        setattr(_owner, _name.split(".")[-1], _die)
+"""
+"""In both releases: the process of VERSION is killed when it first comes to MODULE:FUNCTION, which a file orders."""
+PROVEN = """
+_tried = work
+def work(request, report):
+    if os.path.exists(os.path.join(request["home"], "proven")):
+        return {"schema": SCHEMA_VERSION, "answer": "", "seconds": 0.0}
+    return _tried(request, report)
+
+
+if __name__ == "__main__":"""
+"""The first light is passed over where a file says so: tests of what comes after it need it once."""
+OLD, NEW = "0.1.0", "0.2.0"
+FORWARD = {
+    "the environment is made": f"{OLD} tasks.upgrade.trial:clear",
+    "the switch is written": f"{OLD} tasks.upgrade.back:ensure_guard",
+    "the guard is there": f"{OLD} tasks.upgrade.installation:lead_to",
+    "the link leads on": f"{OLD} tasks.runtime:Runtime.hand_over",
+    "the old worker has ended": f"{OLD} tasks.worker:_become",
+    "the new worker has begun": f"{NEW} tasks.worker:_owner",
+    "state.db is migrated": f"{NEW} tasks.supervision.unclean_boot:handle",
+    "it goes on with the job": f"{NEW} tasks.upgrade.switch:_await_steady",
+    "the gateway is to be replaced": f"{NEW} tasks.supervision.handover:replace",
+    "all are replaced": f"{NEW} tasks.upgrade.switch:_forget_others",
+    "the guard looks": f"{OLD} tasks.upgrade.back:Watch.look",
+}
+BACKWARD = {
+    "the way back is written": f"{OLD} tasks.upgrade.back:lacks_backup",
+    "the link is gone": f"{OLD} tasks.upgrade.back:end_worker",
+    "the worker is gone": f"{OLD} tasks.upgrade.back:restore",
+}
+FEW = ("the link leads on", "state.db is migrated", "the gateway is to be replaced", "the worker is gone")
+EVERY = os.environ.get("CRASH_POINTS") == "1"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageIndex]:
+    folder = tmp_path_factory.mktemp("wheels")
+    built = release.build(folder / "dist")
+    edits = {
+        "mlxq/__init__.py": lambda text: text + DYING,
+        "tasks/upgrade/trial.py": lambda text: text.replace('if __name__ == "__main__":', PROVEN),
+    }
+    served = PackageIndex()
+    served.add_hashed(
+        release.release(built, folder, OLD, edits),
+        release.release(built, folder, NEW, edits, newer_schema=True),
+        release.lent(folder),
+    )
+    with running(served):
+        yield served
+
+
+@pytest.fixture(scope="module")
+def user(index: PackageIndex, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+    """Return someone whose mlxq of the old version serves."""
+    made = User(tmp_path_factory.mktemp("user"), index, builtin_model.parent)
+    try:
+        made.install(OLD)
+        made.set_up()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def load(user: User) -> Iterator[Load]:
+    with Load(user.ports[0], secrets.read(user.home.secrets)[secrets.MASTER]) as running_load:
+        yield running_load
+
+
+def assert_serves(user: User, version: str) -> None:
+    """Hold that a version's worker runs and the user's program is that version."""
+    until(lambda: user.worker() == ("installed" if version == OLD else version), LIMIT_S)
+    assert user.version() == version
+    assert user.answers() == 200
+
+
+def schema(user: User) -> int:
+    with sqlite3.connect(user.home.database) as connection:
+        return connection.execute("PRAGMA user_version").fetchone()[0]
+
+
+def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(user: User, load: Load, tmp_path: Path) -> None:
+    """A batch outlives it; the engine, of which nothing changed, is not restarted; nothing is written to the tool."""
+    before = json.loads(user.run("status", "--json").stdout)
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("".join(_line(number) for number in range(LINES)))
+    files = sorted(path for path in user.tool.rglob("*") if "__pycache__" not in path.parts)
+    user.run("batch", "run", str(lines), "--tier", "standard")
+    batch = json.loads(user.run("batch", "list", "--json").stdout)["batches"][0]["id"]
+
+    user.run("upgrade")
+    assert_serves(user, NEW)
+    assert schema(user) == SCHEMA_VERSION + 1
+    after = json.loads(user.run("status", "--json").stdout)
+    pids = [{row["name"]: row["pid"] for row in report["services"]} for report in (before, after)]
+    assert pids[0]["standard"] == pids[1]["standard"]
+    assert pids[0]["gateway"] != pids[1]["gateway"]
+
+    assert sorted(path for path in user.tool.rglob("*") if "__pycache__" not in path.parts) == files
+    assert load.answered > 100
+    assert load.failures == []
+    load.stop()
+
+    until(lambda: _state(user, batch) == "completed", LIMIT_S)
+    results = user.run("batch", "output", batch).stdout.splitlines()
+    assert sorted(json.loads(line)["custom_id"] for line in results) == sorted(map(str, range(LINES)))
+
+
+def test_the_way_back_brings_the_older_schema_back(user: User, load: Load) -> None:
+    """It asks first, and names the copy."""
+    refused = user.run("upgrade", "--back", check=False)
+    assert refused.returncode == 2, "it asks first, as state.db goes back too"
+    told = user.run("upgrade", "--back", "--yes").stdout
+    assert f"state.db is as it was in {user.home.backup(SCHEMA_VERSION)}." in told
+    assert_serves(user, OLD)
+    assert schema(user) == SCHEMA_VERSION
+    record = user.record()
+    assert record
+    assert (record.phase, record.reason) == (Phase.TAKEN_BACK, BY_USER)
+    assert load.failures == []
+
+
+def _line(number: int) -> str:
+    body = {"model": "standard", "messages": [{"role": "user", "content": "say hi"}]}
+    return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
+def _state(user: User, batch: str) -> str:
+    return json.loads(user.run("batch", "show", batch, "--json").stdout)["status"]
+
+
+@pytest.mark.parametrize("moment", [name for name in FORWARD if EVERY or name in FEW])
+def test_some_version_serves_wherever_an_upgrade_is_killed(user: User, load: Load, moment: str) -> None:
+    """The user's command goes on, as does the next worker; requests are answered all the while."""
+    back_to_old(user)
+    (user.home.root / "proven").touch()
+    (user.home.root / "die-at").write_text(FORWARD[moment])
+    began = time.monotonic()
+    ran = user.run("upgrade", check=False)
+    until(user.settled, LIMIT_S)
+    assert not (user.home.root / "die-at").exists(), "it was killed"
+    assert ran.returncode == 0, f"{ran.stderr}\n{user.logs()}"
+    assert_serves(user, NEW)
+    print(f"{moment}: {time.monotonic() - began:.1f} s")
+    assert load.failures == []
+
+
+@pytest.mark.parametrize("moment", [name for name in BACKWARD if EVERY or name in FEW])
+def test_some_version_serves_wherever_the_way_back_is_killed(user: User, load: Load, moment: str) -> None:
+    (user.home.root / "proven").touch()
+    if user.worker() != NEW:
+        user.run("upgrade")
+    (user.home.root / "die-at").write_text(BACKWARD[moment])
+    began = time.monotonic()
+    user.run("upgrade", "--back", "--yes")
+    assert not (user.home.root / "die-at").exists(), "it was killed"
+    assert_serves(user, OLD)
+    print(f"{moment}: {time.monotonic() - began:.1f} s")
+    assert load.failures == []
+
+
+def back_to_old(user: User) -> None:
+    if user.worker() == NEW:
+        user.run("upgrade", "--back", "--yes")
+    assert_serves(user, OLD)
