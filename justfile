@@ -51,6 +51,10 @@ docs:
     uv run cog -r -I docs README.md ARCHITECTURE.md CONTRIBUTING.md docs/*.md
     uv run python docs/generate.py
 
+# Say which pins are behind the package index.
+pins:
+    uv run python tests/support/pins.py
+
 # Make the lock of an engine's own environment anew, e.g. `just lock-engine rapid-mlx-0.16.10`.
 lock-engine NAME:
     uv pip compile tasks/engines/locks/{{NAME}}.in --override tasks/engines/locks/overrides.txt --universal \
