@@ -43,12 +43,13 @@ def of_job(db: Database, job: int) -> list[Event]:
     return [_event(row) for row in db.rows("SELECT * FROM events WHERE job = ? ORDER BY id", (job,))]
 
 
-def of_service(db: Database, service: str | None, *, limit: int = 50) -> list[Event]:
-    """Return the newest events of one service, or of all, oldest first."""
+def of_service(db: Database, service: str | None, *, limit: int = 50, before: int | None = None) -> list[Event]:
+    """Return the newest events of one service, or of all, below the id `before` if that is given; oldest first."""
     rows = db.rows(
         "SELECT * FROM events WHERE service IS NOT NULL AND (:service IS NULL OR service = :service)"
+        " AND (:before IS NULL OR id < :before)"
         " ORDER BY id DESC LIMIT :limit",
-        {"service": service, "limit": limit},
+        {"service": service, "limit": limit, "before": before},
     )
     return [_event(row) for row in reversed(rows)]
 

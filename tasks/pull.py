@@ -136,11 +136,18 @@ def _fetch(context: Context, source: str, models: Path, force: bool, code: bool)
 
 def _reporter(context: Context) -> Progress:
     def report(step: dict[str, Any]) -> None:
-        counted = {"done": step.get("bytes"), "total": step.get("total"), "unit": "bytes"} if "bytes" in step else {}
+        counted = _counted(step) if "bytes" in step else {}
         details = {name: step[name] for name in ("file", "files", "resumed") if name in step}
         context.report(step["phase"], **counted, **details)
 
     return report
+
+
+def _counted(step: dict[str, Any]) -> dict[str, Any]:
+    """Return the bytes that a download has done, their rate in bytes/s, and the seconds that are left."""
+    done, total, rate = step["bytes"], step.get("total"), step.get("rate")
+    pace = {"rate": rate, "eta_s": (total - done) / rate} if rate and total else {}
+    return {"done": done, "total": total, "unit": "bytes", **pace}
 
 
 def _inside(context: Context, folder: str) -> Path:

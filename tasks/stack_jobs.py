@@ -11,7 +11,7 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.job import NewJob
 from state.paths import Home
-from tasks import kinds, recommend
+from tasks import kinds, recommend, tier_requests
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.page import SERVICE as PAGE
 
@@ -45,6 +45,31 @@ def reserved_bytes(db: Database) -> int:
 def auxiliary_services(home: Home) -> list[str]:
     """Return the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
     return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]
+
+
+def everything(db: Database) -> list[str]:
+    """Return the tiers of the stack, the engines of no tier, and the services beside them."""
+    engines = [engine.name for engine in stack.retrieval(db)]
+    return [*(tier.name for tier in stack.tiers(db)), *engines, *auxiliary_services(db.home)]
+
+
+def start_all(db: Database, names: Sequence[str]) -> list[NewJob]:
+    """Record that these should be served, all there are; return the jobs, with a new configuration of the gateway.
+
+    The caller holds a transaction.
+    """
+    effects = tier_requests.start(db, names)
+    return [*retire(leaving(db)), *starts(effects.services)]
+
+
+def starts(services: Sequence[str]) -> list[NewJob]:
+    """Return the jobs that start the whole stack, with a new configuration of the gateway."""
+    return [kinds.new("configure"), *(start(name, after=["configure"]) for name in services)]
+
+
+def start(name: str, after: Sequence[str] = ()) -> NewJob:
+    """Return the job that starts one service."""
+    return kinds.new("start", {"service": name}, needs=after, label=f"start {name}")
 
 
 def leaving(db: Database) -> list[str]:

@@ -12,10 +12,9 @@ from mlxq.commands import status
 from state import safe_mode, stack
 from state.db import Database
 from state.errors import NotSetUp
-from state.job import NewJob
 from state.paths import Home, get_home
 from state.safe_mode import SafeMode
-from tasks import kinds, tier_requests
+from tasks import tier_requests
 from tasks.gateway.admission import poison_requests
 
 
@@ -33,11 +32,10 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
 
     home = get_home()
     with jobs_client.reading(home) as db:
-        tiers = [tier.name for tier in stack.tiers(db)]
-        if not tiers:
+        if not stack.tiers(db):
             raise NotSetUp("There is no stack to start.", hint="mlxq setup")
         options.check_services(db, names)
-        everything = [*tiers, *(engine.name for engine in stack.retrieval(db)), *stack_jobs.auxiliary_services(home)]
+        everything = stack_jobs.everything(db)
         if dry_run:
             dry.starts(db, home, stack.services(stack.tiers(db), names or everything), configures=not names)
             return
@@ -54,10 +52,10 @@ def begin(db: Database, names: Sequence[str], everything: Sequence[str]) -> list
     from tasks import stack_jobs
 
     with db.transaction():
-        effects = tier_requests.start(db, names or everything)
         if not names:
-            return jobs_client.enqueue(db, [*stack_jobs.retire(stack_jobs.leaving(db)), *starts(effects.services)])
-        jobs = [start(name) for name in effects.services]
+            return jobs_client.enqueue(db, stack_jobs.start_all(db, everything))
+        effects = tier_requests.start(db, names)
+        jobs = [stack_jobs.start(name) for name in effects.services]
         routes = tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else []
         return jobs_client.enqueue(db, [*jobs, *routes])
 
@@ -69,13 +67,3 @@ def _say_lifted(home: Home, before: Mapping[str, SafeMode], now: Mapping[str, Sa
             render.say(f"Lifted the safe mode of {name}: {mode.sentence}")
     for tiers in poison_requests.lift(home):
         render.say(f"Lifted the refusal of a request during which {' and '.join(tiers)} crashed.")
-
-
-def starts(services: Sequence[str]) -> list[NewJob]:
-    """Return the jobs that start the whole stack, with a new configuration of the gateway."""
-    return [kinds.new("configure"), *(start(name, after=["configure"]) for name in services)]
-
-
-def start(name: str, after: Sequence[str] = ()) -> NewJob:
-    """Return the job that starts one service."""
-    return kinds.new("start", {"service": name}, needs=after, label=f"start {name}")

@@ -15,12 +15,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from mlxq.web import job_detail
+from mlxq.web import chart, charts, job_detail, labels
 from mlxq.web.auth import COOKIE_S, PageAuth
 from mlxq.web.broadcaster import Broadcaster
+from mlxq.web.chart import Range
 from mlxq.web.html import STATIC, HtmlRenderer
 from mlxq.web.security_headers import SecurityHeaders
-from state import job, ledger, service, stack
+from state import event, job, ledger, service, stack
 from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import Home
@@ -29,6 +30,8 @@ from tasks.tier_requests import Effects
 
 VERBS = ("start", "restart", "drain", "stop")
 TIER_VERBS = ("start", "stop")
+PAGE_EVENTS = 200
+"""Events on one page of the timeline."""
 REFUSED, MISSING, CONFLICT, BROKEN = 403, 404, 409, 503
 FOREVER = "public, max-age=31536000, immutable"
 """Static files are requested with their digest in the URL."""
@@ -161,6 +164,43 @@ class WebApp:
 
         return await self._act(put)
 
+    async def start_all(self, _request: Request) -> Response:
+        """Start everything that is in the stack, as `mlxq up` does."""
+
+        def put(db: Database) -> str:
+            from tasks import stack_jobs  # it brings the catalog along
+            from tasks.gateway.admission import poison_requests
+
+            with db.transaction():
+                jobs = ledger.enqueue_all(db, stack_jobs.start_all(db, stack_jobs.everything(db)))
+            poison_requests.lift(self.home)
+            return f"Job {next(number for number, _ in jobs.values())}: start all"
+
+        return await self._act(put)
+
+    def charts_of(self, span: Range) -> Answer:
+        """Return what shows the charts of all engines over a range, each with its own scale or all with one."""
+
+        async def answer(request: Request) -> Response:
+            shared = request.query_params.get("scale") == "shared"
+
+            def draw() -> str:
+                with closing(read_database(self.home)) as db:
+                    plots = charts.of_engines(db, span, shared=shared)
+                    return self.painter.part("charts", plots=plots, span=span, at=db.now())
+
+            return HTMLResponse(await asyncio.to_thread(draw))
+
+        return answer
+
+    async def timeline(self, request: Request) -> Response:
+        """Return all events of services, a page at a time, the newest first."""
+        before = request.query_params.get("before", "")
+        with closing(read_database(self.home)) as db:
+            events = event.of_service(db, None, limit=PAGE_EVENTS, before=int(before) if before.isdigit() else None)
+        older = events[0].id if len(events) == PAGE_EVENTS else None
+        return HTMLResponse(self.painter.part("timeline", story=labels.timeline(events), older=older))
+
     async def cancel(self, request: Request) -> Response:
         """Cancel a job."""
         job = request.path_params["job"]
@@ -225,6 +265,9 @@ def build(page: WebApp) -> Starlette:
             Route("/enter", page.enter),
             Route("/events", page.for_session(page.events)),
             Route("/jobs/{job:int}", page.for_session(page.job)),
+            *[Route(f"/charts/{name}", page.for_session(page.charts_of(span))) for name, span in chart.RANGES.items()],
+            Route("/timeline", page.for_session(page.timeline)),
+            Route("/stack/start", act(page.start_all), methods=["POST"]),
             Route("/jobs/{job:int}/cancel", act(page.cancel), methods=["POST"]),
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
             Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),

@@ -127,7 +127,8 @@ class Broadcaster:
 
     def _show(self, sections: Mapping[str, str]) -> None:
         """Store the changed sections and notify the viewers."""
-        changed = {name: text for name, text in sections.items() if self._sections.get(name, (0, ""))[1] != text}
+        before = {name: text for name, (_, text) in self._sections.items()}
+        changed = {name: text for name, text in sections.items() if before.get(name) != text}
         if changed:
             self._version += 1
             self._sections |= {name: (self._version, text) for name, text in changed.items()}

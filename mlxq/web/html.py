@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from catalog import units
 from mlxq import job_view, prompt_reuse, render
-from mlxq.web import chart
+from mlxq.web import chart, labels
 from mlxq.web.labels import Shape
 from mlxq.web.snapshot import Snapshot
 from state.job import Job, JobState
@@ -23,7 +23,7 @@ from state.metrics import usage
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
-SECTIONS = ("head", "tiers", "now", "jobs", "why", "use", "bench")
+SECTIONS = ("head", "tiers", "now", "jobs", "batches", "why", "use", "bench")
 """The parts that are updated, by the id of their element; the rest of the page is static."""
 JOB_SHAPES: Mapping[JobState, Shape] = {
     JobState.BLOCKED: Shape.RING,
@@ -52,6 +52,7 @@ class HtmlRenderer:
             span=span,
             number=number,
             count=count,
+            axis=axis,
             percent=percent,
             title=job_view.title,
             note=job_view.note,
@@ -59,8 +60,11 @@ class HtmlRenderer:
         tools: dict[str, Any] = {
             "mark": mark,
             "moment": moment,
-            "hour": chart.hour,
+            "tick": tick,
+            "hour": chart.RANGES["hour"],
+            "minutes": chart.minutes,
             "draw": chart.draw,
+            "actions": labels.actions,
             "shape_of": JOB_SHAPES.__getitem__,
             "share": share,
             "pace": pace,
@@ -104,6 +108,12 @@ def moment(at: float | None, style: str = "clock") -> Markup:
     return Markup('<time datetime="{}" data-{}="{:.0f}">{}</time>').format(full, style, at, written)
 
 
+def tick(at: int, style: str) -> Markup:
+    """Return the time below a chart as HTML; page.js writes it in the reader's time zone. `style`: time or day."""
+    written = time.strftime("%H:%M" if style == "time" else "%a %d", time.localtime(at))
+    return Markup('<time data-{}="{}">{}</time>').format(style, at, written)
+
+
 NONE = "–"  # noqa: RUF001 (a dash is what stands for no figure)
 
 
@@ -117,6 +127,11 @@ def number(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 (a second digit is enough from there)
+
+
+def axis(value: float) -> str:
+    """Format a round number of a scale: 0.5, 40, 2000."""
+    return f"{value:.0f}" if value >= 10 else f"{value:g}"  # noqa: PLR2004 (halves of round numbers are whole there)
 
 
 def count(tokens: int) -> str:

@@ -92,6 +92,32 @@ def _since(service: Service) -> float | None:
     return service.started_at if service.state in {State.STARTING, State.LOADING} else None
 
 
+ACTIONS: Mapping[State, Sequence[str]] = {
+    State.STOPPED: (),
+    State.STARTING: ("stop",),
+    State.LOADING: ("stop",),
+    State.READY: ("restart", "drain", "stop"),
+    State.STALLED: ("restart", "drain", "stop"),
+    State.DEGRADED: ("restart", "drain", "stop"),
+    State.DRAINING: ("stop",),
+    State.STOPPING: (),
+    State.BACKOFF: ("restart", "stop"),
+    State.DISK_UNAVAILABLE: ("stop",),
+    State.CRASH_LOOP: ("restart", "stop"),
+    State.FAILED: ("start",),
+}
+"""What can be asked of a service that should run; a failed one neither runs nor is retried, so it can only start."""
+
+
+def actions(service: Service) -> list[str]:
+    """Return what makes sense to ask of a service: start, restart, drain, stop."""
+    if service.desired == "down":
+        return {State.DRAINING: ["stop"], State.STOPPING: []}.get(service.state, ["start"])
+    if service.state == State.STOPPED:
+        return ["stop"]  # it waits for its start
+    return [verb for verb in ACTIONS[service.state] if verb != "drain" or service.kind == "engine"]
+
+
 def of_all(services: Sequence[Service], worker: WorkerState, *, chosen: bool) -> StatusLabel:
     """Return the label of the whole; `chosen`: whether there is a stack, which may never have been started."""
     engines = [service for service in services if service.kind == "engine"]

@@ -14,6 +14,8 @@ from mlxq.web import labels
 from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
 from state import event, facts, job, ports, safe_mode, service, settings, stack
+from state.batches import batches
+from state.batches.batches import Batch
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.job import Job
@@ -21,9 +23,12 @@ from state.metrics import bench, sample, usage
 from state.metrics.bench import Bench
 from state.metrics.sample import Sample
 from state.safe_mode import SafeMode
-from state.service import Service
-from state.stack import Tier
+from state.schedule import schedules
+from state.schedule.schedules import Schedule, ScheduleRun
+from state.service import Observed, Service
+from state.stack import Engine, Tier
 from tasks import worker_status
+from tasks.batches import control
 from tasks.config_problems import ConfigWatch, of_targets
 from tasks.plan.request_stats import EngineRequest
 from tasks.worker_status import WorkerState
@@ -34,7 +39,10 @@ ATTENTION_S = 7 * 86_400
 CONFIG = ConfigWatch()
 MOST_ATTENTION = 8
 MOST_RECORD = 12
-MOST_STORY = 60
+MOST_STORY = 24
+MOST_ENDED_BATCHES = 3
+DAY_S = 86_400
+"""Batches that ended longer ago are not shown."""
 
 FAILED = """
 SELECT id FROM jobs WHERE state = 'failed' AND coalesce(error_code, '') <> 'upstream' AND finished_at > :since
@@ -43,9 +51,13 @@ AND NOT EXISTS (SELECT 1 FROM jobs AS later WHERE later.id > jobs.id
                 AND ((later.kind = jobs.kind AND later.args = jobs.args)
                   OR (later.kind = jobs.kind AND later.args ->> 'source' = jobs.args ->> 'source')
                   OR (later.args ->> 'service' = jobs.args ->> 'service')))
+AND NOT EXISTS (SELECT 1 FROM events WHERE events.service = jobs.args ->> 'service' AND events.name = 'became_ready'
+                AND events.at > jobs.finished_at)
 ORDER BY finished_at DESC LIMIT :limit
 """
 """Jobs that failed on their own, and after which nothing was asked of the same weights or the same service.
+
+Nor are those shown whose service serves again by itself.
 
 The options of a job may differ: what a chain pulls has others than `mlxq pull`. `mlxq rm` reports its failures itself.
 """
@@ -60,6 +72,8 @@ class ServiceCard:
     label: StatusLabel
     tiers: Sequence[Tier]
     """The tiers that the engine serves; none of the gateway, the page, and what left the stack."""
+    engine: Engine | None
+    """The engine in the stack; None for the gateway, the page, and what left it."""
     now: EngineView | None
     hour: Sequence[Sample]
     last: Sample | None
@@ -153,12 +167,21 @@ class Snapshot:
     record: Sequence[Job]
     story: Sequence[Entry]
     trends: Sequence[SpeedTrend]
+    batches: Sequence[tuple[Batch, Job | None]]
+    """Those that have not ended, and the newest that ended today, with the job of each."""
+    schedules: Sequence[tuple[Schedule, ScheduleRun | None]]
+    """Each with its latest run."""
     usage: Sequence[dict[str, Any]]
     """Usage by tier in the last seven days, as `usage.totals` returns it."""
     cloud: dict[str, Any]
     """As in `mlxq status --json`."""
     config: Sequence[ConfigProblem]
     """What is wrong with the files that users edit."""
+
+    @property
+    def startable(self) -> bool:
+        """Whether there is a stack and all of it is stopped."""
+        return self.label.word == Observed.STOPPED
 
 
 def take(db: Database, engines: Engines) -> Snapshot:
@@ -171,7 +194,8 @@ def take(db: Database, engines: Engines) -> Snapshot:
 
 
 def _take(db: Database, engines: Engines) -> Snapshot:
-    now, worker, tiers = db.now(), worker_status.read(db), stack.tiers(db)
+    now, worker, wanted = db.now(), worker_status.read(db), settings.load(db.home)
+    tiers = stack.with_defaults(stack.tiers(db), wanted)
     cards = _cards(db, tiers, engines)
     machine = facts.get(db, "machine")
     return Snapshot(
@@ -190,18 +214,29 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         record=_jobs(db, ENDED, {"limit": MOST_RECORD}),
         story=labels.timeline(event.of_service(db, None, limit=MOST_STORY)),
         trends=_trends(db, str(machine.get("chip", ""))),
+        batches=[(batch, control.job_of(db, batch)) for batch in _batches(db)],
+        schedules=[(schedule, schedules.last_run(db, schedule.name)) for schedule in schedules.listing(db)],
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - prompt_reuse.WEEK_S))),
         cloud=status_report.cloud_today(db.home),
         config=[*CONFIG.listing(db.home), *of_targets(db)],
     )
 
 
+def _batches(db: Database) -> list[Batch]:
+    ended = [batch for batch in batches.listing(db) if db.now() - (batch.ended_at or 0.0) < DAY_S]
+    return [*batches.unfinished(db), *ended[:MOST_ENDED_BATCHES]]
+
+
 def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[ServiceCard]:
     """Return a card of each service, the tiers first and in the order of the stack."""
     order = {engine.name: number for number, engine in enumerate(stack.engines_of(stacked))}
+    engines_by_name = {engine.name: engine for engine in stack.engines(db)}
     modes = {name: mode for name, mode in safe_mode.listing(db).items() if mode.level}
     cards = [
-        _card(db, row, stack.served_by(stacked, row.name), engines.get(row.name), modes.get(row.name))
+        replace(
+            _card(db, row, stack.served_by(stacked, row.name), engines.get(row.name), modes.get(row.name)),
+            engine=engines_by_name.get(row.name),
+        )
         for row in sorted(service.listing(db), key=lambda row: order.get(row.name, len(order)))
     ]
     return [replace(card, reuse=prompt_reuse.of_engine(db, card.service, card.tiers)) for card in cards]
@@ -220,7 +255,8 @@ def _card(
 ) -> ServiceCard:
     hour = sample.history(db, row.name, db.now() - HOUR_S)
     busy = [minute for minute in hour if minute.ttft_s is not None]
-    return ServiceCard(row, labels.of_service(row), tiers, engine, hour, busy[-1] if busy else None, mode)
+    now = engine if row.state in service.SERVING else None
+    return ServiceCard(row, labels.of_service(row), tiers, None, now, hour, busy[-1] if busy else None, mode)
 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard]) -> MemoryUse:

@@ -110,6 +110,27 @@ def history(db: Database, service: str, since: float) -> list[Sample]:
     return [_sample(row) for row in rows]
 
 
+@dataclass(frozen=True)
+class Slot:
+    """One service over a slot of a chart; None where nothing was measured."""
+
+    tokens_per_s: float
+    """Tokens made a second, all requests together."""
+    ttft_s: float | None
+    memory_bytes: int | None
+
+
+def slots(db: Database, service: str, since: int, slot_s: int) -> dict[int, Slot]:
+    """Return what a service did from `since` (unix seconds) on, by the start of each slot of `slot_s` seconds."""
+    rows = db.rows(
+        "SELECT at / :slot * :slot AS at, sum(completion_tokens) * 1.0 / sum(span_s) AS tokens_per_s,"
+        " avg(ttft_s) AS ttft_s, CAST(avg(memory_bytes) AS INTEGER) AS memory_bytes"
+        " FROM samples WHERE service = :service AND at >= :since AND span_s > 0 GROUP BY at / :slot",
+        {"slot": slot_s, "service": service, "since": max(1, since)},
+    )
+    return {row["at"]: Slot(row["tokens_per_s"], row["ttft_s"], row["memory_bytes"]) for row in rows}
+
+
 def latest(db: Database, service: str) -> Sample | None:
     """Return a service's newest sample, or None."""
     row = db.row("SELECT * FROM samples WHERE service = ? AND at > 0 ORDER BY at DESC LIMIT 1", (service,))

@@ -6,15 +6,11 @@ The rows are those of the tests' scene; a small server answers for the engines, 
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import page as support  # noqa: E402 (after the path is set)
 from support import scene  # noqa: E402 (after the path is set)
+from support.status_server import REQUESTS, engine  # noqa: E402 (after the path is set)
 
 from mlxq.top import draw  # noqa: E402 (after the path is set)
 from mlxq.web import engine_status, snapshot  # noqa: E402 (after the path is set)
@@ -35,49 +32,7 @@ from state import service, settings  # noqa: E402 (after the path is set)
 from state.db import Database, open_database  # noqa: E402 (after the path is set)
 from state.paths import Home  # noqa: E402 (after the path is set)
 
-PORTS = {name: port for name, _, port, *_ in scene.TIERS}
 WIDTHS = {"phone": 390, "tablet": 820, "wide": 1440}
-REQUESTS = {
-    "standard": [("generation", 8_412, 310, 28.4, 21.6), ("generation", 1_206, 96, 27.9, 4.1)],
-    "fast": [("generation", 640, 212, 116.2, 2.0)],
-    "longctx": [],
-}
-
-
-@contextmanager
-def engine(name: str) -> Iterator[int]:
-    """Answer `/v1/status` as an engine with work does; gives the port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            text = json.dumps(_status(name)).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-        def log_message(self, *args: Any) -> None:
-            """Say nothing."""
-
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", PORTS[name]), Handler)
-    except OSError:  # somebody else has the port that people know
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_address[1]
-    server.shutdown()
-
-
-def _status(name: str) -> dict[str, Any]:
-    requests = [
-        {
-            "request_id": f"{name}-{number}", "status": "running", "phase": phase, "prompt_tokens": prompt,
-            "completion_tokens": answer, "max_tokens": 512, "tokens_per_second": speed, "elapsed_s": elapsed,
-            "ttft_s": 0.6, "cached_tokens": 0,
-        }
-        for number, (phase, prompt, answer, speed, elapsed) in enumerate(REQUESTS[name])
-    ]  # fmt: skip
-    return {"status": "running", "num_running": len(requests), "num_waiting": 0, "requests": requests}
 
 
 def a_day(db: Database, back: Any, ports: dict[str, int]) -> None:

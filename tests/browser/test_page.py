@@ -151,14 +151,61 @@ def test_axe_finds_nothing(chromium: Browser, served: support.Running, rows: Dat
     context.close()
 
 
-def test_the_keyboard_reaches_every_button_in_sight(view: Page):
-    wanted = view.locator("main button:visible, header button:visible").count()
-    reached: set[str] = set()
-    for _ in range(wanted + 20):
+def test_the_keyboard_reaches_all_that_can_be_used_shows_where_it_is_and_leaves_again(view: Page):
+    count = view.evaluate(
+        """() => { const all = [...document.querySelectorAll('button, a[href], summary, [tabindex="0"]')];
+            const inSight = all.filter(element => element.checkVisibility() && !element.closest('dialog'));
+            inSight.forEach((element, number) => { element.number = number; });
+            return inSight.length }"""
+    )
+    reached: list[int] = []
+    for _ in range(count + 1):
         view.keyboard.press("Tab")
-        label = view.evaluate("document.activeElement.matches('button') && document.activeElement.ariaLabel")
-        reached |= {label} if label else set()
-    assert len(reached) == wanted
+        number, outline = view.evaluate(
+            "[document.activeElement.number, getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        if number is not None:
+            assert outline == "solid", view.evaluate("document.activeElement.outerHTML")
+            reached.append(number)
+    assert sorted(set(reached)) == list(range(count))
+    assert len(reached) <= count + 1
+
+
+def test_a_chart_tells_its_values_to_pointer_and_keys(view: Page):
+    plot = view.locator("[data-chart=fast] .plot")
+    value = view.locator("[data-chart=fast] .at")
+    expect(value).to_have_text("peak 119")
+    plot.focus()
+    view.keyboard.press("Home")
+    expect(plot).to_have_attribute("aria-valuenow", "0")
+    expect(value).to_contain_text("tokens/s")
+    view.keyboard.press("Tab")
+    expect(value).to_have_text("peak 119")
+    plot.hover()
+    expect(value).to_contain_text("tokens/s")
+
+
+def test_a_longer_range_and_one_scale_stay_while_the_page_changes(view: Page, rows: Database):
+    axis = view.locator("[data-chart] text:first-of-type")
+    assert axis.all_text_contents() == ["40", "200", "80"]
+    view.get_by_role("button", name="Week").click()
+    expect(view.locator("[data-chart=fast]")).to_have_attribute("data-step", "3600")
+    view.get_by_role("button", name="Same scale").click()
+    expect(axis.first).to_have_text(axis.last.text_content() or "none")
+    expect(axis.first).to_have_text(axis.nth(1).text_content() or "none")
+    scene.die(rows, "fast")
+    expect(view.locator("article[data-key=fast]")).to_contain_text("crashed, restarting")
+    expect(view.locator("[data-chart=fast]")).to_have_attribute("data-step", "3600")
+
+
+def test_a_screen_reader_hears_that_a_service_came_to_another_state_once(view: Page, rows: Database):
+    expect(view.locator("#heard")).to_have_text("")
+    scene.die(rows, "fast")
+    expect(view.locator("#heard")).to_have_text("fast: crashed, restarting.")
+    scene.begin(rows, "fast")
+    scene.pull(rows)
+    expect(view.locator("article[data-key=fast] .state strong")).to_have_text("down, loading")
+    expect(view.locator("#heard")).to_have_text("fast: crashed, restarting.")
 
 
 @pytest.mark.slow

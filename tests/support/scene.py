@@ -6,9 +6,12 @@ import math
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from state import facts, ledger, service, stack, worker
+from state.batches import batches, stored_files
+from state.batches.batches import BatchRequest, BatchStatus
 from state.db import Database
 from state.errors import EngineFailed
 from state.job import Claim
@@ -17,8 +20,10 @@ from state.metrics.bench import Bench
 from state.metrics.cloud_spend import Spent
 from state.metrics.sample import MINUTE_S, Sample
 from state.metrics.usage import Usage
+from state.schedule import schedules
+from state.schedule.schedules import Schedule
 from state.service import ServiceEvent
-from state.stack import Engine
+from state.stack import Defaults, Engine, Tier
 from tasks import kinds
 from tasks.system import process
 
@@ -208,8 +213,85 @@ def fail_job(db: Database, kind: str, args: dict[str, Any]) -> int:
     return number
 
 
+def fail_for_good(db: Database, name: str) -> None:
+    """Make one service fail so that no other start helps."""
+    service.apply(
+        db, name, ServiceEvent.FAILED, identity=None, cause_code="failed", memory_bytes=None,
+        cause="The weights are truncated or damaged: model.safetensors ends at byte 4,096 of 2,263,022,417.",
+        hint="mlxq verify qwen3.5-4b",
+    )  # fmt: skip
+
+
+def stop_all(db: Database) -> None:
+    """Stop everything but the page, as `mlxq down` does."""
+    for row in service.listing(db):
+        if row.name != "page":
+            service.set_desired(db, row.name, "down")
+            service.apply(db, row.name, ServiceEvent.STOPPED, identity=None, memory_bytes=None)
+
+
+def share_an_engine(db: Database) -> None:
+    """Let the engine of standard serve fast too, which the user stopped."""
+    standard, _, longctx = stack.tiers(db)
+    second = Tier("fast", standard.engine, Defaults(thinking=False, max_tokens=2048), desired="down")
+    stack.replace(db, [standard, second, longctx])
+    db.run("DELETE FROM services WHERE name = 'fast'")
+
+
+def batches_and_schedules(db: Database) -> None:
+    """Put a batch in that is half done, and two schedules, of which one has run."""
+    lines = [f"{{}}{number}\n".encode() for number in range(3)]
+    file = stored_files.store(db, lines, "nightly", "questions.jsonl")
+    request = BatchRequest("nightly", "openai", "/v1/chat/completions", file.id, tier="fast", total=1200)
+    batch = batches.insert(db, request)
+    batches.advance(db, batch, BatchStatus.IN_PROGRESS, succeeded=610, errored=2)
+    ledger.enqueue(db, kinds.new("batch", {"batch": batch.id}))
+    progress = {"done": 612, "total": 1200, "unit": "requests", "rate": 2.1, "eta_s": 280.0}
+    ledger.report(db, _claim(db, "batch"), "answering", progress)
+    now = db.now()
+    for name, words, cron in (("nightly-bench", "bench fast --save", "30 3 * * *"), ("weekly", "verify", "0 4 * * 0")):
+        schedules.put(db, Schedule(name, cron, words, words.split()[0], {}, "run", now, now + 40_000))
+    number = succeed(db, "smoke_test")
+    schedules.record_run(db, "weekly", number)
+    schedules.settle(db)
+
+
 def succeed(db: Database, kind: str, **args: Any) -> int:
     """Put a job in that succeeds."""
     number, _ = ledger.enqueue(db, kinds.new(kind, args))
     ledger.succeed(db, _claim(db, kind), {})
     return number
+
+
+def idle(db: Database) -> None:
+    """Leave everything as it is: up, and no request."""
+
+
+def load(db: Database) -> None:
+    """Let a batch run and schedules be there; the requests come from engines that answer."""
+    batches_and_schedules(db)
+
+
+def killed(db: Database) -> None:
+    """Let an engine die, which will be started again, while one engine serves two tiers."""
+    share_an_engine(db)
+    die(db, "longctx", 3000)
+
+
+def failed(db: Database) -> None:
+    """Let an engine and a job fail for good."""
+    ready(db, "longctx", 9.0)
+    fail(db, "longctx")
+    fail_for_good(db, "longctx")
+
+
+def pulling(db: Database) -> None:
+    """Let a pull be under way, with its rate and what is left."""
+    held = pull(db)
+    pace = {"rate": 61_000_000, "eta_s": 51.0}
+    ledger.report(db, held, "fetching", {"done": int(SIZE * 0.43), "total": SIZE, "unit": "bytes", **pace})
+
+
+State = Callable[[Database], None]
+STATES: tuple[State, ...] = (idle, load, killed, failed, pulling, stop_all)
+"""What a reader meets on the page, each on top of those before it."""

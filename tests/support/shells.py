@@ -19,7 +19,7 @@ from typing import Any
 from support.crashpoints import in_a_fork
 from support.mlxq_home import TIER
 
-from mlxq.commands import down, restart, up
+from mlxq.commands import down, restart
 from state import ledger, secrets, service, settings, stack
 from state.db import Database, open_database
 from state.errors import NotRunning
@@ -221,8 +221,8 @@ class Shells:
 
 def _up(db: Database, asked: Asked) -> None:
     everything = [*TIERS, *stack_jobs.auxiliary_services(db.home)]
-    whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *up.starts(everything)]
-    ledger.enqueue_all(db, [up.start(name) for name in asked.names] or whole)
+    whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *stack_jobs.starts(everything)]
+    ledger.enqueue_all(db, [stack_jobs.start(name) for name in asked.names] or whole)
 
 
 def _down(db: Database, asked: Asked) -> None:

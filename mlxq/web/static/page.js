@@ -3,7 +3,7 @@
 // scroll, selection and what was opened stay as they are.
 
 const $ = (id) => document.getElementById(id);
-const token = document.querySelector("meta[name=mlxq-token]").content;
+const token = document.querySelector("meta[name=mlxq-token]")?.content;
 
 // ---- sections
 
@@ -15,7 +15,7 @@ function morph(old, fresh) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;
   }
-  if (old.dataset && "keep" in old.dataset) return;
+  if (old.dataset && ("keep" in old.dataset || (old.dataset.chart && chosen()))) return;
   const changed = sameAttributes(old, fresh);
   if (old.nodeName === "TIME") {
     if (changed) old.textContent = fresh.textContent;
@@ -65,6 +65,9 @@ function span(seconds) {
 
 const coarse = (seconds) => seconds < 60 ? "just now" : `${span(seconds).replace(/m\d\ds$/, "m")} ago`;
 
+const tick = (at) => new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+const day = (at) => new Date(at * 1000).toLocaleDateString([], { weekday: "short", day: "numeric" });
+
 function clock(at) {
   const then = new Date(at * 1000), today = then.toDateString() === new Date().toDateString();
   const time = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
@@ -74,8 +77,8 @@ function clock(at) {
 function tellTimes() {
   const now = Date.now() / 1000;
   for (const each of document.querySelectorAll("time")) {
-    const { since, until, ago, clock: at } = each.dataset;
-    const text = since ? span(now - since) : until ? (until > now ? `in ${span(until - now + 1)}` : "now") : ago ? coarse(now - ago) : clock(at);
+    const { since, until, ago, clock: at, time, day: date } = each.dataset;
+    const text = time ? tick(time) : date ? day(date) : since ? span(now - since) : until ? (until > now ? `in ${span(until - now + 1)}` : "now") : ago ? coarse(now - ago) : clock(at);
     if (each.textContent !== text) each.textContent = text;
   }
 }
@@ -86,8 +89,8 @@ let lost = 0;
 
 function listen() {
   const source = new EventSource("/events");
-  for (const id of ["head", "tiers", "now", "jobs", "why", "use", "bench"])
-    source.addEventListener(id, (event) => show(id, JSON.parse(event.data)));
+  for (const id of ["head", "tiers", "now", "jobs", "batches", "why", "use", "bench"])
+    source.addEventListener(id, (event) => shown(id, JSON.parse(event.data)));
   source.onopen = () => { lost = 0; tellLine(); };
   source.onerror = () => {
     lost ||= Date.now() / 1000;
@@ -96,10 +99,107 @@ function listen() {
   };
 }
 
+function shown(id, html) {
+  const minute = () => document.querySelector("[data-minute]")?.dataset.minute, before = minute();
+  if ($(id)) show(id, html);
+  if (id !== "tiers") return;
+  hear();
+  if (chosen() && minute() !== before) redraw();
+}
+
 function tellLine() {
   $("line").hidden = !lost;
   $("line").textContent = lost ? `Not live since ${clock(lost)}: the page's process does not answer. Trying again.` : "";
 }
+
+// ---- what a screen reader hears: a service that came to another state, at most once in five seconds
+
+const SETTLED = /^(healthy|degraded|stopped|crashed)/;
+const words = new Map();
+let waiting = 0;
+
+function hear() {
+  if (waiting) return;
+  const news = [];
+  for (const { dataset: { key, word, name } } of document.querySelectorAll("[data-word]")) {
+    const before = words.get(key);
+    if (before === word) continue;
+    if (before !== undefined && !SETTLED.test(word)) continue;
+    words.set(key, word);
+    if (before !== undefined) news.push(`${name}: ${word}`);
+  }
+  if (!news.length) return;
+  $("heard").textContent = `${news.join(". ")}.`;
+  waiting = setTimeout(() => { waiting = 0; hear(); }, 5000);
+}
+
+// ---- charts: how far back, on one scale, and the value under the pointer
+
+const view = { range: "hour", shared: false };
+const chosen = () => view.shared || view.range !== "hour";
+
+async function redraw() {
+  const path = document.body.dataset.charts ?? "/charts";
+  const answer = await fetch(`${path}/${view.range}${view.shared ? "?scale=shared" : ""}`);
+  if (!answer.ok) return;
+  const fresh = document.createElement("template");
+  fresh.innerHTML = await answer.text();
+  for (const figure of fresh.content.querySelectorAll("[data-chart]")) {
+    const old = document.querySelector(`[data-chart="${CSS.escape(figure.dataset.chart)}"]`);
+    if (!old) continue;
+    sameAttributes(old, figure);
+    morphChildren(old, figure);
+  }
+  tellTimes();
+}
+
+function choose(button) {
+  if ("scale" in button.dataset) view.shared = !view.shared; else view.range = button.dataset.range;
+  for (const each of document.querySelectorAll("[data-range], [data-scale]"))
+    each.setAttribute("aria-pressed", "scale" in each.dataset ? view.shared : each.dataset.range === view.range);
+  redraw();
+}
+
+function point(plot, index) {
+  const figure = plot.closest("figure"), values = figure.dataset.values.split(","), last = values.length - 1;
+  const at = Math.min(last, Math.max(0, index)), value = values[at], { from, step, unit } = figure.dataset;
+  const time = Number(from) + at * step, when = step < 3600 ? tick(time) : `${day(time)} ${tick(time)}`;
+  const text = `${when}  ${value === "" ? "no data" : `${value} ${unit}`}`;
+  figure.querySelector(".at").textContent = text;
+  const cursor = plot.querySelector(".cursor");
+  for (const name of ["x1", "x2"]) cursor.setAttribute(name, `${100 * at / last}%`);
+  cursor.classList.add("on");
+  plot.setAttribute("aria-valuenow", at);
+  plot.setAttribute("aria-valuetext", text);
+}
+
+function unpoint(plot) {
+  const at = plot.closest("figure").querySelector(".at");
+  at.textContent = at.dataset.idle;
+  plot.querySelector(".cursor").classList.remove("on");
+}
+
+document.addEventListener("pointermove", (event) => {
+  const plot = event.target.closest?.(".plot");
+  for (const other of document.querySelectorAll(".plot"))
+    if (other !== plot && other !== document.activeElement && other.querySelector(".cursor.on")) unpoint(other);
+  if (!plot) return;
+  const box = plot.getBoundingClientRect(), last = plot.getAttribute("aria-valuemax");
+  point(plot, Math.round((event.clientX - box.left) / box.width * last));
+});
+
+document.addEventListener("keydown", (event) => {
+  const plot = event.target.closest?.(".plot");
+  if (!plot) return;
+  const now = Number(plot.getAttribute("aria-valuenow")), last = Number(plot.getAttribute("aria-valuemax"));
+  const to = { ArrowLeft: now - 1, ArrowDown: now - 1, ArrowRight: now + 1, ArrowUp: now + 1, PageDown: now - 10, PageUp: now + 10, Home: 0, End: last }[event.key];
+  if (event.key === "Escape") unpoint(plot);
+  if (to === undefined) return;
+  event.preventDefault();
+  point(plot, to);
+});
+
+document.addEventListener("focusout", (event) => { if (event.target.matches?.(".plot")) unpoint(event.target); });
 
 // ---- actions
 
@@ -147,6 +247,7 @@ document.addEventListener("click", (event) => {
   if (button?.dataset.copy) copy(button);
   else if (button?.dataset.ask) ask(button);
   else if (button?.dataset.post) post(button);
+  else if (button && ("range" in button.dataset || "scale" in button.dataset)) choose(button);
 });
 
 document.addEventListener("toggle", async (event) => {
@@ -159,4 +260,4 @@ document.addEventListener("toggle", async (event) => {
 
 tellTimes();
 setInterval(tellTimes, 1000);
-listen();
+if ($("tiers")) { hear(); listen(); }

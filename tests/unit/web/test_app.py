@@ -32,9 +32,9 @@ NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel
 DOCS = Path(__file__).parents[3] / "docs"
 ALERTS = DOCS / "prometheus-alerts.yml"
 NAME = re.compile(r"mlxq_\w+")
-READS = ("/", "/events", "/jobs/1", "/metrics")
+READS = ("/", "/events", "/jobs/1", "/metrics", "/charts/day", "/timeline")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
-ACTIONS += ("/services/fast/drain",)
+ACTIONS += ("/services/fast/drain", "/stack/start")
 
 
 @pytest.fixture
@@ -111,6 +111,40 @@ def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
     assert person.post("/services/fast/stop").json() == {"message": "Job 1: drain cancelled, stopping now."}
     assert job.get(rows, 1).state is JobState.CANCELLED
     assert service.get(rows, "fast").desired == "down"
+
+
+def test_all_is_started_by_one_button_that_is_there_only_when_all_is_stopped(person: TestClient, rows: Database):
+    scene.all_ready(rows)
+    assert 'data-post="/stack/start"' not in person.get("/").text
+    scene.stop_all(rows)
+    assert 'data-post="/stack/start"' in person.get("/").text
+    person.post("/stack/start")
+    jobs = [(row["kind"], row["service"]) for row in rows.rows("SELECT kind, args ->> 'service' AS service FROM jobs")]
+    starts = [("start", name) for name in ("standard", "fast", "longctx", "gateway", "page")]
+    assert jobs == [("configure", None), *starts]
+
+
+def test_older_events_are_a_page_away(person: TestClient, rows: Database):
+    for number in range(260):
+        event.record(rows, "cache_purged", service="fast", cause=f"cause {number}.")
+    first = person.get("/timeline").text
+    assert "cause 259." in first
+    assert "cause 59." not in first
+    older = re.search(r'href="(/timeline\?before=\d+)"', first)
+    assert older
+    second = person.get(older[1]).text
+    assert "cause 59." in second
+    assert "Older events" not in second
+    assert person.get("/timeline?before=x").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["hour", "day", "week"])
+def test_charts_of_a_range_are_served(person: TestClient, rows: Database, name: str):
+    scene.all_ready(rows)
+    scene.an_hour(rows)
+    text = person.get(f"/charts/{name}?scale=shared").text
+    assert text.count('role="slider"') == 3
+    assert f"last {name}" in text
 
 
 @pytest.mark.parametrize("path", NOWHERE)

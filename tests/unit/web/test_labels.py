@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from support import scene
 from mlxq import service_events
 from mlxq.commands import dashboard, top
 from mlxq.top import draw
-from mlxq.web import chart, engine_status, labels, snapshot
+from mlxq.web import engine_status, labels, snapshot
 from mlxq.web.html import HtmlRenderer
 from mlxq.web.labels import Shape
 from state import event, ledger, safe_mode, service, settings
@@ -34,6 +35,30 @@ ROOT = Path(__file__).parents[3]
 
 def whole(db: Database, worker: WorkerState = WorkerState.ALIVE) -> labels.StatusLabel:
     return labels.of_all(service.listing(db), worker, chosen=True)
+
+
+@pytest.mark.parametrize(
+    ("state", "desired", "verbs"),
+    [
+        ("ready", "up", "restart drain stop"),
+        ("loading", "up", "stop"),
+        ("failed", "up", "start"),
+        ("crash_loop", "up", "restart stop"),
+        ("disk_unavailable", "up", "stop"),
+        ("draining", "up", "stop"),
+        ("stopped", "up", "stop"),
+        ("stopping", "up", ""),
+        ("stopped", "down", "start"),
+        ("failed", "down", "start"),
+        ("draining", "down", "stop"),
+        ("stopping", "down", ""),
+    ],
+)
+def test_only_what_makes_sense_in_a_state_is_offered(state: str, desired: str, verbs: str, rows: Database) -> None:
+    row = dataclasses.replace(service.get(rows, "fast"), state=State(state), desired=desired)
+    assert " ".join(labels.actions(row)) == verbs
+    gateway = dataclasses.replace(service.get(rows, "gateway"), state=State.READY)
+    assert labels.actions(gateway) == ["restart", "stop"]
 
 
 def test_every_state_has_a_mark():
@@ -131,17 +156,6 @@ def test_an_event_says_its_cause_and_else_what_it_means(rows: Database):
     ]
 
 
-def test_a_chart_leaves_gaps_and_scales_to_its_peak():
-    drawn = chart.draw([0.0, 10.0, None, 5.0], width=30, height=12)
-    assert drawn.line == "M0.0 11.0L10.0 1.0M30.0 6.0h.1"
-    assert (drawn.top, drawn.last) == (10.0, 5.0)
-
-
-def test_an_empty_hour_draws_nothing():
-    drawn = chart.hour([], 1_000_000.0)
-    assert (drawn.line, drawn.area, drawn.top) == ("", "", 0.0)
-
-
 def test_the_terminals_chart_is_a_character_a_minute():
     now = 6000.0
     samples = [Sample("fast", 60 * (100 - back), 60, completion_tokens=600 * back) for back in (3, 2, 1)]
@@ -198,6 +212,15 @@ def test_a_failure_needs_no_attention_once_the_same_thing_succeeded(
     assert [job.id for job in snapshot.take(rows, {}).attention] == [other, number]
     scene.succeed(rows, later[0], **later[1])
     assert [job.id for job in snapshot.take(rows, {}).attention] == [other]
+
+
+def test_a_failure_needs_no_attention_once_the_service_serves_again_by_itself(rows: Database):
+    scene.all_ready(rows)
+    number = scene.fail_job(rows, "restart", {"service": "fast"})
+    scene.die(rows, "fast")
+    assert [job.id for job in snapshot.take(rows, {}).attention] == [number]
+    scene.ready(rows, "fast")
+    assert snapshot.take(rows, {}).attention == []
 
 
 def test_dashboard_says_how_to_switch_the_page_on(home: Home):
