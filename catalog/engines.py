@@ -100,6 +100,7 @@ class Abilities:
     embeddings: bool
     rerank: bool
     mtp: bool
+    prompt_lookup: bool
     live_cache_quants: bool
     silence_s: float
     """Seconds of a healthy stream's longest silence, also while it reads a prompt."""

@@ -32,6 +32,7 @@ PROBLEMS: Collection[str] = frozenset(
         "safe_mode",
         "engine_changed",
         "engine_fault",
+        "tuning_taken_back",
         "logged_out",
     }
 )
@@ -65,6 +66,7 @@ REASONS: Mapping[str, str] = {
     "logged_out": "Logged out",
     "engine_changed": "Engine changed",
     "engine_fault": "Engine failed",
+    "tuning_taken_back": "Tuning taken back",
     "handover_started": "Handover started",
     "start_requested": "Start requested",
     "stop_requested": "Stop requested",
@@ -93,6 +95,7 @@ MESSAGES: Mapping[str, str] = {
     "safe_mode": "it starts with a smaller cache from now on",
     "engine_changed": "another engine or version serves it from now on",
     "engine_fault": "its engine exits again and again with this model",
+    "tuning_taken_back": "it serves without what made its answers faster",
     "logged_out": "it outlived the login session it was started in, and cannot compile GPU kernels any more; replaced",
     "handover_started": "a replacement process is being tested",
     "start_requested": "by user",

@@ -17,7 +17,8 @@ from mlxq.service_status import ServiceStatus
 from state import facts, files, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
-from state.metrics import cloud_spend
+from state.metrics import cloud_spend, tuning
+from state.metrics.tuning import Tuning
 from state.paths import Home
 from state.service import Observed, Service
 from state.stack import Engine, Tier, engines_of, served_by
@@ -60,6 +61,8 @@ class StatusReport:
     """With exactly the keys that `status --json` prints."""
     reuse: Mapping[str, PromptReuse]
     """What each tier does not read again of its prompts."""
+    tunings: Mapping[str, Tuning]
+    """What makes the answers of an engine faster, as it was measured here."""
     troubles: list[tuple[str, str, str | None]]
     """Name, cause and next command of each service that needs an explanation."""
     tiers: list[Tier]
@@ -103,6 +106,7 @@ class StatusReport:
             "max_tokens": tier.max_tokens,
             "defaults": {name: value for name, value in asdict(tier.defaults).items() if value is not None},
             "memory_mb": round(engine.memory_bytes / MIB),
+            "tuning": asdict(self.tunings[engine.name]) if engine.name in self.tunings else None,
             "cached_share": _rounded(reuse.share),
             "second_turn_cached_share": _rounded(reuse.second_turn),
         }
@@ -126,6 +130,7 @@ def collect(db: Database) -> StatusReport:
         worker=running,
         services=_services(rows, stack.retrieval(db), tiers, numbers, watched=running.state == "running"),
         reuse=prompt_reuse.of_tiers(db),
+        tunings=_tunings(db, rows, tiers),
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
@@ -138,7 +143,7 @@ def empty(home: Home) -> StatusReport:
     """Return the report on a home that has no state.db."""
     endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
     return StatusReport(
-        {}, None, endpoint, STOPPED, [], {}, [], [], [], config_problems.listing(home), cloud_today(home)
+        {}, None, endpoint, STOPPED, [], {}, {}, [], [], [], config_problems.listing(home), cloud_today(home)
     )
 
 
@@ -159,6 +164,13 @@ def _services(
         )
         for name in dict.fromkeys([*stacked, *rows])
     ]
+
+
+def _tunings(db: Database, rows: Mapping[str, Service], tiers: Sequence[Tier]) -> dict[str, Tuning]:
+    """Return what each engine uses, by the release that it runs."""
+    running = [(engine, rows[engine.name].release) for engine in engines_of(tiers) if engine.name in rows]
+    used = {engine.name: tuning.find(db, release, engine.source) for engine, release in running}
+    return {name: row for name, row in used.items() if row}
 
 
 def _troubles(db: Database, rows: Iterable[Service], tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:

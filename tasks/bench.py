@@ -31,7 +31,7 @@ from tasks.weights.formats import headers
 NAME = "bench"
 """Of the engine's own, as a service and as a model."""
 AGAIN_S = 5.0
-IN_THE_WAY = ("pull", "verify_weights", "start", "restart", "bench", "install_engine", "upgrade_engine")
+IN_THE_WAY = ("pull", "verify_weights", "start", "restart", "bench", "tune", "install_engine", "upgrade_engine")
 """Kinds of jobs that take the machine's disk, memory or processors."""
 FAST, SLOW = (1024, 128), (128, 32)
 """Tokens of prompt and answer by default, on a GPU and on a CPU."""
@@ -72,14 +72,14 @@ def bench(
     begins meanwhile continues, and the benchmark starts over after it.
     """
     began = context.db.now()
-    _wait_for_quiet(context, began)
-    models, machine = recommend.all_models(context.home), _machine(context)
+    wait_for_quiet(context, began)
+    models, machine = recommend.all_models(context.home), read_machine(context)
     prompt, answer = SLOW if machine.backend == "cpu" else FAST
     shape = {"runs": runs, "prompt_tokens": prompt_tokens or prompt, "gen_tokens": gen_tokens or answer}
     shape |= {"concurrency": list(concurrency)}
     subject = _subject(context, target, models, shape)
     if subject.pid is None:
-        _check_room(context, machine, subject.engine)
+        check_room(context, machine, subject.engine)
     request: dict[str, Any] = shape | _serving(context, machine, subject)
     figures = _measured(context, request, began)
     figures |= {"release": request["release"], "mlx": installed.mlx(context.home, request["release"])}
@@ -96,7 +96,7 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
     """Let a child measure. Raises EngineFailed, and Later when another job was at work in between."""
 
     def tell(step: dict[str, Any]) -> None:
-        _wait_for_quiet(context, began)
+        wait_for_quiet(context, began)
         context.report(step["phase"])
 
     try:
@@ -108,28 +108,28 @@ def _measured(context: Context, request: dict[str, Any], began: float) -> dict[s
             timeout_s=context.remaining_s,
         )
     except EngineFailed:
-        _wait_for_quiet(context, began)  # a tier that is restarted is no failure of its engine
+        wait_for_quiet(context, began)  # a tier that is restarted is no failure of its engine
         raise
-    _wait_for_quiet(context, began)
+    wait_for_quiet(context, began)
     return figures
 
 
-def _wait_for_quiet(context: Context, began: float) -> None:
+def wait_for_quiet(context: Context, began: float) -> None:
     """Raise Later when another job was at work since `began` (unix seconds) that would be measured too.
 
-    Of two benchmarks the older one goes.
+    Of two benchmarks, or tunings, the older one goes.
     """
     marks = ", ".join("?" * len(IN_THE_WAY))
     row = context.db.row(
         f"SELECT id, kind FROM jobs WHERE (state = 'running' OR finished_at > ?) AND kind IN ({marks})"  # noqa: S608 (our own names)
-        " AND id != ? AND (kind != 'bench' OR id < ?) ORDER BY id",
+        " AND id != ? AND (kind NOT IN ('bench', 'tune') OR id < ?) ORDER BY id",
         (began, *IN_THE_WAY, context.claim.id, context.claim.id),
     )
     if row:
         raise Later(f"job {row['id']} ({row['kind']}) is at work", AGAIN_S)
 
 
-def _machine(context: Context) -> Machine:
+def read_machine(context: Context) -> Machine:
     """Return the facts of this machine, detected now unless they were before."""
     row = facts.get(context.db, "machine")
     if row:
@@ -145,7 +145,7 @@ def _machine(context: Context) -> Machine:
 def _subject(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Subject:
     tiers = {tier.name: tier for tier in stack.tiers(context.db)}
     if target not in tiers:
-        return Subject(*_own(context, target, models, shape), pid=None)
+        return Subject(*own_engine(context, target, models, shape), pid=None)
     engine = tiers[target].engine
     row = service.find(context.db, engine.name)
     if row is None or row.state not in service.ROUTED or not row.identity:
@@ -154,18 +154,20 @@ def _subject(context: Context, target: str, models: Mapping[str, Model], shape: 
     return Subject(engine, record.revision if record else "", process.decode(row.identity).pid, row.release)
 
 
-def _own(context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> tuple[Engine, str]:
+def own_engine(
+    context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]
+) -> tuple[Engine, str]:
     """Describe the engine that will be started, and return the revision of its weights. Raises NotFound, Damaged."""
     row = weights.newest(context.db, target)
     folder = Path(row.folder if row else target)
     if not folder.is_dir():
         raise NotFound(f"No weights of {target} are here.", hint=f"mlxq pull {target}")
     record = manifest.read(folder)
-    engine = _described(folder, record.asked if record else f"file:{folder}", models, shape)
+    engine = described(folder, record.asked if record else f"file:{folder}", models, shape)
     return engine, record.revision if record else ""
 
 
-def _described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Engine:
+def described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Engine:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
     inventory = headers.inventory(folder)
     entry = _entry(source, models)
@@ -201,7 +203,7 @@ def _from_files(folder: Path, source: str) -> tuple[Model, str]:
     return contents.model, contents.quant
 
 
-def _check_room(context: Context, machine: Machine, engine: Engine) -> None:
+def check_room(context: Context, machine: Machine, engine: Engine) -> None:
     """Raise DoesNotFit when the engine would push others out."""
     used = sum(row.memory_bytes or 0 for row in service.listing(context.db))
     room = min(system.memory().available, machine.usable_bytes - used)

@@ -133,6 +133,16 @@ KINDS: Mapping[str, Kind] = {
         Kind("prune_cache", "delete the prompts that engines keep", unique_key="prune_cache"),
         Kind("bench", "measure a model's speed", "heavy", limit_s=3600, unique_key="bench:{target}"),
         Kind(
+            "tune",
+            "find out what makes a model's answers faster",
+            "heavy",
+            max_attempts=2,
+            limit_s=3600,
+            unique_key="tune:{target}",
+            key_args=("service",),
+        ),
+        Kind("untune", "use nothing of what made answers faster", unique_key="untune:{target}"),
+        Kind(
             "install_engine",
             "install an engine and prove it",
             "heavy",

@@ -15,6 +15,7 @@ from tasks import (
     schedule,
     score,
     smoke_test,
+    tuning,
 )
 from tasks.batches import answering
 from tasks.notify import deliver, watch
@@ -24,7 +25,11 @@ from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
+<<<<<<< HEAD
     *(schedule, smoke_test, switch, watch, watchdog),
+=======
+    *(schedule, smoke_test, tuning, watch, watchdog),
+>>>>>>> d93be8a (bench: --tune uses what the engine answers faster with here)
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -76,12 +76,18 @@ class TargetName(options.InstalledName):
     "--concurrency", type=Counts(), default="1", show_default=True, metavar="N,…", help="Number of concurrent requests."
 )
 @click.option("--history", type=TargetName(), metavar="MODEL", help="Show saved results of MODEL, and measure nothing.")
+@click.option(
+    "--tune/--no-tune",
+    default=None,
+    help="Try what the engine offers to answer faster, and use what is; or use none of it any more.",
+)
 @options.timeout
 @options.as_json
 def command(
     target: str | None,
     *,
     save: bool,
+    tune: bool | None,
     quant: str | None,
     history: str | None,
     timeout_s: float | None,
@@ -91,7 +97,8 @@ def command(
     """Benchmark a running tier or an installed model.
 
     TARGET is a running tier, or a model, which then gets an engine of its own. Every prompt is new, so that no cache
-    helps.
+    helps. --tune tries draft heads, prompt lookup and a quantized cache where engine and model have them, and uses the
+    one that is at least a tenth faster with the same greedy answers.
     """
     home = get_home()
     if (target is None) == (history is None):
@@ -101,6 +108,9 @@ def command(
         return
     with jobs_client.reading(home) as db:
         target_of_job = subject(home, db, str(target), quant)
+    if tune is not None:
+        _tune(target_of_job, timeout_s, on=tune, as_json=as_json)
+        return
     result = _run({"target": target_of_job, "save": save, **shape}, timeout_s)
     if as_json:
         render.data(result)
@@ -118,6 +128,46 @@ def _run(args: Mapping[str, Any], timeout_s: float | None) -> Any:
     (job,) = jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     assert job.state is JobState.SUCCEEDED, "follow raises what failed"
     return job.result
+
+
+def _tune(target: str, timeout_s: float | None, *, on: bool, as_json: bool) -> None:
+    """Run the job that tunes, or takes back what was tuned, and show what came of it. Raises its error."""
+    home = get_home()
+    with jobs_client.writing(home) as db:
+        ids = jobs_client.enqueue(db, [kinds.new("tune" if on else "untune", {"target": target})])
+    view = job_view.view(as_json=as_json)
+    ended = jobs_client.follow(home, jobs_client.with_chains(ids), view, timeout_s=timeout_s)
+    result: Mapping[str, Any] = [job.result for job in ended if job.kind in {"tune", "untune"}][-1]
+    if as_json:
+        render.data(result)
+    elif on:
+        _show_tuned(result)
+    else:
+        render.say(f"{' and '.join(result['names']) or 'No tuning'} was used; none is now.")
+
+
+def _show_tuned(result: Mapping[str, Any]) -> None:
+    """Print what was tried and what is used."""
+    if not result["tried"]:
+        click.echo(f"{result['release']} offers nothing to try with this model.")
+        return
+    render.table(
+        ["TUNING", "NEW TEXT", "EDIT", "TIMES AS FAST", "RESULT"],
+        [_tried(row, result["used"]) for row in result["tried"]],
+        right=(1, 2, 3),
+    )
+    click.echo()
+    if result["used"]:
+        render.say(f"{result['release']} answers with {result['used']} now, {result['gain']:.2f} times as fast.")
+    else:
+        render.say(f"{result['release']} stays as it is: nothing is a tenth faster with the same answers.")
+
+
+def _tried(row: Mapping[str, Any], used: str | None) -> list[str]:
+    """Return the cells of one tuning; speeds in tokens/s."""
+    new_text, edit = [recommendation.brief(speed) for speed in row["decode_tps"]] or ["-", "-"]
+    gain = "-" if row["gain"] is None else f"{row['gain']:.2f}"
+    return [row["tuning"], new_text, edit, gain, "used" if row["tuning"] == used else row["objection"] or "-"]
 
 
 def subject(home: Home, db: Database, target: str, quant: str | None) -> str:

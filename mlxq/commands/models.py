@@ -304,8 +304,22 @@ def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any
         render.data(recommendation.document(machine, chosen))
         return
     recommendation.show(chosen, explain=params["explain"])
+    if params["explain"]:
+        _tunings(home, {pick.tier: models[pick.model].quants[pick.quant].source for pick in chosen.picks})
     _warn_offline()
     render.next_step("mlxq setup")
+
+
+def _tunings(home: Home, sources: Mapping[str, str]) -> None:
+    """Print what makes answers faster here with the models of tiers. `sources`: of the weights, by tier."""
+    from state.metrics import tuning
+
+    if not home.database.exists():
+        return
+    with jobs_client.reading(home) as db:
+        used = [(tier, row) for tier, source in sources.items() for row in tuning.of_source(db, source).items()]
+    for tier, (release, row) in used:
+        render.prose(f"{tier}: {release} answers with {row.text}, measured here (mlxq bench --tune).")
 
 
 def _reuses(home: Home) -> Reuses:

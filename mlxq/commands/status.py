@@ -239,12 +239,18 @@ def _tiers(status: StatusReport) -> None:
             engines.get(tier.engine.name),
             thinking(tier),
             status.reuse.get(tier.name, prompt_reuse.UNKNOWN).text,
+            *([_tuning(status, tier)] if status.tunings else []),
         ]
         for tier in status.tiers
     ]
     if any(any(row[1:]) for row in rows):
         click.echo()
-        render.table(["TIER", "ENGINE", "THINKING", "CACHED"], rows)
+        render.table(["TIER", "ENGINE", "THINKING", "CACHED", *(["TUNING"] if status.tunings else [])], rows)
+
+
+def _tuning(status: StatusReport, tier: Tier) -> str | None:
+    used = status.tunings.get(tier.engine.name)
+    return used.text if used else None
 
 
 def thinking(tier: Tier) -> str | None:

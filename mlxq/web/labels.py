@@ -182,6 +182,7 @@ MARKS: Mapping[str, Shape] = {
     "logged_out": Shape.WARN,
     "engine_changed": Shape.WARN,
     "engine_fault": Shape.CROSS,
+    "tuning_taken_back": Shape.WARN,
     "handover_started": Shape.HALF,
     "start_requested": Shape.HALF,
     "stop_requested": Shape.RING,

@@ -14,7 +14,7 @@ holds every adapter to this with the real engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,8 @@ class ModelFacts:
     """The words that the chat template knows for `reasoning_effort`, from the least on."""
     state_bytes: int = 0
     """Bytes of the states of fixed size that each entry of a prompt cache holds."""
+    draft_heads: bool = False
+    """Whether the weights hold heads that guess the tokens after the next one (multi-token prediction)."""
     token_bytes: int = 0
     """Bytes that each token of a prompt adds to its entry; 0 where that is not known."""
 
@@ -96,6 +98,8 @@ class Served:
     """The key that the engine asks for."""
     backend: str
     """metal, cpu or cuda."""
+    tuning: str = ""
+    """What makes its answers faster, by the adapter's name for it; empty for nothing."""
     keeps_prompts: bool = True
     """Whether it may write old prompts to disk as it ends, to have them at its next start."""
 
@@ -106,6 +110,11 @@ class PatienceWith(Protocol):
     def __call__(self, *, vision: bool) -> Limits:
         """Return the limits."""
         ...
+
+
+def no_tunings(_: ModelFacts) -> Mapping[str, Sequence[str]]:
+    """Return what an engine offers that has nothing to try."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,8 @@ class Adapter:
     """How long it may be silent."""
     list_parsers: str
     """A Python program that prints two JSON lists, of tool parsers and of reasoning parsers."""
+    tunings: Callable[[ModelFacts], Mapping[str, Sequence[str]]] = no_tunings
+    """What may make answers faster with a model: name -> its flags. None is used before it was measured here."""
     status: str = "/v1/status"
     """Path of what it says of itself."""
     read_status: Callable[[Any], EngineStatus] = health.read_status

@@ -99,7 +99,7 @@ def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFa
 
 
 def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, Any]:
-    with _peak(request, pid) as peak:
+    with peak(request, pid) as most:
         report({"phase": "warming up"})
         _ask(request, 1)
         rounds = [_round(request, number, report) for number in request["concurrency"]]
@@ -107,7 +107,7 @@ def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, An
         tools = _tools(request) if request["tools"] else None
         report({"phase": "asking a second turn"})
         reused = reuse.share(request["port"], request["key"], request["name"], request["release"])
-    figures = {"peak_bytes": peak["bytes"], "tools": tools, "reused": reused}
+    figures = {"peak_bytes": most["bytes"], "tools": tools, "reused": reused}
     return figures | {"rounds": [asdict(result) for result in rounds]}
 
 
@@ -161,18 +161,18 @@ def _called(body: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _peak(request: dict[str, Any], pid: int) -> Generator[dict[str, int]]:
+def peak(request: dict[str, Any], pid: int) -> Generator[dict[str, int]]:
     """Watch the engine's memory meanwhile: resident bytes, or what Metal holds where that is more."""
-    peak, done = {"bytes": 0}, threading.Event()
+    most, done = {"bytes": 0}, threading.Event()
 
     def watch() -> None:
         while not done.wait(SAMPLE_S):
-            peak["bytes"] = max(peak["bytes"], resident(pid), _metal(request))
+            most["bytes"] = max(most["bytes"], resident(pid), _metal(request))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield most
     finally:
         done.set()
         thread.join()

@@ -1,24 +1,35 @@
-"""The child that compares two releases: both serve the built-in model, and are asked in turn.
+"""The child that compares: two releases of an engine, or its tunings with one model.
 
-The best of the rounds counts: what else runs on the machine can only slow one.
+The releases serve the built-in model side by side, and are asked in turn. Tunings are measured one after another, as
+two copies of a model may not fit. The best of the rounds counts: what else runs on the machine can only slow one.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
-from tasks.engines import benchmark, timed_completion
-from tasks.plan import bench
+from state.errors import EngineFailed
+from tasks.engines import benchmark, reuse, timed_completion
+from tasks.plan import bench, tuning
 from tasks.plan.bench import TimedAnswer
+from tasks.plan.tuning import AS_IT_IS, Figures
 from tasks.system.child import Report, answer
 
 ROUNDS, PROMPT_TOKENS, ANSWER_TOKENS = 5, 128, 48
+TUNING_ROUNDS = 3
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Return {version: {"decode_tps", "prompt_tps"}} in tokens/s; `request` is made by tasks/engine.py."""
+    """Return what `request` asks for, which tasks/engine.py or tasks/tuning.py has made."""
+    return _tunings(request, report) if "tunings" in request else _releases(request, report)
+
+
+def _releases(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Return {version: {"decode_tps", "prompt_tps"}} in tokens/s."""
     sides: dict[str, dict[str, Any]] = request["sides"]
     answers: dict[str, list[TimedAnswer]] = {version: [] for version in sides}
     with ExitStack() as engines:
@@ -44,6 +55,61 @@ def _speed(answers: list[TimedAnswer]) -> dict[str, float]:
         "decode_tps": round(max((timed.decode_tps for timed in answers), default=0.0), 2),
         "prompt_tps": round(max((timed.prompt_tps for timed in answers), default=0.0), 2),
     }
+
+
+def _tunings(request: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Return what `tuning.result` makes of it; the tuning to use is measured twice.
+
+    Raises EngineFailed where the engine as it is fails.
+    """
+    measured: dict[str, Figures] = {}
+    failed: dict[str, str] = {}
+    for name, side in request["tunings"].items():
+        try:
+            measured[name] = _figures(name, side, report)
+        except EngineFailed as problem:
+            if name == AS_IT_IS:
+                raise
+            failed[name] = problem.message
+    memory_bytes: int = request["memory_bytes"]
+    if best := tuning.best(measured, memory_bytes):
+        for name in (AS_IT_IS, best):
+            measured[name] = tuning.best_of(measured[name], _figures(name, request["tunings"][name], report))
+    return tuning.result(measured, failed, memory_bytes)
+
+
+def _figures(name: str, side: dict[str, Any], report: Report) -> Figures:
+    """Start an engine, measure it, and end it. Raises EngineFailed."""
+    report({"phase": f"starting the engine {_with(name)}"})
+    with benchmark.own_engine(side) as pid, benchmark.peak(side, pid) as peak:
+        report({"phase": f"timing the engine {_with(name)}"})
+        rounds = [[_greedy(side, prompt) for prompt in tuning.PROMPTS] for _ in range(TUNING_ROUNDS)]
+        total = max(_at_once(side) for _ in range(TUNING_ROUNDS))
+        reused = reuse.share(side["port"], side["key"], side["name"], side["release"])
+    return Figures(
+        answers=tuple(timed.text for timed in rounds[0]),
+        decode_tps=tuple(tuning.speed(answers) for answers in zip(*rounds, strict=True)),
+        total_tps=total,
+        reused=reused,
+        peak_bytes=peak["bytes"],
+    )
+
+
+def _with(name: str) -> str:
+    return name if name == AS_IT_IS else f"with {name}"
+
+
+def _greedy(side: dict[str, Any], prompt: str) -> TimedAnswer:
+    return timed_completion.timed(side["port"], side["key"], side["name"], prompt, side["gen_tokens"], greedy=True)
+
+
+def _at_once(side: dict[str, Any]) -> float:
+    """Return the tokens/s of several answers at once, all together."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(side["concurrency"]) as pool:
+        calls = [pool.submit(_ask, side) for _ in range(side["concurrency"])]
+        answers = [call.result() for call in calls]
+    return sum(timed.tokens for timed in answers) / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from catalog.engines import ModelKind
 from tasks.engines.base import (
     DRAIN_S,
     MIB,
     QUIET,
     Adapter,
     Installation,
+    ModelFacts,
     Served,
     buffer_cache,
     cache_bytes,
@@ -40,7 +43,26 @@ def argv(served: Served, installation: Installation) -> list[str]:
         *_limits(served),
         *_cache(served),
         *_parsers(served),
+        *tunings(served.facts).get(served.tuning, ()),
     ]
+
+
+def tunings(facts: ModelFacts) -> dict[str, Sequence[str]]:
+    """Return what may make answers faster with a model, and its flags.
+
+    It refuses prompt lookup (suffix decoding) with recurrent layers, whose state cannot be taken back, and a quantized
+    cache with sliding windows.
+    """
+    return {
+        **({"draft-heads": ("--speculative-config", '{"method":"mtp"}')} if facts.draft_heads else {}),
+        **({"prompt-lookup": ("--speculative-config", LOOKUP)} if facts.kind in LOOKED_UP else {}),
+        **({f"kv-{size}": ("--kv-cache-dtype", size) for size in ("int8", "int4")} if facts.kind in GROWING else {}),
+    }
+
+
+LOOKUP = '{"method":"suffix","num_speculative_tokens":8}'
+LOOKED_UP = frozenset({ModelKind.ATTENTION, ModelKind.SLIDING})
+GROWING = frozenset({ModelKind.ATTENTION, ModelKind.HYBRID})
 
 
 def _limits(served: Served) -> list[str]:
@@ -197,5 +219,6 @@ ENGINE = Adapter(
     ),
     tool_parser=tool_parser,
     reasoning_parser=reasoning_parser,
+    tunings=tunings,
     environment_secrets=frozenset({KEY}),
 )

@@ -16,7 +16,7 @@ from catalog.offer import Reuses
 from state import facts, settings, stack
 from state.db import Database
 from state.errors import DiskUnavailable
-from state.metrics import bench
+from state.metrics import bench, tuning
 from state.paths import Home
 from state.stack import Engine
 from tasks import recommend
@@ -54,8 +54,9 @@ def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> 
     facts_of_model = model_dir.read(weights.parent, lambda: model_facts.read(weights))
     chosen = choose(db, home, engine, facts_of_model, backend)
     keeps = settings.load(home)["cache-max-gb"] > 0
-    launch = launch_with(Served(engine, facts_of_model, str(home.root), key, backend, keeps), chosen.installation)
-    return replace(launch, choice=chosen)
+    used = tuning.find(db, chosen.installation.name, engine.source)
+    served = Served(engine, facts_of_model, str(home.root), key, backend, used.name if used else "", keeps)
+    return replace(launch_with(served, chosen.installation), choice=chosen)
 
 
 def launch_with(served: Served, installation: Installation) -> Launch:

@@ -17,18 +17,20 @@ from state.errors import EngineFailed
 from tasks.plan.bench import TimedAnswer
 
 HOST = "127.0.0.1"
+TEXTS = ("content", "reasoning_content", "reasoning")
 SILENCE_S = 600.0
 """How long a prompt may take to read."""
 
 
-def timed(port: int, key: str, model: str, prompt: str, tokens: int) -> TimedAnswer:
-    """Ask for one streamed answer of at most `tokens` tokens. Raises EngineFailed."""
-    body = {
+def timed(port: int, key: str, model: str, prompt: str, tokens: int, *, greedy: bool = False) -> TimedAnswer:
+    """Ask for one streamed answer of at most `tokens` tokens; `greedy`: the likeliest one. Raises EngineFailed."""
+    body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **({"temperature": 0} if greedy else {}),
     }
     connection = HTTPConnection(HOST, port, timeout=SILENCE_S)
     began = time.perf_counter()
@@ -49,6 +51,7 @@ def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
         raise EngineFailed(f"The engine answered HTTP {answer.status}: {text}")
     first = last = None
     usage: Mapping[str, int] = {}
+    texts: list[str] = []
     for event in _events(answer):
         if "error" in event:
             raise EngineFailed(f"The engine ended its response early: {event['error']}.")
@@ -56,11 +59,11 @@ def _read(answer: HTTPResponse, began: float) -> TimedAnswer:
         if _has_token(event):
             last = time.perf_counter()
             first = first or last
+            texts.append(_text(event))
     if first is None or last is None:
         raise EngineFailed("The engine answered without a token.")
-    return TimedAnswer(
-        first - began, last - first, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
-    )
+    prompt, tokens = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+    return TimedAnswer(first - began, last - first, prompt, tokens, "".join(texts))
 
 
 def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
@@ -75,7 +78,14 @@ def _events(answer: HTTPResponse) -> Iterator[dict[str, Any]]:
 
 def _has_token(event: Mapping[str, Any]) -> bool:
     """Return whether an event brings something the model wrote: text, thoughts or a call."""
+    return any(delta.get(kind) for delta in _deltas(event) for kind in (*TEXTS, "tool_calls"))
+
+
+def _text(event: Mapping[str, Any]) -> str:
+    """Return the text or thoughts of an event."""
+    return "".join(delta.get(kind) or "" for delta in _deltas(event) for kind in TEXTS)
+
+
+def _deltas(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     choices: list[Mapping[str, Any]] = event.get("choices") or []
-    deltas: list[Mapping[str, Any]] = [choice.get("delta") or {} for choice in choices]
-    kinds = ("content", "reasoning_content", "reasoning", "tool_calls")
-    return any(delta.get(kind) for delta in deltas for kind in kinds)
+    return [choice.get("delta") or {} for choice in choices]

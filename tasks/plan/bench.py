@@ -35,6 +35,8 @@ class TimedAnswer:
     """From the first token to the last."""
     prompt_tokens: int
     tokens: int
+    text: str = ""
+    """What was written, thoughts included."""
 
     @property
     def decode_tps(self) -> float:

@@ -6,13 +6,14 @@ from catalog.engines import entry
 from state import event, ledger, stack
 from state.db import Database
 from state.errors import EngineFailed, NotFound
+from state.metrics import tuning
 from state.paths import Home
 from state.service import Service
 from state.stack import Engine
 from tasks.engines import faults, installed, notes
 from tasks.engines.choice import EngineChoice
 from tasks.kinds import new
-from tasks.plan.engine_faults import TRIAL_S, Remedy, remedy
+from tasks.plan.engine_faults import EXCUSED, TRIAL_S, Remedy, remedy
 from tasks.plan.exit_causes import Cause
 from tasks.supervision.spec import LaunchSpec
 
@@ -33,6 +34,9 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         return False
     if served.purpose != stack.CHAT:  # one program serves it, and no other
         return False
+    reason = _reason(row, cause, crash_loop=crash_loop)
+    if (crash_loop or cause.permanent) and cause.code not in EXCUSED and _untuned(db, row, served, reason):
+        return True
     engine, _, version = row.release.partition(" ")
     answer = remedy(
         cause.code,
@@ -43,7 +47,6 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         alternative=_has_alternative(db, home, row, served),
         served=_served_before(db, row, engine),
     )
-    reason = _reason(row, cause, crash_loop=crash_loop)
     if answer is Remedy.TAKE_BACK:
         installed.take_back(db, engine, version, reason)
         arguments = {"engine": engine, "version": version, "reason": reason}
@@ -57,6 +60,14 @@ def handle(db: Database, home: Home, row: Service, cause: Cause, *, crash_loop: 
         installed.discard(installed.folder(home, engine, version))
         ledger.enqueue(db, new("install_engine", {"engine": engine, "version": version}), source="watchdog")
     return answer is not Remedy.NONE
+
+
+def _untuned(db: Database, row: Service, served: Engine, reason: str) -> bool:
+    """Take back what made answers faster, as the engine ended with it; return whether there was something."""
+    names = tuning.clear(db, served.source, row.release)
+    for name in names:
+        event.record(db, "tuning_taken_back", service=row.name, cause=f"{name} is not used any more: {reason}")
+    return bool(names)
 
 
 def request_missing(db: Database, home: Home) -> None:

@@ -125,6 +125,9 @@ class Mlxq:
     def port(self, name: str = "fast") -> int:
         return stack.engine(self.db, name).port
 
+    def source(self, name: str = "fast") -> str:
+        return stack.engine(self.db, name).source
+
     def identity(self, name: str = "fast") -> Identity:
         text = self.one(name).identity
         assert text, self.logs()

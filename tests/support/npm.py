@@ -37,23 +37,35 @@ ALONE = {
 }
 
 
+class NotInstalled(Exception):
+    """The registry does not have a program."""
+
+
 def installed(program: str, config: pytest.Config) -> str:
     """Return the path of a program from npm, kept in pytest's cache; skip where the registry does not have it."""
     assert config.cache
+    try:
+        return install(program, Path(str(config.cache.mkdir("npm"))))
+    except NotInstalled as problem:
+        pytest.skip(str(problem))
+
+
+def install(program: str, root: Path) -> str:
+    """Return the path of a program from npm, which is kept below `root`. Raises NotInstalled."""
     package = PACKAGES[program]
-    folder = Path(str(config.cache.mkdir("npm"))) / package.strip("@").replace("/", "--")
+    folder = root / package.strip("@").replace("/", "--")
     path = folder / "node_modules" / ".bin" / program
     if path.exists():
         return str(path)
     if not shutil.which("npm"):
-        pytest.skip("there is no npm here")
+        raise NotInstalled("there is no npm here")
     argv = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", str(folder), package]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=INSTALL_LIMIT_S)
     except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not install {package} in {INSTALL_LIMIT_S} s")
+        raise NotInstalled(f"npm did not install {package} in {INSTALL_LIMIT_S} s") from None
     if done.returncode or not path.exists():
-        pytest.skip(f"npm does not install {package}: {done.stderr.strip()[-200:]}")
+        raise NotInstalled(f"npm does not install {package}: {done.stderr.strip()[-200:]}")
     return str(path)
 
 

@@ -21,6 +21,8 @@ CRASHES_EARLY = HOW == "fragile"
 PORT = int(sys.argv[sys.argv.index("--port") + 1])
 NAME = sys.argv[sys.argv.index("--served-model-name") + 1]
 KEY = os.environ["RAPID_MLX_API_KEY"]
+LOOKUP = "--speculative-config" in sys.argv
+WORD = "b" if "int4" in sys.argv else "a"
 asked = []
 
 
@@ -68,8 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         time.sleep(0.1)
         for _ in range(tokens):
-            time.sleep(1 / SPEED)
-            self.line({{"choices": [{{"delta": {{"content": "a"}}}}]}})
+            time.sleep(1 / SPEED / (2 if LOOKUP else 1))
+            self.line({{"choices": [{{"delta": {{"content": WORD}}}}]}})
         self.line({{"choices": [], "usage": usage}})
         self.wfile.write(b"data: [DONE]\\n\\n")
 
@@ -83,6 +85,8 @@ def main():
         sys.exit("  Error: this release does not start.")
     if HOW == "hang":
         time.sleep(3600)
+    if HOW == "brittle" and LOOKUP and NAME != "bench":
+        sys.exit("  Error: prompt lookup is not supported.")
     if HOW == "picky" and not NAME.startswith("engine"):
         sys.exit("  Cause: config.json requests unsupported model_type 'llama'.")
     ThreadingHTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
@@ -102,8 +106,9 @@ def make(
     """Write the wheel of one release and return it.
 
     `how`: good, dead (does not start), hang (does not listen), mute (does not answer), forgetful (reuses no prompt),
-    picky (loads the smoke test's model alone) or fragile (crashes in the smoke test, too); `speed`: tokens/s;
-    `crash_after`: requests it answers; `padding`: bytes that the wheel is larger.
+    picky (loads the smoke test's model alone), fragile (crashes in the smoke test, too) or brittle (does not start with
+    prompt lookup but for a benchmark); `speed`: tokens/s, twice as many with prompt lookup; with a cache of int4 its
+    answers are others; `crash_after`: requests it answers; `padding`: bytes that the wheel is larger.
     """
     program = CLI.format(how=how, speed=speed, crash_after=crash_after)
     more = {"rapid_mlx/cli.py": program, "rapid_mlx/padding.bin": bytes(padding)}

@@ -57,6 +57,7 @@ _CAN = Abilities(
     embeddings=False,
     rerank=False,
     mtp=False,
+    prompt_lookup=False,
     live_cache_quants=False,
     silence_s=30.0,
 )

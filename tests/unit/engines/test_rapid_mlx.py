@@ -1,8 +1,11 @@
 import dataclasses
+from pathlib import Path
+
+import mlx.core as mx
 
 from catalog.engines import ModelKind
 from state.stack import Engine
-from tasks.engines import rapid_mlx, serving
+from tasks.engines import model_facts, rapid_mlx, serving
 from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served
 from tasks.plan.exit_causes import explain
 
@@ -114,3 +117,24 @@ def test_what_it_says_at_its_end():
     assert cause(127, "/bin/sh: 1: /x/venv/bin/python: not found\n") == ("not_installed", True)
     assert cause(134, "kIOGPUCommandBufferCallbackErrorOutOfMemory\n") == ("out_of_memory", False)
     assert cause(137, "") == ("killed", False)
+
+
+def test_a_tuning_is_its_flags_and_is_offered_by_the_kind_of_model():
+    plain = dataclasses.replace(FACTS, kind=ModelKind.ATTENTION)
+    heads = dataclasses.replace(FACTS, kind=ModelKind.HYBRID, draft_heads=True)
+    tuned = dataclasses.replace(served(), facts=heads, tuning="draft-heads")
+
+    assert list(rapid_mlx.tunings(plain)) == ["prompt-lookup", "kv-int8", "kv-int4"]
+    assert list(rapid_mlx.tunings(heads)) == ["draft-heads", "kv-int8", "kv-int4"]
+    assert not rapid_mlx.tunings(FACTS)
+    assert rapid_mlx.argv(tuned, THERE)[-2:] == ["--speculative-config", '{"method":"mtp"}']
+    assert rapid_mlx.argv(dataclasses.replace(served(), tuning="draft-heads"), THERE) == rapid_mlx.argv(served(), THERE)
+
+
+def test_draft_heads_are_seen_in_the_weights_and_not_in_config_alone(tmp_path: Path):
+    """Many quants name them in config.json and leave them out."""
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_5", "text_config": {"mtp_num_hidden_layers": 1}}')
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"model.norm.weight": mx.zeros(2)})
+    assert not model_facts.read(tmp_path).draft_heads
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"mtp.norm.weight": mx.zeros(2)})
+    assert model_facts.read(tmp_path).draft_heads

@@ -217,7 +217,7 @@ def test_a_benchmark_waits_for_jobs_that_it_would_measure_too(home: Home, db: Da
     assert claim.id == mine
 
     with pytest.raises(Later, match=rf"job {pull} \(pull\) is at work"):
-        task._wait_for_quiet(Asking(db, claim), db.now())  # pyright: ignore[reportArgumentType] (it reads these two alone)
+        task.wait_for_quiet(Asking(db, claim), db.now())  # pyright: ignore[reportArgumentType] (it reads these two alone)
 
 
 def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) -> None:
@@ -227,9 +227,9 @@ def test_of_two_benchmarks_the_older_one_goes_first(home: Home, db: Database) ->
     assert older
     assert younger
 
-    task._wait_for_quiet(Asking(db, older), db.now())  # pyright: ignore[reportArgumentType]
+    task.wait_for_quiet(Asking(db, older), db.now())  # pyright: ignore[reportArgumentType]
     with pytest.raises(Later):
-        task._wait_for_quiet(Asking(db, younger), db.now())  # pyright: ignore[reportArgumentType]
+        task.wait_for_quiet(Asking(db, younger), db.now())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("ran_s", "disturbed"), [((-9, -5), False), ((-5, 5), True), ((3, 6), True)])
@@ -248,4 +248,4 @@ def test_a_job_that_came_and_went_meanwhile_was_measured_too(
     clock.now = began + 10
 
     with pytest.raises(Later) if disturbed else contextlib.nullcontext():
-        task._wait_for_quiet(Asking(db, mine), began)  # pyright: ignore[reportArgumentType]
+        task.wait_for_quiet(Asking(db, mine), began)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,144 @@
+"""How much of their prompts real agents have read again: `benchmarks/reuse.py --agents`.
+
+Claude Code and Codex from npm, set up as `mlxq connect` does, hold a conversation through mlxq's gateway with a real
+engine behind it. The model is the hybrid of tests/support/hybrid_model.py: what it says means nothing, what the agents
+send is their own. By the gateway's count: which share of the prompt of the turn before was not read again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import table
+from support import hybrid_model, npm
+from support.engines import KEY, Engine
+from support.gateway import Gateway, until
+from support.npm import Person
+
+from mlxq.clients.client import Target
+from state.db import open_database
+from state.paths import Home
+from state.stack import Defaults, Tier
+from tasks.engines import model_facts, serving
+from tasks.engines.base import Installation
+
+CONTEXT, LIMIT_S = 32_768, 900
+QUESTIONS = ("Which files are there?", "Which one is the largest?", "And the oldest?", "What would you do first?")
+CODEX = ("exec", "--profile", "mlxq", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+SUMS = (
+    "SELECT COALESCE(SUM(requests), 0), SUM(failed), SUM(prompt_tokens), SUM(cached_tokens) FROM usage WHERE tier = ?"
+)
+THINKING = Defaults(thinking=True, thinking_budget=16, temperature=1.0)
+
+
+@dataclass
+class Agent:
+    """One agent in a home of its own."""
+
+    name: str
+    client: str
+    program: str
+    argv: Callable[[str, int], list[str]]
+    """Question and number of the turn -> its arguments."""
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+AGENTS = (
+    Agent("Claude Code", "claude-code", "claude", lambda text, turn: [*(["--continue"] if turn else []), "-p", text]),
+    Agent("Codex", "codex", "codex", lambda text, turn: [*CODEX, *(["resume", "--last"] if turn else []), text]),
+)
+
+
+def run(agent: Agent, person: Person, program: str, text: str, turn: int) -> None:
+    """Ask one question. Exits where the agent failed."""
+    argv = [program, *agent.argv(text, turn)]
+    environment = {**person.environment(), **agent.environment}
+    done = subprocess.run(
+        argv, cwd=person.work, env=environment, input="", capture_output=True, text=True, check=False, timeout=LIMIT_S
+    )
+    if done.returncode:
+        sys.exit(f"{agent.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def counted(front: Gateway, tier: str) -> list[int]:
+    """Return what the gateway counted so far: requests, those that failed, tokens of prompts, those not read again."""
+    db = open_database(Home(front.home))
+    try:
+        row = db.row(SUMS, (tier,))
+        return [int(number or 0) for number in row] if row else [0] * 4
+    finally:
+        db.close()
+
+
+def measured(agent: Agent, program: str, front: Gateway, target: Target, root: Path) -> list[list[object]]:
+    """Return a row a turn: its requests, its prompt, what was not read again, and the share of the turn before."""
+    root.mkdir()
+    person = Person.make(root)
+    person.connect(agent.client, target)
+    rows: list[list[object]] = []
+    old, before = 0, counted(front, "standard")
+    for turn, text in enumerate(QUESTIONS):
+        began = time.perf_counter()
+        run(agent, person, program, text, turn)
+        until(lambda: counted(front, "standard")[0] > before[0])  # noqa: B023 (asked at once)
+        seconds, now = time.perf_counter() - began, counted(front, "standard")
+        requests, failed, prompt, cached = (after - count for after, count in zip(now, before, strict=True))
+        share = f"{min(1.0, cached / old):.1%}" if old else "-"
+        rows.append([agent.name, turn + 1, requests, failed, f"{prompt:,}", f"{cached:,}", share, f"{seconds:.0f} s"])
+        print(rows[-1], file=sys.stderr, flush=True)
+        old, before = prompt, now
+    return rows
+
+
+def ending(folder: Path) -> Path:
+    """Have the random model end an answer after 100 tokens or so, as a real one ends.
+
+    Its first dimension is made constant, and counts for the token that ends a turn: e^(8 x) of 49,152 tokens.
+    """
+    import mlx.core as mx
+
+    file = folder / "model.safetensors"
+    weights: Any = mx.load(str(file))
+    name = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    rows = weights[name]
+    rows[:, 0] = 1.0
+    rows[2, 0] = 1.0 + 6.2 / 8
+    mx.save_safetensors(str(file), {**weights, name: rows}, metadata={"format": "mlx"})
+    return folder
+
+
+def compared(at: Installation, weights: Path, programs: Path, root: Path) -> None:
+    """Print the table of both agents with one engine."""
+    folder = ending(hybrid_model.make("hybrid", root / f"agents-{at.engine}", weights))
+    engine = Engine(root / f"agents-home-{at.engine}", folder, at, context=CONTEXT, name="standard", cache_bytes=2**30)
+    engine.more = {"reasoning_parser": "qwen3"}
+    tiers = [Tier("standard", engine.tier, THINKING), Tier("fast", engine.tier, Defaults(thinking=False))]
+    front = Gateway(
+        home=root / f"agents-gateway-{at.engine}",
+        tiers=[*tiers],
+        secrets={"LITELLM_MASTER_KEY": KEY, "MLXQ_TIER_KEY": KEY},
+        programs={"standard": at.engine},
+        templates={"standard": serving.template(engine.tier, model_facts.read(folder))},
+    )
+    front.home.mkdir()
+    rows: list[list[object]] = []
+    engine.start()
+    front.start()
+    try:
+        for agent in AGENTS:
+            program = npm.install(agent.program, programs)
+            rows += measured(
+                agent, program, front, Target(front.url, KEY, tiers), root / f"{agent.program}-{at.engine}"
+            )
+    finally:
+        front.stop()
+        engine.stop(1)
+    print(f"\nhybrid, {at.name}\n")
+    table(["", "turn", "requests", "failed", "prompt", "not read again", "of the turn before", "wall"], rows)
+    sys.stdout.flush()
