@@ -97,9 +97,9 @@ def measured(agent: Agent, program: str, front: Gateway, target: Target, root: P
 
 
 def ending(folder: Path) -> Path:
-    """Have the random model end an answer after 100 tokens or so, as a real one ends.
+    """Have the random model end an answer after 50 tokens or so, as a real one ends.
 
-    Its first dimension is made constant, and counts for the token that ends a turn: e^(8 x) of 49,152 tokens.
+    The first dimension of its embeddings is made constant, and that of the token that ends a turn larger.
     """
     import mlx.core as mx
 
@@ -108,7 +108,7 @@ def ending(folder: Path) -> Path:
     name = next(name for name in weights if name.endswith("embed_tokens.weight"))
     rows = weights[name]
     rows[:, 0] = 1.0
-    rows[2, 0] = 1.0 + 6.2 / 8
+    rows[2, 0] = 3.7
     mx.save_safetensors(str(file), {**weights, name: rows}, metadata={"format": "mlx"})
     return folder
 

@@ -5,7 +5,8 @@ models of tests/support/hybrid_model.py, and asked as agents ask: a conversation
 turn, from a client that sends no thoughts back; another question under the same system prompt; two agents that take
 turns; the conversation again after a planned restart, and after a cascade to another tier on the same engine; eight
 streams at once against one. Shares are of the part that was read before, by what `usage` tells, else by the engine's
-own count. `--url URL --key KEY --model NAME` asks an endpoint that runs already the first three.
+own count. `--agents` has Claude Code and Codex from npm ask in place of that. `--url URL --key KEY --model NAME` asks
+an endpoint that runs already the first three.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import httpx
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+import agents
 from harness import table
 from support import hybrid_model
 from support.engines import KEY, Engine, installation
@@ -259,6 +261,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=hybrid_model.NAMES)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--engines-at", help="a folder with installed engines, to save their installation")
+    parser.add_argument("--agents", nargs="*", choices=("rapid-mlx", FALLBACK), help="the engines for real agents")
+    parser.add_argument("--npm-at", help="a folder with the agents from npm, to save their installation")
     parser.add_argument("--url")
     parser.add_argument("--key", default="")
     parser.add_argument("--model", default="standard")
@@ -269,7 +273,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         root = Path(wanted.engines_at or place)
         weights = builtin.ensure(root / "models")
-        for model in wanted.models:
+        for name in wanted.agents or ():
+            agents.compared(installation(name, root), weights, Path(wanted.npm_at or root / "npm"), root)
+        for model in [] if wanted.agents else wanted.models:
             compared(model, weights, root, wanted.turns)
 
 

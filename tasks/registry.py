@@ -25,11 +25,7 @@ from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
-<<<<<<< HEAD
-    *(schedule, smoke_test, switch, watch, watchdog),
-=======
-    *(schedule, smoke_test, tuning, watch, watchdog),
->>>>>>> d93be8a (bench: --tune uses what the engine answers faster with here)
+    *(schedule, smoke_test, switch, tuning, watch, watchdog),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 
