@@ -37,6 +37,8 @@ class Key:
     """Whether its requests yield to those of other keys."""
     store: bool = True
     """Whether engines may keep its prompts on disk for their next start, and the gateway its thoughts in memory."""
+    manage: bool = False
+    """Whether it may download and delete models, by Ollama's API."""
 
 
 def file(home: Home) -> Path:
@@ -88,6 +90,7 @@ def create(
     rpm: int | None = None,
     background: bool = False,
     store: bool = True,
+    manage: bool = False,
 ) -> str:
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
     if not NAME.fullmatch(name):
@@ -96,7 +99,7 @@ def create(
     if name in {key.name for key in keys.values()}:
         raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
     secret = generate()
-    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store)
+    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage)
     _write(path, {**keys, entry.digest: entry})
     return secret
 
@@ -125,8 +128,8 @@ def admit(path: Path, host: str) -> None:
 
 def _key(row: dict[str, Any]) -> Key:
     tiers = tuple(str(tier) for tier in row["tiers"])
-    store = row.get("store", True)  # keys of mlxq up to 0.1 have none
-    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"], store)
+    store, manage = row.get("store", True), row.get("manage", False)  # keys of mlxq up to 0.1 have none
+    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"], store, manage)
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:

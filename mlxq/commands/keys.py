@@ -39,7 +39,8 @@ def command() -> None:
 @click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="Allow at most N requests per minute.")
 @click.option("--background", is_flag=True, help="Low priority: wait while other requests run.")
 @click.option("--no-store", is_flag=True, help="Keep its prompts and thoughts off the disk and out of the gateway.")
-def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool) -> None:
+@click.option("--manage", is_flag=True, help="Let it download and delete models, by Ollama's API.")
+def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool, manage: bool) -> None:
     """Create a key for the app NAME and print it once.
 
     It cannot be shown again: mlxq stores only its hash.
@@ -52,7 +53,8 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
         with jobs_client.reading(home) as db:
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
     path = keys.file(home.make())
-    click.echo(keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=not no_store))
+    store = not no_store
+    click.echo(keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=store, manage=manage))
     render.say("Store this key now; it cannot be shown again.")
 
 
@@ -65,7 +67,7 @@ def listing(*, as_json: bool) -> None:
         render.data({"keys": [_row(key) for key in rows]})
     elif rows:
         render.table(
-            ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY", "PROMPTS"],
+            ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY", "PROMPTS", "MODELS"],
             [[key.name, render.ago(key.created), ", ".join(key.tiers) or "all", key.rpm, *_words(key)] for key in rows],
             right=(3,),
         )
@@ -89,9 +91,10 @@ def _all(home: Home) -> list[Key]:
     return sorted(keys.read(keys.file(home)).values(), key=lambda key: key.name)
 
 
-def _words(key: Key) -> tuple[str, str]:
-    """Return a key's priority, and where its prompts may be kept."""
-    return "background" if key.background else "interactive", "disk" if key.store else "memory only"
+def _words(key: Key) -> tuple[str, str, str]:
+    """Return a key's priority, where its prompts may be kept, and whether it may change which models are here."""
+    priority, prompts = "background" if key.background else "interactive", "disk" if key.store else "memory only"
+    return priority, prompts, "manage" if key.manage else "use"
 
 
 def _row(key: Key) -> dict[str, Any]:
@@ -103,4 +106,5 @@ def _row(key: Key) -> dict[str, Any]:
         "rpm": key.rpm,
         "background": key.background,
         "store": key.store,
+        "manage": key.manage,
     }

@@ -21,11 +21,15 @@ from tasks.gateway.admission.priority import Queue
 from tasks.gateway.batches.api import BatchApi, serves
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.dialects import checks, retrieval
-from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, Dialect
+from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, OLLAMA_CHAT, Dialect
 from tasks.gateway.dialects.retrieval import RetrievalRequest
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal, unsupported
+from tasks.gateway.ollama import api as ollama
+from tasks.gateway.ollama import chat as ollama_chat
+from tasks.gateway.ollama.api import OllamaApi
+from tasks.gateway.ollama.fields import OllamaRequest, plain
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
@@ -62,6 +66,7 @@ class Application:
         self._cors = Cors(routes.allowed_origins)
         self._limit = max(body.LARGEST_BYTES, BYTES_PER_TOKEN * routes.largest)
         self._batches = BatchApi(home, self._limit)
+        self._ollama = OllamaApi(home, routes)
         self._started: tuple[EngineClient, Relay] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +75,7 @@ class Application:
             await self._lifespan(receive, send)
             return
         call = Call(scope["path"])
-        dialect = BY_PATH.get(call.path) or (MESSAGES if call.path.startswith("/v1/messages") else CHAT)
+        dialect = BY_PATH.get(call.path) or _shape(call.path)
         reply = Reply(send, call, dialect, self._cors.headers(scope))
         if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
             reply.add("connection", "close")
@@ -107,6 +112,8 @@ class Application:
         call.key, call.store = key.name, key.store
         if serves(call.path):
             await self._batches.serve(scope, receive, key.name, reply)
+        elif ollama.serves(call.path):
+            await self._ollama.serve(scope, receive, key, reply)
         elif refusal := _route_refusal(scope):
             await reply.refuse(refusal)
         elif call.path in BY_PATH:
@@ -145,6 +152,9 @@ class Application:
             await reply.refuse(request)
             self._count(call)
             return
+        if (loading := ollama_chat.loading(request.fields)) is not None:
+            await reply.whole(orjson.dumps(loading))
+            return
         await self._relay(request, key, receive, reply)
 
     async def _retrieve(self, content: bytes, receive: Receive, call: Call, key: Key, reply: Reply) -> None:
@@ -154,7 +164,7 @@ class Application:
         if isinstance(request, Refusal):
             await self._refuse(call, request, reply)
             return
-        call.asked = cast("Any", request).model
+        call.asked = _model(request)
         checked = self._retrieval_request(call, dialect, cast("Any", request), key)
         if isinstance(checked, Refusal):
             await self._refuse(call, checked, reply)
@@ -184,7 +194,7 @@ class Application:
         if isinstance(request, Refusal):
             return request
         _log_dropped(request, content)
-        call.asked = cast("Any", request).model
+        call.asked = _model(request)
         tier = self._routes.tier(call.asked)
         if tier is None:
             return self._no_model(call.asked, key)
@@ -244,6 +254,19 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
         pass
     call.disconnected = True
     task.cancel()
+
+
+def _shape(path: str) -> Dialect:
+    """Return the dialect in whose shape a path that is none of a dialect's is answered."""
+    if path.startswith(ollama.PREFIX):
+        return OLLAMA_CHAT
+    return MESSAGES if path.startswith("/v1/messages") else CHAT
+
+
+def _model(request: Fields) -> str:
+    """Return the name that a request asks for."""
+    name: str = cast("Any", request).model
+    return plain(name) if isinstance(request, OllamaRequest) else name
 
 
 def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> RelayRequest | Refusal:

@@ -221,7 +221,9 @@ class Relay:
             self._in_flight[engine] -= 1
 
     async def _planned(self, request: RelayRequest, route: Route) -> Plan:
-        refusal = checks.not_carried_out(request.fields, route.name, route.can, vision=route.vision)
+        refusal = checks.not_carried_out(
+            request.fields, route.name, route.can, vision=route.vision, thinks=route.template is not None
+        )
         if refusal is not None:
             if route.name == request.tier:
                 raise _Refused(refusal)
@@ -235,6 +237,7 @@ class Relay:
             route.defaults,
             longest_answer=route.longest_answer,
             thinking=route.thinking,
+            began=request.call.began,
         )
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))

@@ -15,6 +15,7 @@ from tasks.gateway.request_context import Call
 WAIT_S = 10.0
 """Seconds of silence after which a waiting stream gets a comment; clients and proxies give up after 30 s or more."""
 _JSON = "application/json"
+EVENTS, LINES = "text/event-stream; charset=utf-8", "application/x-ndjson"
 _FAILED = 400
 
 
@@ -56,13 +57,15 @@ class Reply:
         if self._streams:
             await self.fail(refusal)
             return
-        content = refusal.body(anthropic=self._dialect.anthropic)
+        content = self._dialect.error(refusal)
         for name, value in refusal.headers.items():
             self.add(name, value)
         await self.whole(content, refusal.status)
 
     def wait(self) -> None:
-        """Send a comment every WAIT_S seconds until the first words come."""
+        """Send a comment every WAIT_S seconds until the first words come; lines of JSON have none."""
+        if self._dialect.ollama:
+            return
         self._beat = asyncio.get_running_loop().call_later(WAIT_S, self._start_beat)
 
     def _start_beat(self) -> None:
@@ -88,7 +91,8 @@ class Reply:
         if not self._streams:
             self._streams = True
             self._call.status = 200
-            await self._head(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"})
+            kind = LINES if self._dialect.ollama else EVENTS
+            await self._head(200, {"content-type": kind, "cache-control": "no-cache"})
         await self._send({"type": "http.response.body", "body": run, "more_body": True})
 
     async def end(self) -> None:

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from catalog.engines import Abilities
 from tasks.gateway.dialects import schemas
 from tasks.gateway.errors import Refusal, invalid, unsupported
+from tasks.gateway.ollama import fields
 
 MOST_VALUES = 200_000
 """In one body. An agent's long session has some 10,000. Each becomes an object of 50 to 1,000 bytes: 27 MB of empty
@@ -134,9 +135,16 @@ def _sentence(field: str, fault: ErrorDetails, types: Sequence[str]) -> Refusal:
 # What is valid and not carried out
 
 
-def not_carried_out(body: BaseModel, tier: str, can: Abilities, *, vision: bool) -> Refusal | None:
-    """Return why a valid request cannot be done as asked by `tier`, None when it can."""
+def not_carried_out(
+    body: BaseModel, tier: str, can: Abilities, *, vision: bool, thinks: bool = False
+) -> Refusal | None:
+    """Return why a valid request cannot be done as asked by `tier`, None when it can.
+
+    `vision`, `thinks`: whether its model sees, and thinks.
+    """
     match body:
+        case fields.OllamaTexts():
+            return next(_of_ollama(body, tier, can, vision, thinks), None)
         case schemas.Chat():
             return next(_of_chat(body, tier, can, vision), None)
         case schemas.Completions():
@@ -262,6 +270,34 @@ def _of_message_tools(body: schemas.CountTokens) -> Iterator[Refusal]:
             yield invalid(f"`tools[{at}].input_schema` is missing.", f"tools[{at}].input_schema")
     if body.tool_choice and body.tool_choice.type in {"any", "tool"} and not body.tools:
         yield invalid("`tool_choice` needs `tools`.", "tool_choice")
+
+
+def _of_ollama(body: fields.OllamaTexts, tier: str, can: Abilities, vision: bool, thinks: bool) -> Iterator[Refusal]:
+    if body.think and not thinks:
+        message = f"The model {body.model[:100]!r} does not support thinking."
+        yield Refusal(400, message, "unsupported_parameter", "think")
+    if body.logprobs:
+        yield unsupported("logprobs", "ask /v1/chat/completions for them.")
+    if body.options and body.options.frequency_penalty and not can.frequency_penalty:
+        yield unsupported("options.frequency_penalty", "use presence_penalty or repeat_penalty.")
+    if isinstance(body, fields.OllamaChat):
+        pictures = [f"messages[{at}].images" for at, message in enumerate(body.messages or ()) if message.images]
+    else:
+        pictures = ["images"] if getattr(body, "images", None) else []
+    if pictures and not vision:
+        yield unsupported(pictures[0], f"{tier} does not take images.")
+    for name, reason in _NOT_GENERATED.items():
+        if getattr(body, name, None):
+            yield unsupported(name, reason)
+
+
+_NOT_GENERATED = {
+    "suffix": "put it into the prompt as your model wants it.",
+    "template": "a tier's model has its own.",
+    "context": "send the conversation to /api/chat.",
+    "raw": "send a prompt without a template to /v1/completions.",
+}
+"""Fields of /api/generate, and what to do instead."""
 
 
 def _of_parts(field: str, parts: Sequence[Any], tier: str, vision: bool) -> Iterator[Refusal]:

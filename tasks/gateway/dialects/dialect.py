@@ -14,6 +14,7 @@ from tasks.gateway.dialects.json_values import first, obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.usage import Tokens
 from tasks.gateway.errors import Refusal
+from tasks.gateway.ollama import fields
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,24 @@ class Dialect:
     schema: type[Fields]
     anthropic: bool = False
     """Whether errors have Anthropic's shape."""
+    ollama: bool = False
+    """Whether errors have Ollama's shape, and a stream is lines of JSON."""
     streams: bool = False
     marks: re.Pattern[bytes] = re.compile(rb"$^")
     """Finds the events that have to be read; all others pass unread."""
     look: Callable[[Mapping[str, Any]], Seen] = lambda _: Seen()
     """Reads one event."""
 
+    def error(self, refusal: Refusal) -> bytes:
+        """Return a refusal as a whole answer."""
+        if self.ollama:
+            return orjson.dumps({"error": refusal.message})
+        return refusal.body(anthropic=self.anthropic)
+
     def error_event(self, refusal: Refusal) -> bytes:
         """Return how a stream says that it ends here, unfinished."""
+        if self.ollama:
+            return self.error(refusal) + b"\n"
         payload = refusal.payload(anthropic=self.anthropic)
         if self.name == _RESPONSES:
             error = payload["error"]
@@ -80,10 +91,15 @@ MESSAGES = Dialect("messages", "/v1/messages", schemas.Messages, anthropic=True,
 COUNT_TOKENS = Dialect("count_tokens", "/v1/messages/count_tokens", schemas.CountTokens, anthropic=True)
 EMBEDDINGS = Dialect("embeddings", "/v1/embeddings", schemas.Embeddings)
 RERANK = Dialect("rerank", "/v1/rerank", schemas.Rerank)
+OLLAMA_CHAT = Dialect("ollama_chat", "/api/chat", fields.OllamaChat, ollama=True, streams=True)
+OLLAMA_GENERATE = Dialect("ollama_generate", "/api/generate", fields.OllamaGenerate, ollama=True, streams=True)
+OLLAMA_EMBED = Dialect("ollama_embed", "/api/embed", fields.OllamaEmbed, ollama=True)
+OLLAMA_EMBEDDINGS = Dialect("ollama_embeddings", "/api/embeddings", fields.OllamaEmbeddings, ollama=True)
 
 _ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, EMBEDDINGS, RERANK)
+_OLLAMA = (OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED, OLLAMA_EMBEDDINGS)
 BY_PATH: Mapping[str, Dialect] = {
-    **{dialect.path: dialect for dialect in _ALL},
+    **{dialect.path: dialect for dialect in (*_ALL, *_OLLAMA)},
     **{dialect.path.removeprefix("/v1"): dialect for dialect in _ALL if not dialect.anthropic},
 }
 """What may be posted to; OpenAI's routes also without /v1, as some clients have it."""

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from catalog.engines import Abilities
 from state.settings import LONGEST_ANSWER
 from tasks.gateway.dialects import anthropic_chat, defaults, engine_fields, json_schema, responses_chat
-from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
+from tasks.gateway.dialects.dialect import CHAT, COMPLETIONS, MESSAGES, OLLAMA_GENERATE, RESPONSES, Dialect
 from tasks.gateway.dialects.json_values import obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.dialects.thinking import EFFORT, NONE, ThinkingPlan, TierThinking, settle
+from tasks.gateway.ollama import chat as ollama_chat
+from tasks.gateway.ollama.chat import OllamaTranslation
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -102,15 +104,21 @@ def plan(
     *,
     longest_answer: int = LONGEST_ANSWER,
     thinking: TierThinking | None = None,
+    began: float = 0.0,
 ) -> Plan:
     """Return how to ask an engine that has the abilities `can` and knows its model as `model`.
 
     `tier_defaults`: what is filled in where the request says nothing; `longest_answer`: tokens, where it asks for more;
-    `thinking`: how the tier's model thinks, None where it does not.
+    `thinking`: how the tier's model thinks, None where it does not; `began`: when the request came, in monotonic
+    seconds.
     """
-    body = defaults.fill(
-        dialect, request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True), tier_defaults
-    )
+    body = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+    if dialect.ollama:
+        translation = OllamaTranslation(body["model"], began, generates=dialect is OLLAMA_GENERATE)
+        body, dialect = ollama_chat.to_chat(body), CHAT
+    else:
+        translation = None
+    body = defaults.fill(dialect, body, tier_defaults)
     body["model"] = model
     engine_fields.limit(body, longest_answer)
     for name in _OURS:
@@ -123,7 +131,7 @@ def plan(
         return replace(chat, shows_usage=True, translation=anthropic_chat.MessageTranslation())
     if dialect in {CHAT, COMPLETIONS}:
         chat = _chat(body, can, thinking if dialect is CHAT else None)
-        return chat if dialect is CHAT else _completion(chat)
+        return replace(chat, translation=translation) if dialect is CHAT else _completion(chat)
     return Plan(dialect, body, streams=False)
 
 

@@ -6,7 +6,7 @@ No other engine stands in for such a one: vectors of two models have nothing in 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,14 +15,21 @@ import orjson
 from state.keys import Key
 from tasks.gateway import errors
 from tasks.gateway.dialects import schemas
-from tasks.gateway.dialects.dialect import EMBEDDINGS, RERANK, Dialect
+from tasks.gateway.dialects.dialect import EMBEDDINGS, OLLAMA_EMBED, OLLAMA_EMBEDDINGS, RERANK, Dialect
 from tasks.gateway.engine_client import EngineClient, EngineDown
 from tasks.gateway.errors import Refusal, invalid
+from tasks.gateway.ollama import vectors as ollama
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import RetrievalRoute, Route, Routes
 
-PURPOSES: Mapping[Dialect, str] = {EMBEDDINGS: "embedding", RERANK: "rerank"}
+EMBEDDING = "embedding"
+PURPOSES: Mapping[Dialect, str] = {
+    EMBEDDINGS: EMBEDDING,
+    RERANK: "rerank",
+    OLLAMA_EMBED: EMBEDDING,
+    OLLAMA_EMBEDDINGS: EMBEDDING,
+}
 MOST_INPUTS = 2_048
 """Texts of one request, as OpenAI has it."""
 _BAD = 400
@@ -36,10 +43,10 @@ def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRou
     purpose = PURPOSES[dialect]
     route = routes.retrieval.get(purpose)
     if route is None:
-        kind = "embedding" if dialect is EMBEDDINGS else "reranking"
+        kind = "embedding" if purpose == EMBEDDING else "reranking"
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
     if model not in route.names:
-        ability = "make embeddings" if dialect is EMBEDDINGS else "rank documents"
+        ability = "make embeddings" if purpose == EMBEDDING else "rank documents"
         message = f"{model[:100]!r} does not {ability} here; ask for {purpose!r}."
         return Refusal(404, message, "model_not_found", "model")
     if key.tiers and purpose not in key.tiers:
@@ -50,8 +57,15 @@ def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRou
 def read(call: Call, dialect: Dialect, request: schemas.Fields, route: RetrievalRoute) -> RetrievalRequest | Refusal:
     """Return what the engine is asked, or what is wrong with the request."""
     fields = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
-    body = _embeddings(fields, route) if dialect is EMBEDDINGS else _rerank(fields)
-    return body if isinstance(body, Refusal) else RetrievalRequest(call, dialect.path, body, route.route)
+    if dialect is RERANK:
+        body = _rerank(fields)
+    else:
+        body = _embeddings(ollama.to_embeddings(fields) if dialect.ollama else fields, route)
+    if isinstance(body, Refusal):
+        return body
+    path = RERANK.path if dialect is RERANK else EMBEDDINGS.path
+    written = ollama.embed if dialect is OLLAMA_EMBED else ollama.embeddings if dialect is OLLAMA_EMBEDDINGS else None
+    return RetrievalRequest(call, path, body, route.route, written)
 
 
 def _embeddings(fields: dict[str, Any], route: RetrievalRoute) -> dict[str, Any] | Refusal:
@@ -100,6 +114,8 @@ class RetrievalRequest:
     """Of the engine's route."""
     body: dict[str, Any]
     route: Route
+    written: Callable[[Mapping[str, Any], Call], dict[str, Any]] | None = None
+    """Writes the engine's answer in another dialect; None where its bytes pass as they are."""
 
 
 async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -> None:
@@ -122,7 +138,7 @@ async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -
     call.heard()
     usage = _TOKENS.search(content[-_TAIL:])
     call.prompt_tokens = int(usage[1]) if usage else 0
-    await reply.whole(content)
+    await reply.whole(orjson.dumps(request.written(orjson.loads(content), call)) if request.written else content)
 
 
 def _refusal(purpose: str, status: int, content: bytes) -> Refusal:

@@ -33,14 +33,15 @@ def test_a_key_is_printed_alone_and_once(home: Home, capsys: pytest.CaptureFixtu
 
 def test_a_key_whose_prompts_are_kept_nowhere_says_so(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["keys", "create", "quiet", "--no-store"]) == 0
-    assert cli.run(["keys", "create", "app"]) == 0
+    assert cli.run(["keys", "create", "app", "--manage"]) == 0
     capsys.readouterr()
     assert cli.run(["keys", "list"]) == 0
     app, quiet = capsys.readouterr().out.splitlines()[1:]
-    assert (app.split()[-1], quiet.split()[-2:]) == ("disk", ["memory", "only"])
+    assert (app.split()[-2:], quiet.split()[-3:]) == (["disk", "manage"], ["memory", "only", "use"])
     old = [{"name": "old", "digest": "0", "created": 0.0, "tiers": [], "rpm": None, "background": False}]
     keys.file(home).write_text(json.dumps(old))
-    assert next(iter(keys.read(keys.file(home)).values())).store
+    (key,) = keys.read(keys.file(home)).values()
+    assert (key.store, key.manage) == (True, False)
 
 
 def test_keys_are_made_before_there_is_a_stack(

@@ -1,0 +1,133 @@
+"""The models in Ollama's shapes: what a key may ask for, what runs, and what is known of one. Read from state.db."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from state import service, stack, weights
+from state.db import Database
+from state.keys import Key
+from state.service import SERVING
+from state.stack import Engine
+from state.weights import Weights
+from tasks.gateway.ollama.fields import LATEST
+from tasks.gateway.routes import Routes
+
+API_VERSION = "0.12.6"
+"""The version of Ollama's API that these routes follow; programs refuse one that is too old."""
+NEVER = "2318-01-01T00:00:00Z"
+"""When a model is unloaded that stays: Ollama's own answer is some 292 years from now."""
+_CHAT = "chat"
+
+
+@dataclass(frozen=True)
+class OllamaModel:
+    """One name, and the engine behind it."""
+
+    name: str
+    engine: Engine
+    weights: Weights | None
+    """None until they are pulled."""
+
+
+def served(db: Database, routes: Routes, key: Key) -> list[OllamaModel]:
+    """Return the tiers, and the models for embeddings and ranking, that a key may ask for. Raises StateUnavailable."""
+    named = [(tier.name, tier.engine) for tier in stack.tiers(db) if tier.name in routes.tiers]
+    named += [(engine.name, engine) for engine in stack.retrieval(db) if engine.name in routes.retrieval]
+    allowed = [(name, engine) for name, engine in named if not key.tiers or name in key.tiers]
+    return [OllamaModel(name, engine, weights.at(db, engine.weights)) for name, engine in allowed]
+
+
+def find(models: list[OllamaModel], routes: Routes, name: str) -> OllamaModel | None:
+    """Return the model behind a name, which may be one that leads to a tier, as `gpt-4o` does."""
+    retrieval = (purpose for purpose, route in routes.retrieval.items() if name in route.names)
+    wanted = routes.tier(name) or next(retrieval, name)
+    return next((model for model in models if model.name == wanted), None)
+
+
+def tags(models: list[OllamaModel]) -> dict[str, Any]:
+    """Return GET /api/tags."""
+    return {"models": [_entry(model) | {"modified_at": _time(model)} for model in models]}
+
+
+def running(db: Database, models: list[OllamaModel]) -> dict[str, Any]:
+    """Return GET /api/ps. Raises StateUnavailable."""
+    serving = {row.name for row in service.listing(db) if row.state in SERVING}
+    shown = [model for model in models if model.engine.name in serving]
+    return {"models": [_entry(model) | _loaded(model.engine) for model in shown]}
+
+
+def _loaded(engine: Engine) -> dict[str, Any]:
+    return {
+        "size": engine.memory_bytes,
+        "size_vram": engine.memory_bytes,
+        "expires_at": NEVER,
+        "context_length": engine.context,
+    }
+
+
+def show(model: OllamaModel) -> dict[str, Any]:
+    """Return POST /api/show."""
+    files, engine = model.weights, model.engine
+    kind = files.model_type if files else "unknown"
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _details(model),
+        "model_info": {
+            "general.architecture": kind,
+            "general.basename": engine.model,
+            "general.parameter_count": files.parameters if files else 0,
+            f"{kind}.context_length": engine.context,
+        },
+        "capabilities": list(_capabilities(engine)),
+        "modified_at": _time(model),
+    }
+
+
+def _capabilities(engine: Engine) -> Iterator[str]:
+    if engine.purpose != _CHAT:
+        yield engine.purpose
+        return
+    yield "completion"
+    if engine.tool_parser:
+        yield "tools"
+    if engine.vision:
+        yield "vision"
+    if engine.reasoning_parser:
+        yield "thinking"
+
+
+def _entry(model: OllamaModel) -> dict[str, Any]:
+    name, files = f"{model.name}{LATEST}", model.weights
+    origin = f"{files.source}@{files.revision}" if files else model.engine.source
+    return {
+        "name": name,
+        "model": name,
+        "size": files.size if files else 0,
+        "digest": hashlib.sha256(origin.encode()).hexdigest(),
+        "details": _details(model),
+    }
+
+
+def _details(model: OllamaModel) -> Mapping[str, Any]:
+    files = model.weights
+    family = files.model_type if files else ""
+    return {
+        "parent_model": model.engine.model,
+        "format": "safetensors",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": f"{files.parameters / 1e9:.1f}B" if files else "",
+        "quantization_level": model.engine.quant,
+    }
+
+
+def _time(model: OllamaModel) -> str:
+    at = model.weights.pulled_at if model.weights else 0.0
+    return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
