@@ -39,6 +39,10 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Models": {
         "models": "List installed, known or available models.",
         "pull": "Download a model.",
+        "load": "Load a model now, as a request for it would.",
+        "unload": "Stop a model until it is asked for again.",
+        "pin": "Keep a model loaded once it is, whatever else needs memory.",
+        "unpin": "Let a pinned model be stopped again.",
         "bench": "Benchmark a running tier or an installed model.",
         "verify": "Re-check model files and re-download damaged ones.",
         "rm": "Delete a model.",

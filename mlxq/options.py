@@ -143,10 +143,15 @@ def service_name(function: Function) -> Function:
     return click.argument("name", metavar="[SERVICE]", required=False, shell_complete=complete_service)(function)
 
 
+LOADED = "SELECT name FROM models WHERE name IN (SELECT name FROM services)"
+"""Engines of models on demand that are loaded."""
+
+
 def check_services(db: Database, names: Sequence[str]) -> None:
     """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
     tiers = [tier.name for tier in stack.tiers(db)]
-    existing = [*tiers, *(engine.name for engine in stack.retrieval(db)), *BESIDE] if tiers else [*BESIDE]
+    beside = [*(engine.name for engine in stack.retrieval(db)), *BESIDE]
+    existing = [*tiers, *beside, *(row["name"] for row in db.rows(LOADED))] if tiers else [*BESIDE]
     for name in names:
         if len(existing) == len(BESIDE):
             raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")

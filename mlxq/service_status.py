@@ -27,6 +27,8 @@ REASONS: Mapping[State, str] = {
 }
 WAITING = "waiting to start"
 RESTARTING = "restarting"
+ASLEEP = "asleep"
+"""Stopped by mlxq; the next request starts it."""
 NO_ANSWER = "no answer"
 NO_PROCESS = "process is gone"
 NO_WORKER = "no worker is running"
@@ -71,6 +73,8 @@ def _reason(service: Service) -> str:
         return WAITING
     if service.desired == "up" and service.state == State.STOPPING:
         return RESTARTING
+    if service.state == State.STOPPED and service.asleep:
+        return ASLEEP
     return REASONS[service.state]
 
 
@@ -82,7 +86,7 @@ def unwatched(service: Service, *, alive: bool, answers: bool) -> ServiceStatus:
     if alive:
         return ServiceStatus(Observed.HEALTHY) if answers else ServiceStatus(Observed.DOWN, NO_ANSWER)
     if service.desired == "down":
-        return ServiceStatus(Observed.STOPPED)
+        return ServiceStatus(Observed.STOPPED, ASLEEP if service.asleep else "")
     if service.state == State.FAILED:
         return of_row(service)
     if service.state in {State.STOPPED, State.DISK_UNAVAILABLE}:

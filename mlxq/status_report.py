@@ -14,7 +14,7 @@ from typing import Any
 from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
-from state import facts, files, ports, safe_mode, service, settings, stack
+from state import facts, files, on_demand, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.metrics import cloud_spend, tuning
@@ -31,6 +31,7 @@ PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
 MIB = 1024 * 1024
 GATEWAY = "gateway"
+WAITING_LOADS = "SELECT service, phase FROM jobs WHERE kind = 'load' AND state = 'queued' ORDER BY id"
 LIVE_JOBS = "SELECT id, kind, state, phase FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id"
 
 
@@ -66,6 +67,8 @@ class StatusReport:
     troubles: list[tuple[str, str, str | None]]
     """Name, cause and next command of each service that needs an explanation."""
     tiers: list[Tier]
+    waiting: list[tuple[str, str]]
+    """The engines of models that are asked for and wait for memory, and for what."""
     jobs: list[dict[str, Any]]
     """Id, kind, state and phase of the jobs that have not ended, the oldest first."""
     config: list[ConfigProblem]
@@ -128,11 +131,12 @@ def collect(db: Database) -> StatusReport:
         budget_percent=facts.budget_percent(db, settings.load(db.home)["memory-budget-pct"]),
         endpoint=ports.endpoint(numbers),
         worker=running,
-        services=_services(rows, stack.retrieval(db), tiers, numbers, watched=running.state == "running"),
+        services=_services(rows, _beside(db), tiers, numbers, watched=running.state == "running"),
         reuse=prompt_reuse.of_tiers(db),
         tunings=_tunings(db, rows, tiers),
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
+        waiting=[(row["service"], row["phase"] or "") for row in db.rows(WAITING_LOADS)],
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
         config=[*config_problems.listing(db.home), *config_problems.of_targets(db)],
         cloud=cloud_today(db.home),
@@ -143,20 +147,23 @@ def empty(home: Home) -> StatusReport:
     """Return the report on a home that has no state.db."""
     endpoint = f"http://127.0.0.1:{settings.load(home)['litellm-port']}/v1"
     return StatusReport(
-        {}, None, endpoint, STOPPED, [], {}, {}, [], [], [], config_problems.listing(home), cloud_today(home)
+        {}, None, endpoint, STOPPED, [], {}, {}, [], [], [], [], config_problems.listing(home), cloud_today(home)
     )
 
 
 def _services(
     rows: Mapping[str, Service],
-    retrieval: Sequence[Engine],
+    beside: Sequence[Engine],
     tiers: Sequence[Tier],
     numbers: Mapping[str, int],
     *,
     watched: bool,
 ) -> list[dict[str, Any]]:
-    """Return the engines and the gateway, then what else has a row; `numbers`: ports, 0 for a page that is off."""
-    engines = {engine.name: engine for engine in [*engines_of(tiers), *retrieval]}
+    """Return the engines and the gateway, then what else has a row; `numbers`: ports, 0 for a page that is off.
+
+    `beside`: engines without a tier; those on demand only as long as they have a row.
+    """
+    engines = {engine.name: engine for engine in [*engines_of(tiers), *beside]}
     stacked = [*engines, *([GATEWAY] if tiers else [])]
     return [
         _service(
@@ -171,6 +178,13 @@ def _tunings(db: Database, rows: Mapping[str, Service], tiers: Sequence[Tier]) -
     running = [(engine, rows[engine.name].release) for engine in engines_of(tiers) if engine.name in rows]
     used = {engine.name: tuning.find(db, release, engine.source) for engine, release in running}
     return {name: row for name, row in used.items() if row}
+
+
+def _beside(db: Database) -> list[Engine]:
+    """Return the engines without a tier: for embeddings and ranking, and those on demand that are loaded."""
+    running = {row.name for row in service.listing(db)}
+    models = [entry.engine for entry in on_demand.models(db) if entry.engine.name in running]
+    return [*stack.retrieval(db), *models]
 
 
 def _troubles(db: Database, rows: Iterable[Service], tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:

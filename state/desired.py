@@ -47,6 +47,11 @@ def find(db: Database, subject: str) -> Requested:
     return NOTHING if row is None else Requested(row["value"], row["seq"])
 
 
+def stay_down(db: Database, name: str | None) -> None:
+    """Have a service that sleeps, or every one, stay down also when a request asks for it."""
+    db.run("UPDATE residency SET asleep = 0 WHERE ? IS NULL OR engine = ?", (name, name))
+
+
 def record(db: Database, subject: str, value: str, seq: int) -> bool:
     """Record a request, unless a newer one about the same is recorded; return whether it was."""
     return (
@@ -77,6 +82,8 @@ def request(db: Database, name: str, what: Request, seq: int, *, waits: bool = F
     its weights may not be there yet.
     """
     with db.transaction():
+        if what == "down":
+            stay_down(db, name)
         if what in {"restart", "purge"}:
             _request_restart(db, name, what, seq)
         elif record(db, _service(name), what, seq):

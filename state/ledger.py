@@ -123,6 +123,7 @@ def request_down(db: Database, service: str | None) -> None:
     seq = desired.next_seq(db)
     if service is None:
         desired.record(db, desired.EVERY, "down", seq)
+        desired.stay_down(db, None)
     else:
         desired.request(db, service, "down", seq)
     _cancel_starts(db, service)

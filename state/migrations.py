@@ -14,6 +14,7 @@ from pathlib import Path
 from state.batches.schema import m018_batches
 from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
 from state.notify.schema import m015_notifications
+from state.on_demand import MODELS, RESIDENCY
 from state.paths import Home
 from state.schedule.schema import m016_schedules
 
@@ -475,6 +476,13 @@ def m017_purposes(db: Database) -> None:
 
 
 schema()(m018_batches)
+
+
+@schema()
+def m019_on_demand(db: Database) -> None:
+    """Add the models on this disk, and what is known of the use of engines that may sleep."""
+    db.execute(MODELS)
+    db.execute(RESIDENCY)
 
 
 def back_up(connection: sqlite3.Connection, target: Path) -> None:

@@ -159,6 +159,8 @@ class Service:
     None before, and after a start with another command line."""
     restarted: int = 0
     """Number of the newest request to restart it that the running process has met (state/desired.py)."""
+    asleep: bool = False
+    """Whether mlxq stopped it until it is asked for again (state/on_demand.py)."""
 
     @property
     def pid(self) -> int | None:
@@ -173,14 +175,17 @@ OF_ONE_START = (
 """Columns that tell of one start and are empty at the next."""
 
 
+SELECTED = "SELECT *, coalesce((SELECT asleep FROM residency WHERE engine = name), 0) AS asleep FROM services"
+
+
 def listing(db: Database) -> list[Service]:
     """Return all services: engines by port, then the gateway and the page."""
-    return [_service(row) for row in db.rows("SELECT * FROM services ORDER BY kind <> 'engine', port")]
+    return [_service(row) for row in db.rows(f"{SELECTED} ORDER BY kind <> 'engine', port")]
 
 
 def find(db: Database, name: str) -> Service | None:
     """Return one service, or None."""
-    row = db.row("SELECT * FROM services WHERE name = ?", (name,))
+    row = db.row(f"{SELECTED} WHERE name = ?", (name,))
     return None if row is None else _service(row)
 
 
@@ -297,6 +302,7 @@ def _service(row: Row) -> Service:
     state = values["state"] = State(values["state"]) if values["state"] in set(State) else State.BACKOFF
     observed = values["observed"]
     values["observed"] = Observed(observed) if observed in set(Observed) else observe(state, values["desired"])
+    values["asleep"] = bool(values["asleep"]) and values["desired"] == "down"
     values["argv"] = json_strings(values["argv"])
     values["exits"] = json_numbers(values["exits"])
     values["leaving"] = [text for text in json_strings(values["leaving"]) if IDENTITY.fullmatch(text)]

@@ -28,6 +28,7 @@ from state.errors import MlxqError, UsageProblem
 from state.paths import Home
 
 AUTO = "auto"
+OFF = "off"
 LONGEST_PATH = 768
 """Bytes; macOS takes 1,024 and the names of weights come after it."""
 LONGEST_KEY = 512
@@ -198,6 +199,64 @@ def _engines(value: Any) -> dict[str, str]:
     return engines
 
 
+_SPAN = re.compile(r"(\d{1,9})\s*([smhd]?)")
+_SPAN_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+LONGEST_SPAN_S = 365 * 86_400
+
+
+def _span(low: int) -> Callable[[Any], int]:
+    """Parse a time span of at least `low` seconds, as a number of seconds or with a unit."""
+
+    def parse(value: Any) -> int:
+        match = None if isinstance(value, bool) else _SPAN.fullmatch(str(value).strip())
+        span_s = int(match[1]) * _SPAN_S[match[2]] if match else -1
+        if not low <= span_s <= LONGEST_SPAN_S:
+            raise ValueError(f"a time from {low} s to a year, such as 90, 30s, 30m or 2h")
+        return span_s
+
+    return parse
+
+
+def _span_or_off(value: Any) -> int | str:
+    if value is False or str(value).strip().lower() == OFF:  # YAML reads a bare `off` as false
+        return OFF
+    try:
+        return _span(1)(value)
+    except ValueError as problem:
+        raise ValueError(f"{problem}, or {OFF}") from problem
+
+
+def _size_or_off(value: Any) -> int | str:
+    if value is False or str(value).strip().lower() == OFF:
+        return OFF
+    try:
+        return _number(1, 10_000)(value)
+    except ValueError as problem:
+        raise ValueError(f"{problem}, or {OFF}") from problem
+
+
+def _idle_stops(value: Any) -> dict[str, int | str]:
+    pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
+    try:
+        return {_service(str(name).strip()): _span_or_off(span) for name, span in pairs.items()}
+    except ValueError as problem:
+        raise ValueError(f"pairs of a tier and a time or {OFF}, such as fast=30m,longctx=2h") from problem
+
+
+def _service(name: str) -> str:
+    if not _ALIAS.fullmatch(name):
+        raise ValueError(name)
+    return name
+
+
+def _models(value: Any) -> list[str]:
+    words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
+    names = [str(word).strip() for word in words if str(word).strip()]
+    if not all(_ALIAS.fullmatch(name) for name in names):
+        raise ValueError("names of models, such as qwen3.5-4b,mlx-community/gemma-3-4b-it-4bit")
+    return list(dict.fromkeys(names))
+
+
 def _within(low: float, high: float, kind: type[int | float]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = kind(text)
@@ -290,6 +349,16 @@ SETTINGS: tuple[Setting, ...] = (
             _number(0, 10_000), applies="mlxq up"),
     Setting("check-updates", False, "Ask the package index once a day for a newer mlxq; status and doctor show it.",
             _switch),
+    Setting("idle-stop", 1800, "How long a model that was loaded on demand stays after its last use; off = for ever.",
+            _span_or_off),
+    Setting("tier-idle-stop", {}, "The same for single tiers, which stay for ever where it is not set.", _idle_stops),
+    Setting("pinned", [], "Models on demand that are never stopped for being idle or to make room (`mlxq pin`).",
+            _models),
+    Setting("min-stay", 30, "How long a model that was just loaded is not stopped to make room for another.", _span(0)),
+    Setting("load-timeout", 300, "How long a request waits for its model to be loaded.", _span(1)),
+    Setting("pull-on-demand", "off",
+            "Most to download, in GB, when a request asks for a model that is not on this disk; off = nothing.",
+            _size_or_off),
     Setting("auto-health-check", True, "Restart services that hang or crash.", _switch),
     Setting("watch-interval", 2, "Seconds between health checks; exits are detected immediately regardless.",
             _number(1, 3600)),

@@ -8,6 +8,7 @@ one that makes embeddings or ranks documents belongs to no tier, and is named fo
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
@@ -165,10 +166,13 @@ def engines(db: Database) -> list[Engine]:
 
 
 def engine(db: Database, name: str) -> Engine:
-    """Return one engine. Raises NotFound with the names there are, NotSetUp where there are none."""
+    """Return one engine, of the stack or of a model on this disk. Raises NotFound, NotSetUp where there are none."""
     row = db.row("SELECT * FROM engines WHERE name = ?", (name,))
     if row is not None:
         return _engine(row)
+    text = db.value("SELECT engine FROM models WHERE name = ?", (name,))
+    if text is not None:
+        return engine_of_json(text)
     names = ", ".join(candidate.name for candidate in engines(db))
     if not names:
         raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
@@ -300,6 +304,12 @@ def set_weights(db: Database, source: str, folder: str) -> None:
     with db.transaction():
         db.run("UPDATE engines SET weights = ? WHERE source = ?", (folder, source))
         db.announce()
+
+
+def engine_of_json(text: str) -> Engine:
+    """Return an engine as it is stored with a model on this disk; what an older mlxq did not write has its default."""
+    stored: dict[str, Any] = json.loads(text)
+    return Engine(**{field.name: stored[field.name] for field in fields(Engine) if field.name in stored})
 
 
 def _engine(row: Row) -> Engine:

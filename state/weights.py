@@ -90,6 +90,7 @@ def loaded(db: Database, folder: str) -> None:
 def forget(db: Database, folder: str) -> None:
     """Drop the row of a folder that is gone or damaged, and take it away from the tiers that serve it."""
     with db.transaction():
+        db.run("DELETE FROM models WHERE json_extract(engine, '$.weights') = ?", (folder,))
         db.run("DELETE FROM weights WHERE folder = ?", (folder,))
         db.run("UPDATE engines SET weights = '' WHERE weights = ?", (folder,))
         db.announce()

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from state import ledger, secrets, service, settings, stack
+from state import ledger, on_demand, secrets, service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, StateUnavailable
 from state.paths import Home
@@ -63,7 +63,8 @@ def _caches(db: Database, home: Home) -> dict[Path, int]:
     A quarter more than the engine holds in memory: the tokens and an index lie beside. All together hold what the
     setting cache-max-gb allows; the folders that were written last come first.
     """
-    wanted = {engine.name: engine.cache_bytes * 5 // 4 for engine in stack.engines(db)}
+    engines = [*stack.engines(db), *(entry.engine for entry in on_demand.models(db))]
+    wanted = {engine.name: engine.cache_bytes * 5 // 4 for engine in engines}
     rest, limits = settings.load(home)["cache-max-gb"] * GB, dict[Path, int]()
     for folder in sorted(prompt_cache.folders(home), key=prompt_cache.written_at, reverse=True):
         limits[folder] = min(wanted.get(folder.name, 0), rest)

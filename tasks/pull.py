@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from state import ledger, settings, stack, weights
+from state import ledger, on_demand, settings, stack, weights
 from state.db import Database
 from state.errors import Busy, DiskUnavailable, MlxqError, NotFound, UsageProblem
 from state.job import get as read_job
 from tasks import kinds
 from tasks.executor import Context
+from tasks.on_demand import requests
 from tasks.queue import job
 from tasks.system.child import Later, Progress
 from tasks.weights import builtin, builtin_embedding, client, integrity, manifest, model_dir, staging
@@ -109,6 +110,11 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
     path = _inside(context, folder)
     serving = [tier.name for tier in stack.tiers(context.db) if tier.engine.weights == folder]
     serving += [engine.name for engine in stack.retrieval(context.db) if engine.weights == folder]
+    serving += [
+        entry.model
+        for entry in on_demand.models(context.db)
+        if entry.engine.weights == folder and requests.is_up(context.db, entry.engine.name)
+    ]
     if serving and not force:
         raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
     try:

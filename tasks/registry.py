@@ -19,13 +19,14 @@ from tasks import (
 )
 from tasks.batches import answering
 from tasks.notify import deliver, watch
+from tasks.on_demand import fetching, idle, loading
 from tasks.queue import QUEUES
 from tasks.supervision import services, watchdog
 from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
-    *(schedule, smoke_test, switch, tuning, watch, watchdog),
+    *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from catalog.machine import from_row
-from state import facts, settings, stack
+from state import facts, on_demand, settings, stack
 from state import service as rows
 from state.db import Database
 from state.errors import NotSetUp
@@ -73,8 +73,9 @@ def start(name: str, after: Sequence[str] = ()) -> NewJob:
 
 
 def leaving(db: Database) -> list[str]:
-    """Return the services that do not belong to the stack any more."""
+    """Return the services that belong neither to the stack any more nor to a model on this disk."""
     staying = {*auxiliary_services(db.home), *(engine.name for engine in stack.engines(db))}
+    staying |= {entry.engine.name for entry in on_demand.models(db)}
     return [row.name for row in rows.listing(db) if row.name not in staying]
 
 

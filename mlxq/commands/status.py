@@ -13,7 +13,7 @@ import click
 from catalog import units
 from catalog.machine import planned
 from mlxq import jobs_client, options, prompt_reuse, render, status_report
-from mlxq.service_status import ServiceStatus
+from mlxq.service_status import ASLEEP, ServiceStatus
 from mlxq.status_report import StatusReport
 from state import wakeup
 from state.config.problem import ConfigProblem
@@ -201,6 +201,8 @@ def _services(status: StatusReport) -> None:
         right=(2, 3, 5, 6),
     )
     _tiers(status)
+    for name, phase in status.waiting:
+        click.echo(f"\n{name} is asked for; it {phase or 'waits for the worker'}.")
     for name, cause, _ in status.troubles:
         click.echo(f"\n{name}: {cause}")
     config(status.config)
@@ -270,16 +272,20 @@ def _row(service: dict[str, Any]) -> list[Any]:
     ]
 
 
+def _is_amiss(service: dict[str, Any]) -> bool:
+    """Return whether a service does not serve; one that sleeps would."""
+    return service["state"] != "healthy" and service["reason"] != ASLEEP
+
+
 def _next(status: StatusReport) -> None:
     """Name the one command that helps most now."""
     hints = [hint for _, _, hint in status.troubles if hint]
     hints += [problem.hint for problem in status.config if not problem.warning]
-    states = {service["state"] for service in status.services}
     if status.jobs:
         render.next_step(f"mlxq jobs watch {status.jobs[0]['id']}")
     elif hints:
         render.next_step(hints[0])
-    elif states - {"healthy"} or status.worker.state == "stopped":
+    elif status.worker.state == "stopped" or any(map(_is_amiss, status.services)):
         render.next_step("mlxq up")
     else:
         render.next_step('mlxq chat "What is the capital of France?"')

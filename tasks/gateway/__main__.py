@@ -31,6 +31,7 @@ from tasks.gateway.connections import Connection
 from tasks.gateway.cooldown import Cooldown
 from tasks.gateway.egress import Wall
 from tasks.gateway.engine_client import EngineClient
+from tasks.gateway.on_demand import OnDemand
 from tasks.gateway.relay import Relay
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Routes
@@ -77,9 +78,11 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
             counter.add(call)
 
     ring = KeyRing(keys.file(home), secrets[MASTER], os.environ.pop(plan.TRIAL_KEY, ""), lambda: server.proving)
-    application = Application(table, ring, start, count, home)
+    wall = _wall(table, wanted.host, has_cloud=cloud is not None)
+    on_demand = OnDemand(home, table, os.environ["MLXQ_BACKEND"], wall.allow)
+    application = Application(table, ring, start, count, on_demand)
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
-    _wall(table, wanted.host, has_cloud=cloud is not None).stand()
+    wall.stand()
     try:
         server = Server(_config(application), home, generation, _addresses(wanted), int(trial) if trial else None)
     except OSError as problem:

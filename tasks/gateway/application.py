@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
 from state.keys import Key
-from state.paths import Home
-from tasks.gateway import models
+from tasks.gateway import errors, models
 from tasks.gateway.admission import body
 from tasks.gateway.admission.api_keys import MASTER_NAME, KeyRing, secret_of
 from tasks.gateway.admission.body import Gone
@@ -22,7 +22,6 @@ from tasks.gateway.batches.api import BatchApi, serves
 from tasks.gateway.connections import KNOWN
 from tasks.gateway.dialects import checks, retrieval
 from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, OLLAMA_CHAT, Dialect
-from tasks.gateway.dialects.retrieval import RetrievalRequest
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal, unsupported
@@ -30,10 +29,11 @@ from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
 from tasks.gateway.ollama.fields import OllamaRequest, plain
+from tasks.gateway.on_demand import OnDemand, SleepingModel
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
-from tasks.gateway.routes import BYTES_PER_TOKEN, Routes
+from tasks.gateway.routes import BYTES_PER_TOKEN, RetrievalRoute, Routes
 from tasks.plan import gateway as plan
 
 log = logging.getLogger("mlxq.gateway")
@@ -42,8 +42,30 @@ CHECK, BATCH = plan.CHECK.encode(), plan.BATCH.encode()
 OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
 """What a supervisor may ask without a key."""
 MODELS = ("/v1/models", "/models")
+CHAT_PURPOSE = "chat"
+UNAVAILABLE = "no_tier_available"
+"""The code of a refusal where no engine answered."""
+NO_MODEL = "model_not_found"
 LEFT = 499
 """The status of a request whose client left; nothing is sent."""
+
+
+@dataclass(frozen=True)
+class Retrieving:
+    """A request for vectors or a ranking, and what answers it."""
+
+    call: Call
+    dialect: Dialect
+    fields: Fields
+    engine: str
+    model: str
+    """Of a model on demand; empty where the stack has the engine."""
+    route: RetrievalRoute | None = None
+
+    @property
+    def keep_s(self) -> float | None:
+        """How long it says that its model is to stay."""
+        return _keep_s(self.fields)
 
 
 class Application:
@@ -55,9 +77,10 @@ class Application:
         ring: KeyRing,
         start: Callable[[], tuple[EngineClient, Relay]],
         count: Callable[[Call], None],
-        home: Home,
+        on_demand: OnDemand,
     ) -> None:
         """Take what the answers need. `start` makes what belongs to the event loop, at the first request."""
+        self._on_demand = on_demand
         self._routes = routes
         self._ring = ring
         self._start = start
@@ -65,8 +88,8 @@ class Application:
         self._queue = Queue()
         self._cors = Cors(routes.allowed_origins)
         self._limit = max(body.LARGEST_BYTES, BYTES_PER_TOKEN * routes.largest)
-        self._batches = BatchApi(home, self._limit)
-        self._ollama = OllamaApi(home, routes)
+        self._batches = BatchApi(on_demand.home, self._limit)
+        self._ollama = OllamaApi(on_demand.home, routes)
         self._started: tuple[EngineClient, Relay] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +115,9 @@ class Application:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         """Start and end with the server."""
         while (await receive())["type"] != "lifespan.shutdown":
+            self._on_demand.start()
             await send({"type": "lifespan.startup.complete"})
+        self._on_demand.stop()
         if self._started is not None:
             await self._started[0].close()
         await send({"type": "lifespan.shutdown.complete"})
@@ -133,7 +158,7 @@ class Application:
     async def _show_models(self, scope: Scope, call: Call, key: Key, reply: Reply) -> None:
         name = next((call.path.removeprefix(path) for path in MODELS if call.path.startswith(path)), "").strip("/")
         anthropic = any(header == b"anthropic-version" for header, _ in scope["headers"])
-        shown = models.listing(self._routes, key, name, anthropic=anthropic)
+        shown = models.listing(self._routes, self._on_demand, key, name, anthropic=anthropic)
         if shown is None:
             await reply.refuse(self._no_model(name, key))
         else:
@@ -148,14 +173,42 @@ class Application:
             await self._retrieve(content, receive, call, key, reply)
             return
         request = content if isinstance(content, Refusal) else self._relay_request(call, content, key)
+        if isinstance(request, Refusal) and self._pulls(request, call, key):
+            await self._until_left(self._pull(call, key, reply), receive, call)
+        elif isinstance(request, Refusal):
+            await self._refuse(call, request, reply)
+        elif (loading := ollama_chat.loading(request.fields)) is not None:
+            await self._until_left(self._load(request, loading, key, reply), receive, call)
+        else:
+            await self._relay(request, key, receive, reply)
+
+    def _pulls(self, refusal: Refusal, call: Call, key: Key) -> bool:
+        """Return whether a model that there is none of is downloaded for this request."""
+        return refusal.code == NO_MODEL and not key.tiers and self._on_demand.may_pull(call.asked)
+
+    async def _pull(self, call: Call, key: Key, reply: Reply) -> None:
+        """Have the model of a request downloaded, and the request answered then. A stream gets comments meanwhile."""
+        if orjson.loads(call.body).get("stream") is True:
+            reply.wait()
+        try:
+            refusal = await self._on_demand.pulled(call.asked, self._on_demand.patience())
+        finally:
+            await reply.stop_waiting()
+        request = refusal or self._relay_request(call, call.body, key)
         if isinstance(request, Refusal):
             await reply.refuse(request)
-            self._count(call)
-            return
-        if (loading := ollama_chat.loading(request.fields)) is not None:
-            await reply.whole(orjson.dumps(loading))
-            return
-        await self._relay(request, key, receive, reply)
+        else:
+            await self._in_turn(request, key, reply)
+
+    async def _load(self, request: RelayRequest, loading: dict[str, Any], key: Key, reply: Reply) -> None:
+        """Answer a request without words, by which Ollama's clients have a model loaded, kept, or stopped."""
+        engine, keep_s = self._engine(request), _keep_s(request.fields)
+        async with self._on_demand.used(engine, keep_s):
+            refusal = None
+            if keep_s != 0 and self._on_demand.tracks(engine):
+                until = self._on_demand.patience()
+                refusal = await self._on_demand.awake(engine, background=key.background, until=until)
+        await (reply.refuse(refusal) if refusal else reply.whole(orjson.dumps(loading)))
 
     async def _retrieve(self, content: bytes, receive: Receive, call: Call, key: Key, reply: Reply) -> None:
         """Answer a request for embeddings or a ranking."""
@@ -169,18 +222,41 @@ class Application:
         if isinstance(checked, Refusal):
             await self._refuse(call, checked, reply)
             return
-        if call.batch:
-            serving = self._queue.in_spare_time(call, lambda: retrieval.serve(checked, self._parts()[0], reply))
-        else:
-            serving = retrieval.serve(checked, self._parts()[0], reply)
-        await self._until_left(serving, receive, call)
+        await self._until_left(self._answer_retrieval(checked, key, reply), receive, call)
 
-    def _retrieval_request(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RetrievalRequest | Refusal:
-        route = retrieval.find(self._routes, dialect, call.asked, key)
+    def _retrieval_request(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> Retrieving | Refusal:
+        """Return what serves a request for vectors or a ranking, or why it is refused."""
+        model = self._on_demand.find(call.asked)
+        if model is not None and model.purpose == retrieval.PURPOSES[dialect]:
+            if not _may_ask(key, model):
+                return _not_allowed(key, model.model)
+            return self._limited(call, key) or Retrieving(call, dialect, request, model.engine, model.model)
+        name = self._on_demand.tier(call.asked) or call.asked
+        route = retrieval.find(self._routes, dialect, name, key)
         if isinstance(route, Refusal):
             return route
-        limited = None if call.batch else self._rate_limited(key)
-        return limited or retrieval.read(call, dialect, request, route)
+        return self._limited(call, key) or Retrieving(call, dialect, request, route.route.engine, "", route)
+
+    async def _answer_retrieval(self, request: Retrieving, key: Key, reply: Reply) -> None:
+        """Have the engine answer, once it is awake."""
+        call, engine = request.call, request.engine
+        background = call.batch or key.background
+        async with self._on_demand.used(engine, request.keep_s):
+            refusal = await self._on_demand.awake(engine, background=background, until=self._on_demand.patience())
+            model = self._on_demand.find(request.model)
+            route = request.route or (model.retrieval if model else None)
+            if refusal is None and route is None:
+                refusal = errors.unavailable({request.model: "it was removed"})
+            checked = refusal or retrieval.read(call, request.dialect, request.fields, cast("RetrievalRoute", route))
+            if isinstance(checked, Refusal):
+                await reply.refuse(checked)
+            elif call.batch:
+                await self._queue.in_spare_time(call, lambda: retrieval.serve(checked, self._parts()[0], reply))
+            else:
+                await retrieval.serve(checked, self._parts()[0], reply)
+
+    def _limited(self, call: Call, key: Key) -> Refusal | None:
+        return None if call.batch else self._rate_limited(key)
 
     async def _refuse(self, call: Call, refusal: Refusal, reply: Reply) -> None:
         await reply.refuse(refusal)
@@ -195,17 +271,25 @@ class Application:
             return request
         _log_dropped(request, content)
         call.asked = _model(request)
-        tier = self._routes.tier(call.asked)
-        if tier is None:
-            return self._no_model(call.asked, key)
+        tier = self._routes.tier(call.asked) or self._on_demand.tier(call.asked)
+        if tier is None or tier not in self._routes.tiers:
+            return self._request_on_demand(call, dialect, request, key)
         if key.tiers and tier not in key.tiers:
-            return Refusal(403, f"The key {key.name} may not ask for {tier}.", "model_not_allowed", "model")
-        limited = None if call.batch else self._rate_limited(key)
-        return limited or _relay_request(call, dialect, request, tier)
+            return _not_allowed(key, tier)
+        return self._limited(call, key) or _relay_request(call, dialect, request, tier)
+
+    def _request_on_demand(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RelayRequest | Refusal:
+        """Return the request to relay to a model that no tier serves, or the refusal of it."""
+        model = self._on_demand.find(call.asked)
+        if model is None or model.purpose != CHAT_PURPOSE:
+            return self._no_model(call.asked, key)
+        if not _may_ask(key, model):
+            return _not_allowed(key, model.model)
+        return self._limited(call, key) or _relay_request(call, dialect, request, model.model, on_demand=True)
 
     def _no_model(self, name: str, key: Key) -> Refusal:
-        names = ", ".join(models.names(self._routes, key))
-        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", "model_not_found", "model")
+        names = ", ".join(models.names(self._routes, self._on_demand, key))
+        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", NO_MODEL, "model")
 
     def _rate_limited(self, key: Key) -> Refusal | None:
         wait = self._ring.rate_limited(key)
@@ -219,12 +303,63 @@ class Application:
         await self._until_left(self._in_turn(request, key, reply), receive, request.call)
 
     async def _in_turn(self, request: RelayRequest, key: Key, reply: Reply) -> None:
-        if request.call.batch:
-            await self._queue.in_spare_time(request.call, lambda: self._parts()[1].serve(request, reply))
+        """Have a request answered in its turn, once its engine is awake."""
+        engine = self._engine(request)
+        if not self._on_demand.tracks(engine):
+            if refusal := await self._answer(request, key, reply):
+                await self._parts()[1].refuse(request, refusal, reply)
             return
-        async with self._queue.turn(background=key.background) as waited:
-            request.call.waited_s = waited
-            await self._parts()[1].serve(request, reply)
+        async with self._on_demand.used(engine, _keep_s(request.fields)):
+            if refusal := await self._answer_awake(request, engine, key, reply):
+                await self._parts()[1].refuse(request, refusal, reply)
+
+    def _engine(self, request: RelayRequest) -> str:
+        """Return the engine of the tier or model that a request asks for."""
+        model = self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
+        return model.engine if model else self._routes.engine(request.tier)
+
+    async def _answer_awake(self, request: RelayRequest, engine: str, key: Key, reply: Reply) -> Refusal | None:
+        """Have an engine that may sleep answer; return why it did not.
+
+        One that was stopped before its first words, as another's turn had come, is waited for again.
+        """
+        call, until = request.call, self._on_demand.patience()
+        while True:
+            if refusal := await self._awake(request, engine, key, reply, until):
+                return refusal
+            refusal = await self._answer(request, key, reply)
+            if refusal is None or refusal.code != UNAVAILABLE:
+                return refusal
+            await self._on_demand.look()
+            if self._on_demand.state(engine) not in {"sleeping", "loading"}:
+                return refusal
+            call.restart()
+
+    async def _awake(self, request: RelayRequest, engine: str, key: Key, reply: Reply, until: float) -> Refusal | None:
+        """Hold a request until its engine serves; a stream gets comments meanwhile. Return why it does not."""
+        if self._on_demand.state(engine) in {"serving", "stopped"}:
+            return None
+        if request.streams:
+            reply.wait()
+        try:
+            return await self._on_demand.awake(engine, background=request.call.batch or key.background, until=until)
+        finally:
+            await reply.stop_waiting()
+
+    async def _answer(self, request: RelayRequest, key: Key, reply: Reply) -> Refusal | None:
+        """Have the relay answer in the request's turn; return why it did not."""
+        relay, refusals = self._parts()[1], list[Refusal]()
+
+        async def answer() -> None:
+            refusals[:] = [refusal] if (refusal := await relay.answer(request, reply)) else []
+
+        if request.call.batch:
+            await self._queue.in_spare_time(request.call, answer)
+        else:
+            async with self._queue.turn(background=key.background) as waited:
+                request.call.waited_s = waited
+                await answer()
+        return refusals[0] if refusals else None
 
     async def _until_left(self, serving: Coroutine[Any, Any, None], receive: Receive, call: Call) -> None:
         """Serve a request until it is answered or its client leaves, and count it."""
@@ -269,11 +404,28 @@ def _model(request: Fields) -> str:
     return plain(name) if isinstance(request, OllamaRequest) else name
 
 
-def _relay_request(call: Call, dialect: Dialect, request: Fields, tier: str) -> RelayRequest | Refusal:
+def _may_ask(key: Key, model: SleepingModel) -> bool:
+    return not key.tiers or any(name in key.tiers for name in model.names)
+
+
+def _not_allowed(key: Key, name: str) -> Refusal:
+    return Refusal(403, f"The key {key.name} may not ask for {name}.", "model_not_allowed", "model")
+
+
+def _keep_s(request: Fields) -> float | None:
+    """Return how long a request says that its model is to stay after it, in seconds; None where it does not say."""
+    fields = cast("Any", request)
+    keep_alive: float | None = getattr(fields, "keep_alive", None)
+    return getattr(fields, "ttl", None) if keep_alive is None else keep_alive
+
+
+def _relay_request(
+    call: Call, dialect: Dialect, request: Fields, tier: str, *, on_demand: bool = False
+) -> RelayRequest | Refusal:
     streams = bool(getattr(request, "stream", None)) and dialect.streams
     if streams and call.batch:
         return unsupported("stream", "the answers of a batch are read whole.")
-    alone = bool(getattr(request, "disable_fallbacks", False)) or dialect is COUNT_TOKENS
+    alone = bool(getattr(request, "disable_fallbacks", False)) or dialect is COUNT_TOKENS or on_demand
     return RelayRequest(call, dialect, request, tier, alone, streams)
 
 

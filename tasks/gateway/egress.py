@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from tasks.plan.gateway import LOOPBACK
+
 log = logging.getLogger("mlxq.gateway")
 
 RESOLVE_S = 60.0
@@ -30,6 +32,7 @@ class Wall:
     def __init__(self, places: Iterable[tuple[str, int]], cloud_url: str | None, listens: Iterable[str] = ()) -> None:
         """Take addresses and ports, the cloud's URL where there is a key for it, and the own addresses."""
         self._places = set(places)
+        self._on_demand: frozenset[int] = frozenset()
         self._names = {"localhost", *(host for host, _ in self._places), *listens}
         self._cloud: tuple[str, int] | None = None
         if cloud_url:
@@ -39,6 +42,10 @@ class Wall:
         self._resolved_at = 0.0
         self._own = threading.local()
         """Whether this thread looks the cloud's host up for the wall itself."""
+
+    def allow(self, ports: set[int]) -> None:
+        """Let these ports of loopback be connected to, where engines on demand serve, and no earlier ones."""
+        self._on_demand = frozenset(ports)
 
     def stand(self) -> None:
         """Let nothing else out from now on."""
@@ -64,7 +71,7 @@ class Wall:
 
     def allows(self, host: str, port: int) -> bool:
         """Return whether an address may be connected to."""
-        if (host, port) in self._places:
+        if (host, port) in self._places or (host == LOOPBACK and port in self._on_demand):
             return True
         if self._cloud is None or port != self._cloud[1]:
             return False

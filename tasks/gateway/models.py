@@ -6,19 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from state.keys import Key
-from tasks.gateway.routes import Route, Routes
+from state.stack import longest_answer
+from tasks.gateway.on_demand import OnDemand
+from tasks.gateway.routes import Routes
 
 CREATED = 1_735_689_600
 """Every model's `created`: a name here is older than the weights behind it, and clients only want a number."""
 CREATED_TEXT = "2025-01-01T00:00:00Z"
 
 
-def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False) -> dict[str, Any] | None:
+def listing(
+    routes: Routes, on_demand: OnDemand, key: Key, name: str = "", *, anthropic: bool = False
+) -> dict[str, Any] | None:
     """Return the list in OpenAI's or Anthropic's shape, or the one model called `name`; None where it is none."""
     entry = _anthropic if anthropic else _openai
-    shown = [entry(name, routes.tiers[tier]) for name, tier in _allowed(routes, key, [name] if name else None)]
+    shown = [
+        entry(name, routes.tiers[tier].context, on_demand.state(routes.tiers[tier].engine))
+        for name, tier in _allowed(routes, key, [name] if name else None)
+    ]
     if not anthropic:
-        shown += _retrieval(routes, key, name)
+        shown += _retrieval(routes, on_demand, key, name)
+    shown += _on_disk(routes, on_demand, key, name, anthropic=anthropic)
     if name:
         return shown[0] if shown else None
     if not anthropic:
@@ -27,9 +35,28 @@ def listing(routes: Routes, key: Key, name: str = "", *, anthropic: bool = False
     return {"data": shown, "has_more": False, "first_id": next(iter(ids), None), "last_id": next(reversed(ids), None)}
 
 
-def names(routes: Routes, key: Key) -> list[str]:
+def names(routes: Routes, on_demand: OnDemand, key: Key) -> list[str]:
     """Return the names that a key may ask for, in order; patterns are left out."""
-    return [name for name, _ in _allowed(routes, key)]
+    return [
+        *(name for name, _ in _allowed(routes, key)),
+        *(entry["id"] for entry in _on_disk(routes, on_demand, key, "", anthropic=True)),
+    ]
+
+
+def _on_disk(routes: Routes, on_demand: OnDemand, key: Key, name: str, *, anthropic: bool) -> list[dict[str, Any]]:
+    """Return the models on this disk, by each of their names."""
+    entry, shown = _anthropic if anthropic else _openai, list[dict[str, Any]]()
+    for own in [name] if name else on_demand.known.shown:
+        tier, model = on_demand.tier(own), on_demand.find(own)
+        if tier and tier in routes.tiers and routes.tier(own) is None and (not key.tiers or tier in key.tiers):
+            route = routes.tiers[tier]
+            shown.append(entry(own, route.context, on_demand.state(route.engine)))
+        elif model is not None and (not key.tiers or any(other in key.tiers for other in model.names)):
+            if model.purpose == "chat":
+                shown.append(entry(own, model.context, on_demand.state(model.engine)))
+            elif not anthropic:
+                shown.append(_vectors(own, model.context, on_demand.state(model.engine)))
+    return shown
 
 
 def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -38,37 +65,35 @@ def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> li
     return [(name, tier) for name, tier in tiers if tier and (not key.tiers or tier in key.tiers)]
 
 
-def _retrieval(routes: Routes, key: Key, name: str) -> list[dict[str, Any]]:
+def _retrieval(routes: Routes, on_demand: OnDemand, key: Key, name: str) -> list[dict[str, Any]]:
     """Return the models for embeddings and ranking; all but one go by their own names in the list."""
     shown = [route for purpose, route in routes.retrieval.items() if not key.tiers or purpose in key.tiers]
     return [
-        {
-            "id": name or route.route.name,
-            "object": "model",
-            "created": CREATED,
-            "owned_by": "mlxq",
-            "context_length": route.route.context,
-            "max_input_tokens": route.route.context,
-            **({"dimensions": route.dimensions} if route.dimensions else {}),
-        }
+        _vectors(name or route.route.name, route.route.context, on_demand.state(route.route.engine), route.dimensions)
         for route in shown
         if not name or name in route.names
     ]
 
 
-def _openai(name: str, route: Route) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": CREATED,
-        "owned_by": "mlxq",
-        "context_length": route.context,
-        "max_model_len": route.context,
-        "max_input_tokens": route.context,
-        "max_output_tokens": route.longest_answer,
+def _vectors(name: str, context: int, state: str, dimensions: int = 0) -> dict[str, Any]:
+    """Return the entry of a model that makes vectors or ranks documents."""
+    limits = {"context_length": context, "max_input_tokens": context}
+    return _base(name, state) | limits | ({"dimensions": dimensions} if dimensions else {})
+
+
+def _openai(name: str, context: int, state: str) -> dict[str, Any]:
+    return _base(name, state) | {
+        "context_length": context,
+        "max_model_len": context,
+        "max_input_tokens": context,
+        "max_output_tokens": longest_answer(context),
     }
 
 
-def _anthropic(name: str, route: Route) -> dict[str, Any]:
-    limits = {"max_input_tokens": route.context, "max_tokens": route.longest_answer}
-    return {"type": "model", "id": name, "display_name": name, "created_at": CREATED_TEXT, **limits}
+def _base(name: str, state: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "mlxq", "state": state}
+
+
+def _anthropic(name: str, context: int, state: str) -> dict[str, Any]:
+    limits = {"max_input_tokens": context, "max_tokens": longest_answer(context)}
+    return {"type": "model", "id": name, "display_name": name, "created_at": CREATED_TEXT, "state": state, **limits}

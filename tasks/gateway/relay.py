@@ -105,17 +105,24 @@ class Relay:
 
     async def serve(self, request: RelayRequest, reply: Reply) -> None:
         """Have the first tier that can answer the request."""
+        if refusal := await self.answer(request, reply):
+            await self.refuse(request, refusal, reply)
+
+    async def answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
+        """Have the first tier that can answer the request; return why none did, with nothing sent yet."""
         if request.streams:
             reply.wait()
         try:
-            refusal = await self._first_answer(request, reply)
+            return await self._first_answer(request, reply)
         except (_Refused, NotAsAsked) as problem:
-            refusal = problem.refusal
+            return problem.refusal
         finally:
             await reply.stop_waiting()
-        if refusal is not None:
-            self._log(request, refusal)
-            await reply.refuse(refusal)
+
+    async def refuse(self, request: RelayRequest, refusal: Refusal, reply: Reply) -> None:
+        """Send a refusal, and log it."""
+        self._log(request, refusal)
+        await reply.refuse(refusal)
 
     async def _first_answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
         """Ask one tier after another; return the refusal where none answers."""
@@ -138,7 +145,7 @@ class Relay:
 
     def _chain(self, request: RelayRequest) -> list[str]:
         """Return the tiers to ask, in order. Raises _Refused for a stopped one where there is no other."""
-        stopped = self._routes.tiers[request.tier].stopped
+        stopped = self._routes.route(request.tier).stopped
         chain = [request.tier] if request.alone else self._routes.chain(request.tier)
         if stopped and (request.alone or not chain):
             raise _Refused(errors.stopped(request.tier))
@@ -148,7 +155,7 @@ class Relay:
 
     def _check_poison(self, call: Call) -> None:
         if killers := self._guard.killers(lambda: call.fingerprint):
-            tiers = sorted(tier for tier, route in self._routes.tiers.items() if route.engine in killers)
+            tiers = sorted(tier for tier, route in self._routes.everything() if route.engine in killers)
             message = (
                 f"{', '.join(tiers)} crashed during this very request, so no tier gets it for a while. "
                 "Try again in 30 s, or lift this: mlxq up"
@@ -167,10 +174,15 @@ class Relay:
         """Return why none of the tiers answered."""
         failures = request.call.failures
         if request.overlong and not failures and not request.busy:
-            return errors.overflow(self._routes.largest)
+            return errors.overflow(self._largest(request))
         if request.busy and not failures:
             return errors.busy(max(request.busy.values(), key=lambda wait: int(wait) if wait.isdigit() else 0) or "1")
         return errors.unavailable({**failures, **dict.fromkeys(request.busy, "is busy")})
+
+    def _largest(self, request: RelayRequest) -> int:
+        """Return the most tokens that those take who may answer a request."""
+        on_demand = self._routes.on_demand.get(request.tier)
+        return on_demand.context if on_demand else self._routes.largest
 
     def _log(self, request: RelayRequest, refusal: Refusal) -> None:
         call = request.call
@@ -183,7 +195,7 @@ class Relay:
 
     async def _ask(self, request: RelayRequest, tier: str, reply: Reply) -> None:
         """Have one engine answer. Raises EngineDown, _Unfit, _Refused, NotAsAsked."""
-        route = self._routes.tiers[tier]
+        route = self._routes.route(tier)
         plan = await self._planned(request, route)
         content = orjson.dumps(plan.body)
         await self._check_length(request, plan, content, route)
@@ -201,7 +213,7 @@ class Relay:
 
     async def _post(self, request: RelayRequest, plan: Plan, content: bytes, reply: Reply) -> None:
         """Send what was planned to the engine that is asked now, and its answer on. Raises as `_ask`."""
-        route = self._routes.tiers[request.call.tier]
+        route = self._routes.route(request.call.tier)
         answer = EngineAnswer(self._client, route, plan)
         try:
             await answer.ask(content)

@@ -75,6 +75,16 @@ class Routes:
     allowed_origins: frozenset[str]
     retrieval: Mapping[str, RetrievalRoute] = field(default_factory=dict[str, RetrievalRoute])
     """By purpose: embedding, rerank."""
+    on_demand: dict[str, Route] = field(default_factory=dict[str, Route])
+    """Models that are loaded when they are asked for; one joins when it has been loaded."""
+
+    def route(self, name: str) -> Route:
+        """Return the route of a tier, or of a model on demand that has been loaded."""
+        return self.tiers.get(name) or self.on_demand[name]
+
+    def everything(self) -> list[tuple[str, Route]]:
+        """Return the routes of all tiers and of the models on demand."""
+        return [*self.tiers.items(), *self.on_demand.items()]
 
     @cached_property
     def largest(self) -> int:
@@ -118,7 +128,7 @@ class Routes:
 
     def engine(self, tier: str) -> str:
         """Return the engine that serves a tier; the cloud is its own."""
-        return tier if tier == CLOUD else self.tiers[tier].engine
+        return tier if tier == CLOUD else self.route(tier).engine
 
 
 def read(configuration: Mapping[str, Any], backend: str) -> Routes:
@@ -136,13 +146,23 @@ def read(configuration: Mapping[str, Any], backend: str) -> Routes:
     )
 
 
-def _retrieval(purpose: str, row: Mapping[str, Any], backend: str) -> RetrievalRoute:
-    engine = {"port": row["port"], "context": row["longest_input"], "answer_timeout_s": row["answer_timeout_s"]}
+def on_demand_route(model: str, engine: str, section: Mapping[str, Any], backend: str) -> Route:
+    """Return the route of a model on demand; `section`: what gateway.yaml says of an engine."""
+    return _route(model, {"engine": engine}, section, backend)
+
+
+def on_demand_retrieval(model: str, engine: str, row: Mapping[str, Any], backend: str) -> RetrievalRoute:
+    """Return the route of a model on demand that makes vectors or ranks documents."""
+    return _retrieval(model, row, backend, engine)
+
+
+def _retrieval(name: str, row: Mapping[str, Any], backend: str, engine: str = "") -> RetrievalRoute:
+    section = {"port": row["port"], "context": row["longest_input"], "answer_timeout_s": row["answer_timeout_s"]}
     return RetrievalRoute(
-        route=_route(purpose, {"engine": purpose}, engine, backend),
+        route=_route(name, {"engine": engine or name}, section, backend),
         dimensions=int(row["dimensions"]),
         shortens=bool(row["shortens"]),
-        names=frozenset({purpose, *row["names"]}),
+        names=frozenset({name, *row["names"]}),
     )
 
 

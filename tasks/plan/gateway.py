@@ -99,7 +99,7 @@ def configuration(
     }
     document: dict[str, Any] = {
         "engines": {
-            engine.name: _engine(
+            engine.name: engine_section(
                 engine, (programs or {}).get(engine.name, FALLBACK), (templates or {}).get(engine.name)
             )
             for engine in engines_of(tiers)
@@ -112,7 +112,8 @@ def configuration(
     return document | {name: value for name, value in optional.items() if value}
 
 
-def _engine(engine: Engine, program: str, template: Mapping[str, Any] | None) -> dict[str, Any]:
+def engine_section(engine: Engine, program: str, template: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the gateway must know of an engine of chats."""
     document = {
         "port": engine.port,
         "context": engine.context,

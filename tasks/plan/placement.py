@@ -23,6 +23,8 @@ TAKEN = frozenset({gateway.SERVICE, page.SERVICE, gateway.CLOUD, "worker", *gate
 """Names of services, of what clients ask for unasked, and of jobs, beside which a tier stands in a chain."""
 LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 """Tokens. Below, no chat fits; above, a cache eats what other tiers could use."""
+ON_DEMAND_CONTEXT = 32_768
+"""Tokens of a model on demand: enough for an agent, and not all of the memory that such models share."""
 
 
 def place(
@@ -53,6 +55,16 @@ def place(
     context = _context(model, quant, engines, budget_bytes, options, keeps=keeps)
     engine = _engine(engine_name(name, before), model, quant, context, keeps=keeps)
     return Tier(name, replace(engine, port=_port(engines, base_port), weights=weights))
+
+
+def on_demand(name: str, model: Model, quant: str, free_bytes: int, *, weights: str, keeps: bool) -> Engine:
+    """Return the engine `name` for a model that is loaded when it is asked for; it has no port yet.
+
+    Its window is the longest that fits in `free_bytes`, which all such models share, up to ON_DEMAND_CONTEXT; the
+    least one where none fits. `keeps`: whether prompts are read once here.
+    """
+    context = min(ON_DEMAND_CONTEXT, _longest(model, quant, free_bytes, keeps=keeps))
+    return replace(_engine(name, model, quant, context, keeps=keeps), weights=weights)
 
 
 def _engine(name: str, model: Model, quant: str, context: int, *, keeps: bool) -> Engine:

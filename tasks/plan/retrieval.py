@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from catalog import retrieval
 from catalog.problems import UnknownModel
@@ -43,19 +44,24 @@ def place(
     DoesNotFit with the sum.
     """
     remaining = [engine for engine in engines if engine.name != purpose]
-    need = model.memory_bytes(quant)
-    require_room(f"{model.id} {quant}", need, remaining, budget_bytes)
+    require_room(f"{model.id} {quant}", model.memory_bytes(quant), remaining, budget_bytes)
+    return replace(engine(purpose, model, quant), port=_port(remaining, base_port))
+
+
+def engine(name: str, model: RetrievalModel, quant: str, weights: str = "") -> Engine:
+    """Return the engine `name` that serves a model; it has no port yet."""
     return Engine(
-        name=purpose,
+        name=name,
         model=model.id,
         quant=quant,
         source=model.quants[quant].source,
-        port=_port(remaining, base_port),
+        port=0,
         context=model.longest_input,
-        memory_bytes=need,
+        memory_bytes=model.memory_bytes(quant),
         cache_bytes=0,
         concurrency=1,
-        purpose=purpose,
+        weights=weights,
+        purpose=model.purpose,
     )
 
 
@@ -80,13 +86,14 @@ def configuration(engines: Sequence[Engine], aliases: Mapping[str, str]) -> dict
     `aliases`: the user's, to tiers and to these.
     """
     return {
-        engine.purpose: _row(engine, [name for name, to in aliases.items() if to == engine.name])
+        engine.purpose: row(engine, [name for name, to in aliases.items() if to == engine.name])
         for engine in engines
         if engine.purpose != CHAT
     }
 
 
-def _row(engine: Engine, own_names: Sequence[str]) -> dict[str, object]:
+def row(engine: Engine, own_names: Sequence[str]) -> dict[str, object]:
+    """Return what the gateway must know of an engine that makes vectors or ranks documents."""
     model = retrieval.entries().get(engine.model)
     repos = [model.repo, *(quant.repo for quant in model.quants.values() if quant.repo)] if model else []
     names = [*own_names, engine.model, *repos, *(NAMES if engine.purpose == "embedding" else ())]

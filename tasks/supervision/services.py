@@ -13,6 +13,7 @@ from state.desired import Requested
 from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
 from state.service import Service, ServiceEvent, State
+from tasks.on_demand import admission, requests
 from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.exit_causes import Cause
@@ -30,6 +31,8 @@ BROKEN_ANSWERS = 3
 """Failed first requests after which a service that answers counts as broken."""
 DRAIN_S = gateway.ANSWER_SECONDS
 """How long a drain waits for running requests, in seconds."""
+LONGEST_DRAIN_S = 7_000.0
+"""How long one waits that no user asked for; a little less than the job may run."""
 AGAIN_S = 300.0
 """When a start that took too long is tried again."""
 
@@ -43,6 +46,8 @@ def start(context: Context, service: str) -> dict[str, Any]:
     _row(context, service)
     if not desired.take_effect(context.db, service, context.claim.seq):
         return _outcome(context, service)
+    if not auxiliary:
+        admission.make_room(context.db, context.home, stack.engine(context.db, service))
     return bring_up(context, service)
 
 
@@ -84,28 +89,31 @@ def stop(context: Context, service: str, *, unwanted: bool = False) -> dict[str,
 
 
 @job("drain")
-def drain(context: Context, service: str) -> dict[str, Any]:
+def drain(context: Context, service: str, *, unwanted: bool = False) -> dict[str, Any]:
     """End the process of a service that should not run once its last request has ended. Return what `start` returns.
 
     The engine refuses new requests at once, and the gateway sends them to the other tiers. After `DRAIN_S`, or when
     this job is cancelled, what is left is stopped as `stop` does. A start that is requested meanwhile ends the wait.
+    `unwanted`: mlxq itself asks, as its memory is needed or it is idle, and no answer is cut for that.
     """
+    limit_s = LONGEST_DRAIN_S if unwanted else DRAIN_S
     with lifecycle.hold(service, context.check):
         row = rows.find(context.db, service)
         if row is not None and row.desired == "down":
             if identity := lifecycle.drain(context.db, row):
                 with suppress(Cancelled):
-                    _await_last_answer(context, service, identity)
+                    _await_last_answer(context, service, identity, limit_s)
             row = rows.get(context.db, service)
             if row.desired == "down":
                 lifecycle.stop(context.db, context.home, row)
+    requests.poke(context.db)
     return _outcome(context, service)
 
 
-def _await_last_answer(context: Context, name: str, identity: Identity) -> None:
-    """Wait until a drained engine ends or should run again, `DRAIN_S` at most. Raises Cancelled."""
+def _await_last_answer(context: Context, name: str, identity: Identity, limit_s: float) -> None:
+    """Wait until a drained engine ends or should run again, `limit_s` seconds at most. Raises Cancelled."""
     began = time.monotonic()
-    while time.monotonic() - began < DRAIN_S and not process.wait(identity, LOOK_S):
+    while time.monotonic() - began < limit_s and not process.wait(identity, LOOK_S):
         context.report("draining", done=int(time.monotonic() - began), unit="s")
         if rows.get(context.db, name).desired == "up":
             return

@@ -36,6 +36,7 @@ _RULES = {
     "too_long": "have at most {max_length} entries",
     "string_too_long": "have at most {max_length} characters",
     "literal_error": "be {expected}",
+    "duration": 'be seconds or a time such as "5m" of at most a year, or a number below 0 for ever',
     "string_pattern_mismatch": "match {pattern}",
 }
 _TYPES = {

@@ -19,7 +19,10 @@ from tasks.gateway.ollama.chat import OllamaTranslation
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-_OURS = ("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background")
+_OURS = (
+    *("disable_fallbacks", "n", "best_of", "modalities", "audio", "echo", "container", "mcp_servers", "background"),
+    *("keep_alive", "ttl"),
+)
 """Fields that the checks have handled."""
 
 

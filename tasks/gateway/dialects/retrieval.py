@@ -56,7 +56,7 @@ def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRou
 
 def read(call: Call, dialect: Dialect, request: schemas.Fields, route: RetrievalRoute) -> RetrievalRequest | Refusal:
     """Return what the engine is asked, or what is wrong with the request."""
-    fields = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+    fields = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True, exclude={"keep_alive", "ttl"})
     if dialect is RERANK:
         body = _rerank(fields)
     else:

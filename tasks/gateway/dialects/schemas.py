@@ -1,9 +1,9 @@
 """The fields of each dialect that pass, with their types and ranges: all else is dropped before anything sees it.
 
 Sources: the references of OpenAI (Chat, Completions, Responses, Embeddings), Anthropic (Messages) and Cohere (Rerank),
-and what both engines read beyond them (`top_k`, `min_p`, `repetition_penalty`, `enable_thinking`,
-`thinking_token_budget`, `chat_template_kwargs`). Fields without any effect on an answer (`metadata`, `store`, `user`,
-`seed`, `service_tier`, `verbosity` and the like) are dropped as unknown ones are.
+what both engines read beyond them (`top_k`, `min_p`, `repetition_penalty`, `enable_thinking`, `thinking_token_budget`,
+`chat_template_kwargs`), and how long a model is to stay loaded (`keep_alive`, `ttl`). Fields without any effect on an
+answer (`metadata`, `store`, `user`, `seed`, `service_tier`, `verbosity` and the like) are dropped as unknown ones are.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
+
+from tasks.plan import on_demand
 
 LONGEST_NAME = 256
 Part = TypeVar("Part")
@@ -37,6 +39,16 @@ def _of_plain_numbers(value: Part) -> Part:
     return value
 
 
+def _seconds(value: Any) -> float:
+    """Return the seconds of a time. Raises PydanticCustomError."""
+    try:
+        return on_demand.seconds(value)
+    except ValueError as problem:
+        raise PydanticCustomError("duration", "not a time") from problem
+
+
+KeepAlive = Annotated[float, BeforeValidator(_seconds)]
+"""Ollama's `keep_alive`, as seconds: how long a model stays loaded; LM Studio's `ttl` says the same in seconds."""
 _NUMBER = PydanticCustomError("number_range", "a number is not finite, or takes more than 64 bits")
 
 
@@ -228,6 +240,8 @@ class Request(Fields):
     top_p: Share | None = None
     disable_fallbacks: bool = False
     """mlxq's own: have the named tier answer, or none."""
+    keep_alive: KeepAlive | None = None
+    ttl: Count | None = None
 
 
 class Sampling(Request):
@@ -287,6 +301,8 @@ class Embeddings(Fields):
     input: str | Values
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Count | None = None
+    keep_alive: KeepAlive | None = None
+    ttl: Count | None = None
 
 
 class Rerank(Fields):
@@ -297,6 +313,8 @@ class Rerank(Fields):
     documents: Values
     top_n: Count | None = None
     return_documents: bool | None = None
+    keep_alive: KeepAlive | None = None
+    ttl: Count | None = None
 
 
 # Anthropic

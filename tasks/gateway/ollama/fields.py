@@ -15,6 +15,7 @@ from tasks.gateway.dialects.schemas import (
     Each,
     Fields,
     Function,
+    KeepAlive,
     Name,
     Object,
     Penalty,
@@ -27,8 +28,6 @@ from tasks.gateway.dialects.schemas import (
 
 Picture64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/\s]+={0,2}\s*$")]
 """A picture in base64, without the `data:` that tells its type."""
-KeepAlive = Annotated[str, Field(pattern=r"^-?([0-9]+(\.[0-9]+)?(h|m|s|ms|us|ns))+$|^-?[0-9]+$")] | float
-"""How long to keep a model loaded: seconds, or a duration as Go writes it; negative for ever."""
 
 
 class Options(Fields):

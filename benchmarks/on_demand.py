@@ -1,0 +1,159 @@
+"""How models on demand are loaded, take turns and leave: `uv run python benchmarks/on_demand.py`.
+
+A real worker and gateway. The first row has real engines (vllm-mlx over the built-in model under another name); in the
+others tests/support/fake_engine.py stands in, which loads in a given time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from harness import table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import httpx
+from support import on_demand as bench
+from support.mlxq_home import Mlxq, until
+
+from state import settings
+from state.paths import Home
+from tasks.system import process
+
+Row = tuple[str, str, bool]
+"""What was done, the figure, and whether that is what it must be."""
+ROUNDS = 3
+LOAD_S = 1.0
+
+
+@contextmanager
+def running(folder: Path, *, real: bool) -> Iterator[Mlxq]:
+    """Run a stack in a home of its own."""
+    home = Home(folder / ("real" if real else "fake")).make()
+    os.environ["MLXQ_HOME"] = str(home.root)
+    mlxq = bench.make(home)
+    try:
+        if real:
+            mlxq.work()
+        else:
+            mlxq.work_with_fakes("--load", str(LOAD_S))
+        bench.up(mlxq)
+        yield mlxq
+    finally:
+        mlxq.close()
+
+
+def first_token(mlxq: Mlxq) -> list[Row]:
+    """Measure from a request for a sleeping model to its first token, without the engine's own start."""
+    over: list[float] = []
+    for _ in range(ROUNDS):
+        bench.all_asleep(mlxq)
+        began = time.time()
+        with (
+            bench.gateway(mlxq) as client,
+            client.stream("POST", "/v1/chat/completions", json=bench.chat("alpha", stream=True)) as answer,
+        ):
+            next(line for line in answer.iter_lines() if line.startswith("data:") and '"content"' in line)
+            heard = time.time() - began
+        row = mlxq.one("alpha.int4")
+        assert row.ready_at
+        assert row.started_at
+        over.append(heard - (row.ready_at - row.started_at))
+    best, worst = min(over), max(over)
+    return [("sleeping model to first token, over the engine's own start", f"{best:.2f} to {worst:.2f} s", best <= 0.3)]
+
+
+def one_start(mlxq: Mlxq) -> list[Row]:
+    """Have ten clients ask for the same sleeping model."""
+    with ThreadPoolExecutor(10) as pool:
+        good = sum(answer.status_code == 200 for answer in pool.map(lambda _: bench.ask(mlxq, "alpha"), range(10)))
+    starts = mlxq.events("alpha.int4").count("spawned")
+    return [("ten clients of one sleeping model", f"{starts} start, {good} answers", (starts, good) == (1, 10))]
+
+
+def turns(mlxq: Mlxq) -> list[Row]:
+    """Have two clients ask for two models of which one fits."""
+    before = len(bench.swaps(mlxq))
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(_asks, mlxq, name, 5) for name in bench.NAMES]
+        answers = [client.result() for client in clients]
+    cut = sum(status != 200 for client in answers for status, _ in client)
+    longest = max(seconds for client in answers for _, seconds in client)
+    gaps = [later - earlier for earlier, later in pairwise(bench.swaps(mlxq)[before:])]
+    told = f"{len(gaps) + 1} swaps, at least {min(gaps):.1f} s apart, {cut} cut, longest wait {longest:.1f} s"
+    good = not cut and min(gaps) >= bench.MIN_STAY_S
+    return [(f"A B A B of which one fits, min-stay {bench.MIN_STAY_S} s", told, good)]
+
+
+def _asks(mlxq: Mlxq, name: str, count: int) -> list[tuple[int, float]]:
+    answers: list[tuple[int, float]] = []
+    for _ in range(count):
+        began = time.monotonic()
+        answers.append((bench.ask(mlxq, name).status_code, time.monotonic() - began))
+    return answers
+
+
+def idle(mlxq: Mlxq) -> list[Row]:
+    """Let an engine be idle for longer than it may be."""
+    settings.write(mlxq.home, "idle-stop", "3s")
+    assert bench.ask(mlxq, "beta").status_code == 200
+    ended = time.monotonic()
+    until(lambda: not mlxq.engines("beta.int4"))
+    late = time.monotonic() - ended - 3
+    settings.reset(mlxq.home, "idle-stop")
+    return [("idle engine gone, after its time", f"{late:.1f} s", late <= 5)]
+
+
+def kills(mlxq: Mlxq) -> list[Row]:
+    """Kill -9 of worker, engine and gateway in the middle of a load."""
+    rows: list[Row] = []
+    for victim in ("worker", "engine", "gateway"):
+        bench.all_asleep(mlxq)
+        gateway = mlxq.one("gateway")
+        answer = bench.asking(mlxq, "alpha")
+        if victim == "worker":
+            mlxq.kill_worker()
+            mlxq.work_with_fakes("--load", str(LOAD_S))
+        else:
+            process.send(mlxq.identity("alpha.int4" if victim == "engine" else "gateway"), signal.SIGKILL)
+        try:
+            told = str(answer.result().status_code)
+        except httpx.TransportError:
+            mlxq.await_next(gateway)
+            told = f"connection closed; asked again: {bench.ask(mlxq, 'alpha').status_code}"
+        engines = mlxq.engines("alpha.int4") + mlxq.engines("gateway") - 2
+        rows.append(
+            (
+                f"kill -9 of the {victim} during a load",
+                f"{told}, {engines} orphans",
+                told.endswith("200") and not engines,
+            )
+        )
+    return rows
+
+
+def main() -> int:
+    """Print the table; return 1 where a row is not what it must be."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="mlxq-bench-") as folder:
+        with running(Path(folder), real=True) as mlxq:
+            rows += first_token(mlxq)
+        with running(Path(folder), real=False) as mlxq:
+            for part in (one_start, turns, idle, kills):
+                bench.all_asleep(mlxq)
+                rows += part(mlxq)
+    table(["", "mlxq", "reached"], [[what, told, "yes" if good else "NO"] for what, told, good in rows])
+    return 0 if all(good for *_, good in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""`mlxq unpin`."""
+
+from __future__ import annotations
+
+import click
+
+from mlxq import options, render
+from state import settings
+from state.errors import NotFound
+from state.paths import get_home
+
+
+@click.command()
+@options.model(installed=True)
+@options.dry_run
+def command(model: str, *, dry_run: bool) -> None:
+    """Let a pinned model be stopped again."""
+    home = get_home()
+    pinned: list[str] = settings.load(home)["pinned"]
+    staying = [name for name in pinned if name.lower() != model.lower()]
+    if staying == pinned:
+        raise NotFound(
+            f"{model} is not pinned; pinned: {', '.join(pinned) or 'nothing'}.", hint="mlxq config get pinned"
+        )
+    if dry_run:
+        click.echo(f"# take {model} out of the setting pinned")
+        return
+    settings.write(home, "pinned", staying)
+    render.say(f"{model} may be stopped again.")

@@ -1,0 +1,367 @@
+"""Which models and engines sleep, as the gateway knows it; a request for one is held until it is loaded.
+
+state.db is read in a thread, at once when something changed and each LOOK_S seconds, and what was used is written
+there: no request waits for the database unless its model sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from state import job, on_demand, service, settings, stack, wakeup
+from state.db import Database, open_database, read_database
+from state.errors import DoesNotFit, MlxqError, NotFound
+from state.job import LIVE, Job, JobState
+from state.paths import Home
+from state.service import ROUTED, Service
+from tasks.gateway import errors
+from tasks.gateway.errors import Refusal
+from tasks.gateway.routes import RetrievalRoute, Route, Routes, on_demand_retrieval, on_demand_route
+from tasks.on_demand import requests
+
+LOOK_S = 1.0
+_PULLED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
+"""What may be the name of a model in the catalog, or of a repo."""
+
+log = logging.getLogger("mlxq.gateway")
+
+
+@dataclass(frozen=True)
+class SleepingModel:
+    """A model on this disk that no tier serves."""
+
+    model: str
+    names: tuple[str, ...]
+    engine: str
+    purpose: str
+    context: int
+    route: Route | None = None
+    """None until its first start."""
+    retrieval: RetrievalRoute | None = None
+    """The same of one that makes vectors or ranks documents."""
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What is known at one moment."""
+
+    models: Mapping[str, SleepingModel] = field(default_factory=dict[str, SleepingModel])
+    """By each of their names, in small letters."""
+    tiers: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of models that an engine of the stack serves, in small letters -> the tier or purpose."""
+    shown: tuple[str, ...] = ()
+    """The names of `models` and `tiers`, for the list."""
+    states: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Engine -> serving, loading, sleeping or stopped."""
+    may_sleep: frozenset[str] = frozenset()
+    """Engines of the stack that are stopped when they are idle."""
+    jobs: Mapping[str, Job] = field(default_factory=dict[str, Job])
+    """Engine or name of a model -> the job that loads or downloads it, of those that requests wait for."""
+
+
+class OnDemand:
+    """What the gateway knows of models that sleep."""
+
+    def __init__(self, home: Home, routes: Routes, backend: str, allow: Callable[[set[int]], None]) -> None:
+        """`allow`: lets this process connect to these ports of engines, and to no others of engines on demand."""
+        self.home = home
+        self._routes = routes
+        self._backend = backend
+        self._allow = allow
+        self._lock = threading.Lock()
+        self._looking = threading.Lock()
+        self._uses: dict[str, tuple[float, float | None]] = {}
+        self._awaited: dict[str, int] = {}
+        self._changes: set[asyncio.Event] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.known = ModelStates()
+
+    # What is asked of it
+
+    def find(self, name: str) -> SleepingModel | None:
+        """Return the model of a name that no tier has."""
+        return self.known.models.get(name.lower())
+
+    def tier(self, name: str) -> str | None:
+        """Return the tier whose engine serves the weights of this name."""
+        return self.known.tiers.get(name.lower())
+
+    def state(self, engine: str) -> str:
+        """Return whether an engine is serving, loading, sleeping or stopped; one that nothing is known of serves."""
+        return self.known.states.get(engine, "serving")
+
+    def tracks(self, engine: str) -> bool:
+        """Return whether an engine may be asleep when it is asked."""
+        return engine in self.known.may_sleep or any(engine == entry.engine for entry in self.known.models.values())
+
+    def use(self, engine: str, keep_s: float | None = None) -> None:
+        """Record that a request to an engine begins or ends, and how long that says it is to be kept."""
+        with self._lock:
+            before = self._uses.get(engine, (0.0, None))
+            self._uses[engine] = time.time(), before[1] if keep_s is None else keep_s
+
+    @asynccontextmanager
+    async def used(self, engine: str, keep_s: float | None) -> AsyncGenerator[None]:
+        """Record the use of an engine, as a request begins and as it ends, where it may be stopped for being idle."""
+        if not self.tracks(engine):
+            yield
+            return
+        self.use(engine)
+        try:
+            yield
+        finally:
+            self.use(engine, keep_s)
+
+    def patience(self) -> float:
+        """Return until when a request that comes now waits for its model, in monotonic seconds."""
+        return time.monotonic() + settings.load(self.home)["load-timeout"]
+
+    async def awake(self, engine: str, *, background: bool, until: float) -> Refusal | None:
+        """Have an engine loaded; return None once it serves, or why it does not. `until`: monotonic seconds."""
+        return await self._await(
+            engine,
+            lambda: self.state(engine) in {"serving", "stopped"},
+            lambda db: requests.load(db, engine, background=background),
+            until,
+        )
+
+    def may_pull(self, name: str) -> bool:
+        """Return whether a model that is not on this disk is downloaded when it is asked for."""
+        return settings.load(self.home)["pull-on-demand"] != settings.OFF and bool(_PULLED.fullmatch(name))
+
+    async def pulled(self, name: str, until: float) -> Refusal | None:
+        """Have a model downloaded; return None once it is known, or why it is not. `until`: monotonic seconds."""
+
+        def is_known() -> bool:
+            return self.find(name) is not None or self.tier(name) is not None
+
+        return await self._await(name, is_known, lambda db: requests.pull(db, name), until)
+
+    async def _await(
+        self, subject: str, is_done: Callable[[], bool], ask: Callable[[Database], int], until: float
+    ) -> Refusal | None:
+        """Wait for what a job brings about, which `ask` enqueues; return why it did not come."""
+        changed = asyncio.Event()
+        self._changes.add(changed)
+        try:
+            return await self._follow(subject, changed, is_done, ask, until)
+        finally:
+            self._changes.discard(changed)
+
+    async def _follow(
+        self,
+        subject: str,
+        changed: asyncio.Event,
+        is_done: Callable[[], bool],
+        ask: Callable[[Database], int],
+        until: float,
+    ) -> Refusal | None:
+        number: int | None = None
+        while True:
+            changed.clear()
+            if is_done():
+                return None
+            job_row = self.known.jobs.get(subject)
+            if job_row is not None and job_row.id == number and job_row.state not in LIVE:
+                if job_row.state != JobState.SUCCEEDED:
+                    return _failed(subject, job_row)
+                number = None
+            try:
+                number = number or await self._ask(subject, ask)
+            except MlxqError as problem:
+                return Refusal(503, f"{problem.message} Try again later.", "state_unavailable")
+            await _ring(changed, min(LOOK_S, until - time.monotonic()))
+            if time.monotonic() >= until and not is_done():
+                return _late(subject, self.known.jobs.get(subject), settings.load(self.home)["load-timeout"])
+
+    async def look(self) -> None:
+        """Read what is known now, also where nothing told that it changed."""
+        await asyncio.to_thread(self._look_once)
+
+    async def _ask(self, subject: str, ask: Callable[[Database], int]) -> int:
+        """Enqueue a job, or attach to the one that is there; return its id. Raises MlxqError."""
+
+        def enqueue() -> int:
+            db = open_database(self.home)
+            try:
+                return ask(db)
+            finally:
+                db.close()
+
+        number = await asyncio.to_thread(enqueue)
+        with self._lock:
+            self._awaited[subject] = number
+        await self.look()
+        return number
+
+    # The thread
+
+    def start(self) -> None:
+        """Begin to look. Called inside the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._look_once()
+        self._thread = threading.Thread(target=self._run, name="on-demand", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is not written yet, and end the thread."""
+        self._over.set()
+        self._write_uses()
+
+    def _run(self) -> None:
+        """Look at every change until the end. Where no socket can be had, each LOOK_S seconds."""
+        try:
+            listener = wakeup.watcher(self.home, "-gateway")
+        except (OSError, MlxqError) as problem:
+            log.warning("state.db is looked at each %g s: %s", LOOK_S, problem)
+            while not self._over.wait(LOOK_S):
+                self._step()
+            return
+        with listener:
+            while not self._over.is_set():
+                listener.wait(LOOK_S)
+                with suppress(OSError, MlxqError):
+                    listener.ensure()
+                self._step()
+
+    def _step(self) -> None:
+        self._write_uses()
+        self._look_once()
+
+    def _look_once(self) -> None:
+        with self._looking:
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            db = read_database(self.home)
+        except MlxqError:
+            return  # a gateway may run before there is a database
+        try:
+            states = self._read(db)
+        except (sqlite3.Error, MlxqError) as problem:
+            log.warning("state.db could not be read: %s", problem)
+            return
+        finally:
+            db.close()
+        changed = states != self.known
+        self._routes.on_demand.update(
+            {model.model: model.route for model in states.models.values() if model.route is not None}
+        )
+        self.known = states
+        if changed and self._loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        for event in self._changes:
+            event.set()
+
+    def _write_uses(self) -> None:
+        with self._lock:
+            uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        try:
+            db = open_database(self.home)
+            try:
+                with db.transaction():
+                    for engine, (at, keep_s) in uses.items():
+                        on_demand.used(db, engine, at, keep_s)
+            finally:
+                db.close()
+        except (sqlite3.Error, MlxqError) as problem:
+            log.warning("the use of %s could not be written: %s", ", ".join(uses), problem)
+
+    def _read(self, db: Database) -> ModelStates:
+        rows = {row.name: row for row in service.listing(db)}
+        uses = on_demand.residencies(db)
+        serving = {engine.weights: engine.name for engine in stack.engines(db) if engine.weights}
+        names = {tier.engine.name: tier.name for tier in reversed(stack.tiers(db))}
+        models: dict[str, SleepingModel] = {}
+        tiers: dict[str, str] = {}
+        may_sleep = frozenset(engine.name for engine in stack.engines(db) if not requests.never_sleeps(db, engine.name))
+        may_sleep |= {use.engine for use in uses.values() if use.asleep}
+        states = {name: _state(row, may_sleep=name in may_sleep) for name, row in rows.items()}
+        shown: list[str] = []
+        ports: set[int] = set()
+        for entry in on_demand.models(db):
+            own = [name for name in on_demand.names(entry) if self._routes.tier(name) is None]
+            shown += [name for name in own if name != entry.engine.name]
+            if (engine := serving.get(entry.engine.weights)) is not None:
+                tiers |= {name.lower(): names.get(engine, engine) for name in own}
+                continue
+            row = rows.get(entry.engine.name)
+            states[entry.engine.name] = _on_demand_state(row)
+            if row is not None and row.state in ROUTED:
+                ports.add(entry.engine.port)
+            model = self._model(entry)
+            models |= {name.lower(): model for name in own}
+        self._allow(ports)
+        return ModelStates(models, tiers, tuple(shown), states, may_sleep, self._jobs(db))
+
+    def _jobs(self, db: Database) -> dict[str, Job]:
+        with self._lock:
+            awaited = dict(self._awaited)
+        jobs: dict[str, Job] = {}
+        for engine, number in awaited.items():
+            with suppress(NotFound):  # it ended long ago
+                jobs[engine] = job.get(db, number)
+        return jobs
+
+    def _model(self, entry: on_demand.DiskModel) -> SleepingModel:
+        engine, route, retrieval = entry.engine, None, None
+        if entry.route is not None and engine.purpose == stack.CHAT:
+            route = on_demand_route(entry.model, engine.name, entry.route, self._backend)
+        elif entry.route is not None:
+            retrieval = on_demand_retrieval(entry.model, engine.name, entry.route, self._backend)
+        names = tuple(name for name in on_demand.names(entry) if name != engine.name)
+        return SleepingModel(entry.model, names, engine.name, engine.purpose, engine.context, route, retrieval)
+
+
+def _state(row: Service, *, may_sleep: bool) -> str:
+    """Return the state of an engine of the stack. One that never sleeps is asked whatever it does: others stand in."""
+    if row.desired == "up":
+        return "loading" if may_sleep and row.state not in ROUTED else "serving"
+    return "sleeping" if row.asleep else "stopped"
+
+
+async def _ring(changed: asyncio.Event, limit_s: float) -> None:
+    """Wait for a change, for `limit_s` seconds at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, limit_s)):
+            await changed.wait()
+
+
+def _on_demand_state(row: Service | None) -> str:
+    if row is None or row.desired == "down":
+        return "sleeping"
+    return "serving" if row.state in ROUTED else "loading"
+
+
+def _failed(subject: str, loading: Job) -> Refusal:
+    """Return why a model could not be loaded or downloaded: 507 where it does not fit, 404 where there is none."""
+    if loading.error_code == NotFound.code:
+        return Refusal(404, loading.error or "", "model_not_found", "model")
+    if loading.error_code == DoesNotFit.code:
+        return Refusal(507, loading.error or "", "model_does_not_fit", "model")
+    reason = loading.error or "the load was cancelled"
+    headers = {"retry-after": str(errors.RETRY_AFTER_S)}
+    return Refusal(503, f"{subject} could not be loaded: {reason}", "load_failed", headers=headers)
+
+
+def _late(engine: str, loading: Job | None, limit_s: int) -> Refusal:
+    """Return that a model was not loaded in time, with what it waits for."""
+    reason = (loading.phase if loading else None) or "no worker has begun to load it; check: mlxq status"
+    message = f"{engine} was not loaded within {limit_s} s: {reason}. It is still being loaded."
+    return Refusal(503, message, "load_timeout", headers={"retry-after": str(errors.RETRY_AFTER_S)})

@@ -1,0 +1,159 @@
+"""The sets of weights on this disk as models: their names, and the engine that would serve each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from catalog import retrieval as retrieval_catalog
+from catalog.model import Model
+from state import on_demand, service, settings, stack, weights
+from state.db import Database
+from state.errors import Damaged, NotFound, NotSetUp
+from state.on_demand import DiskModel
+from state.paths import Home
+from state.stack import Engine
+from tasks import recommend, stack_jobs
+from tasks.engines import serving
+from tasks.on_demand import requests
+from tasks.plan import placement, retrieval
+from tasks.weights import description, manifest, model_dir
+from tasks.weights.formats import headers
+
+LISTING_S = 60.0
+"""How long a disk may take: the headers of every file are read."""
+_UNFIT = re.compile(r"[^a-z0-9.]+")
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """One usable folder of weights."""
+
+    folder: Path
+    source: str
+    """Empty for weights that the user copied or linked there."""
+    bits: str
+    """How its values are packed, as its name says it where no catalog does."""
+
+
+def fingerprint(db: Database, home: Home) -> object:
+    """Return what changes when the models on this disk, or the room for them, may have changed. Raises NotSetUp."""
+    folder = settings.load(home).models(home)
+    try:
+        changed = folder.stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    rows = tuple((row.folder, row.pulled_at) for row in weights.listing(db))
+    pinned = tuple((engine.name, engine.memory_bytes) for engine in stack.engines(db))
+    return str(folder), changed, rows, pinned, stack_jobs.budget(db, home), settings.version(home)
+
+
+def refresh(db: Database, home: Home) -> None:
+    """Read the models folder, and store what is there. Raises NotSetUp, DiskUnavailable."""
+    room = _room(db, home)
+    models = recommend.all_models(home)
+    folder = settings.load(home).models(home)
+    folders = model_dir.read(folder, lambda: _scan(folder), LISTING_S)
+    entries = [entry for scanned in folders if (entry := _entry(db, home, scanned, models, room))]
+    on_demand.put_models(db, _named_apart(entries, settings.load(home)["default-quant"]), loaded(db))
+
+
+def loaded(db: Database) -> set[str]:
+    """Return the services that run or are to."""
+    return {row.name for row in service.listing(db) if row.desired == "up" or row.state in service.ALIVE}
+
+
+def _room(db: Database, home: Home) -> int:
+    """Return the bytes that the engines which always stay leave of the budget. Raises NotSetUp."""
+    if not stack.tiers(db):
+        raise NotSetUp(f"There is no stack in {home.root} yet.", hint="mlxq setup")
+    staying = [engine for engine in stack.engines(db) if requests.never_sleeps(db, engine.name)]
+    return stack_jobs.budget(db, home) - sum(engine.memory_bytes for engine in staying)
+
+
+def _scan(folder: Path) -> list[Scanned]:
+    folders: list[Scanned] = []
+    for entry in headers.scan(folder):
+        if entry.state == "valid" and entry.weights is not None:
+            record = None if entry.folder.is_symlink() else manifest.read(entry.folder)
+            bits = entry.weights.quantization or f"{entry.weights.bits:.0f}-bit"
+            folders.append(Scanned(entry.folder, record.asked if record else "", bits))
+    return folders
+
+
+def _entry(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Model], room: int) -> DiskModel | None:
+    """Return a folder's model; None for one that answers nothing."""
+    return _retrieval(scanned) or _chat(db, home, scanned, models, room)
+
+
+def _retrieval(scanned: Scanned) -> DiskModel | None:
+    for model in retrieval_catalog.entries().values():
+        for quant in model.quants.values():
+            if quant.source == scanned.source:
+                engine = retrieval.engine(_service(model.id, quant.name), model, quant.name, str(scanned.folder))
+                return DiskModel(model.id, (model.repo, *_repos(scanned)), engine)
+    return None
+
+
+def _chat(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Model], room: int) -> DiskModel | None:
+    match = _in_catalog(scanned.source, models)
+    try:
+        model, quant = match or _described(scanned)
+    except (NotFound, Damaged, OSError):
+        return None
+    keeps = serving.reads_once(db, home)(model)
+    engine = placement.on_demand(
+        _service(model.id, quant), model, quant, room, weights=str(scanned.folder), keeps=keeps
+    )
+    names = (f"{model.id}:{quant}", *_repos(scanned)) if match else (scanned.folder.name.partition("@")[0],)
+    return DiskModel(model.id, names, engine)
+
+
+def _in_catalog(source: str, models: Mapping[str, Model]) -> tuple[Model, str] | None:
+    for model in models.values():
+        for quant in model.quants.values():
+            if quant.source == source:
+                return model, quant.name
+    return None
+
+
+def _described(scanned: Scanned) -> tuple[Model, str]:
+    """Return the model of weights that the catalog does not have. Raises NotFound, Damaged, OSError."""
+    contents = description.of_folder(scanned.folder, scanned.source or f"file:{scanned.folder}")
+    return contents.model, contents.quant
+
+
+def _repos(scanned: Scanned) -> Iterable[str]:
+    """Return the repo of weights that came from the Hub."""
+    repo = scanned.source.removeprefix("hub:").partition("#")[0]
+    return (repo,) if scanned.source.startswith("hub:") else ()
+
+
+def _service(model: str, quant: str) -> str:
+    """Return the name of a model's engine. It has a dot, which no tier's name has, so the two are never confused."""
+    return f"{_UNFIT.sub('-', model.lower()).strip('-.')[:60]}.{_UNFIT.sub('-', quant.lower())}"
+
+
+def _named_apart(entries: Sequence[DiskModel], preferred: str) -> list[DiskModel]:
+    """Return the models with each name once: of several quants the `preferred` one has the model's own name."""
+    ordered = sorted(entries, key=lambda entry: (entry.engine.quant != preferred, entry.engine.name))
+    taken: set[str] = set()
+    named: list[DiskModel] = []
+    for entry in ordered:
+        names = [name for name in dict.fromkeys((entry.model, *entry.aliases)) if name.lower() not in taken]
+        if names and entry.engine.name not in taken:
+            taken.update(name.lower() for name in (*names, entry.engine.name))
+            named.append(DiskModel(names[0], tuple(names[1:]), entry.engine))
+    return named
+
+
+def route(db: Database, home: Home, engine: Engine) -> dict[str, object]:
+    """Return what the gateway must know of an engine on demand, as gateway.yaml says it of one of the stack."""
+    from tasks.plan import gateway
+
+    if engine.purpose != stack.CHAT:
+        return retrieval.row(engine, [])
+    programs, templates = serving.programs(db, home, [engine]), serving.templates(home, [engine])
+    return gateway.engine_section(engine, programs[engine.name], templates.get(engine.name))

@@ -1,0 +1,118 @@
+"""Ask for a model to be loaded or to sleep, and say how long it is to stay.
+
+No huey: the gateway and commands ask so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from state import job, ledger, on_demand, service, settings, stack
+from state.db import Database, atomic
+from state.errors import NotFound, UsageProblem
+from state.job import Job
+from state.paths import Home
+from state.stack import Tier
+from tasks.kinds import new
+
+LIVE_LOADS = "SELECT service FROM jobs WHERE kind = 'load' AND state IN ('blocked', 'queued', 'running')"
+POKED = "UPDATE jobs SET run_at = ? WHERE kind = 'load' AND state = 'queued' AND run_at > ?"
+
+
+def find(db: Database, name: str) -> str:
+    """Return the engine behind the name of a tier, of an engine for embeddings or ranking, or of a model on this disk.
+
+    Raises NotFound.
+    """
+    tiers = {tier.name: tier.engine.name for tier in stack.tiers(db)}
+    beside = {engine.name: engine.name for engine in stack.retrieval(db)}
+    if name in tiers | beside:
+        return (tiers | beside)[name]
+    entry = on_demand.model(db, name)
+    if entry is None:
+        raise NotFound(f"There is no model {name!r} on this disk.", hint=f"mlxq pull {name}")
+    return serving_engine(db, entry.engine.weights) or entry.engine.name
+
+
+def serving_engine(db: Database, folder: str) -> str | None:
+    """Return the engine of the stack that serves a folder of weights, or None."""
+    return next((engine.name for engine in stack.engines(db) if folder and engine.weights == folder), None)
+
+
+@atomic
+def load(db: Database, engine: str, *, background: bool = False) -> int:
+    """Have an engine loaded in its turn, and return the job's id: one job, however many ask.
+
+    `background`: whether only background requests ask, which come last.
+    """
+    on_demand.ask(db, engine, background=background)
+    return ledger.enqueue(db, new("load", {"service": engine}))[0]
+
+
+def pull(db: Database, model: str) -> int:
+    """Have a model downloaded because a request asks for it, and return the job's id: one job, however many ask."""
+    return ledger.enqueue(db, new("pull_on_demand", {"model": model}))[0]
+
+
+def unload(db: Database, engine: str) -> int:
+    """Have an engine stopped after its last answer, and return the job's id. The next request loads it again.
+
+    Raises UsageProblem for one that never sleeps.
+    """
+    if never_sleeps(db, engine):
+        raise UsageProblem(
+            f"{engine} belongs to the stack, which stays loaded.",
+            hint=f"mlxq down {engine}   (or let it sleep: mlxq config set tier-idle-stop {engine}=30m)",
+        )
+    return ledger.enqueue(db, new("unload", {"engine": engine}))[0]
+
+
+def keep(db: Database, engine: str, keep_s: float) -> None:
+    """Keep an engine for `keep_s` seconds after its last use, from now on; below 0 for ever, 0 stops it when idle."""
+    on_demand.used(db, engine, db.now(), keep_s)
+
+
+def never_sleeps(db: Database, engine: str) -> bool:
+    """Return whether an engine is one of the stack's that no setting lets sleep."""
+    return any(entry.name == engine for entry in stack.engines(db)) and idle_setting(db, db.home, engine) is None
+
+
+def idle_setting(db: Database, home: Home, engine: str, tiers: Sequence[Tier] | None = None) -> float | None:
+    """Return after how many idle seconds the settings have an engine stopped, None for never.
+
+    An engine of several tiers is stopped when all of them may be.
+    """
+    values = settings.load(home)
+    if not any(entry.name == engine for entry in stack.engines(db)):
+        return _span(values["idle-stop"])
+    own = values["tier-idle-stop"]
+    names = [tier.name for tier in stack.served_by(tiers or stack.tiers(db), engine)] or [engine]
+    spans = [_span(own.get(name, settings.OFF)) for name in names]
+    return None if None in spans else max(span for span in spans if span is not None)
+
+
+def is_pinned(home: Home, names: Sequence[str]) -> bool:
+    """Return whether the user wants a model of these names never to be stopped."""
+    pinned = {name.lower() for name in settings.load(home)["pinned"]}
+    return any(name.lower() in pinned for name in names)
+
+
+def is_up(db: Database, engine: str) -> bool:
+    """Return whether an engine serves, or is to."""
+    row = service.find(db, engine)
+    return row is not None and row.desired == "up"
+
+
+def poke(db: Database) -> None:
+    """Have the loads that wait for their turn look again."""
+    if db.run(POKED, (db.now(), db.now())):
+        db.wake()
+
+
+def job_of(db: Database, number: int) -> Job:
+    """Return a load's job. Raises NotFound."""
+    return job.get(db, number)
+
+
+def _span(value: int | str) -> float | None:
+    return None if value == settings.OFF else float(value)
