@@ -2,7 +2,7 @@
 
 Claude Code and Codex from npm, set up as `mlxq connect` does, hold a conversation through mlxq's gateway with a real
 engine behind it. The model is the hybrid of tests/support/hybrid_model.py: what it says means nothing, what the agents
-send is their own. By the gateway's count: which share of the prompt of the turn before was not read again.
+send is their own. By the gateway's count: which share of the prompts of a turn was not read again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from harness import table
 from support import hybrid_model, npm
 from support.engines import KEY, Engine
-from support.gateway import Gateway, until
+from support.gateway import Gateway
 from support.npm import Person
 
 from mlxq.clients.client import Target
@@ -27,6 +27,7 @@ from state.paths import Home
 from state.stack import Defaults, Tier
 from tasks.engines import model_facts, serving
 from tasks.engines.base import Installation
+from tasks.gateway import usage_counter
 
 CONTEXT, LIMIT_S = 32_768, 900
 QUESTIONS = ("Which files are there?", "Which one is the largest?", "And the oldest?", "What would you do first?")
@@ -67,7 +68,18 @@ def run(agent: Agent, person: Person, program: str, text: str, turn: int) -> Non
 
 
 def counted(front: Gateway, tier: str) -> list[int]:
-    """Return what the gateway counted so far: requests, those that failed, tokens of prompts, those not read again."""
+    """Return what the gateway counted: requests, those that failed, tokens of prompts, those not read again.
+
+    It writes its sums every few seconds, and an agent may ask in the background after its answer.
+    """
+    sums = [-1]
+    while (now := _sums(front, tier)) != sums:
+        sums = now
+        time.sleep(2 * usage_counter.EVERY_S)
+    return sums
+
+
+def _sums(front: Gateway, tier: str) -> list[int]:
     db = open_database(Home(front.home))
     try:
         row = db.row(SUMS, (tier,))
@@ -76,23 +88,23 @@ def counted(front: Gateway, tier: str) -> list[int]:
         db.close()
 
 
-def measured(agent: Agent, program: str, front: Gateway, target: Target, root: Path) -> list[list[object]]:
-    """Return a row a turn: its requests, its prompt, what was not read again, and the share of the turn before."""
+def measured(agent: Agent, program: str, front: Gateway, target: Target, root: Path) -> list[list[str]]:
+    """Return a row a turn: its requests, its prompts, what was not read again, and that share."""
     root.mkdir()
     person = Person.make(root)
     person.connect(agent.client, target)
-    rows: list[list[object]] = []
-    old, before = 0, counted(front, "standard")
+    rows: list[list[str]] = []
+    before = counted(front, "standard")
     for turn, text in enumerate(QUESTIONS):
         began = time.perf_counter()
         run(agent, person, program, text, turn)
-        until(lambda: counted(front, "standard")[0] > before[0])  # noqa: B023 (asked at once)
         seconds, now = time.perf_counter() - began, counted(front, "standard")
         requests, failed, prompt, cached = (after - count for after, count in zip(now, before, strict=True))
-        share = f"{min(1.0, cached / old):.1%}" if old else "-"
-        rows.append([agent.name, turn + 1, requests, failed, f"{prompt:,}", f"{cached:,}", share, f"{seconds:.0f} s"])
+        share = f"{cached / prompt:.1%}"
+        counts = (f"{number:,}" for number in (turn + 1, requests, failed, prompt, cached))
+        rows.append([agent.name, *counts, share, f"{seconds:.0f} s"])
         print(rows[-1], file=sys.stderr, flush=True)
-        old, before = prompt, now
+        before = now
     return rows
 
 
@@ -127,7 +139,7 @@ def compared(at: Installation, weights: Path, programs: Path, root: Path) -> Non
         templates={"standard": serving.template(engine.tier, model_facts.read(folder))},
     )
     front.home.mkdir()
-    rows: list[list[object]] = []
+    rows: list[list[str]] = []
     engine.start()
     front.start()
     try:
@@ -140,5 +152,5 @@ def compared(at: Installation, weights: Path, programs: Path, root: Path) -> Non
         front.stop()
         engine.stop(1)
     print(f"\nhybrid, {at.name}\n")
-    table(["", "turn", "requests", "failed", "prompt", "not read again", "of the turn before", "wall"], rows)
+    table(["", "turn", "requests", "failed", "prompt", "not read again", "share", "wall"], rows)
     sys.stdout.flush()

@@ -303,6 +303,20 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     assert after is None or after >= 0.9
 
 
+def test_every_tuning_serves_and_prompt_lookup_says_the_same(
+    at: Installation, models: dict[str, Path], engine: Engine, tmp_path: Path
+):
+    """An engine refuses a flag that it does not know. Random weights say otherwise with a coarser cache."""
+    asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
+    as_it_is = engine.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
+    for name in adapters.named(at.engine).tunings(model_facts.read(models["plain"])):
+        tuned = Engine(tmp_path / name, models["plain"], at, tuning=name)
+        tuned.start()
+        said = tuned.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
+        tuned.stop(1)
+        assert said == as_it_is or name.startswith("kv-"), name
+
+
 def after_restart(engine: Engine) -> float:
     """Return the share of a first turn that the second one does not read again on a new process."""
     talk = [{"role": "user", "content": "Check each of the files before you write. " * 60}]

@@ -53,6 +53,7 @@ class Engine:
     context: int = 8192
     concurrency: int = 4
     name: str = "fast"
+    tuning: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     """Further fields of its tier."""
     port: int = field(default_factory=free_port)
@@ -93,7 +94,7 @@ class Engine:
         return {"Authorization": f"Bearer {KEY}"}
 
     def launch(self) -> serving.Launch:
-        served = Served(self.tier, model_facts.read(self.weights), str(self.home), KEY, "cpu")
+        served = Served(self.tier, model_facts.read(self.weights), str(self.home), KEY, "cpu", self.tuning)
         return serving.launch_with(served, self.at)
 
     def spawn(self) -> None:
