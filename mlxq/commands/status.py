@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -129,7 +130,25 @@ def welcome(home: Home) -> None:
     if home.secrets.exists():
         click.echo(f"Key       LITELLM_MASTER_KEY in {home.secrets}")
         click.echo('Paste     eval "$(mlxq connect env)"   (for OpenAI clients in this shell)')
+    if offers := _offers():
+        click.echo(f"Also      {' · '.join(offers)}")
     _next(status)
+
+
+def _offers() -> list[str]:
+    """Return the commands, with what each is for, that make mlxq start at login and the shell complete its words.
+
+    None of what is there already.
+    """
+    from mlxq import autostart
+    from mlxq.commands import completion
+
+    units = [autostart.describe(system=system) for system in (False, True)]
+    shell = Path(os.environ.get("SHELL", "")).name
+    offers = [] if any(Path(autostart.path(unit)).exists() for unit in units) else ["mlxq install (start at login)"]
+    if shell in completion.SHELLS and not completion.target(shell).exists():
+        offers.append(f"mlxq completion {shell} --install (Tab)")
+    return offers
 
 
 def report(home: Home) -> StatusReport:

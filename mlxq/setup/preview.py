@@ -149,6 +149,14 @@ def differences(now: Sequence[Tier], chosen: Recommendation) -> list[str]:
     return ["Changes to the current stack:", *(f"  {name:<10}{change}" for name, change in changes.items())]
 
 
+def reasons(chosen: Recommendation) -> list[str]:
+    """Return one reason for each tier, and where to read the rest; all that is known of the built-in stack."""
+    if chosen.intent == "built-in":
+        return [chosen.explain]
+    lines = [f"{pick.tier}: {pick.model}, {pick.reasons[0]}." for pick in chosen.picks if pick.reasons]
+    return [*lines, "All reasons, and what comes next: mlxq models --recommend --explain"]
+
+
 def costs(before: Recommendation, after: Recommendation) -> list[str]:
     """Return what a change of one model does to the other tiers: quant, window and requests, before and after."""
     picks = {pick.tier: pick for pick in after.picks}

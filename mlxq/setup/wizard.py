@@ -125,7 +125,8 @@ def _chosen(inspection: Inspection, arguments: dict[str, Any]) -> Recommendation
                 return chosen
             case "why":
                 render.say()
-                render.prose(chosen.explain, err=True)
+                for line in preview.reasons(chosen):
+                    render.prose(line, err=True)
                 render.say()
             case "embedding":
                 chosen = _with_embedding(inspection, arguments, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from mlxq.web import chart, charts, job_detail, labels
+from mlxq.web import chart, charts, job_detail, labels, log_stream
 from mlxq.web.auth import COOKIE_S, PageAuth
 from mlxq.web.broadcaster import Broadcaster
 from mlxq.web.chart import Range
@@ -65,6 +66,8 @@ class WebApp:
                 return HTMLResponse(self.painter.part("locked"), status_code=401)
             try:
                 return await answer(request)
+            except NotFound as problem:
+                return PlainTextResponse(problem.message, status_code=MISSING)
             except MlxqError as problem:
                 return PlainTextResponse(
                     f"{problem.message}\nNext: {problem.hint or 'mlxq doctor'}", status_code=BROKEN
@@ -113,8 +116,7 @@ class WebApp:
             sections = self.stage.render()
         except NotSetUp:
             return HTMLResponse(self.painter.part("unset"))
-        token = self.door.action_token(self.session(request) or "")
-        return HTMLResponse(self.painter.part("page", sections=sections, token=token))
+        return HTMLResponse(self.painter.part("page", sections=sections, token=self._token(request)))
 
     async def events(self, _request: Request) -> Response:
         """Stream changes as server-sent events."""
@@ -163,6 +165,59 @@ class WebApp:
             return f"Job {numbers[0]}: {verb} {name}" if numbers else f"{name} is already as you want it."
 
         return await self._act(put)
+
+    async def service(self, request: Request) -> Response:
+        """Return the page of one service: its memory, speeds, history, events and log."""
+        name, now, token = request.path_params["service"], time.time(), self._token(request)
+
+        def draw() -> str:
+            with closing(read_database(self.home)) as db:
+                plots = charts.of_service(db, name, chart.RANGES["hour"])
+                part = self._service_part(db, name)
+            span = chart.RANGES["hour"]
+            return self.painter.part("service", name=name, part=part, plots=plots, span=span, at=now, token=token)
+
+        return HTMLResponse(await asyncio.to_thread(draw))
+
+    async def service_part(self, request: Request) -> Response:
+        """Return what changes of the page of one service."""
+
+        def draw() -> str:
+            with closing(read_database(self.home)) as db:
+                return self._service_part(db, request.path_params["service"])
+
+        return HTMLResponse(await asyncio.to_thread(draw))
+
+    def _service_part(self, db: Database, name: str) -> str:
+        from mlxq.web import service_page  # it brings the catalog along, which the first page does without
+
+        return self.painter.part("service_part", page=service_page.read(db, name, self.stage.engines))
+
+    async def service_charts(self, request: Request) -> Response:
+        """Return the history of one service over a range."""
+        span = chart.RANGES.get(request.path_params["range"])
+        if span is None:
+            raise NotFound("There is no such range.")
+
+        def draw() -> str:
+            with closing(read_database(self.home)) as db:
+                plots = charts.of_service(db, request.path_params["service"], span)
+                return self.painter.part("charts", plots=plots, span=span, at=db.now())
+
+        return HTMLResponse(await asyncio.to_thread(draw))
+
+    async def log(self, request: Request) -> Response:
+        """Return the page of one log."""
+        name = log_stream.check(self.home, request.path_params["log"])
+        return HTMLResponse(self.painter.part("log_page", name=name))
+
+    async def log_lines(self, request: Request) -> Response:
+        """Stream a log as it grows."""
+        lines = log_stream.follow(self.home, request.path_params["log"])
+        return StreamingResponse(lines, media_type="text/event-stream")
+
+    def _token(self, request: Request) -> str:
+        return self.door.action_token(self.session(request) or "")
 
     async def start_all(self, _request: Request) -> Response:
         """Start everything that is in the stack, as `mlxq up` does."""
@@ -267,6 +322,11 @@ def build(page: WebApp) -> Starlette:
             Route("/jobs/{job:int}", page.for_session(page.job)),
             *[Route(f"/charts/{name}", page.for_session(page.charts_of(span))) for name, span in chart.RANGES.items()],
             Route("/timeline", page.for_session(page.timeline)),
+            Route("/services/{service}", page.for_session(page.service)),
+            Route("/services/{service}/part", page.for_session(page.service_part)),
+            Route("/services/{service}/charts/{range}", page.for_session(page.service_charts)),
+            Route("/logs/{log}", page.for_session(page.log)),
+            Route("/logs/{log}/live", page.for_session(page.log_lines)),
             Route("/stack/start", act(page.start_all), methods=["POST"]),
             Route("/jobs/{job:int}/cancel", act(page.cancel), methods=["POST"]),
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),

@@ -43,7 +43,7 @@ class Broadcaster:
         self._news = asyncio.Event()
         """Set and replaced on every change."""
         self._changed = asyncio.Event()
-        self._engines: engine_status.Engines = {}
+        self.engines: engine_status.Engines = {}
         self._closed = asyncio.Event()
 
     def render(self) -> Mapping[str, str]:
@@ -52,7 +52,7 @@ class Broadcaster:
             return self._render(db)
 
     def _render(self, db: Database) -> Mapping[str, str]:
-        return self._painter.sections(snapshot.take(db, self._engines))
+        return self._painter.sections(snapshot.take(db, self.engines))
 
     async def watch(self) -> AsyncGenerator[bytes]:
         """Yield all sections as events, then the changed ones, until the viewer disconnects, with a regular heartbeat.
@@ -145,8 +145,8 @@ class Broadcaster:
             while True:
                 started = time.monotonic()
                 engines = await asyncio.to_thread(engine_status.ask, service.listing(db), key)
-                if engines != self._engines:
-                    self._engines = engines
+                if engines != self.engines:
+                    self.engines = engines
                     self._changed.set()
                 pause = BUSY_S if engine_status.busy(engines) else IDLE_S
                 await asyncio.sleep(max(0.1, pause - (time.monotonic() - started)))

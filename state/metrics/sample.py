@@ -131,6 +131,25 @@ def slots(db: Database, service: str, since: int, slot_s: int) -> dict[int, Slot
     return {row["at"]: Slot(row["tokens_per_s"], row["ttft_s"], row["memory_bytes"]) for row in rows}
 
 
+@dataclass(frozen=True)
+class InUse:
+    """What the requests of a service saw; None where none ran. Speeds are tokens/s of one request."""
+
+    decode_tps: float | None
+    prompt_tps: float | None
+    ttft_s: float | None
+
+
+def in_use(db: Database, service: str, since: float) -> InUse:
+    """Return the means of a service from `since` (unix seconds) on, each span by its length."""
+    means = ", ".join(
+        f"sum({name} * span_s) / sum(CASE WHEN {name} IS NOT NULL THEN span_s END)"
+        for name in ("decode_tps", "prompt_tps", "ttft_s")
+    )
+    row = db.row(f"SELECT {means} FROM samples WHERE service = ? AND at >= ?", (service, max(1, int(since))))  # noqa: S608 (our own names)
+    return InUse(*(row or (None, None, None)))
+
+
 def latest(db: Database, service: str) -> Sample | None:
     """Return a service's newest sample, or None."""
     row = db.row("SELECT * FROM samples WHERE service = ? AND at > 0 ORDER BY at DESC LIMIT 1", (service,))

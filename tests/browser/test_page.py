@@ -171,6 +171,30 @@ def test_the_keyboard_reaches_all_that_can_be_used_shows_where_it_is_and_leaves_
     assert len(reached) <= count + 1
 
 
+def test_a_service_has_a_page_with_its_log_live_and_filtered(view: Page, served: support.Running):
+    log = served.home.log("fast")
+    log.write_text("\x1b[32mloaded\x1b[0m weights\nready\n")
+    view.get_by_role("link", name="fast", exact=True).click()
+    lines = view.locator("#log div")
+    expect(lines).to_have_text(["loaded weights", "ready"])
+    expect(view.locator("#service")).to_contain_text("KV cache")
+    view.get_by_label("Filter").fill("READ")
+    with log.open("a") as file:
+        file.write("a request was read <b>\nother\n")
+    expect(view.locator("#log div:visible")).to_have_text(["ready", "a request was read <b>"])
+    view.get_by_role("button", name="Day").click()
+    expect(view.locator("[data-chart=ttft]")).to_have_attribute("data-step", "900")
+    for scheme in ("light", "dark"):
+        for width in (390, 1440):
+            view.set_viewport_size({"width": width, "height": 900})
+            view.emulate_media(color_scheme=scheme)
+            report = Axe().run(view)
+            assert report.violations_count == 0, report.generate_report()
+            assert view.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+            if pictures := os.environ.get("PICTURES"):
+                view.screenshot(path=f"{pictures}/service-{width}-{scheme}.png", full_page=True)
+
+
 def test_a_chart_tells_its_values_to_pointer_and_keys(view: Page):
     plot = view.locator("[data-chart=fast] .plot")
     value = view.locator("[data-chart=fast] .at")

@@ -169,7 +169,8 @@ def test_a_refusal_changes_nothing(fresh: Path, hub: str) -> None:
 def test_a_wrong_key_is_answered_with_the_right_ones(fresh: Path, hub: str) -> None:
     screen = typing(fresh, hub, "setup")
     answer(screen, [(INTENT, "7"), ("'7' must be one of: Enter, 1, 2", "agent-fleet"), (GO, "w")])
-    screen.expect("Intent agent-fleet, budget")
+    screen.expect("standard: [^\n]+, quality [^\n]+")
+    screen.expect("mlxq models --recommend --explain")
     screen.sendeof()
 
     assert ends(screen)[0] == 130

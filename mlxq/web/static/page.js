@@ -258,6 +258,39 @@ document.addEventListener("toggle", async (event) => {
   tellTimes();
 }, true);
 
+// ---- the page of one service, and its log
+
+const MOST_LINES = 2000;
+
+async function refresh() {
+  const part = document.querySelector("[data-part]"), answer = await fetch(part.dataset.part);
+  if (answer.ok) show(part.id, await answer.text());
+}
+
+function matches(line) {
+  const wanted = $("log-filter").value.toLowerCase();
+  return !wanted || line.textContent.toLowerCase().includes(wanted);
+}
+
+function follow() {
+  const log = $("log"), source = new EventSource(log.dataset.log);
+  source.addEventListener("lines", (event) => {
+    for (const text of JSON.parse(event.data)) {
+      const line = document.createElement("div");
+      line.textContent = text || " ";
+      line.hidden = !matches(line);
+      log.append(line);
+    }
+    while (log.childElementCount > MOST_LINES) log.firstChild.remove();
+    if ($("log-follow").checked) log.scrollTop = log.scrollHeight;
+  });
+  source.onopen = () => log.replaceChildren();
+  source.onerror = () => { if (source.readyState === EventSource.CLOSED) $("log-note").textContent = "There is no such log yet."; };
+  $("log-filter").addEventListener("input", () => { for (const line of log.children) line.hidden = !matches(line); });
+}
+
 tellTimes();
 setInterval(tellTimes, 1000);
 if ($("tiers")) { hear(); listen(); }
+if (document.querySelector("[data-part]")) setInterval(() => { if (!document.hidden) refresh(); }, 5000);
+if ($("log")) follow();

@@ -151,3 +151,21 @@ def test_an_empty_list_of_tiers_is_not_all_of_them(home: Home, tiers: str) -> No
     """As from a script's unset variable."""
     assert cli.run(["keys", "create", "app", "--tiers", tiers]) == 2
     assert keys.read(keys.file(home)) == {}
+
+
+def test_usage_is_drawn_as_bars_and_a_day_without_requests_has_none(
+    db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage.add(
+        db,
+        [
+            Usage("2026-03-01", "app", "fast", 1, prompt_tokens=9_000_000, completion_tokens=1_000_000),
+            Usage("2026-03-03", "app", "fast", 1, prompt_tokens=2_000_000, completion_tokens=550_000),
+        ],
+    )
+    assert cli.run(["usage", "--by", "day", "--plot"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"2026-03-01  {'█' * 36}  9,000,000 in, 1,000,000 out"
+    assert lines[1] == "2026-03-02"
+    assert lines[2] == f"2026-03-03  {'█' * 9 + '▏':<36}  2,000,000 in, 550,000 out"
+    assert cli.run(["usage", "--plot", "--json"]) == 2

@@ -16,8 +16,8 @@ import pytest
 from support.ports import free_port
 
 from catalog import units
-from mlxq import cli, status_report
-from mlxq.commands import status
+from mlxq import autostart, cli, status_report
+from mlxq.commands import completion, status
 from state import service, settings, stack, worker
 from state.db import Database
 from state.paths import Home
@@ -237,3 +237,22 @@ def test_a_port_is_shown_where_its_service_listens_and_the_new_one_once_it_is_do
     told = status_report.collect(db)
     assert told.endpoint == "http://127.0.0.1:4444/v1"
     assert {each["name"]: each["port"] for each in told.services} == {"fast": 9001, "gateway": 4444}
+
+
+def test_setup_ends_with_what_starts_mlxq_at_login_and_completes_its_words_until_they_are_there(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    status.welcome(db.home)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Also ")]
+    assert line.endswith("mlxq install (start at login) · mlxq completion zsh --install (Tab)")
+    assert len(line) <= 80
+
+    unit, target = Path(autostart.path(autostart.describe(system=False))), completion.target("zsh")
+    for path in (unit, target):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    status.welcome(db.home)
+    assert "Also" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ from mlxq import service_status
 from mlxq.cli import mlxq
 from mlxq.web.app import WebApp, build
 from mlxq.web.auth import PageAuth, link, metrics_key
-from state import event, job, service, settings
+from state import event, facts, job, service, settings
 from state.db import Database
 from state.job import JobState
 from state.metrics import sample
@@ -32,8 +32,9 @@ NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel
 DOCS = Path(__file__).parents[3] / "docs"
 ALERTS = DOCS / "prometheus-alerts.yml"
 NAME = re.compile(r"mlxq_\w+")
-READS = ("/", "/events", "/jobs/1", "/metrics", "/charts/day", "/timeline")
+READS = ("/", "/events", "/jobs/1", "/metrics", "/charts/day", "/timeline", "/services/fast", "/logs/fast/live")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
+MACHINE = {"chip": "M4 Max", "gpu_cores": 40, "bandwidth_gbps": 546.0, "memory_bytes": 64 * 2**30}
 ACTIONS += ("/services/fast/drain", "/stack/start")
 
 
@@ -136,6 +137,22 @@ def test_older_events_are_a_page_away(person: TestClient, rows: Database):
     assert "cause 59." in second
     assert "Older events" not in second
     assert person.get("/timeline?before=x").status_code == 200
+
+
+def test_a_service_has_a_page_of_its_own(person: TestClient, rows: Database):
+    scene.all_ready(rows)
+    scene.an_hour(rows)
+    scene.benchmarks(rows)
+    facts.put(rows, "machine", {**facts.get(rows, "machine"), **MACHINE})
+    text = re.sub(r"<[^>]+>|\s+", " ", person.get("/services/standard").text)
+    for words in ("weights", "KV cache", "prompts kept", "share of the budget", "in use now", "in use, last 7 days"):
+        assert words in text
+    assert re.search(r"(predicted|published|rough guess), after 8K tokens", text)
+    assert text.count("benchmark ") == 4
+    assert "last week" in person.get("/services/standard/charts/week").text
+    assert person.get("/services/gateway").status_code == 200
+    missing = [person.get(path) for path in ("/services/nothing", "/services/standard/charts/year", "/logs/nothing")]
+    assert [answer.status_code for answer in missing] == [404, 404, 404]
 
 
 @pytest.mark.parametrize("name", ["hour", "day", "week"])
