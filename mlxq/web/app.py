@@ -213,7 +213,7 @@ class WebApp:
 
     async def log_lines(self, request: Request) -> Response:
         """Stream a log as it grows."""
-        lines = log_stream.follow(self.home, request.path_params["log"])
+        lines = log_stream.follow(self.home, request.path_params["log"], self.stage.closed)
         return StreamingResponse(lines, media_type="text/event-stream")
 
     def _token(self, request: Request) -> str:

@@ -44,7 +44,7 @@ class Broadcaster:
         """Set and replaced on every change."""
         self._changed = asyncio.Event()
         self.engines: engine_status.Engines = {}
-        self._closed = asyncio.Event()
+        self.closed = asyncio.Event()
 
     def render(self) -> Mapping[str, str]:
         """Return every section as it is now. Raises NotSetUp if there is no database yet."""
@@ -67,7 +67,7 @@ class Broadcaster:
                 task.add_done_callback(lambda _: self._notify())
         try:
             version = 0
-            while not (self._closed.is_set() or any(task.done() for task in self._tasks)):
+            while not (self.closed.is_set() or any(task.done() for task in self._tasks)):
                 new, version, news = self._since(version), self._version, self._news
                 yield new
                 await self._wait_for_news(news)
@@ -86,7 +86,7 @@ class Broadcaster:
 
     def close(self) -> None:
         """End every viewer's stream."""
-        self._closed.set()
+        self.closed.set()
         self._notify()
 
     def _notify(self) -> None:

@@ -6,6 +6,7 @@ Text of a log is text: the colors that programs write are dropped, and every oth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -83,18 +84,20 @@ def check(home: Home, name: str) -> str:
     return name
 
 
-def follow(home: Home, name: str) -> AsyncGenerator[bytes]:
-    """Return the last lines of a log and then new ones, as events. Raises NotFound."""
-    return _stream(_Reader(home.log(check(home, name))))
+def follow(home: Home, name: str, closed: asyncio.Event) -> AsyncGenerator[bytes]:
+    """Return the last lines of a log and then new ones until `closed`, as events. Raises NotFound."""
+    return _stream(_Reader(home.log(check(home, name))), closed)
 
 
-async def _stream(reader: _Reader) -> AsyncGenerator[bytes]:
+async def _stream(reader: _Reader, closed: asyncio.Event) -> AsyncGenerator[bytes]:
     quiet = 0
-    while True:
+    while not closed.is_set():
         lines = await asyncio.to_thread(reader.read)
         quiet = 0 if lines else quiet + 1
         if lines:
             yield f"event: lines\ndata: {json.dumps(lines)}\n\n".encode()
         elif quiet % BEAT_LOOKS == 0:
             yield b": beat\n\n"
-        await asyncio.sleep(LOOK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await closed.wait()

@@ -34,7 +34,13 @@ ALERTS = DOCS / "prometheus-alerts.yml"
 NAME = re.compile(r"mlxq_\w+")
 READS = ("/", "/events", "/jobs/1", "/metrics", "/charts/day", "/timeline", "/services/fast", "/logs/fast/live")
 ACTIONS = ("/jobs/1/cancel", "/jobs/1/retry", "/services/fast/restart", "/services/fast/stop", "/services/fast/start")
-MACHINE = {"chip": "M4 Max", "gpu_cores": 40, "bandwidth_gbps": 546.0, "memory_bytes": 64 * 2**30}
+MACHINE = {
+    "backend": "metal",
+    "gpu_cores": 40,
+    "bandwidth_gbps": 546.0,
+    "bandwidth_source": "table",
+    "fp16_tflops": 34.0,
+}
 ACTIONS += ("/services/fast/drain", "/stack/start")
 
 

@@ -19,7 +19,7 @@ def read(home: Home, *steps: str) -> list[list[str]]:
 
     async def run() -> list[list[str]]:
         sent: list[list[str]] = []
-        async with aclosing(log_stream.follow(home, "fast")) as stream:
+        async with aclosing(log_stream.follow(home, "fast", asyncio.Event())) as stream:
             for step in ("", *steps):
                 with home.log("fast").open("w" if step.startswith("rotated") else "a") as file:
                     file.write(step)
@@ -66,4 +66,4 @@ def test_a_name_is_never_a_path(home: Home, name: str, tmp_path: Path) -> None:
     (tmp_path / "secrets.log").write_text("secret")
     home.log("fast").write_text("")
     with pytest.raises(NotFound):
-        log_stream.follow(home, name)
+        log_stream.follow(home, name, asyncio.Event())
