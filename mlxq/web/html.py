@@ -86,9 +86,9 @@ class HtmlRenderer:
         """Render every section."""
         return {name: self.part(name, seen=snapshot) for name in SECTIONS}
 
-    def part(self, name: str, **values: Any) -> str:
+    def part(self, template: str, /, **values: Any) -> str:
         """Render one template."""
-        return self._templates.get_template(f"{name}.html").render(**values)
+        return self._templates.get_template(f"{template}.html").render(**values)
 
 
 def mark(shape: Shape) -> Markup:

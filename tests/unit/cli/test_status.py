@@ -245,6 +245,7 @@ def test_setup_ends_with_what_starts_mlxq_at_login_and_completes_its_words_until
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("SHELL", "/bin/zsh")
+    stack.replace(db, [FAST])
     status.welcome(db.home)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Also ")]
     assert line.endswith("mlxq install (start at login) · mlxq completion zsh --install (Tab)")
