@@ -10,7 +10,6 @@ import errno
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -247,6 +246,8 @@ def _check_text(argv: Sequence[str]) -> None:
 
 def _report(problem: MlxqError) -> int:
     if os.environ.get("MLXQ_DEBUG"):
+        import traceback
+
         traceback.print_exc()
     render.problem(problem)
     return problem.exit_code
@@ -281,5 +282,7 @@ def _keep_traceback() -> str | None:
     except OSError:
         return None
     with os.fdopen(descriptor, "w") as file:
+        import traceback
+
         traceback.print_exc(file=file)
     return str(path)

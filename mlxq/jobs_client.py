@@ -6,11 +6,10 @@ meanwhile is replaced by another that resumes the job.
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -20,6 +19,9 @@ from state.db import Database, open_database, read_database
 from state.errors import Busy, MlxqError, NotSetUp, TimedOut, Upstream, WorkerLost, rebuild
 from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home
+
+if TYPE_CHECKING:
+    import subprocess
 
 GUARD_S = 1.0
 """Seconds; the rows are read this often even without a wake-up, and a missing worker is started."""

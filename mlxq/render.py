@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
 import textwrap
 import time
@@ -196,6 +195,8 @@ def takes_color(stream: IO[str]) -> bool:
 
 def columns() -> int:
     """Return the terminal's width in characters; 80 when there is none."""
+    import shutil
+
     return shutil.get_terminal_size((80, 24)).columns
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from state import files
 from state.paths import Home
+
+if TYPE_CHECKING:
+    import subprocess
 
 STOP_LIMIT_S = 20.0
 """Seconds to wait for the worker's exit; it gives running jobs 12 s."""
@@ -83,6 +86,8 @@ def _chosen(home: Home) -> str:
 
 def _start(home: Home, inherited: int, python: str) -> subprocess.Popen[bytes]:
     """Start the worker in its own session, so that it survives the terminal."""
+    import subprocess  # 6 ms of every command, and most find a worker
+
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     output = os.open(home.log("worker"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -213,6 +212,8 @@ def _migrate(home: Home) -> None:
     """Run the migrations in a process of their own: sqlite-utils would cost the worker 80 MB for ever."""
     home.make()
     argv = [sys.executable, "-P", "-m", "state.migrations", str(home.root)]
+    import subprocess  # 6 ms of every command, for one that is new
+
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         last_line = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]

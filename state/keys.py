@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
 import re
 import time
@@ -48,6 +46,8 @@ def file(home: Home) -> Path:
 
 def digest(key: str) -> str:
     """Return the form in which a key is stored."""
+    import hashlib  # OpenSSL takes 6 ms of every command
+
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -119,6 +119,8 @@ def admit(path: Path, host: str) -> None:
     Raises UsageProblem when other machines could reach it while no app has a key: people would pass mlxq's own
     around, which opens everything and cannot be revoked.
     """
+    import ipaddress
+
     if not ipaddress.ip_address(host).is_loopback and not usable(path)[0]:
         raise UsageProblem(
             f"The gateway listens on {host} only when apps have keys of their own, and there is none.",

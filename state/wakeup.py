@@ -8,7 +8,6 @@ its write event comes before the commit can be seen.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import stat
@@ -29,6 +28,8 @@ def folder(home: Home) -> Path:
     """
     if len(os.fsencode(home.wake)) + 24 <= LONGEST_SOCKET_PATH:
         return home.run
+    import hashlib  # OpenSSL takes 6 ms of every command
+
     digest = hashlib.sha256(str(home.root).encode()).hexdigest()[:16]
     return Path("/tmp", f"mlxq-{os.getuid()}-{digest}")  # noqa: S108 (0700, and refused when it is not ours)
 

@@ -6,7 +6,6 @@ rows and never changes; a test holds the list.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -268,5 +267,7 @@ def backoff(failures: int, chance: float | None = None, longest_s: float = LONGE
     The jitter keeps jobs that failed together from trying together (AWS Architecture Blog, "Exponential Backoff
     And Jitter"). `chance` is in [0, 1); random when not given.
     """
+    import random  # it brings OpenSSL along, 6 ms of every command
+
     share = random.random() if chance is None else chance  # noqa: S311 (jitter, no secret)
     return min(longest_s, 2.0**failures) * (1.0 - share / 2.0)
