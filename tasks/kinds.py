@@ -210,6 +210,7 @@ KINDS: Mapping[str, Kind] = {
             limit_s=86400,
             unique_key="batch:{batch}",
         ),
+        Kind("write_batch_output", "write the answers of a batch to a file", unique_key="write_batch_output:{batch}"),
         Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),
         Kind("run_schedule", "enqueue what a schedule runs", unique_key="run_schedule:{name}"),
         Kind("check_catalog", "check the model catalog", limit_s=1800, unique_key="check_catalog"),

@@ -105,9 +105,15 @@ def _verify(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
 
 
 def _batch(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
-    """Create a batch over a file as it is now. Raises NotFound, UsageProblem, DiskFull."""
+    """Create a batch over a file as it is now; its answers are written to `out`, where there is one, at its end.
+
+    Raises NotFound, UsageProblem, DiskFull.
+    """
     batch = control.create_from(db, Path(args["file"]), tier=args["tier"], cloud=args["cloud"])
-    return [new("batch", {"batch": batch.id})]
+    jobs = [new("batch", {"batch": batch.id}, label="batch")]
+    if args.get("out"):
+        jobs.append(new("write_batch_output", {"batch": batch.id, "out": args["out"]}, needs=["batch"]))
+    return jobs
 
 
 def _check_catalog(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:

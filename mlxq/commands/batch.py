@@ -13,9 +13,10 @@ from click.shell_completion import CompletionItem
 
 from mlxq import job_view, jobs_client, options, render
 from state import stack
-from state.errors import Busy, MlxqError, NotFound, NotRunning
+from state.errors import Busy, NotRunning
 from state.paths import Home, get_home
 from tasks.batches import control
+from tasks.batches import output as results
 
 if TYPE_CHECKING:
     from state.batches.batches import Batch
@@ -69,7 +70,7 @@ def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None
     with jobs_client.reading(home) as db:
         batch = control.get(db, batch.id)
         if out is not None:
-            _write(home, batch, batch.output_file, batch.output_bytes, out)
+            _write(home, batch, out)
     _report(batch)
 
 
@@ -169,26 +170,13 @@ def output(batch_id: str, *, errors: bool, out: str | None) -> None:
         batch = control.get(db, batch_id)
     if not batch.ended:
         raise NotRunning(f"The batch {batch.id} has not ended yet.", hint=f"mlxq batch show {batch.id}")
-    file, size = (batch.error_file, batch.error_bytes) if errors else (batch.output_file, batch.output_bytes)
-    _write(home, batch, file, size, out)
+    if out is not None:
+        _write(home, batch, out, errors=errors)
+    elif source := results.stored(home, batch, errors=errors):
+        with source.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def _write(home: Home, batch: Batch, file_id: str | None, size: int, out: str | None) -> None:
-    """Copy a result file to a path, or to standard output for None. Raises NotFound, MlxqError."""
-    source = home.files / str(file_id)
-    if size and not source.is_file():
-        raise NotFound(f"The results of {batch.id} were deleted, or have expired.", hint="mlxq batch list")
-    try:
-        if out is None:
-            if size:
-                with source.open("rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer)
-            return
-        temporary = Path(f"{out}.partial")
-        temporary.write_bytes(b"")
-        if size:
-            shutil.copyfile(source, temporary)
-        temporary.replace(out)
-    except OSError as problem:
-        raise MlxqError(f"Cannot write {out}: {problem.strerror}.", hint=f"mlxq batch output {batch.id}") from problem
+def _write(home: Home, batch: Batch, out: str, *, errors: bool = False) -> None:
+    results.write(home, batch, Path(out), errors=errors)
     render.say(f"Written to {out}.")

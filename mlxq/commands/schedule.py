@@ -131,14 +131,15 @@ def _batch(_home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[s
     from mlxq.commands import batch
 
     params = _params(batch.run, words[2:])
-    if params["file"] == "-" or params["out"]:
+    if params["file"] == "-":
         raise UsageProblem(
-            "A scheduled batch reads a file, and its answers are in `mlxq batch output`.",
+            "A scheduled batch reads a file, not standard input.",
             hint="mlxq schedule add NAME CRON -- batch run FILE",
         )
     if params["tier"] is not None:
         stack.tier(db, params["tier"])  # raises for one that does not exist
-    return "batch", {"file": str(Path(params["file"]).absolute()), "tier": params["tier"], "cloud": params["cloud"]}
+    paths = {name: params[name] and str(Path(params[name]).absolute()) for name in ("file", "out")}
+    return "batch", {**paths, "tier": params["tier"], "cloud": params["cloud"]}
 
 
 PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tuple[str, dict[str, Any]]]] = {

@@ -11,6 +11,7 @@ import errno
 import time
 from collections import deque
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from state import settings
@@ -19,7 +20,7 @@ from state.batches.batches import Batch, BatchStatus
 from state.db import Database, open_database
 from state.errors import Damaged, DiskFull, MlxqError
 from state.job import Job, JobState, cancel_asked
-from tasks.batches import capacity, control, ending
+from tasks.batches import capacity, control, ending, output
 from tasks.batches.gateway_lines import GatewayLines
 from tasks.batches.line_source import LineSource
 from tasks.batches.results import LineResult, ResultFiles
@@ -54,6 +55,13 @@ def answer_batch(context: Context, batch: str) -> dict[str, Any]:
     if ended.status is BatchStatus.FAILED:
         raise MlxqError(f"The batch {batch} failed: {_first(ended)}", hint=f"mlxq batch show {batch}")
     return {"batch": batch, "status": str(ended.status), "succeeded": ended.succeeded, "errored": ended.errored}
+
+
+@job("write_batch_output")
+def write_batch_output(context: Context, batch: str, out: str) -> dict[str, Any]:
+    """Write the answers of an ended batch to a file. Returns {"batch", "out"}. Raises NotFound, MlxqError."""
+    output.write(context.home, batches.get(context.db, batch), Path(out))
+    return {"batch": batch, "out": out}
 
 
 def _first(batch: Batch) -> str:

@@ -124,6 +124,26 @@ def test_what_belongs_to_another_key_does_not_exist(home: Batching, client: open
     assert client.batches.cancel(batch.id).status == "cancelled"
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/responses", {"input": script(text="first")}),
+        ("/v1/completions", {"prompt": script(text="first")}),
+    ],
+)
+def test_each_endpoint_is_answered_in_its_own_shape(home: Batching, endpoint: str, body: dict[str, str]) -> None:
+    lines = [
+        line("one", url=endpoint, body={"model": "standard", **body}),
+        line("no", url=endpoint, body={"model": "standard"}),
+    ]
+    batch = home.answered(file_of(lines), endpoint=endpoint)
+    (answer,), (error,) = home.results(batch)
+    content = answer["response"]["body"]
+    text = content["output"][0]["content"][0]["text"] if "output" in content else content["choices"][0]["text"]
+    assert (answer["custom_id"], text) == ("one", "first")
+    assert (error["custom_id"], error["response"]["status_code"]) == ("no", 400)
+
+
 def test_uploads_that_are_refused_leave_nothing(home: Batching, client: openai.OpenAI) -> None:
     before = set(home.home.files.iterdir())
     for content, purpose in ((b"{}", "fine-tune"), (b"x" * 200_000_001, "batch")):

@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 from support import retrieval, tiny_encoder
+from support.batching import batching, file_of, line
 from support.gateway import MASTER, Gateway, Upstream, until
 from support.retrieval import KEY, REFERENCE, vector
 
@@ -60,6 +61,19 @@ def test_every_name_leads_to_the_same_vectors(client: openai.OpenAI, model: str)
     wanted = [vector(text) for text in REFERENCE["cls"]["xlm-roberta"]]
     assert min(float(a @ b.embedding) for a, b in zip(wanted, answer.data, strict=True)) >= 0.999
     assert (answer.model, answer.usage.prompt_tokens > len(texts)) == (model, True)
+
+
+def test_a_batch_of_texts_has_the_same_vectors(front: Gateway, client: openai.OpenAI):
+    home = batching(front)
+    endpoint, body = "/v1/embeddings", {"model": "embedding", "input": "a cat sleeps", "encoding_format": "float"}
+    wrong = {**body, "input": "cat " * 80}
+    lines = [line("cat", url=endpoint, body=body), line("long", url=endpoint, body=wrong)]
+    batch = home.answered(file_of(lines), endpoint=endpoint)
+    (answer,), (error,) = home.results(batch)
+    alone = client.embeddings.create(model="embedding", input="a cat sleeps", encoding_format="float").data[0]
+    assert answer["response"]["body"]["data"][0]["embedding"] == pytest.approx(alone.embedding, abs=1e-6)
+    assert (error["custom_id"], error["response"]["body"]["error"]["code"]) == ("long", "input_too_long")
+    home.db.close()
 
 
 def test_floats_are_given_where_they_are_asked_for(client: openai.OpenAI):

@@ -18,6 +18,7 @@ from support.ports import free_port
 from state import ledger
 from state.batches import batches, lines, stored_files
 from state.batches.batches import Batch, BatchStatus
+from state.errors import MlxqError
 from state.job import JobState
 from tasks.batches import answering, control
 from tasks.batches.gateway_lines import LineAnswer
@@ -163,6 +164,18 @@ def test_lines_are_written_once_through_a_full_disk(here: Batching, tmp_path: Pa
         here.work()
         assert batches.get(here.db, batch.id).status == BatchStatus.CANCELLED
         assert every_id(here, batch) == sorted(f"c{n}" for n in range(2000))
+
+
+def test_the_answers_are_written_to_a_file_of_the_users(here: Batching, tmp_path: Path) -> None:
+    batch = checked(here, 2)
+    write_one(here, batch)
+    context: Any = SimpleNamespace(db=here.db, home=here.home)
+    out = tmp_path / "answers.jsonl"
+    out.write_text("of last night")
+    answering.write_batch_output(context, batch.id, str(out))
+    assert [json.loads(text)["custom_id"] for text in out.read_text().splitlines()] == ["c0"]
+    with pytest.raises(MlxqError, match="Cannot write /proc/answers"):
+        answering.write_batch_output(context, batch.id, "/proc/answers")
 
 
 @pytest.mark.parametrize(("step", "status"), [("failed", "failed"), ("cancelled", "cancelled")])

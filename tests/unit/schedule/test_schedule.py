@@ -185,16 +185,21 @@ def test_a_batch_is_created_over_its_file_as_it_is_at_that_time(
     path.write_text(line("a"))
     assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--timeout", "0", "--", "batch", "run", str(path)]) == 5
     args = json.loads(rows.value("SELECT args FROM jobs WHERE kind = 'add_schedule'"))
-    assert (args["kind"], args["args"]) == ("batch", {"file": str(path), "tier": None, "cloud": False})
+    assert (args["kind"], args["args"]) == ("batch", {"file": str(path), "out": None, "tier": None, "cloud": False})
 
     path.write_text(line("b") + "\n")
-    (new,) = task.RUNS["batch"](rows, args["args"])
+    new, write = task.RUNS["batch"](rows, args["args"] | {"out": "/answers.jsonl"})
     (batch,) = batches.listing(rows)
+    assert (write.kind, write.args, write.needs) == (
+        "write_batch_output",
+        {"batch": batch.id, "out": "/answers.jsonl"},
+        ["batch"],
+    )
     assert (new.kind, new.args, new.queue) == ("batch", {"batch": batch.id}, "bulk")
     assert stored_files.path(rows.home, batch.input_file).read_text() == line("b") + "\n"
 
 
-@pytest.mark.parametrize("words", [["-"], ["requests.jsonl", "--out", "answers"], ["requests.jsonl", "--tier", "nope"]])
+@pytest.mark.parametrize("words", [["-"], ["requests.jsonl", "--tier", "nope"]])
 def test_a_batch_that_cannot_be_scheduled(rows: Database, words: list[str]) -> None:
     assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--", "batch", "run", *words]) in {1, 2}
     assert rows.value("SELECT count(*) FROM jobs WHERE kind = 'add_schedule'") == 0
