@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import hybrid_model, loopback
+from support.batching import batching, file_of, line
 from support.engines import KEY, Engine, installation
-from support.gateway import Gateway
+from support.gateway import Gateway, until
 
 from state import keys
+from state.batches import batches
+from state.db import open_database
 from state.paths import Home
 from state.stack import Defaults, Tier
+from tasks.batches import control
 from tasks.engines import adapters, model_facts, serving
 from tasks.system import process, prompt_cache
 
@@ -262,6 +268,26 @@ def test_each_name_of_an_engine_has_its_own_defaults(gateway: Gateway):
     same = [ask("fast", max_tokens=6, temperature=0) for _ in range(2)]
     assert same[0]["choices"][0]["message"]["content"] == same[1]["choices"][0]["message"]["content"]
     assert same[0]["choices"][0]["message"].get("reasoning_content") is None
+
+
+def test_a_batch_that_is_cancelled_leaves_its_engine_at_once(gateway: Gateway, engine: Engine):
+    """The engine drops the lines in flight, which would take a minute, and each request has its end in the results."""
+    home = batching(gateway)
+    body = {"model": "fast", "messages": USER, "max_tokens": 1500}
+    batch = home.batch(file_of(line(f"c{n}", body=body) for n in range(5)))
+    worker = threading.Thread(target=home.work)
+    worker.start()
+    with closing(open_database(home.home)) as db:
+        until(lambda: engine.status().num_running)
+        control.cancel(db, batch)
+        worker.join(30)
+        until(lambda: not engine.status().num_running, 15)
+        ended = batches.get(db, batch.id)
+    output, errors = home.results(ended)
+    assert (ended.status, output) == ("cancelled", [])
+    assert sorted(row["custom_id"] for row in errors) == [f"c{n}" for n in range(5)]
+    assert {row["error"]["code"] for row in errors} == {"batch_cancelled"}
+    home.db.close()
 
 
 def test_a_dead_engine_is_asked_once_for_all_its_names(gateway: Gateway, engine: Engine):
