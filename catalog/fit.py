@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from catalog import images
 from catalog.model import Attention, Model, Quant
 
 PREFILL_STEP, SMALL_STEP = 1024, 512
@@ -67,7 +68,7 @@ class Memory:
     kv: int
     """Cache of all running requests at full context."""
     prefill: int
-    """Work space while one prompt of full length is read."""
+    """Work space while one prompt of full length is read, or the images in it, which are read before it."""
     overhead: int
     """The process itself."""
 
@@ -92,7 +93,7 @@ def memory(model: Model, quant: str, context: int, concurrency: int = 1, prefill
     return Memory(
         weights=max(model.quants[quant].bytes, model.quants[quant].loaded),
         kv=concurrency * cache_bytes(model, context),
-        prefill=reading_bytes(model, quant, context, prefill_step),
+        prefill=max(reading_bytes(model, quant, context, prefill_step), image_bytes(model)),
         overhead=PROCESS_BYTES,
     )
 
@@ -126,6 +127,15 @@ def reading_bytes(model: Model, quant: str, context: int, prefill_step: int, spa
     chunk = min(context, prefill_step)
     beside = cache_bytes(model, context) // max(1, model.attention.full)
     return _work_bytes(model, quant, chunk, space) + (score_bytes(model, context, chunk) or beside)
+
+
+def image_bytes(model: Model) -> int:
+    """Return how far the images of a request raise the memory of a model that sees; 0 for one that does not.
+
+    A tower passes all patches at once: 16,384 for the most pixels of a request. One of Qwen 3.5's width (1152) writes
+    some 100 KB a patch and layer, as SPACE has it for any layer, so that what is in flight bounds it.
+    """
+    return int(SPACE.flight) + images.room_bytes() if model.vision else 0
 
 
 def _work_bytes(model: Model, quant: str, chunk: int, space: Space) -> int:

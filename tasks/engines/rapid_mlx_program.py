@@ -1,7 +1,7 @@
 """The program of an engine process: rapid-mlx 0.16.10, with what its flags cannot say.
 
 Run by the Python of the engine's own environment, where mlxq is not: `PYTHON -P rapid_mlx_program.py serve FOLDER …`.
-It imports nothing of mlxq but two files by their path. The key comes by RAPID_MLX_API_KEY, HOME is a folder below the
+It imports nothing of mlxq but files by their path. The key comes by RAPID_MLX_API_KEY, HOME is a folder below the
 home of mlxq.
 """
 
@@ -25,6 +25,7 @@ def main() -> None:
     os.umask(0o077)
     Path(os.environ["HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
     unstored().unlink(missing_ok=True)
+    load(TASKS / "gateway" / "images" / "scaling.py").keep_files_in(Path(os.environ["HOME"], "images"))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     load(TASKS / "system" / "own_log.py").keep_of_service()
     settle_the_server(int(os.environ.get("MLXQ_DRAIN_S", "4")), os.environ.get("RAPID_MLX_API_KEY", ""))
@@ -53,11 +54,16 @@ def settle_the_server(seconds: int, key: str) -> None:
     from rapid_mlx import _uvicorn
 
     locked = load(TASKS / "engines" / "locked.py").locked
+    scaled, image_limits = (
+        load(TASKS / "gateway" / "images" / "scaling.py").Scaled,
+        load(TASKS.parent / "catalog" / "images.py"),
+    )
 
     def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
         limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
         server = _uvicorn.AcceptingConnectionsServer(
-            uvicorn.Config(locked(forgetful(app), key), **(wanted | limits)), on_server_accepting=on_server_accepting
+            uvicorn.Config(locked(scaled(forgetful(app), image_limits), key), **(wanted | limits)),
+            on_server_accepting=on_server_accepting,
         )
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))
         server.run()

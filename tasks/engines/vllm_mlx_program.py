@@ -1,7 +1,7 @@
 """The program of an engine process: vllm-mlx 0.6.0, with what its flags cannot say.
 
 Run by the Python of the environment that the engine is in, which may have no mlxq: `PYTHON -P vllm_mlx_program.py serve
-FOLDER --port … `. It imports nothing of mlxq but two files by their path. The key comes by MLXQ_TIER_KEY.
+FOLDER --port … `. It imports nothing of mlxq but files by their path. The key comes by MLXQ_TIER_KEY.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def main() -> None:
     sys.argv += memory_arguments(memory_bytes)
     cap_wired_limit(importlib.import_module("mlx.core"), memory_bytes)
     move_prefix_cache(os.environ.get("MLXQ_PREFIX_CACHE"))
+    if cache := os.environ.get("MLXQ_PREFIX_CACHE"):
+        load(TASKS / "gateway" / "images" / "scaling.py").keep_files_in(Path(cache, "images"))
     let_waiting_requests_go()
     from vllm_mlx.cli import main as serve
 
@@ -72,10 +74,18 @@ def settle_the_server(key: str) -> None:
     import uvicorn
 
     locked = load(TASKS / "engines" / "locked.py").locked
+    scaled, image_limits = (
+        load(TASKS / "gateway" / "images" / "scaling.py").Scaled,
+        load(TASKS.parent / "catalog" / "images.py"),
+    )
 
     def run(app: Any, **wanted: Any) -> None:
         settled = uvicorn.Config(
-            locked(app, key), **wanted, timeout_graceful_shutdown=DRAIN_S, log_config=None, access_log=False
+            locked(scaled(app, image_limits), key),
+            **wanted,
+            timeout_graceful_shutdown=DRAIN_S,
+            log_config=None,
+            access_log=False,
         )
         server = uvicorn.Server(settled)
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))

@@ -46,6 +46,9 @@ CHAT_PURPOSE = "chat"
 UNAVAILABLE = "no_tier_available"
 """The code of a refusal where no engine answered."""
 NO_MODEL = "model_not_found"
+AUDIO = ("/v1/audio/", "/audio/")
+_ONCE = {"x-should-retry": "false"}
+"""Has OpenAI's and Anthropic's clients not ask again, as they do after other answers from 500 on."""
 LEFT = 499
 """The status of a request whose client left; nothing is sent."""
 
@@ -432,6 +435,10 @@ def _relay_request(
 def _route_refusal(scope: Scope) -> Refusal | None:
     """Return the refusal of a path that is no route, or not for this method; None for a route."""
     path, method = scope["path"], scope["method"]
+    if path.startswith(AUDIO):
+        return Refusal(
+            501, f"mlxq serves no model that hears or speaks: there is no {path[:100]}.", "no_audio", headers=_ONCE
+        )
     reads = any(path == prefix or path.startswith(f"{prefix}/") for prefix in MODELS)
     if not reads and path not in BY_PATH:
         return Refusal(404, f"There is nothing at {method} {path[:100]}.", "unknown_route")

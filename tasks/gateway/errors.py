@@ -21,6 +21,7 @@ _NO_CALL = re.compile(rb"tool_choice")
 _NO_SCHEMA = re.compile(rb"invalid_(?:response_format|strict)_schema|strict_schema_required")
 _MISMATCH = re.compile(rb"schema_violation|invalid_response_format_output|invalid_json")
 """What engines say where a model did not do what the request orders: the order itself has passed the checks."""
+_NO_IMAGE = re.compile(rb'"invalid_image"|Failed to process image')
 RETRY_AFTER_S = 5
 
 
@@ -122,6 +123,8 @@ def about_answer(content: bytes) -> Refusal | None:
         return Refusal(400, "The engine cannot hold an answer to this JSON schema.", "invalid_json_schema")
     if _NO_CALL.search(content):
         return without_call()
+    if _NO_IMAGE.search(content):
+        return Refusal(400, "An image of this request could not be decoded: it is damaged.", "invalid_image")
     return mismatch() if _MISMATCH.search(content) else None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from state.keys import Key
 from state.stack import longest_answer
 from tasks.gateway.on_demand import OnDemand
-from tasks.gateway.routes import Routes
+from tasks.gateway.routes import Route, Routes
 
 CREATED = 1_735_689_600
 """Every model's `created`: a name here is older than the weights behind it, and clients only want a number."""
@@ -21,7 +21,7 @@ def listing(
     """Return the list in OpenAI's or Anthropic's shape, or the one model called `name`; None where it is none."""
     entry = _anthropic if anthropic else _openai
     shown = [
-        entry(name, routes.tiers[tier].context, on_demand.state(routes.tiers[tier].engine))
+        _of(entry, name, routes.tiers[tier], on_demand)
         for name, tier in _allowed(routes, key, [name] if name else None)
     ]
     if not anthropic:
@@ -49,14 +49,18 @@ def _on_disk(routes: Routes, on_demand: OnDemand, key: Key, name: str, *, anthro
     for own in [name] if name else on_demand.known.shown:
         tier, model = on_demand.tier(own), on_demand.find(own)
         if tier and tier in routes.tiers and routes.tier(own) is None and (not key.tiers or tier in key.tiers):
-            route = routes.tiers[tier]
-            shown.append(entry(own, route.context, on_demand.state(route.engine)))
+            shown.append(_of(entry, own, routes.tiers[tier], on_demand))
         elif model is not None and (not key.tiers or any(other in key.tiers for other in model.names)):
             if model.purpose == "chat":
-                shown.append(entry(own, model.context, on_demand.state(model.engine)))
+                sees = bool(model.route and model.route.vision)
+                shown.append(entry(own, model.context, on_demand.state(model.engine), vision=sees))
             elif not anthropic:
                 shown.append(_vectors(own, model.context, on_demand.state(model.engine)))
     return shown
+
+
+def _of(entry: Callable[..., dict[str, Any]], name: str, route: Route, on_demand: OnDemand) -> dict[str, Any]:
+    return entry(name, route.context, on_demand.state(route.engine), vision=route.vision)
 
 
 def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> list[tuple[str, str]]:
@@ -81,19 +85,28 @@ def _vectors(name: str, context: int, state: str, dimensions: int = 0) -> dict[s
     return _base(name, state) | limits | ({"dimensions": dimensions} if dimensions else {})
 
 
-def _openai(name: str, context: int, state: str) -> dict[str, Any]:
+def _openai(name: str, context: int, state: str, *, vision: bool) -> dict[str, Any]:
+    takes = ["text", "image"] if vision else ["text"]
     return _base(name, state) | {
         "context_length": context,
         "max_model_len": context,
         "max_input_tokens": context,
         "max_output_tokens": longest_answer(context),
+        "architecture": _modalities(takes, "text"),
+        "capabilities": {"vision": vision},
     }
+
+
+def _modalities(takes: Sequence[str], gives: str) -> dict[str, Any]:
+    """Return what a model takes and gives, as OpenRouter's list has it; LM Studio's has `capabilities`."""
+    return {"modality": f"{'+'.join(takes)}->{gives}", "input_modalities": list(takes), "output_modalities": [gives]}
 
 
 def _base(name: str, state: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": CREATED, "owned_by": "mlxq", "state": state}
 
 
-def _anthropic(name: str, context: int, state: str) -> dict[str, Any]:
+def _anthropic(name: str, context: int, state: str, *, vision: bool) -> dict[str, Any]:
     limits = {"max_input_tokens": context, "max_tokens": longest_answer(context)}
-    return {"type": "model", "id": name, "display_name": name, "created_at": CREATED_TEXT, "state": state, **limits}
+    head = {"type": "model", "id": name, "display_name": name, "created_at": CREATED_TEXT, "state": state}
+    return head | limits | {"capabilities": {"image_input": {"supported": vision}}}

@@ -28,6 +28,8 @@ from tasks.gateway.dialects.usage import ReuseSource
 from tasks.gateway.engine_answer import EngineAnswer
 from tasks.gateway.engine_client import Answer, EngineClient, EngineDown
 from tasks.gateway.errors import NotAsAsked, Refusal
+from tasks.gateway.images import parts
+from tasks.gateway.images.remote import RemoteImages
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.reuse_meter import ReportedReuse, ReuseMeter
@@ -101,6 +103,7 @@ class Relay:
         self._keep_out = keep_out
         self._meter = ReuseMeter(client)
         self._reasoning = ReasoningStore()
+        self._remote = RemoteImages() if routes.remote_images else None
         self._in_flight: Counter[str] = Counter()
 
     async def serve(self, request: RelayRequest, reply: Reply) -> None:
@@ -113,7 +116,7 @@ class Relay:
         if request.streams:
             reply.wait()
         try:
-            return await self._first_answer(request, reply)
+            return await self._bring_images(request) or await self._first_answer(request, reply)
         except (_Refused, NotAsAsked) as problem:
             return problem.refusal
         finally:
@@ -123,6 +126,12 @@ class Relay:
         """Send a refusal, and log it."""
         self._log(request, refusal)
         await reply.refuse(refusal)
+
+    async def _bring_images(self, request: RelayRequest) -> Refusal | None:
+        """Have the images that the request links to in it, where that is allowed and its tier sees."""
+        if self._remote is None or not self._routes.tiers[request.tier].vision:
+            return None
+        return await self._remote.bring_in(parts.of(request.fields))
 
     async def _first_answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
         """Ask one tier after another; return the refusal where none answers."""

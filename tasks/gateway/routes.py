@@ -73,6 +73,8 @@ class Routes:
     """Name or pattern -> tier."""
     cloud_model: str | None
     allowed_origins: frozenset[str]
+    remote_images: bool = False
+    """Whether images behind https links are fetched."""
     retrieval: Mapping[str, RetrievalRoute] = field(default_factory=dict[str, RetrievalRoute])
     """By purpose: embedding, rerank."""
     on_demand: dict[str, Route] = field(default_factory=dict[str, Route])
@@ -142,6 +144,7 @@ def read(configuration: Mapping[str, Any], backend: str) -> Routes:
         names={**{name: name for name in tiers}, **configuration["names"]},
         cloud_model=configuration.get("cloud_model"),
         allowed_origins=frozenset(origins),
+        remote_images=bool(configuration.get("remote_images")),
         retrieval={purpose: _retrieval(purpose, row, backend) for purpose, row in retrieval.items()},
     )
 

@@ -77,6 +77,7 @@ def configuration(
     cloud_model: str | None = None,
     aliases: Mapping[str, str] = ALIASES,
     allowed_origins: Sequence[str] = (),
+    remote_images: bool = False,
     programs: Mapping[str, str] | None = None,
     templates: Mapping[str, Mapping[str, Any]] | None = None,
     retrieval: Mapping[str, Mapping[str, Any]] | None = None,
@@ -91,25 +92,32 @@ def configuration(
     """
     if not tiers:
         raise ValueError("a gateway needs at least one tier")
+    programs, templates = programs or {}, templates or {}
+    document: dict[str, Any] = {
+        "engines": {
+            engine.name: engine_section(engine, programs.get(engine.name, FALLBACK), templates.get(engine.name))
+            for engine in engines_of(tiers)
+        },
+        "tiers": {tier.name: _tier(tier, tiers) for tier in tiers},
+        "names": _names(aliases, tiers),
+    }
+    optional = {
+        "retrieval": {purpose: dict(row) for purpose, row in (retrieval or {}).items()},
+        "cloud_model": cloud_model,
+        "allowed_origins": list(allowed_origins),
+        "remote_images": remote_images,
+    }
+    return document | {name: value for name, value in optional.items() if value}
+
+
+def _names(aliases: Mapping[str, str], tiers: Sequence[Tier]) -> dict[str, str]:
+    """Return the tier behind each alias; one whose tier is not in the stack leads to the first."""
     tier_names = {tier.name for tier in tiers}
-    names = {
+    return {
         alias: name if name in tier_names else tiers[0].name
         for alias, name in aliases.items()
         if alias not in tier_names
     }
-    document: dict[str, Any] = {
-        "engines": {
-            engine.name: engine_section(
-                engine, (programs or {}).get(engine.name, FALLBACK), (templates or {}).get(engine.name)
-            )
-            for engine in engines_of(tiers)
-        },
-        "tiers": {tier.name: _tier(tier, tiers) for tier in tiers},
-        "names": names,
-    }
-    rows = {purpose: dict(row) for purpose, row in (retrieval or {}).items()}
-    optional = {"retrieval": rows, "cloud_model": cloud_model, "allowed_origins": list(allowed_origins)}
-    return document | {name: value for name, value in optional.items() if value}
 
 
 def engine_section(engine: Engine, program: str, template: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def wanted(
         cloud_model=cloud_model,
         aliases=gateway.aliases(values["aliases"], tiers, engines),
         allowed_origins=values["allowed-origins"],
+        remote_images=values["allow-remote-images"],
         programs=programs,
         templates=templates,
         retrieval=retrieval.configuration(engines, values["aliases"]),

@@ -483,7 +483,6 @@ def test_the_classes_of_errors(client: openai.OpenAI, claude: anthropic.Anthropi
 
 ELSEWHERE = [
     "/v1/images/generations",
-    "/v1/audio/speech",
     "/v1/moderations",
     "/v1/assistants",
     "/v1/foo",

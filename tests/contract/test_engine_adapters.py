@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 from support import hybrid_model, loopback
 from support.engines import KEY, MIB, Engine, installation, offline_prefix
 from support.mlxq_home import until
@@ -295,12 +298,27 @@ def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path],
     share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
     kind = model_facts.read(models[name]).kind
     after = after_restart(engine) if kind in entry(at.engine).disk_cache else None
+    seen = [said_of(engine, color) for color in ("red", "blue", "red")] if name == "vision" else ["a", "b", "a"]
     engine.stop()
     print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again, {after} after a planned restart")
 
     assert kind == {"plain": ModelKind.ATTENTION, "hybrid": ModelKind.HYBRID, "vision": ModelKind.HYBRID_VISION}[name]
     assert (share >= 0.95) is reuses(at.engine, kind)
     assert after is None or after >= 0.9
+    assert seen[0] == seen[2] != seen[1], "what random weights say of an image differs with what they see"
+
+
+def said_of(engine: Engine, color: str) -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    asked = {"max_tokens": 3, "temperature": 0, "chat_template_kwargs": {"enable_thinking": False}}
+    part = {"type": "image_url", "image_url": {"url": url}}
+    answer = engine.post(
+        "/v1/chat/completions", engine.body("", **asked) | {"messages": [{"role": "user", "content": [part]}]}
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["message"]["content"]
 
 
 def test_every_tuning_serves_and_prompt_lookup_says_the_same(

@@ -342,7 +342,7 @@ def test_an_apps_key_is_held_to_its_rate(proxy: Gateway, upstreams: dict[str, Up
 
 NOWHERE = [
     *("/model/info", "/router/settings", "/get/config/callbacks", "/debug/asyncio-tasks", "/key/list", "/metrics"),
-    *("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/assistants"),
+    *("/v1/images/generations", "/v1/moderations", "/v1/assistants"),
     *("/v1/foo", "/", "/docs", "/v1/responses/resp_1"),
 ]
 
@@ -355,6 +355,16 @@ def test_other_routes_are_nowhere_for_every_key(proxy: Gateway, ring: Any, metho
         response = loopback.request(method, f"{proxy.url}{path}", headers={"Authorization": f"Bearer {key}"}, json=CHAT)
         assert (response.status_code, response.json()["error"]["type"]) == (404, "not_found_error")
     keys.revoke(ring, "app")
+
+
+def test_speech_is_not_served_and_said_so(client: openai.OpenAI):
+    """OpenAI's client asks again after a 501 unless it is told not to."""
+    with pytest.raises(openai.InternalServerError, match="no model that hears or speaks") as caught:
+        client.with_options(max_retries=5).audio.speech.create(model="tts-1", voice="alloy", input="hello")
+    assert caught.value.status_code == 501
+    with pytest.raises(openai.InternalServerError, match="no model that hears or speaks"):
+        client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"RIFF"))
+    assert caught.value.response.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize(

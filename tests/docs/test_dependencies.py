@@ -19,7 +19,7 @@ from tasks.upgrade import packages
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
-PROGRAMS = ("_program.py", "embedding_model.py")
+PROGRAMS = ("_program.py", "embedding_model.py", "scaling.py")
 """Files that run in an engine's environment."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = ROOT / "tasks" / "engines" / "locks" / "vllm-mlx-0.6.0.txt"

@@ -114,6 +114,7 @@ class Gateway:
     """Engines for embeddings and ranking."""
     cloud_model: str | None = None
     allowed_origins: list[str] = field(default_factory=list)
+    remote_images: bool = False
     cloud_url: str = plan.OPENROUTER
     cloud_cap_usd: float = 1.0
     backend: str = "cpu"
@@ -159,6 +160,7 @@ class Gateway:
             as_tiers(self.tiers),
             cloud_model=self.cloud_model,
             allowed_origins=self.allowed_origins,
+            remote_images=self.remote_images,
             programs=self.programs,
             templates=self.templates,
             retrieval=configuration(self.retrieval, {}),

@@ -22,8 +22,15 @@ TOKENS = 49_152
 CONTEXT = 32_768
 
 TEMPLATE = Path(__file__).with_name("hybrid_template.jinja")
-THINKING = {"<issue_start>": "<think>", "<issue_closed>": "</think>"}
+RENAMED = {"<issue_start>": "<think>", "<issue_closed>": "</think>"}
 """Tokens of the built-in model -> what they are called in those that think."""
+SEEING = {
+    "<reponame>": "<|vision_start|>",
+    "<file_sep>": "<|image_pad|>",
+    "<filename>": "<|video_pad|>",
+    "<gh_stars>": "<|vision_end|>",
+}
+"""The same for one that sees: the template writes them where an image stands."""
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -63,7 +70,7 @@ TOWER = {
     "num_position_embeddings": 256,
     "deepstack_visual_indexes": [],
 }
-IMAGES = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+IMAGES = {"vision_start_token_id": 4, "image_token_id": 5, "video_token_id": 6, "vision_end_token_id": 7}
 PROCESSOR = {
     "patch_size": 16,
     "temporal_patch_size": 2,
@@ -99,7 +106,7 @@ def make(name: str, folder: Path, builtin: Path) -> Path:
         shutil.copy(builtin / each, folder)
     if name != "plain":
         _write_template(folder, vision=name == "vision")
-        _name_thinking_tokens(folder / "tokenizer.json")
+        _name_tokens(folder / "tokenizer.json", RENAMED | (SEEING if name == "vision" else {}))
     return folder
 
 
@@ -146,11 +153,11 @@ def _write_template(folder: Path, *, vision: bool) -> None:
     file.write_text(json.dumps(told))
 
 
-def _name_thinking_tokens(file: Path) -> None:
-    """Call two tokens that no text of ours has <think> and </think>; they are shown as text, not as control tokens."""
+def _name_tokens(file: Path, names: dict[str, str]) -> None:
+    """Call tokens that no text of ours has by other names; those of thoughts are shown as text, no control tokens."""
     told = json.loads(file.read_text())
     for token in told["added_tokens"]:
-        if new := THINKING.get(token["content"]):
+        if new := names.get(token["content"]):
             told["model"]["vocab"][new] = told["model"]["vocab"].pop(token["content"])
-            token |= {"content": new, "special": False}
+            token |= {"content": new, "special": new.startswith("<|")}
     file.write_text(json.dumps(told))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from catalog import images
 from tasks.gateway.engine_client import EngineClient
+from tasks.gateway.images import header
+from tasks.gateway.images.header import Header
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Route
 
-IMAGE_TOKENS = 1000
-"""What a picture counts for; its bytes are not read."""
 MESSAGE_TOKENS = 8
 """What a chat template puts around one message."""
 _PICTURES = frozenset({"image", "image_url", "input_image"})
@@ -41,6 +42,7 @@ def words(body: Mapping[str, Any]) -> tuple[str, int]:
     Not by recursion: a body may be nested deeper than Python's stack.
     """
     texts: list[str] = []
+    sizes: list[int] = []
     extra = 0
     waiting: list[Any] = [body.get(name) for name in ("messages", "input", "prompt", "system", "instructions", "tools")]
     while waiting:
@@ -49,11 +51,18 @@ def words(body: Mapping[str, Any]) -> tuple[str, int]:
                 texts.append(text)
             case [*parts]:
                 waiting += parts
+            case {"type": "image_url", "image_url": {"url": str() as url}}:
+                sizes.append(_pixels(header.of_url(url)))
             case {"type": str() as kind} if kind in _PICTURES:
-                extra += IMAGE_TOKENS
+                sizes.append(images.IMAGE_PIXELS)
             case {**part}:
                 extra += MESSAGE_TOKENS if "role" in part else 0
                 waiting += part.values()
             case _:
                 pass
+    extra += sum(images.tokens(pixels, len(sizes)) for pixels in sizes)
     return "\n".join(reversed(texts)), extra
+
+
+def _pixels(image: Header | None) -> int:
+    return image.pixels if image else images.IMAGE_PIXELS

@@ -12,9 +12,12 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from catalog import images
 from catalog.engines import Abilities
 from tasks.gateway.dialects import schemas
 from tasks.gateway.errors import Refusal, invalid, unsupported
+from tasks.gateway.images import header, parts
+from tasks.gateway.images.parts import ImagePart
 from tasks.gateway.ollama import fields
 
 MOST_VALUES = 200_000
@@ -143,19 +146,25 @@ def not_carried_out(
 
     `vision`, `thinks`: whether its model sees, and thinks.
     """
+    return next(_refusals(body, tier, can, vision, thinks), None)
+
+
+def _refusals(body: BaseModel, tier: str, can: Abilities, vision: bool, thinks: bool) -> Iterator[Refusal]:
     match body:
         case fields.OllamaTexts():
-            return next(_of_ollama(body, tier, can, vision, thinks), None)
+            yield from _of_ollama(body, tier, can, vision, thinks)
         case schemas.Chat():
-            return next(_of_chat(body, tier, can, vision), None)
+            yield from _of_chat(body, tier, can, vision)
         case schemas.Completions():
-            return next(_of_completions(body, can), None)
+            yield from _of_completions(body, can)
         case schemas.Responses():
-            return next(_of_responses(body, tier, vision), None)
+            yield from _of_responses(body, tier, vision)
         case schemas.CountTokens():  # and Messages
-            return next(_of_messages(body, tier, vision), None)
+            yield from _of_messages(body, tier, vision)
         case _:
-            return None
+            return
+    if vision:
+        yield from _of_images(body)
 
 
 def _of_chat(body: schemas.Chat, tier: str, can: Abilities, vision: bool) -> Iterator[Refusal]:
@@ -233,9 +242,9 @@ def _of_responses(body: schemas.Responses, tier: str, vision: bool) -> Iterator[
     for at, item in enumerate(body.input if isinstance(body.input, list) else ()):
         if isinstance(item, schemas.Other):
             yield unsupported(f"input[{at}].type", f"mlxq has no {item.type[:60]}.")
-        parts = getattr(item, "content", None) if isinstance(item, schemas.Item) else getattr(item, "output", None)
-        if isinstance(parts, list):
-            yield from _of_parts(f"input[{at}].content", cast("list[Any]", parts), tier, vision)
+        content = getattr(item, "content", None) if isinstance(item, schemas.Item) else getattr(item, "output", None)
+        if isinstance(content, list):
+            yield from _of_parts(f"input[{at}].content", cast("list[Any]", content), tier, vision)
 
 
 def _of_response_tools(body: schemas.Responses) -> Iterator[Refusal]:
@@ -301,31 +310,49 @@ _NOT_GENERATED = {
 """Fields of /api/generate, and what to do instead."""
 
 
-def _of_parts(field: str, parts: Sequence[Any], tier: str, vision: bool) -> Iterator[Refusal]:
-    for at, part in enumerate(parts):
+def _of_parts(field: str, content: Sequence[Any], tier: str, vision: bool) -> Iterator[Refusal]:
+    for at, part in enumerate(content):
         name = f"{field}[{at}]"
         match part:
             case schemas.Other():
                 yield unsupported(name, f"{tier} does not take {part.type[:60]!r} parts.")
             case schemas.Image() | schemas.ResponseImage() | schemas.Picture():
-                yield from _of_picture(name, part, tier, vision)
+                if not vision:
+                    yield unsupported(name, f"{tier} does not take images.")
             case schemas.ToolResult(content=list()):
                 yield from _of_parts(f"{name}.content", cast("list[Any]", part.content), tier, vision)
             case _:
                 pass
 
 
-def _of_picture(field: str, part: Any, tier: str, vision: bool) -> Iterator[Refusal]:
-    if not vision:
-        yield unsupported(field, f"{tier} does not take images.")
-    match part:
-        case schemas.Image():
-            inside = part.image_url.url.startswith("data:image/")
-        case schemas.ResponseImage():
-            inside = (part.image_url or "").startswith("data:image/")
-        case _:
-            inside = part.source.type == "base64" and bool(part.source.data)
-    if not inside:
-        yield Refusal(
-            400, f"`{field}` must hold the image itself, as data; mlxq follows no links.", "link_not_followed", field
-        )
+def _of_images(body: schemas.Fields) -> Iterator[Refusal]:
+    """Check what the images of a request are, by their first bytes."""
+    images_of_body = parts.of(body)
+    if len(images_of_body) > images.MOST:
+        field = images_of_body[images.MOST].field
+        message = f"`{field}` is one too many: a request may hold {images.MOST} images."
+        yield invalid(message, field)
+    for image in images_of_body:
+        yield from _of_image(image)
+
+
+def _of_image(image: ImagePart) -> Iterator[Refusal]:
+    field = image.field
+    if not image.url.startswith("data:"):
+        yield _link(field)
+    head = header.of_url(image.url)
+    if head is None:
+        message = f"`{field}` must be a PNG, JPEG, GIF or WebP image in base64."
+        yield invalid(message, field, "invalid_image")
+    elif head.pixels > images.MOST_PIXELS:
+        size = images.MOST_PIXELS
+        message = f"`{field}` has {head.width:,} x {head.height:,} pixels, and {size:,} are the most."
+        yield invalid(message, field, "image_too_large")
+
+
+def _link(field: str) -> Refusal:
+    message = (
+        f"`{field}` must hold the image itself, as data: mlxq follows links to images only over https, and after "
+        "mlxq config set allow-remote-images true"
+    )
+    return Refusal(400, message, "link_not_followed", field)

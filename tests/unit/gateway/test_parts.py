@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from catalog import images
 from catalog.engines import abilities
 from state import keys
 from state.errors import Damaged, NotFound, UsageProblem
@@ -312,7 +313,7 @@ def test_all_words_are_counted_and_no_pictures_bytes():
     text, extra = context_limit.words(body)
     assert {"be brief", "see", "look"} <= set(text.split("\n"))
     assert "aaaa" not in text
-    assert extra == context_limit.IMAGE_TOKENS + context_limit.MESSAGE_TOKENS
+    assert extra == images.tokens(images.IMAGE_PIXELS, 1) + context_limit.MESSAGE_TOKENS
 
 
 def test_no_depth_breaks_the_search_for_words():
