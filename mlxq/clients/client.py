@@ -55,5 +55,7 @@ class Client:
     the text cannot be parsed."""
     start: str
     """The next step, as a sentence or a command."""
+    needs: int = 0
+    """Tokens of the window below which it does not work: its instructions and tools, and room for an answer."""
     holds_key: bool = True
     """Whether the key is written to the file; otherwise it is shown once, to be entered in the program."""

@@ -1,7 +1,8 @@
-"""OpenAI's libraries: a .env file in this folder, which dotenv and most frameworks load by themselves."""
+"""Files of lines: .env in this folder, which most frameworks load by themselves, and aider's options in the home."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,3 +27,29 @@ def _write(text: str, target: Target) -> str:
 
 
 CLIENT = Client("openai", "OpenAI's libraries", _path, _write, "Load .env in your program, or: set -a; . ./.env")
+
+
+def _aider_path(_: Mapping[str, str], person: Path) -> Path:
+    return person / ".aider.conf.yml"
+
+
+def _aider(text: str, target: Target) -> str:
+    """Set its options (https://aider.chat/docs/config/aider_conf.html), line by line."""
+    options = {
+        "model": f"openai/{target.main.name}",
+        "weak-model": f"openai/{target.small.name}",
+        "openai-api-base": target.url,
+        "openai-api-key": target.key,
+        "show-model-warnings": False,
+    }
+    for name, value in options.items():
+        line = f"{name}: {json.dumps(value, ensure_ascii=False)}"
+        pattern = re.compile(rf"^{name}\s*:.*$", re.MULTILINE)
+        if pattern.search(text):
+            text = pattern.sub(lambda _, line=line: line, text)
+        else:
+            text = f"{text.rstrip()}\n{line}\n".lstrip()
+    return text
+
+
+AIDER = Client("aider", "aider", _aider_path, _aider, "aider", needs=8_192)

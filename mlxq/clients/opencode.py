@@ -41,4 +41,4 @@ def _model(tier: Tier) -> dict[str, Any]:
     }
 
 
-CLIENT = Client("opencode", "OpenCode", _path, _write, "opencode")
+CLIENT = Client("opencode", "OpenCode", _path, _write, "opencode", needs=16_384)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlxq.clients import claude_code, codex, continue_dev, openai, opencode, zed
+from mlxq.clients import claude_code, codex, continue_dev, json_agents, openai, opencode, zed
 from mlxq.clients.client import Client
 
 CLIENTS: Mapping[str, Client] = {
-    module.CLIENT.name: module.CLIENT for module in (claude_code, codex, opencode, continue_dev, zed, openai)
+    client.name: client
+    for client in (
+        *(claude_code.CLIENT, codex.CLIENT, opencode.CLIENT),
+        *(json_agents.QWEN_CODE, json_agents.CRUSH, json_agents.PI, openai.AIDER),
+        *(continue_dev.CLIENT, zed.CLIENT, openai.CLIENT),
+    )
 }

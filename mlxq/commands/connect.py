@@ -138,7 +138,9 @@ def _connect(home: Home, client: Client, consent: Consent) -> None:
     path = client.path(os.environ, Path.home())
     before = backup.read(path)
     key = _known_key(home, client, before)
-    after = _written(client, path, before, _target(home, key or MASKED))
+    target = _target(home, key or MASKED)
+    _warn_of_window(client, target)
+    after = _written(client, path, before, target)
     if key and after == before:
         render.say(f"{client.title} is already configured ({path}).")
         return
@@ -153,6 +155,16 @@ def _connect(home: Home, client: Client, consent: Consent) -> None:
         click.echo(issued)
         render.say("Store this key now; it cannot be shown again.")
     render.next_step(client.start)
+
+
+def _warn_of_window(client: Client, target: Target) -> None:
+    """Say so where the program does not work with the window of its tier."""
+    tier = target.main
+    if tier.context < client.needs:
+        render.say(
+            f"{client.title} needs a window of about {client.needs:,} tokens, and {tier.name} has {tier.context:,}: "
+            "expect it to fail. To choose a model with more, run: mlxq setup"
+        )
 
 
 def _restore(home: Home, client: Client, consent: Consent) -> None:

@@ -1,4 +1,4 @@
-"""Claude Code, Codex and OpenCode, from npm, set up by `mlxq connect`'s own words, through the real gateway.
+"""Programs from npm, set up by `mlxq connect`'s own words, through the real gateway.
 
 The engines behind it are scripted, so that a model calls the tool that the test wants.
 """
@@ -19,6 +19,7 @@ from mlxq.clients.client import Target
 from state.stack import as_tiers
 
 pytestmark = pytest.mark.slow
+Engines = dict[str, ScriptedEngine]
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,18 @@ def test_opencode_runs_a_tool_and_answers(opencode: str, person: Person, target:
     events = opencode_run(opencode, person, order)
     assert spoken(events)[-1:] == ["Done."]
     assert (person.work / "made.txt").read_text() == "made\n"
+
+
+def test_qwen_code_answers(pytestconfig: pytest.Config, person: Person, target: Target, engines: Engines):
+    person.connect("qwen-code", target)
+    done = person.run(installed("qwen", pytestconfig), "-p", script(text="It is forty two."))
+    assert done.stdout.strip().endswith("It is forty two."), done.stdout[-2000:] + done.stderr[-2000:]
+    assert engines["standard"].seen(), "the work is the main tier's"
+
+
+def test_pi_answers(pytestconfig: pytest.Config, person: Person, target: Target, engines: Engines):
+    person.connect("pi", target)
+    argv = ["--provider", "mlxq", "--model", "standard", "--no-session", "-p", script(text="It is forty two.")]
+    done = person.run(installed("pi", pytestconfig), *argv)
+    assert done.stdout.strip().endswith("It is forty two."), done.stdout[-2000:] + done.stderr[-2000:]
+    assert engines["standard"].seen(), "the work is the main tier's"

@@ -21,6 +21,8 @@ PACKAGES = {
     "claude": "@anthropic-ai/claude-code@2.1.197",
     "codex": "@openai/codex@0.171.0",
     "opencode": "opencode-ai@1.18.33",
+    "qwen": "@qwen-code/qwen-code@0.24.4",
+    "pi": "@mariozechner/pi-coding-agent@0.73.1",
 }
 INSTALL_LIMIT_S = 240
 RUN_LIMIT_S = 120

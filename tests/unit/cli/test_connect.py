@@ -156,6 +156,10 @@ FILES = {
     "continue": ".continue/assistants/mlxq.yaml",
     "zed": ".config/zed/settings.json",
     "openai": ".env",
+    "qwen-code": ".qwen/settings.json",
+    "crush": ".config/crush/crush.json",
+    "pi": ".pi/agent/models.json",
+    "aider": ".aider.conf.yml",
 }
 
 
@@ -211,6 +215,39 @@ def test_continue_gets_roles(person: Path) -> None:
         "standard": ["chat", "edit", "apply"],
         "fast": ["chat", "summarize"],
     }
+
+
+def test_qwen_code_crush_and_pi_get_every_tier_with_its_window(person: Path) -> None:
+    windows = {"standard": 65536, "fast": 8192}
+    qwen, crush, pi = (json.loads(connected(person, client)) for client in ("qwen-code", "crush", "pi"))
+
+    models = qwen["modelProviders"]["openai"]
+    assert {model["id"]: model["generationConfig"]["contextWindowSize"] for model in models} == windows
+    assert {model["baseUrl"] for model in models} == {f"{URL}/v1"}
+    assert KEY.fullmatch(qwen["env"]["MLXQ_API_KEY"])
+    assert {model["id"]: model["context_window"] for model in crush["providers"]["mlxq"]["models"]} == windows
+    assert (crush["models"]["large"]["model"], crush["models"]["small"]["model"]) == ("standard", "fast")
+    assert {model["id"]: model["contextWindow"] for model in pi["providers"]["mlxq"]["models"]} == windows
+
+
+def test_aider_keeps_the_options_of_its_user(person: Path) -> None:
+    (person / ".aider.conf.yml").write_text("# mine\nmodel: sonnet\ndark-mode: true\n")
+    text = connected(person, "aider")
+
+    written = yaml.safe_load(text)
+    assert text.startswith("# mine\n")
+    assert (written["model"], written["weak-model"], written["dark-mode"]) == ("openai/standard", "openai/fast", True)
+    assert written["openai-api-base"] == f"{URL}/v1"
+
+
+def test_a_program_that_needs_a_longer_window_is_told(
+    person: Path, db: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connected(person, "claude-code")
+    assert "needs a window" not in capsys.readouterr().err
+    stack.replace(db, [alone(FAST, Defaults(max_tokens=2048))])
+    assert cli.run(["connect", "claude-code", "--dry-run"]) == 0
+    assert "Claude Code needs a window of about 32,768 tokens, and fast has 8,192" in capsys.readouterr().err
 
 
 def test_zed_is_shown_its_key_once_and_the_file_holds_none(
