@@ -129,7 +129,7 @@ class Relay:
 
     async def _bring_images(self, request: RelayRequest) -> Refusal | None:
         """Have the images that the request links to in it, where that is allowed and its tier sees."""
-        if self._remote is None or not self._routes.tiers[request.tier].vision:
+        if self._remote is None or not self._routes.route(request.tier).vision:
             return None
         return await self._remote.bring_in(parts.of(request.fields))
 
