@@ -148,13 +148,16 @@ def atomic(write: Callable[Concatenate[Database, P], T]) -> Callable[Concatenate
     return tried
 
 
-def open_database(home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False) -> Database:
+def open_database(
+    home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False, newer: bool = False
+) -> Database:
     """Open state.db for reading and writing, creating or migrating it first when needed.
 
-    `checkpoints`: whether this connection may fold the WAL back; one of the worker's does.
+    `checkpoints`: whether this connection may fold the WAL back; one of the worker's does. `newer`: whether one of a
+    newer mlxq is opened too, by a process that an upgrade is about to replace.
     Raises NewerState, StateDamaged, StateUnavailable.
     """
-    if _version(home) != SCHEMA_VERSION:
+    if _version(home, newer=newer) < SCHEMA_VERSION:
         _migrate(home)
     with _told(home):
         connection = _connect(home.database)
@@ -188,8 +191,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _version(home: Home) -> int:
-    """Return the schema's number, 0 for a database that is not there yet. Raises NewerState, StateDamaged."""
+def _version(home: Home, *, newer: bool = False) -> int:
+    """Return the schema's number, 0 where there is no database yet. Raises NewerState unless `newer`, StateDamaged."""
     path = home.database
     if not path.exists() or path.stat().st_size == 0:
         return 0
@@ -199,7 +202,7 @@ def _version(home: Home) -> int:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         finally:
             connection.close()
-    if version > SCHEMA_VERSION:
+    if version > SCHEMA_VERSION and not newer:
         raise NewerState(
             f"{path} has schema {version}; this mlxq knows up to {SCHEMA_VERSION}.",
             done="Nothing was changed.",
@@ -209,8 +212,18 @@ def _version(home: Home) -> int:
 
 
 def _migrate(home: Home) -> None:
-    """Run the migrations in a process of their own: sqlite-utils would cost the worker 80 MB for ever."""
+    """Run the migrations in a process of their own: sqlite-utils would cost the worker 80 MB for ever.
+
+    Raises StateUnavailable, also in a process of a version that was taken back (tasks/upgrade): the version before it
+    could not read state.db any more.
+    """
     home.make()
+    if older := _in_use_again(home):
+        raise StateUnavailable(
+            f"mlxq {older} is used again in {home.root}, and this process is of the version after it.",
+            done="state.db was left as it is.",
+            hint="mlxq status",
+        )
     argv = [sys.executable, "-P", "-m", "state.migrations", str(home.root)]
     import subprocess  # 6 ms of every command, for one that is new
 
@@ -221,6 +234,18 @@ def _migrate(home: Home) -> None:
             f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {last_line[0]}.", done="It is as it was."
         )
     _version(home)  # a newer mlxq may have been quicker
+
+
+def _in_use_again(home: Home) -> str | None:
+    """Return the version that is used in place of this process's, which an upgrade had brought; None in most cases."""
+    if not Path(sys.prefix).is_relative_to(home.versions):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((home.root / "upgrade.json").read_bytes())
+        taken_back = record["phase"] in {"back", "taken_back"} and record["after"]["schema"] == SCHEMA_VERSION
+        return str(record["before"]["version"]) if taken_back else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import click
 
 from mlxq import __version__, job_view, jobs_client, options, render
 from mlxq.commands import rm
-from state import wakeup
+from state import files, wakeup
 from state.errors import NotSetUp, TimedOut
 from state.paths import Home, get_home
 from tasks import kinds
@@ -104,17 +104,20 @@ def _await_back(home: Home) -> dict[str, Any]:
     """Wait until the version before serves. Raises TimedOut, NotSetUp."""
     import time
 
+    from tasks.upgrade import back
     from tasks.upgrade import record as records
     from tasks.upgrade.record import Phase
 
     until = time.monotonic() + BACK_S
     with wakeup.watcher(home) as listener:
         while time.monotonic() < until:
-            jobs_client.ensure_worker(home)
             record = records.read(home)
             if record is None:
                 raise NotSetUp("There is no upgrade to take back.", hint="mlxq upgrade --check")
-            if record.phase == Phase.TAKEN_BACK:
+            back.ensure_guard(home, record)
+            if record.phase == Phase.DONE:
+                jobs_client.ensure_worker(home)
+            elif record.phase == Phase.TAKEN_BACK and files.locked(home.worker_lock):
                 return {
                     "version": record.before.version,
                     "before": record.after.version,

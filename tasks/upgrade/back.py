@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from state import event, files, wakeup
-from state.db import open_database
+from state.db import create_private, open_database
 from state.errors import MlxqError
 from state.paths import Home
 from tasks.system import process
@@ -25,6 +25,8 @@ from tasks.upgrade import record as records
 from tasks.upgrade.record import Phase, Record
 
 LOCK = "guard.lock"
+MERGED = "state-before.db"
+"""In run/: what state.db becomes on the way back."""
 SWITCH_S = 120.0
 """For the old worker to stop (12 s), and the new one to load and to bring state.db to its schema."""
 VERIFY_S = 1200.0
@@ -145,12 +147,31 @@ def schema(home: Home) -> int:
 
 
 def restore(home: Home, copy: Path) -> None:
-    """Make state.db what a copy of it is.
+    """Make state.db what a copy of it is, but for which process each service is.
 
-    In one transaction of SQLite's: processes that have state.db open read the old content from then on.
+    The gateway that serves was started since, and is replaced without a gap only where it is known. In one transaction
+    of SQLite's: processes that have state.db open read the old content from then on.
     """
-    with (
-        closing(sqlite3.connect(home.database, timeout=30.0)) as now,
-        closing(sqlite3.connect(f"{copy.as_uri()}?mode=ro", uri=True)) as before,
-    ):
-        before.backup(now)
+    merged = home.run / MERGED
+    merged.unlink(missing_ok=True)
+    create_private(merged)
+    with closing(sqlite3.connect(home.database, timeout=30.0)) as now, closing(sqlite3.connect(merged)) as target:
+        with closing(sqlite3.connect(f"{copy.as_uri()}?mode=ro", uri=True)) as before:
+            before.backup(target)
+        _keep_services(now, target)
+        target.backup(now)
+    merged.unlink()
+
+
+def _keep_services(now: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Copy the rows of services by the columns that both schemas have; one that the older cannot hold is left out."""
+    columns = [name for name in _columns(target) if name in _columns(now)]
+    names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    for row in now.execute(f"SELECT {names} FROM services").fetchall():  # noqa: S608 (SQLite's own names)
+        with suppress(sqlite3.IntegrityError):
+            target.execute(f"INSERT OR REPLACE INTO services ({names}) VALUES ({marks})", row)  # noqa: S608
+    target.commit()
+
+
+def _columns(connection: sqlite3.Connection) -> list[str]:
+    return [row[1] for row in connection.execute("PRAGMA table_info(services)")]

@@ -147,11 +147,14 @@ def lead_to(home: Home, version: str, python: str) -> None:
 
 
 def chosen(home: Home) -> str:
-    """Return the interpreter of the version that is used in this home; a Python that went away is not."""
-    for link in links(home):
-        python = link.parent / link.readlink() / "venv" / "bin" / "python" if link.is_symlink() else None
-        if python and os.access(python, os.X_OK):
-            return str(python)
+    """Return the interpreter of the version that is used in this home; a Python that went away is not.
+
+    A process of the version that is not used any more asks too: a command that follows the way back, or an upgrade.
+    """
+    record = records.read(home)
+    if record and mlxq_version() in {record.before.version, record.after.version}:
+        python = in_use(home, record).python
+        return python if os.access(python, os.X_OK) else sys.executable
     return sys.executable
 
 

@@ -125,8 +125,10 @@ def _hand_over(context: Context, record: Record) -> NoReturn:
 
 
 def _await_end(context: Context) -> NoReturn:
-    """Wait until this worker ends; the job goes back to the queue. Raises Released."""
+    """Wait until this worker ends, and see that the guard lives; the job goes back to the queue. Raises Released."""
     while True:
+        if record := records.read(context.home):
+            back.ensure_guard(context.home, record)
         context.wait(1.0)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -193,13 +194,25 @@ class User:
         return [job for job in document["jobs"] if job["kind"] == kind]
 
     def logs(self) -> str:
-        return "\n".join(f"== {log.name}\n{log.read_text()[-3000:]}" for log in self.home.logs.glob("*.log"))
+        """Return the end of each log, and the tracebacks in it."""
+        return "\n".join(f"== {log.name}\n{_telling(log.read_text())}" for log in self.home.logs.glob("*.log"))
+
+    def kill_worker(self) -> None:
+        """Kill the worker, if one runs; the next command starts another."""
+        if files.locked(self.home.worker_lock):
+            os.kill(int(self.home.worker_lock.read_text()), signal.SIGKILL)
+            files.await_unlocked(self.home.worker_lock)
 
     def close(self) -> None:
         """End whatever runs in this home."""
         for identity in _processes(str(self.folder)):
             process.stop(identity, 0)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _telling(log: str) -> str:
+    tracebacks = "\n".join(f"Traceback{part[:4000]}" for part in log.split("Traceback")[1:4])
+    return f"{tracebacks}\n…\n{log[-3000:]}"
 
 
 def _processes(folder: str) -> list[process.Identity]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from state import service
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy
 from state.paths import Home
@@ -109,6 +110,23 @@ def test_the_way_back_restores_state_db_under_an_open_connection(home: Home, db:
     assert db.value("PRAGMA user_version") == SCHEMA_VERSION
     assert db.value("SELECT count(*) FROM sqlite_master WHERE name = 'colors'") == 0
     assert db.value("SELECT json_extract(data, '$.now') FROM events WHERE name = 'upgrade_taken_back'") == "0.1.0"
+
+
+def test_the_way_back_knows_the_processes_that_were_started_since(home: Home, db: Database):
+    """A gateway of the new version serves; the old worker has to find it to replace it without a gap."""
+    service.ensure(db, "gateway", "gateway", 4000)
+    service.ensure(db, "fast", "engine", 8000)
+    copy_of(home)
+    service.update(db, "gateway", identity="boot/42/7", generation=3, spec_hash="new")
+    newer(home)
+    with sqlite3.connect(home.database) as connection:
+        connection.execute("ALTER TABLE services ADD COLUMN color TEXT")
+
+    back.go(home, records.write(home, RECORD), "it did not answer")
+
+    row = service.get(db, "gateway")
+    assert (row.identity, row.generation, row.spec_hash) == ("boot/42/7", 3, "new")
+    assert {row.name for row in service.listing(db)} == {"gateway", "fast"}
 
 
 def test_without_the_copy_the_new_version_stays(home: Home, db: Database):

@@ -13,7 +13,9 @@ from mlxq import __version__
 from state.paths import Home
 from tasks.engines.installed import mlxq_version
 from tasks.upgrade import installation
+from tasks.upgrade import record as records
 from tasks.upgrade.installation import InstallMethod
+from tasks.upgrade.record import Phase, Record, Version
 
 NO_PROJECT = Path("/nowhere/pyproject.toml")
 
@@ -53,19 +55,27 @@ def environment(home: Home, version: str) -> Path:
 
 def test_a_link_leads_to_a_version_and_its_absence_to_the_installation(home: Home):
     python = environment(home, "0.2.0")
+    upgraded(home, python)
     assert installation.chosen(home) == sys.executable
     installation.lead_to(home, "0.2.0", str(python))
     assert str((home.versions / f"from-{mlxq_version()}").readlink()) == "0.2.0"
     assert installation.chosen(home) == str(python)
     installation.lead_to(home, "0.3.0", str(environment(home, "0.3.0")))
-    assert installation.chosen(home) == str(home.versions / "0.3.0" / "venv" / "bin" / "python")
+    assert str((home.versions / f"from-{mlxq_version()}").readlink()) == "0.3.0"
     installation.lead_to(home, mlxq_version(), sys.executable)
     assert installation.chosen(home) == sys.executable
     assert not list(home.versions.glob("*from-*"))
 
 
+def upgraded(home: Home, python: Path) -> None:
+    """Write an upgrade of this mlxq to 0.2.0 down."""
+    before, after = Version(mlxq_version(), sys.executable, 18), Version("0.2.0", str(python), 19)
+    records.write(home, Record(Phase.DONE, 100.0, 1, before, after, "/tools/mlxq/bin/mlxq"))
+
+
 def test_a_python_that_went_away_is_not_chosen(home: Home):
     python = environment(home, "0.2.0")
+    upgraded(home, python)
     installation.lead_to(home, "0.2.0", str(python))
     python.unlink()
     python.symlink_to("/nowhere/python")
