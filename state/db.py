@@ -149,15 +149,16 @@ def atomic(write: Callable[Concatenate[Database, P], T]) -> Callable[Concatenate
 
 
 def open_database(
-    home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False, newer: bool = False
+    home: Home, *, clock: Callable[[], float] = time.time, checkpoints: bool = False, as_it_is: bool = False
 ) -> Database:
     """Open state.db for reading and writing, creating or migrating it first when needed.
 
-    `checkpoints`: whether this connection may fold the WAL back; one of the worker's does. `newer`: whether one of a
-    newer mlxq is opened too, by a process that an upgrade is about to replace.
+    `checkpoints`: whether this connection may fold the WAL back; one of the worker's does. `as_it_is`: whether
+    one of another schema is neither migrated nor refused, for a process that an upgrade is about to replace.
     Raises NewerState, StateDamaged, StateUnavailable.
     """
-    if _version(home, newer=newer) < SCHEMA_VERSION:
+    version = _version(home, newer=as_it_is)
+    if version != SCHEMA_VERSION and not (as_it_is and version):
         _migrate(home)
     with _told(home):
         connection = _connect(home.database)

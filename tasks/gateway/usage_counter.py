@@ -69,7 +69,7 @@ class Counter:
         if not rows:
             return
         try:
-            db = open_database(self._home, newer=True)  # sums of a gateway that an upgrade replaces count too
+            db = open_database(self._home, as_it_is=True)  # a gateway that an upgrade replaces counts too
             try:
                 usage.add(db, rows)
             finally:

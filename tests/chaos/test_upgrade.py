@@ -86,20 +86,24 @@ EVERY = os.environ.get("CRASH_POINTS") == "1"
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageIndex]:
-    folder = tmp_path_factory.mktemp("wheels")
+    served = PackageIndex()
+    offer(served, tmp_path_factory.mktemp("wheels"))
+    with running(served):
+        yield served
+
+
+def offer(index: PackageIndex, folder: Path) -> None:
+    """Add the old and the new version to an index."""
     built = release.build(folder / "dist")
     edits = {
         "mlxq/__init__.py": lambda text: text + DYING,
         "tasks/upgrade/trial.py": lambda text: text.replace('if __name__ == "__main__":', PROVEN),
     }
-    served = PackageIndex()
-    served.add_hashed(
+    index.add_hashed(
         release.release(built, folder, OLD, edits),
         release.release(built, folder, NEW, edits, newer_schema=True),
         release.lent(folder),
     )
-    with running(served):
-        yield served
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,12 @@ def assert_serves(user: User, version: str) -> None:
     until(lambda: user.worker() == ("installed" if version == OLD else version), LIMIT_S)
     assert user.version() == version
     assert user.answers() == 200
+    until(lambda: ("/versions/" in _gateway_program(user)) == (version == NEW), LIMIT_S)
+
+
+def _gateway_program(user: User) -> str:
+    with sqlite3.connect(user.home.database) as connection:
+        return connection.execute("SELECT argv FROM services WHERE name = 'gateway'").fetchone()[0]
 
 
 def schema(user: User) -> int:
