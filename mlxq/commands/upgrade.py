@@ -9,7 +9,8 @@ import click
 from mlxq import __version__, job_view, jobs_client, options, render
 from mlxq.commands import rm
 from state import files, wakeup
-from state.errors import NotSetUp, TimedOut
+from state.errors import Busy, NotSetUp, TimedOut
+from state.job import get
 from state.paths import Home, get_home
 from tasks import kinds
 
@@ -63,6 +64,8 @@ def _upgrade(home: Home, to: str | None, timeout_s: float | None, *, as_json: bo
     installation.require_upgradable()
     with jobs_client.changing(home) as db:
         ids = jobs_client.enqueue(db, [kinds.new("upgrade", {"to": to})])
+        if get(db, ids[0]).args.get("to") != to:
+            raise Busy(f"Another upgrade is under way (job {ids[0]}).", hint=f"mlxq jobs watch {ids[0]}")
     ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
     result = ended[0].result
     if as_json:
