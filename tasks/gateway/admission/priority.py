@@ -74,14 +74,15 @@ class Queue:
                 raise
             return False
         finally:
-            del self._lines[call.id]
+            self._lines.pop(call.id, None)
         return True
 
     def _interrupt(self) -> None:
-        """Stop the lines at work whose answers have not begun to be sent."""
+        """Stop the lines at work whose answers have not begun to be sent; each once, as it takes a moment to end."""
         now = asyncio.get_running_loop().time()
-        for call, limit in self._lines.values():
+        for call, limit in list(self._lines.values()):
             if not call.status:
+                del self._lines[call.id]
                 limit.reschedule(now)
 
     async def _stand_back(self) -> float:

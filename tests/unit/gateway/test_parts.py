@@ -296,6 +296,36 @@ def test_a_request_interrupts_a_line_of_a_batch_which_begins_again_and_is_never_
     assert asyncio.run(run()) == ["begun", "request done", "begun", "overdue", "begun", "answered"]
 
 
+def test_two_requests_at_once_interrupt_a_line_once():
+    """The line takes a moment to end: a limit that has passed and cannot be set again must not fail a request."""
+
+    async def run() -> int:
+        queue, begun = Queue(longest_wait_s=5.0), asyncio.Event()
+        answered = 0
+
+        async def line() -> None:
+            begun.set()
+            await asyncio.sleep(0.0 if answered else 10)
+
+        async def ending_slowly() -> None:
+            try:
+                await line()
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.02)
+                raise
+
+        answering = asyncio.create_task(queue.in_spare_time(Call("/v1/chat/completions", batch=True), ending_slowly))
+        await begun.wait()
+        for _ in range(3):
+            async with queue.turn(background=False):
+                await asyncio.sleep(0.005)
+                answered += 1
+        await answering
+        return answered
+
+    assert asyncio.run(run()) == 3
+
+
 # The length of a prompt
 
 
