@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from state.errors import Busy, NotSetUp, TimedOut
 from state.job import get
 from state.paths import Home, get_home
 from tasks import kinds
+
+if TYPE_CHECKING:
+    from tasks.upgrade.record import Record
 
 BACK_S = 180.0
 """Seconds that the way back may take: workers end within 20 s, and launchd takes up to 15 s to start one."""
@@ -67,7 +70,10 @@ def _upgrade(home: Home, to: str | None, timeout_s: float | None, *, as_json: bo
         if get(db, ids[0]).args.get("to") != to:
             raise Busy(f"Another upgrade is under way (job {ids[0]}).", hint=f"mlxq jobs watch {ids[0]}")
     ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view(as_json=as_json), timeout_s=timeout_s)
-    result = ended[0].result
+    _tell(ended[0].result, as_json=as_json)
+
+
+def _tell(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         render.line(result)
     elif not result["upgraded"]:
@@ -85,15 +91,13 @@ def _go_back(home: Home, *, yes: bool, as_json: bool) -> None:
 
     record = switch.require_way_back(home)
     if back.schema(home) > record.before.schema:
-        copy = home.backup(record.before.schema)
-        render.say(
-            f"{record.after.version} changed state.db. mlxq {record.before.version} needs {copy}, from before the "
-            "upgrade: jobs, usage and settings of tiers since then are lost. Models and keys are kept."
-        )
-        rm.confirm(yes=yes)
+        _confirm_loss(home, record, yes=yes)
     with jobs_client.changing(home) as db:
         jobs_client.enqueue(db, [kinds.new("downgrade")])
-    result = _await_back(home)
+    _tell_back(_await_back(home), as_json=as_json)
+
+
+def _tell_back(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         render.line(result)
         return
@@ -103,11 +107,21 @@ def _go_back(home: Home, *, yes: bool, as_json: bool) -> None:
     render.next_step("mlxq status")
 
 
+def _confirm_loss(home: Home, record: Record, *, yes: bool) -> None:
+    """Say what the way back costs where state.db becomes an older one, and ask."""
+    copy = home.backup(record.before.schema)
+    render.say(
+        f"{record.after.version} changed state.db. mlxq {record.before.version} needs {copy}, from before the "
+        "upgrade: jobs, usage and settings of tiers since then are lost. Models and keys are kept."
+    )
+    rm.confirm(yes=yes)
+
+
 def _await_back(home: Home) -> dict[str, Any]:
     """Wait until the version before serves. Raises TimedOut, NotSetUp."""
     import time
 
-    from tasks.upgrade import back
+    from tasks.upgrade import back, switch
     from tasks.upgrade import record as records
     from tasks.upgrade.record import Phase
 
@@ -121,10 +135,6 @@ def _await_back(home: Home) -> dict[str, Any]:
             if record.phase == Phase.DONE:
                 jobs_client.ensure_worker(home)
             elif record.phase == Phase.TAKEN_BACK and files.locked(home.worker_lock):
-                return {
-                    "version": record.before.version,
-                    "before": record.after.version,
-                    "backup": record.backup,
-                }
+                return switch.way_back(record)
             listener.wait(jobs_client.GUARD_S)
     raise TimedOut(f"The version before did not serve within {BACK_S:.0f} s.", hint="mlxq logs upgrade")

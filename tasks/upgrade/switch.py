@@ -69,34 +69,37 @@ def _prepare(context: Context, release: FoundVersion) -> Version:
 
     Raises UpgradeFailed where it does not answer, and as packages.work does.
     """
-    home = context.home
-    request = {"versions": str(home.versions), **asdict(release)}
-    document = run_child(
-        "tasks.upgrade.packages",
+    request = {"versions": str(context.home.versions), **asdict(release)}
+    python = str(_run(context, "tasks.upgrade.packages", request)["python"])
+    context.report("trying it on a copy")
+    try:
+        tried = _run(context, "tasks.upgrade.trial", {"home": str(context.home.root)}, python)
+    except MlxqError as problem:
+        raise _unproven(release.version, problem) from problem
+    finally:
+        trial.clear(context.home)
+    log.info("upgrade_tried", version=release.version, seconds=tried["seconds"])
+    return Version(release.version, python, int(tried["schema"]))
+
+
+def _unproven(version: str, problem: MlxqError) -> UpgradeFailed:
+    return UpgradeFailed(
+        f"mlxq {version} was not taken into use: {problem.message}",
+        done=f"Nothing was changed; {mlxq_version()} serves.",
+        hint="mlxq upgrade --check",
+    )
+
+
+def _run(context: Context, module: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
+    """Run a child of the job, also one of another version."""
+    return run_child(
+        module,
         request,
+        python=python,
         on_progress=lambda step: context.report(step.pop("phase"), **step),
         cancelled=context.cancelled,
         timeout_s=context.remaining_s,
     )
-    context.report("trying it on a copy")
-    try:
-        tried = run_child(
-            "tasks.upgrade.trial",
-            {"home": str(home.root)},
-            python=document["python"],
-            cancelled=context.cancelled,
-            timeout_s=context.remaining_s,
-        )
-    except MlxqError as problem:
-        raise UpgradeFailed(
-            f"mlxq {release.version} was not taken into use: {problem.message}",
-            done=f"Nothing was changed; {mlxq_version()} serves.",
-            hint="mlxq upgrade --check",
-        ) from problem
-    finally:
-        trial.clear(home)
-    log.info("upgrade_tried", version=release.version, seconds=tried["seconds"])
-    return Version(release.version, document["python"], int(tried["schema"]))
 
 
 def _switch(context: Context, after: Version) -> NoReturn:
@@ -143,11 +146,7 @@ def _continue(context: Context, record: Record) -> dict[str, Any]:
         _forget_others(home, record)
         return _result(record.after.version, record.before.version, upgraded=True, backup=_backup(home, record))
     if record.phase == Phase.TAKEN_BACK:
-        raise UpgradeFailed(
-            f"mlxq {record.after.version} was taken back: {record.reason}.",
-            done=f"{record.before.version} serves again{_restored(record)}.",
-            hint="mlxq logs upgrade",
-        )
+        raise _taken_back(record)
     return _await_end(context)
 
 
@@ -158,8 +157,13 @@ def _take_back_cancelled(home: Home) -> None:
         back.request(home, record, "it was cancelled", time.time())
 
 
-def _restored(record: Record) -> str:
-    return f", with state.db as it was in {record.backup}" if record.backup else ""
+def _taken_back(record: Record) -> UpgradeFailed:
+    restored = f", with state.db as it was in {record.backup}" if record.backup else ""
+    return UpgradeFailed(
+        f"mlxq {record.after.version} was taken back: {record.reason}.",
+        done=f"{record.before.version} serves again{restored}.",
+        hint="mlxq logs upgrade",
+    )
 
 
 def _backup(home: Home, record: Record) -> str:
@@ -216,11 +220,16 @@ def downgrade(context: Context) -> dict[str, Any]:
     """
     home, record = context.home, records.read(context.home)
     if record and record.phase == Phase.TAKEN_BACK and record.reason == BY_USER:
-        return {"version": record.before.version, "before": record.after.version, "backup": record.backup}
+        return way_back(record)
     record = require_way_back(home)
     if record.phase == Phase.DONE:
         back.request(home, record, BY_USER, time.time())
     return _await_end(context)
+
+
+def way_back(record: Record) -> dict[str, Any]:
+    """Return what an upgrade that was taken back came to."""
+    return {"version": record.before.version, "before": record.after.version, "backup": record.backup}
 
 
 def require_way_back(home: Home) -> Record:
@@ -230,19 +239,23 @@ def require_way_back(home: Home) -> Record:
         raise NotFound("There is no upgrade to take back.", hint="mlxq upgrade --check")
     if record.phase in {Phase.SWITCH, Phase.VERIFY}:
         raise Busy(f"The upgrade to {record.after.version} is not settled yet.", hint="mlxq jobs")
+    _require_before(home, record)
+    return record
+
+
+def _require_before(home: Home, record: Record) -> None:
+    """Raise Damaged where the version before cannot run, or cannot read state.db."""
+    stays = f"{record.after.version} stays in use."
     if not os.access(record.before.python, os.X_OK):
         raise Damaged(
             f"{record.before.python}, which ran mlxq {record.before.version}, is not there any more.",
-            done=f"{record.after.version} stays in use.",
+            done=stays,
             hint="mlxq status",
         )
     if missing := back.lacks_backup(home, record):
         raise Damaged(
-            f"{missing}, the copy of state.db from before the upgrade, is not there.",
-            done=f"{record.after.version} stays in use.",
-            hint="mlxq status",
+            f"{missing}, the copy of state.db from before the upgrade, is not there.", done=stays, hint="mlxq status"
         )
-    return record
 
 
 @tick("look for a newer mlxq", LOOK_S)

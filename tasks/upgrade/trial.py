@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from state import settings
-from state.db import SCHEMA_VERSION, create_private, open_database
+from state.db import SCHEMA_VERSION, Database, create_private, open_database
 from state.errors import MlxqError
 from state.paths import Home
 from state.settings import TIER_PORTS
@@ -80,23 +81,22 @@ def _copy(real: Home, trial: Home) -> None:
     trial.make()
     create_private(trial.database)
     source = sqlite3.connect(f"{real.database.as_uri()}?mode=ro", uri=True)
-    target = sqlite3.connect(trial.database)
-    try:
+    with closing(source), closing(sqlite3.connect(trial.database)) as target:
         source.backup(target)
-    finally:
-        target.close()
-        source.close()
     for name in COPIED:
         if (real.root / name).exists():
             shutil.copy2(real.root / name, trial.root / name)
-    db = open_database(trial)
+    with closing(open_database(trial)) as db:
+        _empty(db)
+
+
+def _empty(db: Database) -> None:
+    """Delete what the copy's worker would act on."""
     db.run("PRAGMA foreign_keys=OFF")
     tables = {row[0] for row in db.rows("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for table in EMPTIED:
-        if table in tables:
-            db.run(f"DELETE FROM {table}")  # noqa: S608 (our own names)
+    for table in tables & set(EMPTIED):
+        db.run(f"DELETE FROM {table}")  # noqa: S608 (our own names)
     db.run("DELETE FROM facts WHERE name = 'stack'")
-    db.close()
 
 
 def _own_places(real: Home, trial: Home) -> None:
