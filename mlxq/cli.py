@@ -68,7 +68,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "keys": "Manage API keys.",
         "usage": "Show request and token counts.",
         "doctor": "Diagnose problems.",
-        "completion": "Print a shell completion script.",
+        "completion": "Print a shell completion script, or install it.",
     },
 }
 """Every command, by section, with the first line of its help; a test holds that the two are the same."""
