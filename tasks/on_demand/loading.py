@@ -84,7 +84,13 @@ def _require_wanted(context: Context, engine: Engine) -> None:
 
 
 def _step(db: Database, home: Home, engine: Engine) -> Step:
-    """Decide what is to be done for an engine. Raises DoesNotFit."""
+    """Decide what is to be done for an engine. Raises DoesNotFit.
+
+    One that is being stopped for another gives its memory first: else it would take back what it has just given away.
+    """
+    row = rows.find(db, engine.name)
+    if row is not None and row.desired == "down" and row.state in ALIVE:
+        return Hold("until its last answers have ended")
     budget, present = stack_jobs.budget(db, home), admission.residents(db, home, without=engine.name)
     require_room(f"{engine.model} {engine.quant}", engine.memory_bytes, present, budget)
     return decide(engine.name, admission.waiting(db, engine), present, budget=budget, now=db.now())
