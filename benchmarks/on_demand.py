@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from tasks.system import process
 Row = tuple[str, str, bool]
 """What was done, the figure, and whether that is what it must be."""
 ROUNDS = 3
+MOST_OVER_S = 0.3
 LOAD_S = 1.0
 TURNS_S = 15.0
 
@@ -54,30 +56,51 @@ def running(folder: Path, *, real: bool) -> Iterator[Mlxq]:
 
 
 def first_token(mlxq: Mlxq) -> list[Row]:
-    """Measure from a request for a sleeping model to its first token, without the engine's own start."""
+    """Measure from a request for a sleeping model to its first token, without what its engine takes by itself.
+
+    That is its start, and the first token of a second request, which is asked when it serves.
+    """
     over: list[float] = []
     for _ in range(ROUNDS):
         bench.all_asleep(mlxq)
-        began = time.time()
-        with (
-            bench.gateway(mlxq) as client,
-            client.stream("POST", "/v1/chat/completions", json=bench.chat("alpha", stream=True)) as answer,
-        ):
-            next(line for line in answer.iter_lines() if line.startswith("data:") and '"content"' in line)
-            heard = time.time() - began
+        heard_s = _first_token_s(mlxq, "one two")
         row = mlxq.one("alpha.int4")
         assert row.ready_at
         assert row.started_at
-        over.append(heard - (row.ready_at - row.started_at))
-    best, worst = min(over), max(over)
-    return [("sleeping model to first token, over the engine's own start", f"{best:.2f} to {worst:.2f} s", best <= 0.3)]
+        over.append(heard_s - (row.ready_at - row.started_at) - _first_token_s(mlxq, "six ten"))
+    told = f"{statistics.median(over):.2f} s"
+    return [("sleeping model to first token, over the engine's own", told, statistics.median(over) <= MOST_OVER_S)]
+
+
+def _first_token_s(mlxq: Mlxq, text: str) -> float:
+    body = bench.chat("alpha", stream=True) | {"messages": [{"role": "user", "content": text}]}
+    began = time.monotonic()
+    with bench.gateway(mlxq) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        next(line for line in answer.iter_lines() if line.startswith("data:") and '"content"' in line)
+        return time.monotonic() - began
+
+
+def whole_answer(mlxq: Mlxq) -> list[Row]:
+    """Measure the same with an engine that answers at once, which a busy machine disturbs less."""
+    over: list[float] = []
+    for _ in range(ROUNDS):
+        bench.all_asleep(mlxq)
+        began = time.monotonic()
+        assert bench.ask(mlxq, "alpha").status_code == 200
+        heard_s, row = time.monotonic() - began, mlxq.one("alpha.int4")
+        assert row.ready_at
+        assert row.started_at
+        over.append(heard_s - (row.ready_at - row.started_at))
+    told = f"{statistics.median(over):.2f} s"
+    return [("... of an engine that answers at once", told, statistics.median(over) <= MOST_OVER_S)]
 
 
 def one_start(mlxq: Mlxq) -> list[Row]:
     """Have ten clients ask for the same sleeping model."""
+    before = mlxq.events("alpha.int4").count("spawned")
     with ThreadPoolExecutor(10) as pool:
         good = sum(answer.status_code == 200 for answer in pool.map(lambda _: bench.ask(mlxq, "alpha"), range(10)))
-    starts = mlxq.events("alpha.int4").count("spawned")
+    starts = mlxq.events("alpha.int4").count("spawned") - before
     return [("ten clients of one sleeping model", f"{starts} start, {good} answers", (starts, good) == (1, 10))]
 
 
@@ -152,7 +175,7 @@ def main() -> int:
             rows += first_token(mlxq)
             print(*rows, sep="\n", file=sys.stderr)
         with running(Path(folder), real=False) as mlxq:
-            for part in (one_start, turns, idle, kills):
+            for part in (whole_answer, one_start, turns, idle, kills):
                 bench.all_asleep(mlxq)
                 rows += part(mlxq)
                 print(*rows, sep="\n", file=sys.stderr)
