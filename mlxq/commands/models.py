@@ -422,13 +422,13 @@ def _available(home: Home, params: Mapping[str, Any], *, as_json: bool) -> None:
         render.say("The Hub has no such MLX model.")
         return
     render.table(
-        ["REPO", "SIZE", "DOWNLOADS", "UPDATED", "FITS"],
+        ["REPO", "KIND", "SIZE", "DOWNLOADS", "UPDATED", "FITS"],
         [
-            [repo.name, repo.weights_bytes and units.files(repo.weights_bytes), repo.downloads, repo.updated,
+            [repo.name, repo.kind, repo.weights_bytes and units.files(repo.weights_bytes), repo.downloads, repo.updated,
              model_fit.repo_word(repo, room)]
             for repo in results.repos
         ],
-        right=(1, 2),
+        right=(2, 3),
     )  # fmt: skip
     if results.more:
         render.say(f"More results: --page {page + 1}.")

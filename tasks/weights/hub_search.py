@@ -14,6 +14,15 @@ from tasks.weights import loaders
 from tasks.weights.hub import CONNECT_S, unreachable, web_page
 
 ANSWER_S = 20.0
+KINDS = {
+    "text-generation": "chat",
+    "image-text-to-text": "chat",
+    "any-to-any": "chat",
+    "feature-extraction": "embedding",
+    "sentence-similarity": "embedding",
+    "text-ranking": "rerank",
+}
+"""The Hub's tasks (huggingface.co/tasks) -> what mlxq calls them."""
 FIELDS = ("downloads", "likes", "lastModified", "gated", "safetensors", "config", "pipeline_tag")
 VALUE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2}
 """Bytes of a value by its type, as the Hub counts values; all other types have one."""
@@ -32,6 +41,8 @@ class Repo:
     gated: bool
     weights_bytes: int | None = None
     """Size of the weights, by the Hub's count of their values; None where it has none."""
+    kind: str = "chat"
+    """What it is for: chat, embedding, rerank, or the Hub's own word for another task."""
     purpose: str | None = None
     """What the model does other than answering, or why it cannot be served; None for one that may be a tier."""
 
@@ -104,8 +115,14 @@ def _repo(row: Mapping[str, Any]) -> Repo:
         updated=str(row.get("lastModified") or "")[:10],
         gated=bool(row.get("gated")),
         weights_bytes=_weights_bytes(config_json.mapping(row.get("safetensors"))),
+        kind=_kind(config_json.string(row.get("pipeline_tag"))),
         purpose=_purpose(config_json.mapping(row.get("config")), config_json.string(row.get("pipeline_tag"))) or None,
     )
+
+
+def _kind(task: str) -> str:
+    """Return what a repo is for, by the Hub's word for its task; many conversions have none, and are for chats."""
+    return KINDS.get(task, task or "chat")
 
 
 def _weights_bytes(counts: Mapping[str, Any]) -> int | None:

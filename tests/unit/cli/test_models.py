@@ -406,6 +406,7 @@ def test_the_hub_s_list_says_what_fits_by_the_size_of_the_weights(known: Databas
     assert done.returncode == 0
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("org/")}
     assert " ".join(lines["org/m0"]).endswith(" yes")
+    assert (lines["org/m0"][1], lines["org/m3"][1]) == ("chat", "embedding")
     assert re.search(r" no, needs \d+ GB$", " ".join(lines["org/m2"]))
     assert "not served" in " ".join(lines["org/m3"])
     assert "not served" in " ".join(lines["org/m4"])
