@@ -205,8 +205,10 @@ class User:
 
     def close(self) -> None:
         """End whatever runs in this home."""
-        for identity in _processes(str(self.folder)):
-            process.stop(identity, 0)
+        self.kill_worker()  # first: it would start again what is ended
+        while identities := _processes(str(self.folder)):
+            for identity in identities:
+                process.stop(identity, 0)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
