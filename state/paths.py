@@ -86,6 +86,11 @@ class Home:
         return self.root / "chats"
 
     @property
+    def tls(self) -> Path:
+        """The certificate of the gateway, and the authority that signs it."""
+        return self.root / "tls"
+
+    @property
     def versions(self) -> Path:
         """Environments of other versions of mlxq, and the links that say which one is used."""
         return self.root / "versions"

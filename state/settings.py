@@ -336,6 +336,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("gateway-host", "127.0.0.1",
             "Address to listen on besides 127.0.0.1, for other machines; requires an API key.",
             _address, applies="mlxq up"),
+    Setting("gateway-tls", False, "Encrypt what other machines ask; `mlxq connect network` says how they trust it.",
+            _switch, applies="mlxq up"),
     Setting("allowed-origins", [],
             "Web pages whose scripts may read the gateway's answers, such as http://localhost:3000; empty = none.",
             _origins, applies="mlxq up"),

@@ -87,6 +87,8 @@ def put(name: str, value: str) -> None:
     settings.write(get_home(), name, text)
     now = settings.load(get_home()).values[name]
     render.say(f"{name} = {_text(now.shown)}")
+    if setting.name == HOST and _is_open(settings.load(get_home())):
+        render.say("Other machines are answered without encryption; mlxq config set gateway-tls true changes that.")
     if now.source == "environment":
         render.say(f"{setting.variable} in the environment overrides this.")
     if setting.applies:
@@ -132,6 +134,11 @@ def edit() -> None:
     _problems(settings.load(home))
     if changed:
         render.next_step("mlxq up" if _is_set_up() else "mlxq setup")
+
+
+def _is_open(values: settings.Settings) -> bool:
+    """Return whether other machines are answered without encryption."""
+    return values[HOST] != "127.0.0.1" and not values["gateway-tls"]
 
 
 def _is_set_up() -> bool:

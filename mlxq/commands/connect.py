@@ -22,6 +22,7 @@ from state.errors import NotRunning, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
+UNENCRYPTED = "Nothing is encrypted: who can read the network can read keys and prompts."
 SHELL = "env"
 """The name of the key that shells share."""
 PLAIN = 0o644
@@ -82,6 +83,33 @@ def prometheus() -> None:
         raise NotRunning("The page is turned off.", hint="mlxq config reset page-port")
     key = auth.metrics_key(secrets.ensure(home.secrets)[secrets.PAGE])
     click.echo(SCRAPE.format(port=port, key=key), nl=False)
+
+
+@command.command()
+@options.as_json
+def network(*, as_json: bool) -> None:
+    """Print how programs on other machines reach the gateway.
+
+    With the setting gateway-tls, also how they come to trust its certificate.
+    """
+    from mlxq.clients import network as networks
+
+    reach = networks.read(get_home())
+    if as_json:
+        render.data(reach.document())
+        return
+    rows = [["Addresses", " ".join(reach.urls)]]
+    if reach.authority:
+        rows += [["Certificate", str(reach.authority)], ["SHA-256", reach.fingerprint]]
+    render.table(["", ""], rows)
+    if not reach.authority:
+        render.say(f"\n{UNENCRYPTED}")
+        render.next_step("mlxq config set gateway-tls true")
+        return
+    click.echo(f"\nOn another machine, copy the certificate, then trust it:\n  {reach.copy}")
+    for where, line in networks.TRUST.items():
+        click.echo(f"  # {where}\n  {line}")
+    render.next_step("mlxq keys create NAME")
 
 
 def _subcommand(client: Client) -> click.Command:

@@ -45,7 +45,18 @@ DISK_S = 1.5
 """Seconds for one folder of models."""
 LATE = "timed out: the machine is busy, or something hangs"
 PACKAGES = ("vllm-mlx", "mlx", "litellm", "huey", "mlxq")
-PRIVATE = ("state.db", "state.db-wal", "state.db-shm", "secrets.env", "keys.json", "config.yaml", "gateway.yaml")
+PRIVATE = (
+    "state.db",
+    "state.db-wal",
+    "state.db-shm",
+    "secrets.env",
+    "keys.json",
+    "config.yaml",
+    "gateway.yaml",
+    "tls",
+    "tls/ca.key",
+    "tls/server.pem",
+)
 Check = Callable[[Home], Sequence[Finding | None]]
 
 
@@ -108,6 +119,11 @@ def _packages(_: Home) -> list[Finding]:
     folders = {Path(entry) for entry in sys.path if entry.endswith("site-packages")}
     files = {file.name: _text(file) for folder in folders for file in folder.glob("*.pth")}
     return [*rules.packages(versions), *rules.start_files(files)]
+
+
+def _network(home: Home) -> list[Finding | None]:
+    values = settings.load(home)
+    return [rules.network(values["gateway-host"], encrypted=values["gateway-tls"])]
 
 
 def _newer(home: Home) -> list[Finding | None]:
@@ -383,6 +399,7 @@ CHECKS: Mapping[str, Check] = {
     "notify": _notify,
     "autostart": _autostart,
     "ports": _ports,
+    "network": _network,
     "mlxq": _newer,
 }
 """Every check, by the area it is reported under."""

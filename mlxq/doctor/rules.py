@@ -311,6 +311,17 @@ def newer(version: str | None) -> Finding | None:
     return warning("mlxq", f"{version} is available", "mlxq upgrade") if version else None
 
 
+def network(host: str, *, encrypted: bool) -> Finding | None:
+    """Check whether what other machines ask can be read on the way; nothing to say where none can ask."""
+    if host == "127.0.0.1":
+        return None
+    if encrypted:
+        return passed("network", f"other machines reach the gateway on {host}, encrypted")
+    return warning(
+        "network", f"the gateway answers other machines on {host} unencrypted", "mlxq config set gateway-tls true"
+    )
+
+
 def start_files(files: Mapping[str, str]) -> list[Finding]:
     """Check the .pth files of site-packages, name -> text: their import lines run at every start of Python."""
     findings: list[Finding] = []

@@ -36,10 +36,11 @@ from tasks.gateway.relay import Relay
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import Routes
 from tasks.gateway.server import Server
+from tasks.gateway.tls import ServerContext
 from tasks.gateway.usage_counter import Counter
 from tasks.plan import gateway as plan
 from tasks.plan.gateway import LOOPBACK
-from tasks.system import open_files, own_log, prompt_cache
+from tasks.system import certificates, open_files, own_log, prompt_cache
 
 DRAIN_S = 8
 """Seconds an answer in flight has left after SIGTERM; mlxq kills at 10."""
@@ -84,7 +85,9 @@ def serve(wanted: argparse.Namespace, secrets: dict[str, str]) -> None:
     generation, trial = int(os.environ.get("MLXQ_GENERATION", "0")), os.environ.get(plan.TRIAL)
     wall.stand()
     try:
-        server = Server(_config(application), home, generation, _addresses(wanted), int(trial) if trial else None)
+        tls = ServerContext(certificates.server_file(Path(wanted.tls))) if wanted.tls else None
+        port = int(trial) if trial else None
+        server = Server(_config(application), home, generation, _addresses(wanted), trial=port, tls=tls)
     except OSError as problem:
         sys.exit(str(problem))
     with counter.writing():
@@ -134,6 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("config")
     parser.add_argument("port", type=int)
     parser.add_argument("--host", default=LOOPBACK)
+    parser.add_argument("--tls", help="folder of the certificate by which other machines know this gateway")
     return parser.parse_args()
 
 

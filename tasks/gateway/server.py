@@ -20,6 +20,7 @@ import uvicorn
 from state.errors import MlxqError
 from state.paths import Home
 from tasks.gateway import gc_between_steps
+from tasks.gateway.tls import ServerContext, TlsListener
 from tasks.plan.gateway import LEAVE_SECONDS, LOOPBACK
 from tasks.supervision import socket_handover
 
@@ -65,9 +66,18 @@ class Server(uvicorn.Server):
     """uvicorn's server for one gateway. With `trial`, a loopback port, it is there until SIGUSR1 has it take over."""
 
     def __init__(
-        self, config: uvicorn.Config, home: Home, generation: int, addresses: Sequence[Address], trial: int | None
+        self,
+        config: uvicorn.Config,
+        home: Home,
+        generation: int,
+        addresses: Sequence[Address],
+        *,
+        trial: int | None,
+        tls: ServerContext | None,
     ) -> None:
+        """Take the addresses. `tls`: for all but loopback. Raises OSError."""
         super().__init__(config)
+        self._tls = tls
         self._home = home
         self._generation = generation
         self._addresses = addresses
@@ -84,9 +94,11 @@ class Server(uvicorn.Server):
         """Serve until SIGTERM, or until a successor has taken over and the last answer is out."""
         self.run(self._first)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, once the application is ready (uvicorn's own step)."""
-        await super().startup(sockets)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 (uvicorn's signature)
+        """Begin to listen, once the application is ready (uvicorn's own step); uvicorn itself on loopback alone."""
+        await super().startup(self._first[:1])
+        for listener in self._first[1:]:
+            await self._listen(listener)
         self._collecting = asyncio.create_task(gc_between_steps.collect())
         if self.proving:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._begin_succession)
@@ -141,8 +153,13 @@ class Server(uvicorn.Server):
         def connected() -> asyncio.Protocol:
             return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
-        server = await asyncio.get_running_loop().create_server(connected, sock=listener, backlog=self.config.backlog)
-        self.servers.append(server)
+        if self._tls and listener.getsockname()[0] != LOOPBACK:
+            server = TlsListener(listener, self._tls, connected)
+            server.listen(self.config.backlog)
+            self.servers.append(cast("asyncio.Server", server))
+            return
+        loop = asyncio.get_running_loop()
+        self.servers.append(await loop.create_server(connected, sock=listener, backlog=self.config.backlog))
 
     def _open_door(self) -> None:
         """Publish itself as the gateway that serves; where that fails it serves all the same."""

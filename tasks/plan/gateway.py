@@ -202,9 +202,10 @@ def environment(
     }
 
 
-def argv(python: str, config_path: str, port: int, *, host: str = LOOPBACK) -> list[str]:
-    """Return the gateway's command line; it holds no secret."""
-    return [python, "-P", "-m", "tasks.gateway", config_path, str(port), "--host", host]
+def argv(python: str, config_path: str, port: int, *, host: str = LOOPBACK, tls: str | None = None) -> list[str]:
+    """Return the gateway's command line; it holds no secret. `tls`: the folder of its certificate."""
+    encrypted = ["--tls", tls] if tls else []
+    return [python, "-P", "-m", "tasks.gateway", config_path, str(port), "--host", host, *encrypted]
 
 
 def order(name: str, contexts: Mapping[str, int]) -> list[str]:

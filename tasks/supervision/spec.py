@@ -26,6 +26,7 @@ from tasks.engines.choice import EngineChoice
 from tasks.plan import gateway, health, page
 from tasks.plan.environment import KEPT
 from tasks.plan.safe_mode import reduced
+from tasks.supervision import encryption
 from tasks.weights import model_dir
 
 PACKAGES = Path(__file__).parents[2]
@@ -95,7 +96,8 @@ def _gateway(db: Database, home: Home, config: Path, keys: dict[str, str], conte
     values = settings.load(home)
     app_keys.admit(app_keys.file(home), values["gateway-host"])
     port: int = values["litellm-port"]
-    argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"])
+    tls = encryption.ensure(home, values)
+    argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"], tls=tls)
     cloud = {secrets.CLOUD: values["openrouter-key"]} if values["openrouter-key"] else {}
 
     def environment(generation: int) -> dict[str, str]:

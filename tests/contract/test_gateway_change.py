@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from support import loopback
@@ -26,7 +28,7 @@ from state.paths import Home
 from state.service import ServiceEvent, State
 from tasks import configure, executor, runtime, smoke_test
 from tasks.supervision import candidate, lifecycle, repairs, services, socket_handover, spec, watchdog
-from tasks.system import ports, process
+from tasks.system import certificates, ports, process
 
 TASKS: dict[str, Callable[..., Any]] = {
     "configure": configure.configure,
@@ -157,8 +159,11 @@ def test_no_client_notices_that_the_gateway_is_replaced(
         streams.append(load.long_stream(15))
         settings.write(home, "gateway-host", "0.0.0.0")
         done.append(run("start", service="gateway"))
+        settings.write(home, "gateway-tls", True)
         done.append(run("restart", service="gateway", purge=True))
+        assert encrypted(home, serving.port)
         settings.reset(home, "gateway-host")
+        settings.reset(home, "gateway-tls")
         done.append(run("start", service="gateway"))
         for stream in streams:
             stream.join()
@@ -172,6 +177,14 @@ def test_no_client_notices_that_the_gateway_is_replaced(
     assert answers(home, "fast") == 200
     run("stop", service="gateway")
     assert counted(db) == load.answered + 1
+
+
+def encrypted(home: Home, port: int) -> bool:
+    """Return whether another address than 127.0.0.1 is answered to who trusts the authority of this home."""
+    context = ssl.create_default_context(cafile=str(certificates.authority_file(home.tls)))
+    url = f"https://127.0.0.2:{port}/health/readiness"
+    context.check_hostname = False  # of the addresses of loopback it names the first alone
+    return httpx.get(url, verify=context, trust_env=False).is_success
 
 
 def test_a_gateway_that_cannot_take_over_changes_nothing(

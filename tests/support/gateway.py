@@ -120,6 +120,8 @@ class Gateway:
     backend: str = "cpu"
     port: int = field(default_factory=free_port)
     host: str = "127.0.0.1"
+    tls: Path | None = None
+    """The folder of its certificate."""
     prefix: list[str] = field(default_factory=list)
     """What runs the module instead of `python`; it gets the plan's argv after the interpreter."""
     process: subprocess.Popen[bytes] | None = None
@@ -136,7 +138,9 @@ class Gateway:
         """Start it and give the seconds until it was ready."""
         config = self.home / "gateway.yaml"
         config.write_text(yaml.safe_dump(self._configuration()))
-        argv = plan.argv(sys.executable, str(config), self.port, host=self.host)
+        argv = plan.argv(
+            sys.executable, str(config), self.port, host=self.host, tls=str(self.tls) if self.tls else None
+        )
         env = plan.environment(
             self.secrets,
             base=os.environ,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import ssl
 import stat
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from state import keys, secrets, stack
 from state.db import Database
 from state.paths import Home
 from state.stack import Defaults, Engine, alone
+from tasks.system import certificates
 
 PORT = 9010
 STANDARD = Engine("standard", "qwen3.5-9b", "int4", "hub:a/b", PORT, 65536, 1, 1, 1, tool_parser="hermes")
@@ -487,3 +491,32 @@ def test_wrong_use_is_said_to_be_one(person: Path, argv: list[str]) -> None:
 )  # fmt: skip
 def test_one_value_is_set_and_no_other_byte_moves(before: str, path: tuple[str, ...], value: Any, after: str) -> None:
     assert jsonc.put(before, path, value) == after
+
+
+def test_other_machines_are_told_where_the_gateway_is_and_how_to_trust_it(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In each state of the settings: on this machine alone, open, to be encrypted, encrypted."""
+    assert cli.run(["connect", "network"]) == 3
+    assert "mlxq config set gateway-host 0.0.0.0" in capsys.readouterr().err
+    keys.create(keys.file(home), "laptop")
+    assert cli.run(["config", "set", "gateway-host", "192.168.7.7"]) == 0
+    assert "without encryption" in capsys.readouterr().err
+    assert cli.run(["connect", "network"]) == 0
+    printed = capsys.readouterr()
+    assert "http://192.168.7.7:4000/v1" in printed.out
+    assert "Nothing is encrypted" in printed.err
+    assert cli.run(["config", "set", "gateway-tls", "true"]) == 0
+    assert cli.run(["connect", "network"]) == 3
+    capsys.readouterr()
+    certificates.ensure(home.tls, certificates.own_names("192.168.7.7"), datetime.now(UTC))
+    assert cli.run(["connect", "network"]) == 0
+    printed = capsys.readouterr().out
+    assert "https://192.168.7.7:4000/v1" in printed
+    assert str(home.tls / "ca.pem") in printed
+    assert cli.run(["connect", "network", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (
+        document["sha256"].replace(":", "").lower()
+        == hashlib.sha256(ssl.PEM_cert_to_DER_cert((home.tls / "ca.pem").read_text())).hexdigest()
+    )

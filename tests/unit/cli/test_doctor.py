@@ -250,6 +250,15 @@ def test_a_worker_that_cannot_write_its_heartbeat_is_not_to_be_killed() -> None:
     assert "Read-only file system" in finding.text
 
 
+@pytest.mark.parametrize(
+    ("host", "encrypted", "grade"),
+    [("127.0.0.1", False, None), ("0.0.0.0", True, Grade.OK), ("0.0.0.0", False, Grade.WARN)],
+)
+def test_a_gateway_that_others_reach_is_encrypted_or_said(host: str, encrypted: bool, grade: Grade | None) -> None:
+    finding = rules.network(host, encrypted=encrypted)
+    assert (finding.grade if finding else None) is grade
+
+
 @pytest.mark.parametrize(("skew", "grade"), [(3.0, "ok"), (-500.0, "warn"), (500.0, "warn")])
 def test_a_clock_that_is_off_is_odd(skew: float, grade: str) -> None:
     found = rules.clock(skew)
@@ -540,4 +549,4 @@ def test_all_looks_together_keep_to_the_time(home: Home, monkeypatch: pytest.Mon
     found = checks.run_checks(home)
 
     silent = LOOKS.keys() - {one.area for one in found}
-    assert silent <= {"power", "services", "reuse", "notify"}
+    assert silent <= {"power", "services", "reuse", "notify", "network", "mlxq"}
