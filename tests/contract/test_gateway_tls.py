@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -53,10 +54,10 @@ def client(gateway: Gateway) -> openai.OpenAI:
 
 
 def test_other_machines_ask_encrypted_and_this_one_as_ever(gateway: Gateway) -> None:
-    words = [{"role": "user", "content": "hello"}]
+    words: Any = [{"role": "user", "content": "hello"}]
     with client(gateway) as other:
-        whole = other.chat.completions.create(model="standard", messages=words)  # pyright: ignore[reportArgumentType]
-        stream = other.chat.completions.create(model="standard", messages=words, stream=True)  # pyright: ignore[reportArgumentType]
+        whole = other.chat.completions.create(model="standard", messages=words)
+        stream = other.chat.completions.create(model="standard", messages=words, stream=True)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
 
     assert whole.choices[0].message.content == text.strip() != ""
