@@ -183,6 +183,8 @@ MARKS: Mapping[str, Shape] = {
     "engine_changed": Shape.WARN,
     "engine_fault": Shape.CROSS,
     "tuning_taken_back": Shape.WARN,
+    "idle": Shape.RING,
+    "evicted": Shape.RING,
     "handover_started": Shape.HALF,
     "start_requested": Shape.HALF,
     "stop_requested": Shape.RING,
