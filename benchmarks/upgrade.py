@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "chaos")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "process")]
 
 import test_upgrade as steps  # noqa: E402 (the crash points are the test's)
 from support import release  # noqa: E402
