@@ -171,6 +171,7 @@ def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(user: User, load:
 
 def test_the_way_back_brings_the_older_schema_back(user: User, load: Load) -> None:
     """It asks first, and names the copy."""
+    upgraded(user)
     refused = user.run("upgrade", "--back", check=False)
     assert refused.returncode == 2, "it asks first, as state.db goes back too"
     told = user.run("upgrade", "--back", "--yes").stdout
@@ -211,9 +212,7 @@ def test_some_version_serves_wherever_an_upgrade_is_killed(user: User, load: Loa
 
 @pytest.mark.parametrize("moment", [name for name in BACKWARD if EVERY or name in FEW])
 def test_some_version_serves_wherever_the_way_back_is_killed(user: User, load: Load, moment: str) -> None:
-    (user.home.root / "proven").touch()
-    if user.worker() != NEW:
-        user.run("upgrade")
+    upgraded(user)
     (user.home.root / "die-at").write_text(BACKWARD[moment])
     began = time.monotonic()
     user.run("upgrade", "--back", "--yes")
@@ -221,6 +220,13 @@ def test_some_version_serves_wherever_the_way_back_is_killed(user: User, load: L
     assert_serves(user, OLD)
     print(f"{moment}: {time.monotonic() - began:.1f} s")
     assert load.failures == [], user.logs()
+
+
+def upgraded(user: User) -> None:
+    """Have the new version serve, also where this test runs alone."""
+    if user.worker() != NEW:
+        (user.home.root / "proven").touch()
+        user.run("upgrade")
 
 
 def back_to_old(user: User) -> None:
