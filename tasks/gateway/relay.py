@@ -106,11 +106,6 @@ class Relay:
         self._remote = RemoteImages() if routes.remote_images else None
         self._in_flight: Counter[str] = Counter()
 
-    async def serve(self, request: RelayRequest, reply: Reply) -> None:
-        """Have the first tier that can answer the request."""
-        if refusal := await self.answer(request, reply):
-            await self.refuse(request, refusal, reply)
-
     async def answer(self, request: RelayRequest, reply: Reply) -> Refusal | None:
         """Have the first tier that can answer the request; return why none did, with nothing sent yet."""
         if request.streams:

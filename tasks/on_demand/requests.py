@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from state import job, ledger, on_demand, service, settings, stack
+from state import ledger, on_demand, service, settings, stack
 from state.db import Database, atomic
 from state.errors import NotFound, UsageProblem
-from state.job import Job
 from state.paths import Home
 from state.stack import Tier
 from tasks.kinds import new
@@ -107,11 +106,6 @@ def poke(db: Database) -> None:
     """Have the loads that wait for their turn look again."""
     if db.run(POKED, (db.now(), db.now())):
         db.wake()
-
-
-def job_of(db: Database, number: int) -> Job:
-    """Return a load's job. Raises NotFound."""
-    return job.get(db, number)
 
 
 def _span(value: int | str) -> float | None:

@@ -26,7 +26,7 @@ from state.paths import Home
 
 CURRENT = "upgrade.json"
 LOCK = "upgrade.lock"
-"""Held by whoever takes a step."""
+"""Held while a step is written."""
 BY_USER = "asked"
 
 

@@ -70,7 +70,7 @@ FORWARD = {
     "the old worker has ended": f"{OLD} tasks.worker:_become",
     "the new worker has begun": f"{NEW} tasks.worker:_owner",
     "state.db is migrated": f"{NEW} tasks.supervision.unclean_boot:handle",
-    "it goes on with the job": f"{NEW} tasks.upgrade.switch:_await_steady",
+    "it continues the job": f"{NEW} tasks.upgrade.switch:_await_steady",
     "the gateway is to be replaced": f"{NEW} tasks.supervision.handover:replace",
     "all are replaced": f"{NEW} tasks.upgrade.switch:_forget_others",
     "the guard looks": f"{OLD} tasks.upgrade.back:Watch.look",
@@ -195,7 +195,7 @@ def _state(user: User, batch: str) -> str:
 
 @pytest.mark.parametrize("moment", [name for name in FORWARD if EVERY or name in FEW])
 def test_some_version_serves_wherever_an_upgrade_is_killed(user: User, load: Load, moment: str) -> None:
-    """The user's command goes on, as does the next worker; requests are answered all the while."""
+    """The user's command continues, as does the next worker; requests are answered meanwhile."""
     back_to_old(user)
     (user.home.root / "proven").touch()
     (user.home.root / "die-at").write_text(FORWARD[moment])
