@@ -38,6 +38,10 @@ class Key:
     manage: bool = False
     """Whether it may download and delete models, by Ollama's API."""
 
+    def may_ask(self, *names: str) -> bool:
+        """Return whether it may ask for what goes by these names."""
+        return not self.tiers or any(name in self.tiers for name in names)
+
 
 def file(home: Home) -> Path:
     """Return the file of the keys."""

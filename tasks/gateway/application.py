@@ -11,6 +11,7 @@ from typing import Any, cast
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from state import stack
 from state.keys import Key
 from tasks.gateway import errors, models
 from tasks.gateway.admission import body
@@ -29,7 +30,7 @@ from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
 from tasks.gateway.ollama.fields import OllamaRequest, plain
-from tasks.gateway.on_demand import OnDemand, SleepingModel
+from tasks.gateway.on_demand import OnDemand
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
@@ -42,7 +43,6 @@ CHECK, BATCH = plan.CHECK.encode(), plan.BATCH.encode()
 OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
 """What a supervisor may ask without a key."""
 MODELS = ("/v1/models", "/models")
-CHAT_PURPOSE = "chat"
 UNAVAILABLE = "no_tier_available"
 """The code of a refusal where no engine answered."""
 NO_MODEL = "model_not_found"
@@ -231,8 +231,8 @@ class Application:
         """Return what serves a request for vectors or a ranking, or why it is refused."""
         model = self._on_demand.find(call.asked)
         if model is not None and model.purpose == retrieval.PURPOSES[dialect]:
-            if not _may_ask(key, model):
-                return _not_allowed(key, model.model)
+            if not key.may_ask(*model.names):
+                return errors.not_allowed(key.name, model.model)
             return self._limited(call, key) or Retrieving(call, dialect, request, model.engine, model.model)
         name = self._on_demand.tier(call.asked) or call.asked
         route = retrieval.find(self._routes, dialect, name, key)
@@ -277,17 +277,17 @@ class Application:
         tier = self._routes.tier(call.asked) or self._on_demand.tier(call.asked)
         if tier is None or tier not in self._routes.tiers:
             return self._request_on_demand(call, dialect, request, key)
-        if key.tiers and tier not in key.tiers:
-            return _not_allowed(key, tier)
+        if not key.may_ask(tier):
+            return errors.not_allowed(key.name, tier)
         return self._limited(call, key) or _relay_request(call, dialect, request, tier)
 
     def _request_on_demand(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RelayRequest | Refusal:
         """Return the request to relay to a model that no tier serves, or the refusal of it."""
         model = self._on_demand.find(call.asked)
-        if model is None or model.purpose != CHAT_PURPOSE:
+        if model is None or model.purpose != stack.CHAT:
             return self._no_model(call.asked, key)
-        if not _may_ask(key, model):
-            return _not_allowed(key, model.model)
+        if not key.may_ask(*model.names):
+            return errors.not_allowed(key.name, model.model)
         return self._limited(call, key) or _relay_request(call, dialect, request, model.model, on_demand=True)
 
     def _no_model(self, name: str, key: Key) -> Refusal:
@@ -405,14 +405,6 @@ def _model(request: Fields) -> str:
     """Return the name that a request asks for."""
     name: str = cast("Any", request).model
     return plain(name) if isinstance(request, OllamaRequest) else name
-
-
-def _may_ask(key: Key, model: SleepingModel) -> bool:
-    return not key.tiers or any(name in key.tiers for name in model.names)
-
-
-def _not_allowed(key: Key, name: str) -> Refusal:
-    return Refusal(403, f"The key {key.name} may not ask for {name}.", "model_not_allowed", "model")
 
 
 def _keep_s(request: Fields) -> float | None:

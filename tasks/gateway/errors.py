@@ -12,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from state.errors import MlxqError
+
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_error"}
 _OVERFLOW = re.compile(
@@ -57,6 +59,16 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 def unsupported(param: str, reason: str) -> Refusal:
     """Return the refusal of a field that is valid and that mlxq does not carry out."""
     return Refusal(400, f"`{param}` is not supported: {reason}", "unsupported_parameter", param)
+
+
+def not_allowed(key: str, name: str) -> Refusal:
+    """Return the refusal of a model that a key may not ask for."""
+    return Refusal(403, f"The key {key} may not ask for {name}.", "model_not_allowed", "model")
+
+
+def state_unavailable(problem: MlxqError) -> Refusal:
+    """Return the refusal of what needs state.db, which cannot be used now."""
+    return Refusal(503, f"{problem.message} Try again later.", "state_unavailable")
 
 
 def overflow(context: int) -> Refusal:

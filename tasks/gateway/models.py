@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from state.keys import Key
-from state.stack import longest_answer
+from state.stack import CHAT, longest_answer
 from tasks.gateway.on_demand import OnDemand
 from tasks.gateway.routes import Route, Routes
 
@@ -48,10 +48,10 @@ def _on_disk(routes: Routes, on_demand: OnDemand, key: Key, name: str, *, anthro
     entry, shown = _anthropic if anthropic else _openai, list[dict[str, Any]]()
     for own in [name] if name else on_demand.known.shown:
         tier, model = on_demand.tier(own), on_demand.find(own)
-        if tier and tier in routes.tiers and routes.tier(own) is None and (not key.tiers or tier in key.tiers):
+        if tier and tier in routes.tiers and routes.tier(own) is None and key.may_ask(tier):
             shown.append(_of(entry, own, routes.tiers[tier], on_demand))
-        elif model is not None and (not key.tiers or any(other in key.tiers for other in model.names)):
-            if model.purpose == "chat":
+        elif model is not None and key.may_ask(*model.names):
+            if model.purpose == CHAT:
                 sees = bool(model.route and model.route.vision)
                 shown.append(entry(own, model.context, on_demand.state(model.engine), vision=sees))
             elif not anthropic:
@@ -66,12 +66,12 @@ def _of(entry: Callable[..., dict[str, Any]], name: str, route: Route, on_demand
 def _allowed(routes: Routes, key: Key, among: Sequence[str] | None = None) -> list[tuple[str, str]]:
     """Return (name, tier) of what a key may ask for."""
     tiers = [(name, routes.tier(name)) for name in among or routes.exact_names]
-    return [(name, tier) for name, tier in tiers if tier and (not key.tiers or tier in key.tiers)]
+    return [(name, tier) for name, tier in tiers if tier and key.may_ask(tier)]
 
 
 def _retrieval(routes: Routes, on_demand: OnDemand, key: Key, name: str) -> list[dict[str, Any]]:
     """Return the models for embeddings and ranking; all but one go by their own names in the list."""
-    shown = [route for purpose, route in routes.retrieval.items() if not key.tiers or purpose in key.tiers]
+    shown = [route for purpose, route in routes.retrieval.items() if key.may_ask(purpose)]
     return [
         _vectors(name or route.route.name, route.route.context, on_demand.state(route.route.engine), route.dimensions)
         for route in shown

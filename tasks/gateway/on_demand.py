@@ -25,6 +25,7 @@ from state.service import ROUTED, Service
 from tasks.gateway import errors
 from tasks.gateway.errors import Refusal
 from tasks.gateway.routes import RetrievalRoute, Route, Routes, on_demand_retrieval, on_demand_route
+from tasks.gateway.state_thread import in_thread
 from tasks.on_demand import requests
 
 LOOK_S = 1.0
@@ -62,7 +63,7 @@ class ModelStates:
     states: Mapping[str, str] = field(default_factory=dict[str, str])
     """Engine -> serving, loading, sleeping or stopped."""
     may_sleep: frozenset[str] = frozenset()
-    """Engines of the stack that are stopped when they are idle."""
+    """Engines that are stopped when they are idle: of the stack those that a setting names, and of all `models`."""
     jobs: Mapping[str, Job] = field(default_factory=dict[str, Job])
     """Engine or name of a model -> the job that loads or downloads it, of those that requests wait for."""
 
@@ -102,7 +103,7 @@ class OnDemand:
 
     def tracks(self, engine: str) -> bool:
         """Return whether an engine may be asleep when it is asked."""
-        return engine in self.known.may_sleep or any(engine == entry.engine for entry in self.known.models.values())
+        return engine in self.known.may_sleep
 
     def use(self, engine: str, keep_s: float | None = None) -> None:
         """Record that a request to an engine begins or ends, and how long that says it is to be kept."""
@@ -179,7 +180,7 @@ class OnDemand:
             try:
                 number = number or await self._ask(subject, ask)
             except MlxqError as problem:
-                return Refusal(503, f"{problem.message} Try again later.", "state_unavailable")
+                return errors.state_unavailable(problem)
             await _ring(changed, min(LOOK_S, until - time.monotonic()))
             if time.monotonic() >= until and not is_done():
                 return _late(subject, self.known.jobs.get(subject), settings.load(self.home)["load-timeout"])
@@ -190,15 +191,7 @@ class OnDemand:
 
     async def _ask(self, subject: str, ask: Callable[[Database], int]) -> int:
         """Enqueue a job, or attach to the one that is there; return its id. Raises MlxqError."""
-
-        def enqueue() -> int:
-            db = open_database(self.home)
-            try:
-                return ask(db)
-            finally:
-                db.close()
-
-        number = await asyncio.to_thread(enqueue)
+        number = await in_thread(self.home, ask)
         with self._lock:
             self._awaited[subject] = number
         await self.look()
@@ -308,6 +301,7 @@ class OnDemand:
             model = self._model(entry)
             models |= {name.lower(): model for name in own}
         self._allow(ports)
+        may_sleep |= {model.engine for model in models.values()}
         return ModelStates(models, tiers, tuple(shown), states, may_sleep, self._jobs(db))
 
     def _jobs(self, db: Database) -> dict[str, Job]:

@@ -11,16 +11,16 @@ import re
 import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import orjson
 from starlette.types import Receive, Scope
 
 from state.batches import stored_files
 from state.batches.stored_files import RESERVE_BYTES, Upload
-from state.db import Database, open_database
+from state.db import Database
 from state.errors import MlxqError, UsageProblem
 from state.paths import Home
+from tasks.gateway import errors
 from tasks.gateway.admission import body
 from tasks.gateway.admission.body import Gone
 from tasks.gateway.batches import anthropic_routes, openai_routes, requests, shapes, uploads
@@ -29,6 +29,7 @@ from tasks.gateway.batches.requests import NewBatch, NewMessageBatch
 from tasks.gateway.dialects import checks
 from tasks.gateway.errors import Refusal, invalid
 from tasks.gateway.reply import Reply
+from tasks.gateway.state_thread import in_thread
 
 PIECE_BYTES = 1 << 18
 NEW_BATCH_BYTES = 1 << 20
@@ -53,8 +54,6 @@ _ROUTES: Mapping[str, tuple[str, str]] = {
 }
 """Name -> method and path."""
 _PATHS = re.compile(r"(?:/v1)?/(?:files|batches)(?:/.*)?|/v1/messages/batches(?:/.*)?")
-
-Result = TypeVar("Result")
 
 
 def serves(path: str) -> bool:
@@ -82,7 +81,7 @@ class BatchApi:
         except Gone:
             return
         except MlxqError as problem:
-            outcome = Refusal(503, f"{problem.message} Try again later.", "state_unavailable")
+            outcome = errors.state_unavailable(problem)
         if isinstance(outcome, Refusal):
             await reply.refuse(outcome)
         elif isinstance(outcome, Path):
@@ -100,19 +99,7 @@ class BatchApi:
             case "create_messages":
                 return await self._create_messages(call)
             case _:
-                return await self._in_thread(lambda db: _PLAIN[name](db, call))
-
-    async def _in_thread(self, work: Callable[[Database], Result]) -> Result:
-        """Use state.db in a thread: a busy one must hold up no stream. Raises MlxqError."""
-
-        def run() -> Result:
-            db = open_database(self._home)
-            try:
-                return work(db)
-            finally:
-                db.close()
-
-        return await asyncio.to_thread(run)
+                return await in_thread(self._home, lambda db: _PLAIN[name](db, call))
 
     async def _upload(self, call: BatchCall) -> Outcome:
         """Store a file. Raises Gone, MlxqError."""
@@ -140,7 +127,7 @@ class BatchApi:
         expiry = requests.expires_in_s(form.fields, stored_files.KEEP_S)
         if isinstance(expiry, Refusal):
             return expiry
-        file = await self._in_thread(lambda db: upload.finish(db, owner, filename, expiry))
+        file = await in_thread(self._home, lambda db: upload.finish(db, owner, filename, expiry))
         return shapes.file_object(file)
 
     async def _create(self, call: BatchCall) -> Outcome:
@@ -148,7 +135,7 @@ class BatchApi:
         wanted = content if isinstance(content, Refusal) else checks.read(NewBatch, content)
         if isinstance(wanted, Refusal):
             return wanted
-        return await self._in_thread(lambda db: openai_routes.create(db, call.owner, wanted))
+        return await in_thread(self._home, lambda db: openai_routes.create(db, call.owner, wanted))
 
     async def _create_messages(self, call: BatchCall) -> Outcome:
         content = await body.read(call.receive, call.scope["headers"], self._limit)
@@ -158,7 +145,7 @@ class BatchApi:
         if isinstance(wanted, Refusal):
             return wanted
         del content
-        return await self._in_thread(lambda db: anthropic_routes.create(db, call, wanted))
+        return await in_thread(self._home, lambda db: anthropic_routes.create(db, call, wanted))
 
 
 def _route(method: str, path: str) -> tuple[str, str] | Refusal:

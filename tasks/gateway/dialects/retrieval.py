@@ -49,8 +49,8 @@ def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRou
         ability = "make embeddings" if purpose == EMBEDDING else "rank documents"
         message = f"{model[:100]!r} does not {ability} here; ask for {purpose!r}."
         return Refusal(404, message, "model_not_found", "model")
-    if key.tiers and purpose not in key.tiers:
-        return Refusal(403, f"The key {key.name} may not ask for {purpose}.", "model_not_allowed", "model")
+    if not key.may_ask(purpose):
+        return errors.not_allowed(key.name, purpose)
     return route
 
 

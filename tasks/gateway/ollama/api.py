@@ -6,19 +6,19 @@ Rows are read in threads. Files are downloaded and deleted by jobs, as by the co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import closing
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope
 
 from state import job, ledger
-from state.db import Database, open_database
+from state.db import Database
 from state.errors import MlxqError
 from state.job import Job
 from state.keys import Key
 from state.paths import Home
+from tasks.gateway import errors
 from tasks.gateway.admission import body
 from tasks.gateway.admission.body import Gone
 from tasks.gateway.dialects import checks
@@ -27,6 +27,7 @@ from tasks.gateway.ollama import chat, files, models
 from tasks.gateway.ollama.fields import OllamaName
 from tasks.gateway.reply import Reply
 from tasks.gateway.routes import Routes
+from tasks.gateway.state_thread import in_thread
 
 PREFIX = "/api/"
 _METHODS: Mapping[str, str] = {
@@ -40,7 +41,6 @@ _METHODS: Mapping[str, str] = {
 BODY_BYTES = 1 << 16
 LOOK_S = 0.5
 """How often a download's progress is read: a job writes it every 0.4 s at most."""
-Result = TypeVar("Result")
 
 
 def serves(path: str) -> bool:
@@ -68,7 +68,7 @@ class OllamaApi:
         except Gone:
             return
         except MlxqError as problem:
-            outcome = Refusal(503, f"{problem.message} Try again later.", "state_unavailable")
+            outcome = errors.state_unavailable(problem)
         if isinstance(outcome, Refusal):
             await reply.refuse(outcome)
         elif outcome is not None:
@@ -82,16 +82,16 @@ class OllamaApi:
             case "/api/version":
                 return {"version": models.API_VERSION}
             case "/api/tags":
-                return await self._in_thread(lambda db: models.tags(models.served(db, self._routes, key)))
+                return await in_thread(self._home, lambda db: models.tags(models.served(db, self._routes, key)))
             case "/api/ps":
-                return await self._in_thread(lambda db: models.running(db, models.served(db, self._routes, key)))
+                return await in_thread(self._home, lambda db: models.running(db, models.served(db, self._routes, key)))
             case _:
                 content = await body.read(receive, scope["headers"], BODY_BYTES)
         request = content if isinstance(content, Refusal) else checks.read(OllamaName, content)
         if isinstance(request, Refusal):
             return request
         if path == "/api/show":
-            return await self._in_thread(lambda db: self._show(db, key, request.wanted))
+            return await in_thread(self._home, lambda db: self._show(db, key, request.wanted))
         return await self._change(path, key, request, reply)
 
     def _show(self, db: Database, key: Key, name: str) -> dict[str, Any] | Refusal:
@@ -103,10 +103,10 @@ class OllamaApi:
         deletes = path == "/api/delete"
         if refusal := files.not_allowed(key, request.wanted, deletes=deletes):
             return refusal
-        new = await self._in_thread(lambda db: (files.removal if deletes else files.download)(db, request.wanted))
+        new = await in_thread(self._home, lambda db: (files.removal if deletes else files.download)(db, request.wanted))
         if isinstance(new, Refusal):
             return new
-        number = await self._in_thread(lambda db: ledger.enqueue(db, new)[0])
+        number = await in_thread(self._home, lambda db: ledger.enqueue(db, new)[0])
         if request.stream and not deletes:
             async for line in self._lines(number):
                 await reply.write(chat.line(line))
@@ -129,17 +129,8 @@ class OllamaApi:
     async def _until_ended(self, number: int) -> AsyncGenerator[Job]:
         """Yield a job again and again until it has ended. A client that leaves ends this, and not the job."""
         while True:
-            row = await self._in_thread(lambda db: job.get(db, number))
+            row = await in_thread(self._home, lambda db: job.get(db, number))
             yield row
             if not row.live:
                 return
             await asyncio.sleep(LOOK_S)
-
-    async def _in_thread(self, work: Callable[[Database], Result]) -> Result:
-        """Use state.db in a thread: a busy one must hold up no stream. Raises MlxqError."""
-
-        def run() -> Result:
-            with closing(open_database(self._home)) as db:
-                return work(db)
-
-        return await asyncio.to_thread(run)

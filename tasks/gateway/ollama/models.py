@@ -21,7 +21,6 @@ API_VERSION = "0.12.6"
 """The version of Ollama's API that these routes follow; programs refuse one that is too old."""
 NEVER = "2318-01-01T00:00:00Z"
 """When a model is unloaded that stays: Ollama's own answer is some 292 years from now."""
-_CHAT = "chat"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def served(db: Database, routes: Routes, key: Key) -> list[OllamaModel]:
     """Return the tiers, and the models for embeddings and ranking, that a key may ask for. Raises StateUnavailable."""
     named = [(tier.name, tier.engine) for tier in stack.tiers(db) if tier.name in routes.tiers]
     named += [(engine.name, engine) for engine in stack.retrieval(db) if engine.name in routes.retrieval]
-    allowed = [(name, engine) for name, engine in named if not key.tiers or name in key.tiers]
+    allowed = [(name, engine) for name, engine in named if key.may_ask(name)]
     return [OllamaModel(name, engine, weights.at(db, engine.weights)) for name, engine in allowed]
 
 
@@ -91,7 +90,7 @@ def show(model: OllamaModel) -> dict[str, Any]:
 
 
 def _capabilities(engine: Engine) -> Iterator[str]:
-    if engine.purpose != _CHAT:
+    if engine.purpose != stack.CHAT:
         yield engine.purpose
         return
     yield "completion"
