@@ -163,6 +163,11 @@ class Service:
     """Whether mlxq stopped it until it is asked for again (state/on_demand.py)."""
 
     @property
+    def active(self) -> bool:
+        """Whether its process runs, or is to run."""
+        return self.desired == "up" or self.state in ALIVE
+
+    @property
     def pid(self) -> int | None:
         """The pid of the process that was recorded."""
         return int(self.identity.split("/")[1]) if self.identity else None

@@ -279,11 +279,13 @@ class OnDemand:
     def _read(self, db: Database) -> ModelStates:
         rows = {row.name: row for row in service.listing(db)}
         uses = on_demand.residencies(db)
-        serving = {engine.weights: engine.name for engine in stack.engines(db) if engine.weights}
+        engines = stack.engines(db)
+        serving = {engine.weights: engine.name for engine in engines if engine.weights}
         names = {tier.engine.name: tier.name for tier in reversed(stack.tiers(db))}
         models: dict[str, SleepingModel] = {}
         tiers: dict[str, str] = {}
-        may_sleep = frozenset(engine.name for engine in stack.engines(db) if not requests.never_sleeps(db, engine.name))
+        staying = {engine.name for engine in requests.staying(db)}
+        may_sleep = frozenset(engine.name for engine in engines if engine.name not in staying)
         may_sleep |= {use.engine for use in uses.values() if use.asleep}
         states = {name: _state(row, may_sleep=name in may_sleep) for name, row in rows.items()}
         shown: list[str] = []

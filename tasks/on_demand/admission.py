@@ -11,7 +11,7 @@ from state.db import Database
 from state.errors import EngineFailed
 from state.on_demand import Residency
 from state.paths import Home
-from state.service import ALIVE, ROUTED, Service, State
+from state.service import ROUTED, Service, State
 from state.stack import Engine
 from tasks import stack_jobs
 from tasks.kinds import new
@@ -32,9 +32,9 @@ def residents(db: Database, home: Home, *, without: str = "", asks: bool = True)
     Raises NotSetUp.
     """
     rows, uses = {row.name: row for row in service.listing(db)}, on_demand.residencies(db)
-    present: list[Resident] = []
+    staying, present = {engine.name for engine in requests.staying(db)}, list[Resident]()
     for engine in stack.engines(db):
-        if requests.never_sleeps(db, engine.name):
+        if engine.name in staying:
             present.append(Resident(engine.name, engine.memory_bytes, pinned=True))
         elif row := _up(rows, engine.name):
             present.append(_resident(db, home, engine, row, uses, pinned=False, asks=asks))
@@ -47,7 +47,7 @@ def residents(db: Database, home: Home, *, without: str = "", asks: bool = True)
 
 def _up(rows: Mapping[str, Service], name: str) -> Service | None:
     row = rows.get(name)
-    return row if row and (row.desired == "up" or row.state in ALIVE) else None
+    return row if row and row.active else None
 
 
 def _resident(

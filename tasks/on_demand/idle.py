@@ -48,13 +48,13 @@ def _stop_idle(db: Database, home: Home) -> None:
     uses = on_demand.residencies(db)
     for resident in admission.residents(db, home, asks=False):
         use, row = uses.get(resident.name, Residency(resident.name)), service.find(db, resident.name)
-        if row and use.asked_at is None and _is_due(db, home, use, resident) and not admission.answers(home, row):
+        if row and use.asked_at is None and _is_due(db, use, resident) and not admission.answers(home, row):
             event.record(db, "idle", service=resident.name, cause="It was not used.")
             admission.put_to_sleep(db, [resident.name])
 
 
-def _is_due(db: Database, home: Home, use: Residency, resident: Resident) -> bool:
-    return is_over(resident, idle_s(use.keep_s, requests.idle_setting(db, home, resident.name)), db.now())
+def _is_due(db: Database, use: Residency, resident: Resident) -> bool:
+    return is_over(resident, idle_s(use.keep_s, requests.idle_setting(db, resident.name)), db.now())
 
 
 def _forget_sleeping(db: Database) -> None:

@@ -62,15 +62,14 @@ def refresh(db: Database, home: Home) -> None:
 
 def loaded(db: Database) -> set[str]:
     """Return the services that run or are to."""
-    return {row.name for row in service.listing(db) if row.desired == "up" or row.state in service.ALIVE}
+    return {row.name for row in service.listing(db) if row.active}
 
 
 def _room(db: Database, home: Home) -> int:
     """Return the bytes that the engines which always stay leave of the budget. Raises NotSetUp."""
     if not stack.tiers(db):
         raise NotSetUp(f"There is no stack in {home.root} yet.", hint="mlxq setup")
-    staying = [engine for engine in stack.engines(db) if requests.never_sleeps(db, engine.name)]
-    return stack_jobs.budget(db, home) - sum(engine.memory_bytes for engine in staying)
+    return stack_jobs.budget(db, home) - sum(engine.memory_bytes for engine in requests.staying(db))
 
 
 def _scan(folder: Path) -> list[Scanned]:

@@ -153,7 +153,7 @@ def unload(context: Context, engine: str) -> dict[str, Any]:
     """
     db = context.db
     row = rows.find(db, engine)
-    if row is not None and (row.desired == "up" or row.state in ALIVE):
+    if row is not None and row.active:
         admission.put_to_sleep(db, [engine])
     while (row := rows.find(db, engine)) is not None and row.state != State.STOPPED and row.desired == "down":
         context.report("draining")

@@ -11,7 +11,8 @@ from state import ledger, on_demand, service, settings, stack
 from state.db import Database, atomic
 from state.errors import NotFound, UsageProblem
 from state.paths import Home
-from state.stack import Tier
+from state.settings import Settings
+from state.stack import Engine, Tier
 from tasks.kinds import new
 
 LIVE_LOADS = "SELECT service FROM jobs WHERE kind = 'load' AND state IN ('blocked', 'queued', 'running')"
@@ -71,21 +72,29 @@ def keep(db: Database, engine: str, keep_s: float) -> None:
     on_demand.used(db, engine, db.now(), keep_s)
 
 
+def staying(db: Database) -> list[Engine]:
+    """Return the engines of the stack that no setting lets sleep."""
+    tiers, values = stack.tiers(db), settings.load(db.home)
+    return [engine for engine in stack.engines(db) if _stack_idle_s(tiers, values, engine.name) is None]
+
+
 def never_sleeps(db: Database, engine: str) -> bool:
-    """Return whether an engine is one of the stack's that no setting lets sleep."""
-    return any(entry.name == engine for entry in stack.engines(db)) and idle_setting(db, db.home, engine) is None
+    """Return whether an engine is one of those that stay."""
+    return any(entry.name == engine for entry in staying(db))
 
 
-def idle_setting(db: Database, home: Home, engine: str, tiers: Sequence[Tier] | None = None) -> float | None:
-    """Return after how many idle seconds the settings have an engine stopped, None for never.
+def idle_setting(db: Database, engine: str) -> float | None:
+    """Return after how many idle seconds the settings have an engine stopped, None for never."""
+    values = settings.load(db.home)
+    if any(entry.name == engine for entry in stack.engines(db)):
+        return _stack_idle_s(stack.tiers(db), values, engine)
+    return _span(values["idle-stop"])
 
-    An engine of several tiers is stopped when all of them may be.
-    """
-    values = settings.load(home)
-    if not any(entry.name == engine for entry in stack.engines(db)):
-        return _span(values["idle-stop"])
+
+def _stack_idle_s(tiers: Sequence[Tier], values: Settings, engine: str) -> float | None:
+    """Return the same of an engine of the stack. One of several tiers is stopped when all of them may be."""
     own = values["tier-idle-stop"]
-    names = [tier.name for tier in stack.served_by(tiers or stack.tiers(db), engine)] or [engine]
+    names = [tier.name for tier in stack.served_by(tiers, engine)] or [engine]
     spans = [_span(own.get(name, settings.OFF)) for name in names]
     return None if None in spans else max(span for span in spans if span is not None)
 
