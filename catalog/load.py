@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from catalog.model import Attention, Model, Quant
 from catalog.problems import BadModelFile, UnknownModel
@@ -20,6 +20,18 @@ COMPILED = Path(__file__).parent / "models.json"
 
 LARGEST = 256 * 1024
 """Bytes of a model file."""
+
+
+class Quantized(Protocol):
+    """What has weights in some quants: a model for chats, or for retrieval."""
+
+    @property
+    def quants(self) -> Mapping[str, Quant]:
+        """By name."""
+        ...
+
+
+Entry = TypeVar("Entry", bound=Quantized)
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,12 @@ def resolve(name: str, models: Mapping[str, Model]) -> Match:
     import difflib
 
     raise UnknownModel(name, tuple(difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)))
+
+
+def of_source(source: str, models: Mapping[str, Entry]) -> tuple[Entry, str] | None:
+    """Return the model whose weights come from a source, and their quant; None where there is none."""
+    pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
+    return next(((model, quant.name) for model, quant in pairs if quant.source == source), None)
 
 
 def find(name: str, models: Mapping[str, Model]) -> Model:

@@ -9,6 +9,7 @@ from typing import Any
 
 from catalog.description.describe import Description
 from catalog.load import model as model_of
+from catalog.load import of_source
 from catalog.model import Model
 from mlxq import local_models, model_ref, render
 from mlxq.model_ref import ModelRef
@@ -41,8 +42,8 @@ def find(
     reference = _reference(name, quant, models, home)
     if reference.model and reference.quant and reference.quant in reference.model.quants:
         return NamedModel(reference.model, reference.quant)
-    if entry := _by_source(reference.source, models):
-        return entry
+    if entry := of_source(reference.source, models):
+        return NamedModel(*entry)
     description = describe(home, reference.source)
     row = _apart(description.row, models)
     if context and not description.window_told:
@@ -76,12 +77,6 @@ def _reference(name: str, quant: str | None, models: Mapping[str, Model], home: 
             if name in {row.model, row.folder.name} and row.state in {"valid", "loadable"}:
                 return ModelRef(row.source or f"file:{row.folder}")
         raise
-
-
-def _by_source(source: str, models: Mapping[str, Model]) -> NamedModel | None:
-    """Return the model whose weights come from a source, such as one that was described before."""
-    pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
-    return next((NamedModel(model, quant.name) for model, quant in pairs if quant.source == source), None)
 
 
 def _apart(row: Mapping[str, Any], models: Mapping[str, Model]) -> dict[str, Any]:

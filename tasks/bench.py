@@ -9,6 +9,7 @@ from typing import Any
 
 from catalog import units
 from catalog.fit import memory
+from catalog.load import of_source
 from catalog.machine import Machine, from_row
 from catalog.model import Model
 from catalog.speed import Speed, predict
@@ -170,7 +171,7 @@ def own_engine(
 def described(folder: Path, source: str, models: Mapping[str, Model], shape: Mapping[str, Any]) -> Engine:
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
     inventory = headers.inventory(folder)
-    entry = _entry(source, models)
+    entry = of_source(source, models)
     model, quant = entry or _from_files(folder, source)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
@@ -189,12 +190,6 @@ def described(folder: Path, source: str, models: Mapping[str, Model], shape: Map
         reasoning_parser=model.reasoning_parser,
         vision=inventory.vision,
     )
-
-
-def _entry(source: str, models: Mapping[str, Model]) -> tuple[Model, str] | None:
-    """Return the catalog's model and quant of a source; None when it has none."""
-    pairs = ((model, quant) for model in models.values() for quant in model.quants.values())
-    return next(((model, quant.name) for model, quant in pairs if quant.source == source), None)
 
 
 def _from_files(folder: Path, source: str) -> tuple[Model, str]:

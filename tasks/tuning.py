@@ -132,8 +132,7 @@ def _others_serve(context: Context, name: str) -> bool:
 def _await_quiet(context: Context, row: rows.Service) -> None:
     """Raise Later while an engine has requests."""
     key = secrets.ensure(context.home.secrets)[secrets.TIER]
-    status = probe.status(row.port, key, release=row.release)
-    if status.num_running or status.num_waiting:
+    if probe.status(row.port, key, release=row.release).has_requests:
         raise Later(f"{row.name} is answering requests", bench.AGAIN_S)
 
 

@@ -73,8 +73,7 @@ def answers(home: Home, row: Service) -> bool:
         return False
     with suppress(EngineFailed):
         key = secrets.read(home.secrets).get(secrets.TIER, "")
-        status = probe.status(row.port, key, STATUS_S, release=row.release)
-        return bool(status.num_running or status.num_waiting)
+        return probe.status(row.port, key, STATUS_S, release=row.release).has_requests
     return False
 
 

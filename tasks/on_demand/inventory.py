@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog import retrieval as retrieval_catalog
+from catalog.load import of_source
 from catalog.model import Model
 from state import on_demand, service, settings, stack, weights
 from state.db import Database
@@ -18,7 +19,7 @@ from state.stack import Engine
 from tasks import recommend, stack_jobs
 from tasks.engines import serving
 from tasks.on_demand import requests
-from tasks.plan import placement, retrieval
+from tasks.plan import gateway, placement, retrieval
 from tasks.weights import description, manifest, model_dir
 from tasks.weights.formats import headers
 
@@ -88,16 +89,15 @@ def _entry(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Mode
 
 
 def _retrieval(scanned: Scanned) -> DiskModel | None:
-    for model in retrieval_catalog.entries().values():
-        for quant in model.quants.values():
-            if quant.source == scanned.source:
-                engine = retrieval.engine(_service(model.id, quant.name), model, quant.name, str(scanned.folder))
-                return DiskModel(model.id, (model.repo, *_repos(scanned)), engine)
+    if match := of_source(scanned.source, retrieval_catalog.entries()):
+        model, quant = match
+        engine = retrieval.engine(_service(model.id, quant), model, quant, str(scanned.folder))
+        return DiskModel(model.id, (model.repo, *_repos(scanned)), engine)
     return None
 
 
 def _chat(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Model], room: int) -> DiskModel | None:
-    match = _in_catalog(scanned.source, models)
+    match = of_source(scanned.source, models)
     try:
         model, quant = match or _described(scanned)
     except (NotFound, Damaged, OSError):
@@ -108,14 +108,6 @@ def _chat(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Model
     )
     names = (f"{model.id}:{quant}", *_repos(scanned)) if match else (scanned.folder.name.partition("@")[0],)
     return DiskModel(model.id, names, engine)
-
-
-def _in_catalog(source: str, models: Mapping[str, Model]) -> tuple[Model, str] | None:
-    for model in models.values():
-        for quant in model.quants.values():
-            if quant.source == source:
-                return model, quant.name
-    return None
 
 
 def _described(scanned: Scanned) -> tuple[Model, str]:
@@ -150,8 +142,6 @@ def _named_apart(entries: Sequence[DiskModel], preferred: str) -> list[DiskModel
 
 def route(db: Database, home: Home, engine: Engine) -> dict[str, object]:
     """Return what the gateway must know of an engine on demand, as gateway.yaml says it of one of the stack."""
-    from tasks.plan import gateway
-
     if engine.purpose != stack.CHAT:
         return retrieval.row(engine, [])
     programs, templates = serving.programs(db, home, [engine]), serving.templates(home, [engine])

@@ -34,6 +34,11 @@ class EngineStatus:
     cached_tokens: int = 0
     """Prompt tokens that were not read again since the start."""
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether it answers any, or has some wait."""
+        return bool(self.num_running or self.num_waiting)
+
 
 def read_status(body: Any) -> EngineStatus:
     """Read `/v1/status` of vllm-mlx and of rapid-mlx; a missing or odd field counts as nothing."""
@@ -172,7 +177,7 @@ def follow(track: Track, sample: HealthSample) -> Track:
     track = replace(_count_canary(track, sample), frozen=sample.frozen)
     if status is None:
         return track
-    moved = status.steps_executed != track.steps or not (status.num_running or status.num_waiting)
+    moved = status.steps_executed != track.steps or not status.has_requests
     grew = status.completion_tokens != track.tokens
     return replace(
         track,
@@ -213,7 +218,7 @@ def canary_due(track: Track, status: EngineStatus, now: float, limits: Limits = 
 
     Not one that gave its memory back: the question would load it again.
     """
-    if not status.loaded or status.num_running or status.num_waiting:
+    if not status.loaded or status.has_requests:
         return False
     return bool(track.misses) or now - track.token_at > limits.canary_every_s
 

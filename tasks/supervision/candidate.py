@@ -166,7 +166,7 @@ def _expect_busy(context: Context, trial: Candidate, tier: Tier) -> None:
     key = secrets.read(context.home.secrets).get(secrets.TIER, "")
     with suppress(EngineFailed):  # one that does not say how it is cannot answer either
         status = probe.status(row.port, key, release=row.release)
-        if not (status.num_running or status.num_waiting):
+        if not status.has_requests:
             raise GatewayFailed(
                 f"With the new configuration: tier {tier.name} gave no answer within {ANSWERS_S:g} s.",
                 done=LATER,

@@ -244,7 +244,7 @@ class Watchdog:
         charge.trend = leak.add(charge.trend, time.monotonic(), status.metal_bytes or used)
         with suppress(NotFound):
             budget = stack.engine(db, row.name).memory_bytes
-            spare = not (status.num_running or status.num_waiting) and _others_serve(db, row)
+            spare = not status.has_requests and _others_serve(db, row)
             short = memory.memory().pressure != memory.Pressure.NORMAL
             advice = leak.advise(charge.trend, budget, short=short, spare=spare)
             cause = f"Its memory grows by {leak.rise(charge.trend) * 60 / 2**20:.0f} MB a minute."
