@@ -11,7 +11,7 @@ from catalog.fit import smallest
 from catalog.intent import INTENTS
 from catalog.load import Match
 from catalog.machine import Machine, planned
-from catalog.model import Model
+from catalog.model import Model, Quant
 from catalog.offer import BUILTIN, Reuses, full_attention
 from catalog.pick import Recommendation
 from catalog.problems import UnknownModel
@@ -72,6 +72,12 @@ def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
         raise UsageProblem(f"{model.id} does not exist in {wanted}; there is {available}.", hint=hint)
     chosen = wanted or preferred
     return chosen if chosen in model.quants else smallest(model).name
+
+
+def quant_named(name: str, models: Mapping[str, Model], preferred: str) -> Quant:
+    """Return the weights that a name stands for: of the quant in it, else as `quant_of`. Raises UnknownModel."""
+    match = load.resolve(name, models)
+    return match.model.quants[match.quant or quant_of(match.model, None, preferred)]
 
 
 def quant_wanted(wanted: Settings) -> str | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from catalog import units
-from catalog.load import resolve
 from catalog.problems import UnknownModel
 from state import settings
 from state.errors import DoesNotFit, NotFound
@@ -15,10 +13,9 @@ from tasks.on_demand import inventory
 from tasks.pull import pull
 from tasks.queue import Context, job
 from tasks.weights import client
+from tasks.weights import source as sources
 
 GB = 10**9
-REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
-"""The name of a repo of the Hub."""
 
 
 @job("pull_on_demand")
@@ -45,18 +42,16 @@ def pull_on_demand(context: Context, model: str) -> dict[str, Any]:
 
 def _wanted(context: Context, model: str) -> tuple[str, int]:
     """Return the source of a model, and its bytes. Raises NotFound, and as the Hub does."""
-    home = context.home
+    preferred: str = settings.load(context.home)["default-quant"]
     try:
-        match = resolve(model, recommend.all_models(home))
+        quant = recommend.quant_named(model, recommend.all_models(context.home), preferred)
     except UnknownModel as problem:
         return _of_repo(context, model, problem)
-    chosen = match.quant or recommend.quant_of(match.model, None, settings.load(home)["default-quant"])
-    quant = match.model.quants[chosen]
     return quant.source, quant.bytes
 
 
 def _of_repo(context: Context, name: str, problem: UnknownModel) -> tuple[str, int]:
-    if not REPO.fullmatch(name):
+    if not sources.is_repo(name):
         raise NotFound(str(problem), hint="mlxq models --catalog") from problem
     plan = client.plan_download(f"hub:{name}", cancelled=context.cancelled)
     return f"hub:{name}", sum(file.size for file in plan.files)

@@ -13,6 +13,7 @@ from typing import Literal
 from state.errors import UsageProblem
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _SHORT = 12
 DEFAULT = "main"
 """The Hub's branch when no revision is named."""
@@ -51,6 +52,11 @@ class PullRequest:
     """Free space below which a fetch does not start, or pauses."""
     log: str = ""
     """Where a conversion writes its log."""
+
+
+def is_repo(name: str) -> bool:
+    """Return whether a name that came from outside may be that of a repo on the Hub."""
+    return bool(_REPO.fullmatch(name))
 
 
 def parse(text: str) -> Source:

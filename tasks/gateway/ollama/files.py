@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from typing import Any
 
-from catalog.load import resolve
-from catalog.model import Model
+from catalog.load import find
 from catalog.problems import UnknownModel
 from state import settings, weights
 from state.db import Database
@@ -16,8 +15,7 @@ from tasks import recommend
 from tasks.gateway.admission.api_keys import MASTER_NAME
 from tasks.gateway.errors import Refusal
 from tasks.kinds import new
-
-_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
+from tasks.weights import source as sources
 
 
 def not_allowed(key: Key, name: str, *, deletes: bool) -> Refusal | None:
@@ -31,32 +29,25 @@ def not_allowed(key: Key, name: str, *, deletes: bool) -> Refusal | None:
 
 def download(db: Database, name: str) -> NewJob | Refusal:
     """Return the job that downloads a model of the catalog, or a repository on the Hub: no folder, no other site."""
-    model = _in_catalog(db, name)
-    if model is None and not _REPO.fullmatch(name):
-        return unknown(name)
     preferred: str = settings.load(db.home)["default-quant"]
-    source = f"hub:{name}"
-    if model is not None:
-        match = resolve(name, {model.id: model})
-        source = model.quants[match.quant or recommend.quant_of(model, None, preferred)].source
+    try:
+        source = recommend.quant_named(name, recommend.all_models(db.home), preferred).source
+    except UnknownModel:
+        if not sources.is_repo(name):
+            return unknown(name)
+        source = f"hub:{name}"
     return new("pull", {"source": source, "revision": None, "force": False, "code": False})
 
 
 def removal(db: Database, name: str) -> NewJob | Refusal:
     """Return the job that deletes a model's files; it fails where they are served."""
-    model = _in_catalog(db, name)
-    sources = {f"hub:{name}"} | {quant.source for quant in (model.quants.values() if model else ())}
-    row = next((row for row in weights.listing(db) if row.source in sources), None)
+    wanted = {f"hub:{name}"}
+    with suppress(UnknownModel):
+        wanted |= {quant.source for quant in find(name, recommend.all_models(db.home)).quants.values()}
+    row = next((row for row in weights.listing(db) if row.source in wanted), None)
     if row is None:
         return unknown(name)
     return new("remove_weights", {"folder": row.folder, "force": False})
-
-
-def _in_catalog(db: Database, name: str) -> Model | None:
-    try:
-        return resolve(name, recommend.all_models(db.home)).model
-    except UnknownModel:
-        return None
 
 
 def unknown(name: str) -> Refusal:
