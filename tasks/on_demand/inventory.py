@@ -12,7 +12,7 @@ from catalog.load import of_source
 from catalog.model import Model
 from state import on_demand, service, settings, stack, weights
 from state.db import Database
-from state.errors import Damaged, NotFound, NotSetUp
+from state.errors import Damaged, DiskUnavailable, NotFound, NotSetUp
 from state.on_demand import DiskModel
 from state.paths import Home
 from state.stack import Engine
@@ -43,8 +43,8 @@ def fingerprint(db: Database, home: Home) -> object:
     """Return what changes when the models on this disk, or the room for them, may have changed. Raises NotSetUp."""
     folder = settings.load(home).models(home)
     try:
-        changed = folder.stat().st_mtime_ns
-    except OSError:
+        changed = model_dir.read(folder, lambda: folder.stat().st_mtime_ns)
+    except DiskUnavailable:
         changed = 0
     rows = tuple((row.folder, row.pulled_at) for row in weights.listing(db))
     pinned = tuple((engine.name, engine.memory_bytes) for engine in stack.engines(db))
