@@ -20,6 +20,7 @@ from mlxq.web import chart, charts, job_detail, labels, log_stream
 from mlxq.web.auth import COOKIE_S, PageAuth
 from mlxq.web.broadcaster import Broadcaster
 from mlxq.web.chart import Range
+from mlxq.web.charts import Plot
 from mlxq.web.html import STATIC, HtmlRenderer
 from mlxq.web.security_headers import SecurityHeaders
 from state import event, job, ledger, service, stack
@@ -166,27 +167,28 @@ class WebApp:
 
         return await self._act(put)
 
+    async def _drawn(self, draw: Callable[[Database], str]) -> Response:
+        """Return what is drawn from state.db, in a thread."""
+
+        def run() -> str:
+            with closing(read_database(self.home)) as db:
+                return draw(db)
+
+        return HTMLResponse(await asyncio.to_thread(run))
+
     async def service(self, request: Request) -> Response:
         """Return the page of one service: its memory, speeds, history, events and log."""
-        name, now, token = request.path_params["service"], time.time(), self._token(request)
+        name, now, token, span = request.path_params["service"], time.time(), self._token(request), chart.RANGES["hour"]
 
-        def draw() -> str:
-            with closing(read_database(self.home)) as db:
-                plots = charts.of_service(db, name, chart.RANGES["hour"])
-                part = self._service_part(db, name)
-            span = chart.RANGES["hour"]
+        def draw(db: Database) -> str:
+            part, plots = self._service_part(db, name), charts.of_service(db, name, span)
             return self.painter.part("service", name=name, part=part, plots=plots, span=span, at=now, token=token)
 
-        return HTMLResponse(await asyncio.to_thread(draw))
+        return await self._drawn(draw)
 
     async def service_part(self, request: Request) -> Response:
         """Return what changes of the page of one service."""
-
-        def draw() -> str:
-            with closing(read_database(self.home)) as db:
-                return self._service_part(db, request.path_params["service"])
-
-        return HTMLResponse(await asyncio.to_thread(draw))
+        return await self._drawn(lambda db: self._service_part(db, request.path_params["service"]))
 
     def _service_part(self, db: Database, name: str) -> str:
         from mlxq.web import service_page  # it brings the catalog along, which the first page does without
@@ -199,12 +201,12 @@ class WebApp:
         if span is None:
             raise NotFound("There is no such range.")
 
-        def draw() -> str:
-            with closing(read_database(self.home)) as db:
-                plots = charts.of_service(db, request.path_params["service"], span)
-                return self.painter.part("charts", plots=plots, span=span, at=db.now())
+        return await self._drawn(
+            lambda db: self._charts(charts.of_service(db, request.path_params["service"], span), span, db)
+        )
 
-        return HTMLResponse(await asyncio.to_thread(draw))
+    def _charts(self, plots: Sequence[Plot], span: Range, db: Database) -> str:
+        return self.painter.part("charts", plots=plots, span=span, at=db.now())
 
     async def log(self, request: Request) -> Response:
         """Return the page of one log."""
@@ -239,22 +241,20 @@ class WebApp:
         async def answer(request: Request) -> Response:
             shared = request.query_params.get("scale") == "shared"
 
-            def draw() -> str:
-                with closing(read_database(self.home)) as db:
-                    plots = charts.of_engines(db, span, shared=shared)
-                    return self.painter.part("charts", plots=plots, span=span, at=db.now())
-
-            return HTMLResponse(await asyncio.to_thread(draw))
+            return await self._drawn(lambda db: self._charts(charts.of_engines(db, span, shared=shared), span, db))
 
         return answer
 
     async def timeline(self, request: Request) -> Response:
         """Return all events of services, a page at a time, the newest first."""
         before = request.query_params.get("before", "")
-        with closing(read_database(self.home)) as db:
-            events = event.of_service(db, None, limit=PAGE_EVENTS, before=int(before) if before.isdigit() else None)
-        older = events[0].id if len(events) == PAGE_EVENTS else None
-        return HTMLResponse(self.painter.part("timeline", story=labels.timeline(events), older=older))
+
+        def draw(db: Database) -> str:
+            events = event.of_service(db, None, limit=PAGE_EVENTS, before=int(before) if before.isdecimal() else None)
+            older = events[0].id if len(events) == PAGE_EVENTS else None
+            return self.painter.part("timeline", story=labels.timeline(events), older=older)
+
+        return await self._drawn(draw)
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a job."""
