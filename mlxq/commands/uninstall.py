@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,11 @@ def command(*, system: bool, everything: bool, keep_models: bool, dry_run: bool,
     rm.confirm(yes=yes)
     _remove_autostart(system=system)
     _stop(home)
-    freed = inventory.size
     for path in inventory.removed:
         _delete(path)
     with suppress(OSError):  # what is kept is in it
         home.root.rmdir()
-    render.say(f"Deleted {units.files(freed)}.")
+    render.say(f"Deleted {units.files(sum(inventory.removed.values()))}.")
     render.next_step(inventory.removal)
 
 
@@ -64,15 +64,11 @@ def _remove_autostart(*, system: bool) -> None:
 class Inventory:
     """What mlxq has on this machine."""
 
-    removed: list[Path]
-    kept: list[Path]
+    removed: Mapping[Path, int]
+    """What is deleted, with its bytes: a folder of models is walked once."""
+    kept: Mapping[Path, int]
     removal: str
     """The command that removes the program."""
-
-    @property
-    def size(self) -> int:
-        """Return the bytes that are deleted."""
-        return sum(map(size, self.removed))
 
 
 def _inventory(home: Home, *, keep_models: bool) -> Inventory:
@@ -88,7 +84,12 @@ def _inventory(home: Home, *, keep_models: bool) -> Inventory:
     own = [] if keep_models or inside else _downloaded(models)
     data = [path for path in home.root.iterdir() if not (keep_models and path == home.models)] if _is_ours(home) else []
     staying = [models] if models.is_dir() and (keep_models or not inside) else []
-    return Inventory([*_completions(), *own, *data], staying, installation.origin(home).removal)
+    removed = [*_completions(), *own, *data]
+    return Inventory(_sizes(removed), _sizes(staying), installation.origin(home).removal)
+
+
+def _sizes(paths: Iterable[Path]) -> dict[Path, int]:
+    return {path: size(path) for path in paths}
 
 
 def _is_ours(home: Home) -> bool:
@@ -131,8 +132,8 @@ def size(path: Path) -> int:
 
 
 def _show(inventory: Inventory) -> None:
-    rows = [[path, units.files(size(path)), "deleted"] for path in inventory.removed]
-    rows += [[path, units.files(size(path)), "kept"] for path in inventory.kept]
+    rows = [[path, units.files(count), "deleted"] for path, count in inventory.removed.items()]
+    rows += [[path, units.files(count), "kept"] for path, count in inventory.kept.items()]
     if rows:
         render.table(["PATH", "SIZE", ""], rows, right=(1,))
     else:
