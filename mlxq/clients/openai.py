@@ -17,13 +17,16 @@ def _path(_: Mapping[str, str], __: Path) -> Path:
 def _write(text: str, target: Target) -> str:
     wanted = {"OPENAI_BASE_URL": target.url, "OPENAI_API_KEY": target.key, "OPENAI_MODEL": target.main.name}
     for name, value in wanted.items():
-        line = f"{name}={value}"
-        pattern = re.compile(rf"^(?:export\s+)?{name}\s*=.*$", re.MULTILINE)
-        if pattern.search(text):
-            text = pattern.sub(lambda _, line=line: line, text)
-        else:
-            text = text + ("" if not text or text.endswith("\n") else "\n") + f"{line}\n"
+        text = _put_line(text, rf"(?:export\s+)?{name}\s*=", f"{name}={value}")
     return text
+
+
+def _put_line(text: str, start: str, line: str) -> str:
+    """Put a line in place of those that begin as the pattern `start`, else at the end."""
+    pattern = re.compile(rf"^{start}.*$", re.MULTILINE)
+    if pattern.search(text):
+        return pattern.sub(lambda _: line, text)
+    return text + ("" if not text or text.endswith("\n") else "\n") + f"{line}\n"
 
 
 CLIENT = Client("openai", "OpenAI's libraries", _path, _write, "Load .env in your program, or: set -a; . ./.env")
@@ -43,12 +46,7 @@ def _aider(text: str, target: Target) -> str:
         "show-model-warnings": False,
     }
     for name, value in options.items():
-        line = f"{name}: {json.dumps(value, ensure_ascii=False)}"
-        pattern = re.compile(rf"^{name}\s*:.*$", re.MULTILINE)
-        if pattern.search(text):
-            text = pattern.sub(lambda _, line=line: line, text)
-        else:
-            text = f"{text.rstrip()}\n{line}\n".lstrip()
+        text = _put_line(text, rf"{name}\s*:", f"{name}: {json.dumps(value, ensure_ascii=False)}")
     return text
 
 
