@@ -222,9 +222,13 @@ def _serving(context: Context, machine: Machine, subject: Subject) -> dict[str, 
     }
     if subject.pid is not None:
         return request | {"argv": None, "release": subject.release}
+    return request | started(context, engine, serving.launch(context.db, context.home, engine, key, machine.backend))
+
+
+def started(context: Context, engine: Engine, launch: serving.Launch) -> dict[str, Any]:
+    """Return how a child starts an engine of its own, as tasks/engines/benchmark.py takes it."""
     size = sum(file.stat().st_size for file in Path(engine.weights).glob("*.safetensors"))
-    launch = serving.launch(context.db, context.home, engine, key, machine.backend)
-    return request | {
+    return {
         "release": launch.release,
         "argv": launch.argv,
         "environment": launch.environment(0),

@@ -21,7 +21,6 @@ from tasks import bench, kinds, recommend, stack_jobs
 from tasks.engines import adapters, model_facts, serving
 from tasks.engines.base import Installation, Served
 from tasks.engines.reuse import TURN_TOKENS
-from tasks.plan import health
 from tasks.plan.tuning import AS_IT_IS
 from tasks.queue import Context, job
 from tasks.supervision import lifecycle, probe
@@ -185,20 +184,13 @@ def _sides(context: Context, subject: TuningSubject) -> dict[str, Any]:
     """Return how the child starts the engine with each of its tunings."""
     engine, key = subject.engine, secrets.ensure(context.home.secrets)[secrets.TIER]
     served = Served(engine, model_facts.read(Path(engine.weights)), str(context.home.root), key, subject.backend)
-    size = sum(file.stat().st_size for file in Path(engine.weights).glob("*.safetensors"))
     sides: dict[str, Any] = {}
     for name in (AS_IT_IS, *subject.names):
         tuned = replace(served, keeps_prompts=False, tuning="" if name == AS_IT_IS else name)
-        launch = serving.launch_with(tuned, subject.installation)
-        sides[name] = {
-            "argv": launch.argv,
-            "environment": launch.environment(0),
-            "log": str(context.home.log(bench.NAME)),
+        sides[name] = bench.started(context, engine, serving.launch_with(tuned, subject.installation)) | {
             "port": engine.port,
             "key": key,
             "name": engine.name,
-            "release": launch.release,
-            "start_limit_s": health.start_limit_s(size),
             "concurrency": engine.concurrency,
             "gen_tokens": SLOW if subject.backend == "cpu" else FAST,
         }
