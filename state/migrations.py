@@ -13,6 +13,7 @@ from pathlib import Path
 
 from state.batches.schema import m018_batches
 from state.db import BUSY_TIMEOUT_S, SCHEMA_VERSION, create_private
+from state.fleet import m020_nodes
 from state.notify.schema import m015_notifications
 from state.on_demand import MODELS, RESIDENCY
 from state.paths import Home
@@ -483,6 +484,9 @@ def m019_on_demand(db: Database) -> None:
     """Add the models on this disk, and what is known of the use of engines that may sleep."""
     db.execute(MODELS)
     db.execute(RESIDENCY)
+
+
+schema()(m020_nodes)
 
 
 def back_up(connection: sqlite3.Connection, target: Path) -> None:

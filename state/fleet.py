@@ -1,0 +1,410 @@
+"""The nodes of a fleet, as the node that invited them knows them, and the fleets that this node joined.
+
+A node's key is a file of its own, `MLXQ_HOME/fleet/NAME.key`; no key is in a table. Times are unix seconds.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from state import files
+from state.db import Database, Row, atomic, json_mapping, json_strings
+from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from state.paths import Home
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database as Schema
+
+NodeKind = Literal["mlxq", "openai"]
+"""openai: any server that speaks OpenAI's API, such as plain vLLM."""
+NodeState = Literal["joined", "draining"]
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+"""A node's name: a label of a host's name (RFC 1123) that is short enough for a column."""
+INVITATION_S = 600.0
+"""Seconds for which an invitation is valid, by the clock of the node that invites."""
+FORGOTTEN_S = 86400.0
+"""After this an expired invitation is not known any more."""
+REQUESTS_KEPT_S = 7 * 86400.0
+"""How long a request for a job is known again."""
+
+NODES = """
+CREATE TABLE nodes (
+  name TEXT PRIMARY KEY,
+  kind TEXT NOT NULL CHECK (kind IN ('mlxq', 'openai')),
+  address TEXT NOT NULL,
+  addresses TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(addresses)),
+  authority TEXT NOT NULL DEFAULT '',
+  fingerprint TEXT NOT NULL DEFAULT '',
+  state TEXT NOT NULL DEFAULT 'joined' CHECK (state IN ('joined', 'draining')),
+  serves TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(serves)),
+  missing TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(missing)),
+  running INTEGER NOT NULL DEFAULT 0,
+  version TEXT NOT NULL DEFAULT '',
+  seen_at REAL,
+  problem TEXT,
+  joined_at REAL NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+INVITATIONS = """
+CREATE TABLE invitations (
+  digest TEXT PRIMARY KEY,
+  created_at REAL NOT NULL,
+  expires_at REAL NOT NULL,
+  used_at REAL
+) STRICT, WITHOUT ROWID
+"""
+MEMBERSHIPS = """
+CREATE TABLE memberships (
+  name TEXT PRIMARY KEY,
+  addresses TEXT NOT NULL CHECK (json_valid(addresses)),
+  authority TEXT NOT NULL,
+  fingerprint TEXT NOT NULL UNIQUE,
+  announced TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(announced)),
+  joined_at REAL NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+FLEET_REQUESTS = """
+CREATE TABLE fleet_requests (
+  key TEXT NOT NULL,
+  idempotency_key TEXT NOT NULL,
+  digest TEXT NOT NULL,
+  jobs TEXT NOT NULL CHECK (json_valid(jobs)),
+  at REAL NOT NULL,
+  PRIMARY KEY (key, idempotency_key)
+) STRICT, WITHOUT ROWID
+"""
+_KINDS = "kind IN ('engine', 'gateway', 'page')"
+_MORE_KINDS = "kind IN ('engine', 'gateway', 'page', 'front')"
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a node serves under one name."""
+
+    model: str
+    """What the node is asked for: the same name, except at a node of kind openai."""
+    context: int
+    """Tokens of one request, prompt and answer together; 0 where the node does not say it."""
+    slots: int
+    """Requests that run side by side."""
+    decode_tps: float | None = None
+    """Tokens/s of one answer, as measured; None where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the fleet, as this one knows it."""
+
+    name: str
+    kind: NodeKind
+    address: str
+    """The base URL that answered last, without /v1; https for mlxq."""
+    authority: str = ""
+    """The certificate, as PEM, of the one authority that is trusted for it; empty for openai."""
+    fingerprint: str = ""
+    """SHA-256 of that certificate, in hex."""
+    state: NodeState = "joined"
+    """draining: it is offered for nothing new."""
+    serves: Mapping[str, ServedModel] = field(default_factory=dict[str, ServedModel])
+    """Name of a group (standard, fast, longctx …) or of a model -> what serves it."""
+    missing: tuple[str, ...] = ()
+    """Names that it says it serves, and answered with 404."""
+    running: int = 0
+    """Requests that it answered when it was asked last."""
+    version: str = ""
+    """Of its mlxq."""
+    seen_at: float | None = None
+    """When it answered last."""
+    problem: str | None = None
+    """What is wrong with it, in words; None for a node that is well."""
+    joined_at: float = 0.0
+    addresses: tuple[str, ...] = ()
+    """Every base URL that it is known to have."""
+
+    @property
+    def offered(self) -> dict[str, ServedModel]:
+        """Return what it is to be asked for: nothing while it drains, and nothing that it does not have."""
+        if self.state == "draining":
+            return {}
+        return {name: served for name, served in self.serves.items() if name not in self.missing}
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A fleet that this node joined: the node that invited it."""
+
+    name: str
+    addresses: tuple[str, ...]
+    authority: str
+    """The certificate of that node's authority, as PEM."""
+    fingerprint: str
+    announced: tuple[str, ...] = ()
+    """The addresses of this node that it was told last."""
+    joined_at: float = 0.0
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def nodes(db: Database) -> list[Node]:
+    """Return every node by name, this one not among them."""
+    return [_node(row) for row in db.rows("SELECT * FROM nodes ORDER BY name")]
+
+
+def find(db: Database, name: str) -> Node | None:
+    """Return the node of a name; None where there is none."""
+    row = db.row("SELECT * FROM nodes WHERE name = ?", (name,))
+    return None if row is None else _node(row)
+
+
+def get(db: Database, name: str) -> Node:
+    """Return the node of a name. Raises NotFound."""
+    node = find(db, name)
+    if node is None:
+        names = ", ".join(entry.name for entry in nodes(db))
+        raise NotFound(f"There is no node {name!r}; there is: {names or 'none'}.")
+    return node
+
+
+@atomic
+def put(db: Database, node: Node) -> None:
+    """Add a node, or replace the one of its name."""
+    db.run("DELETE FROM nodes WHERE name = ?", (node.name,))
+    values = {entry.name: getattr(node, entry.name) for entry in fields(node)}
+    db.insert("nodes", _columns(values) | {"joined_at": node.joined_at or db.now()})
+    db.wake()
+
+
+def change(db: Database, name: str, **values: Any) -> bool:
+    """Change fields of a node; return whether anything became another. Watchers are woken only then."""
+    before = find(db, name)
+    if before is None:
+        return False
+    new = {key: value for key, value in values.items() if getattr(before, key) != value}
+    if not new:
+        return False
+    columns = _columns(new)
+    assignments = ", ".join(f"{column} = :{column}" for column in columns)
+    with db.transaction():
+        db.run(f"UPDATE nodes SET {assignments} WHERE name = :node", {**columns, "node": name})  # noqa: S608 (names of fields)
+        if new.keys() - {"seen_at"}:
+            db.announce()
+    return True
+
+
+def report_missing(db: Database, name: str, model: str) -> bool:
+    """Record that a node answered 404 for a name that it says it serves; return whether that is new.
+
+    The node is no longer offered for it until that changes.
+    """
+    with db.transaction():
+        node = find(db, name)
+        if node is None or model not in node.serves or model in node.missing:
+            return False
+        return change(db, name, missing=(*node.missing, model))
+
+
+@atomic
+def remove(db: Database, name: str) -> bool:
+    """Forget a node and its key; return whether there was one."""
+    removed = db.run("DELETE FROM nodes WHERE name = ?", (name,)) > 0
+    key_file(db.home, name).unlink(missing_ok=True)
+    db.wake()
+    return removed
+
+
+# ---------------------------------------------------------------- invitations
+
+
+@atomic
+def invite(db: Database, digest: str) -> float:
+    """Add an invitation by the SHA-256 of its secret, in hex; return until when it is valid."""
+    now = db.now()
+    db.run("DELETE FROM invitations WHERE expires_at < ?", (now - FORGOTTEN_S,))
+    db.insert("invitations", {"digest": digest, "created_at": now, "expires_at": now + INVITATION_S})
+    return now + INVITATION_S
+
+
+def invited(db: Database) -> bool:
+    """Return whether an invitation is open."""
+    return any(_is_open(row, db.now()) for row in db.rows("SELECT * FROM invitations"))
+
+
+@atomic
+def redeem(db: Database, digest: str) -> Literal["valid", "expired", "used", "unknown"]:
+    """Use an invitation up, and return whether it was valid. Every stored digest is compared, in constant time.
+
+    A clock that was set back makes none valid for longer than INVITATION_S from its beginning.
+    """
+    now = db.now()
+    matches = [row for row in db.rows("SELECT * FROM invitations") if hmac.compare_digest(row["digest"], digest)]
+    if not matches:
+        return "unknown"
+    if matches[0]["used_at"] is not None:
+        return "used"
+    if not _is_open(matches[0], now):
+        return "expired"
+    db.run("UPDATE invitations SET used_at = ? WHERE digest = ? AND used_at IS NULL", (now, digest))
+    return "valid"
+
+
+def _is_open(row: Row, now: float) -> bool:
+    return row["used_at"] is None and row["created_at"] <= now < row["expires_at"]
+
+
+# ---------------------------------------------------------------- fleets that this node joined
+
+
+def memberships(db: Database) -> list[Membership]:
+    """Return the fleets that this node joined, by the name of the node that invited it."""
+    return [_membership(row) for row in db.rows("SELECT * FROM memberships ORDER BY name")]
+
+
+@atomic
+def put_membership(db: Database, membership: Membership) -> None:
+    """Record that this node joined a fleet, in place of the same node's earlier invitation."""
+    db.run("DELETE FROM memberships WHERE name = ? OR fingerprint = ?", (membership.name, membership.fingerprint))
+    values = asdict(membership) | {"joined_at": membership.joined_at or db.now()}
+    for name in ("addresses", "announced"):
+        values[name] = json.dumps(values[name])
+    db.insert("memberships", values)
+    db.wake()
+
+
+def announced(db: Database, name: str, addresses: tuple[str, ...]) -> None:
+    """Record which addresses of this node were told to the node that invited it."""
+    db.run("UPDATE memberships SET announced = ? WHERE name = ?", (json.dumps(addresses), name))
+
+
+@atomic
+def remove_membership(db: Database, name: str) -> bool:
+    """Forget a fleet and the key for it; return whether this node belonged to it."""
+    removed = db.run("DELETE FROM memberships WHERE name = ?", (name,)) > 0
+    key_file(db.home, name).unlink(missing_ok=True)
+    db.wake()
+    return removed
+
+
+# ---------------------------------------------------------------- requests for jobs
+
+
+def answered(db: Database, key: str, idempotency_key: str, digest: str) -> list[int] | None:
+    """Return the jobs that a request led to before, None for a new one. Raises UsageProblem where it was another.
+
+    `key`: the name of the key that asks; `digest`: SHA-256 of what it asks.
+    """
+    row = db.row(
+        "SELECT digest, jobs FROM fleet_requests WHERE key = ? AND idempotency_key = ?", (key, idempotency_key)
+    )
+    if row is None:
+        return None
+    if not hmac.compare_digest(row["digest"], digest):
+        raise UsageProblem("This idempotency key was used for another request.")
+    return list(json.loads(row["jobs"]))
+
+
+def answer(db: Database, key: str, idempotency_key: str, digest: str, jobs: list[int]) -> None:
+    """Record which jobs a request led to; the caller holds the transaction that enqueues them."""
+    db.run("DELETE FROM fleet_requests WHERE at < ?", (db.now() - REQUESTS_KEPT_S,))
+    values = {"key": key, "idempotency_key": idempotency_key, "digest": digest, "jobs": json.dumps(jobs)}
+    db.insert("fleet_requests", values | {"at": db.now()})
+
+
+def forget_requests(db: Database, key: str) -> None:
+    """Forget what a key that is revoked asked."""
+    db.run("DELETE FROM fleet_requests WHERE key = ?", (key,))
+
+
+def owns(db: Database, key: str, job: int) -> bool:
+    """Return whether a key's request led to a job."""
+    return any(
+        job in json.loads(row["jobs"]) for row in db.rows("SELECT jobs FROM fleet_requests WHERE key = ?", (key,))
+    )
+
+
+# ---------------------------------------------------------------- keys
+
+
+def key_file(home: Home, name: str) -> Path:
+    """Return the file of the key that opens a node, or the fleet that this node joined."""
+    if not NAME.fullmatch(name):
+        raise UsageProblem(f"{name!r} is no name for a node: small letters, digits and dashes.")
+    return home.root / "fleet" / f"{name}.key"
+
+
+def key(home: Home, name: str) -> str:
+    """Return the key that opens a node. Raises Damaged where there is none, MlxqError when others may read it."""
+    path = key_file(home, name)
+    try:
+        mode, secret = stat.S_IMODE(path.stat().st_mode), path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise Damaged(f"Cannot read the key of the node {name} in {path}.") from problem
+    if mode & 0o077:
+        raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
+    return secret
+
+
+def put_key(home: Home, name: str, secret: str) -> None:
+    """Store the key that opens a node, mode 0600. Raises MlxqError."""
+    path = key_file(home, name)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        files.replace_private(path, f"{secret}\n")
+    except OSError as problem:
+        raise MlxqError(f"Cannot write the key of a node to {path}: {problem.strerror}.") from problem
+
+
+# ---------------------------------------------------------------- rows
+
+
+def m020_nodes(db: Schema) -> None:
+    """Add the nodes of a fleet, and let a service be of the kind `front`."""
+    for statement in (NODES, INVITATIONS, MEMBERSHIPS, FLEET_REQUESTS):
+        db.execute(statement)
+    db.execute("CREATE UNIQUE INDEX nodes_fingerprint ON nodes (fingerprint) WHERE fingerprint <> ''")
+    _add_kind(db)
+
+
+def _add_kind(db: Schema) -> None:
+    """Make the table `services` again with another check, which SQLite cannot change; nothing refers to it."""
+    (sql,) = db.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'services'").fetchone()
+    head, _, columns = sql.partition("(")
+    assert "services" in head
+    assert _KINDS in columns
+    db.execute(f"CREATE TABLE more_services ({columns.replace(_KINDS, _MORE_KINDS)}")
+    db.execute("INSERT INTO more_services SELECT * FROM services")
+    db.execute("DROP TABLE services")
+    db.execute("ALTER TABLE more_services RENAME TO services")
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a node as its row has them."""
+    columns = dict(values)
+    if "serves" in columns:
+        columns["serves"] = json.dumps({name: asdict(served) for name, served in columns["serves"].items()})
+    for name in ("missing", "addresses"):
+        if name in columns:
+            columns[name] = json.dumps(columns[name])
+    return columns
+
+
+def _node(row: Row) -> Node:
+    values: dict[str, Any] = {entry.name: row[entry.name] for entry in fields(Node)}
+    values["serves"] = {name: ServedModel(**served) for name, served in json_mapping(row["serves"]).items()}
+    for name in ("missing", "addresses"):
+        values[name] = tuple(json_strings(row[name]))
+    return Node(**values)
+
+
+def _membership(row: Row) -> Membership:
+    values: dict[str, Any] = {entry.name: row[entry.name] for entry in fields(Membership)}
+    for name in ("addresses", "announced"):
+        values[name] = tuple(json_strings(row[name]))
+    return Membership(**values)
