@@ -19,7 +19,7 @@ from typing import Any, cast
 from catalog import config_json
 from state.errors import Damaged
 
-CPU_S = 5
+CPU_S = 3
 """Seconds of processor time for all trials; real templates take milliseconds."""
 MEMORY_BYTES = 2 << 30
 LONGEST = 16 << 20

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-import pexpect
 from hub.model import make
 from support import scene
 
@@ -35,8 +36,8 @@ checks.run_checks = lambda place: [
     rules.Finding("Worker", rules.Grade.FAIL, "The lock of the worker is stale.", "mlxq doctor --fix", "lock"),
 ]
 """
-PROGRAM = f"""
-import shutil, sys, time
+SETUP = f"""
+import shutil, time
 time.time = lambda: {NOW + 60}
 from pathlib import Path
 from tasks.system import hardware
@@ -44,9 +45,8 @@ recorded = Path({str(MACHINE)!r}).read_text()
 hardware.detect = lambda: hardware.parse_fixture(recorded)
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 10**11, 9 * 10**11)
 {FINDINGS}
-from mlxq import cli
-sys.exit(cli.run(sys.argv[1:]))
 """
+"""What is the same at every look: the time, the machine, its disk, what doctor finds."""
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "mlxq": (),
     "status": ("status",),
@@ -107,22 +107,37 @@ def environment(hub: str, **more: str) -> dict[str, str]:
     return kept | {"HF_ENDPOINT": hub, "TZ": "UTC", "LC_ALL": "C.UTF-8", "NO_COLOR": "1", "TERM": "xterm"} | more
 
 
-def on_a_terminal(words: tuple[str, ...], columns: int, hub: str) -> str:
-    """Run a command on a terminal of so many columns; give the screen and the exit code."""
-    argv = ["-P", "-c", PROGRAM, *words]
-    screen = pexpect.spawn(
-        sys.executable, argv, env=environment(hub), dimensions=(50, columns), encoding="utf-8", timeout=60
-    )
-    screen.expect(pexpect.EOF)
-    screen.close()
-    return _plain(f"{(screen.before or '').replace(chr(13), '')}[exit {screen.exitstatus}]\n")
+class Screens:
+    """A process that runs commands and returns their screens."""
 
+    def __init__(self, hub: str) -> None:
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("screen_server.py")), SETUP]
+        self._hub = hub
+        self._server = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(hub), text=True
+        )
 
-def in_a_pipe(words: tuple[str, ...], hub: str) -> str:
-    """Run a command without a terminal; give what went to stdout and to stderr, and the exit code."""
-    argv = [sys.executable, "-P", "-c", PROGRAM, *words]
-    done = subprocess.run(argv, env=environment(hub, COLUMNS="40"), capture_output=True, text=True, check=False)
-    return _plain(f"{done.stdout}[stderr]\n{done.stderr}[exit {done.returncode}]\n")
+    def close(self) -> None:
+        """End the process."""
+        self._server.communicate()
+
+    def on_a_terminal(self, words: tuple[str, ...], columns: int) -> str:
+        """Return the screen of a command on a terminal of so many columns, and the exit code."""
+        done = self._run(words, columns)
+        return _plain(f"{done['stdout'].replace(chr(13), '')}[exit {done['exit']}]\n")
+
+    def in_a_pipe(self, words: tuple[str, ...]) -> str:
+        """Return what a command without a terminal writes to stdout and to stderr, and the exit code."""
+        done = self._run(words, None, COLUMNS="40")
+        return _plain(f"{done['stdout']}[stderr]\n{done['stderr']}[exit {done['exit']}]\n")
+
+    def _run(self, words: tuple[str, ...], columns: int | None, **more: str) -> dict[str, Any]:
+        assert self._server.stdin
+        assert self._server.stdout
+        request = {"argv": words, "env": environment(self._hub, **more), "columns": columns}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 from hypothesis import given, settings
@@ -43,6 +44,12 @@ INTENT = st.sampled_from(sorted(INTENTS))
 def named(chip: str, gib: int) -> Machine:
     """Give the fullest bin of a chip that was sold with so much memory."""
     return mac([one for one in chips.bins()[chip] if gib in one.memory][-1], gib)
+
+
+@functools.cache
+def chosen(machine: Machine, intent: str = "balanced") -> Recommendation:
+    """Recommend for a machine as it is; many tests look at the same recommendations."""
+    return recommend(machine, KNOWN, intent)
 
 
 def enough(machine: Machine, intent: str, limit: int) -> Recommendation:
@@ -96,7 +103,7 @@ def test_each_engine_earns_its_place(machine: Machine, intent: str, share: float
 @given(machine=st.sampled_from(MACS), intent=INTENT)
 def test_the_stack_holds_while_any_full_window_is_read(machine: Machine, intent: str):
     """Within Metal's own limit, not only within the part of it that is planned for."""
-    made = recommend(machine, KNOWN, intent)
+    made = chosen(machine, intent)
 
     for reader in made.engines:
         others = sum(pick.resident for pick in made.engines if pick is not reader)
@@ -111,14 +118,14 @@ def test_standard_takes_what_agents_send(machine: Machine, intent: str, least: i
     if machine.memory_bytes < least * GIB:
         pytest.skip(f"the demand holds from {least} GB")
 
-    assert recommend(machine, KNOWN, intent).tier(STANDARD).context >= window
+    assert chosen(machine, intent).tier(STANDARD).context >= window
 
 
 @settings(deadline=None, max_examples=60)
 @given(machine=st.sampled_from(MACS), intent=INTENT)
 def test_a_full_window_can_be_read_in_time(machine: Machine, intent: str):
     """With the speed of a prompt of that length, and well within the time that the engine allows an answer."""
-    for pick in recommend(machine, KNOWN, intent).engines:
+    for pick in chosen(machine, intent).engines:
         speed = predict(machine, KNOWN[pick.model], pick.quant, pick.context)
         assert pick.reading_s == pytest.approx(pick.context / speed.prompt)
         assert pick.reading_s <= 2 * 600
@@ -128,7 +135,7 @@ def test_a_full_window_can_be_read_in_time(machine: Machine, intent: str):
 @pytest.mark.parametrize("machine", MACS, ids=lambda one: f"{one.chip}-{one.gpu_cores}-{one.memory_bytes >> 30}")
 def test_every_mac_that_was_sold_gets_a_stack(machine: Machine, intent: str):
     """Also those of 8 GB; up to 36 GB one or two engines, which take most of what there is."""
-    made = recommend(machine, KNOWN, intent)
+    made = chosen(machine, intent)
 
     assert made.total <= made.budget
     if machine.memory_bytes <= 36 * GIB:
@@ -150,12 +157,12 @@ def test_every_mac_that_was_sold_gets_a_stack(machine: Machine, intent: str):
     ],
 )
 def test_the_standard_model_is_what_people_who_know_run(chip: str, gib: int, standard: str):
-    assert standard == recommend(named(chip, gib), KNOWN).tier(STANDARD).model
+    assert standard == chosen(named(chip, gib)).tier(STANDARD).model
 
 
 def test_agent_fleet_prefers_speed():
     """On an M4 Pro with 64 GB a fleet of agents gets the mixture of experts, a person the dense 27B."""
-    balanced, fleet = (recommend(named("M4 Pro", 64), KNOWN, intent).tier(STANDARD) for intent in INTENTS)
+    balanced, fleet = (chosen(named("M4 Pro", 64), intent).tier(STANDARD) for intent in INTENTS)
 
     assert fleet.speed.decode > 2 * balanced.speed.decode
     assert fleet.concurrency > balanced.concurrency
@@ -163,7 +170,7 @@ def test_agent_fleet_prefers_speed():
 
 @pytest.mark.parametrize("machine", [CPU, H200], ids=["cpu", "cuda"])
 def test_a_machine_that_is_no_mac_gets_a_stack_too(machine: Machine):
-    assert len(recommend(machine, KNOWN).picks) == 3
+    assert len(chosen(machine).picks) == 3
 
 
 def test_a_budget_too_small_says_what_the_smallest_stack_needs():
@@ -201,7 +208,7 @@ def test_a_benchmark_on_this_machine_changes_the_choice():
 
 def test_it_explains_itself():
     """Why these, what was next, what more memory would change."""
-    made = recommend(named("M4 Max", 64), KNOWN)
+    made = chosen(named("M4 Max", 64))
 
     for pick in made.picks:
         assert f"{pick.tier}: {pick.model} {pick.quant}" in made.explain
@@ -306,14 +313,14 @@ def test_nine_tenths_of_what_metal_allows_are_planned_for_and_never_what_makes_m
 def test_for_long_prompts_only_what_suits_them_is_offered_instead() -> None:
     machine = named("M4 Max", 128)
 
-    offers = alternatives(machine, KNOWN, recommend(machine, KNOWN), LONGCTX)
+    offers = alternatives(machine, KNOWN, chosen(machine), LONGCTX)
 
     assert offers
     assert all(lasts(offer.model) for offer in offers)
 
 
 def test_the_other_tiers_give_way_to_an_alternative_as_far_as_they_can_still_serve() -> None:
-    told = recommend(named("M4 Max", 64), KNOWN)
+    told = chosen(named("M4 Max", 64))
     others = sum(pick.bytes for pick in told.engines if pick.tier != STANDARD)
 
     offers = alternatives(named("M4 Max", 64), KNOWN, told, STANDARD)
@@ -323,7 +330,7 @@ def test_the_other_tiers_give_way_to_an_alternative_as_far_as_they_can_still_ser
 
 def test_an_alternative_comes_in_its_worthiest_form() -> None:
     machine = named("M4 Max", 128)
-    told = recommend(machine, KNOWN)
+    told = chosen(machine)
     best = {offer.model.id: offer.worth for offer in alternatives(machine, KNOWN, told, FAST)}
 
     for quant in ("int4", "int8"):
@@ -333,7 +340,7 @@ def test_an_alternative_comes_in_its_worthiest_form() -> None:
 
 def test_a_machine_with_little_memory_reads_in_small_steps_whatever_is_chosen() -> None:
     machine = named("M4", 16)
-    told = recommend(machine, KNOWN)
+    told = chosen(machine)
 
     steps = {offer.prefill_step for offer in alternatives(machine, KNOWN, told, FAST)}
 
@@ -377,9 +384,9 @@ def test_a_model_that_alone_reuses_prompts_wins_agents_on_a_slow_chip() -> None:
 
 
 def test_it_says_why_the_better_model_is_not_there() -> None:
-    small = recommend(named("M4 Pro", 24), KNOWN)
-    slow = recommend(named("M4", 32), KNOWN)
-    large = recommend(named("M4 Max", 128), KNOWN)
+    small = chosen(named("M4 Pro", 24))
+    slow = chosen(named("M4", 32))
+    large = chosen(named("M4 Max", 128))
 
     assert "qwen3.8-27b (quality 52 by Artificial Analysis index) is not here: with a window of 32K" in small.explain
     assert "it would answer at" in slow.explain
@@ -387,7 +394,7 @@ def test_it_says_why_the_better_model_is_not_there() -> None:
 
 
 def test_a_stack_names_windows_waits_and_the_engine_that_tiers_share() -> None:
-    made = recommend(named("M4 Pro", 24), KNOWN)
+    made = chosen(named("M4 Pro", 24))
 
     assert "a window of 64K" in made.explain
     assert "a full window is read in 4 min" in made.explain
@@ -422,19 +429,19 @@ def test_standard_is_one_of_what_practitioners_run(machine: Machine) -> None:
     if machine.chip == "M1" or machine.gpu_cores <= 8:
         pytest.skip("the slowest chips of a size get a smaller model, as they would take minutes for a prompt")
 
-    assert recommend(machine, KNOWN).tier(STANDARD).model in wanted
+    assert chosen(machine).tier(STANDARD).model in wanted
 
 
 @pytest.mark.parametrize("machine", [mac for mac in MACS if mac.memory_bytes == 48 * GIB])
 def test_no_toy_serves_beside_a_large_model(machine: Machine) -> None:
     """A 2B as fast beside a 27B is pointless where a 4B or 9B fits."""
-    made = recommend(machine, KNOWN)
+    made = chosen(machine)
 
     assert KNOWN[made.tier(FAST).model].total_params_b >= 4
 
 
 def test_it_says_in_plain_words_what_more_memory_would_buy_and_what_it_would_cost() -> None:
-    made = recommend(named("M4 Pro", 24), KNOWN)
+    made = chosen(named("M4 Pro", 24))
 
     (more,) = [line for line in made.explain.splitlines() if line.startswith("With 21.6 GB: ")]
     assert "standard and longctx would be qwen3.8-27b int4 (quality 52 instead of 24)" in more
@@ -443,7 +450,7 @@ def test_it_says_in_plain_words_what_more_memory_would_buy_and_what_it_would_cos
 
 
 def test_the_explanation_says_where_scores_were_published():
-    made = recommend(named("M4 Max", 64), KNOWN)
+    made = chosen(named("M4 Max", 64))
 
     for pick in made.engines:
         model = KNOWN[pick.model]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import golden, typist
-from support.golden import COMMANDS
+from support.golden import COMMANDS, Screens
 
 from state.db import open_database
 from state.paths import Home
@@ -21,9 +21,12 @@ WRITE = bool(os.environ.get("UPDATE_SNAPSHOTS"))
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    with typist.a_hub() as address:
-        yield address
+def screens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screens]:
+    with typist.a_hub() as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLXQ_HOME", str(tmp_path_factory.mktemp("none")))  # each look names its own
+        process = Screens(address)
+        yield process
+        process.close()
 
 
 @pytest.fixture
@@ -45,10 +48,10 @@ def hold(name: str, screen: str) -> None:
 
 @pytest.mark.usefixtures("furnished")
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_screen_is_as_it_was_reviewed(name: str, hub: str) -> None:
+def test_a_screen_is_as_it_was_reviewed(name: str, screens: Screens) -> None:
     for columns in (80, 200):
-        hold(f"{name}.{columns}", golden.on_a_terminal(COMMANDS[name], columns, hub))
-    hold(f"{name}.pipe", golden.in_a_pipe(COMMANDS[name], hub))
+        hold(f"{name}.{columns}", screens.on_a_terminal(COMMANDS[name], columns))
+    hold(f"{name}.pipe", screens.in_a_pipe(COMMANDS[name]))
 
 
 def test_no_line_of_a_narrow_terminal_is_longer_than_it() -> None:
