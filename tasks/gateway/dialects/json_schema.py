@@ -14,7 +14,7 @@ import orjson
 
 ORDER = "Answer with one JSON value and nothing else. It must match this JSON schema: "
 LARGEST = 64 * 1024
-STEPS = 200_000
+STEPS = 100_000
 ERROR_BYTES = 32 * 2**20
 """Of all errors that are kept: those of the branches of `anyOf` until one of them matches."""
 ERROR_COST = 2048
