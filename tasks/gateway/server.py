@@ -132,8 +132,8 @@ class Server(uvicorn.Server):
             return
         if not stopped:
             log.warning("the gateway before did not confirm that it accepts no more connections")
+        await _stop_accepting(trial)
         for server in trial:
-            server.close()
             self.servers.remove(server)
         door.start()
 
@@ -183,18 +183,16 @@ class Server(uvicorn.Server):
         return socket_handover.HandoverServer(self._home, self._generation, leave)
 
     def _begin_leaving(self, stopped: threading.Event) -> None:
-        """Accept no more connections."""
-        for server in self.servers:
-            server.close()
-        stopped.set()
-        self._change = asyncio.create_task(self._leave())
+        self._change = asyncio.create_task(self._leave(stopped))
 
-    async def _leave(self) -> None:
-        """End when the connections there are have had their answers.
+    async def _leave(self, stopped: threading.Event) -> None:
+        """Accept no more connections; end when those there are have had their answers.
 
         A client may send its next request on a connection that was kept, so none is closed before it idled out:
         it is answered, with word that this answer was the connection's last.
         """
+        await _stop_accepting(self.servers)
+        stopped.set()
         self.config.encoded_headers.append(_LAST_ANSWER)
         self.server_state.default_headers = [*self.server_state.default_headers, _LAST_ANSWER]
         loop = asyncio.get_running_loop()
@@ -206,3 +204,19 @@ class Server(uvicorn.Server):
     def _used(self) -> bool:
         """Return whether a connection is left on which anything was ever asked."""
         return any(getattr(connection, "cycle", None) for connection in self.server_state.connections)
+
+
+async def _stop_accepting(servers: Sequence[asyncio.Server]) -> None:
+    """Close the listening sockets; each connection that was accepted before is served.
+
+    asyncio serves a connection one step of its loop after it accepted it, and drops it without a word where its server
+    was closed in between (the assertion in asyncio.Server._attach). So the sockets are closed a step after the last
+    accept.
+    """
+    loop = asyncio.get_running_loop()
+    for server in servers:
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+    await asyncio.sleep(0)
+    for server in servers:
+        server.close()

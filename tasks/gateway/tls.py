@@ -55,49 +55,57 @@ class TlsListener:
         self.sockets = [listener]
         self._context = context
         self._make = make
-        self._free = asyncio.Semaphore(HANDSHAKES)
         self._handshakes = set[asyncio.Task[None]]()
-        self._accepting: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     def listen(self, backlog: int) -> None:
         """Begin to accept connections."""
         listener = self.sockets[0]
         listener.setblocking(False)
         listener.listen(backlog)
-        self._accepting = asyncio.create_task(self._accept(listener))
+        self._resume()
 
     def close(self) -> None:
         """Accept no more; what was accepted is served."""
-        if self._accepting:
-            self._accepting.cancel()
         for listener in self.sockets:
+            self._loop.remove_reader(listener)
             listener.close()
+        self.sockets = []
 
     async def wait_closed(self) -> None:
-        """Return when nothing is accepted any more."""
-        if self._accepting:
-            await asyncio.wait([self._accepting])
+        """Return; what was accepted ends by itself."""
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await self._free.acquire()
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as problem:
-                self._free.release()
-                log.warning("no connection could be accepted: %s", problem)
-                await asyncio.sleep(REST_S)
-                continue
-            handshake = asyncio.create_task(self._shake(connection))
-            self._handshakes.add(handshake)
-            handshake.add_done_callback(self._handshakes.discard)
+    def _resume(self) -> None:
+        """Accept connections, as long as the socket is open."""
+        for listener in self.sockets:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept one connection. Where HANDSHAKES are under way it is the last until one of them ends."""
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # it left, or another gateway accepted it
+            return
+        except OSError as problem:
+            log.warning("no connection could be accepted: %s", problem)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(REST_S, self._resume)
+            return
+        connection.setblocking(False)
+        handshake = self._loop.create_task(self._shake(connection))
+        self._handshakes.add(handshake)
+        handshake.add_done_callback(self._ended)
+        if len(self._handshakes) == HANDSHAKES:
+            self._loop.remove_reader(listener)
+
+    def _ended(self, handshake: asyncio.Task[None]) -> None:
+        self._handshakes.discard(handshake)
+        self._resume()
 
     async def _shake(self, connection: socket.socket) -> None:
         """Have uvicorn's protocol serve a connection once its handshake is done."""
-        loop = asyncio.get_running_loop()
         try:
-            await loop.connect_accepted_socket(
+            await self._loop.connect_accepted_socket(
                 self._make,
                 connection,
                 ssl=self._context.current,
@@ -106,5 +114,3 @@ class TlsListener:
             )
         except OSError:  # the client speaks no TLS, does not trust us, or has left
             connection.close()
-        finally:
-            self._free.release()
