@@ -45,8 +45,8 @@ async def asked_while_it_leaves(home: Home, host: str, context: ssl.SSLContext) 
     gateway, loop, stopped = server(home, host), asyncio.get_running_loop(), threading.Event()
     await gateway.startup()
     read, write = os.pipe()
-    loop.add_reader(read, lambda: (loop.remove_reader(read), gateway._begin_leaving(stopped)))  # noqa: SLF001
-    address = next(listener.getsockname() for listener in gateway._first if listener.getsockname()[0] == host)  # noqa: SLF001
+    loop.add_reader(read, lambda: (loop.remove_reader(read), gateway._begin_leaving(stopped)))
+    address = next(listener.getsockname() for listener in gateway._first if listener.getsockname()[0] == host)
     client = socket.create_connection(address)  # from here on the loop takes no step until the thread begins
     client.settimeout(10)
     os.write(write, b"leave")
@@ -65,7 +65,7 @@ def ask(client: socket.socket, context: ssl.SSLContext | None) -> bytes:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2"])
 def test_a_connection_that_is_accepted_while_the_gateway_leaves_is_answered(home: Home, host: str) -> None:
-    """asyncio drops one whose server is closed between two steps; the second address is encrypted."""
+    """Asyncio drops one whose server is closed between two steps; the second address is encrypted."""
     certificates.ensure(home.root / "tls", [host], datetime.now(UTC))
     context = ssl.create_default_context(cafile=str(certificates.authority_file(home.root / "tls")))
     answer = asyncio.run(asked_while_it_leaves(home, host, context))
