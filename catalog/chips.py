@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from state.lazy_dataclass import dataclass
+
 GIB = 1 << 30
+SOURCE = Path(__file__).parent / "chips.yaml"
+COMPILED = Path(__file__).parent / "chips.json"
+"""The same, made by `python -m catalog.compile`."""
 _SIZES = ("Ultra", "Max", "Pro", "")
 _OLDEST = "M1"
 
@@ -31,10 +36,15 @@ class Bin:
 
 @cache
 def table() -> dict[str, Any]:
-    """Read chips.yaml as it is."""
+    """Return what chips.yaml says, from the JSON that is made of it: to import yaml takes 15 ms."""
+    return json.loads(COMPILED.read_text(encoding="utf-8"))
+
+
+def source() -> dict[str, Any]:
+    """Return what chips.yaml says, from itself."""
     import yaml
 
-    with (Path(__file__).parent / "chips.yaml").open(encoding="utf-8") as file:
+    with SOURCE.open(encoding="utf-8") as file:
         return cast("dict[str, Any]", yaml.load(file, Loader=yaml.CSafeLoader))
 
 

@@ -9,7 +9,6 @@ The names are those of transformers' configuration classes; models with vision n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from catalog.description import geometry
@@ -17,6 +16,7 @@ from catalog.description.geometry import Geometry, NoShape
 from catalog.description.repo_facts import RepoFacts
 from catalog.fit import STATE_SIZE, token_values
 from catalog.model import Attention
+from state.lazy_dataclass import dataclass
 
 LARGEST = 2**40
 """Above every count that a model has; what is larger is no count."""
@@ -125,7 +125,8 @@ def _quantization(own: Mapping[str, Any]) -> Quantization | None:
     return Quantization(packing.bits, packing.group_size, packing.mode, modules)
 
 
-def _packing(entry: Mapping[str, Any], default: Packing = Packing(0, 0, "affine")) -> Packing:
+def _packing(entry: Mapping[str, Any], default: Packing | None = None) -> Packing:
+    default = default or Packing(0, 0, "affine")
     return Packing(
         count(entry.get("bits")) or default.bits,
         count(entry.get("group_size")) or default.group_size,

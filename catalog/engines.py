@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from catalog.model import Model
+from state.lazy_dataclass import dataclass
 
 SHIPPED = Path(__file__).with_name("engines.yaml")
 FALLBACK = "vllm-mlx"

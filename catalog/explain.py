@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from catalog import engines, units
 from catalog.intent import FAST
@@ -11,6 +10,7 @@ from catalog.model import Model
 from catalog.offer import Offer
 from catalog.pick import Pick, Recommendation
 from catalog.search import Shape, agree, peak
+from state.lazy_dataclass import dataclass
 
 KILO = 1024
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from state.lazy_dataclass import dataclass
 
 STANDARD, FAST, LONGCTX = TIERS = ("standard", "fast", "longctx")
 AGENTS = "agent-fleet"

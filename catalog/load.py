@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from catalog.model import Attention, Model, Quant
 from catalog.problems import BadModelFile, UnknownModel
+from state.lazy_dataclass import dataclass
 
 SHIPPED = Path(__file__).parent / "models"
 COMPILED = Path(__file__).parent / "models.json"

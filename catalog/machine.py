@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
+
+from state.lazy_dataclass import dataclass
 
 SLACK = 0.9
 """Share of the usable memory that is planned for; predicted peaks were short by up to a tenth."""

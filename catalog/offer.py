@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from catalog.fit import SMALL_STEP, Memory, cache_bytes, memory, step_for
@@ -13,6 +13,7 @@ from catalog.machine import Machine
 from catalog.model import Model
 from catalog.quality import quality, worth
 from catalog.speed import Measured, Speed, predict_all
+from state.lazy_dataclass import dataclass
 
 BUILTIN = "smollm2-135m"
 PROMPT_TOKENS = 8192

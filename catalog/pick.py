@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from catalog.fit import PREFILL_STEP, SMALL_STEP, Memory, cache_bytes, memory, step_for
 from catalog.intent import Wish
 from catalog.offer import Offer, Rated
 from catalog.quality import Quality, quality
 from catalog.speed import Speed
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

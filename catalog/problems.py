@@ -1,6 +1,8 @@
-"""What can be wrong with a model file or a name."""
+"""What can be wrong with a model file, a name, or the size of a machine."""
 
 from __future__ import annotations
+
+from catalog import units
 
 
 class BadModelFile(ValueError):
@@ -21,3 +23,20 @@ class UnknownModel(LookupError):
         self.name, self.nearest = name, nearest
         near = f" The nearest are: {', '.join(nearest)}." if nearest else ""
         super().__init__(f"No model is called {name}.{near}")
+
+
+class TooSmall(ValueError):
+    """Nothing fits. Attributes: needs_bytes of the smallest stack, budget_bytes."""
+
+    def __init__(self, needs_bytes: int, budget_bytes: int) -> None:
+        """Take both sizes."""
+        self.needs_bytes, self.budget_bytes = needs_bytes, budget_bytes
+        needs, budget = units.apart(needs_bytes, budget_bytes)
+        super().__init__(
+            f"The smallest stack needs {needs}; the budget is {budget}: {units.memory(self.short_bytes)} too little."
+        )
+
+    @property
+    def short_bytes(self) -> int:
+        """What is missing."""
+        return self.needs_bytes - self.budget_bytes

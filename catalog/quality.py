@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from catalog.model import Model
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from catalog.model import Quant
 from catalog.problems import UnknownModel
+from state.lazy_dataclass import dataclass
 
 SHIPPED = Path(__file__).with_name("retrieval.json")
 PROCESS_BYTES = 400 * 2**20

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import yaml
 
 from catalog.problems import BadModelFile
+from state.lazy_dataclass import dataclass
 
 TOOL_PARSERS = frozenset(
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from catalog.explain import Absent, explain, explain_chosen, reasons_for, runner_up
 from catalog.fit import SMALL_STEP, memory, smallest, step_for
@@ -30,9 +30,11 @@ from catalog.offer import (
     reached,
 )
 from catalog.pick import Pick, Recommendation, engine, grow
+from catalog.problems import TooSmall
 from catalog.quality import quality
-from catalog.search import Shape, TooSmall, by_worth, peak, search, shapes
+from catalog.search import Shape, by_worth, peak, search, shapes
 from catalog.speed import Measured, predict
+from state.lazy_dataclass import dataclass
 
 SMALL_BUDGET = 12_000_000_000
 """Below this budget prompts are read in chunks of 512 tokens whatever the window."""

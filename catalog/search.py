@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from catalog import units
 from catalog.intent import FAST, LONGCTX, STANDARD
 from catalog.offer import Offer
 
@@ -15,23 +14,6 @@ FARTHER = 2
 """The window of longctx over that of standard: less is not worth an engine of its own."""
 Shape = tuple[tuple[str, ...], ...]
 """Which tiers share an engine."""
-
-
-class TooSmall(ValueError):
-    """Nothing fits. Attributes: needs_bytes of the smallest stack, budget_bytes."""
-
-    def __init__(self, needs_bytes: int, budget_bytes: int) -> None:
-        """Take both sizes."""
-        self.needs_bytes, self.budget_bytes = needs_bytes, budget_bytes
-        needs, budget = units.apart(needs_bytes, budget_bytes)
-        super().__init__(
-            f"The smallest stack needs {needs}; the budget is {budget}: {units.memory(self.short_bytes)} too little."
-        )
-
-    @property
-    def short_bytes(self) -> int:
-        """What is missing."""
-        return self.needs_bytes - self.budget_bytes
 
 
 def shapes(tiers: Sequence[str]) -> list[Shape]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from catalog.fit import cache_bytes, query_heads, score_bytes, text_bytes
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
+from state.lazy_dataclass import dataclass
 
 Constants = Mapping[str, float]
 REFERENCE_GENERATION = 4

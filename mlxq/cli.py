@@ -11,14 +11,15 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxq import render
 from state.errors import DiskFull, Internal, MlxqError, UsageProblem
-from state.paths import get_home
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECTIONS: Mapping[str, Mapping[str, str]] = {
     "Start": {
@@ -91,10 +92,18 @@ EXIT_CODES = """\
 5 timed out, the job continues  130 Ctrl-C
 """
 INTERRUPTED = 130
+WIDEST_HELP, NARROWEST_HELP = 80, 50
 
 
 class Commands(click.Group):
     """The commands, each imported when it is needed."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Return the context, with the width of the help as click has it: to ask for it, click imports shutil, 3 ms."""
+        width = max(min(render.columns(), WIDEST_HELP) - 2, NARROWEST_HELP)
+        return super().make_context(info_name, args, parent, terminal_width=width, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """Return all names, in the order of the help."""
@@ -185,7 +194,10 @@ def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, debug: bool, versio
 
 
 def _version() -> None:
+    from pathlib import Path
+
     from mlxq import __version__
+    from state.paths import get_home
 
     click.echo(f"mlxq {__version__}")
     packages = dict(_versions(Path(click.__file__).parents[1], ".dist-info"))
@@ -261,6 +273,8 @@ def _reader_left() -> int:
 
 def _explain(problem: Exception) -> MlxqError:
     """Return the error that explains an exception; what the machine did not refuse is a bug in mlxq."""
+    from state.paths import get_home
+
     if isinstance(problem, OSError) and problem.filename:
         return MlxqError(f"{problem.filename}: {problem.strerror}.", hint=f"ls -la {get_home().root}")
     if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
@@ -276,6 +290,8 @@ def _explain(problem: Exception) -> MlxqError:
 
 def _keep_traceback() -> str | None:
     """Append the traceback to logs/mlxq.log and return its path; None where that cannot be written."""
+    from state.paths import get_home
+
     path = get_home().log("mlxq")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from state.config import text
 from state.config.problem import ConfigProblem
 from state.config.text import Unreadable
 from state.errors import Busy, MlxqError
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 

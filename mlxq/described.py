@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from catalog.description.describe import Description
@@ -15,6 +14,7 @@ from mlxq import local_models, model_ref, render
 from mlxq.model_ref import ModelRef
 from state import settings
 from state.errors import NotFound, UsageProblem
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 DIGITS = 6

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 
 from state import secrets
 from state.errors import GatewayFailed, MlxqError, NotRunning, NotSetUp, TimedOut
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 ANSWER_S = 600.0

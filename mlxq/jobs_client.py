@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from mlxq import render, worker_process
-from state import ledger, wakeup, worker
+from mlxq import render
 from state.db import Database, open_database, read_database
 from state.errors import Busy, MlxqError, NotSetUp, TimedOut, Upstream, WorkerLost, rebuild
-from state.job import Job, JobState, NewJob, get, of_chain
 from state.paths import Home
 
 if TYPE_CHECKING:
     import subprocess
+
+    from state.job import Job, NewJob
 
 GUARD_S = 1.0
 """Seconds; the rows are read this often even without a wake-up, and a missing worker is started."""
@@ -30,7 +30,7 @@ CANCEL_WINDOW_S = 2.0
 MOST_STARTS = 3
 INTERRUPTED = 130
 
-Jobs = Callable[[Database], Sequence[Job]]
+Jobs = Callable[[Database], "Sequence[Job]"]
 """Returns the jobs that are followed; a chain grows while it runs."""
 
 
@@ -91,16 +91,22 @@ def reading(home: Home) -> Generator[Database]:
 
 def chain(number: int) -> Jobs:
     """Follow a whole chain, with what its jobs enqueue."""
+    from state.job import of_chain
+
     return lambda db: of_chain(db, number)
 
 
 def these(ids: Sequence[int]) -> Jobs:
     """Follow these jobs and no others."""
+    from state.job import get
+
     return lambda db: [get(db, job) for job in ids]
 
 
 def with_chains(ids: Sequence[int]) -> Jobs:
     """Follow these jobs and what they enqueue."""
+    from state.job import get, of_chain
+
     return lambda db: [
         job for number in dict.fromkeys(get(db, job).chain for job in ids) for job in of_chain(db, number)
     ]
@@ -108,6 +114,8 @@ def with_chains(ids: Sequence[int]) -> Jobs:
 
 def enqueue(db: Database, batch: Sequence[NewJob]) -> list[int]:
     """Enqueue jobs, print which of them were queued or running already, and return their ids."""
+    from state import ledger
+
     jobs = ledger.enqueue_all(db, batch)
     for label, (job, new) in jobs.items():
         if not new:
@@ -134,6 +142,8 @@ def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None
 
 
 def _until_ended(home: Home, jobs: Jobs, view: View, timeout_s: float | None) -> list[Job]:
+    from state import wakeup
+
     until = None if timeout_s is None else time.monotonic() + timeout_s
     starter, woken = WorkerStarter(home, view.tell), False
     with wakeup.watcher(home) as listener, reading(home) as db:
@@ -165,6 +175,8 @@ class WorkerStarter:
 
     def ensure(self) -> None:
         """Start a worker when none is running. Raises WorkerLost when each one exits at once."""
+        from mlxq import worker_process
+
         if self.starts == MOST_STARTS and self.started and self.started.poll() is not None:
             raise WorkerLost(
                 f"The worker exited {MOST_STARTS} times, last with exit code {self.started.returncode}.",
@@ -202,6 +214,8 @@ def _offer_cancel(home: Home, jobs: Jobs) -> None:
 
 def cancel(home: Home, ids: Sequence[int]) -> None:
     """Cancel jobs; those that have ended meanwhile are skipped."""
+    from state import ledger
+
     with writing(home) as db:
         for job in ids:
             try:
@@ -212,7 +226,7 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
 
 def _raise_first(ended: Sequence[Job]) -> None:
     """Raise the error of the first job that did not succeed; those cancelled because of it come last."""
-    failed = sorted((job for job in ended if job.state is not JobState.SUCCEEDED), key=_failed_upstream)
+    failed = sorted((job for job in ended if job.state != "succeeded"), key=_failed_upstream)
     if failed:
         raise _error(failed[0])
 
@@ -224,7 +238,7 @@ def _failed_upstream(job: Job) -> bool:
 
 def _error(job: Job) -> MlxqError:
     """Return the error of a job that did not succeed, as it was raised in the worker."""
-    if job.state is JobState.CANCELLED and not _failed_upstream(job):
+    if job.state == "cancelled" and not _failed_upstream(job):
         return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
     return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 
@@ -234,6 +248,9 @@ def stop_idle_worker(home: Home) -> bool:
 
     Return whether one was stopped.
     """
+    from mlxq import worker_process
+    from state import worker
+
     with reading(home) as db:
         live = db.value(
             "SELECT count(*) FROM jobs WHERE state IN ('blocked', 'queued', 'running') AND source <> 'watchdog'"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mlxq import jobs_client
 from state import settings, stack, weights
 from state.db import Database
 from state.errors import Damaged, NotFound, NotSetUp
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.stack import Tier
 from state.weights import Weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from catalog import units
@@ -15,6 +14,7 @@ from mlxq.local_models import Installed
 from mlxq.setup import recommendation
 from state import stack
 from state.errors import NotSetUp
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks import stack_jobs
 

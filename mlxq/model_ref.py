@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from catalog.load import Match, resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
 from state.errors import UsageProblem
+from state.lazy_dataclass import dataclass
 from tasks import recommend
 from tasks.weights import source as sources
 

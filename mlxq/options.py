@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
-from state import stack
-from state.db import Database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import get_home
 from state.ports import BESIDE
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from state.db import Database
+
 Function = TypeVar("Function", bound=Callable[..., Any])
-MEMORY = re.compile(r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt])i?b?")
+MEMORY = r"(?P<number>\d{1,9}(\.\d{1,3})?)\s*(?P<unit>[mgt])i?b?"
 UNITS = {"m": 2**20, "g": 2**30, "t": 2**40}
 """Bytes of each unit of memory; people write gb and mean what gib says (catalog/units.py)."""
 
@@ -56,6 +58,8 @@ class JobId(click.ParamType[int]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the newest jobs."""
+        from click.shell_completion import CompletionItem
+
         from mlxq.job_view import title
         from state.job import listing
 
@@ -70,7 +74,7 @@ class MemorySize(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the bytes, or say how a size must be written."""
-        match = MEMORY.fullmatch(str(value).strip().lower())
+        match = re.fullmatch(MEMORY, str(value).strip().lower())
         if not match or float(match["number"]) == 0:
             self.fail(f"a size is a number above 0 with a unit, such as 30gb or 24gib, not {value!r}.", param, ctx)
         return int(float(match["number"]) * UNITS[match["unit"]])
@@ -83,6 +87,8 @@ class ModelName(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the catalog."""
+        from click.shell_completion import CompletionItem
+
         from catalog.load import entries
 
         models = sorted(entries().values(), key=lambda model: model.id)
@@ -96,6 +102,8 @@ class InstalledName(ModelName):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the models folder."""
+        from click.shell_completion import CompletionItem
+
         from mlxq import local_models
         from tasks import recommend
 
@@ -149,6 +157,8 @@ LOADED = "SELECT name FROM models WHERE name IN (SELECT name FROM services)"
 
 def check_services(db: Database, names: Sequence[str]) -> None:
     """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
+    from state import stack
+
     tiers = [tier.name for tier in stack.tiers(db)]
     beside = [*(engine.name for engine in stack.retrieval(db)), *BESIDE]
     existing = [*tiers, *beside, *(row["name"] for row in db.rows(LOADED))] if tiers else [*BESIDE]
@@ -197,12 +207,16 @@ def job(name: str = "job", *, required: bool = True) -> Callable[[Function], Fun
 
 def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, with its model."""
+    from click.shell_completion import CompletionItem
+
     rows = completions(lambda db: [(row["name"], row["model"]) for row in db.rows(TIERS)])
     return [CompletionItem(name, help=model) for name, model in rows if name.startswith(incomplete)]
 
 
 def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, the gateway or the page."""
+    from click.shell_completion import CompletionItem
+
     return complete_tier(ctx, param, incomplete) + [
         CompletionItem(name) for name in BESIDE if name.startswith(incomplete)
     ]
@@ -210,6 +224,8 @@ def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str
 
 def completions(query: Callable[[Database], list[tuple[str, str]]]) -> list[tuple[str, str]]:
     """Run a query for a completion: where nothing can be read, there is nothing to complete."""
+    from state.db import read_database
+
     try:
         db = read_database(get_home())
         try:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from state import service, stack
 from state.db import Database
+from state.lazy_dataclass import dataclass
 from state.metrics import usage
 from state.service import Service
 from state.stack import Tier

@@ -6,19 +6,17 @@ command may; the live view of jobs, where a user waits anyway, uses it (job_view
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
 import click
 
 from state.errors import MlxqError
+from state.lazy_dataclass import dataclass
 
 SCHEMA_VERSION = 1
 """Of every JSON document that mlxq prints; grows when a key goes or changes its meaning."""
@@ -39,13 +37,12 @@ COLORS: Mapping[str, str] = {
 """How the words for states are painted, on a terminal that takes colors."""
 
 
-@dataclass
 class Output:
     """What the command line asked of the output."""
 
-    quiet: bool = False
+    quiet = False
     """Results and errors only."""
-    no_color: bool = False
+    no_color = False
 
 
 output = Output()
@@ -73,11 +70,15 @@ def refuses_color() -> bool:
 
 def data(payload: Mapping[str, Any]) -> None:
     """Print one JSON document for programs."""
+    import json
+
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, indent=2, ensure_ascii=False))
 
 
 def line(payload: Mapping[str, Any]) -> None:
     """Print one JSON document on one line, for programs that follow."""
+    import json
+
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **payload}, ensure_ascii=False))
 
 
@@ -158,11 +159,15 @@ def _laid_out(rows: Sequence[Sequence[str]], right: Sequence[int], *, terminal: 
 
 
 def _folded(text: str, first: str, rest: str) -> list[str]:
+    import textwrap
+
     return textwrap.wrap(text, columns(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def prose(text: str, before: str = "", *, err: bool = False) -> None:
     """Print sentences behind `before`, on a terminal folded under their own beginning; `err`: to stderr."""
+    import textwrap
+
     terminal = (sys.stderr if err else sys.stdout).isatty()
     for line in text.splitlines():
         words = line.lstrip()
@@ -194,10 +199,14 @@ def takes_color(stream: IO[str]) -> bool:
 
 
 def columns() -> int:
-    """Return the terminal's width in characters; 80 when there is none."""
-    import shutil
-
-    return shutil.get_terminal_size((80, 24)).columns
+    """Return the terminal's width in characters; 80 when there is none. As shutil, whose import takes 3 ms."""
+    named = os.environ.get("COLUMNS", "")
+    if named.isdecimal() and int(named):
+        return int(named)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 def span(seconds: float | None) -> str:

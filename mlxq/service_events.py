@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from state.db import Database
 from state.errors import MlxqError, NotFound, NotRunning
 from state.event import Event
 from state.files import tail
+from state.lazy_dataclass import dataclass
 from state.ports import BESIDE
 from state.service import ServiceEvent
 from tasks.plan import gateway, page

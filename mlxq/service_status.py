@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from mlxq import render
+from state.lazy_dataclass import dataclass
 from state.service import Observed, Service, State, observe
 
 REASONS: Mapping[State, str] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from mlxq import prompt_reuse, service_status
@@ -17,6 +17,7 @@ from mlxq.service_status import ServiceStatus
 from state import facts, files, on_demand, ports, safe_mode, service, settings, stack
 from state.config.problem import ConfigProblem
 from state.db import Database
+from state.lazy_dataclass import dataclass
 from state.metrics import cloud_spend, tuning
 from state.metrics.tuning import Tuning
 from state.paths import Home

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from state import files, wakeup
 from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
 from state.paths import Home
 
@@ -108,6 +107,10 @@ class Database:
 
     def _tell(self) -> None:
         rouse, announce, self._rouse, self._announce = self._rouse, self._announce, False, False
+        if not (rouse or announce):
+            return
+        from state import wakeup  # socket, which no reader needs
+
         if rouse:
             wakeup.wake(self.home)
         if announce:
@@ -275,6 +278,8 @@ def _known(problem: sqlite3.Error, home: Home) -> MlxqError | None:
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StateUnavailable(f"Another process held {path} for over {BUSY_TIMEOUT_S:g} s.", hint="mlxq status")
         case sqlite3.SQLITE_IOERR | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            from state import files
+
             if reason := files.unwritable(home.root):
                 return StateUnavailable(
                     f"{home.root} cannot be written, and who reads {path.name} has to: {reason}.",

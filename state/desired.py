@@ -8,11 +8,11 @@ wins, in whatever order the jobs run, and also when a job runs again because its
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from state import safe_mode, service
 from state.db import Database
 from state.job import Request
+from state.lazy_dataclass import dataclass
 from state.service import ALIVE, State
 
 EVERY = "every service"

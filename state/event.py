@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 from state.db import Database, Row, json_mapping
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

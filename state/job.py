@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from state.db import Database, Row, json_mapping
 from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
+from state.lazy_dataclass import dataclass
 
 Source = Literal["person", "chain", "watchdog"]
 Request = Literal["up", "down", "restart", "purge"]

@@ -6,17 +6,18 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from state import files
 from state.config import good, text
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.secrets import generate
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+NAME = r"[a-z0-9][a-z0-9._-]{0,39}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def create(
     manage: bool = False,
 ) -> str:
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
     keys = read(path)
     if name in {key.name for key in keys.values()}:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from state import stack
 from state.db import Database, Row, json_mapping, json_strings
+from state.lazy_dataclass import dataclass
 from state.stack import Engine
 
 MODELS = """

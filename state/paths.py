@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from state.errors import MlxqError
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

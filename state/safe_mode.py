@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from state import event, facts
 from state.db import Database
+from state.lazy_dataclass import dataclass
 
 FACT = "restraint"
 TOGETHER_S = 3600.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ SHELL = "MLXQ_SHELL_KEY"
 CLOUD = "OPENROUTER_API_KEY"
 """The user's own; present only when they gave one."""
 
-_LINE = re.compile(r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)")
+_LINE = r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)"
 
 
 def read(path: Path) -> dict[str, str]:
@@ -31,7 +30,7 @@ def read(path: Path) -> dict[str, str]:
     Raises Damaged when a line is no NAME=value, and MlxqError when others may read the file or it cannot be read.
     """
     lines = [line for line in _text(path).splitlines() if line and not line.startswith("#")]
-    matches = [_LINE.fullmatch(line) for line in lines]
+    matches = [re.fullmatch(_LINE, line) for line in lines]
     if not all(matches):
         raise Damaged(
             f"{path} has a line that is not NAME=value.",
@@ -57,7 +56,7 @@ def _text(path: Path) -> str:
 def write(path: Path, keys: Mapping[str, str]) -> None:
     """Replace the file in one step, mode 0600. Raises MlxqError when a key has blanks or the place is not writable."""
     lines = [f"{name}={value}" for name, value in sorted(keys.items())]
-    if wrong := next((line for line in lines if not _LINE.fullmatch(line)), None):
+    if wrong := next((line for line in lines if not re.fullmatch(_LINE, line)), None):
         raise MlxqError(f"{wrong.partition('=')[0]} must be printable characters without blanks.")
     try:
         files.replace_private(path, "\n".join([*lines, ""]))
@@ -84,4 +83,6 @@ def put(path: Path, name: str, value: str | None) -> None:
 
 def generate() -> str:
     """Make a key of 256 random bits, in the form that OpenAI clients expect."""
+    import secrets  # hmac, and with it OpenSSL
+
     return f"sk-mlxq-{secrets.token_urlsafe(32)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from state import event
 from state.db import Database, Row, json_mapping, json_numbers, json_strings
 from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
+from state.lazy_dataclass import dataclass
 
 Desired = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]

@@ -8,13 +8,10 @@ program: the last valid value counts instead, and the problem is told.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,6 +22,7 @@ from state.config.mapping import ConfigEntry
 from state.config.problem import ConfigProblem
 from state.config.text import Unreadable
 from state.errors import MlxqError, UsageProblem
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 AUTO = "auto"
@@ -161,24 +159,24 @@ def _address(value: Any) -> str:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
 
-_QUIET_HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
+_QUIET_HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
 
 
 def _quiet_hours(value: Any) -> str:
     text = str(value or "").strip()
     begin, _, end = text.partition("-")
-    if text and (not isinstance(value, str) or not _QUIET_HOURS.fullmatch(text) or begin == end):
+    if text and (not isinstance(value, str) or not re.fullmatch(_QUIET_HOURS, text) or begin == end):
         raise ValueError("a time of day such as 22:00-07:00, or empty")
     return text
 
 
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\[\]:-]{1,200}")
+_ORIGIN = r"https?://[A-Za-z0-9.\[\]:-]{1,200}"
 
 
 def _origins(value: Any) -> list[str]:
     words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
     origins = [str(word).strip().rstrip("/") for word in words if str(word).strip()]
-    if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+    if not all(origin == "*" or re.fullmatch(_ORIGIN, origin) for origin in origins):
         raise ValueError("origins such as http://localhost:3000,https://app.example, or * for all")
     return origins
 
@@ -186,7 +184,7 @@ def _origins(value: Any) -> list[str]:
 def _aliases(value: Any) -> dict[str, str]:
     pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
     aliases = {str(name).strip(): str(tier).strip() for name, tier in pairs.items()}
-    if not all(_ALIAS.fullmatch(name) and tier for name, tier in aliases.items()):
+    if not all(re.fullmatch(_ALIAS, name) and tier for name, tier in aliases.items()):
         raise ValueError("pairs of a model name and a tier, such as gpt-5=standard,o3*=fast")
     return aliases
 
@@ -199,7 +197,7 @@ def _engines(value: Any) -> dict[str, str]:
     return engines
 
 
-_SPAN = re.compile(r"(\d{1,9})\s*([smhd]?)")
+_SPAN = r"(\d{1,9})\s*([smhd]?)"
 _SPAN_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 LONGEST_SPAN_S = 365 * 86_400
 
@@ -208,7 +206,7 @@ def _span(low: int) -> Callable[[Any], int]:
     """Parse a time span of at least `low` seconds, as a number of seconds or with a unit."""
 
     def parse(value: Any) -> int:
-        match = None if isinstance(value, bool) else _SPAN.fullmatch(str(value).strip())
+        match = None if isinstance(value, bool) else re.fullmatch(_SPAN, str(value).strip())
         span_s = int(match[1]) * _SPAN_S[match[2]] if match else -1
         if not low <= span_s <= LONGEST_SPAN_S:
             raise ValueError(f"a time from {low} s to a year, such as 90, 30s, 30m or 2h")
@@ -244,7 +242,7 @@ def _idle_stops(value: Any) -> dict[str, int | str]:
 
 
 def _service(name: str) -> str:
-    if not _ALIAS.fullmatch(name):
+    if not re.fullmatch(_ALIAS, name):
         raise ValueError(name)
     return name
 
@@ -252,7 +250,7 @@ def _service(name: str) -> str:
 def _models(value: Any) -> list[str]:
     words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
     names = [str(word).strip() for word in words if str(word).strip()]
-    if not all(_ALIAS.fullmatch(name) for name in names):
+    if not all(re.fullmatch(_ALIAS, name) for name in names):
         raise ValueError("names of models, such as qwen3.5-4b,mlx-community/gemma-3-4b-it-4bit")
     return list(dict.fromkeys(names))
 
@@ -302,7 +300,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {name: tier for name, _, tier in parts}
 
 
-_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}")
+_ALIAS = r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}"
 LARGEST_CAP_USD = 1000
 LONGEST_VALUE = 80
 """Letters of a wrong value that a message repeats."""
@@ -416,6 +414,8 @@ def find(name: str) -> Setting:
 
 
 def _nearest(name: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, BY_NAME, n=1)
     return f" Did you mean {near[0]}?" if near else ""
 
@@ -566,6 +566,8 @@ class _Reading:
 
     def _warnings(self) -> Iterator[ConfigProblem]:
         """Yield what is odd and changes no value: settings that this mlxq does not have, or that are set twice."""
+        import shlex
+
         for entry in self.entries or ():
             where = f"{self.path}, line {entry.line}"
             if entry.name not in BY_NAME:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, field, fields
 from typing import Any, Literal, Protocol
 
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
+from state.lazy_dataclass import dataclass
 from state.settings import LONGEST_ANSWER
 
 Purpose = Literal["chat", "embedding", "rerank"]
@@ -104,7 +105,7 @@ class Tier:
     """standard, fast, longctx, or the user's own word: lower case, digits and dashes."""
     engine: Engine
     """Who serves it."""
-    defaults: Defaults = Defaults()
+    defaults: Defaults = field(default_factory=Defaults)
     desired: Literal["up", "down"] = "up"
     """down: the user stopped this tier; its engine may still run for others."""
 
@@ -262,9 +263,9 @@ def _thinking(tier: Tier, budget: int) -> Tier:
     )
 
 
-def alone(engine: Engine, defaults: Defaults = Defaults()) -> Tier:
+def alone(engine: Engine, defaults: Defaults | None = None) -> Tier:
     """Return a tier of the engine's own name."""
-    return Tier(engine.name, engine, defaults)
+    return Tier(engine.name, engine, defaults or Defaults())
 
 
 def as_tiers(wanted: Iterable[Tier | Engine]) -> list[Tier]:

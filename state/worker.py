@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from state.db import Database
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ rows and never changes; a test holds the list.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from state.job import NewJob, Request
+from state.lazy_dataclass import dataclass
 
 LONGEST_BACKOFF_S = 300.0
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from catalog import load, score, units
+from catalog import load, units
 from catalog.fit import smallest
 from catalog.intent import INTENTS
 from catalog.load import Match
 from catalog.machine import Machine, planned
 from catalog.model import Model, Quant
 from catalog.offer import BUILTIN, Reuses, full_attention
-from catalog.pick import Recommendation
-from catalog.problems import UnknownModel
-from catalog.search import TooSmall
+from catalog.problems import TooSmall, UnknownModel
 from catalog.speed import Measured
 from state import settings
 from state.config import good
@@ -24,7 +22,10 @@ from state.errors import DoesNotFit, NotFound, UsageProblem
 from state.metrics import bench
 from state.paths import Home
 from state.settings import Settings
-from state.stack import Tier, engines_of
+
+if TYPE_CHECKING:
+    from catalog.pick import Recommendation
+    from state.stack import Tier
 
 CATALOG = "catalog"
 """The folder of the last valid model files, as state.config.good names it."""
@@ -136,6 +137,8 @@ def answers(
 
 def sizes(tiers: Sequence[Tier], models: Mapping[str, Model]) -> dict[str, int]:
     """Return the bytes of each source as the catalog has them, so that a total is known before the first pull."""
+    from state.stack import engines_of
+
     quants = [quant for model in models.values() for quant in model.quants.values()]
     wanted = {engine.source for engine in engines_of(tiers)}
     return {quant.source: quant.bytes for quant in quants if quant.source in wanted}
@@ -172,6 +175,8 @@ def recommend(
 
     Raises DoesNotFit with what the smallest stack needs, UsageProblem for a quant in which no model exists.
     """
+    from catalog import score
+
     try:
         return score.recommend(
             machine, models, intent, budget_bytes=budget_bytes, measured=benches, quant=quant, reuses=reuses
@@ -212,6 +217,8 @@ def choose(
         return recommend(
             machine, models, request["intent"], share, benches=measured, quant=request["quant"], reuses=reuses
         )
+    from catalog import score
+
     try:
         return score.builtin(machine, models, budget_bytes=share)
     except TooSmall as problem:
@@ -231,6 +238,8 @@ def compose(
 
     Raises DoesNotFit with what they need together, NotFound, UsageProblem.
     """
+    from catalog import score
+
     wanted = {tier: _named(words, models) for tier, words in choice.items()}
     share = _tier_budget(machine, request)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ def add_schedule(
     context: Context, name: str, *, cron: str, words: str, kind: str, args: dict[str, Any], missed: Missed = "run"
 ) -> dict[str, Any]:
     """Add a schedule, or replace it. Returns {"name", "next_due"}, in unix seconds. Raises UsageProblem."""
-    if not keys.NAME.fullmatch(name):
+    if not re.fullmatch(keys.NAME, name):
         raise UsageProblem(f"{name!r} is no name for a schedule: small letters, digits, dots and dashes.")
     if kind not in RUNS:
         raise UsageProblem(f"{kind} cannot be scheduled; {', '.join(RUNS)} can.", hint="mlxq schedule add --help")

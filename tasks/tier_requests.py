@@ -6,12 +6,12 @@ No huey: commands use it. The callers hold a transaction, so that of two request
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from state import service as rows
 from state import stack
 from state.db import Database
 from state.job import NewJob
+from state.lazy_dataclass import dataclass
 from state.stack import Tier
 from tasks import kinds
 from tasks.plan.gateway import SERVICE as GATEWAY

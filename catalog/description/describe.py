@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from catalog.description.geometry import WINDOW_UNKNOWN, Geometry, NoShape, shape
@@ -18,6 +18,7 @@ from catalog.description.quantization import quant_of, unpacks_to_16_bits
 from catalog.description.repo_facts import RepoFacts, type_of
 from catalog.load import model
 from catalog.model import Model
+from state.lazy_dataclass import dataclass
 
 BITS: Mapping[str, float] = {
     **{f"int{bits}": bits + 0.5 for bits in range(2, 9)},

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from catalog.description.repo_facts import Config, RepoFacts, Tensors, count, lengths, part, parts, text_of
+from state.lazy_dataclass import dataclass
 
 WORD_BITS = 32
 TOWER = re.compile(

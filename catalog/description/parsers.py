@@ -7,9 +7,9 @@ has the real parser read a call of each form.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from catalog.description.repo_facts import RepoFacts, type_of
+from state.lazy_dataclass import dataclass
 
 BAR, GAP = "\uff5c", "\u2581"
 """The wide bar and the low line in the special tokens of DeepSeek."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, cast
+
+from state.lazy_dataclass import dataclass
 
 Config = Mapping[str, Any]
 """A config.json, or a part of it; nothing in it is of a type that can be relied on."""

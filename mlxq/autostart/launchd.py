@@ -12,11 +12,11 @@ import plistlib
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlxq.autostart.unit import STOP_S, AutostartStatus, Unit
 from state.errors import MlxqError, UsageProblem
+from state.lazy_dataclass import dataclass
 from tasks.system import tool
 
 LABEL = "dev.mlxq.worker"

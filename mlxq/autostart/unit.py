@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from state.errors import NotSetUp
+from state.lazy_dataclass import dataclass
 from state.paths import Home, get_home
 from tasks.upgrade import installation
 

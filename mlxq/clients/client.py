@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from state.lazy_dataclass import dataclass
 from state.stack import Tier
 
 MAIN, SMALL = "standard", "fast"

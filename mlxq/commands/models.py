@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from catalog import retrieval, units
-from catalog.fit import memory, smallest
+from catalog import units
+from catalog.fit import memory
 from catalog.intent import INTENTS
-from catalog.machine import Machine, from_row
 from catalog.model import Model
-from catalog.offer import BUILTIN, Reuses
 from catalog.quality import quality, worth
-from catalog.retrieval import RetrievalModel
 from catalog.select import SHOWN_CONTEXT, families, select, tags
-from catalog.speed import Measured, Speed, predict
-from mlxq import jobs_client, local_models, model_fit, options, render
-from mlxq.local_models import Installed
+from mlxq import catalog_list, jobs_client, options, render
+from mlxq.catalog_list import Here
 from mlxq.setup import recommendation
-from state import facts, settings
+from state import settings
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from tasks import recommend
+
+if TYPE_CHECKING:
+    from catalog.machine import Machine
+    from catalog.offer import Reuses
+    from catalog.speed import Measured, Speed
+    from mlxq.local_models import Installed
+    from mlxq.model_fit import Need
 
 VIEWS = ("catalog", "recommend", "available")
 NEEDS = {
@@ -42,7 +44,6 @@ NEEDS = {
     "page": ("available",),
 }
 """Each option, and the views it makes sense with."""
-NO_ROOM = "no room"
 MIB = 2**20
 
 
@@ -74,7 +75,7 @@ def command(*, as_json: bool, **params: Any) -> None:
         render.say(f"{problem} It is left out, or its last valid version counts.\nCure: mlxq catalog check")
     if view == "catalog":
         filtered = any(params[name] for name in ("family", "tag", "tool_calling", "budget"))
-        _catalog(home, _selected(models, params), filtered=filtered, as_json=as_json)
+        catalog_list.show(home, _selected(models, params), filtered=filtered, as_json=as_json)
     elif view == "recommend":
         _recommend(home, models, params, as_json=as_json)
     elif view == "available":
@@ -94,6 +95,8 @@ def _view(params: Mapping[str, Any]) -> str:
     for option, fitting in NEEDS.items():
         if params[option] and view not in fitting:
             needed = " or ".join(f"--{name}" for name in fitting)
+            import shlex
+
             name = option.replace("_", "-")
             words = shlex.join([f"--{name}", *_value(option, params[option])])
             raise UsageProblem(f"--{name} needs {needed}.", hint=f"mlxq models --{fitting[0]} {words}")
@@ -122,6 +125,8 @@ def _selected(models: Mapping[str, Model], params: Mapping[str, Any]) -> dict[st
 
 def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
     """Show the weights on this machine."""
+    from mlxq import local_models, model_fit
+
     try:
         with jobs_client.reading(home) as db:
             installed = local_models.listing(home, db, models)
@@ -146,7 +151,7 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
         render.next_step(f"mlxq verify {damaged.folder.name}")
 
 
-def _local_table(installed: list[Installed], needs: list[model_fit.Need]) -> None:
+def _local_table(installed: list[Installed], needs: list[Need]) -> None:
     render.table(
         ["MODEL", "QUANT", "SIZE", "MEMORY", "FITS", "STATE", "HASHED", "USED BY", "SOURCE"],
         [_local_row(row, need) for row, need in zip(installed, needs, strict=True)],
@@ -154,7 +159,7 @@ def _local_table(installed: list[Installed], needs: list[model_fit.Need]) -> Non
     )
 
 
-def _local_row(row: Installed, need: model_fit.Need) -> list[Any]:
+def _local_row(row: Installed, need: Need) -> list[Any]:
     return [
         row.model,
         row.quant,
@@ -166,120 +171,6 @@ def _local_row(row: Installed, need: model_fit.Need) -> list[Any]:
         " ".join(row.used_by),
         row.source or "not by mlxq",
     ]
-
-
-@dataclass(frozen=True)
-class Here:
-    """What is recorded about this machine."""
-
-    machine: Machine | None
-    measured: list[Measured]
-
-    def speed(self, model: Model, quant: str) -> Speed | None:
-        """Return the predicted speed after a prompt of 8K tokens; None while the machine is unknown."""
-        return predict(self.machine, model, quant, SHOWN_CONTEXT, self.measured) if self.machine else None
-
-    def fits(self, model: Model, quant: str) -> bool:
-        """Return whether the model alone fits, with one request of 8K tokens."""
-        return not self.machine or memory(model, quant, SHOWN_CONTEXT).total <= self.machine.usable_bytes
-
-
-def _here(home: Home) -> Here:
-    try:
-        with jobs_client.reading(home) as db:
-            row = facts.get(db, "machine")
-            machine = from_row(row) if row else None
-            return Here(machine, recommend.measured(db, machine) if machine else [])
-    except NotSetUp:
-        return Here(None, [])
-
-
-def _catalog(home: Home, models: Mapping[str, Model], *, filtered: bool, as_json: bool) -> None:
-    """Show what mlxq knows; sizes and speeds are those of the first quant named.
-
-    `filtered`: whether only some models for chats are wanted; else those for embeddings and ranking are shown too.
-    """
-    machine = _here(home)
-    beside = [] if filtered else list(retrieval.entries().values())
-    if as_json:
-        entries = [_entry(model, machine) for model in models.values()]
-        render.data({"models": entries, "retrieval": [_retrieval_entry(model) for model in beside]})
-        return
-    render.table(
-        ["MODEL", "GB", "CTX", "TOK/S", "TOOLS", "QUANTS"],
-        [_catalog_row(model, machine) for model in models.values()],
-        right=(1, 2, 3),
-    )
-    if beside:
-        click.echo()
-        render.table(
-            ["MODEL", "KIND", "GB", "INPUT", "QUANTS"], [_retrieval_row(model) for model in beside], right=(2, 3)
-        )
-    if machine.machine is None:
-        render.say("Speeds are shown after mlxq setup, or with mlxq models --recommend.")
-
-
-def _by_size(model: Model) -> list[str]:
-    return sorted(model.quants, key=lambda quant: model.quants[quant].bytes)
-
-
-def _catalog_row(model: Model, machine: Here) -> list[Any]:
-    quant = smallest(model)
-    speed = machine.speed(model, quant.name)
-    rate = recommendation.brief(speed.decode) if speed else None
-    return [
-        model.id,
-        units.gigabytes_of_files(quant.bytes),
-        recommendation.tokens(model.context),
-        rate if machine.fits(model, quant.name) else NO_ROOM,
-        "yes" if model.tool_calling else "no",
-        " ".join(_by_size(model)),
-    ]
-
-
-def _retrieval_row(model: RetrievalModel) -> list[Any]:
-    by_size = sorted(model.quants.values(), key=lambda quant: quant.bytes)
-    smallest_gb = units.gigabytes_of_files(by_size[0].bytes)
-    kind = f"embedding, {model.dimensions} values" if model.dimensions else "rerank"
-    return [model.id, kind, smallest_gb, recommendation.tokens(model.longest_input), " ".join(q.name for q in by_size)]
-
-
-def _retrieval_entry(model: RetrievalModel) -> dict[str, Any]:
-    """Return one model for embeddings or ranking as it is printed for programs."""
-    plain = ("id", "name", "repo", "license", "languages", "longest_input", "shortens")
-    return {
-        "kind": model.purpose,
-        **{name: getattr(model, name) for name in plain},
-        "dimensions": model.dimensions or None,
-        "quants": {
-            name: {"source": quant.source, "size_bytes": quant.bytes, "memory_bytes": model.memory_bytes(name)}
-            for name, quant in model.quants.items()
-        },
-    }
-
-
-def _entry(model: Model, machine: Here) -> dict[str, Any]:
-    """Return one model as it is printed for programs."""
-    plain = ("id", "name", "family", "repo", "licence", "gated", "total_params_b", "active_params_b", "context")
-    speed = {quant: machine.speed(model, quant) for quant in model.quants}
-    return {
-        **{name: getattr(model, name) for name in plain},
-        "tags": list(model.tags),
-        "tool_calling": model.tool_calling,
-        "vision": model.vision,
-        "quality": asdict(quality(model)),
-        "retired": model.retired or None,
-        "quants": {
-            name: {
-                "source": quant.source,
-                "size_bytes": quant.bytes,
-                "confidence": quant.confidence,
-                "fits": machine.fits(model, name) if machine.machine else None,
-                "speed": asdict(rate) if (rate := speed[name]) else None,
-            }
-            for name, quant in model.quants.items()
-        },
-    }
 
 
 def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any], *, as_json: bool) -> None:
@@ -346,6 +237,7 @@ def _budget(machine: Machine, named: int | None, share: int | str) -> int:
 
 def _warn_offline() -> None:
     """Print that setup would choose differently while the Hub is out of reach."""
+    from catalog.offer import BUILTIN
     from tasks.weights import hub
 
     if not hub.hub_reachable():
@@ -357,7 +249,7 @@ def _warn_offline() -> None:
 
 def _this_machine(home: Home) -> tuple[Machine, list[Measured]]:
     """Return this machine, from the job database or inspected now, and what was measured on it."""
-    local = _here(home)
+    local = catalog_list.here(home)
     if local.machine:
         return local.machine, local.measured
     from tasks.system import hardware
@@ -391,7 +283,7 @@ def _fitting(models: Mapping[str, Model], budget: int) -> list[tuple[Model, str,
     rows = [
         (model, quant, need)
         for model in models.values()
-        for quant in _by_size(model)
+        for quant in catalog_list.by_size(model)
         if (need := memory(model, quant, SHOWN_CONTEXT).total) <= budget
     ]
     return sorted(rows, key=lambda row: -worth(row[0], row[1]))
@@ -406,6 +298,7 @@ def predicted(local: Here, model: Model, quant: str) -> Speed:
 
 def _available(home: Home, params: Mapping[str, Any], *, as_json: bool) -> None:
     """Show one page of what the Hub has, and whether it fits, as far as the size of the weights tells."""
+    from mlxq import model_fit
     from tasks.weights import hub_search
 
     page, limit = params["page"] or 1, params["limit"] or 20

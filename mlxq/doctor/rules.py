@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from catalog import units
@@ -13,6 +12,7 @@ from mlxq.autostart.unit import AutostartStatus
 from mlxq.prompt_reuse import REREADS, PromptReuse
 from mlxq.service_status import WAITING, ServiceStatus
 from state.config.problem import ConfigProblem
+from state.lazy_dataclass import dataclass
 from state.service import Observed
 
 Version = tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from catalog import units
@@ -16,6 +16,7 @@ from state import desired, facts, service, settings, stack
 from state.db import Database
 from state.errors import NotFound, NotSetUp, UsageProblem
 from state.job import LIVE, NewJob, listing
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.stack import Tier, engines_of, shares
 from tasks import kinds, recommend, stack_jobs

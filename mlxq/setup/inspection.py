@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, cast
 
 from catalog.load import model
@@ -16,6 +16,7 @@ from mlxq import jobs_client, local_models
 from state import facts, settings, stack
 from state.db import Database
 from state.errors import NotSetUp
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.settings import Settings
 from state.stack import Engine, Purpose, Tier, engines_of

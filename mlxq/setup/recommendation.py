@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from catalog import units
-from catalog.machine import Machine
-from catalog.pick import Pick, Recommendation
-from catalog.quality import Quality
-from catalog.speed import Speed
 from mlxq import render
-from state import stack
-from state.stack import Tier
+
+if TYPE_CHECKING:
+    from catalog.machine import Machine
+    from catalog.pick import Pick, Recommendation
+    from catalog.quality import Quality
+    from catalog.speed import Speed
+    from state.stack import Tier
 
 KILO = 1024
 
@@ -54,6 +55,8 @@ def _tier(pick: Pick) -> dict[str, Any]:
 
 def current(tier: Tier, tiers: Sequence[Tier]) -> dict[str, Any]:
     """Return a tier of the stack `tiers` with the keys of a pick; null for what only a recommendation has."""
+    from state import stack
+
     return {
         "tier": tier.name,
         "model": tier.model,

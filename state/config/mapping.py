@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from state.config.text import Unreadable
+from state.lazy_dataclass import dataclass
 
 DEEPEST = 8
 """Levels; settings have two."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 
 from state.db import Database
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

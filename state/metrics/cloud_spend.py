@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from state.files import replace_private
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 

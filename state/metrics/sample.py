@@ -6,9 +6,10 @@ A machine with three tiers, the gateway and itself writes five rows a minute: ab
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from state.db import Database, Row
+from state.lazy_dataclass import dataclass
 
 MINUTE_S = 60
 QUARTER_S = 900

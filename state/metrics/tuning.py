@@ -5,10 +5,11 @@ It holds for one release of an engine and one model: with another release nothin
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from state import facts
 from state.db import Database
+from state.lazy_dataclass import dataclass
 
 FACT = "tunings"
 """{release: {source of the weights: a Tuning's fields}}."""

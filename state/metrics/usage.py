@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, Literal
 
 from state.db import Database
+from state.lazy_dataclass import dataclass
 
 By = Literal["key", "tier", "day"]
 
@@ -33,7 +34,7 @@ class Usage:
     """Prompt tokens that the engine told it did not read again."""
 
 
-SUMS = tuple(field.name for field in fields(Usage))[3:]
+SUMS = tuple(Usage.__annotations__)[3:]
 """The columns that add up."""
 
 

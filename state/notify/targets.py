@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import stat
-from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from state import files, keys
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 TargetKind = Literal["webhook", "ntfy", "command", "macos", "deadman"]
@@ -28,9 +27,9 @@ SHORTEST_SECRET = 8
 SECRET_BYTES = range(24, 65)
 WHSEC = "whsec_"
 """How the base64 secrets of Standard Webhooks begin (standardwebhooks.com)."""
-_TOPIC = re.compile(r"/[A-Za-z0-9_-]{1,64}")
+_TOPIC = r"/[A-Za-z0-9_-]{1,64}"
 """The path of an ntfy topic (ntfy's topicRegex)."""
-_PRINTABLE = re.compile(r"[!-~]+")
+_PRINTABLE = r"[!-~]+"
 
 
 @dataclass(frozen=True)
@@ -105,12 +104,15 @@ def remove(path: Path, name: str) -> None:
 
 def generate_secret() -> str:
     """Return a key of 192 random bits in the form of Standard Webhooks (standardwebhooks.com): whsec_ and base64."""
+    import secrets  # hmac, and with it OpenSSL
+    from base64 import b64encode
+
     return f"{WHSEC}{b64encode(secrets.token_bytes(24)).decode()}"
 
 
 def check(target: NotifyTarget) -> None:
     """Raise UsageProblem for a target that is not allowed. No message repeats an address or a secret."""
-    if not keys.NAME.fullmatch(target.name):
+    if not re.fullmatch(keys.NAME, target.name):
         raise UsageProblem(f"{target.name!r} is no name for a target: small letters, digits, dots and dashes.")
     if target.kind not in KINDS:
         raise UsageProblem(f"There is no kind of target {target.kind!r}; there is: {', '.join(KINDS)}.")
@@ -123,7 +125,7 @@ def check(target: NotifyTarget) -> None:
         )
     if any("\0" in word for word in target.argv):
         raise UsageProblem("An argument of the program has a zero byte.")
-    if target.secret and not (_PRINTABLE.fullmatch(target.secret) and len(target.secret) >= SHORTEST_SECRET):
+    if target.secret and not (re.fullmatch(_PRINTABLE, target.secret) and len(target.secret) >= SHORTEST_SECRET):
         raise UsageProblem(f"A secret is at least {SHORTEST_SECRET} printable characters without blanks.")
 
 
@@ -131,6 +133,8 @@ def _check_secret(target: NotifyTarget) -> None:
     """Hold a new secret of Standard Webhooks to its form: 24 to 64 bytes as base64. Raises UsageProblem."""
     if target.kind != "webhook" or not target.secret.startswith(WHSEC):
         return
+    from base64 import b64decode
+
     try:
         size = len(b64decode(target.secret.removeprefix(WHSEC), validate=True))
     except ValueError:
@@ -144,7 +148,7 @@ def _check_secret(target: NotifyTarget) -> None:
 
 def _check_url(target: NotifyTarget) -> None:
     """Hold an address to what is allowed: http or https, a host, no password. Raises UsageProblem."""
-    if not _PRINTABLE.fullmatch(target.url) or len(target.url) > LONGEST_URL:
+    if not re.fullmatch(_PRINTABLE, target.url) or len(target.url) > LONGEST_URL:
         raise UsageProblem(
             f"The URL of {target.name} must be at most {LONGEST_URL} printable ASCII characters without blanks."
         )
@@ -160,7 +164,7 @@ def _check_url(target: NotifyTarget) -> None:
             f"The URL of {target.name} has a user, a password or a fragment; mlxq sends none of them.",
             hint="mlxq notify add --help",
         )
-    if target.kind == "ntfy" and (not _TOPIC.fullmatch(parts.path) or parts.query):
+    if target.kind == "ntfy" and (not re.fullmatch(_TOPIC, parts.path) or parts.query):
         raise UsageProblem(
             f"The URL of {target.name} must name a topic of an ntfy server, such as https://ntfy.sh/my-topic."
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from state import event
 from state.db import Database, Row, json_mapping
 from state.errors import NotFound
+from state.lazy_dataclass import dataclass
 
 Missed = Literal["run", "skip"]
 KEEP_S = 30 * 86400.0

@@ -15,10 +15,10 @@ holds every adapter to this with the real engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from catalog.engines import ModelKind
+from state.lazy_dataclass import dataclass
 from state.stack import Engine
 from tasks.plan import health, request_stats
 from tasks.plan.exit_causes import CauseRule

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from catalog.engines import FALLBACK, ModelKind, abilities, reuses
+from state.lazy_dataclass import dataclass
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation
 

@@ -10,10 +10,10 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from state import files
+from state.lazy_dataclass import dataclass
 from tasks.system.child import Later
 
 STAGING, REPLACED, LOCKS = ".partial", ".old", ".locks"

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from catalog.engines import FALLBACK, entries
 from state import facts
 from state.db import Database
 from state.files import replace_private
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks.engines.base import Installation
 

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from catalog.offer import Reuses
 from state import facts, settings, stack
 from state.db import Database
 from state.errors import DiskUnavailable
+from state.lazy_dataclass import dataclass
 from state.metrics import bench, tuning
 from state.paths import Home
 from state.stack import Engine

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 
+from state.lazy_dataclass import dataclass
 from state.metrics.bench import Bench, Round
 
 WARN, FAIL = 0.15, 0.30

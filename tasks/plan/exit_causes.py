@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from state.lazy_dataclass import dataclass
 
 OOM = "out_of_memory"
 

@@ -7,9 +7,11 @@ requests run, and when an idle one still makes a token now and then. A busy engi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, cast
+
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, TypeVar, cast
 
+from state.lazy_dataclass import dataclass
 from state.metrics.sample import MINUTE_S, Sample
 from tasks.plan.health import EngineStatus
 

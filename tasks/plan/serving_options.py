@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from catalog.model import Model
 from catalog.schema import REASONING_PARSERS, TOOL_PARSERS
 from state.errors import UsageProblem
+from state.lazy_dataclass import dataclass
 
 NONE = "none"
 """What a parser is called that is not to be used."""

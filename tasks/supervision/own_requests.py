@@ -8,9 +8,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, cast
 
+from state.lazy_dataclass import dataclass
 from tasks.plan.health import EngineStatus
 from tasks.plan.request_stats import EngineRequest, OwnRequests
 

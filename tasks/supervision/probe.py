@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from state.errors import EngineFailed
+from state.lazy_dataclass import dataclass
 from tasks.engines import adapters
 from tasks.plan.health import EngineStatus, read_choices, read_models
 from tasks.plan.request_stats import EngineRequest

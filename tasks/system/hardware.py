@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from os import cpu_count
 from typing import Any, cast
 
 from catalog import chips
 from catalog.machine import Machine
+from state.lazy_dataclass import dataclass
 from tasks.system import tool
 
 Recording = Mapping[str, str]

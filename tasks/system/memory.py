@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from state.lazy_dataclass import dataclass
 from tasks.system import tool
 from tasks.system.process import Identity, members, table
 

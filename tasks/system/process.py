@@ -17,11 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from state.errors import MlxqError
+from state.lazy_dataclass import dataclass
 
 if sys.platform == "linux":
     from tasks.system.linux import process_table as table

@@ -18,10 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from state import files
+from state.lazy_dataclass import dataclass
 from tasks.system import memory, ports, process
 
 LIMIT_S = 30.0

@@ -11,9 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 
 from state.errors import MlxqError
+from state.lazy_dataclass import dataclass
 
 MACOS_PATHS = {
     "caffeinate": "/usr/bin/caffeinate",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from state.errors import UsageProblem
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks.engines.installed import mlxq_version
 from tasks.upgrade import record as records

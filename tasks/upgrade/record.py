@@ -15,13 +15,14 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from state import files
 from state.errors import Busy
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 CURRENT = "upgrade.json"

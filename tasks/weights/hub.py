@@ -14,13 +14,13 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
+from state.lazy_dataclass import dataclass
 from tasks.system import file_copy
 from tasks.system.child import Later
 from tasks.weights import repo_files

@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.machinery import PathFinder
@@ -16,6 +15,7 @@ from typing import Any
 from catalog import config_json
 from catalog.config_json import ModelConfig
 from state.errors import NotFound
+from state.lazy_dataclass import dataclass
 from state.paths import get_home
 from tasks.weights import repo_files
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from state.files import replace_private
+from state.lazy_dataclass import dataclass
 
 Algorithm = Literal["sha256", "git-sha1"]
 _ALGORITHMS = get_args(Algorithm)

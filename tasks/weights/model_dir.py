@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from state import facts, stack, weights
 from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
 from state.files import replace_private
+from state.lazy_dataclass import dataclass
 from state.stack import Engine
 from tasks.system import backup, bounded, disk_access
 

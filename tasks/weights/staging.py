@@ -10,12 +10,12 @@ import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from state import files
 from state.errors import Busy, DiskUnavailable
+from state.lazy_dataclass import dataclass
 from tasks.weights import manifest
 from tasks.weights.manifest import Manifest
 

@@ -12,10 +12,11 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from state import files
+from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 FORGET_S = 600.0

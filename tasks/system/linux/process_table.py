@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

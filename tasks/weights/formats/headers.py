@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from catalog import config_json
 from catalog.config_json import ModelConfig
 from state.errors import Damaged, NotFound
+from state.lazy_dataclass import dataclass
 from state.weights import Facts
 from tasks.system import disk_access
 from tasks.weights import loaders, manifest, repo_files

@@ -16,9 +16,10 @@ from catalog.load import entries
 from catalog.machine import Machine
 from catalog.offer import full_attention, lasts
 from catalog.pick import Recommendation
+from catalog.problems import TooSmall
 from catalog.quality import quality, worth
 from catalog.score import alternatives, budget, builtin, compose, followers, recommend
-from catalog.search import FASTER, TooSmall
+from catalog.search import FASTER
 from catalog.speed import Measured, predict
 
 KNOWN = entries()
