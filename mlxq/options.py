@@ -11,7 +11,6 @@ import click
 
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import get_home
-from state.ports import BESIDE
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -158,6 +157,7 @@ LOADED = "SELECT name FROM models WHERE name IN (SELECT name FROM services)"
 def check_services(db: Database, names: Sequence[str]) -> None:
     """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
     from state import stack
+    from state.ports import BESIDE
 
     tiers = [tier.name for tier in stack.tiers(db)]
     beside = [*(engine.name for engine in stack.retrieval(db)), *BESIDE]
@@ -216,6 +216,8 @@ def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str)
 def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a tier, the gateway or the page."""
     from click.shell_completion import CompletionItem
+
+    from state.ports import BESIDE
 
     return complete_tier(ctx, param, incomplete) + [
         CompletionItem(name) for name in BESIDE if name.startswith(incomplete)

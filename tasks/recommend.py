@@ -15,16 +15,13 @@ from catalog.model import Model, Quant
 from catalog.offer import BUILTIN, Reuses, full_attention
 from catalog.problems import TooSmall, UnknownModel
 from catalog.speed import Measured
-from state import settings
-from state.config import good
-from state.db import Database
 from state.errors import DoesNotFit, NotFound, UsageProblem
-from state.metrics import bench
-from state.paths import Home
-from state.settings import Settings
 
 if TYPE_CHECKING:
     from catalog.pick import Recommendation
+    from state.db import Database
+    from state.paths import Home
+    from state.settings import Settings
     from state.stack import Tier
 
 CATALOG = "catalog"
@@ -35,7 +32,11 @@ CONVERTED = ("int4", "int8", "bf16")
 
 def all_models(home: Home) -> dict[str, Model]:
     """Return every model, the user's own files laid over the shipped ones; `file_problems` says what is wrong there."""
-    return load.entries(home.catalog, good.folder(home, CATALOG)) if home.catalog.exists() else load.entries()
+    if not home.catalog.exists():
+        return load.entries()
+    from state.config import good
+
+    return load.entries(home.catalog, good.folder(home, CATALOG))
 
 
 def file_problems(home: Home) -> list[str]:
@@ -45,6 +46,8 @@ def file_problems(home: Home) -> list[str]:
     """
     if not home.catalog.exists():
         return []
+    from state.config import good
+
     overlay = load.read_overlay(home.catalog)
     for name, text in overlay.texts.items():
         good.keep(home, f"{CATALOG}/{name}", text)
@@ -146,12 +149,16 @@ def sizes(tiers: Sequence[Tier], models: Mapping[str, Model]) -> dict[str, int]:
 
 def measured(db: Database, machine: Machine) -> list[Measured]:
     """Return the benchmarks kept on this machine, as the catalog reads them."""
+    from state.metrics import bench
+
     rows = bench.latest(db, machine.chip)
     return [Measured(row.model, row.quant, row.prompt_tokens, row.decode_tps, row.prompt_tps) for row in rows]
 
 
 def budget(machine: Machine, share: int | str) -> int:
     """Return the bytes the models may use: the share the user named, never more than the machine can give."""
+    from state import settings
+
     percent = None if share == settings.AUTO else int(share)
     return planned(machine.usable_bytes, machine.memory_bytes, percent)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
-from click.shell_completion import CompletionItem
 
-from mlxq import config_edit, jobs_client, options, render
-from state import keys, settings, stack
+from mlxq import jobs_client, options, render
+from state import settings
 from state.errors import MlxqError, UsageProblem
 from state.paths import get_home
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 HOST = "gateway-host"
 
@@ -23,6 +25,8 @@ class SettingName(click.ParamType[str]):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 (click's signature)
         """Complete it from the table of settings."""
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(row.name, help=row.help) for row in settings.SETTINGS if incomplete in row.name]
 
 
@@ -80,6 +84,8 @@ def put(name: str, value: str) -> None:
 
     With `-` as VALUE, read it from standard input, which keeps a key out of the shell history.
     """
+    from state import keys
+
     setting = settings.find(name)
     text = sys.stdin.readline().strip() if value == "-" else value
     if setting.name == HOST:
@@ -116,6 +122,8 @@ def edit() -> None:
 
     The file is checked afterwards; the old one stays in use until the new one is right, and is kept as config.yaml.old.
     """
+    from mlxq import config_edit
+
     home = get_home()
     draft = config_edit.begin(home)
     while True:
@@ -143,6 +151,8 @@ def _is_open(values: settings.Settings) -> bool:
 
 def _is_set_up() -> bool:
     """Return whether there are tiers to start again; a database that cannot be read has none that can be."""
+    from state import stack
+
     try:
         with jobs_client.reading(get_home()) as db:
             return bool(stack.tiers(db))

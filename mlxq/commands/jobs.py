@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mlxq import job_view, jobs_client, options, render
-from state import event, job, ledger
+from state import event, job
 from state.db import Database
 from state.event import Event
 from state.files import tail
@@ -197,6 +197,8 @@ def _chain_of(db: Database, number: int | None) -> int | None:
 @options.job()
 def cancel(job: int) -> None:
     """Cancel a job and the jobs that need it."""
+    from state import ledger
+
     home = get_home()
     with jobs_client.changing(home) as db:
         state = ledger.cancel(db, job)
@@ -213,6 +215,8 @@ def retry(job: int) -> None:
 
     The jobs that were cancelled because of it are retried with it.
     """
+    from state import ledger
+
     home = get_home()
     with jobs_client.changing(home) as db:
         first, *rest = ledger.revive(db, job)
@@ -241,6 +245,8 @@ def retry(job: int) -> None:
 )
 def prune(days: float, keep: int) -> None:
     """Delete old jobs and their events."""
+    from state import ledger
+
     home = get_home()
     with jobs_client.changing(home) as db:
         count = ledger.prune(db, older_than_s=days * render.DAY_S, keep=keep)

@@ -17,7 +17,6 @@ from catalog.select import SHOWN_CONTEXT, families, select, tags
 from mlxq import catalog_list, jobs_client, options, render
 from mlxq.catalog_list import Here
 from mlxq.setup import recommendation
-from state import settings
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 from tasks import recommend
@@ -175,6 +174,8 @@ def _local_row(row: Installed, need: Need) -> list[Any]:
 
 def _recommend(home: Home, models: Mapping[str, Model], params: Mapping[str, Any], *, as_json: bool) -> None:
     """Choose for this machine and show it."""
+    from state import settings
+
     wanted = settings.load(home)
     machine, benches = _this_machine(home)
     budget = _budget(machine, params["budget"], wanted["memory-budget-pct"])
@@ -226,6 +227,8 @@ def _reuses(home: Home) -> Reuses:
 
 def _budget(machine: Machine, named: int | None, share: int | str) -> int:
     """Return the bytes to plan for; a budget beyond what the machine can give is capped, with a word."""
+    from state import settings
+
     most = recommend.budget(machine, settings.AUTO)
     if named is None:
         return recommend.budget(machine, share)

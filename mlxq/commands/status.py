@@ -16,7 +16,6 @@ from catalog.machine import planned
 from mlxq import jobs_client, options, prompt_reuse, render, status_report
 from mlxq.service_status import ASLEEP, ServiceStatus
 from mlxq.status_report import StatusReport
-from state import wakeup
 from state.config.problem import ConfigProblem
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
@@ -57,6 +56,8 @@ def command(*, simulate: str | None, live_view: bool, as_json: bool) -> None:
 
 def live(home: Home, show: Callable[[StatusReport], None], before: Callable[[], None] = lambda: None) -> None:
     """Show the report at every change and every LOOK_S seconds, until Ctrl-C; call `before` first each time."""
+    from state import wakeup
+
     with wakeup.watcher(home) as bell:
         while True:
             before()

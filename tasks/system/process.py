@@ -12,16 +12,19 @@ import functools
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from state.errors import MlxqError
 from state.lazy_dataclass import dataclass
+
+if TYPE_CHECKING:
+    import subprocess
 
 if sys.platform == "linux":
     from tasks.system.linux import process_table as table
@@ -135,6 +138,8 @@ def spawn(argv: Sequence[str], env: Mapping[str, str], log: Path, run: Path, nam
 
     Raises MlxqError when no process could be made for it.
     """
+    import subprocess  # `mlxq status` starts nothing
+
     exit_file = _exit_file(run, name)
     exit_file.unlink(missing_ok=True)
     with appended(log) as output:
