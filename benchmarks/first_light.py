@@ -75,7 +75,7 @@ def command_line(env: dict[str, str]) -> dict[str, str]:
     cases = [NOTHING, *(Case(f"mlxq {word}", [*MLXQ, word]) for word in ("--help", "status", "jobs"))]
     medians = in_turns(cases, 7, env)
     nothing = medians[NOTHING.name]
-    return {name: f"{seconds:.3f} s  ({seconds / nothing:.1f}x)" for name, seconds in medians.items()}
+    return {name: f"{taken.wall:.3f} s  ({taken.cpu / nothing.cpu:.1f}x)" for name, taken in medians.items()}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,20 +18,28 @@ class Case:
 
     name: str
     argv: Sequence[str]
-    at_most_s: float | None = None
-    """Wall time to reach."""
-    at_most_ratio: float | None = None
-    """Multiple of `python -c pass` to reach; steadier than seconds on a busy machine."""
+    at_most: float | None = None
+    """Multiple of `python -c pass` to reach."""
 
 
 NOTHING = Case("python -c pass", [sys.executable, "-c", "pass"])
 
 
-def wall_s(argv: Sequence[str], env: Mapping[str, str]) -> float:
-    """Run a program once and give its wall time. Raises CalledProcessError."""
-    begun = time.perf_counter()
+@dataclass(frozen=True)
+class Taken:
+    """What a program took, in seconds."""
+
+    wall: float
+    cpu: float
+    """User and system time of its process: its own time, whatever else the machine does."""
+
+
+def time_program(argv: Sequence[str], env: Mapping[str, str]) -> Taken:
+    """Run a program once and return what it took. Raises CalledProcessError."""
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(argv, env=dict(env), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - begun
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Taken(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def first_line_s(argv: Sequence[str], env: Mapping[str, str]) -> float:
@@ -44,31 +53,26 @@ def first_line_s(argv: Sequence[str], env: Mapping[str, str]) -> float:
     return said
 
 
-def in_turns(cases: Sequence[Case], rounds: int, env: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """Time each case once a round, so that a busy moment hits all of them; give medians in seconds.
+def in_turns(cases: Sequence[Case], rounds: int, env: Mapping[str, str] = os.environ) -> dict[str, Taken]:
+    """Time each case once a round, so that a busy moment hits all of them; return medians.
 
     The first round warms the caches and does not count.
     """
-    taken: dict[str, list[float]] = {case.name: [] for case in cases}
+    taken: dict[str, list[Taken]] = {case.name: [] for case in cases}
     for turn in range(rounds + 1):
         for case in cases:
-            seconds = wall_s(case.argv, env)
+            sample = time_program(case.argv, env)
             if turn:
-                taken[case.name].append(seconds)
-    return {name: statistics.median(each) for name, each in taken.items()}
+                taken[case.name].append(sample)
+    return {
+        name: Taken(
+            statistics.median(sample.wall for sample in samples), statistics.median(sample.cpu for sample in samples)
+        )
+        for name, samples in taken.items()
+    }
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a Markdown table."""
     for row in (headers, ["---"] * len(headers), *rows):
         print("| " + " | ".join(row) + " |")
-
-
-def verdict(case: Case, seconds: float, nothing_s: float) -> str:
-    """Say whether a case reached what it must; either figure will do, as the machine may be slow or busy."""
-    reached: list[bool] = []
-    if case.at_most_s is not None:
-        reached.append(seconds <= case.at_most_s)
-    if case.at_most_ratio is not None:
-        reached.append(seconds / nothing_s <= case.at_most_ratio)
-    return "" if not reached else "reached" if any(reached) else "MISSED"

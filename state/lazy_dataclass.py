@@ -1,7 +1,8 @@
 """Dataclasses whose methods are generated when the first instance is made, not when the class is defined.
 
 The standard library compiles five functions for each frozen dataclass, about 1 ms. A command defines up to eighty and
-makes instances of a few: to generate all took half of its time. What is generated is the standard library's own.
+makes instances of a few: to generate all took half of its time. What is generated is the standard library's own, but
+for `__repr__`: that is 40 % of the work, and one function does for all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(cls: type | None = None, /, **options: bool) -> Any:
-        """Return the class as dataclasses.dataclass would with these options; `slots` is none of them."""
+        """Return the class as dataclasses.dataclass would with these options, of which `slots` and `repr` are none."""
         if cls is None:
             return lambda decorated: dataclass(decorated, **options)
         generation = _Generation(cls, options)
@@ -26,7 +27,16 @@ else:
 
         cls.__new__ = new
         cls.__dataclass_fields__ = generation
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = _repr
         return cls
+
+
+def _repr(self: Any) -> str:
+    """Return an instance as the standard library writes it."""
+    fields = (field for field in dataclasses.fields(self) if field.repr)
+    values = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields)
+    return f"{type(self).__qualname__}({values})"
 
 
 GENERATING = threading.RLock()
@@ -45,7 +55,7 @@ class _Generation:
             return
         with GENERATING:
             if not self.done:
-                dataclasses.dataclass(**self.options)(self.cls)
+                dataclasses.dataclass(repr=False, **self.options)(self.cls)
                 self.done = True
 
     def __get__(self, instance: object, owner: type) -> dict[str, dataclasses.Field[Any]]:

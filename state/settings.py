@@ -566,11 +566,11 @@ class _Reading:
 
     def _warnings(self) -> Iterator[ConfigProblem]:
         """Yield what is odd and changes no value: settings that this mlxq does not have, or that are set twice."""
-        import shlex
-
         for entry in self.entries or ():
             where = f"{self.path}, line {entry.line}"
             if entry.name not in BY_NAME:
+                import shlex
+
                 yield ConfigProblem(
                     f"{where}: this mlxq has no setting {entry.name!r}." + _nearest(entry.name),
                     "It is kept, and has no effect.",

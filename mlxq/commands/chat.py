@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import click
 
-from mlxq import answer_wait, jobs_client, options, render
-from state import ports, settings, stack
+from mlxq import jobs_client, options, render
+from state import ports, stack
 from state.errors import NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
@@ -60,6 +60,7 @@ def _converse(home: Home, url: str, tiers: Sequence[str], tier: str | None, limi
     from mlxq.conversation import storage
     from mlxq.conversation.dialog import Dialog
     from mlxq.conversation.session import Conversation
+    from state import settings
 
     dialog = storage.last(home) if continues else Dialog(tiers[0])
     if tier or dialog.tier not in tiers:
@@ -89,6 +90,8 @@ class Wait:
 
     def say(self, waited_s: float) -> None:
         """Say what is waited for; `waited_s`: seconds since the request."""
+        from mlxq import answer_wait  # what reads the engines' requests, 50 ms, only where there is silence
+
         reason = answer_wait.reason(self._home, self._tier, waited_s)
         if reason != self._said:
             self._said = reason
