@@ -226,7 +226,9 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
 
 def _raise_first(ended: Sequence[Job]) -> None:
     """Raise the error of the first job that did not succeed; those cancelled because of it come last."""
-    failed = sorted((job for job in ended if job.state != "succeeded"), key=_failed_upstream)
+    from state.job import JobState
+
+    failed = sorted((job for job in ended if job.state is not JobState.SUCCEEDED), key=_failed_upstream)
     if failed:
         raise _error(failed[0])
 
@@ -238,7 +240,9 @@ def _failed_upstream(job: Job) -> bool:
 
 def _error(job: Job) -> MlxqError:
     """Return the error of a job that did not succeed, as it was raised in the worker."""
-    if job.state == "cancelled" and not _failed_upstream(job):
+    from state.job import JobState
+
+    if job.state is JobState.CANCELLED and not _failed_upstream(job):
         return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
     return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from catalog import fit
-from catalog.compile import text
+from catalog import chips, fit
+from catalog.compile import chip_table, models
 from catalog.load import COMPILED, entries, find, read_overlay, resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
@@ -44,9 +44,11 @@ def test_the_catalog_holds_fifty_models_of_all_families():
     }
 
 
-def test_the_compiled_catalog_is_that_of_the_files():
-    """After a change of a model file: python -m catalog.compile."""
-    assert COMPILED.read_text(encoding="utf-8") == text()
+def test_what_is_compiled_is_what_the_files_say():
+    """After a change of a model file or of the chips: python -m catalog.compile."""
+    assert COMPILED.read_text(encoding="utf-8") == models()
+    assert chips.COMPILED.read_text(encoding="utf-8") == chip_table()
+    assert chips.table() == chips.source()
 
 
 @pytest.mark.parametrize("model", KNOWN.values(), ids=lambda model: model.id)
