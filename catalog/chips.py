@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 GIB = 1 << 30
 SOURCE = Path(__file__).parent / "chips.yaml"

@@ -16,7 +16,7 @@ from catalog.description.geometry import Geometry, NoShape
 from catalog.description.repo_facts import RepoFacts
 from catalog.fit import STATE_SIZE, token_values
 from catalog.model import Attention
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 LARGEST = 2**40
 """Above every count that a model has; what is larger is no count."""

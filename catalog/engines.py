@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catalog.model import Model
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 SHIPPED = Path(__file__).with_name("engines.yaml")
 FALLBACK = "vllm-mlx"

@@ -10,7 +10,7 @@ from catalog.model import Model
 from catalog.offer import Offer
 from catalog.pick import Pick, Recommendation
 from catalog.search import Shape, agree, peak
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 KILO = 1024
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from catalog import images
 from catalog.model import Attention, Model, Quant
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 PREFILL_STEP, SMALL_STEP = 1024, 512
 """Tokens of a prompt that the engine works on at once. mlxq passes it; vllm-mlx by itself takes 2048, and 1024 for a

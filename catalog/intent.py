@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 STANDARD, FAST, LONGCTX = TIERS = ("standard", "fast", "longctx")
 AGENTS = "agent-fleet"

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from catalog.model import Attention, Model, Quant
 from catalog.problems import BadModelFile, UnknownModel
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 SHIPPED = Path(__file__).parent / "models"
 COMPILED = Path(__file__).parent / "models.json"

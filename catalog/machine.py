@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 SLACK = 0.9
 """Share of the usable memory that is planned for; predicted peaks were short by up to a tenth."""

@@ -13,7 +13,7 @@ from catalog.machine import Machine
 from catalog.model import Model
 from catalog.quality import quality, worth
 from catalog.speed import Measured, Speed, predict_all
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 BUILTIN = "smollm2-135m"
 PROMPT_TOKENS = 8192

@@ -10,7 +10,7 @@ from catalog.intent import Wish
 from catalog.offer import Offer, Rated
 from catalog.quality import Quality, quality
 from catalog.speed import Speed
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 
 @dataclass(frozen=True)

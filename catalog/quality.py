@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from catalog.model import Model
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from catalog.model import Quant
 from catalog.problems import UnknownModel
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 SHIPPED = Path(__file__).with_name("retrieval.json")
 PROCESS_BYTES = 400 * 2**20

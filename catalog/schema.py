@@ -9,7 +9,7 @@ from typing import Any, cast
 import yaml
 
 from catalog.problems import BadModelFile
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 TOOL_PARSERS = frozenset(
     """

@@ -34,7 +34,7 @@ from catalog.problems import TooSmall
 from catalog.quality import quality
 from catalog.search import Shape, by_worth, peak, search, shapes
 from catalog.speed import Measured, predict
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 SMALL_BUDGET = 12_000_000_000
 """Below this budget prompts are read in chunks of 512 tokens whatever the window."""

@@ -21,7 +21,7 @@ from catalog.fit import cache_bytes, query_heads, score_bytes, text_bytes
 from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 Constants = Mapping[str, float]
 REFERENCE_GENERATION = 4

@@ -19,8 +19,8 @@ from catalog.speed import Measured, Speed, predict
 from mlxq import jobs_client, render
 from mlxq.setup import recommendation
 from state import facts
+from state.classes import dataclass
 from state.errors import NotSetUp
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks import recommend
 

@@ -103,7 +103,7 @@ class Commands(click.Group):
     ) -> click.Context:
         """Return the context, with the width of the help as click has it: to ask for it, click imports shutil, 3 ms."""
         width = max(min(render.columns(), WIDEST_HELP) - 2, NARROWEST_HELP)
-        return super().make_context(info_name, args, parent, terminal_width=width, **extra)
+        return super().make_context(info_name, args, parent, **{"terminal_width": width, **extra})
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
         """Return all names, in the order of the help."""

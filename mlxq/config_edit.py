@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 
 from state import settings
+from state.classes import dataclass
 from state.config import text
 from state.config.problem import ConfigProblem
 from state.config.text import Unreadable
 from state.errors import Busy, MlxqError
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 

@@ -13,8 +13,8 @@ from catalog.model import Model
 from mlxq import local_models, model_ref, render
 from mlxq.model_ref import ModelRef
 from state import settings
+from state.classes import dataclass
 from state.errors import NotFound, UsageProblem
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 DIGITS = 6

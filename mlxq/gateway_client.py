@@ -14,8 +14,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, cast
 
 from state import secrets
+from state.classes import dataclass
 from state.errors import GatewayFailed, MlxqError, NotRunning, NotSetUp, TimedOut
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 ANSWER_S = 600.0

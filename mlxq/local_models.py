@@ -13,9 +13,9 @@ from catalog.model import Model
 from catalog.problems import UnknownModel
 from mlxq import jobs_client
 from state import settings, stack, weights
+from state.classes import dataclass
 from state.db import Database
 from state.errors import Damaged, NotFound, NotSetUp
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.stack import Tier
 from state.weights import Weights

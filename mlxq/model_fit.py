@@ -13,8 +13,8 @@ from mlxq import jobs_client, local_models
 from mlxq.local_models import Installed
 from mlxq.setup import recommendation
 from state import stack
+from state.classes import dataclass
 from state.errors import NotSetUp
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks import stack_jobs
 

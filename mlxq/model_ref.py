@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from catalog.load import Match, resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
+from state.classes import dataclass
 from state.errors import UsageProblem
-from state.lazy_dataclass import dataclass
 from tasks import recommend
 from tasks.weights import source as sources
 

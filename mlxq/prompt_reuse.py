@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from state import service, stack
+from state.classes import dataclass
 from state.db import Database
-from state.lazy_dataclass import dataclass
 from state.metrics import usage
 from state.service import Service
 from state.stack import Tier

@@ -15,8 +15,8 @@ from typing import IO, Any
 
 import click
 
+from state.classes import dataclass
 from state.errors import MlxqError
-from state.lazy_dataclass import dataclass
 
 SCHEMA_VERSION = 1
 """Of every JSON document that mlxq prints; grows when a key goes or changes its meaning."""

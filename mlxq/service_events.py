@@ -9,11 +9,11 @@ from typing import Any
 
 from mlxq import render
 from state import event, service, stack
+from state.classes import dataclass
 from state.db import Database
 from state.errors import MlxqError, NotFound, NotRunning
 from state.event import Event
 from state.files import tail
-from state.lazy_dataclass import dataclass
 from state.ports import BESIDE
 from state.service import ServiceEvent
 from tasks.plan import gateway, page

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlxq import render
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.service import Observed, Service, State, observe
 
 REASONS: Mapping[State, str] = {

@@ -15,9 +15,9 @@ from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
 from mlxq.service_status import ServiceStatus
 from state import facts, files, on_demand, ports, safe_mode, service, settings, stack
+from state.classes import dataclass
 from state.config.problem import ConfigProblem
 from state.db import Database
-from state.lazy_dataclass import dataclass
 from state.metrics import cloud_spend, tuning
 from state.metrics.tuning import Tuning
 from state.paths import Home

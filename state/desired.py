@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from state import safe_mode, service
+from state.classes import dataclass
 from state.db import Database
 from state.job import Request
-from state.lazy_dataclass import dataclass
 from state.service import ALIVE, State
 
 EVERY = "every service"

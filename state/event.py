@@ -6,8 +6,8 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from state.classes import dataclass
 from state.db import Database, Row, json_mapping
-from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

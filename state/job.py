@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, Literal
 
+from state.classes import DocumentedEnum, dataclass
 from state.db import Database, Row, json_mapping
-from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
-from state.lazy_dataclass import dataclass
 
 Source = Literal["person", "chain", "watchdog"]
 Request = Literal["up", "down", "restart", "purge"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from state import files
+from state.classes import dataclass
 from state.config import good, text
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.secrets import generate
 

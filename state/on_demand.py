@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from state import stack
+from state.classes import dataclass
 from state.db import Database, Row, json_mapping, json_strings
-from state.lazy_dataclass import dataclass
 from state.stack import Engine
 
 MODELS = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from state.classes import dataclass
 from state.errors import MlxqError
-from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

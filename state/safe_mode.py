@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from state import event, facts
+from state.classes import dataclass
 from state.db import Database
-from state.lazy_dataclass import dataclass
 
 FACT = "restraint"
 TOGETHER_S = 3600.0

@@ -14,10 +14,9 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from state import event
+from state.classes import DocumentedEnum, dataclass
 from state.db import Database, Row, json_mapping, json_numbers, json_strings
-from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
-from state.lazy_dataclass import dataclass
 
 Desired = Literal["up", "down"]
 Kind = Literal["engine", "gateway", "page"]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from state import files
+from state.classes import dataclass
 from state.config import good, mapping
 from state.config import text as texts
 from state.config.mapping import ConfigEntry
 from state.config.problem import ConfigProblem
 from state.config.text import Unreadable
 from state.errors import MlxqError, UsageProblem
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 AUTO = "auto"

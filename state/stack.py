@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, field, fields
 from typing import Any, Literal, Protocol
 
+from state.classes import dataclass
 from state.db import Database, Row
 from state.errors import NotFound, NotSetUp
-from state.lazy_dataclass import dataclass
 from state.settings import LONGEST_ANSWER
 
 Purpose = Literal["chat", "embedding", "rerank"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from state.classes import dataclass
 from state.db import Database, Row
-from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from state.classes import dataclass
 from state.job import NewJob, Request
-from state.lazy_dataclass import dataclass
 
 LONGEST_BACKOFF_S = 300.0
 

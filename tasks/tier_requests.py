@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from state import service as rows
 from state import stack
+from state.classes import dataclass
 from state.db import Database
 from state.job import NewJob
-from state.lazy_dataclass import dataclass
 from state.stack import Tier
 from tasks import kinds
 from tasks.plan.gateway import SERVICE as GATEWAY

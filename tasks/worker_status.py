@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from state import worker
+from state.classes import DocumentedEnum
 from state.db import Database
-from state.documented_enum import DocumentedEnum
 from state.worker import Worker
 from tasks.system import process
 

@@ -18,7 +18,7 @@ from catalog.description.quantization import quant_of, unpacks_to_16_bits
 from catalog.description.repo_facts import RepoFacts, type_of
 from catalog.load import model
 from catalog.model import Model
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 BITS: Mapping[str, float] = {
     **{f"int{bits}": bits + 0.5 for bits in range(2, 9)},

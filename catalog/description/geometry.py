@@ -9,7 +9,7 @@ from catalog.description.layers import Keeps, kept, layer_count
 from catalog.description.repo_facts import Config, RepoFacts, Tensors, count, lengths, part, text_of, type_of
 from catalog.fit import STATE_SIZE
 from catalog.model import Attention
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 HIDDEN = ("hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")

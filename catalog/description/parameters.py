@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from catalog.description.repo_facts import Config, RepoFacts, Tensors, count, lengths, part, parts, text_of
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 WORD_BITS = 32
 TOWER = re.compile(

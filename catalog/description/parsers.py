@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from catalog.description.repo_facts import RepoFacts, type_of
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 BAR, GAP = "\uff5c", "\u2581"
 """The wide bar and the low line in the special tokens of DeepSeek."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, cast
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 Config = Mapping[str, Any]
 """A config.json, or a part of it; nothing in it is of a type that can be relied on."""

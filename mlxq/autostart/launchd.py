@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mlxq.autostart.unit import STOP_S, AutostartStatus, Unit
+from state.classes import dataclass
 from state.errors import MlxqError, UsageProblem
-from state.lazy_dataclass import dataclass
 from tasks.system import tool
 
 LABEL = "dev.mlxq.worker"

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from state.classes import dataclass
 from state.errors import NotSetUp
-from state.lazy_dataclass import dataclass
 from state.paths import Home, get_home
 from tasks.upgrade import installation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.stack import Tier
 
 MAIN, SMALL = "standard", "fast"

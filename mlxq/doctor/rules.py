@@ -11,8 +11,8 @@ from catalog import units
 from mlxq.autostart.unit import AutostartStatus
 from mlxq.prompt_reuse import REREADS, PromptReuse
 from mlxq.service_status import WAITING, ServiceStatus
+from state.classes import dataclass
 from state.config.problem import ConfigProblem
-from state.lazy_dataclass import dataclass
 from state.service import Observed
 
 Version = tuple[int, ...]

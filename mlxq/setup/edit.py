@@ -13,10 +13,10 @@ from mlxq import described as unlisted
 from mlxq import render
 from mlxq.setup import recommendation
 from state import desired, facts, service, settings, stack
+from state.classes import dataclass
 from state.db import Database
 from state.errors import NotFound, NotSetUp, UsageProblem
 from state.job import LIVE, NewJob, listing
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.stack import Tier, engines_of, shares
 from tasks import kinds, recommend, stack_jobs

@@ -14,9 +14,9 @@ from catalog.pick import Recommendation
 from catalog.speed import Measured
 from mlxq import jobs_client, local_models
 from state import facts, settings, stack
+from state.classes import dataclass
 from state.db import Database
 from state.errors import NotSetUp
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from state.settings import Settings
 from state.stack import Engine, Purpose, Tier, engines_of

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from state.batches import stored_files
+from state.classes import DocumentedEnum
 from state.db import Database, Row, json_mapping
-from state.documented_enum import DocumentedEnum
 from state.errors import NotFound
 
 BatchDialect = Literal["openai", "anthropic"]

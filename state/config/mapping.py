@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from state.classes import dataclass
 from state.config.text import Unreadable
-from state.lazy_dataclass import dataclass
 
 DEEPEST = 8
 """Levels; settings have two."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from state.classes import dataclass
 from state.errors import UsageProblem
-from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

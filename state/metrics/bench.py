@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
+from state.classes import dataclass
 from state.db import Database
-from state.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from state.classes import dataclass
 from state.files import replace_private
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 

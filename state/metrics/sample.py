@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from state.classes import dataclass
 from state.db import Database, Row
-from state.lazy_dataclass import dataclass
 
 MINUTE_S = 60
 QUARTER_S = 900

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from state import facts
+from state.classes import dataclass
 from state.db import Database
-from state.lazy_dataclass import dataclass
 
 FACT = "tunings"
 """{release: {source of the weights: a Tuning's fields}}."""

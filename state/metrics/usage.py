@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+from state.classes import dataclass
 from state.db import Database
-from state.lazy_dataclass import dataclass
 
 By = Literal["key", "tier", "day"]
 

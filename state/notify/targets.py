@@ -12,8 +12,8 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from state import files, keys
+from state.classes import dataclass
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 TargetKind = Literal["webhook", "ntfy", "command", "macos", "deadman"]

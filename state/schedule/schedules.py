@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from state import event
+from state.classes import dataclass
 from state.db import Database, Row, json_mapping
 from state.errors import NotFound
-from state.lazy_dataclass import dataclass
 
 Missed = Literal["run", "skip"]
 KEEP_S = 30 * 86400.0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from catalog.engines import ModelKind
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.stack import Engine
 from tasks.plan import health, request_stats
 from tasks.plan.exit_causes import CauseRule

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 
 from catalog.engines import FALLBACK, ModelKind, abilities, reuses
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation
 

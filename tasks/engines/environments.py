@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from state import files
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.system.child import Later
 
 STAGING, REPLACED, LOCKS = ".partial", ".old", ".locks"

@@ -19,9 +19,9 @@ from typing import Any
 
 from catalog.engines import FALLBACK, entries
 from state import facts
+from state.classes import dataclass
 from state.db import Database
 from state.files import replace_private
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks.engines.base import Installation
 

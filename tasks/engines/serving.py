@@ -14,9 +14,9 @@ from catalog.engines import kind_of
 from catalog.model import Model
 from catalog.offer import Reuses
 from state import facts, settings, stack
+from state.classes import dataclass
 from state.db import Database
 from state.errors import DiskUnavailable
-from state.lazy_dataclass import dataclass
 from state.metrics import bench, tuning
 from state.paths import Home
 from state.stack import Engine

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.metrics.bench import Bench, Round
 
 WARN, FAIL = 0.15, 0.30

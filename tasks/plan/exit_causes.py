@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 OOM = "out_of_memory"
 

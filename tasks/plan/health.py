@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, cast
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 
 @dataclass(frozen=True)

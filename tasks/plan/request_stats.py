@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, TypeVar, cast
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.metrics.sample import MINUTE_S, Sample
 from tasks.plan.health import EngineStatus
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from catalog.model import Model
 from catalog.schema import REASONING_PARSERS, TOOL_PARSERS
+from state.classes import dataclass
 from state.errors import UsageProblem
-from state.lazy_dataclass import dataclass
 
 NONE = "none"
 """What a parser is called that is not to be used."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import field, replace
 from typing import Any, cast
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.plan.health import EngineStatus
 from tasks.plan.request_stats import EngineRequest, OwnRequests
 

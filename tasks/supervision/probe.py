@@ -11,8 +11,8 @@ import socket
 import time
 from typing import Any
 
+from state.classes import dataclass
 from state.errors import EngineFailed
-from state.lazy_dataclass import dataclass
 from tasks.engines import adapters
 from tasks.plan.health import EngineStatus, read_choices, read_models
 from tasks.plan.request_stats import EngineRequest

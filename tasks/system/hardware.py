@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from catalog import chips
 from catalog.machine import Machine
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.system import tool
 
 Recording = Mapping[str, str]

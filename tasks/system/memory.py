@@ -8,7 +8,7 @@ import time
 from enum import StrEnum
 from pathlib import Path
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.system import tool
 from tasks.system.process import Identity, members, table
 

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Mapping
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.service import Kind
 from state.settings import TIER_PORTS
 from tasks.system import tool

@@ -20,8 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from state.classes import dataclass
 from state.errors import MlxqError
-from state.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import subprocess

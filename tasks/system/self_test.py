@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from state import files
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from tasks.system import memory, ports, process
 
 LIMIT_S = 30.0

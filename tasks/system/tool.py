@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 
+from state.classes import dataclass
 from state.errors import MlxqError
-from state.lazy_dataclass import dataclass
 
 MACOS_PATHS = {
     "caffeinate": "/usr/bin/caffeinate",

@@ -14,8 +14,8 @@ import sys
 from enum import StrEnum
 from pathlib import Path
 
+from state.classes import dataclass
 from state.errors import UsageProblem
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 from tasks.engines.installed import mlxq_version
 from tasks.upgrade import record as records

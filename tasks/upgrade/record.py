@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from state import files
+from state.classes import dataclass
 from state.errors import Busy
-from state.lazy_dataclass import dataclass
 from state.paths import Home
 
 CURRENT = "upgrade.json"

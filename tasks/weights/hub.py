@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
+from state.classes import dataclass
 from state.errors import Damaged, Gated, MlxqError, NotFound, Offline
-from state.lazy_dataclass import dataclass
 from tasks.system import file_copy
 from tasks.system.child import Later
 from tasks.weights import repo_files

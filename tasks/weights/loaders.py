@@ -14,8 +14,8 @@ from typing import Any
 
 from catalog import config_json
 from catalog.config_json import ModelConfig
+from state.classes import dataclass
 from state.errors import NotFound
-from state.lazy_dataclass import dataclass
 from state.paths import get_home
 from tasks.weights import repo_files
 

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from state.classes import dataclass
 from state.files import replace_private
-from state.lazy_dataclass import dataclass
 
 Algorithm = Literal["sha256", "git-sha1"]
 _ALGORITHMS = get_args(Algorithm)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from state import facts, stack, weights
+from state.classes import dataclass
 from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
 from state.files import replace_private
-from state.lazy_dataclass import dataclass
 from state.stack import Engine
 from tasks.system import backup, bounded, disk_access
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from state.classes import dataclass
 from state.errors import UsageProblem
-from state.lazy_dataclass import dataclass
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")

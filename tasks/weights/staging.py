@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from state import files
+from state.classes import dataclass
 from state.errors import Busy, DiskUnavailable
-from state.lazy_dataclass import dataclass
 from tasks.weights import manifest
 from tasks.weights.manifest import Manifest
 

@@ -16,7 +16,7 @@ from dataclasses import field
 from pathlib import Path
 
 from state import files
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 from state.paths import Home
 
 FORGET_S = 600.0

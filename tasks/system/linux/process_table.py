@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from catalog import config_json
 from catalog.config_json import ModelConfig
+from state.classes import dataclass
 from state.errors import Damaged, NotFound
-from state.lazy_dataclass import dataclass
 from state.weights import Facts
 from tasks.system import disk_access
 from tasks.weights import loaders, manifest, repo_files

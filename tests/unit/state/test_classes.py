@@ -8,7 +8,7 @@ from dataclasses import field
 
 import pytest
 
-from state.lazy_dataclass import dataclass
+from state.classes import dataclass
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""Dataclasses whose methods are generated when the first instance is made, not when the class is defined.
+"""Kinds of classes: enums whose members are explained, and dataclasses whose methods are generated late.
 
-The standard library compiles five functions for each frozen dataclass, about 1 ms. A command defines up to eighty and
-makes instances of a few: to generate all took half of its time. What is generated is the standard library's own, but
-for `__repr__`: that is 40 % of the work, and one function does for all.
+A dataclass of this module gets its methods when its first instance is made, not when the class is defined. The
+standard library compiles five functions for each frozen one, about 1 ms. A command defines up to eighty and makes
+instances of a few: to generate all took half of its time. What is generated is the standard library's own, but for
+`__repr__`: that is 40 % of the work, and one function does for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -21,9 +23,9 @@ else:
             return lambda decorated: dataclass(decorated, **options)
         generation = _Generation(cls, options)
 
-        def new(made: type, *_args: object, **_kwargs: object) -> object:
+        def new(subclass: type, *_args: object, **_kwargs: object) -> object:
             generation.complete()
-            return object.__new__(made)
+            return object.__new__(subclass)
 
         cls.__new__ = new
         cls.__dataclass_fields__ = generation
@@ -62,3 +64,16 @@ class _Generation:
         """Return the fields, for dataclasses.fields and for classes that inherit from this one."""
         self.complete()
         return vars(self.cls)["__dataclass_fields__"]
+
+
+class DocumentedEnum(StrEnum):
+    """A member is written `WORD = "word", "what it means"` and is the word; `meaning` is the sentence for users."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        """Create the member and attach its sentence."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
