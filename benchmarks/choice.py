@@ -27,8 +27,8 @@ from catalog.load import entries
 from catalog.machine import Machine
 from catalog.model import Model
 from catalog.pick import Recommendation
+from catalog.problems import TooSmall
 from catalog.score import budget, recommend
-from catalog.search import TooSmall
 from tasks.plan.answer_timeout import answer_timeout_s
 
 SHARES: tuple[float | None, ...] = (None, 0.25, 0.40, 0.60)

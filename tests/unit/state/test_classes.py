@@ -37,7 +37,7 @@ def test_it_is_what_the_standard_library_makes():
     assert dataclasses.asdict(Point(1)) == {"x": 1, "y": 2, "hidden": "no"}
     assert hash(Point(1)) == hash(Point(1))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        named.x = 2
+        named.x = 2  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(TypeError, match="y2"):
         Point(1, y2=3)  # pyright: ignore[reportCallIssue]
 
