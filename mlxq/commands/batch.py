@@ -35,22 +35,22 @@ class BatchId(click.ParamType[str]):
 
 @click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Answer a file of requests in the background.
+    """Run a file of requests in the background.
 
-    The requests are answered while no other request is at work, whatever is restarted meanwhile. Programs use OpenAI's
-    Batch API and Anthropic's Message Batches of the gateway.
+    The requests run while no others do, and survive every restart. Programs use OpenAI's Batch API and Anthropic's
+    Message Batches on the gateway.
     """
 
 
 @command.command()
 @click.argument("file", type=click.Path(allow_dash=True))
-@options.tier("Tier that answers, whatever model the requests name.")
-@click.option("--cloud", is_flag=True, help="Let the cloud answer where no tier can.")
-@click.option("--wait", is_flag=True, help="Wait until the batch has ended.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Wait, and write the answers to this file.")
+@options.tier("Use this tier, whatever model the requests name.")
+@click.option("--cloud", is_flag=True, help="Use the cloud for requests that no tier can answer.")
+@click.option("--wait", is_flag=True, help="Wait until the batch is finished.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Wait, then write the results to this file.")
 @options.timeout
 def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None, timeout_s: float | None) -> None:
-    """Answer the requests in FILE, or on standard input for `-`.
+    """Run the requests in FILE, or on standard input for `-`.
 
     Each line is a request as in OpenAI's Batch API: {"custom_id": …, "method": "POST", "url": "/v1/chat/completions",
     "body": {"model": "fast", "messages": […]}}.
@@ -83,7 +83,7 @@ def _report(batch: Batch) -> None:
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the batches of all keys, the newest first."""
+    """List all batches, newest first."""
     with jobs_client.reading(get_home()) as db:
         rows = [_row(batch) for batch in control.newest(db)]
     if as_json:
@@ -113,7 +113,7 @@ def _row(batch: Batch) -> dict[str, Any]:
 @click.argument("batch_id", metavar="ID", type=BatchId())
 @options.as_json
 def show(batch_id: str, *, as_json: bool) -> None:
-    """Show one batch, and what is wrong with its file."""
+    """Show one batch and the errors in its file."""
     with jobs_client.reading(get_home()) as db:
         batch = control.get(db, batch_id)
         job = control.job_of(db, batch)
@@ -148,7 +148,7 @@ def _fields(batch: Batch) -> list[Sequence[Any]]:
 @command.command()
 @click.argument("batch_id", metavar="ID", type=BatchId())
 def cancel(batch_id: str) -> None:
-    """Cancel a batch; what was answered is kept."""
+    """Cancel a batch; finished requests keep their results."""
     home = get_home()
     with jobs_client.changing(home) as db:
         batch = control.get(db, batch_id)
@@ -161,10 +161,10 @@ def cancel(batch_id: str) -> None:
 
 @command.command()
 @click.argument("batch_id", metavar="ID", type=BatchId())
-@click.option("--errors", is_flag=True, help="Print the requests without an answer instead.")
+@click.option("--errors", is_flag=True, help="Print the failed requests instead.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write to this file.")
 def output(batch_id: str, *, errors: bool, out: str | None) -> None:
-    """Print the answers of an ended batch, one JSON document a line."""
+    """Print the results of a finished batch as JSON lines."""
     home = get_home()
     with jobs_client.reading(home) as db:
         batch = control.get(db, batch_id)

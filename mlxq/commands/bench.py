@@ -56,7 +56,7 @@ class TargetName(options.InstalledName):
 @click.command()
 @click.argument("target", metavar="TARGET", type=TargetName(), required=False)
 @click.option("--save", is_flag=True, help="Save the result; it improves predictions for this machine.")
-@click.option("--quant", metavar="NAME", help="Which of the installed quants.")
+@click.option("--quant", metavar="NAME", help="Which installed quant to use.")
 @click.option(
     "--runs", type=click.IntRange(1, 20), default=3, show_default=True, metavar="N", help="Number of timed runs."
 )
@@ -75,11 +75,11 @@ class TargetName(options.InstalledName):
 @click.option(
     "--concurrency", type=Counts(), default="1", show_default=True, metavar="N,…", help="Number of concurrent requests."
 )
-@click.option("--history", type=TargetName(), metavar="MODEL", help="Show saved results of MODEL, and measure nothing.")
+@click.option("--history", type=TargetName(), metavar="MODEL", help="Show saved results of MODEL; measure nothing.")
 @click.option(
     "--tune/--no-tune",
     default=None,
-    help="Try what the engine offers to answer faster, and use what is; or use none of it any more.",
+    help="Find what makes answers faster, and keep it; --no-tune drops it.",
 )
 @options.timeout
 @options.as_json
@@ -97,8 +97,8 @@ def command(
     """Benchmark a running tier or an installed model.
 
     TARGET is a running tier, or a model, which then gets an engine of its own. Every prompt is new, so that no cache
-    helps. --tune tries draft heads, prompt lookup and a quantized cache where engine and model have them, and uses the
-    one that is at least a tenth faster with the same greedy answers.
+    helps. --tune tries draft heads, prompt lookup and a quantized cache where engine and model support them, and keeps
+    the one that is at least 10 % faster with the same greedy answers.
     """
     home = get_home()
     if (target is None) == (history is None):

@@ -23,16 +23,16 @@ from state.paths import Home, get_home
     metavar="SECONDS",
     default=600.0,
     show_default=True,
-    help="Give up after so long without a word.",
+    help="Give up after this long without output.",
 )
 @click.option("-c", "--continue", "continues", is_flag=True, help="Continue the last conversation.")
 def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float, *, continues: bool) -> None:
     """Send a prompt to a model and stream the answer.
 
     PROMPT is the text, or `-` to read it from standard input. Decoding is greedy: the same prompt gives the same
-    answer. After three seconds without a word it says what it waits for.
+    answer. After three seconds without output it says what it is waiting for.
 
-    Without PROMPT, on a terminal, it begins a conversation: /help shows its commands, Ctrl-C stops an answer, Ctrl-D
+    Without PROMPT, on a terminal, it starts a conversation: /help lists its commands, Ctrl-C stops an answer, Ctrl-D
     exits.
     """
     text = " ".join(prompt)

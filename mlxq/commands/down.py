@@ -27,14 +27,14 @@ DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN 
 @options.timeout
 @options.dry_run
 def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
-    """Stop all services, or one.
+    """Stop all services, or only those named.
 
     SERVICE is a tier, `gateway` or `page`. Running requests get a few seconds to finish. A tier that shares its engine
-    is taken out of routing, and the engine runs on for the others. A worker that a command started exits too, once no
-    job is left.
+    is taken out of routing while the engine keeps running for the others. A worker that was started by a command exits
+    once no job is left.
 
-    With --drain a tier refuses new requests and exits after its last response; the gateway is stopped last. Run
-    `mlxq down` again to stop waiting.
+    With --drain a tier refuses new requests and stops after its last response; the gateway stops last. Run `mlxq down`
+    again to stop waiting.
     """
     home = get_home()
     with jobs_client.reading(home) as db:

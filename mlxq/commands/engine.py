@@ -36,18 +36,17 @@ class EngineName(click.ParamType[str]):
 
 @click.group(no_args_is_help=True)
 def command() -> None:
-    """Install engines and choose between them.
+    """Install engines and choose which one to use.
 
-    An engine is the program that serves a model. In a checkout vllm-mlx is always there; each other one lives in an
-    environment of its own below MLXQ_HOME/engines. With `engine: auto` each model gets the engine that reads its
-    prompts once.
+    An engine is the program that serves a model. A checkout always has vllm-mlx; every other engine has an environment
+    of its own below MLXQ_HOME/engines. With `engine: auto` each model gets an engine that reuses its prompts.
     """
 
 
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the engines: which are here, which are used, and what runs on them."""
+    """List engines, their versions and their tiers."""
     home = get_home()
     rows = _rows(home)
     if as_json:
@@ -65,15 +64,17 @@ def listing(*, as_json: bool) -> None:
 
 @command.command()
 @click.argument("engine", type=EngineName())
-@click.option("--version", metavar="V", help="This version, and use it.  [default: the one mlxq was tested with]")
-@click.option("--force", is_flag=True, help="Make its environment again.")
+@click.option(
+    "--version", metavar="V", help="Install this version and use it.  [default: the one mlxq was tested with]"
+)
+@click.option("--force", is_flag=True, help="Rebuild its environment.")
 @options.timeout
 @options.as_json
 def install(engine: str, *, version: str | None, force: bool, timeout_s: float | None, as_json: bool) -> None:
-    """Install ENGINE beside the others, and prove it on the built-in model.
+    """Install ENGINE and test it on the built-in model.
 
-    Its packages come from the package index, held to the hashes that ship with mlxq. The tiers that it serves best
-    change to it one after another.
+    Its packages come from the package index and must match the hashes that ship with mlxq. Tiers that it serves best
+    switch to it one after another.
     """
     entry = installable(engine)
     if not as_json:
@@ -90,12 +91,12 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
 
 @command.command()
 @click.argument("engine", type=EngineName())
-@click.option("--tier", metavar="NAME", help="For this tier alone.")
+@click.option("--tier", metavar="NAME", help="Only for this tier.")
 @options.timeout
 def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
-    """Serve every tier, or one, with ENGINE; `auto` leaves the choice to mlxq.
+    """Serve all tiers, or one, with ENGINE, or with `auto`.
 
-    The tiers that change are restarted one after another, and the others serve meanwhile.
+    `auto` lets mlxq choose. The tiers that change restart one after another while the others keep serving.
     """
     home = get_home()
     if engine not in (settings.AUTO, *entries()):
@@ -116,21 +117,22 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
 @click.argument("version")
 @options.timeout
 def remove(engine: str, version: str, *, timeout_s: float | None) -> None:
-    """Delete VERSION of ENGINE; not one that a tier runs on."""
+    """Delete an unused VERSION of ENGINE."""
     job = _run(kinds.new("remove_engine", {"engine": engine, "version": version}), timeout_s=timeout_s)
     render.say(f"{engine} {version} is gone; {units.files(job.result['bytes'])} are free again.")
 
 
 @command.command()
 @click.argument("engine", type=EngineName(), default="rapid-mlx")
-@click.option("--check", is_flag=True, help="Say whether there is a newer one; install nothing.")
+@click.option("--check", is_flag=True, help="Show whether there is a newer version; install nothing.")
 @options.timeout
 @options.as_json
 def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool) -> None:
-    """Install the newest version of ENGINE that this mlxq knows, and use it unless it is slower here.
+    """Install the newest known version of ENGINE.
 
-    It is installed beside the old one, passes a smoke test and is timed against it. The tiers change to it one after
-    another while the others serve; a version on which one does not serve is taken back.
+    It is installed next to the old one, passes a smoke test, and is used unless it is slower on this machine. The tiers
+    switch to it one after another while the others keep serving; if one of them does not serve, the old version is used
+    again.
     """
     installable(engine)
     if check:
@@ -148,7 +150,10 @@ def upgrade(engine: str, *, check: bool, timeout_s: float | None, as_json: bool)
 @click.argument("engine", type=EngineName(), default="rapid-mlx")
 @options.timeout
 def rollback(engine: str, *, timeout_s: float | None) -> None:
-    """Go back to the version of ENGINE that was used before, or to vllm-mlx where there was none."""
+    """Go back to the previous version of ENGINE.
+
+    Without a previous version, vllm-mlx serves its tiers.
+    """
     job = _run(kinds.new("rollback_engine", {"engine": engine}), timeout_s=timeout_s)
     render.say(f"{engine} {job.result['version']} is not used any more; {job.result['now']} is.")
 

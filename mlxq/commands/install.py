@@ -14,13 +14,13 @@ WORDS: Mapping[bool, str] = {True: "yes", False: "no"}
 
 @click.command()
 @click.option("--system", is_flag=True, help="Start at boot, before anyone logs in; needs an administrator.")
-@click.option("--status", is_flag=True, help="Show whether autostart is installed, and change nothing.")
+@click.option("--status", is_flag=True, help="Show whether autostart is installed; change nothing.")
 @options.dry_run
 @options.as_json
 def command(*, system: bool, status: bool, dry_run: bool, as_json: bool) -> None:
     """Start the worker at login or boot (launchd, systemd).
 
-    The system also restarts the worker when it exits. Without --system it starts when you log in. --json goes with
+    The system also restarts the worker when it exits. Without --system it starts when you log in. --json requires
     --status.
     """
     unit = autostart.describe(system=system)

@@ -39,7 +39,7 @@ def command() -> None:
 @click.option("--rpm", type=click.IntRange(min=1), metavar="N", help="Allow at most N requests per minute.")
 @click.option("--background", is_flag=True, help="Low priority: wait while other requests run.")
 @click.option("--no-store", is_flag=True, help="Keep its prompts and thoughts off the disk and out of the gateway.")
-@click.option("--manage", is_flag=True, help="Let it download and delete models, by Ollama's API.")
+@click.option("--manage", is_flag=True, help="Allow it to download and delete models through Ollama's API.")
 def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool, manage: bool) -> None:
     """Create a key for the app NAME and print it once.
 
@@ -61,7 +61,7 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the keys and what each may do, never the key itself."""
+    """List keys and their permissions, not the keys themselves."""
     rows = _all(get_home())
     if as_json:
         render.data({"keys": [_row(key) for key in rows]})

@@ -14,14 +14,14 @@ from tasks.on_demand import requests
 
 @click.command()
 @options.model(installed=True)
-@click.option("--keep", metavar="TIME", help="Stop it so long after its last use, such as 10m; -1 = never.")
+@click.option("--keep", metavar="TIME", help="Unload it after this long without a request, such as 10m; -1 = never.")
 @options.timeout
 @options.dry_run
 def command(model: str, *, keep: str | None, timeout_s: float | None, dry_run: bool) -> None:
-    """Load a model now, as a request for it would.
+    """Load a model before it is requested.
 
-    MODEL is a catalog id, a repo or a folder of weights on this disk, or a tier that sleeps. The models that were not
-    used for the longest time are stopped for it, if their memory is needed; a running answer is never cut.
+    MODEL is a catalog id, a repository or a folder of weights on this disk, or a sleeping tier. If memory is needed,
+    the least recently used models are unloaded first; a running answer is never cut off.
     """
     from tasks.plan import on_demand as plan
 

@@ -33,9 +33,9 @@ class NotifyName(click.ParamType[str]):
 def command() -> None:
     """Send a message when something needs attention.
 
-    One message for each change: a tier in a crash loop or that cannot start, healthy again, an unclean shutdown, a disk
-    nearly full, the cloud's cap reached, an engine rolled back, a scheduled job that failed. Changes within ten seconds
-    are one message; during the setting `quiet-hours` messages wait.
+    There is one message for each change: a tier in a crash loop or that cannot start, healthy again, an unclean
+    shutdown, a disk nearly full, the cloud's cap reached, an engine rolled back, a scheduled job that failed. Changes
+    within ten seconds are combined; during the setting `quiet-hours` messages wait.
     """
 
 
@@ -44,7 +44,7 @@ def command() -> None:
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("address", nargs=-1, metavar="[URL|PROGRAM [ARGUMENT]...]")
 @click.option("--secret-stdin", is_flag=True, help="Read the webhook's secret or ntfy's token from standard input.")
-@click.option("--always", is_flag=True, help="Deliver during quiet hours too.")
+@click.option("--always", is_flag=True, help="Deliver during quiet hours, too.")
 def add(name: str, kind: Any, address: Sequence[str], *, secret_stdin: bool, always: bool) -> None:
     """Add the target NAME.
 
@@ -106,7 +106,7 @@ def _program(words: Sequence[str]) -> tuple[str, ...]:
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the targets, never a secret or a whole URL."""
+    """List targets, without secrets or full URLs."""
     home = get_home()
     rows = _rows(home, list(targets.read(targets.file(home)).values()))
     if as_json:
@@ -162,7 +162,7 @@ def _ago(at: float | None) -> str | None:
 @command.command()
 @click.argument("name", type=NotifyName())
 def remove(name: str) -> None:
-    """Remove the target NAME; what it has not got yet is dropped."""
+    """Remove the target NAME and its pending messages."""
     home = get_home()
     targets.remove(targets.file(home), name)
     with jobs_client.writing(home) as db:
@@ -186,7 +186,10 @@ def _cancel(db: Database, name: str) -> None:
 @click.argument("names", metavar="[NAME]...", nargs=-1, type=NotifyName())
 @options.timeout
 def test(names: Sequence[str], *, timeout_s: float | None) -> None:
-    """Send a test message to NAME, or to every target, and wait until it is delivered."""
+    """Send a test message to NAME, or to every target.
+
+    Waits until it is delivered.
+    """
     home = get_home()
     saved = targets.read(targets.file(home))
     if not saved:

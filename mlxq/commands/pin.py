@@ -16,10 +16,10 @@ from tasks.on_demand import requests
 @options.model(installed=True)
 @options.dry_run
 def command(model: str, *, dry_run: bool) -> None:
-    """Keep a model loaded once it is, whatever else needs memory.
+    """Keep a model in memory once it is loaded.
 
-    It is neither stopped for being idle nor to make room; `mlxq unload` stops it all the same. The tiers of the stack
-    are always kept, unless the setting tier-idle-stop lets them sleep.
+    It is unloaded neither when idle nor to make room, only by `mlxq unload`. The tiers of the stack always stay loaded,
+    unless the setting tier-idle-stop lets them sleep.
     """
     home = get_home()
     if dry_run:

@@ -18,15 +18,15 @@ from tasks.weights import manifest, staging
 
 @click.command()
 @click.option("--unused", is_flag=True, help="Also delete complete models that no tier serves.")
-@click.option("--cache", is_flag=True, help="Delete the prompts that engines keep, in memory and on disk, instead.")
+@click.option("--cache", is_flag=True, help="Delete cached prompts instead, in memory and on disk.")
 @options.dry_run
 @options.yes
 @options.as_json
 def command(*, unused: bool, cache: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Delete incomplete, damaged and outdated model files.
 
-    With --cache, delete what the engines keep of old prompts instead. --json prints what would be deleted with
-    --dry-run, or what was deleted with --yes.
+    With --cache, delete the engines' cached prompts instead. --json prints what would be deleted with --dry-run, or
+    what was deleted with --yes.
     """
     home = get_home()
     local_models.require_writable(home)

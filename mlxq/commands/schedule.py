@@ -33,7 +33,7 @@ class ScheduleName(click.ParamType[str]):
 
 @click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Run commands at set times.
+    """Run commands on a schedule.
 
     Each run is an ordinary job (`mlxq jobs`). `mlxq notify` reports one that failed.
     """
@@ -52,11 +52,11 @@ def command() -> None:
 )
 @options.timeout
 def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: float | None) -> None:
-    """Run COMMAND at the times of CRON, in local time; replaces the schedule NAME.
+    """Run COMMAND at the times of CRON, in local time.
 
-    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]`, `catalog check` or
-    `engine upgrade --check [ENGINE]`. CRON is minute, hour, day of the month, month and day of the week (0 is Sunday),
-    such as "30 3 * * 0"; a day must match both of its fields.
+    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]`, `catalog check` or `engine
+    upgrade --check [ENGINE]`. CRON is minute, hour, day of the month, month and day of the week (0 is Sunday), such as
+    "30 3 * * 0"; a day must match both of its fields. A schedule of the same NAME is replaced.
     """
     home = get_home()
     with jobs_client.writing(home) as db:
@@ -156,7 +156,7 @@ PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tupl
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the schedules, when each runs next, and how its last run ended."""
+    """List schedules with their next and last run."""
     with jobs_client.reading(get_home()) as db:
         rows = [_row(db, schedule) for schedule in schedules.listing(db)]
     if as_json:
@@ -195,7 +195,7 @@ def _last(row: dict[str, Any]) -> str | None:
 @command.command()
 @click.argument("name", type=ScheduleName())
 def remove(name: str) -> None:
-    """Remove the schedule NAME; a run that is under way continues."""
+    """Remove the schedule NAME; a current run continues."""
     with jobs_client.changing(get_home()) as db:
         schedules.remove(db, name)
     render.say(f"Schedule {name} removed.")
@@ -205,7 +205,7 @@ def remove(name: str) -> None:
 @click.argument("name", type=ScheduleName())
 @options.timeout
 def run(name: str, *, timeout_s: float | None) -> None:
-    """Run the schedule NAME now, and wait for it."""
+    """Run the schedule NAME now and wait for it."""
     home = get_home()
     with jobs_client.changing(home) as db:
         schedules.get(db, name)

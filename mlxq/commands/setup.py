@@ -45,7 +45,7 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
     help="Percentage of memory that models may use.  [default: setting memory-budget-pct]",
 )
 @click.option("--no-pull", is_flag=True, help="Only choose models; implies --no-start.")
-@click.option("--no-engine", is_flag=True, help="Install no other engine, even where a model needs it.")
+@click.option("--no-engine", is_flag=True, help="Do not install another engine, even if a model needs it.")
 @click.option("--no-start", is_flag=True, help="Choose and download models, but start nothing.")
 @click.option("--model", "alone", metavar="MODEL", type=options.ModelName(), help="Serve only this model.")
 @click.option("--add", multiple=True, metavar="MODEL", type=options.ModelName(), help="Add a tier that serves MODEL.")
@@ -54,8 +54,8 @@ AND chain IN (SELECT chain FROM jobs WHERE kind = 'score')
 @click.option("--reasoning-parser", metavar="NAME", help="Parser for the thoughts of the added model, or none.")
 @click.option("--context", type=click.IntRange(min=512), metavar="N", help="Window of the added model, in tokens.")
 @options.tiers("--remove", "Remove TIER; keep its weights.")
-@click.option("--embedding", metavar="MODEL", help="Make embeddings with MODEL, or with none.")
-@click.option("--rerank", metavar="MODEL", help="Rank documents with MODEL, or with none.")
+@click.option("--embedding", metavar="MODEL", help="Serve embeddings with MODEL, or with none.")
+@click.option("--rerank", metavar="MODEL", help="Serve reranking with MODEL, or with none.")
 @options.timeout
 @options.as_json
 def command(
@@ -79,9 +79,9 @@ def command(
     """Choose models for this machine, download and start them.
 
     On a terminal it shows the machine and the models that fit, and lets you change them. Safe to run again: installed
-    models are not downloaded again and running services are not restarted. The engine that a model needs is installed
-    too. --add, --remove and --model change the present stack; MODEL is a catalog id, a repository on the Hub, or a
-    folder. --json prints a line of JSON at each change of a job, and at the end the document of `status --json`.
+    models are not downloaded again and running services are not restarted. An engine that a model needs is installed
+    too. --add, --remove and --model change the current stack; MODEL is a catalog id, a repository on the Hub, or a
+    folder. --json prints a line of JSON for each change of a job, then the document of `status --json`.
     """
     home, consent = get_home(), Consent(yes=yes, no_input=no_input)
     _require_home(home)

@@ -39,8 +39,8 @@ def command(*, simulate: str | None, live_view: bool, as_json: bool) -> None:
     """Show the state of every service.
 
     A service is healthy, degraded, down, crashed or stopped; a reason follows where there is one. CACHED is the share
-    of a tier's input that was not read again in the last seven days. THINKING is how long its model thinks before it
-    answers, where a request says nothing. With --json the document is printed even where nothing is set up; the exit
+    of a tier's input that was not read again in the last seven days. THINKING is how long the model thinks before it
+    answers, unless the request says otherwise. With --json the document is printed even if nothing is set up; the exit
     code is then 3.
     """
     home = get_home()

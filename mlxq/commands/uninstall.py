@@ -31,8 +31,8 @@ END_S = 60.0
 def command(*, system: bool, everything: bool, keep_models: bool, dry_run: bool, yes: bool) -> None:
     """Remove the autostart entry; services keep running.
 
-    With --all, everything that mlxq has on this machine: services, data, completions. The program itself stays, and the
-    command that removes it is printed.
+    With --all, remove everything that mlxq has on this machine: services, data, completions. The program itself stays;
+    the command that removes it is printed.
     """
     if not everything:
         if keep_models or dry_run:

@@ -15,9 +15,9 @@ from tasks.on_demand import requests
 @options.timeout
 @options.dry_run
 def command(model: str, *, timeout_s: float | None, dry_run: bool) -> None:
-    """Stop a model until it is asked for again.
+    """Unload a model until it is requested again.
 
-    It finishes its answers first. A tier that the stack keeps loaded is stopped with `mlxq down`.
+    Running answers finish first. Tiers that the stack keeps loaded are stopped with `mlxq down`.
     """
     home = get_home()
     if dry_run:

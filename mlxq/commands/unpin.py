@@ -14,7 +14,7 @@ from state.paths import get_home
 @options.model(installed=True)
 @options.dry_run
 def command(model: str, *, dry_run: bool) -> None:
-    """Let a pinned model be stopped again."""
+    """Allow a pinned model to be unloaded again."""
     home = get_home()
     pinned: list[str] = settings.load(home)["pinned"]
     staying = [name for name in pinned if name.lower() != model.lower()]

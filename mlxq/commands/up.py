@@ -23,10 +23,10 @@ from tasks.gateway.admission import poison_requests
 @options.timeout
 @options.dry_run
 def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> None:
-    """Start all services, or one.
+    """Start all services, or only those named.
 
-    SERVICE is a tier, `gateway` or `page`. Services that are already running are left alone. What mlxq decided for
-    safety is lifted, and said: the safe mode of these services, and the refusal of requests that tiers crashed on.
+    SERVICE is a tier, `gateway` or `page`. Running services are left alone. Also ends the safe mode of these services,
+    allows requests that crashed them before, and says so.
     """
     from tasks import stack_jobs  # it brings the catalog along
 

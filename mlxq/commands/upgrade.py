@@ -22,18 +22,18 @@ BACK_S = 180.0
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Show whether there is a newer version, and change nothing.")
+@click.option("--check", is_flag=True, help="Show whether there is a newer version; change nothing.")
 @click.option("--to", metavar="VERSION", help="This version.  [default: the newest]")
-@click.option("--back", is_flag=True, help="Use the version from before the latest upgrade again.")
+@click.option("--back", is_flag=True, help="Go back to the version before the latest upgrade.")
 @options.yes
 @options.timeout
 @options.as_json
 def command(*, check: bool, to: str | None, back: bool, yes: bool, timeout_s: float | None, as_json: bool) -> None:
     """Upgrade mlxq without interrupting requests.
 
-    The new version is installed beside this one, and answers a prompt on a copy of your data before it is used. Then
-    worker, gateway and, where something of them changed, engines are replaced one after another. If one of them does
-    not come up, this version is used again by itself.
+    The new version is installed next to this one and answers a prompt on a copy of your data before it is used. Then
+    the worker, the gateway and, where something in them changed, the engines are replaced one after another. If one of
+    them does not come up, this version takes over again by itself.
     """
     if check + back + (to is not None) > 1:
         raise click.UsageError("--check, --to and --back exclude each other.")

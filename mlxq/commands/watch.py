@@ -37,8 +37,8 @@ LATEST = 5
 def command(interval: int | None, max_restarts: int | None, restart_delay: int | None, *, daemon: bool) -> None:
     """Run the watchdog in the foreground and show service states.
 
-    Every worker has a watchdog; this command starts a worker for as long as it runs, unless one is running already.
-    The options change the settings of the same names for good.
+    Every worker has a watchdog; this command starts a worker for as long as it runs, unless one is running already. The
+    options permanently change the settings of the same names.
     """
     home = get_home()
     status.report(home)

@@ -42,7 +42,9 @@ def test_the_help_lists_every_command_as_it_describes_itself() -> None:
 
 
 def test_no_list_of_commands_is_cut_at_eighty_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("jobs", "config", "keys", "connect", "catalog"):
+    with click.Context(cli.mlxq) as ctx:
+        commands = {name: cli.mlxq.get_command(ctx, name) for name in cli.mlxq.list_commands(ctx)}
+    for name in (name for name, command in commands.items() if isinstance(command, click.Group)):
         assert cli.run([name, "--help"]) == 0
         assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
