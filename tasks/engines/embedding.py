@@ -17,7 +17,7 @@ from typing import Any
 from catalog import retrieval
 from catalog.problems import UnknownModel
 from state.stack import Engine
-from tasks.engines.base import QUIET, Adapter, Installation, Served, buffer_cache
+from tasks.engines.base import QUIET, SMALL_HEAP, Adapter, Installation, Served, buffer_cache
 from tasks.plan.exit_causes import BAD_COMMAND_LINE, REPAIR, UNKNOWN_TYPE, CauseRule
 from tasks.plan.health import Limits
 
@@ -57,7 +57,7 @@ def _pooling(engine: Engine) -> str:
 
 def environment(served: Served) -> dict[str, str]:
     """Return the engine's part of its environment."""
-    backend = {"MALLOC_ARENA_MAX": "2"} if served.backend == "cpu" else buffer_cache(served)
+    backend = SMALL_HEAP if served.backend == "cpu" else buffer_cache(served)
     return {KEY: served.key, "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes), **QUIET, **backend}
 
 

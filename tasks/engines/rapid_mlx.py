@@ -10,6 +10,7 @@ from tasks.engines.base import (
     DRAIN_S,
     MIB,
     QUIET,
+    SMALL_HEAP,
     Adapter,
     Installation,
     ModelFacts,
@@ -140,7 +141,7 @@ EXACT_ENTRIES = 64
 def _backend(served: Served) -> dict[str, str]:
     """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
     if served.backend == "cpu":
-        return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
+        return {"MLX_DISABLE_COMPILE": "1", **SMALL_HEAP}
     return buffer_cache(served) | {"MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes)}
 
 

@@ -9,6 +9,7 @@ from catalog.engines import ModelKind, reuses
 from tasks.engines.base import (
     MIB,
     QUIET,
+    SMALL_HEAP,
     Adapter,
     Installation,
     Served,
@@ -95,7 +96,7 @@ def environment(served: Served) -> dict[str, str]:
 def _backend(served: Served) -> dict[str, str]:
     """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
     if served.backend == "cpu":
-        return {"MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
+        return {"MLX_DISABLE_COMPILE": "1", **SMALL_HEAP}
     return buffer_cache(served)
 
 
