@@ -195,7 +195,7 @@ def test_a_service_has_a_page_with_its_log_live_and_filtered(view: Page, served:
                 view.screenshot(path=f"{pictures}/service-{width}-{scheme}.png", full_page=True)
 
 
-def test_a_chart_tells_its_values_to_pointer_and_keys(view: Page):
+def test_a_chart_tells_its_values_to_pointer_and_keys_also_while_the_page_changes(view: Page, rows: Database):
     plot = view.locator("[data-chart=fast] .plot")
     value = view.locator("[data-chart=fast] .at")
     expect(value).to_have_text("peak 119")
@@ -203,6 +203,12 @@ def test_a_chart_tells_its_values_to_pointer_and_keys(view: Page):
     view.keyboard.press("Home")
     expect(plot).to_have_attribute("aria-valuenow", "0")
     expect(value).to_contain_text("tokens/s")
+    told = value.text_content() or "none"
+    scene.die(rows, "fast")
+    expect(view.locator("article[data-key=fast]")).to_contain_text("crashed, restarting")
+    expect(value).to_have_text(told)
+    expect(plot).to_be_focused()
+    expect(plot.locator(".cursor")).to_have_class("cursor on")
     view.keyboard.press("Tab")
     expect(value).to_have_text("peak 119")
     plot.hover()

@@ -51,6 +51,7 @@ function show(id, html) {
   fresh.innerHTML = html;
   morphChildren($(id), fresh.content);
   tellTimes();
+  pointAgain();
 }
 
 // ---- times
@@ -151,6 +152,7 @@ async function redraw() {
     morphChildren(old, figure);
   }
   tellTimes();
+  pointAgain();
 }
 
 function choose(button) {
@@ -160,11 +162,22 @@ function choose(button) {
   redraw();
 }
 
+const pointed = new Map(); // chart -> the time that is pointed at, which stays while the chart moves on
+
+function pointAgain() {
+  for (const [chart, time] of pointed) {
+    const figure = document.querySelector(`[data-chart="${CSS.escape(chart)}"]`);
+    if (!figure) pointed.delete(chart);
+    else point(figure.querySelector(".plot"), Math.round((time - figure.dataset.from) / figure.dataset.step));
+  }
+}
+
 function point(plot, index) {
   const figure = plot.closest("figure"), values = figure.dataset.values.split(","), last = values.length - 1;
   const at = Math.min(last, Math.max(0, index)), value = values[at], { from, step, unit } = figure.dataset;
   const time = Number(from) + at * step, when = step < 3600 ? tick(time) : `${day(time)} ${tick(time)}`;
   const text = `${when}  ${value === "" ? "no data" : `${value} ${unit}`}`;
+  pointed.set(figure.dataset.chart, time);
   figure.querySelector(".at").textContent = text;
   const cursor = plot.querySelector(".cursor");
   for (const name of ["x1", "x2"]) cursor.setAttribute(name, `${100 * at / last}%`);
@@ -174,6 +187,7 @@ function point(plot, index) {
 }
 
 function unpoint(plot) {
+  pointed.delete(plot.closest("figure").dataset.chart);
   const at = plot.closest("figure").querySelector(".at");
   at.textContent = at.dataset.idle;
   plot.querySelector(".cursor").classList.remove("on");
