@@ -54,7 +54,8 @@ def view(*, as_json: bool = False) -> View:
 def title(job: Job) -> str:
     """Return a job's kind and what it is about, such as `start fast`."""
     subject = next((str(job.args[name]) for name in SUBJECTS if job.args.get(name)), "")
-    return f"{job.kind} {short(subject)}".strip()
+    name = short(subject)
+    return name if name.startswith(f"{job.kind}_") else f"{job.kind} {name}".strip()
 
 
 def short(source: str) -> str:

@@ -28,10 +28,12 @@ from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import Home
 from tasks import kinds, tier_requests
+from tasks.on_demand import requests as model_requests
 from tasks.tier_requests import Effects
 
 VERBS = ("start", "restart", "drain", "stop")
 TIER_VERBS = ("start", "stop")
+MODEL_VERBS = ("load", "unload")
 PAGE_EVENTS = 200
 """Events on one page of the timeline."""
 REFUSED, MISSING, CONFLICT, BROKEN = 403, 404, 409, 503
@@ -164,6 +166,19 @@ class WebApp:
                 jobs += tier_requests.reroute(db, after=[job.kind for job in jobs]) if effects.reroutes else []
                 numbers = [number for number, _ in ledger.enqueue_all(db, jobs).values()]
             return f"Job {numbers[0]}: {verb} {name}" if numbers else f"{name} is already as you want it."
+
+        return await self._act(put)
+
+    async def serve_model(self, request: Request) -> Response:
+        """Load a model on demand, or let it sleep."""
+        name, verb = request.path_params["model"], request.path_params["verb"]
+        if verb not in MODEL_VERBS:
+            raise NotFound(f"There is no action {verb!r} for a model.")
+
+        def put(db: Database) -> str:
+            engine = model_requests.find(db, name)
+            number = model_requests.load(db, engine) if verb == "load" else model_requests.unload(db, engine)
+            return f"Job {number}: {verb} {name}"
 
         return await self._act(put)
 
@@ -332,6 +347,7 @@ def build(page: WebApp) -> Starlette:
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
             Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),
             Route("/tiers/{tier}/{verb}", act(page.serve_tier), methods=["POST"]),
+            Route("/models/{model}/{verb}", act(page.serve_model), methods=["POST"]),
             Route("/metrics", page.metrics),
             Route("/health", _health),
             Mount("/static", Static(directory=Path(STATIC))),

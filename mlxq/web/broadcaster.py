@@ -17,7 +17,7 @@ from state import secrets, service, wakeup
 from state.db import Database, read_database
 from state.paths import Home
 
-GAP_S = 0.5
+GAP_S = 0.35
 """Render at most this often; the first change after a pause is rendered immediately."""
 GUARD_S = 10.0
 """Read the rows this often even without a wake-up."""

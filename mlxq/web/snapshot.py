@@ -13,7 +13,7 @@ from mlxq.prompt_reuse import PromptReuse
 from mlxq.web import labels
 from mlxq.web.engine_status import Engines, EngineView
 from mlxq.web.labels import Entry, StatusLabel
-from state import event, facts, job, ports, safe_mode, service, settings, stack
+from state import event, facts, job, on_demand, ports, safe_mode, service, settings, stack
 from state.batches import batches
 from state.batches.batches import Batch
 from state.config.problem import ConfigProblem
@@ -22,6 +22,7 @@ from state.job import Job
 from state.metrics import bench, sample, usage
 from state.metrics.bench import Bench
 from state.metrics.sample import Sample
+from state.on_demand import DiskModel
 from state.safe_mode import SafeMode
 from state.schedule import schedules
 from state.schedule.schedules import Schedule, ScheduleRun
@@ -82,6 +83,8 @@ class ServiceCard:
     """Its safe mode; None if it runs with its normal limits."""
     reuse: PromptReuse = prompt_reuse.UNKNOWN
     """What it does not read again of its prompts."""
+    model: str = ""
+    """The name of a model that was loaded on demand; empty for the stack."""
 
     @property
     def tier(self) -> Tier | None:
@@ -90,8 +93,8 @@ class ServiceCard:
 
     @property
     def title(self) -> str:
-        """The tiers that it serves; its own name where it serves none."""
-        return ", ".join(tier.name for tier in self.tiers) or self.service.name
+        """The tiers that it serves; the model that was loaded on demand; else its own name."""
+        return ", ".join(tier.name for tier in self.tiers) or self.model or self.service.name
 
     @property
     def decode_tps(self) -> float | None:
@@ -158,6 +161,8 @@ class Snapshot:
     """The engines, in the order of the stack."""
     others: Sequence[ServiceCard]
     """The gateway and the page."""
+    sleeping: Sequence[DiskModel]
+    """The models on this disk that a request would load."""
     requests: Sequence[tuple[str, EngineRequest]]
     """(tier, request)."""
     fallbacks: int
@@ -207,6 +212,7 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         memory=_memory(db, machine, cards),
         cards=[card for card in cards if card.service.kind == "engine"],
         others=[card for card in cards if card.service.kind != "engine"],
+        sleeping=_sleeping(db),
         requests=_requests(cards),
         fallbacks=sum(card.fallbacks for card in cards),
         chains=_chains(db),
@@ -230,16 +236,31 @@ def _batches(db: Database) -> list[Batch]:
 def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[ServiceCard]:
     """Return a card of each service, the tiers first and in the order of the stack."""
     order = {engine.name: number for number, engine in enumerate(stack.engines_of(stacked))}
+    models = {entry.engine.name: entry for entry in on_demand.models(db)}
     engines_by_name = {engine.name: engine for engine in stack.engines(db)}
+    engines_by_name |= {name: entry.engine for name, entry in models.items()}
     modes = {name: mode for name, mode in safe_mode.listing(db).items() if mode.level}
     cards = [
         replace(
             _card(db, row, stack.served_by(stacked, row.name), engines.get(row.name), modes.get(row.name)),
             engine=engines_by_name.get(row.name),
+            model=models[row.name].model if row.name in models else "",
         )
         for row in sorted(service.listing(db), key=lambda row: order.get(row.name, len(order)))
+        if row.active or row.name not in models
     ]
     return [replace(card, reuse=prompt_reuse.of_engine(db, card.service, card.tiers)) for card in cards]
+
+
+def _sleeping(db: Database) -> list[DiskModel]:
+    """Return the models on this disk that neither serve nor are a tier's."""
+    active = {row.name for row in service.listing(db) if row.active}
+    stacked = {engine.weights for engine in stack.engines(db)}
+    return [
+        entry
+        for entry in on_demand.models(db)
+        if entry.engine.name not in active and entry.engine.weights not in stacked
+    ]
 
 
 def _requests(cards: Sequence[ServiceCard]) -> list[tuple[str, EngineRequest]]:

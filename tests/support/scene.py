@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from state import facts, ledger, service, stack, worker
+from state import facts, ledger, on_demand, service, stack, worker
 from state.batches import batches, stored_files
 from state.batches.batches import BatchRequest, BatchStatus
 from state.db import Database
@@ -20,6 +20,7 @@ from state.metrics.bench import Bench
 from state.metrics.cloud_spend import Spent
 from state.metrics.sample import MINUTE_S, Sample
 from state.metrics.usage import Usage
+from state.on_demand import DiskModel
 from state.schedule import schedules
 from state.schedule.schedules import Schedule
 from state.service import ServiceEvent
@@ -256,6 +257,21 @@ def batches_and_schedules(db: Database) -> None:
     schedules.settle(db)
 
 
+def on_the_disk(db: Database) -> None:
+    """Put two models on the disk, of which one was loaded on demand."""
+    entries = [
+        DiskModel(model, (), Engine(
+            name=model, model=model, quant="int4", source="", port=port, context=32_768, memory_bytes=5 * GIB,
+            cache_bytes=GIB, concurrency=2, weights=f"/models/{model}",
+        ))
+        for model, port in (("gemma-3-4b", 0), ("qwen3-8b", 8005))
+    ]  # fmt: skip
+    on_demand.put_models(db, entries, [])
+    service.ensure(db, "qwen3-8b", "engine", 8005)
+    service.set_desired(db, "qwen3-8b", "up")
+    ready(db, "qwen3-8b", 4.0)
+
+
 def succeed(db: Database, kind: str, **args: Any) -> int:
     """Put a job in that succeeds."""
     number, _ = ledger.enqueue(db, kinds.new(kind, args))
@@ -268,8 +284,9 @@ def idle(db: Database) -> None:
 
 
 def load(db: Database) -> None:
-    """Let a batch run and schedules be there; the requests come from engines that answer."""
+    """Let a batch run, schedules and models on demand be there; the requests come from engines that answer."""
     batches_and_schedules(db)
+    on_the_disk(db)
 
 
 def killed(db: Database) -> None:

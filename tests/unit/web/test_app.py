@@ -41,7 +41,7 @@ MACHINE = {
     "bandwidth_source": "table",
     "fp16_tflops": 34.0,
 }
-ACTIONS += ("/services/fast/drain", "/stack/start")
+ACTIONS += ("/services/fast/drain", "/stack/start", "/models/fast/load")
 
 
 @pytest.fixture
@@ -118,6 +118,19 @@ def test_a_stop_cuts_a_drain_short(person: TestClient, rows: Database):
     assert person.post("/services/fast/stop").json() == {"message": "Job 1: drain cancelled, stopping now."}
     assert job.get(rows, 1).state is JobState.CANCELLED
     assert service.get(rows, "fast").desired == "down"
+
+
+def test_a_model_on_demand_is_loaded_and_let_sleep(person: TestClient, rows: Database):
+    scene.on_the_disk(rows)
+    shown = person.get("/").text
+    assert "1 more model on this disk" in shown
+    assert 'data-post="/models/gemma-3-4b/load"' in shown
+    assert 'data-post="/models/qwen3-8b/unload"' in shown
+    assert 'data-post="/services/qwen3-8b/' not in shown
+    assert person.post("/models/gemma-3-4b/load").json() == {"message": "Job 1: load gemma-3-4b"}
+    assert person.post("/models/qwen3-8b/unload").json() == {"message": "Job 2: unload qwen3-8b"}
+    assert person.post("/models/fast/unload").json()["message"].startswith("fast belongs to the stack")
+    assert person.post("/models/unknown/load").status_code == 404
 
 
 def test_all_is_started_by_one_button_that_is_there_only_when_all_is_stopped(person: TestClient, rows: Database):
