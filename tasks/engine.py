@@ -9,7 +9,7 @@ from typing import Any
 
 from catalog.engines import FALLBACK, EngineEntry, entry
 from state import event, service, settings
-from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, NotFound, Offline, UsageProblem
+from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, EngineUnproven, NotFound, Offline, UsageProblem
 from state.paths import Home
 from state.service import ROUTED
 from tasks import stack_jobs
@@ -30,11 +30,12 @@ def install_engine(context: Context, engine: str, version: str | None = None, *,
     """Make sure a version of an engine is here and proven; the tiers that it serves best change to it one by one.
 
     `force`: make its environment again; what runs from the old one keeps running. What is here already is kept.
+    Where no engine is here it serves as soon as it answers, and `prove_reuse` measures later what it reads again.
     Returns {"engine", "version", "installed", "proof", "tiers"}. Raises NotFound, UsageProblem, Offline, Damaged,
     DoesNotFit, EngineUnproven.
     """
     wanted = version or _known(engine).version
-    release, fresh = _ensure(context, engine, wanted, force=force)
+    release, fresh = _ensure(context, engine, wanted, force=force, soon=installed.lacking(context.home) is not None)
     if installed.wish(context.db, engine).version is None or wanted == version:
         installed.use(context.db, engine, wanted)
     if force:
@@ -92,6 +93,28 @@ def upgrade_engine(context: Context, engine: str) -> dict[str, Any]:
     return result | {"used": True, "why": None, "tiers": _swap(context, engine, newest)}
 
 
+@job("prove_reuse")
+def prove_reuse(context: Context, engine: str, version: str) -> dict[str, Any]:
+    """Measure how much of a prompt an engine reads again, which was left for later when it was installed.
+
+    Returns {"engine", "version", "reused"}. Raises NotFound, EngineFailed, EngineUnproven where that is too much.
+    """
+    _folder(context.home, engine, version)
+    release = _proven(context.home, engine, version)
+    if release is None or release.folder is None or release.proof["reused"] is not None:
+        return {"engine": engine, "version": version, "reused": release and release.proof["reused"]}
+    lock = install.lock(context.home.engines, engine, version)
+    reused = _install(context, release.installation, release.folder, lock, reuse=True, proven=True)["reused"]
+    installed.write_proof(release.folder, release.proof | {"reused": reused})
+    if reused < install.LEAST_REUSE:
+        raise EngineUnproven(
+            f"{engine} {version} read {1 - reused:.0%} of a prompt again.",
+            done="It stays in use; conversations become slow with their length.",
+            hint="mlxq engine list",
+        )
+    return {"engine": engine, "version": version, "reused": reused}
+
+
 @job("settle_engine")
 def settle_engine(context: Context, engine: str, version: str, tier: str) -> dict[str, Any]:
     """Look whether a tier that was started on a version serves on it; take the version back from all where it does not.
@@ -144,9 +167,10 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
 
 @tick("check engines", LOOK_S)
 def check_engines() -> None:
-    """Delete what killed installations left, and have a version installed again whose environment is gone."""
+    """Delete what killed installations left; have a version installed again whose environment is gone, or measured."""
     environments.sweep(runtime.home.engines)
     engine_faults.request_missing(runtime.database(), runtime.home)
+    engine_faults.request_reuse(runtime.database(), runtime.home)
 
 
 def _known(engine: str) -> EngineEntry:
@@ -170,8 +194,13 @@ def _folder(home: Home, engine: str, version: str) -> Path:
     return folder
 
 
-def _ensure(context: Context, engine: str, version: str, *, force: bool = False) -> tuple[installed.Release, bool]:
-    """Return a version that is here and proven, and whether it was made for this. Raises as `install_engine` does."""
+def _ensure(
+    context: Context, engine: str, version: str, *, force: bool = False, soon: bool = False
+) -> tuple[installed.Release, bool]:
+    """Return a version that is here and proven, and whether it was made for this. Raises as `install_engine` does.
+
+    `soon`: what it reads of a prompt again is left to be measured later.
+    """
     _known(engine)
     lock = install.lock(context.home.engines, engine, version)
     if not force and (release := _proven(context.home, engine, version)):
@@ -179,27 +208,38 @@ def _ensure(context: Context, engine: str, version: str, *, force: bool = False)
     folder = installed.folder(context.home, engine, version)
     staging = environments.StagedEnvironment(folder).folder
     installation = Installation(engine, version, str(installed.python(staging)))
-    request = {
-        "engine": engine,
-        "version": version,
-        "folder": str(folder),
-        "lock": str(lock),
-        "smoke": smoke.request(context.db, context.home, installation, _weights(context)),
-    }
     began = time.monotonic()
-    run_child(
-        "tasks.engines.install",
-        request,
-        on_progress=lambda step: context.report(step.pop("phase"), **step),
-        cancelled=context.cancelled,
-        timeout_s=context.remaining_s,
-    )
-    smoke.clean(context.home)
+    _install(context, installation, folder, lock, reuse=not soon)
     event.record(context.db, "engine_installed", engine=engine, version=version, s=round(time.monotonic() - began, 1))
     release = _proven(context.home, engine, version)
     if release is None:
         raise EngineFailed(f"{installation.name} was installed, and its environment is not there.", hint="mlxq doctor")
     return release, True
+
+
+def _install(
+    context: Context, installation: Installation, folder: Path, lock: Path, *, reuse: bool, proven: bool = False
+) -> dict[str, Any]:
+    """Have the child of tasks/engines/install.py make a version and prove it, or only prove it."""
+    request = {
+        "engine": installation.engine,
+        "version": installation.version,
+        "folder": str(folder),
+        "lock": str(lock),
+        "smoke": smoke.request(context.db, context.home, installation, _weights(context)),
+        "reuse": reuse,
+        "proven": proven,
+    }
+    try:
+        return run_child(
+            "tasks.engines.install",
+            request,
+            on_progress=lambda step: context.report(step.pop("phase"), **step),
+            cancelled=context.cancelled,
+            timeout_s=context.remaining_s,
+        )
+    finally:
+        smoke.clean(context.home)
 
 
 def _weights(context: Context) -> Path:

@@ -182,6 +182,14 @@ KINDS: Mapping[str, Kind] = {
             unique_key="engine:{engine}:upgrade",
         ),
         Kind(
+            "prove_reuse",
+            "measure how much of a prompt an engine reads again",
+            "heavy",
+            max_attempts=2,
+            limit_s=900,
+            unique_key="engine:{engine}:reuse:{version}",
+        ),
+        Kind(
             "settle_engine",
             "look whether a tier serves on a new engine",
             limit_s=120,

@@ -302,11 +302,19 @@ def _tell_installed(result: dict[str, Any]) -> None:
     words = "Installed and proven" if result["installed"] else "Here already"
     click.echo(
         f"{words}: {result['engine']} {result['version']}, {units.files(proof['size_bytes'])}. It starts in "
-        f"{proof['start_s']:.1f} s and read {1 - proof['reused']:.0%} of a prompt again."
+        f"{proof['start_s']:.1f} s{_read_again(proof['reused'])}."
     )
     if result["tiers"]:
         click.echo(f"Serves now: {', '.join(result['tiers'])}.")
     render.next_step("mlxq engine list")
+
+
+def _read_again(reused: float | None) -> str:
+    return (
+        "; how much of a prompt it reads again is still to be measured"
+        if reused is None
+        else (f" and read {1 - reused:.0%} of a prompt again")
+    )
 
 
 def _check(engine: str, *, as_json: bool) -> None:

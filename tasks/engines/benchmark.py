@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +47,32 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     if request["argv"] is None:
         return _measured(request, request["pid"], report)
     report({"phase": "starting an engine"})
-    with own_engine(request) as pid:
-        return _measured(request, pid, report)
+    with own_engine(request) as engine:
+        return _measured(request, engine.pid, report)
+
+
+@dataclass(frozen=True)
+class OwnEngine:
+    """An engine process that answers."""
+
+    pid: int
+    start_s: float
+    """Seconds until its first token was there."""
+    first_token_s: float
+    """Seconds of these that the request for it took."""
 
 
 @contextmanager
-def own_engine(request: dict[str, Any]) -> Generator[int]:
-    """Return the pid of an engine that answers, and end it afterwards. Raises EngineFailed."""
+def own_engine(request: dict[str, Any]) -> Generator[OwnEngine]:
+    """Start an engine, return it once it has answered, and end it afterwards. Raises EngineFailed."""
+    began = time.monotonic()
     with Path(request["log"]).open("wb") as log:
         engine = subprocess.Popen(
             request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        _until_ready(request, engine)
-        yield engine.pid
+        token_s = _until_ready(request, engine)
+        yield OwnEngine(engine.pid, time.monotonic() - began, token_s)
     except EngineFailed as problem:
         raise (_ended(request, engine) or problem) from problem
     finally:
@@ -76,15 +88,18 @@ def _end(engine: subprocess.Popen[bytes]) -> None:
         engine.wait()
 
 
-def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> None:
-    """Wait for the first token. Raises EngineFailed with the cause when the engine ends or takes too long."""
+def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> float:
+    """Wait for the first token; return the seconds that its request took.
+
+    Raises EngineFailed with the cause when the engine ends or takes too long.
+    """
     until = time.monotonic() + request["start_limit_s"]
     while not probe.listening(request["port"]):
         if problem := _ended(request, engine):
             raise problem
         if time.monotonic() > until:
             raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
-    probe.one_token(request["port"], request["key"], request["name"], request.get("token_limit_s", TOKEN_S))
+    return probe.one_token(request["port"], request["key"], request["name"], request.get("token_limit_s", TOKEN_S))
 
 
 def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFailed | None:

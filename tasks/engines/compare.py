@@ -81,7 +81,7 @@ def _tunings(request: dict[str, Any], report: Report) -> dict[str, Any]:
 def _figures(name: str, side: dict[str, Any], report: Report) -> Figures:
     """Start an engine, measure it, and end it. Raises EngineFailed."""
     report({"phase": f"starting the engine {_with(name)}"})
-    with benchmark.own_engine(side) as pid, benchmark.peak(side, pid) as peak:
+    with benchmark.own_engine(side) as engine, benchmark.peak(side, engine.pid) as peak:
         report({"phase": f"timing the engine {_with(name)}"})
         rounds = [[_greedy(side, prompt) for prompt in tuning.PROMPTS] for _ in range(TUNING_ROUNDS)]
         total = max(_at_once(side) for _ in range(TUNING_ROUNDS))

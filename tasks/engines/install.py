@@ -21,7 +21,6 @@ from catalog.engines import entry
 from state.errors import Damaged, DoesNotFit, EngineFailed, EngineUnproven, MlxqError, NotFound, Offline
 from tasks.engines import benchmark, environments, installed, reuse
 from tasks.plan.environment import KEPT
-from tasks.supervision import probe
 from tasks.system import free_space
 from tasks.system.child import Report, answer
 
@@ -70,7 +69,14 @@ def versions(engines: Path, name: str) -> list[str]:
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Make the environment of one version and prove it; return its proof. `request` is made by tasks/engine.py."""
+    """Make the environment of one version and prove it; return its proof. `request` is made by tasks/engine.py.
+
+    With "proven" in it a version that is here is asked for two turns, and {"reused"} is returned.
+    """
+    if request["proven"]:
+        report({"phase": "asking a second turn"})
+        with benchmark.own_engine(request["smoke"]):
+            return {"reused": _reused(request["smoke"])}
     folder = Path(request["folder"])
     with environments.hold(folder) as staging:
         began = time.monotonic()
@@ -253,11 +259,12 @@ FAILURES: Sequence[tuple[re.Pattern[str], Callable[[str, str], MlxqError]]] = (
 def prove(request: Mapping[str, Any]) -> dict[str, Any]:
     """Serve the built-in model with the fresh engine: it must answer, reuse a prompt, and end when told.
 
+    Without "reuse" in `request` two turns are not asked, and "reused" is None: that is measured later.
     Returns {"start_s", "first_token_s", "resident_bytes", "reused", "stop_s", "mlx"}. Raises EngineUnproven.
     """
     smoke = request["smoke"]
     try:
-        return _served(smoke) | {"mlx": _mlx(request)}
+        return _served(smoke, reuses=request["reuse"]) | {"mlx": _mlx(request)}
     except EngineFailed as problem:
         raise EngineUnproven(
             f"{smoke['release']} failed its smoke test: {problem.message}",
@@ -266,31 +273,33 @@ def prove(request: Mapping[str, Any]) -> dict[str, Any]:
         ) from problem
 
 
-def _served(smoke: dict[str, Any]) -> dict[str, Any]:
+def _served(smoke: dict[str, Any], *, reuses: bool) -> dict[str, Any]:
     """Return what the smoke test measured. Raises EngineFailed."""
-    began = time.monotonic()
-    with benchmark.own_engine(smoke) as pid:
-        start_s = time.monotonic() - began
-        token_s = probe.one_token(smoke["port"], smoke["key"], smoke["name"], smoke["token_limit_s"])
-        reused = reuse.share(
-            smoke["port"],
-            smoke["key"],
-            smoke["name"],
-            smoke["release"],
-            tokens=FIRST_TURN_TOKENS,
-            answer_s=smoke["token_limit_s"],
-        )
-        resident = benchmark.resident(pid)
+    with benchmark.own_engine(smoke) as engine:
+        reused = _reused(smoke) if reuses else None
+        resident = benchmark.resident(engine.pid)
         ending = time.monotonic()
     stop_s = time.monotonic() - ending
-    if reused < LEAST_REUSE:
+    if reused is not None and reused < LEAST_REUSE:
         raise EngineFailed(f"it read {1 - reused:.0%} of a prompt again.")
-    times = {"start_s": start_s, "first_token_s": token_s, "stop_s": stop_s}
+    times = {"start_s": engine.start_s, "first_token_s": engine.first_token_s, "stop_s": stop_s}
     return {
         **{name: round(seconds, 2) for name, seconds in times.items()},
         "resident_bytes": resident,
         "reused": reused,
     }
+
+
+def _reused(smoke: Mapping[str, Any]) -> float:
+    """Return the share of a prompt that the engine did not read again. Raises EngineFailed."""
+    return reuse.share(
+        smoke["port"],
+        smoke["key"],
+        smoke["name"],
+        smoke["release"],
+        tokens=FIRST_TURN_TOKENS,
+        answer_s=smoke["token_limit_s"],
+    )
 
 
 def _mlx(request: Mapping[str, Any]) -> str:

@@ -73,13 +73,23 @@ def _untuned(db: Database, row: Service, served: Engine, reason: str) -> bool:
 def request_missing(db: Database, home: Home) -> None:
     """Queue the installation of each version that should be here and is not, unless it failed within RETRY_S."""
     for engine, version in installed.missing(db, home).items():
-        failed = db.value(
-            "SELECT count(*) FROM jobs WHERE kind = 'install_engine' AND state = 'failed' AND finished_at > ?",
-            (db.now() - RETRY_S,),
-        )
-        if not failed:
-            arguments = {"engine": engine, "version": version}
-            ledger.enqueue(db, new("install_engine", arguments), source="watchdog")
+        _request(db, "install_engine", engine, version)
+
+
+def request_reuse(db: Database, home: Home) -> None:
+    """Queue the measurement that was left for later when a version was installed, unless it failed within RETRY_S."""
+    for release in installed.releases(home):
+        if release.whole and release.proof.get("reused", 0.0) is None:
+            _request(db, "prove_reuse", release.installation.engine, release.installation.version)
+
+
+def _request(db: Database, kind: str, engine: str, version: str) -> None:
+    failed = db.value(
+        "SELECT count(*) FROM jobs WHERE kind = ? AND state = 'failed' AND finished_at > ?",
+        (kind, db.now() - RETRY_S),
+    )
+    if not failed:
+        ledger.enqueue(db, new(kind, {"engine": engine, "version": version}), source="watchdog")
 
 
 def record_choice(db: Database, name: str, before: str, plan: LaunchSpec) -> None:

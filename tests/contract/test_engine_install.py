@@ -20,6 +20,7 @@ from support.here import runner
 from support.package_index import PackageIndex
 
 from catalog.engines import entry
+from state import job as job_rows
 from state import settings
 from state.db import open_database
 from state.errors import Damaged, DoesNotFit, EngineUnproven, MlxqError, NotFound, Offline
@@ -27,6 +28,7 @@ from state.paths import Home, get_home
 from tasks import engine
 from tasks.engines import environments, install, installed, smoke
 from tasks.engines.base import Installation
+from tasks.supervision import engine_faults
 from tasks.system.child import Later, run_child
 
 VERSION = "9.0.0"
@@ -75,6 +77,8 @@ def made(home: Home) -> dict[str, Any]:
         "folder": str(folder),
         "lock": str(install.lock(home.engines, "rapid-mlx", VERSION)),
         "smoke": process | {"start_limit_s": 8.0, "token_limit_s": 5.0},
+        "reuse": True,
+        "proven": False,
     }
 
 
@@ -240,7 +244,7 @@ def test_a_release_that_does_not_serve_is_not_used(
     request_: dict[str, Any], index: PackageIndex, tmp_path: Path, how: str, words: str
 ) -> None:
     home = get_home()
-    bad = tiny_engine.make(tmp_path / "bad", VERSION, how, crash_after=3 if how == "fragile" else 0)
+    bad = tiny_engine.make(tmp_path / "bad", VERSION, how, crash_after=2 if how == "fragile" else 0)
     index.add(bad)
     tiny_engine.lock(home.engines, bad)
     with pytest.raises(EngineUnproven, match=words) as raised:
@@ -249,6 +253,43 @@ def test_a_release_that_does_not_serve_is_not_used(
     assert raised.value.done == "It is not used; what was running keeps running."
     assert not raised.value.retry
     assert nothing_is_left(home)
+
+
+@pytest.mark.parametrize(("how", "reused"), [("good", 1.0), ("forgetful", 0.0)])
+def test_what_an_engine_reads_again_is_measured_after_it_serves(
+    request_: dict[str, Any],
+    index: PackageIndex,
+    builtin_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    how: str,
+    reused: float,
+) -> None:
+    """Where no engine was here at all; nobody is told that it was proven before it was."""
+    home = get_home()
+    settings.write(home, "model-dir", str(builtin_model.parent))
+    wheel = tiny_engine.make(tmp_path / "other", VERSION, how)
+    index.add(wheel)
+    tiny_engine.lock(home.engines, wheel)
+    monkeypatch.setattr(installed, "lacking", lambda _: "rapid-mlx")
+    db = open_database(home)
+    run = runner(db, home, {name: getattr(engine, name) for name in ("install_engine", "prove_reuse")}, monkeypatch)
+    done = run("install_engine", engine="rapid-mlx", version=VERSION)
+    assert done.result
+    assert done.result["proof"]["reused"] is None
+    engine_faults.request_reuse(db, home)
+    assert [job.args for job in job_rows.listing(db, kind="prove_reuse")] == [
+        {"engine": "rapid-mlx", "version": VERSION}
+    ]
+
+    done = run("prove_reuse", engine="rapid-mlx", version=VERSION)
+    db.close()
+    assert (done.error or "").startswith(
+        "" if reused else "rapid-mlx 9.0.0 read 100% of a prompt again. It stays in use"
+    )
+    assert bool(done.error) is not bool(reused)
+    assert installed.releases(home)[1].proof["reused"] == pytest.approx(reused, abs=0.1)
 
 
 def test_a_disk_that_becomes_full_is_told_and_emptied(
