@@ -19,10 +19,12 @@ from tasks.plan import bench, notices
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
 from tasks.supervision import engine_faults, lifecycle
-from tasks.system.child import run_child
+from tasks.system.child import Later, run_child
 from tasks.weights import builtin, model_dir
 
 LOOK_S = 300.0
+WEIGHTS_S = 1.0
+"""When a job looks again whether the built-in model is here, which takes a few seconds from uv's cache."""
 
 
 @job("install_engine")
@@ -243,10 +245,16 @@ def _install(
 
 
 def _weights(context: Context) -> Path:
-    """Return the folder of the built-in model, which is fetched first where it is not here."""
+    """Return the folder of the built-in model, which is fetched first where it is not here.
+
+    Raises Later while another job fetches it, as the pull of a set-up does beside the installation of its engine.
+    """
     models = settings.load(context.home).models(context.home)
     model_dir.claim(context.db, models)
-    return builtin.ensure(models, lambda step: context.report(step["phase"]), context.cancelled)
+    try:
+        return builtin.ensure(models, lambda step: context.report(step["phase"]), context.cancelled)
+    except Busy as busy:
+        raise Later(busy.message, WEIGHTS_S) from busy
 
 
 def _proven(home: Home, engine: str, version: str) -> installed.Release | None:

@@ -30,6 +30,7 @@ from tasks.engines import environments, install, installed, smoke
 from tasks.engines.base import Installation
 from tasks.supervision import engine_faults
 from tasks.system.child import Later, run_child
+from tasks.weights import builtin, staging
 
 VERSION = "9.0.0"
 CHILD = """
@@ -253,6 +254,17 @@ def test_a_release_that_does_not_serve_is_not_used(
     assert raised.value.done == "It is not used; what was running keeps running."
     assert not raised.value.retry
     assert nothing_is_left(home)
+
+
+@pytest.mark.usefixtures("request_")
+def test_it_waits_for_the_pull_of_its_test_model(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set-up fetches the built-in model beside the installation; the first of the two has it."""
+    db = open_database(home)
+    run = runner(db, home, {"install_engine": engine.install_engine}, monkeypatch)
+    with staging.hold(builtin.folder(settings.load(home).models(home))):
+        job = run("install_engine", engine="rapid-mlx", version=VERSION)
+    db.close()
+    assert (job.state, job.failures, job.error) == ("queued", 0, None)
 
 
 @pytest.mark.parametrize(("how", "reused"), [("good", 1.0), ("forgetful", 0.0)])

@@ -12,8 +12,12 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hub.client import Hub
+from hub.client import running as serving
+from hub.model import make
 from support import release
 from support.load import Load
 from support.mlxq_home import until
@@ -107,9 +111,21 @@ def offer(index: PackageIndex, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def user(index: PackageIndex, builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """Serve a model of 8 MB, a megabyte a second."""
+    folder = tmp_path_factory.mktemp("hub")
+    make(folder / "big-4bit", shard_bytes=8_000_000, shards=1)
+    with serving(folder) as served:
+        served.set(rate=1 << 20)
+        yield served
+
+
+@pytest.fixture(scope="module")
+def user(
+    index: PackageIndex, builtin_model: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[User]:
     """Return someone whose mlxq of the old version serves."""
-    made = User(tmp_path_factory.mktemp("user"), index, builtin_model.parent)
+    made = User(tmp_path_factory.mktemp("user"), index, builtin_model.parent, {"HF_ENDPOINT": hub.endpoint})
     try:
         made.install(OLD)
         made.set_up()
@@ -142,8 +158,10 @@ def schema(user: User) -> int:
         return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
-def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(user: User, load: Load, tmp_path: Path) -> None:
-    """A batch outlives it; the engine, of which nothing changed, is not restarted; nothing is written to the tool."""
+def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(
+    user: User, hub: Hub, load: Load, tmp_path: Path
+) -> None:
+    """A batch and a pull outlive it; an engine of which nothing changed is not restarted; the tool stays as it was."""
     before = json.loads(user.run("status", "--json").stdout)
     lines = tmp_path / "in.jsonl"
     lines.write_text("".join(_line(number) for number in range(LINES)))
@@ -151,9 +169,11 @@ def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(user: User, load:
     user.run("batch", "run", str(lines), "--tier", "standard")
     batch = json.loads(user.run("batch", "list", "--json").stdout)["batches"][0]["id"]
 
+    user.run("pull", "slow/big-4bit", "--detach")
     user.run("upgrade")
     assert_serves(user, NEW)
     assert schema(user) == SCHEMA_VERSION + 1
+    hub.set(rate=1 << 30)
     after = json.loads(user.run("status", "--json").stdout)
     pids = [{row["name"]: row["pid"] for row in report["services"]} for report in (before, after)]
     assert pids[0]["standard"] == pids[1]["standard"]
@@ -164,6 +184,8 @@ def test_an_upgrade_under_load_loses_nothing_and_is_taken_back(user: User, load:
     assert load.failures == [], user.logs()
     load.stop()
 
+    until(lambda: _pull(user)["state"] == "succeeded", LIMIT_S)
+    assert _pull(user)["attempt"] > 1, "it was interrupted"
     until(lambda: _state(user, batch) == "completed", LIMIT_S)
     results = user.run("batch", "output", batch).stdout.splitlines()
     assert sorted(json.loads(line)["custom_id"] for line in results) == sorted(map(str, range(LINES)))
@@ -187,6 +209,10 @@ def test_the_way_back_brings_the_older_schema_back(user: User, load: Load) -> No
 def _line(number: int) -> str:
     body = {"model": "standard", "messages": [{"role": "user", "content": "say hi"}]}
     return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+
+
+def _pull(user: User) -> dict[str, Any]:
+    return next(job for job in user.jobs("pull") if job["args"]["source"].startswith("hub:"))
 
 
 def _state(user: User, batch: str) -> str:

@@ -190,8 +190,7 @@ class User:
 
     def jobs(self, kind: str) -> list[dict[str, Any]]:
         """Return the jobs of a kind as the program prints them."""
-        document = json.loads(self.run("jobs", "--all", "--json").stdout)
-        return [job for job in document["jobs"] if job["kind"] == kind]
+        return json.loads(self.run("jobs", "--kind", kind, "--json").stdout)["jobs"]
 
     def logs(self) -> str:
         """Return the end of each log, and the tracebacks in it."""
