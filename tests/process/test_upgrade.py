@@ -112,11 +112,11 @@ def offer(index: PackageIndex, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """Serve a model of 8 MB, a megabyte a second."""
+    """Serve a model of 8 MB so slowly that its pull is not done before it is allowed more."""
     folder = tmp_path_factory.mktemp("hub")
     make(folder / "big-4bit", shard_bytes=8_000_000, shards=1)
     with serving(folder) as served:
-        served.set(rate=1 << 20)
+        served.set(rate=1 << 16)
         yield served
 
 
