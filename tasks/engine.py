@@ -247,7 +247,7 @@ def _install(
 def _weights(context: Context) -> Path:
     """Return the folder of the built-in model, which is fetched first where it is not here.
 
-    Raises Later while another job fetches it, as the pull of a set-up does beside the installation of its engine.
+    Raises Later while another job fetches it, as the pull of a setup does beside the installation of its engine.
     """
     models = settings.load(context.home).models(context.home)
     model_dir.claim(context.db, models)

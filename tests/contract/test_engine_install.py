@@ -258,7 +258,7 @@ def test_a_release_that_does_not_serve_is_not_used(
 
 @pytest.mark.usefixtures("request_")
 def test_it_waits_for_the_pull_of_its_test_model(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A set-up fetches the built-in model beside the installation; the first of the two has it."""
+    """A setup fetches the built-in model beside the installation; the first of the two has it."""
     db = open_database(home)
     run = runner(db, home, {"install_engine": engine.install_engine}, monkeypatch)
     with staging.hold(builtin.folder(settings.load(home).models(home))):
