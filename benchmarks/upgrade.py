@@ -144,10 +144,9 @@ def _under_load(user: User) -> list[Row]:
     with Load(user.ports[0], secrets.read(user.home.secrets)[secrets.MASTER]) as load:
         upgrade_s = _timed(user, "upgrade")[0]
         back_s, told = _timed(user, "upgrade", "--back", "--yes")
+        print(f"upgrade {upgrade_s:.1f} s, the way back {back_s:.1f} s", flush=True)
         (user.home.root / "proven").touch()
-        took = dict(_forward(user)) | dict(_backward(user))
-    for moment, seconds in took.items():
-        print(f"killed when {moment}: {seconds:.1f} s")
+        took = _ways(user)
     worst = max(took, key=lambda moment: took[moment])
     named = str(user.home.root / "backups") in told
     return [
@@ -164,19 +163,17 @@ def _under_load(user: User) -> list[Row]:
     ]
 
 
-def _forward(user: User) -> list[tuple[str, float]]:
-    took: list[tuple[str, float]] = []
+def _ways(user: User) -> dict[str, float]:
+    """Return the seconds of each kill: there and back again, as long as there is a moment left to be killed at."""
+    took: dict[str, float] = {}
+    backward = list(steps.BACKWARD.items())
     for moment, order in steps.FORWARD.items():
-        steps.back_to_old(user)
-        took.append((moment, _killed(user, order, "upgrade")))
-    return took
-
-
-def _backward(user: User) -> list[tuple[str, float]]:
-    took: list[tuple[str, float]] = []
-    for moment, order in steps.BACKWARD.items():
-        steps.upgraded(user)
-        took.append((moment, _killed(user, order, "upgrade", "--back", "--yes")))
+        took[moment] = _killed(user, moment, order, "upgrade")
+        if backward:
+            moment, order = backward.pop()  # noqa: PLW2901 (the way back from this one)
+            took[moment] = _killed(user, moment, order, "upgrade", "--back", "--yes")
+        else:
+            steps.back_to_old(user)
     return took
 
 
@@ -186,7 +183,7 @@ def _timed(user: User, *words: str) -> tuple[float, str]:
     return time.monotonic() - began, printed
 
 
-def _killed(user: User, order: str, *words: str) -> float:
+def _killed(user: User, moment: str, order: str, *words: str) -> float:
     """Return the seconds from the command, which is killed on the way, until a worker serves what was asked for."""
     (user.home.root / "die-at").write_text(order)
     if words == ("upgrade",):
@@ -194,8 +191,10 @@ def _killed(user: User, order: str, *words: str) -> float:
     began = time.monotonic()
     user.run(*words)
     until(user.settled, LIMIT_S)
+    seconds = time.monotonic() - began
     assert not (user.home.root / "die-at").exists(), "it was killed"
-    return time.monotonic() - began
+    print(f"killed when {moment}: {seconds:.1f} s", flush=True)
+    return seconds
 
 
 def replaced(folder: Path, times: int) -> list[Row]:
