@@ -34,8 +34,8 @@ def command() -> None:
     """Send a message when something needs attention.
 
     There is one message for each change: a tier in a crash loop or that cannot start, healthy again, an unclean
-    shutdown, a disk nearly full, the cloud's cap reached, an engine rolled back, a scheduled job that failed. Changes
-    within ten seconds are combined; during the setting `quiet-hours` messages wait.
+    shutdown, a disk nearly full, the cloud's cap reached, an engine or an upgrade of mlxq rolled back, a scheduled job
+    that failed. Changes within ten seconds are combined; during the setting `quiet-hours` messages wait.
     """
 
 

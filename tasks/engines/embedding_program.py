@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tasks.engines.locked import locked
+from tasks.engines.asgi import locked
 from tasks.system import own_log
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def settle_the_server(seconds: int, key: str) -> None:
     import uvicorn
     from rapid_mlx import _uvicorn
 
-    locked = load(TASKS / "engines" / "locked.py").locked
+    asgi = load(TASKS / "engines" / "asgi.py")
     scaled, image_limits = (
         load(TASKS / "gateway" / "images" / "scaling.py").Scaled,
         load(TASKS.parent / "catalog" / "images.py"),
@@ -62,7 +62,10 @@ def settle_the_server(seconds: int, key: str) -> None:
     def run(app: Any, *, on_server_accepting: Any = None, **wanted: Any) -> None:
         limits: dict[str, Any] = {"timeout_graceful_shutdown": seconds, "log_config": None, "access_log": False}
         server = _uvicorn.AcceptingConnectionsServer(
-            uvicorn.Config(locked(scaled(forgetful(app), image_limits), key), **(wanted | limits)),
+            uvicorn.Config(
+                asgi.locked(scaled(asgi.cancelled_on_disconnect(forgetful(app)), image_limits), key),
+                **(wanted | limits),
+            ),
             on_server_accepting=on_server_accepting,
         )
         signal.signal(signal.SIGUSR2, lambda _number, _frame: drain(server))

@@ -73,7 +73,7 @@ def settle_the_server(key: str) -> None:
     """Set uvicorn a limit for answers still running at SIGTERM, none at SIGUSR2, no log, and a lock on every path."""
     import uvicorn
 
-    locked = load(TASKS / "engines" / "locked.py").locked
+    asgi = load(TASKS / "engines" / "asgi.py")
     scaled, image_limits = (
         load(TASKS / "gateway" / "images" / "scaling.py").Scaled,
         load(TASKS.parent / "catalog" / "images.py"),
@@ -81,7 +81,7 @@ def settle_the_server(key: str) -> None:
 
     def run(app: Any, **wanted: Any) -> None:
         settled = uvicorn.Config(
-            locked(scaled(app, image_limits), key),
+            asgi.locked(scaled(asgi.cancelled_on_disconnect(app), image_limits), key),
             **wanted,
             timeout_graceful_shutdown=DRAIN_S,
             log_config=None,

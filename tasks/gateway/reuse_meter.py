@@ -117,7 +117,12 @@ class ObservedReuse:
             self._look = asyncio.create_task(self._meter.look(self))
 
     async def settle(self) -> None:
-        """Wait for the look, a second at most."""
+        """Wait for the look, a second at most.
+
+        Once an answer is out its request is listed no more, and the counter tells of one that was alone only.
+        """
+        if self._look is None and not self.alone:
+            return
         self.look()
         assert self._look is not None
         await asyncio.wait({self._look}, timeout=SETTLE_S)

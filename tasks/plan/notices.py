@@ -44,6 +44,7 @@ SINGLE: Mapping[str, tuple[str, Severity, str]] = {
     "unclean_boot": ("unclean_boot", "error", "The machine was not shut down cleanly"),
     "cloud_cap_reached": ("cloud_cap_reached", "warning", "The cloud's cap for today is reached"),
     "engine_taken_back": ("engine_rolled_back", "warning", "{subject} was rolled back"),
+    "upgrade_taken_back": ("upgrade_rolled_back", "error", "{subject} was rolled back"),
     "engine_newer": ("engine_newer", "ok", "{subject} can be installed"),
     "schedule_failed": ("schedule_failed", "error", "The scheduled job {subject} failed"),
 }

@@ -19,6 +19,7 @@ from state import event, files, wakeup
 from state.db import create_private, open_database
 from state.errors import MlxqError
 from state.paths import Home
+from tasks.plan import notices
 from tasks.system import process
 from tasks.upgrade import installation
 from tasks.upgrade import record as records
@@ -122,7 +123,9 @@ def go(home: Home, record: Record, reason: str) -> Record:
         restore(home, Path(copy))
     with suppress(MlxqError), closing(open_database(home)) as db:
         after, before = record.after.version, record.before.version
-        event.record(db, "upgrade_taken_back", version=after, now=before, cause=record.reason, backup=record.backup)
+        names = {"subject": f"mlxq {after}", "version": after, "now": before}
+        cause = notices.BY_USER if record.reason == records.BY_USER else record.reason
+        event.record(db, "upgrade_taken_back", **names, cause=cause, backup=record.backup)
     return records.step(home, record, Phase.TAKEN_BACK, time.time())
 
 

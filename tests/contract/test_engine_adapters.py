@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -215,6 +216,25 @@ def test_a_client_that_closes_frees_the_slot(engine: Engine):
         next(line for line in lines if "content" in line)
         _await_running(engine, 1)
     _await_running(engine, 0)
+
+
+def test_a_client_that_leaves_before_its_answer_frees_the_slot_at_once(engine: Engine):
+    """An answer that is not streamed went on for half a second, beside the prompt of the next request."""
+    assert min(_freed_s(engine) for _ in range(3)) < 0.25
+
+
+def _freed_s(engine: Engine) -> float:
+    """Return the seconds from a client's leaving to the end of its request."""
+    body = json.dumps(engine.body("Tell a very long story.", max_tokens=4000, temperature=0)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\nContent-Length: {len(body)}\r\n"
+    headers = {"Content-Type": "application/json", **engine.headers}
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection(("127.0.0.1", engine.port)) as client:
+        client.sendall(f"{head}{more}\r\n".encode() + body)
+        until(lambda: engine.status().num_running == 1)
+    began = time.monotonic()
+    until(lambda: engine.status().num_running == 0)
+    return time.monotonic() - began
 
 
 def test_a_stream_that_waits_is_not_silent(engine: Engine, able: Abilities):

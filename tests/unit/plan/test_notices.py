@@ -73,6 +73,12 @@ def test_what_was_reported_before_a_restart_of_the_worker_is_not_reported_again(
             "engine_rolled_back",
             "rapid-mlx 0.16.11 was rolled back: It did not serve.",
         ),
+        (
+            "upgrade_taken_back",
+            {"subject": "mlxq 1.4", "version": "1.4", "now": "1.3", "cause": "fast did not become ready"},
+            "upgrade_rolled_back",
+            "mlxq 1.4 was rolled back: fast did not become ready.",
+        ),
         ("schedule_failed", {"subject": "nightly", "cause": "Job 12 failed"}, "schedule_failed", "job nightly failed"),
     ],
 )
@@ -84,7 +90,7 @@ def test_every_kind_of_change_is_a_message(name: str, data: dict[str, str], chan
 
 def test_a_rollback_by_the_user_is_no_news() -> None:
     data = {"engine": "rapid-mlx", "version": "0.16.11", "cause": BY_USER}
-    assert reported(("engine_taken_back", None, data)) == []
+    assert reported(("engine_taken_back", None, data), ("upgrade_taken_back", None, data)) == []
 
 
 def test_the_tiers_of_a_shared_engine_are_named() -> None:

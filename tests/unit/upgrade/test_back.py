@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from state import service
+from state import event, service
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy
 from state.paths import Home
@@ -109,7 +109,8 @@ def test_the_way_back_restores_state_db_under_an_open_connection(home: Home, db:
     assert not link.is_symlink()
     assert db.value("PRAGMA user_version") == SCHEMA_VERSION
     assert db.value("SELECT count(*) FROM sqlite_master WHERE name = 'colors'") == 0
-    assert db.value("SELECT json_extract(data, '$.now') FROM events WHERE name = 'upgrade_taken_back'") == "0.1.0"
+    (taken_back,) = event.since(db, 0, {"upgrade_taken_back"})
+    assert (taken_back.data["now"], taken_back.data["subject"]) == ("0.1.0", "mlxq 0.2.0")
 
 
 def test_the_way_back_knows_the_processes_that_were_started_since(home: Home, db: Database):

@@ -1,0 +1,74 @@
+"""A request whose client disconnects is dropped at once; one that has begun to answer is left to its engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from tasks.engines.asgi import cancelled_on_disconnect
+
+BODY = {"type": "http.request", "body": b"{}", "more_body": False}
+LEFT = {"type": "http.disconnect"}
+
+
+def outcome(*, answers: bool, leaves: bool) -> tuple[str, list[str]]:
+    """Return how the application ended and what it sent: it answers at its start or its end."""
+    left, sent, ended = asyncio.Event(), list[str](), list[str]()
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, BODY]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop(0)
+        await left.wait()
+        return LEFT
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message["type"])
+
+    async def application(_scope: Any, receive: Any, send: Any) -> None:
+        try:
+            while (await receive()).get("more_body"):
+                pass
+            if answers:
+                await send({"type": "http.response.start"})
+            if leaves:
+                left.set()
+                assert await receive() == LEFT
+                if not answers:
+                    await asyncio.Event().wait()
+            await send({"type": "http.response.body"})
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        ended.append("answered")
+
+    async def serve() -> None:
+        async with asyncio.timeout(5):
+            await cancelled_on_disconnect(application)({"type": "http"}, receive, send)
+
+    asyncio.run(serve())
+    return ended[0], sent
+
+
+def test_a_request_whose_client_disconnects_before_its_answer_is_cancelled() -> None:
+    assert outcome(answers=False, leaves=True) == ("cancelled", [])
+
+
+def test_an_answer_that_has_begun_or_whose_client_stays_is_left_alone() -> None:
+    both = ["http.response.start", "http.response.body"]
+    assert outcome(answers=True, leaves=True) == ("answered", both)
+    assert outcome(answers=True, leaves=False) == ("answered", both)
+    assert outcome(answers=False, leaves=False) == ("answered", both[1:])
+
+
+def test_what_is_no_request_passes() -> None:
+    seen: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["type"], receive, send))
+
+    async def serve() -> None:
+        await cancelled_on_disconnect(application)({"type": "lifespan"}, 1, 2)
+
+    asyncio.run(serve())
+    assert seen == [("lifespan", 1, 2)]
