@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import anthropic
 import openai
@@ -11,6 +12,7 @@ import pytest
 from support import loopback
 from support.batching import Batching, batching, file_of, line
 from support.gateway import Gateway
+from support.mlxq_home import until
 from support.scripted import ScriptedEngine, script
 
 from state.batches import batches
@@ -122,6 +124,30 @@ def test_what_belongs_to_another_key_does_not_exist(home: Batching, client: open
     ended = client.batches.retrieve(batch.id)
     assert (ended.status, ended.output_file_id) == ("cancelled", None)
     assert client.batches.cancel(batch.id).status == "cancelled"
+
+
+def test_a_batch_that_is_cancelled_in_the_middle_keeps_what_was_answered(
+    home: Batching, client: openai.OpenAI, engines: dict[str, ScriptedEngine]
+) -> None:
+    """Its lines on their way are given up, so that the engine is free."""
+    lines = [line("quick", script(text="first")), *(line(f"slow {n}", script(wait_s=60)) for n in range(3))]
+    batch = home.batch(file_of(lines), owner="app")
+
+    def cancel() -> None:
+        until(lambda: home.lines(batch.output_file) and engines["standard"].active()["waiting"])
+        client.batches.cancel(batch.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        cancelling = pool.submit(cancel)
+        home.work()
+        cancelling.result()
+    output, errors = home.results(batches.get(home.db, batch.id))
+    assert client.batches.retrieve(batch.id).status == "cancelled"
+    assert [row["custom_id"] for row in output] == ["quick"]
+    assert {row["custom_id"]: row["error"]["code"] for row in errors} == {
+        f"slow {n}": "batch_cancelled" for n in range(3)
+    }
+    until(lambda: engines["standard"].busy() == 0, 10)
 
 
 @pytest.mark.parametrize(

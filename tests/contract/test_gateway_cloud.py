@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
-from support.gateway import Gateway, Upstream
+from support import loopback
+from support.gateway import MASTER, Gateway, Upstream
+
+from tasks.plan.gateway import BATCH, BATCH_CLOUD
 
 KEY = "sk-or-v1-of-the-cloud-test"
 pytestmark = pytest.mark.slow
@@ -37,10 +41,22 @@ def lonely(proxy: Gateway, cloud: Upstream, tmp_path_factory: pytest.TempPathFac
     made.stop()
 
 
+def line_of_batch(gateway: Gateway, owner: str) -> httpx.Response:
+    """Ask as the worker does for a batch."""
+    body = {"model": "standard", "messages": [{"role": "user", "content": "say two"}]}
+    headers = {"Authorization": f"Bearer {MASTER}", BATCH: owner}
+    return loopback.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+
 def test_the_cloud_answers_last_and_within_its_cap(lonely: Gateway, cloud: Upstream):
-    """A stream and a whole answer leave the machine; the third request meets the cap, and nothing leaves."""
+    """A stream and a line of a batch leave the machine; the third request meets the cap, and nothing leaves.
+
+    A line stays here unless its batch says otherwise.
+    """
+    assert line_of_batch(lonely, "mlxq").status_code == 503
+    assert cloud.seen() == []
     assert "data: [DONE]" in lonely.ask("say one", stream=True).text
-    answer = lonely.ask("say two")
+    answer = line_of_batch(lonely, f"mlxq {BATCH_CLOUD}")
     assert (answer.headers["x-mlxq-tier"], answer.json()["choices"][0]["message"]["content"]) == ("cloud", "two")
     assert [body["model"] for body in cloud.seen()] == ["org/model", "org/model"]
 

@@ -6,15 +6,19 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from io import BytesIO
 from itertools import pairwise
 
 import httpx
 import pytest
+from support.batching import file_of, line
 from support.mlxq_home import Mlxq, until
 from support.on_demand import GIB, MIN_STAY_S, all_asleep, ask, asking, loaded, make, states, swaps, up
 
 from state import on_demand, settings
+from state.batches import batches
 from state.paths import Home
+from tasks.batches import control
 from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -86,6 +90,15 @@ def test_a_model_that_is_not_to_be_kept_is_stopped_after_its_answer(asleep: Mlxq
     until(lambda: not asleep.engines("beta.int4"), 15)
     until(lambda: not loaded(asleep), 15)
     assert states(asleep)["beta"] == "sleeping"
+
+
+def test_a_batch_has_its_sleeping_model_loaded(asleep: Mlxq) -> None:
+    lines = BytesIO(file_of(line(name, model="alpha") for name in ("one", "two")))
+    batch = control.create_from(asleep.db, lines)
+
+    until(lambda: batches.get(asleep.db, batch.id).ended, 60)
+    assert batches.get(asleep.db, batch.id).succeeded == 2
+    assert states(asleep)["alpha"] == "serving"
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_load_costs_its_client_nothing(asleep: Mlxq) -> None:

@@ -25,18 +25,21 @@ def outcome(*, answers: bool, leaves: bool) -> tuple[str, list[str]]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message["type"])
 
+    async def answer(receive: Any, send: Any) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        if answers:
+            await send({"type": "http.response.start"})
+        if leaves:
+            left.set()
+            assert await receive() == LEFT
+        if leaves and not answers:
+            await asyncio.Event().wait()
+        await send({"type": "http.response.body"})
+
     async def application(_scope: Any, receive: Any, send: Any) -> None:
         try:
-            while (await receive()).get("more_body"):
-                pass
-            if answers:
-                await send({"type": "http.response.start"})
-            if leaves:
-                left.set()
-                assert await receive() == LEFT
-                if not answers:
-                    await asyncio.Event().wait()
-            await send({"type": "http.response.body"})
+            await answer(receive, send)
         except asyncio.CancelledError:
             ended.append("cancelled")
             raise
