@@ -11,46 +11,55 @@ BODY = {"type": "http.request", "body": b"{}", "more_body": False}
 LEFT = {"type": "http.disconnect"}
 
 
-def outcome(*, answers: bool, leaves: bool) -> tuple[str, list[str]]:
-    """Return how the application ended and what it sent: it answers at its start or its end."""
-    left, sent, ended = asyncio.Event(), list[str](), list[str]()
-    messages = [{"type": "http.request", "body": b"{", "more_body": True}, BODY]
+class Client:
+    """Sends a body in two parts, and may leave."""
 
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop(0)
-        await left.wait()
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+        self.got: list[str] = []
+        self._parts = [{"type": "http.request", "body": b"{", "more_body": True}, BODY]
+
+    async def receive(self) -> dict[str, Any]:
+        if self._parts:
+            return self._parts.pop(0)
+        await self.left.wait()
         return LEFT
 
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message["type"])
+    async def send(self, message: dict[str, Any]) -> None:
+        self.got.append(message["type"])
 
-    async def answer(receive: Any, send: Any) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        if answers:
-            await send({"type": "http.response.start"})
-        if leaves:
-            left.set()
-            assert await receive() == LEFT
-        if leaves and not answers:
-            await asyncio.Event().wait()
-        await send({"type": "http.response.body"})
+
+async def answer(client: Client, receive: Any, send: Any, *, answers: bool, leaves: bool) -> None:
+    """Answer at the start or at the end, and see the client leave in between."""
+    while (await receive()).get("more_body"):
+        pass
+    if answers:
+        await send({"type": "http.response.start"})
+    if leaves:
+        client.left.set()
+        assert await receive() == LEFT
+    if leaves and not answers:
+        await asyncio.Event().wait()
+    await send({"type": "http.response.body"})
+
+
+def outcome(*, answers: bool, leaves: bool) -> tuple[str, list[str]]:
+    """Return how an application ended and what its client got."""
+    client, ended = Client(), ["answered"]
 
     async def application(_scope: Any, receive: Any, send: Any) -> None:
         try:
-            await answer(receive, send)
+            await answer(client, receive, send, answers=answers, leaves=leaves)
         except asyncio.CancelledError:
-            ended.append("cancelled")
+            ended[:] = ["cancelled"]
             raise
-        ended.append("answered")
 
     async def serve() -> None:
         async with asyncio.timeout(5):
-            await cancelled_on_disconnect(application)({"type": "http"}, receive, send)
+            await cancelled_on_disconnect(application)({"type": "http"}, client.receive, client.send)
 
     asyncio.run(serve())
-    return ended[0], sent
+    return ended[0], client.got
 
 
 def test_a_request_whose_client_disconnects_before_its_answer_is_cancelled() -> None:
