@@ -204,7 +204,7 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             "notify",
             "deliver notifications to a target",
-            max_attempts=72,
+            max_attempts=80,
             limit_s=60,
             unique_key="notify:{target}",
             repeats=True,
@@ -222,6 +222,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("add_schedule", "add a schedule", unique_key="add_schedule:{name}", key_args=("cron", "words", "missed")),
         Kind("run_schedule", "enqueue what a schedule runs", unique_key="run_schedule:{name}"),
         Kind("check_catalog", "check the model catalog", limit_s=1800, unique_key="check_catalog"),
+        Kind("check_upgrade", "look for a newer version of mlxq", unique_key="check_upgrade"),
         Kind("check_engine", "look for a newer version of an engine", unique_key="check_engine:{engine}"),
         Kind("notify_test", "deliver a test message to a target", limit_s=60, unique_key="notify_test:{target}"),
     )

@@ -121,6 +121,10 @@ def _check_catalog(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("check_catalog", args)]
 
 
+def _check_upgrade(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
+    return [new("check_upgrade", args)]
+
+
 def _check_engine(_db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return [new("check_engine", args)]
 
@@ -130,6 +134,7 @@ RUNS: Mapping[str, Callable[[Database, Mapping[str, Any]], list[NewJob]]] = {
     "restart": _restart,
     "verify": _verify,
     "check_engine": _check_engine,
+    "check_upgrade": _check_upgrade,
     "check_catalog": _check_catalog,
     "batch": _batch,
 }

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @click.group(cls=options.Group, no_args_is_help=True)
 def command() -> None:
-    """Validate the model catalog."""
+    """Validate the model catalog.
+
+    The catalog ships with mlxq: `mlxq upgrade` updates it.
+    """
 
 
 @command.command()

@@ -54,9 +54,9 @@ def command() -> None:
 def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: float | None) -> None:
     """Run COMMAND at the times of CRON, in local time.
 
-    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]`, `catalog check` or `engine
-    upgrade --check [ENGINE]`. CRON is minute, hour, day of the month, month and day of the week (0 is Sunday), such as
-    "30 3 * * 0"; a day must match both of its fields. A schedule of the same NAME is replaced.
+    COMMAND is `batch run FILE`, `bench TARGET`, `restart [SERVICE]...`, `verify [MODEL]`, `catalog check`, `engine
+    upgrade --check [ENGINE]` or `upgrade --check`. CRON is minute, hour, day of the month, month and day of the week (0
+    is Sunday), such as "30 3 * * 0"; a day must match both of its fields. A schedule of the same NAME is replaced.
     """
     home = get_home()
     with jobs_client.writing(home) as db:
@@ -69,6 +69,11 @@ def add(name: str, cron: str, words: Sequence[str], *, missed: str, timeout_s: f
 
 def _parsed(home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Return what a command does, by the command's own parser. Raises UsageProblem, and as the command does."""
+    if tuple(words[:2]) == ("catalog", "update"):
+        raise UsageProblem(
+            "The catalog is updated with mlxq, not on its own; a newer mlxq can be looked for.",
+            hint="mlxq schedule add NAME CRON -- upgrade --check",
+        )
     parser = next((PARSERS[name] for name in PARSERS if tuple(words[: len(name)]) == name), None)
     if parser is None:
         raise UsageProblem(
@@ -127,6 +132,18 @@ def _check_engine(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str
     return "check_engine", {"engine": engine.installable(params["engine"]).name}
 
 
+def _check_upgrade(_home: Home, _db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    from mlxq.commands import upgrade
+
+    params = _params(upgrade.command, words[1:])
+    if not params["check"] or params["to"] or params["back"]:
+        raise UsageProblem(
+            "An upgrade cannot be scheduled; looking for one can.",
+            hint="mlxq schedule add NAME CRON -- upgrade --check",
+        )
+    return "check_upgrade", {}
+
+
 def _batch(_home: Home, db: Database, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     from mlxq.commands import batch
 
@@ -147,6 +164,7 @@ PARSERS: Mapping[tuple[str, ...], Callable[[Home, Database, Sequence[str]], tupl
     ("restart",): _restart,
     ("verify",): _verify,
     ("engine", "upgrade"): _check_engine,
+    ("upgrade",): _check_upgrade,
     ("catalog", "check"): _check_catalog,
     ("batch", "run"): _batch,
 }

@@ -45,6 +45,7 @@ SINGLE: Mapping[str, tuple[str, Severity, str]] = {
     "cloud_cap_reached": ("cloud_cap_reached", "warning", "The cloud's cap for today is reached"),
     "engine_taken_back": ("engine_rolled_back", "warning", "{subject} was rolled back"),
     "upgrade_taken_back": ("upgrade_rolled_back", "error", "{subject} was rolled back"),
+    "mlxq_newer": ("mlxq_newer", "ok", "{subject} can be installed"),
     "engine_newer": ("engine_newer", "ok", "{subject} can be installed"),
     "schedule_failed": ("schedule_failed", "error", "The scheduled job {subject} failed"),
 }

@@ -258,6 +258,19 @@ def _require_before(home: Home, record: Record) -> None:
         )
 
 
+@job("check_upgrade")
+def check_upgrade(context: Context) -> dict[str, Any]:
+    """Look for a newer version of mlxq, with which a newer catalog of models comes; one is reported.
+
+    Returns {"version", "newest"}. Raises NotFound, Offline, Damaged.
+    """
+    version, newest = mlxq_version(), packages.find().version
+    facts.put(context.db, newer.FACT, {"version": newest, "at": context.db.now()})
+    if newer.follows(newest, version):
+        event.record(context.db, "mlxq_newer", subject=f"mlxq {newest}", version=newest)
+    return {"version": version, "newest": newest}
+
+
 @tick("look for a newer mlxq", LOOK_S)
 def look() -> None:
     """Ask the package index once a day for the newest version, where the user wants that, and keep its answer."""

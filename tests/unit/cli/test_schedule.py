@@ -39,6 +39,9 @@ def test_a_schedule_is_added_listed_run_and_removed(
     [
         ["rm", "standard"],
         ["engine", "upgrade"],
+        ["upgrade"],
+        ["upgrade", "--check", "--back"],
+        ["catalog", "update"],
         ["engine", "install", "rapid-mlx"],
         ["engine", "upgrade", "--check", "vllm-mlx"],
         ["bench"],

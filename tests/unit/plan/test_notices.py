@@ -79,6 +79,7 @@ def test_what_was_reported_before_a_restart_of_the_worker_is_not_reported_again(
             "upgrade_rolled_back",
             "mlxq 1.4 was rolled back: fast did not become ready.",
         ),
+        ("mlxq_newer", {"subject": "mlxq 1.4", "version": "1.4"}, "mlxq_newer", "mlxq 1.4 can be installed."),
         ("schedule_failed", {"subject": "nightly", "cause": "Job 12 failed"}, "schedule_failed", "job nightly failed"),
     ],
 )

@@ -199,6 +199,14 @@ def test_a_batch_is_created_over_its_file_as_it_is_at_that_time(
     assert stored_files.path(rows.home, batch.input_file).read_text() == line("b") + "\n"
 
 
+def test_a_newer_mlxq_can_be_looked_for(rows: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_client, "ensure_worker", lambda _: None)
+    assert cli.run(["schedule", "add", "mlxq", "0 8 * * 1", "--timeout", "0", "--", "upgrade", "--check"]) == 5
+    args = json.loads(rows.value("SELECT args FROM jobs WHERE kind = 'add_schedule'"))
+    (check,) = task.RUNS[args["kind"]](rows, args["args"])
+    assert (check.kind, check.args) == ("check_upgrade", {})
+
+
 @pytest.mark.parametrize("words", [["-"], ["requests.jsonl", "--tier", "nope"]])
 def test_a_batch_that_cannot_be_scheduled(rows: Database, words: list[str]) -> None:
     assert cli.run(["schedule", "add", "nightly", "0 1 * * *", "--", "batch", "run", *words]) in {1, 2}

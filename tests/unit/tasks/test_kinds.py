@@ -58,6 +58,13 @@ def test_backoff_doubles_to_its_limit_and_is_cut_by_half_at_most() -> None:
     assert all(1.0 <= backoff(1) <= 2.0 for _ in range(100))
 
 
+def test_a_target_that_fails_for_a_day_is_delivered_to_after_it() -> None:
+    kind = KINDS["notify"]
+    tries = range(1, kind.max_attempts)
+    waits_s = sum(backoff(failures, 0.5, longest_s=kind.longest_backoff_s) for failures in tries)
+    assert waits_s > 24 * 3600
+
+
 def test_to_put_a_job_in_or_to_feel_the_pulse_loads_nothing_heavy() -> None:
     """A command must start at once."""
     script = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlxq import jobs_client, status_report
 from mlxq.commands import upgrade as command
-from state import facts, settings
+from state import event, facts, settings
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy, NotFound, Offline, UpgradeFailed, UsageProblem
 from state.paths import Home
@@ -99,6 +100,13 @@ def asked(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch) -> list[str
     monkeypatch.setattr(runtime, "database", lambda: db)
     monkeypatch.setattr(packages, "find", lambda: looks.append("asked") or FoundVersion("9.0.0", ""))
     return looks
+
+
+def test_a_newer_mlxq_is_an_event(db: Database, asked: list[str]):
+    context: Any = SimpleNamespace(db=db)
+    assert switch.check_upgrade(context) == {"version": mlxq_version(), "newest": "9.0.0"}
+    (found,) = event.since(db, 0, {"mlxq_newer"})
+    assert (found.data["subject"], newer.found(db)) == ("mlxq 9.0.0", "9.0.0")
 
 
 def test_the_index_is_asked_once_a_day_and_only_where_the_user_wants_it(
