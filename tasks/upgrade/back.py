@@ -123,9 +123,16 @@ def go(home: Home, record: Record, reason: str) -> Record:
         restore(home, Path(copy))
     with suppress(MlxqError), closing(open_database(home)) as db:
         after, before = record.after.version, record.before.version
-        names = {"subject": f"mlxq {after}", "version": after, "now": before}
         cause = notices.BY_USER if record.reason == records.BY_USER else record.reason
-        event.record(db, "upgrade_taken_back", **names, cause=cause, backup=record.backup)
+        event.record(
+            db,
+            "upgrade_taken_back",
+            subject=f"mlxq {after}",
+            version=after,
+            now=before,
+            cause=cause,
+            backup=record.backup,
+        )
     return records.step(home, record, Phase.TAKEN_BACK, time.time())
 
 
