@@ -34,4 +34,4 @@ def variables(target: Target) -> dict[str, str]:
     }
 
 
-CLIENT = Client("claude-code", "Claude Code", _path, _write, "claude", needs=32_768)
+CLIENT = Client("claude-code", "Claude Code", _path, _write, "claude", ("claude",), needs=32_768)

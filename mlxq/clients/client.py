@@ -22,6 +22,8 @@ class Target:
     """The gateway's address without a path, such as http://127.0.0.1:4000."""
     key: str
     tiers: Sequence[Tier]
+    embedding: str = ""
+    """The name of the model for embeddings; empty where there is none."""
 
     @property
     def url(self) -> str:
@@ -55,6 +57,8 @@ class Client:
     the text cannot be parsed."""
     start: str
     """The next step, as a sentence or a command."""
+    argv: tuple[str, ...] = ()
+    """What starts it; empty for a program that is not started from a shell."""
     needs: int = 0
     """Tokens of the window below which it does not work: its instructions and tools, and room for an answer."""
     holds_key: bool = True

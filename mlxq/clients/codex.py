@@ -38,4 +38,4 @@ experimental_bearer_token = {json.dumps(target.key, ensure_ascii=False)}
 """
 
 
-CLIENT = Client("codex", "Codex", _path, _write, "codex --profile mlxq", needs=16_384)
+CLIENT = Client("codex", "Codex", _path, _write, "codex --profile mlxq", ("codex", "--profile", "mlxq"), needs=16_384)

@@ -1,7 +1,8 @@
-"""Agents that name providers in a JSON file: Qwen Code, Crush and pi."""
+"""Agents that name providers in a JSON file: Qwen Code, Crush, pi, OpenClaw, Cline and goose."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,79 @@ def _pi_model(tier: Tier) -> dict[str, Any]:
     }
 
 
-QWEN_CODE = Client("qwen-code", "Qwen Code", _qwen_path, _qwen, "qwen", needs=32_768)
-CRUSH = Client("crush", "Crush", _crush_path, _crush, "crush", needs=32_768)
-PI = Client("pi", "pi", _pi_path, _pi, "pi --provider mlxq --model standard", needs=16_384)
+def _openclaw_path(environment: Mapping[str, str], person: Path) -> Path:
+    if named := environment.get("OPENCLAW_CONFIG_PATH"):
+        return Path(named)
+    return Path(environment.get("OPENCLAW_STATE_DIR") or person / ".openclaw") / "openclaw.json"
+
+
+def _openclaw(text: str, target: Target) -> str:
+    """Write a provider beside the others, and have the agents use it (docs/gateway/local-models.md of OpenClaw)."""
+    models = [_pi_model(tier) for tier in target.tiers]
+    provider = {"baseUrl": target.url, "apiKey": target.key, "api": "openai-completions", "models": models}
+    text = jsonc.put(text, ("models", "mode"), "merge")
+    text = jsonc.put(text, ("models", "providers", "mlxq"), provider)
+    try:
+        return jsonc.put(text, ("agents", "defaults", "model", "primary"), f"mlxq/{target.main.name}")
+    except ValueError:  # it may be a name alone, without fallbacks
+        return jsonc.put(text, ("agents", "defaults", "model"), {"primary": f"mlxq/{target.main.name}"})
+
+
+CLINE_PROVIDER = "openai-compatible"
+
+
+def _cline_path(environment: Mapping[str, str], person: Path) -> Path:
+    if named := environment.get("CLINE_PROVIDER_SETTINGS_PATH"):
+        return Path(named)
+    data = environment.get("CLINE_DATA_DIR") or Path(environment.get("CLINE_DIR") or person / ".cline") / "data"
+    return Path(data) / "settings" / "providers.json"
+
+
+def _cline(text: str, target: Target) -> str:
+    """Write the provider that `cline auth` 3.0 writes, as it is used last."""
+    access = {"baseUrl": target.url, "apiKey": target.key}
+    settings = {"provider": CLINE_PROVIDER, "model": target.main.name, **access}
+    text = jsonc.put(text, ("version",), 1)
+    text = jsonc.put(text, ("lastUsedProvider",), CLINE_PROVIDER)
+    if '"modes"' not in text:
+        text = jsonc.put(text, ("modes",), {})
+    text = jsonc.put(text, ("providers", CLINE_PROVIDER, "settings"), settings)
+    text = jsonc.put(text, ("providers", CLINE_PROVIDER, "updatedAt"), "2026-01-01T00:00:00.000Z")
+    return jsonc.put(text, ("providers", CLINE_PROVIDER, "tokenSource"), "manual")
+
+
+GOOSE_PROVIDER = "custom_mlxq"
+
+
+def _goose_path(environment: Mapping[str, str], person: Path) -> Path:
+    root = Path(environment.get("XDG_CONFIG_HOME") or person / ".config") / "goose"
+    return root / "custom_providers" / f"{GOOSE_PROVIDER}.json"
+
+
+def _goose(_: str, target: Target) -> str:
+    """Write a declarative provider that needs no keychain (crates/goose/src/config/declarative_providers.rs)."""
+    content = {
+        "name": GOOSE_PROVIDER,
+        "engine": "openai",
+        "display_name": "mlxq",
+        "description": "On this machine",
+        "api_key_env": "",
+        "requires_auth": False,
+        "headers": {"Authorization": f"Bearer {target.key}"},
+        "base_url": f"{target.url}/chat/completions",
+        "models": [{"name": tier.name, "context_limit": tier.context} for tier in target.tiers],
+        "supports_streaming": True,
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+QWEN_CODE = Client("qwen-code", "Qwen Code", _qwen_path, _qwen, "qwen", ("qwen",), needs=32_768)
+CRUSH = Client("crush", "Crush", _crush_path, _crush, "crush", ("crush",), needs=32_768)
+_PI = ("pi", "--provider", "mlxq", "--model", "standard")
+PI = Client("pi", "pi", _pi_path, _pi, " ".join(_PI), _PI, needs=16_384)
+OPENCLAW = Client(
+    "openclaw", "OpenClaw", _openclaw_path, _openclaw, "openclaw chat", ("openclaw", "chat"), needs=32_768
+)
+CLINE = Client("cline", "Cline", _cline_path, _cline, "cline", ("cline",), needs=32_768)
+_GOOSE = ("goose", "session", "--provider", GOOSE_PROVIDER, "--model", "standard")
+GOOSE = Client("goose", "goose", _goose_path, _goose, " ".join(_GOOSE), _GOOSE, needs=32_768)

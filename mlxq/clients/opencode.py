@@ -41,4 +41,4 @@ def _model(tier: Tier) -> dict[str, Any]:
     }
 
 
-CLIENT = Client("opencode", "OpenCode", _path, _write, "opencode", needs=16_384)
+CLIENT = Client("opencode", "OpenCode", _path, _write, "opencode", ("opencode",), needs=16_384)

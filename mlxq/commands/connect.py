@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -17,8 +17,9 @@ from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
 from mlxq.web import auth
-from state import keys, ports, secrets, settings, stack
-from state.errors import NotRunning, NotSetUp, UsageProblem
+from state import keys, on_demand, ports, secrets, settings, stack
+from state.db import Database
+from state.errors import NotFound, NotRunning, NotSetUp, UsageProblem
 from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
@@ -118,16 +119,19 @@ def _subcommand(client: Client) -> click.Command:
     @options.dry_run
     @click.option("--restore", is_flag=True, help="Restore the file from the newest backup.")
     @options.yes
-    def run(*, dry_run: bool, restore: bool, yes: bool) -> None:
+    def configure(*, dry_run: bool, restore: bool, yes: bool, run: bool = False, arguments: Sequence[str] = ()) -> None:
         again = f"mlxq connect {client.name}{' --restore' if restore else ''} --yes"
         consent = _refuse if dry_run else _accept if yes else _ask(again)
         if restore:
             _restore(get_home(), client, consent)
-        else:
-            _connect(get_home(), client, consent)
+        elif _connect(get_home(), client, consent, runs=run) and run and not dry_run:
+            _run(client, arguments)
 
+    if client.argv:
+        configure = click.option("--run", is_flag=True, help="Start it then, with ARGUMENTS.")(configure)
+        configure = click.argument("arguments", nargs=-1, type=click.UNPROCESSED)(configure)
     help_text = f"Configure {client.title}."
-    return click.command(name=client.name, help=help_text)(run)
+    return click.command(name=client.name, help=help_text)(configure)
 
 
 for client in CLIENTS.values():
@@ -161,8 +165,24 @@ def _ask(again: str) -> Consent:
     return ask
 
 
-def _connect(home: Home, client: Client, consent: Consent) -> None:
-    """Show the change, ask, and make it."""
+def _run(client: Client, arguments: Sequence[str]) -> None:
+    """Become the program. Raises NotFound where it is not installed."""
+    sys.stdout.flush()
+    try:
+        os.execvp(client.argv[0], [*client.argv, *arguments])  # noqa: S606 (the program that the user named)
+    except OSError as problem:
+        raise NotFound(
+            f"{client.argv[0]} cannot be started: {problem.strerror}.",
+            done=f"{client.title} is configured.",
+            hint=f"Install {client.title}, then: {client.start}",
+        ) from problem
+
+
+def _connect(home: Home, client: Client, consent: Consent, *, runs: bool) -> bool:
+    """Show the change, ask, and make it; return whether the program is configured.
+
+    `runs`: whether it is started then.
+    """
     path = client.path(os.environ, Path.home())
     before = backup.read(path)
     key = _known_key(home, client, before)
@@ -171,10 +191,10 @@ def _connect(home: Home, client: Client, consent: Consent) -> None:
     after = _written(client, path, before, target)
     if key and after == before:
         render.say(f"{client.title} is already configured ({path}).")
-        return
+        return True
     _show(path, before, after)
     if not consent():
-        return
+        return False
     issued = key or _new_key(home, client)
     backup.save(home.make(), client.name, before)
     backup.write(path, _written(client, path, before, _target(home, issued)), mode=_mode(client, path))
@@ -182,7 +202,9 @@ def _connect(home: Home, client: Client, consent: Consent) -> None:
     if not (key or client.holds_key):
         click.echo(issued)
         render.say("Store this key now; it cannot be shown again.")
-    render.next_step(client.start)
+    if not runs:
+        render.next_step(client.start)
+    return True
 
 
 def _warn_of_window(client: Client, target: Target) -> None:
@@ -213,9 +235,18 @@ def _target(home: Home, key: str) -> Target:
     with jobs_client.reading(home) as db:
         tiers = stack.with_defaults(stack.tiers(db), settings.load(home))
         url = ports.endpoint(ports.listing(db))
+        embedding = _embedding(db)
     if not tiers:
         raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")
-    return Target(url.removesuffix("/v1"), key, tiers)
+    return Target(url.removesuffix("/v1"), key, tiers, embedding)
+
+
+def _embedding(db: Database) -> str:
+    """Return the name of the model for embeddings: the stack's, else one on this disk; empty where there is none."""
+    if any(engine.purpose == "embedding" for engine in stack.retrieval(db)):
+        return "embedding"
+    models = (entry.model for entry in on_demand.models(db) if entry.engine.purpose == "embedding")
+    return next(models, "")
 
 
 def _written(client: Client, path: Path, before: str | None, target: Target) -> str:

@@ -1,4 +1,4 @@
-"""Programs from npm, set up by `mlxq connect`'s own words, through the real gateway.
+"""Programs of npm and PyPI, set up by `mlxq connect`'s own words, through the real gateway.
 
 The engines behind it are scripted, so that a model calls the tool that the test wants.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.gateway import Gateway
-from support.npm import Person, installed
+from support.npm import Person, installed, large
 from support.scripted import ScriptedEngine, script
 
 from mlxq.clients.client import Target
@@ -142,4 +142,31 @@ def test_pi_answers(pytestconfig: pytest.Config, person: Person, target: Target,
     argv = ["--provider", "mlxq", "--model", "standard", "--no-session", "-p", script(text="It is forty two.")]
     done = person.run(installed("pi", pytestconfig), *argv)
     assert done.stdout.strip().endswith("It is forty two."), done.stdout[-2000:] + done.stderr[-2000:]
+    assert engines["standard"].seen(), "the work is the main tier's"
+
+
+def test_cline_answers(pytestconfig: pytest.Config, person: Person, target: Target, engines: Engines):
+    person.connect("cline", target)
+    done = person.run(installed("cline", pytestconfig), "--json", script(text="It is forty two."))
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [line["text"] for line in lines if line["type"] == "run_result"] == ["It is forty two."], done.stderr[-2000:]
+    assert engines["standard"].seen(), "the work is the main tier's"
+
+
+@pytest.mark.parametrize(
+    ("program", "argv"),
+    [
+        ("hermes", ["-z"]),
+        ("openclaw", ["agent", "--local", "--agent", "main", "-m"]),
+        ("aider", ["--yes-always", "--no-check-update", "--analytics-disable", "--no-stream", "--message"]),
+    ],
+)
+def test_a_large_program_answers(
+    request: pytest.FixtureRequest, person: Person, target: Target, program: str, argv: list[str]
+):
+    path, searched = large(program, request.config)
+    engines: Engines = request.getfixturevalue("engines")
+    person.connect(program, target)
+    done = person.run(path, *argv, script(text="It is forty two."), PATH=searched)
+    assert "It is forty two." in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
     assert engines["standard"].seen(), "the work is the main tier's"

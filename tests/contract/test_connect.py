@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from mlxq.clients.client import Target
 from mlxq.clients.table import CLIENTS
+from state import secrets, stack
+from state.db import open_database
+from state.paths import Home
 from state.stack import Engine, as_tiers
 
 TIERS = as_tiers(
@@ -52,3 +58,31 @@ def test_continue_takes_what_is_written_for_it(continue_parser: Path) -> None:
     assert (told.returncode, told.stdout.strip()) == (0, "[]")
 
     assert asked(continue_parser, text.replace("roles:", "roles: 5\n  rules:")).returncode != 0
+
+
+def test_a_program_is_started_with_its_arguments(tmp_path: Path) -> None:
+    """What is installed under its name becomes of the command, once the user has agreed."""
+    home = Home(tmp_path / "home").make()
+    with closing(open_database(home)) as db:
+        stack.replace(db, TIERS)
+    secrets.ensure(home.secrets)
+    program = tmp_path / "qwen"
+    program.write_text('#!/bin/sh\necho "qwen: $*"\n')
+    program.chmod(0o755)
+    argv = [sys.executable, "-m", "mlxq", "connect", "qwen-code", "--run"]
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "MLXQ_HOME": str(home.root),
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+    }
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*argv, *more], env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+    done = run("--yes", "--", "-p", "hello")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "qwen: -p hello"), done.stderr
+    assert "qwen: " not in run("--dry-run").stdout
+    program.unlink()
+    gone = run()
+    assert (gone.returncode, "qwen cannot be started: No such file or directory." in gone.stderr) == (1, True)

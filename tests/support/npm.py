@@ -1,4 +1,4 @@
-"""Programs from npm, and somebody who runs them: in a home folder of their own, set up by `mlxq connect`'s own words.
+"""Programs of the registries, and somebody who runs them: in a home folder of their own, set up by `mlxq connect`.
 
 They run behind a proxy that refuses, so that nothing but loopback is in reach.
 """
@@ -6,8 +6,10 @@ They run behind a proxy that refuses, so that nothing but loopback is in reach.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,14 @@ PACKAGES = {
     "opencode": "opencode-ai@1.18.33",
     "qwen": "@qwen-code/qwen-code@0.24.4",
     "pi": "@mariozechner/pi-coding-agent@0.73.1",
+    "cline": "cline@3.0.65",
+    "openclaw": "openclaw@2026.9.6",
 }
+NODE = "24.22.3"
+"""OpenClaw runs with no older one; npm carries Node itself."""
+PYPI = {"hermes": "hermes-agent==0.19.0", "aider": "aider-chat==0.86.2"}
+EVERY = "MLXQ_TEST_PROGRAMS"
+"""Set to `all`, it has the tests install programs that take hundreds of megabytes."""
 INSTALL_LIMIT_S = 240
 RUN_LIMIT_S = 120
 ALONE = {
@@ -36,6 +45,7 @@ ALONE = {
     "OPENCODE_DISABLE_AUTOUPDATE": "1",
     "OPENCODE_DISABLE_MODELS_FETCH": "1",
     "OPENCODE_DISABLE_LSP_DOWNLOAD": "1",
+    "CLINE_SESSION_BACKEND_MODE": "local",
 }
 
 
@@ -52,23 +62,64 @@ def installed(program: str, config: pytest.Config) -> str:
         pytest.skip(str(problem))
 
 
-def install(program: str, root: Path) -> str:
-    """Return the path of a program from npm, which is kept below `root`. Raises NotInstalled."""
+def install(program: str, root: Path, path: str | None = None) -> str:
+    """Return the path of a program from npm, which is kept below `root`. Raises NotInstalled.
+
+    `path`: the search path where it is not that of this process.
+    """
     package = PACKAGES[program]
     folder = root / package.strip("@").replace("/", "--")
-    path = folder / "node_modules" / ".bin" / program
-    if path.exists():
-        return str(path)
-    if not shutil.which("npm"):
-        raise NotInstalled("there is no npm here")
+    made = folder / "node_modules" / ".bin" / program
     argv = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", str(folder), package]
+    return _made(made, argv, package, {"PATH": path} if path else {})
+
+
+def _made(made: Path, argv: list[str], package: str, environment: Mapping[str, str]) -> str:
+    """Return a path, which a command makes that was not run yet. Raises NotInstalled."""
+    if made.exists():
+        return str(made)
+    if not shutil.which(argv[0]):
+        raise NotInstalled(f"there is no {argv[0]} here")
+    whole = {**os.environ, **environment}
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=INSTALL_LIMIT_S)
+        done = subprocess.run(argv, env=whole, capture_output=True, text=True, check=False, timeout=INSTALL_LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise NotInstalled(f"npm did not install {package} in {INSTALL_LIMIT_S} s") from None
-    if done.returncode or not path.exists():
-        raise NotInstalled(f"npm does not install {package}: {done.stderr.strip()[-200:]}")
-    return str(path)
+        raise NotInstalled(f"{argv[0]} did not install {package} in {INSTALL_LIMIT_S} s") from None
+    if done.returncode or not made.exists():
+        raise NotInstalled(f"{argv[0]} does not install {package}: {done.stderr.strip()[-200:]}")
+    return str(made)
+
+
+def large(program: str, config: pytest.Config) -> tuple[str, str]:
+    """Return the path of a program that takes hundreds of megabytes, and the search path that it runs with.
+
+    Skips unless MLXQ_TEST_PROGRAMS=all asks for them.
+    """
+    if os.environ.get(EVERY) != "all":
+        pytest.skip(f"{EVERY}=all installs {program}")
+    assert config.cache
+    root = Path(str(config.cache.mkdir("npm")))
+    try:
+        if program in PYPI:
+            return _from_pypi(program, root), os.environ["PATH"]
+        searched = f"{_node(root)}{os.pathsep}{os.environ['PATH']}"
+        return install(program, root, searched), searched
+    except NotInstalled as problem:
+        pytest.skip(str(problem))
+
+
+def _from_pypi(program: str, root: Path) -> str:
+    argv = ["uv", "tool", "install", "--python", sys.executable, PYPI[program]]
+    kept = {"UV_TOOL_DIR": str(root / "tools"), "UV_TOOL_BIN_DIR": str(root / "bin")}
+    return _made(root / "bin" / program, argv, PYPI[program], kept)
+
+
+def _node(root: Path) -> Path:
+    """Return the folder of a newer Node."""
+    machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    package = f"node-{sys.platform}-{machine}"
+    argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(root / "node"), f"{package}@{NODE}"]
+    return Path(_made(root / "node" / "node_modules" / package / "bin" / "node", argv, package, {})).parent
 
 
 @dataclass

@@ -8,6 +8,7 @@ import re
 import ssl
 import stat
 import tomllib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from dotenv import dotenv_values
 from mlxq import cli
 from mlxq.clients import jsonc
 from mlxq.clients.table import CLIENTS
-from state import keys, secrets, stack
+from state import keys, on_demand, secrets, stack
 from state.db import Database
+from state.on_demand import DiskModel
 from state.paths import Home
 from state.stack import Defaults, Engine, alone
 from tasks.system import certificates
@@ -146,7 +148,14 @@ def person(tmp_path: Path, home: Home, db: Database, monkeypatch: pytest.MonkeyP
     place = tmp_path / "person"
     place.mkdir()
     monkeypatch.setenv("HOME", str(place))
-    for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "XDG_CONFIG_HOME", "OPENCODE_CONFIG", "CONTINUE_GLOBAL_DIR"):
+    for name in (
+        "CLAUDE_CONFIG_DIR",
+        "CODEX_HOME",
+        "XDG_CONFIG_HOME",
+        "OPENCODE_CONFIG",
+        "CONTINUE_GLOBAL_DIR",
+        "HERMES_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(place)
     stack.replace(db, [STANDARD, alone(FAST, Defaults(max_tokens=2048))])
@@ -164,6 +173,11 @@ FILES = {
     "crush": ".config/crush/crush.json",
     "pi": ".pi/agent/models.json",
     "aider": ".aider.conf.yml",
+    "openclaw": ".openclaw/openclaw.json",
+    "cline": ".cline/data/settings/providers.json",
+    "goose": ".config/goose/custom_providers/custom_mlxq.json",
+    "hermes": ".hermes/config.yaml",
+    "open-webui": ".open-webui/mlxq.env",
 }
 
 
@@ -242,6 +256,83 @@ def test_aider_keeps_the_options_of_its_user(person: Path) -> None:
     assert text.startswith("# mine\n")
     assert (written["model"], written["weak-model"], written["dark-mode"]) == ("openai/standard", "openai/fast", True)
     assert written["openai-api-base"] == f"{URL}/v1"
+
+
+def test_openclaw_keeps_its_other_providers_and_cline_its_own(person: Path) -> None:
+    """OpenClaw's `model` may be a name alone."""
+    file = person / FILES["openclaw"]
+    file.parent.mkdir()
+    mine = {"models": {"providers": {"a": {"x": 1}}}, "agents": {"defaults": {"model": "a/b", "workspace": "~/w"}}}
+    file.write_text(json.dumps(mine))
+    claw, cline, goose = (json.loads(connected(person, client)) for client in ("openclaw", "cline", "goose"))
+
+    assert (claw["models"]["mode"], claw["models"]["providers"]["a"]) == ("merge", {"x": 1})
+    assert claw["agents"]["defaults"] == {"model": {"primary": "mlxq/standard"}, "workspace": "~/w"}
+    assert [model["contextWindow"] for model in claw["models"]["providers"]["mlxq"]["models"]] == [65536, 8192]
+    settings = cline["providers"][cline["lastUsedProvider"]]["settings"]
+    assert (settings["model"], settings["baseUrl"]) == ("standard", f"{URL}/v1")
+    assert (goose["base_url"], goose["models"][0]) == (
+        f"{URL}/v1/chat/completions",
+        {"name": "standard", "context_limit": 65536},
+    )
+
+
+HERMES = """\
+# my own
+model:
+  # the model that I like
+  default: anthropic/claude
+  provider: auto
+  streaming: true
+
+terminal: # where it works
+  backend: local
+"""
+
+
+@pytest.mark.parametrize(
+    "before", ["", "terminal:\n  backend: local", HERMES, "model: gpt\nterminal: {backend: local}\n"]
+)
+def test_hermes_gets_its_model_and_all_else_stays(person: Path, before: str) -> None:
+    file = person / FILES["hermes"]
+    file.parent.mkdir()
+    file.write_text(before)
+    text = connected(person, "hermes")
+
+    old, new = yaml.safe_load(before) or {}, yaml.safe_load(text)
+    kept = old["model"] if isinstance(old.get("model"), dict) else {}
+    key = new["model"].pop("api_key")
+    assert KEY.fullmatch(key)
+    ours = {"default": "standard", "provider": "custom", "base_url": f"{URL}/v1", "context_length": 65536}
+    assert new == old | {"model": kept | ours}
+    assert [line for line in ("# my own", "terminal: # where it works") if line in before.splitlines()] == [
+        line for line in ("# my own", "terminal: # where it works") if line in text.splitlines()
+    ]
+
+
+def test_a_file_that_is_no_yaml_is_left_alone(person: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = person / FILES["hermes"]
+    file.parent.mkdir()
+    file.write_text("model: {a: 1")
+    assert cli.run(["connect", "hermes", "--yes"]) == 2
+    assert "line 1: it is no YAML" in capsys.readouterr().err
+    assert file.read_text() == "model: {a: 1"
+
+
+@pytest.mark.parametrize("where", ["stack", "disk", "nowhere"])
+def test_open_webui_gets_its_embeddings_where_there_are_some(person: Path, db: Database, where: str) -> None:
+    vectors = replace(FAST, name="embedding", purpose="embedding", port=PORT + 2)
+    if where == "stack":
+        stack.put_retrieval(db, vectors)
+    elif where == "disk":
+        on_demand.put_models(db, [DiskModel("bge-m3", (), replace(vectors, name="bge-m3.fp16"))], [])
+    connected(person, "open-webui")
+
+    read = dotenv_values(person / FILES["open-webui"])
+    named = {"stack": "embedding", "disk": "bge-m3", "nowhere": None}
+    assert read.get("RAG_EMBEDDING_MODEL") == named[where]
+    assert read.get("RAG_OPENAI_API_KEY") in {None, read["OPENAI_API_KEY"]}
+    assert (read["OPENAI_API_BASE_URL"], read["DEFAULT_MODELS"]) == (f"{URL}/v1", "standard")
 
 
 def test_a_program_that_needs_a_longer_window_is_told(
