@@ -131,6 +131,13 @@ class EmbeddingServer:
         await self._computed(mx.clear_cache)
 
 
+SHORTEST: Mapping[str, Mapping[str, Any]] = {
+    "embedding": {"input": ["Hi"]},
+    "rerank": {"query": "Hi", "documents": ["Hello"]},
+}
+"""What the self-test asks of each kind."""
+
+
 def application(engine: EmbeddingServer, kind: str) -> Starlette:
     """Return the ASGI application that serves `kind`: embedding or rerank."""
 
@@ -150,7 +157,6 @@ def application(engine: EmbeddingServer, kind: str) -> Starlette:
     async def answer(request: Request) -> Response:
         from tasks.engines.embedding_model import TooLong
 
-        make = embeddings if kind == "embedding" else rerank
         try:
             return _json(await make(engine, orjson.loads(await request.body()), request))
         except TooLong as problem:
@@ -158,7 +164,10 @@ def application(engine: EmbeddingServer, kind: str) -> Starlette:
         except ClientLeft:
             return Response(status_code=_GONE)
 
-    route = "/v1/embeddings" if kind == "embedding" else "/v1/rerank"
+    async def self_test(request: Request) -> Response:
+        return _json(await make(engine, orjson.loads(await request.body()) | SHORTEST[kind], request))
+
+    make, route = (embeddings, "/v1/embeddings") if kind == "embedding" else (rerank, "/v1/rerank")
     return Starlette(
         routes=[
             Route("/health", health),
@@ -166,6 +175,7 @@ def application(engine: EmbeddingServer, kind: str) -> Starlette:
             Route("/v1/status", status),
             Route("/v1/cache", purge, methods=["DELETE"]),
             Route(route, answer, methods=["POST"]),
+            Route("/v1/self-test", self_test, methods=["POST"]),
         ]
     )
 
