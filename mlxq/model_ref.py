@@ -43,6 +43,9 @@ def find(name: str, quant: str | None, models: Mapping[str, Model], preferred: s
         raise UsageProblem("There is no model.", hint="mlxq models --catalog")
     if name.startswith(FOLDERS):
         return _elsewhere(f"file:{sources.folder(name.removeprefix('file:'))}", quant)
+    if retrieval := recommend.retrieval_named(f"{name}:{quant}" if quant else name):
+        model, own = retrieval
+        return ModelRef(model.quants[own].source, None, own)
     match = _match(name, models)
     return _in_catalog(name, match, quant, preferred) if match else _elsewhere(name, quant)
 

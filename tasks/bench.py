@@ -172,7 +172,7 @@ def described(folder: Path, source: str, models: Mapping[str, Model], shape: Map
     """Describe an engine of these weights that is large enough for the benchmark. Raises NotFound, Damaged."""
     inventory = headers.inventory(folder)
     entry = of_source(source, models)
-    model, quant = entry or _from_files(folder, source)
+    model, quant = entry or description.model_of_folder(folder, source)
     context_tokens = max(shape["prompt_tokens"] * 2 + shape["gen_tokens"], 2 * plan.TOOL_TOKENS)
     most = max(shape["concurrency"])
     return Engine(
@@ -190,12 +190,6 @@ def described(folder: Path, source: str, models: Mapping[str, Model], shape: Map
         reasoning_parser=model.reasoning_parser,
         vision=inventory.vision,
     )
-
-
-def _from_files(folder: Path, source: str) -> tuple[Model, str]:
-    """Return the model and quant that the files of weights describe. Raises NotFound, Damaged."""
-    contents = description.of_folder(folder, source)
-    return contents.model, contents.quant
 
 
 def check_room(context: Context, machine: Machine, engine: Engine) -> None:
@@ -263,7 +257,7 @@ def _predicted(engine: Engine, machine: Machine, models: Mapping[str, Model], to
     if engine.model in models:
         model = models[engine.model]
     else:
-        model, _ = _from_files(Path(engine.weights), engine.source)
+        model, _ = description.model_of_folder(Path(engine.weights), engine.source)
     return predict(machine, model, engine.quant, tokens) if engine.quant in model.quants else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from state.errors import DoesNotFit, NotFound, UsageProblem
 
 if TYPE_CHECKING:
     from catalog.pick import Recommendation
+    from catalog.retrieval import RetrievalModel
     from state.db import Database
     from state.paths import Home
     from state.settings import Settings
@@ -79,9 +81,28 @@ def quant_of(model: Model, wanted: str | None, preferred: str) -> str:
 
 
 def quant_named(name: str, models: Mapping[str, Model], preferred: str) -> Quant:
-    """Return the weights that a name stands for: of the quant in it, else as `quant_of`. Raises UnknownModel."""
-    match = load.resolve(name, models)
+    """Return the weights that a name stands for: of the quant in it, else as `quant_of`. Raises UnknownModel.
+
+    The model may be one for embeddings or ranking.
+    """
+    try:
+        match = load.resolve(name, models)
+    except UnknownModel:
+        if named := retrieval_named(name):
+            model, quant = named
+            return model.quants[quant]
+        raise
     return match.model.quants[match.quant or quant_of(match.model, None, preferred)]
+
+
+def retrieval_named(name: str) -> tuple[RetrievalModel, str] | None:
+    """Return the model for embeddings or ranking of a name, and its quant; None where it has no such name."""
+    from catalog import retrieval
+
+    for purpose in ("embedding", "rerank"):
+        with suppress(UnknownModel):
+            return retrieval.find(name, purpose)
+    return None
 
 
 def quant_wanted(wanted: Settings) -> str | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,7 +31,7 @@ from tasks.gateway.errors import Refusal, unsupported
 from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
-from tasks.gateway.ollama.fields import OllamaRequest, plain
+from tasks.gateway.ollama.fields import OllamaRequest, OllamaTexts, plain
 from tasks.gateway.on_demand import OnDemand
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
@@ -45,7 +47,9 @@ OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/
 MODELS = ("/v1/models", "/models")
 UNAVAILABLE = "no_tier_available"
 """The code of a refusal where no engine answered."""
-NO_MODEL = "model_not_found"
+MISSING = "model_not_found"
+NO_MODEL = frozenset({MISSING, "no_embedding_model", "no_reranking_model"})
+"""Codes of refusals of a model that there is none of."""
 AUDIO = ("/v1/audio/", "/audio/")
 _ONCE = {"x-should-retry": "false"}
 """Has OpenAI's and Anthropic's clients not ask again, as they do after other answers from 500 on."""
@@ -180,55 +184,81 @@ class Application:
             await self._until_left(self._pull(call, key, reply), receive, call)
         elif isinstance(request, Refusal):
             await self._refuse(call, request, reply)
-        elif (loading := ollama_chat.loading(request.fields)) is not None:
-            await self._until_left(self._load(request, loading, key, reply), receive, call)
         else:
-            await self._relay(request, key, receive, reply)
+            await self._until_left(self._serve_request(request, key, reply), receive, call)
+
+    async def _serve_request(self, request: RelayRequest, key: Key, reply: Reply) -> None:
+        if ollama_chat.is_loading(request.fields):
+            await self._load(request, key, reply)
+        else:
+            await self._in_turn(request, key, reply)
 
     def _pulls(self, refusal: Refusal, call: Call, key: Key) -> bool:
         """Return whether a model that there is none of is downloaded for this request."""
-        return refusal.code == NO_MODEL and not key.tiers and self._on_demand.may_pull(call.asked)
+        return refusal.code in NO_MODEL and not key.tiers and self._on_demand.may_pull(call.asked)
 
     async def _pull(self, call: Call, key: Key, reply: Reply) -> None:
         """Have the model of a request downloaded, and the request answered then. A stream gets comments meanwhile."""
         if orjson.loads(call.body).get("stream") is True:
             reply.wait()
         try:
-            refusal = await self._on_demand.pulled(call.asked, self._on_demand.patience())
+            refusal = await self._pulled(call)
         finally:
             await reply.stop_waiting()
         request = refusal or self._relay_request(call, call.body, key)
         if isinstance(request, Refusal):
             await reply.refuse(request)
         else:
-            await self._in_turn(request, key, reply)
+            await self._serve_request(request, key, reply)
 
-    async def _load(self, request: RelayRequest, loading: dict[str, Any], key: Key, reply: Reply) -> None:
+    async def _pulled(self, call: Call) -> Refusal | None:
+        """Have the model that a request asks for downloaded; return why it is not."""
+        with _timed(call):
+            return await self._on_demand.pulled(call.asked, self._on_demand.patience())
+
+    async def _load(self, request: RelayRequest, key: Key, reply: Reply) -> None:
         """Answer a request without words, by which Ollama's clients have a model loaded, kept, or stopped."""
-        engine, keep_s = self._engine(request), _keep_s(request.fields)
+        engine, call, keep_s = self._engine(request), request.call, _keep_s(request.fields)
+        tracked, refusal = self._on_demand.tracks(engine), None
         async with self._on_demand.used(engine, keep_s):
-            refusal = None
-            if keep_s != 0 and self._on_demand.tracks(engine):
-                until = self._on_demand.patience()
-                refusal = await self._on_demand.awake(engine, background=key.background, until=until)
-        await (reply.refuse(refusal) if refusal else reply.whole(orjson.dumps(loading)))
+            if keep_s != 0 and tracked:
+                refusal = await self._loaded(call, engine, key, self._on_demand.patience())
+        texts = cast("OllamaTexts", request.fields)
+        answer = ollama_chat.loading(texts, call, stops=keep_s == 0 and tracked)
+        await (reply.refuse(refusal) if refusal else reply.whole(orjson.dumps(answer)))
+
+    async def _loaded(self, call: Call, engine: str, key: Key, until: float) -> Refusal | None:
+        """Have the engine of a request loaded; return why it is not."""
+        with _timed(call):
+            return await self._on_demand.awake(engine, background=call.batch or key.background, until=until)
 
     async def _retrieve(self, content: bytes, receive: Receive, call: Call, key: Key, reply: Reply) -> None:
         """Answer a request for embeddings or a ranking."""
-        dialect = BY_PATH[call.path]
-        request = checks.read(dialect.schema, content)
+        request = checks.read(BY_PATH[call.path].schema, content)
         if isinstance(request, Refusal):
             await self._refuse(call, request, reply)
             return
         call.asked = _model(request)
-        checked = self._retrieval_request(call, dialect, cast("Any", request), key)
-        if isinstance(checked, Refusal):
+        checked = self._retrieval_request(call, request, key)
+        if isinstance(checked, Refusal) and self._pulls(checked, call, key):
+            await self._until_left(self._pull_retrieval(call, request, key, reply), receive, call)
+        elif isinstance(checked, Refusal):
             await self._refuse(call, checked, reply)
-            return
-        await self._until_left(self._answer_retrieval(checked, key, reply), receive, call)
+        else:
+            await self._until_left(self._answer_retrieval(checked, key, reply), receive, call)
 
-    def _retrieval_request(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> Retrieving | Refusal:
+    async def _pull_retrieval(self, call: Call, request: Fields, key: Key, reply: Reply) -> None:
+        """Have the model of a request for vectors or a ranking downloaded, and the request answered then."""
+        refusal = await self._pulled(call)
+        checked = refusal or self._retrieval_request(call, request, key)
+        if isinstance(checked, Refusal):
+            await reply.refuse(checked)
+        else:
+            await self._answer_retrieval(checked, key, reply)
+
+    def _retrieval_request(self, call: Call, request: Fields, key: Key) -> Retrieving | Refusal:
         """Return what serves a request for vectors or a ranking, or why it is refused."""
+        dialect = BY_PATH[call.path]
         model = self._on_demand.find(call.asked)
         if model is not None and model.purpose == retrieval.PURPOSES[dialect]:
             if not key.may_ask(*model.names):
@@ -243,9 +273,8 @@ class Application:
     async def _answer_retrieval(self, request: Retrieving, key: Key, reply: Reply) -> None:
         """Have the engine answer, once it is awake."""
         call, engine = request.call, request.engine
-        background = call.batch or key.background
         async with self._on_demand.used(engine, request.keep_s):
-            refusal = await self._on_demand.awake(engine, background=background, until=self._on_demand.patience())
+            refusal = await self._loaded(call, engine, key, self._on_demand.patience())
             model = self._on_demand.find(request.model)
             route = request.route or (model.retrieval if model else None)
             if refusal is None and route is None:
@@ -292,7 +321,7 @@ class Application:
 
     def _no_model(self, name: str, key: Key) -> Refusal:
         names = ", ".join(models.names(self._routes, self._on_demand, key))
-        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", NO_MODEL, "model")
+        return Refusal(404, f"There is no model {name[:100]!r} here. There are: {names}.", MISSING, "model")
 
     def _rate_limited(self, key: Key) -> Refusal | None:
         wait = self._ring.rate_limited(key)
@@ -300,10 +329,6 @@ class Application:
             return None
         message = f"Rate limit exceeded: key {key.name} allows {key.rpm} requests per minute."
         return Refusal(429, message, "rate_limit_exceeded", headers={"retry-after": str(int(wait) + 1)})
-
-    async def _relay(self, request: RelayRequest, key: Key, receive: Receive, reply: Reply) -> None:
-        """Relay a request; it ends at once when its client leaves."""
-        await self._until_left(self._in_turn(request, key, reply), receive, request.call)
 
     async def _in_turn(self, request: RelayRequest, key: Key, reply: Reply) -> None:
         """Have a request answered in its turn, once its engine is awake."""
@@ -345,7 +370,7 @@ class Application:
         if request.streams:
             reply.wait()
         try:
-            return await self._on_demand.awake(engine, background=request.call.batch or key.background, until=until)
+            return await self._loaded(request.call, engine, key, until)
         finally:
             await reply.stop_waiting()
 
@@ -384,6 +409,16 @@ class Application:
         if self._started is None:
             self._started = self._start()
         return self._started
+
+
+@contextmanager
+def _timed(call: Call) -> Generator[None]:
+    """Count how long a request waits for its model."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        call.loaded_s += time.monotonic() - began
 
 
 async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:

@@ -52,8 +52,7 @@ def _on_disk(routes: Routes, on_demand: OnDemand, key: Key, name: str, *, anthro
             shown.append(_of(entry, own, routes.tiers[tier], on_demand))
         elif model is not None and key.may_ask(*model.names):
             if model.purpose == CHAT:
-                sees = bool(model.route and model.route.vision)
-                shown.append(entry(own, model.context, on_demand.state(model.engine), vision=sees))
+                shown.append(entry(own, model.context, on_demand.state(model.engine), vision=model.vision))
             elif not anthropic:
                 shown.append(_vectors(own, model.context, on_demand.state(model.engine)))
     return shown

@@ -12,9 +12,11 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 
 from state import job, on_demand, service, settings, stack, wakeup
 from state.db import Database, open_database, read_database
@@ -29,8 +31,13 @@ from tasks.gateway.state_thread import in_thread
 from tasks.on_demand import requests
 
 LOOK_S = 1.0
+REMEMBERED_S = 60.0
+"""How long a repo that there is not, or that is too large, is refused without asking the Hub again."""
+REMEMBERED = 64
 _PULLED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 """What may be the name of a model in the catalog, or of a repo."""
+_FINAL = frozenset({404, 507})
+"""Statuses of a download that would not end otherwise if it was tried again at once."""
 
 log = logging.getLogger("mlxq.gateway")
 
@@ -44,6 +51,7 @@ class SleepingModel:
     engine: str
     purpose: str
     context: int
+    vision: bool = False
     route: Route | None = None
     """None until its first start."""
     retrieval: RetrievalRoute | None = None
@@ -81,6 +89,8 @@ class OnDemand:
         self._looking = threading.Lock()
         self._uses: dict[str, tuple[float, float | None]] = {}
         self._awaited: dict[str, int] = {}
+        self._waiting: Counter[str] = Counter()
+        self._refused: dict[tuple[str, object], tuple[float, Refusal]] = {}
         self._changes: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over = threading.Event()
@@ -121,7 +131,7 @@ class OnDemand:
         try:
             yield
         finally:
-            self.use(engine, keep_s)
+            self.use(engine, keep_s if self.state(engine) == "serving" else None)
 
     def patience(self) -> float:
         """Return until when a request that comes now waits for its model, in monotonic seconds."""
@@ -146,18 +156,47 @@ class OnDemand:
         def is_known() -> bool:
             return self.find(name) is not None or self.tier(name) is not None
 
-        return await self._await(name, is_known, lambda db: requests.pull(db, name), until)
+        subject = name.lower(), settings.load(self.home)["pull-on-demand"]
+        at, refusal = self._refused.get(subject, (0.0, None))
+        if refusal is not None and time.monotonic() - at < REMEMBERED_S:
+            return refusal
+        refusal = await self._await(name, is_known, _once(name), until)
+        if refusal is not None and refusal.status in _FINAL:
+            self._remember(subject, refusal)
+        return refusal
+
+    def _remember(self, subject: tuple[str, object], refusal: Refusal) -> None:
+        self._refused[subject] = time.monotonic(), refusal
+        while len(self._refused) > REMEMBERED:
+            del self._refused[next(iter(self._refused))]
 
     async def _await(
         self, subject: str, is_done: Callable[[], bool], ask: Callable[[Database], int], until: float
     ) -> Refusal | None:
         """Wait for what a job brings about, which `ask` enqueues; return why it did not come."""
+        if is_done():
+            return None
+        with self._waits(subject) as changed:
+            return await self._follow(subject, changed, is_done, ask, until)
+
+    @contextmanager
+    def _waits(self, subject: str) -> Generator[asyncio.Event]:
+        """Count who waits for a subject, and yield what is set at each change; its job is forgotten after the last."""
         changed = asyncio.Event()
         self._changes.add(changed)
+        self._waiting[subject] += 1
         try:
-            return await self._follow(subject, changed, is_done, ask, until)
+            yield changed
         finally:
             self._changes.discard(changed)
+            self._waiting[subject] -= 1
+            if not self._waiting[subject]:
+                self._forget(subject)
+
+    def _forget(self, subject: str) -> None:
+        del self._waiting[subject]
+        with self._lock:
+            self._awaited.pop(subject, None)
 
     async def _follow(
         self,
@@ -175,15 +214,27 @@ class OnDemand:
             job_row = self.known.jobs.get(subject)
             if job_row is not None and job_row.id == number and job_row.state not in LIVE:
                 if job_row.state != JobState.SUCCEEDED:
-                    return _failed(subject, job_row)
+                    return _failed(self._shown(subject), job_row)
                 number = None
+                await self.look()
+                continue
             try:
                 number = number or await self._ask(subject, ask)
+            except NotFound as problem:
+                return _no_model(problem.message)
+            except DoesNotFit as problem:
+                return _too_large(problem.message)
             except MlxqError as problem:
                 return errors.state_unavailable(problem)
             await _ring(changed, min(LOOK_S, until - time.monotonic()))
             if time.monotonic() >= until and not is_done():
-                return _late(subject, self.known.jobs.get(subject), settings.load(self.home)["load-timeout"])
+                limit_s: int = settings.load(self.home)["load-timeout"]
+                return _late(self._shown(subject), self.known.jobs.get(subject), limit_s)
+
+    def _shown(self, subject: str) -> str:
+        """Return the name of an engine's model; a tier's engine, and a model that is downloaded, have their own."""
+        models = self.known.models.values()
+        return next((model.model for model in models if model.engine == subject), subject)
 
     async def look(self) -> None:
         """Read what is known now, also where nothing told that it changed."""
@@ -280,7 +331,7 @@ class OnDemand:
         rows = {row.name: row for row in service.listing(db)}
         uses = on_demand.residencies(db)
         engines = stack.engines(db)
-        serving = {engine.weights: engine.name for engine in engines if engine.weights}
+        serving = {engine.weights: engine.name for engine in reversed(engines) if engine.weights}
         names = {tier.engine.name: tier.name for tier in reversed(stack.tiers(db))}
         models: dict[str, SleepingModel] = {}
         tiers: dict[str, str] = {}
@@ -322,7 +373,9 @@ class OnDemand:
         elif entry.route is not None:
             retrieval = on_demand_retrieval(entry.model, engine.name, entry.route, self._backend)
         names = tuple(name for name in on_demand.names(entry) if name != engine.name)
-        return SleepingModel(entry.model, names, engine.name, engine.purpose, engine.context, route, retrieval)
+        return SleepingModel(
+            entry.model, names, engine.name, engine.purpose, engine.context, engine.vision, route, retrieval
+        )
 
 
 def _state(row: Service, *, may_sleep: bool) -> str:
@@ -345,19 +398,46 @@ def _on_demand_state(row: Service | None) -> str:
     return "serving" if row.state in ROUTED else "loading"
 
 
+def _once(name: str) -> Callable[[Database], int]:
+    """Return what has a model downloaded; asked again, as it is no model that answers even then, it raises NotFound."""
+    asks = count()
+
+    def ask(db: Database) -> int:
+        if next(asks):
+            raise NotFound(f"{name} was downloaded, and no engine here serves it.", hint=f"mlxq models {name}")
+        return requests.pull(db, name)
+
+    return ask
+
+
+def _no_model(message: str) -> Refusal:
+    return Refusal(404, message, "model_not_found", "model")
+
+
+def _too_large(message: str) -> Refusal:
+    return Refusal(507, message, "model_does_not_fit", "model")
+
+
 def _failed(subject: str, loading: Job) -> Refusal:
     """Return why a model could not be loaded or downloaded: 507 where it does not fit, 404 where there is none."""
     if loading.error_code == NotFound.code:
-        return Refusal(404, loading.error or "", "model_not_found", "model")
+        return _no_model(loading.error or "")
     if loading.error_code == DoesNotFit.code:
-        return Refusal(507, loading.error or "", "model_does_not_fit", "model")
-    reason = loading.error or "the load was cancelled"
+        return _too_large(loading.error or "")
+    done = _done(loading)
+    reason = loading.error or f"job {loading.id} was cancelled"
     headers = {"retry-after": str(errors.RETRY_AFTER_S)}
-    return Refusal(503, f"{subject} could not be loaded: {reason}", "load_failed", headers=headers)
+    return Refusal(503, f"{subject} could not be {done}: {reason}", "load_failed", headers=headers)
 
 
-def _late(engine: str, loading: Job | None, limit_s: int) -> Refusal:
-    """Return that a model was not loaded in time, with what it waits for."""
-    reason = (loading.phase if loading else None) or "no worker has begun to load it; check: mlxq status"
-    message = f"{engine} was not loaded within {limit_s} s: {reason}. It is still being loaded."
+def _late(subject: str, loading: Job | None, limit_s: int) -> Refusal:
+    """Return that a model was not loaded or downloaded in time, with what it waits for."""
+    done = _done(loading)
+    known = (loading.phase or loading.error) if loading else None
+    reason = (known or "no worker has begun with it; check: mlxq status").removesuffix(".")
+    message = f"{subject} was not {done} within {limit_s} s: {reason}. It is still being {done}."
     return Refusal(503, message, "load_timeout", headers={"retry-after": str(errors.RETRY_AFTER_S)})
+
+
+def _done(loading: Job | None) -> str:
+    return "downloaded" if loading is not None and loading.kind == "pull_on_demand" else "loaded"

@@ -253,7 +253,7 @@ class Relay:
             route.defaults,
             longest_answer=route.longest_answer,
             thinking=route.thinking,
-            began=request.call.began,
+            times=(request.call.began, request.call.loaded_s),
         )
         if plan.schema is not None and (fault := await asyncio.to_thread(json_schema.faulty, plan.schema)):
             raise _Refused(Refusal(400, f"The JSON schema is not valid: {fault}", "invalid_json_schema"))

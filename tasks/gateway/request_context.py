@@ -27,6 +27,8 @@ class Call:
     began: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
     """How long a background request waited for others."""
+    loaded_s: float = 0.0
+    """How long it waited for its model to be loaded."""
     first_byte_s: float | None = None
     """When the first words came, or the whole answer where it is not streamed."""
     tried: list[str] = field(default_factory=list[str])

@@ -99,21 +99,16 @@ def _retrieval(scanned: Scanned) -> DiskModel | None:
 def _chat(db: Database, home: Home, scanned: Scanned, models: Mapping[str, Model], room: int) -> DiskModel | None:
     match = of_source(scanned.source, models)
     try:
-        model, quant = match or _described(scanned)
+        source = scanned.source or f"file:{scanned.folder}"
+        model, quant = match or description.model_of_folder(scanned.folder, source)
     except (NotFound, Damaged, OSError):
         return None
     keeps = serving.reads_once(db, home)(model)
     engine = placement.on_demand(
         _service(model.id, quant), model, quant, room, weights=str(scanned.folder), keeps=keeps
     )
-    names = (f"{model.id}:{quant}", *_repos(scanned)) if match else (scanned.folder.name.partition("@")[0],)
-    return DiskModel(model.id, names, engine)
-
-
-def _described(scanned: Scanned) -> tuple[Model, str]:
-    """Return the model of weights that the catalog does not have. Raises NotFound, Damaged, OSError."""
-    contents = description.of_folder(scanned.folder, scanned.source or f"file:{scanned.folder}")
-    return contents.model, contents.quant
+    own = f"{model.id}:{quant}" if match else scanned.folder.name.partition("@")[0]
+    return DiskModel(model.id, (own, *_repos(scanned)), engine)
 
 
 def _repos(scanned: Scanned) -> Iterable[str]:

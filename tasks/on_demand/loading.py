@@ -14,7 +14,7 @@ from state.service import ALIVE, State
 from state.stack import Engine
 from tasks import stack_jobs
 from tasks.on_demand import admission, inventory, requests
-from tasks.plan.on_demand import Evict, Hold, Start, Step, decide, require_room
+from tasks.plan.on_demand import Evict, Hold, Start, Step, decide
 from tasks.queue import Context, job
 from tasks.supervision import lifecycle
 from tasks.supervision.services import bring_up
@@ -91,8 +91,8 @@ def _step(db: Database, home: Home, engine: Engine) -> Step:
     row = rows.find(db, engine.name)
     if row is not None and row.desired == "down" and row.state in ALIVE:
         return Hold("until its last answers have ended")
+    requests.require_room(db, engine)
     budget, present = stack_jobs.budget(db, home), admission.residents(db, home, without=engine.name)
-    require_room(f"{engine.model} {engine.quant}", engine.memory_bytes, present, budget)
     return decide(engine.name, admission.waiting(db, engine), present, budget=budget, now=db.now())
 
 

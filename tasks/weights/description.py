@@ -17,6 +17,7 @@ from catalog import config_json
 from catalog.description.describe import Description, NoShape, describe
 from catalog.description.purpose import other_purpose
 from catalog.description.repo_facts import RepoFacts
+from catalog.model import Model
 from state.errors import Damaged, NotFound, Offline
 from tasks.system.child import Later
 from tasks.weights import loaders, manifest, repo_files, source
@@ -102,6 +103,12 @@ def of_folder(folder: Path, text: str) -> Description:
             converted="" if record else source.parse(text).convert or "",
         ),
     )
+
+
+def model_of_folder(folder: Path, text: str) -> tuple[Model, str]:
+    """Return the model and quant that the files of weights describe. Raises NotFound, Damaged, OSError."""
+    contents = of_folder(folder, text)
+    return contents.model, contents.quant
 
 
 def template(names: Iterable[str], read: Reader) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ from support.gateway import MASTER, Gateway, until
 from support.ports import free_port
 from support.scripted import ScriptedEngine, script
 
-from state import job, ledger, service, stack, weights
+from state import job, ledger, on_demand, service, stack, weights
 from state.errors import Busy
+from state.on_demand import DiskModel
 from state.service import ServiceEvent
 
 PNG = base64.b64decode(
@@ -68,6 +70,10 @@ def home(engine: ScriptedEngine, tmp_path_factory: pytest.TempPathFactory) -> It
     stack.replace(made.db, [tier, replace(plain, port=free_port())])  # each has its own, as in a stack
     stack.put_retrieval(made.db, replace(vectors, port=free_port()))
     weights.record(made.db, tier.weights, tier.source, FACTS)
+    small = replace(plain, name="tiny.int8", model="tiny", quant="int8", weights=str(root / "tiny"))
+    same = replace(small, name="served.int8", weights=tier.weights)
+    models = [DiskModel("tiny", ("tiny:int8", "org/Tiny"), small), DiskModel("served", ("org/model",), same)]
+    on_demand.put_models(made.db, models, [])
     yield made
     gateway.stop()
     made.db.close()
@@ -203,7 +209,9 @@ def test_vectors(client: Client):
 
 def test_the_models_in_ollamas_shapes(home: Batching, client: Client):
     listed = client.list().models
-    assert [model.model for model in listed] == ["standard:latest", "fast:latest", "embedding:latest"]
+    names = ["standard:latest", "fast:latest", "embedding:latest", "served:latest", "tiny:latest"]
+    assert [model.model for model in listed] == names
+    assert (listed[3].digest, listed[3].size) == (listed[0].digest, listed[0].size)
     assert (listed[0].size, len(listed[0].digest or "")) == (2_300_000_000, 64)
     assert listed[0].details
     assert (listed[0].details.family, listed[0].details.parameter_size) == ("qwen3", "4.0B")
@@ -213,6 +221,14 @@ def test_the_models_in_ollamas_shapes(home: Batching, client: Client):
     assert shown.modelinfo
     assert shown.modelinfo["qwen3.context_length"] == 131_072
     assert client.show("embedding").capabilities == ["embedding"]
+    for name in ("tiny", "TINY:int8", "org/tiny:latest"):
+        assert client.show(name).modelinfo == {
+            "general.architecture": "unknown",
+            "general.basename": "tiny",
+            "general.parameter_count": 0,
+            "unknown.context_length": 131_072,
+        }
+    assert client.show("org/model").capabilities == shown.capabilities
     assert refused(lambda: client.show("nope")) == (404, "The model 'nope' was not found.")
 
     assert client.ps().models == []
@@ -221,6 +237,15 @@ def test_the_models_in_ollamas_shapes(home: Batching, client: Client):
         service.apply(home.db, "standard", step)
     (running,) = client.ps().models
     assert (running.model, running.context_length, running.size) == ("standard:latest", 131_072, 2**30)
+    assert running.expires_at
+    assert running.expires_at.year == 2318, "a tier stays"
+    service.ensure(home.db, "tiny.int8", "engine", 2)
+    for step in (ServiceEvent.STARTING, ServiceEvent.SPAWNED, ServiceEvent.BECAME_READY):
+        service.apply(home.db, "tiny.int8", step)
+    on_demand.used(home.db, "tiny.int8", time.time() + 1000, 300)
+    expires = {model.model: model.expires_at for model in client.ps().models}["tiny:latest"]
+    assert expires
+    assert 1290 < expires.timestamp() - time.time() <= 1300
 
     narrow = client_of(home, home.key("narrow", tiers=("fast",)))
     assert [model.model for model in narrow.list().models] == ["fast:latest"]

@@ -26,8 +26,8 @@ from tasks.system.process import Identity
 FAKE = """
 import os, shlex
 from tasks.engines import serving
-flags = shlex.split(os.environ["FAKE_ENGINE"])
-serving.argv = lambda served, at: [
+flags, real = shlex.split(os.environ["FAKE_ENGINE"]), serving.argv
+serving.argv = lambda served, at: real(served, at) if served.engine.purpose != "chat" else [
     at.python, *flags,
     "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights,
     "--cache", str(served.engine.cache_bytes),

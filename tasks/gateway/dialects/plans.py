@@ -107,17 +107,17 @@ def plan(
     *,
     longest_answer: int = LONGEST_ANSWER,
     thinking: TierThinking | None = None,
-    began: float = 0.0,
+    times: tuple[float, float] = (0.0, 0.0),
 ) -> Plan:
     """Return how to ask an engine that has the abilities `can` and knows its model as `model`.
 
     `tier_defaults`: what is filled in where the request says nothing; `longest_answer`: tokens, where it asks for more;
-    `thinking`: how the tier's model thinks, None where it does not; `began`: when the request came, in monotonic
-    seconds.
+    `thinking`: how the tier's model thinks, None where it does not; `times`: when the request came, and
+    how long it waited for its model, in monotonic seconds.
     """
     body = request.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
     if dialect.ollama:
-        translation = OllamaTranslation(body["model"], began, generates=dialect is OLLAMA_GENERATE)
+        translation = OllamaTranslation(body["model"], *times, generates=dialect is OLLAMA_GENERATE)
         body, dialect = ollama_chat.to_chat(body), CHAT
     else:
         translation = None

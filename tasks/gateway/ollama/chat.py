@@ -15,6 +15,7 @@ from tasks.gateway.dialects.blocks import BlockEncoder, Piece, pieces
 from tasks.gateway.dialects.json_values import first, obj
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.ollama.fields import OllamaGenerate, OllamaTexts
+from tasks.gateway.request_context import Call
 
 _SAME = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "stop")
 _TYPES = {"iVBOR": "png", "/9j/": "jpeg", "UklGR": "webp", "R0lG": "gif"}
@@ -112,10 +113,14 @@ def _image(picture: str) -> dict[str, Any]:
 class OllamaTranslation:
     """A chat's answers in the words of /api/chat, or of /api/generate where `generates`."""
 
-    def __init__(self, model: str, began: float, *, generates: bool) -> None:
-        """`model`: the name that the caller knows; `began`: when the request came, in monotonic seconds."""
+    def __init__(self, model: str, began: float, loaded_s: float = 0.0, *, generates: bool) -> None:
+        """`model`: the name that the caller knows; `began`: when the request came, in monotonic seconds.
+
+        `loaded_s`: how long it waited for its model.
+        """
         self._model = model
         self._began = began
+        self._loaded_s = loaded_s
         self._generates = generates
 
     def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002, ARG002 - Ollama has no ids
@@ -148,20 +153,25 @@ class OllamaTranslation:
             "done": True,
             "done_reason": "length" if finish == "length" else "stop",
             "total_duration": int((now - self._began) * _NS),
-            "load_duration": 0,
+            "load_duration": int(self._loaded_s * _NS),
             "prompt_eval_count": int(usage.get("prompt_tokens") or 0),
-            "prompt_eval_duration": int((first_at - self._began) * _NS),
+            "prompt_eval_duration": int((first_at - self._began - self._loaded_s) * _NS),
             "eval_count": int(usage.get("completion_tokens") or 0),
             "eval_duration": int((now - first_at) * _NS),
         }
 
 
-def loading(request: Fields) -> dict[str, Any] | None:
-    """Return the answer to a request without words, by which Ollama's clients load a model; None for all others."""
-    if not isinstance(request, OllamaTexts) or getattr(request, "messages", None) or getattr(request, "prompt", None):
-        return None
-    translation = OllamaTranslation(request.model, 0.0, generates=isinstance(request, OllamaGenerate))
-    return translation.part("") | {"done": True, "done_reason": "load"}
+def is_loading(request: Fields) -> bool:
+    """Return whether a request has no words: by that Ollama's clients have a model loaded, kept or stopped."""
+    wordless = not getattr(request, "messages", None) and not getattr(request, "prompt", None)
+    return isinstance(request, OllamaTexts) and wordless
+
+
+def loading(request: OllamaTexts, call: Call, *, stops: bool) -> dict[str, Any]:
+    """Return the answer to a request without words. `stops`: whether its model is stopped, else it is loaded."""
+    translation = OllamaTranslation(request.model, call.began, generates=isinstance(request, OllamaGenerate))
+    spans = {"total_duration": int((time.monotonic() - call.began) * _NS), "load_duration": int(call.loaded_s * _NS)}
+    return translation.part("") | {"done": True, "done_reason": "unload" if stops else "load"} | spans
 
 
 def called(piece: Piece, text: str, index: int) -> dict[str, Any]:

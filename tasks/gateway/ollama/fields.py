@@ -147,3 +147,8 @@ LATEST = ":latest"
 def plain(name: str) -> str:
     """Return a model's name without the tag `latest`, which clients add to a name without a tag."""
     return name.removesuffix(LATEST)
+
+
+def tagged(name: str) -> str:
+    """Return a model's name with the tag that Ollama's lists have: its quant, or `latest`."""
+    return name if ":" in name else f"{name}{LATEST}"

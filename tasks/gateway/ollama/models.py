@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from state import service, stack, weights
+from state import on_demand, service, stack, weights
 from state.db import Database
 from state.keys import Key
-from state.service import SERVING
+from state.service import SERVING, Service
 from state.stack import Engine
 from state.weights import Weights
-from tasks.gateway.ollama.fields import LATEST
+from tasks.gateway.ollama.fields import tagged
 from tasks.gateway.routes import Routes
+from tasks.on_demand import requests
 
 API_VERSION = "0.12.6"
 """The version of Ollama's API that these routes follow; programs refuse one that is too old."""
@@ -30,22 +31,40 @@ class OllamaModel:
     name: str
     engine: Engine
     weights: Weights | None
-    """None until they are pulled."""
+    """None until they are pulled, and for a folder that the user copied here."""
+    aliases: tuple[str, ...] = ()
+    """The other names of a model on this disk."""
 
 
 def served(db: Database, routes: Routes, key: Key) -> list[OllamaModel]:
-    """Return the tiers, and the models for embeddings and ranking, that a key may ask for. Raises StateUnavailable."""
+    """Return what a key may ask for: tiers, models for embeddings and ranking, and every model on this disk.
+
+    Raises StateUnavailable.
+    """
     named = [(tier.name, tier.engine) for tier in stack.tiers(db) if tier.name in routes.tiers]
     named += [(engine.name, engine) for engine in stack.retrieval(db) if engine.name in routes.retrieval]
     allowed = [(name, engine) for name, engine in named if key.may_ask(name)]
-    return [OllamaModel(name, engine, weights.at(db, engine.weights)) for name, engine in allowed]
+    models = [OllamaModel(name, engine, weights.at(db, engine.weights)) for name, engine in allowed]
+    return models + list(_on_disk(db, routes, key))
+
+
+def _on_disk(db: Database, routes: Routes, key: Key) -> Iterator[OllamaModel]:
+    """Yield the models on this disk. One that the stack serves has the engine and the keys of that."""
+    stacked = {engine.weights: engine for engine in reversed(stack.engines(db)) if engine.weights}
+    tiers = {tier.engine.name: tier.name for tier in reversed(stack.tiers(db))}
+    for entry in on_demand.models(db):
+        engine = stacked.get(entry.engine.weights, entry.engine)
+        names = [tiers.get(engine.name, engine.name)] if engine is not entry.engine else on_demand.names(entry)
+        own = [name for name in on_demand.names(entry)[:-1] if routes.tier(name) is None]
+        if own and key.may_ask(*names):
+            yield OllamaModel(own[0], engine, weights.at(db, engine.weights), tuple(own[1:]))
 
 
 def find(models: list[OllamaModel], routes: Routes, name: str) -> OllamaModel | None:
     """Return the model behind a name, which may be one that leads to a tier, as `gpt-4o` does."""
     retrieval = (purpose for purpose, route in routes.retrieval.items() if name in route.names)
-    wanted = routes.tier(name) or next(retrieval, name)
-    return next((model for model in models if model.name == wanted), None)
+    wanted = (routes.tier(name) or next(retrieval, name)).lower()
+    return next((model for model in models if wanted in map(str.lower, (model.name, *model.aliases))), None)
 
 
 def tags(models: list[OllamaModel]) -> dict[str, Any]:
@@ -54,17 +73,22 @@ def tags(models: list[OllamaModel]) -> dict[str, Any]:
 
 
 def running(db: Database, models: list[OllamaModel]) -> dict[str, Any]:
-    """Return GET /api/ps. Raises StateUnavailable."""
-    serving = {row.name for row in service.listing(db) if row.state in SERVING}
-    shown = [model for model in models if model.engine.name in serving]
-    return {"models": [_entry(model) | _loaded(model.engine) for model in shown]}
+    """Return GET /api/ps: each engine that is loaded, by the first of its names. Raises StateUnavailable."""
+    serving = {row.name: row for row in service.listing(db) if row.state in SERVING}
+    shown: dict[str, OllamaModel] = {}
+    for model in models:
+        if model.engine.name in serving:
+            shown.setdefault(model.engine.name, model)
+    return {"models": [_entry(model) | _loaded(db, model, serving[name]) for name, model in shown.items()]}
 
 
-def _loaded(engine: Engine) -> dict[str, Any]:
+def _loaded(db: Database, model: OllamaModel, row: Service) -> dict[str, Any]:
+    engine = model.engine
+    at = requests.expires_at(db, row, (model.name, *model.aliases))
     return {
         "size": engine.memory_bytes,
         "size_vram": engine.memory_bytes,
-        "expires_at": NEVER,
+        "expires_at": NEVER if at is None else _moment(at),
         "context_length": engine.context,
     }
 
@@ -103,7 +127,7 @@ def _capabilities(engine: Engine) -> Iterator[str]:
 
 
 def _entry(model: OllamaModel) -> dict[str, Any]:
-    name, files = f"{model.name}{LATEST}", model.weights
+    name, files = tagged(model.name), model.weights
     origin = f"{files.source}@{files.revision}" if files else model.engine.source
     return {
         "name": name,
@@ -128,5 +152,9 @@ def _details(model: OllamaModel) -> Mapping[str, Any]:
 
 
 def _time(model: OllamaModel) -> str:
-    at = model.weights.pulled_at if model.weights else 0.0
+    return _moment(model.weights.pulled_at if model.weights else 0.0)
+
+
+def _moment(at: float) -> str:
+    """Return unix seconds as Ollama writes a time."""
     return datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")

@@ -28,7 +28,7 @@ def embed(answer: Mapping[str, Any], call: Call) -> dict[str, Any]:
         "model": call.asked,
         "embeddings": [entry.get("embedding", []) for entry in objects(answer.get("data"))],
         "total_duration": int((time.monotonic() - call.began) * _NS),
-        "load_duration": 0,
+        "load_duration": int(call.loaded_s * _NS),
         "prompt_eval_count": call.prompt_tokens,
     }
 

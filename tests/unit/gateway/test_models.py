@@ -45,7 +45,7 @@ def test_one_model_is_shown_to_a_key_that_may_ask_for_it(name: str, seen: bool):
 
 def test_models_on_disk_are_listed_by_each_name_with_their_state():
     here = OnDemand(Home(Path("/nowhere")), TABLE, "cpu", lambda _: None)
-    chat = SleepingModel("qwen", ("qwen", "org/Qwen"), "qwen.int4", "chat", 4096)
+    chat = SleepingModel("qwen", ("qwen", "org/Qwen"), "qwen.int4", "chat", 4096, vision=True)
     vectors = SleepingModel("bge", ("bge",), "bge.fp16", "embedding", 512)
     here.known = ModelStates(
         models={"qwen": chat, "org/qwen": chat, "bge": vectors},
@@ -55,6 +55,8 @@ def test_models_on_disk_are_listed_by_each_name_with_their_state():
     )
     shown = models.listing(TABLE, here, key()) or {}
     states = {model["id"]: model["state"] for model in shown["data"]}
+    sees = {model["id"]: model["capabilities"]["vision"] for model in shown["data"] if "capabilities" in model}
+    assert (sees["org/Qwen"], sees["small"]) == (True, False), "also before its first start"
     assert {name: states[name] for name in here.known.shown} == {
         **dict.fromkeys(("qwen", "org/Qwen"), "sleeping"),
         **dict.fromkeys(("bge", "small"), "serving"),
