@@ -25,6 +25,8 @@ from tasks.weights.source import PullRequest
 
 AGAIN_S = 5.0
 """A folder that another pull makes is looked at again after so long."""
+BUILT_IN_AGAIN_S = 1.0
+"""And that of a built-in model, which is made within seconds and which a setup waits for."""
 AWAY_S = 15.0
 """And one whose disk is away."""
 BUILT_IN = {builtin.SOURCE: builtin.ensure, builtin_embedding.SOURCE: builtin_embedding.ensure}
@@ -44,7 +46,7 @@ def pull(
     """
     models = settings.load(context.home).models(context.home)
     pinned = sources.pinned(source, revision)
-    with _disk_awaited(context.db, models):
+    with _disk_awaited(context.db, models, BUILT_IN_AGAIN_S if source in BUILT_IN else AGAIN_S):
         model_dir.claim(context.db, models)
         existing = None if force else model_dir.read(models, lambda: client.here(pinned, models))
         folder, notes = (existing, ()) if existing else _fetch(context, pinned, models, force, code)
@@ -57,12 +59,15 @@ def pull(
 
 
 @contextmanager
-def _disk_awaited(db: Database, models: Path) -> Generator[None]:
-    """Let a pull continue later where the disk of its folder is away, or goes away meanwhile. Raises Later."""
+def _disk_awaited(db: Database, models: Path, busy_s: float) -> Generator[None]:
+    """Let a pull continue later where the disk of its folder is away, or goes away meanwhile. Raises Later.
+
+    `busy_s`: after how many seconds where another process writes the folder.
+    """
     try:
         yield
     except Busy as busy:
-        raise Later(busy.message, AGAIN_S) from busy
+        raise Later(busy.message, busy_s) from busy
     except DiskUnavailable as away:
         raise Later(away.message, AWAY_S) from away
     except MlxqError as problem:
