@@ -63,6 +63,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "schedule": "Run commands on a schedule.",
         "notify": "Send a message when something needs attention.",
     },
+    "Fleet": {
+        "node": "Join machines to one fleet, and look at its nodes.",
+    },
     "Settings": {
         "config": "Read and change settings.",
         "connect": "Configure another program to use mlxq.",
@@ -111,6 +114,10 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command; None for a name that is neither a command nor an alias."""
+        if ctx.params.get("node"):
+            from mlxq.fleet import node_commands
+
+            return node_commands.find(ALIASES.get(cmd_name, cmd_name))
         if cmd_name in WORDS:
             return WORDS[cmd_name]
         name = ALIASES.get(cmd_name, cmd_name)
@@ -175,10 +182,11 @@ def _accept_output_options(command: click.Command) -> None:
 @click.group(cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
 @click.option("--no-color", is_flag=True, help="Print no colors (as NO_COLOR does).")
+@click.option("--node", metavar="NAME", help="Have another node of the fleet do it (pull, rm, up, bench, jobs …).")
 @click.option("--debug", is_flag=True, envvar="MLXQ_DEBUG", help="Show tracebacks.")
 @click.option("--version", is_flag=True, help="Print the versions of mlxq, its engines, MLX and LiteLLM.")
 @click.pass_context
-def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, debug: bool, version: bool) -> None:
+def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, node: str | None, debug: bool, version: bool) -> None:
     """Three models behind one endpoint, every operation a durable job."""
     render.output.quiet, render.output.no_color = quiet, no_color
     ctx.color = render.forced_color()
@@ -187,6 +195,8 @@ def mlxq(ctx: click.Context, *, quiet: bool, no_color: bool, debug: bool, versio
     if version:
         _version()
         ctx.exit()
+    if ctx.invoked_subcommand is None and node:
+        raise UsageProblem("--node needs a command.", hint=f"mlxq --node {node} jobs")
     if ctx.invoked_subcommand is None:
         from mlxq.commands.status import overview
 

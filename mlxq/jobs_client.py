@@ -137,7 +137,7 @@ def follow(home: Home, jobs: Jobs, view: View, *, timeout_s: float | None = None
         raise click.exceptions.Exit(INTERRUPTED) from None
     finally:
         view.close()
-    _raise_first(ended)
+    raise_first(ended)
     return ended
 
 
@@ -224,7 +224,7 @@ def cancel(home: Home, ids: Sequence[int]) -> None:
                 continue
 
 
-def _raise_first(ended: Sequence[Job]) -> None:
+def raise_first(ended: Sequence[Job]) -> None:
     """Raise the error of the first job that did not succeed; those cancelled because of it come last."""
     from state.job import JobState
 

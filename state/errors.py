@@ -10,6 +10,7 @@
     ├── Busy                  1   another process is doing it           (retried)
     ├── Offline               1   a host did not answer                (retried)
     ├── Gated                 1   a licence must be accepted first
+    ├── InvitationRefused     1   an invitation to a fleet is not valid
     ├── Damaged               1   a file is not what it should be
     ├── DiskUnavailable       1   the folder for weights is away, hangs or is read-only
     ├── PortTaken             1   another program listens on our port
@@ -110,6 +111,12 @@ class Gated(MlxqError):
     """A licence must be accepted first."""
 
     code = "gated"
+
+
+class InvitationRefused(MlxqError):
+    """An invitation to a fleet is not valid."""
+
+    code = "invitation_refused"
 
 
 class Damaged(MlxqError):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from state import files
+from state import facts, files
 from state.db import Database, Row, atomic, json_mapping, json_strings
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
@@ -29,6 +29,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 """A node's name: a label of a host's name (RFC 1123) that is short enough for a column."""
 INVITATION_S = 600.0
 """Seconds for which an invitation is valid, by the clock of the node that invites."""
+FACT = "fleet"
 FORGOTTEN_S = 86400.0
 """After this an expired invitation is not known any more."""
 REQUESTS_KEPT_S = 7 * 86400.0
@@ -169,7 +170,7 @@ def get(db: Database, name: str) -> Node:
     node = find(db, name)
     if node is None:
         names = ", ".join(entry.name for entry in nodes(db))
-        raise NotFound(f"There is no node {name!r}; there is: {names or 'none'}.")
+        raise NotFound(f"There is no node {name!r}; there is: {names or 'none'}.", hint="mlxq node list")
     return node
 
 
@@ -322,11 +323,20 @@ def forget_requests(db: Database, key: str) -> None:
     db.run("DELETE FROM fleet_requests WHERE key = ?", (key,))
 
 
-def owns(db: Database, key: str, job: int) -> bool:
-    """Return whether a key's request led to a job."""
-    return any(
-        job in json.loads(row["jobs"]) for row in db.rows("SELECT jobs FROM fleet_requests WHERE key = ?", (key,))
-    )
+def asked(db: Database, key: str) -> list[int]:
+    """Return the jobs that a key's requests led to."""
+    rows = db.rows("SELECT jobs FROM fleet_requests WHERE key = ? ORDER BY at", (key,))
+    return [job for row in rows for job in json.loads(row["jobs"])]
+
+
+def turn_on(db: Database) -> None:
+    """Record that the user opened the gateway for nodes of a fleet."""
+    facts.put(db, FACT, {"opened_at": db.now()})
+
+
+def is_on(db: Database) -> bool:
+    """Return whether the user opened the gateway for nodes of a fleet: it needs no key of an app to be open then."""
+    return bool(facts.get(db, FACT))
 
 
 # ---------------------------------------------------------------- keys
@@ -345,7 +355,9 @@ def key(home: Home, name: str) -> str:
     try:
         mode, secret = stat.S_IMODE(path.stat().st_mode), path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as problem:
-        raise Damaged(f"Cannot read the key of the node {name} in {path}.") from problem
+        raise Damaged(
+            f"Cannot read the key of the node {name} in {path}.", hint=f"mlxq node remove {name}"
+        ) from problem
     if mode & 0o077:
         raise MlxqError(f"Other users may read {path} (mode {mode:04o}).", hint=f"chmod 600 {path}")
     return secret

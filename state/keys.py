@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from state import files
 from state.classes import dataclass
@@ -18,11 +18,14 @@ from state.paths import Home
 from state.secrets import generate
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,39}"
+KeyKind = Literal["app", "fleet", "member"]
+"""Who has a key: an app; the node that invited this one, which asks models and jobs; a node that joined this one's
+fleet, which says where it is and that it leaves."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """One app's key."""
+    """The key of an app, or of a node of the fleet."""
 
     name: str
     digest: str
@@ -38,6 +41,7 @@ class Key:
     """Whether engines may keep its prompts on disk for their next start, and the gateway its thoughts in memory."""
     manage: bool = False
     """Whether it may download and delete models, by Ollama's API."""
+    kind: KeyKind = "app"
 
     def may_ask(self, *names: str) -> bool:
         """Return whether it may ask for what goes by these names."""
@@ -96,6 +100,7 @@ def create(
     background: bool = False,
     store: bool = True,
     manage: bool = False,
+    kind: KeyKind = "app",
 ) -> str:
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
     if not re.fullmatch(NAME, name):
@@ -104,7 +109,7 @@ def create(
     if name in {key.name for key in keys.values()}:
         raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
     secret = generate()
-    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage)
+    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage, kind)
     _write(path, {**keys, entry.digest: entry})
     return secret
 
@@ -118,15 +123,15 @@ def revoke(path: Path, name: str) -> None:
     _write(path, remaining)
 
 
-def admit(path: Path, host: str) -> None:
-    """Let the gateway listen on `host`.
+def admit(path: Path, host: str, *, fleet: bool = False) -> None:
+    """Let the gateway listen on `host`. `fleet`: whether it is there for nodes of a fleet, which get keys by joining.
 
     Raises UsageProblem when other machines could reach it while no app has a key: people would pass mlxq's own
     around, which opens everything and cannot be revoked.
     """
     import ipaddress
 
-    if not ipaddress.ip_address(host).is_loopback and not usable(path)[0]:
+    if not fleet and not ipaddress.ip_address(host).is_loopback and not usable(path)[0]:
         raise UsageProblem(
             f"The gateway listens on {host} only when apps have keys of their own, and there is none.",
             hint="mlxq keys create my-app",
@@ -136,7 +141,17 @@ def admit(path: Path, host: str) -> None:
 def _key(row: dict[str, Any]) -> Key:
     tiers = tuple(str(tier) for tier in row["tiers"])
     store, manage = row.get("store", True), row.get("manage", False)  # keys of mlxq up to 0.1 have none
-    return Key(row["name"], row["digest"], row["created"], tiers, row["rpm"], row["background"], store, manage)
+    return Key(
+        row["name"],
+        row["digest"],
+        row["created"],
+        tiers,
+        row["rpm"],
+        row["background"],
+        store,
+        manage,
+        row.get("kind", "app"),
+    )
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:

@@ -159,6 +159,27 @@ def _address(value: Any) -> str:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
 
+_NODE_NAME = r"[a-z0-9][a-z0-9-]{0,30}"
+
+
+def _node_name(value: Any) -> str:
+    name = str(value or "").strip()
+    if name and not re.fullmatch(_NODE_NAME, name):
+        raise ValueError("a name of small letters, digits and dashes, or empty")
+    return name
+
+
+_HOST = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+
+
+def _node_addresses(value: Any) -> list[str]:
+    words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
+    hosts = [str(word).strip().lower() for word in words if str(word).strip()]
+    if not all(re.fullmatch(_HOST, host) for host in hosts):
+        raise ValueError("IPv4 addresses or host names, separated by commas")
+    return hosts
+
+
 _QUIET_HOURS = r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d"
 
 
@@ -336,6 +357,10 @@ SETTINGS: tuple[Setting, ...] = (
             _address, applies="mlxq up"),
     Setting("gateway-tls", False, "Encrypt what other machines ask; `mlxq connect network` says how they trust it.",
             _switch, applies="mlxq up"),
+    Setting("node-name", "", "Name of this machine in a fleet; empty = what its host's name comes to.", _node_name),
+    Setting("node-addresses", [],
+            "IPv4 addresses or host names by which other nodes of the fleet reach this one; empty = all that it has.",
+            _node_addresses),
     Setting("allowed-origins", [],
             "Web pages whose scripts may read the gateway's answers, such as http://localhost:3000; empty = none.",
             _origins, applies="mlxq up"),

@@ -18,6 +18,7 @@ from tasks import (
     tuning,
 )
 from tasks.batches import answering
+from tasks.fleet import watch as node_watch
 from tasks.notify import deliver, watch
 from tasks.on_demand import fetching, idle, loading
 from tasks.queue import QUEUES
@@ -26,7 +27,7 @@ from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
-    *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading),
+    *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading, node_watch),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,6 +14,12 @@ from state import keys, stack
 from state.errors import UsageProblem
 from state.keys import Key
 from state.paths import Home, get_home
+
+OPENS = {
+    "fleet": "models, the node's state, jobs of an allow-list",
+    "member": "its own membership of this fleet",
+}
+"""Kind of a node's key -> what it may ask."""
 
 
 class KeyName(click.ParamType[str]):
@@ -62,10 +69,12 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
 @options.as_json
 def listing(*, as_json: bool) -> None:
     """List keys and their permissions, not the keys themselves."""
-    rows = _all(get_home())
+    everything = _all(get_home())
+    rows = [key for key in everything if key.kind == "app"]
     if as_json:
-        render.data({"keys": [_row(key) for key in rows]})
-    elif rows:
+        render.data({"keys": [_row(key) for key in everything]})
+        return
+    if rows:
         render.table(
             ["NAME", "CREATED", "TIERS", "RPM", "PRIORITY", "PROMPTS", "MODELS"],
             [[key.name, render.ago(key.created), ", ".join(key.tiers) or "all", key.rpm, *_words(key)] for key in rows],
@@ -74,6 +83,17 @@ def listing(*, as_json: bool) -> None:
     else:
         render.say("There are no keys yet.")
         render.next_step("mlxq keys create my-app")
+    _show_nodes([key for key in everything if key.kind != "app"])
+
+
+def _show_nodes(nodes: Sequence[Key]) -> None:
+    """Print the keys of other nodes apart: they are made by `mlxq node`, and revoked by it on both sides."""
+    if nodes:
+        click.echo("\nKeys of nodes")
+        render.table(
+            ["NAME", "CREATED", "OPENS"],
+            [[key.name, render.ago(key.created), OPENS.get(key.kind, "")] for key in nodes],
+        )
 
 
 @command.command()
@@ -107,4 +127,5 @@ def _row(key: Key) -> dict[str, Any]:
         "background": key.background,
         "store": key.store,
         "manage": key.manage,
+        "kind": key.kind,
     }

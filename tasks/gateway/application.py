@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, cast
 
 import orjson
@@ -28,6 +29,9 @@ from tasks.gateway.dialects.dialect import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES
 from tasks.gateway.dialects.schemas import Fields
 from tasks.gateway.engine_client import EngineClient
 from tasks.gateway.errors import Refusal, unsupported
+from tasks.gateway.fleet import api as fleet
+from tasks.gateway.fleet.api import FleetApi
+from tasks.gateway.fleet.status import status
 from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
@@ -97,7 +101,18 @@ class Application:
         self._limit = max(body.LARGEST_BYTES, BYTES_PER_TOKEN * routes.largest)
         self._batches = BatchApi(on_demand.home, self._limit)
         self._ollama = OllamaApi(on_demand.home, routes)
+        self._running = 0
+        """Requests that are being answered."""
+        self._fleet = self._fleet_api(version("mlxq"))
         self._started: tuple[EngineClient, Relay] | None = None
+
+    def _fleet_api(self, release: str) -> FleetApi:
+        """Return what answers the nodes of a fleet. `release`: of mlxq."""
+        return FleetApi(
+            self._on_demand.home,
+            lambda db: status(db, self._routes, self._on_demand, running=self._running, version=release),
+            release,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -132,10 +147,16 @@ class Application:
     async def _serve(self, scope: Scope, receive: Receive, call: Call, reply: Reply) -> None:
         secret = secret_of(scope["headers"])
         key = self._ring.find(secret)
+        if fleet.serves(call.path):
+            await self._fleet.serve(scope, receive, key, reply)
+            return
         if key is None:
             await reply.refuse(_unknown_key(secret))
             return
         scope[KNOWN] = True
+        if not _opens(key, call.path):
+            await reply.refuse(Refusal(403, f"The key {key.name} does not open {call.path[:100]}.", "not_allowed"))
+            return
         call.check = key.name == MASTER_NAME and CHECK in dict(scope["headers"])
         key = self._batch_owner(scope, call) if key.name == MASTER_NAME and BATCH in dict(scope["headers"]) else key
         if isinstance(key, Refusal):
@@ -394,6 +415,7 @@ class Application:
         task = asyncio.current_task()
         assert task is not None
         leaving = asyncio.create_task(_watch(receive, call, task))
+        self._running += 1
         try:
             await serving
         except asyncio.CancelledError:
@@ -402,6 +424,7 @@ class Application:
             task.uncancel()
             call.status = LEFT
         finally:
+            self._running -= 1
             leaving.cancel()
             self._count(call)
 
@@ -427,6 +450,13 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
         pass
     call.disconnected = True
     task.cancel()
+
+
+def _opens(key: Key, path: str) -> bool:
+    """Return whether a key's kind opens a path that is none of the fleet's: a node asks models, a member nothing."""
+    if key.kind == "fleet":
+        return path in BY_PATH or any(path == prefix or path.startswith(f"{prefix}/") for prefix in MODELS)
+    return key.kind == "app"
 
 
 def _shape(path: str) -> Dialect:

@@ -32,12 +32,14 @@ PROBLEMS: Mapping[str, tuple[str, Severity, str]] = {
     ServiceEvent.FAILED: ("needs_attention", "error", "{subject} needs attention"),
     ServiceEvent.DISK_UNAVAILABLE: ("disk_unavailable", "error", "{subject} waits for the disk of its weights"),
     "disk_short": ("disk_short", "warning", "The disk of {subject} is nearly full"),
+    "node_lost": ("node_lost", "error", "The node {subject} cannot be asked"),
 }
 """Event -> the problem that begins with it, how bad it is, what is said; each is over some time."""
 OVER: Mapping[str, tuple[str, str]] = {
     ServiceEvent.BECAME_READY: ("healthy", "{subject} is healthy again"),
     ServiceEvent.REPLACED: ("healthy", "{subject} is healthy again"),
     "disk_freed": ("disk_freed", "The disk of {subject} has room again"),
+    "node_returned": ("node_returned", "The node {subject} answers again"),
 }
 """Event -> what is said when a problem is over."""
 SINGLE: Mapping[str, tuple[str, Severity, str]] = {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from state import fleet, safe_mode, secrets, settings, stack
 from state import keys as app_keys
-from state import safe_mode, secrets, settings, stack
 from state.config import text
 from state.db import Database
 from state.errors import Damaged, NotSetUp
@@ -94,7 +94,7 @@ def gateway_spec(db: Database, home: Home, config: Path) -> LaunchSpec:
 
 def _gateway(db: Database, home: Home, config: Path, keys: dict[str, str], content: str) -> LaunchSpec:
     values = settings.load(home)
-    app_keys.admit(app_keys.file(home), values["gateway-host"])
+    app_keys.admit(app_keys.file(home), values["gateway-host"], fleet=fleet.is_on(db))
     port: int = values["litellm-port"]
     tls = encryption.ensure(home, values)
     argv = gateway.argv(sys.executable, str(config), port, host=values["gateway-host"], tls=tls)

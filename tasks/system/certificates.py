@@ -182,7 +182,7 @@ def _issue(
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, now: datetime, days: int
 ) -> x509.CertificateBuilder:
-    """Begin a certificate. It is valid since an hour ago: clocks of other machines are late."""
+    """Begin a certificate. It is valid since yesterday: clocks of other machines are late."""
     from cryptography import x509
 
     return (
@@ -191,7 +191,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now.astimezone(UTC) - timedelta(hours=1))
+        .not_valid_before(now.astimezone(UTC) - timedelta(days=1))
         .not_valid_after(now.astimezone(UTC) + timedelta(days=days))
     )
 

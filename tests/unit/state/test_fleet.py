@@ -124,10 +124,10 @@ def test_a_request_is_known_again_by_its_key_and_idempotency_key(db: Database) -
     assert fleet.answered(db, "fleet.other", "id-1", "d1") is None
     with pytest.raises(UsageProblem, match="was used for another request"):
         fleet.answered(db, "fleet.mini", "id-1", "d2")
-    assert fleet.owns(db, "fleet.mini", 8)
-    assert not fleet.owns(db, "fleet.other", 8)
+    assert fleet.asked(db, "fleet.mini") == [7, 8]
+    assert fleet.asked(db, "fleet.other") == []
     fleet.forget_requests(db, "fleet.mini")
-    assert not fleet.owns(db, "fleet.mini", 8)
+    assert fleet.asked(db, "fleet.mini") == []
 
 
 def test_the_migration_keeps_services_and_lets_one_be_a_front(rows: Database) -> None:
