@@ -433,8 +433,8 @@ def _failed(subject: str, loading: Job) -> Refusal:
 def _late(subject: str, loading: Job | None, limit_s: int) -> Refusal:
     """Return that a model was not loaded or downloaded in time, with what it waits for."""
     done = _done(loading)
-    known = (loading.phase or loading.error) if loading else None
-    reason = (known or "no worker has begun with it; check: mlxq status").removesuffix(".")
+    reason = (loading.phase or loading.error) if loading else None
+    reason = (reason or "no worker has begun with it; check: mlxq status").removesuffix(".")
     message = f"{subject} was not {done} within {limit_s} s: {reason}. It is still being {done}."
     return Refusal(503, message, "load_timeout", headers={"retry-after": str(errors.RETRY_AFTER_S)})
 
