@@ -130,11 +130,19 @@ class EngineEntry:
     """Kinds whose reuse was read from the source and not measured."""
     disk_cache: frozenset[ModelKind]
     """Kinds whose prompts survive a restart."""
+    splits: bool = False
+    """Whether it serves a model in parts, one a process; such an engine is never chosen, but asked for."""
 
 
-def entries() -> Mapping[str, EngineEntry]:
+def every() -> Mapping[str, EngineEntry]:
     """Return every engine by name, the fallback first. Raises KeyError where engines.yaml lacks a field."""
     return _load()
+
+
+@cache
+def entries() -> Mapping[str, EngineEntry]:
+    """Return the engines that a model can be given to as a whole, by name, the fallback first. Raises KeyError."""
+    return {name: engine for name, engine in _load().items() if not engine.splits}
 
 
 def entry(name: str) -> EngineEntry:
@@ -160,7 +168,7 @@ def reuses(name: str, model: ModelKind) -> bool:
 
 def best_for(model: ModelKind) -> str:
     """Return the engine that reuses prompts of this kind of model; the fallback where it does, or none does."""
-    return next((name for name in _load() if reuses(name, model)), FALLBACK)
+    return next((name for name in entries() if reuses(name, model)), FALLBACK)
 
 
 @cache
@@ -187,4 +195,5 @@ def _entry(name: str, row: Mapping[str, Any]) -> EngineEntry:
         serial=frozenset(map(ModelKind, row["serial"])),
         unmeasured=frozenset(map(ModelKind, row["unmeasured"])),
         disk_cache=frozenset(map(ModelKind, row["abilities"]["disk_cache"])),
+        splits=bool(row.get("splits")),
     )

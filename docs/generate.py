@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from catalog import chips, units
 from catalog.engines import EngineEntry, ModelKind
-from catalog.engines import entries as engine_entries
+from catalog.engines import every as engine_entries
 from catalog.explain import tokens
 from catalog.load import entries
 from catalog.machine import Machine

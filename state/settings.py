@@ -210,6 +210,17 @@ def _aliases(value: Any) -> dict[str, str]:
     return aliases
 
 
+MOST_RANKS = 16
+
+
+def _ranks(value: Any) -> dict[str, int]:
+    pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
+    counts = {str(tier).strip(): str(count).strip() for tier, count in pairs.items()}
+    if not all(tier and count.isdecimal() and 2 <= int(count) <= MOST_RANKS for tier, count in counts.items()):  # noqa: PLR2004 - one is no split
+        raise ValueError(f"pairs of a tier and a number from 2 to {MOST_RANKS}, such as longctx=3")
+    return {tier: int(count) for tier, count in counts.items()}
+
+
 def _engines(value: Any) -> dict[str, str]:
     pairs = cast("dict[Any, Any]", value) if isinstance(value, dict) else _pairs(str(value))
     engines = {str(tier).strip(): str(engine).strip() for tier, engine in pairs.items()}
@@ -343,6 +354,8 @@ SETTINGS: tuple[Setting, ...] = (
             _choice(AUTO, *ENGINES), applies="mlxq up"),
     Setting("tier-engines", {}, "Engines of single tiers, where they differ.",
             _engines, applies="mlxq up"),
+    Setting("tier-ranks", {}, "Processes that the model of a single tier is split over (docs/engines.md).",
+            _ranks, applies="mlxq up"),
     Setting("tier-defaults", {}, "What the gateway fills in for single tiers where a request says nothing.",
             _tier_defaults, applies="mlxq up"),
     Setting("thinking-budget", 4096, "Most tokens that a model thinks before it answers, where a request says nothing.",

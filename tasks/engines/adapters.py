@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from catalog.engines import FALLBACK
 from tasks.engines import embedding, rapid_mlx, vllm_mlx
 from tasks.engines.base import Adapter
+from tasks.engines.mlx_lm_sharded import adapter as mlx_lm_sharded
 from tasks.plan.exit_causes import CauseRule
 
 ENGINES: Mapping[str, Adapter] = {engine.name: engine for engine in (vllm_mlx.ENGINE, rapid_mlx.ENGINE)}
 """Those that chats are chosen from."""
-_ALL: Mapping[str, Adapter] = {**ENGINES, embedding.NAME: embedding.ENGINE}
+_ALL: Mapping[str, Adapter] = {
+    **ENGINES,
+    embedding.NAME: embedding.ENGINE,
+    mlx_lm_sharded.NAME: mlx_lm_sharded.ENGINE,
+}
 
 
 def named(release: str) -> Adapter:

@@ -102,6 +102,8 @@ class Served:
     """What makes its answers faster, by the adapter's name for it; empty for nothing."""
     keeps_prompts: bool = True
     """Whether it may write old prompts to disk as it ends, to have them at its next start."""
+    ranks: int = 1
+    """Processes that the model is split over."""
 
 
 class PatienceWith(Protocol):

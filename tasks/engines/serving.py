@@ -26,6 +26,7 @@ from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
 from tasks.engines.choice import EngineChoice, Question
 from tasks.engines.installed import RequestedEngine
+from tasks.engines.mlx_lm_sharded import adapter as mlx_lm_sharded
 from tasks.plan.environment import kept, marker
 from tasks.weights import model_dir
 
@@ -56,7 +57,10 @@ def launch(db: Database, home: Home, engine: Engine, key: str, backend: str) -> 
     chosen = choose(db, home, engine, facts_of_model, backend)
     keeps = settings.load(home)["cache-max-gb"] > 0
     used = tuning.find(db, chosen.installation.name, engine.source)
-    served = Served(engine, facts_of_model, str(home.root), key, backend, used.name if used else "", keeps)
+    tuned = used.name if used else ""
+    served = Served(
+        engine, facts_of_model, str(home.root), key, backend, tuned, keeps, ranks(db, home, engine.name) or 1
+    )
     return replace(launch_with(served, chosen.installation), choice=chosen)
 
 
@@ -71,6 +75,9 @@ def launch_with(served: Served, installation: Installation) -> Launch:
 
 def choose(db: Database, home: Home, engine: Engine, model: ModelFacts, backend: str) -> EngineChoice:
     """Return the program that `engine` runs, by the settings, what is installed and what was measured."""
+    if parts := ranks(db, home, engine.name):
+        reason = f"a setting splits its model over {parts} processes"
+        return EngineChoice(mlx_lm_sharded.installation(), reason, rereads=False)
     used = installed.used(db, home)
     question = Question(
         wanted=wanted(db, home, engine.name),
@@ -199,6 +206,13 @@ def wanted(db: Database, home: Home, engine: str) -> str:
     own: Mapping[str, str] = chosen["tier-engines"]
     tiers = stack.served_by(stack.tiers(db), engine)
     return next((own[tier.name] for tier in tiers if tier.name in own), own.get(engine, chosen["engine"]))
+
+
+def ranks(db: Database, home: Home, engine: str) -> int:
+    """Return the processes that the settings split an engine's model over, by the first of its tiers; 0 for none."""
+    split: Mapping[str, int] = settings.load(home)["tier-ranks"]
+    names = [tier.name for tier in stack.served_by(stack.tiers(db), engine)]
+    return next((split[name] for name in (*names, engine) if name in split), 0)
 
 
 def argv(served: Served, installation: Installation) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from catalog.engines import FALLBACK, Abilities, ModelKind, abilities, entries
+from catalog.engines import FALLBACK, Abilities, ModelKind, abilities, every
 from state.stack import longest_answer
 from tasks.gateway.dialects.thinking import Template, TierThinking, of_tier
 from tasks.plan.gateway import CLOUD, LOOPBACK, order, resolve
@@ -177,7 +177,7 @@ def _route(name: str, tier: Mapping[str, Any], engine: Mapping[str, Any], backen
         port=int(engine["port"]),
         context=int(engine["context"]),
         vision=bool(engine.get("vision")),
-        can=abilities(program if program in entries() else FALLBACK, backend),
+        can=abilities(program if program in every() else FALLBACK, backend),
         answer_timeout_s=float(engine.get("answer_timeout_s", 0)),
         defaults=tier.get("defaults") or {},
         template=_template(engine["template"]) if "template" in engine else None,

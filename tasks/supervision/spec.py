@@ -31,7 +31,13 @@ from tasks.weights import model_dir
 
 PACKAGES = Path(__file__).parents[2]
 """The folder that mlxq's packages are in."""
-ENGINE_CODE = ("engines/*_program.py", "engines/embedding_model.py", "engines/asgi.py", "system/own_log.py")
+ENGINE_CODE = (
+    "engines/*_program.py",
+    "engines/mlx_lm_sharded/*.py",
+    "engines/embedding_model.py",
+    "engines/asgi.py",
+    "system/own_log.py",
+)
 """mlxq's own files that run in an engine's process, in tasks."""
 GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0

@@ -22,10 +22,11 @@ from support import hybrid_model, loopback
 from support.engines import KEY, MIB, Engine, installation, offline_prefix
 from support.mlxq_home import until
 
-from catalog.engines import Abilities, ModelKind, abilities, entry, reuses
+from catalog.engines import Abilities, ModelKind, abilities, entry, every, reuses
 from state.paths import Home
 from tasks.engines import adapters, model_facts, reuse
 from tasks.engines.base import Installation
+from tasks.engines.mlx_lm_sharded import adapter as mlx_lm_sharded
 from tasks.plan.exit_causes import explain
 from tasks.supervision import probe
 from tasks.system import process, prompt_cache
@@ -33,7 +34,7 @@ from tasks.system.process import How
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-RESIDENT = {"vllm-mlx": 350 * MIB, "rapid-mlx": 400 * MIB}
+RESIDENT = {"vllm-mlx": 350 * MIB, "rapid-mlx": 400 * MIB, "mlx-lm-sharded": 120 * MIB}
 ASK = str(Path(__file__).parents[1] / "support" / "ask_once.py")
 INSIDE = """
 ip link set lo up
@@ -56,10 +57,10 @@ SCHEMA = {
 @pytest.fixture(scope="session")
 def models(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {name: hybrid_model.make(name, root / name, builtin_model) for name in hybrid_model.NAMES}
+    return {name: hybrid_model.make(name, root / name, builtin_model) for name in (*hybrid_model.NAMES, "thirds")}
 
 
-@pytest.fixture(scope="module", params=list(adapters.ENGINES))
+@pytest.fixture(scope="module", params=[*adapters.ENGINES, mlx_lm_sharded.NAME])
 def at(request: pytest.FixtureRequest, shared_folder: Path) -> Installation:
     return installation(request.param, shared_folder / "engines")
 
@@ -70,9 +71,16 @@ def able(at: Installation) -> Abilities:
 
 
 @pytest.fixture(scope="module")
-def engine(at: Installation, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def plain(at: Installation, models: dict[str, Path]) -> Path:
+    """Return the smallest model that the engine can serve."""
+    return models["thirds" if every()[at.engine].splits else "plain"]
+
+
+@pytest.fixture(scope="module")
+def engine(at: Installation, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Serve the smallest model: what it says does not matter here."""
-    made = Engine(tmp_path_factory.mktemp("engine"), models["plain"], at)
+    concurrency = 1 if every()[at.engine].splits else 4
+    made = Engine(tmp_path_factory.mktemp("engine"), plain, at, concurrency=concurrency)
     made.start()
     yield made
     made.stop(1)
@@ -274,9 +282,9 @@ def _stream(engine: Engine, flowing: threading.Event, ended: list[str]) -> None:
         return
 
 
-def test_its_end_has_a_bound(at: Installation, models: dict[str, Path], tmp_path: Path):
+def test_its_end_has_a_bound(at: Installation, plain: Path, tmp_path: Path):
     """A 4000-token answer would hold it for minutes; the limit here is for a slow machine."""
-    engine = Engine(tmp_path, models["plain"], at)
+    engine = Engine(tmp_path, plain, at)
     engine.start()
     flowing = threading.Event()
     reader = threading.Thread(target=_stream, args=(engine, flowing, []))
@@ -290,10 +298,8 @@ def test_its_end_has_a_bound(at: Installation, models: dict[str, Path], tmp_path
     assert engine.exit_code() == 143
 
 
-def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
-    at: Installation, models: dict[str, Path], tmp_path: Path
-):
-    engine = Engine(tmp_path, models["plain"], at)
+def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(at: Installation, plain: Path, tmp_path: Path):
+    engine = Engine(tmp_path, plain, at)
     engine.start()
     wanted = engine.body("Tell a story.", max_tokens=150, stream=True)
     url, lines, told = f"{engine.url}/v1/chat/completions", [""], False
@@ -311,12 +317,17 @@ def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
 
 
 @pytest.mark.parametrize("name", hybrid_model.NAMES)
-def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path], tmp_path: Path, name: str):
+def test_reuse_is_as_the_catalog_says(
+    at: Installation, models: dict[str, Path], plain: Path, tmp_path: Path, name: str
+):
     """The three families, thinking left to the engine's default, a client that sends no thoughts back."""
-    engine = Engine(tmp_path, models[name], at, context=4096, more={"vision": name == "vision"})
+    if name == "vision" and every()[at.engine].splits:
+        pytest.skip("it takes no images")
+    weights, ranks = (plain, 3) if name == "plain" else (models[name], 2)
+    engine = Engine(tmp_path, weights, at, context=4096, ranks=ranks, more={"vision": name == "vision"})
     engine.start()
     share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
-    kind = model_facts.read(models[name]).kind
+    kind = model_facts.read(weights).kind
     after = after_restart(engine) if kind in entry(at.engine).disk_cache else None
     seen = [said_of(engine, color) for color in ("red", "blue", "red")] if name == "vision" else ["a", "b", "a"]
     engine.stop()
@@ -342,13 +353,13 @@ def said_of(engine: Engine, color: str) -> str:
 
 
 def test_every_tuning_serves_and_prompt_lookup_says_the_same(
-    at: Installation, models: dict[str, Path], engine: Engine, tmp_path: Path
+    at: Installation, plain: Path, engine: Engine, tmp_path: Path
 ):
     """An engine refuses a flag that it does not know. Random weights say otherwise with a coarser cache."""
     asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
     as_it_is = engine.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
-    for name in adapters.named(at.engine).tunings(model_facts.read(models["plain"])):
-        tuned = Engine(tmp_path / name, models["plain"], at, tuning=name)
+    for name in adapters.named(at.engine).tunings(model_facts.read(plain)):
+        tuned = Engine(tmp_path / name, plain, at, tuning=name)
         tuned.start()
         said = tuned.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
         tuned.stop(1)
@@ -375,9 +386,11 @@ def _loaded(engine: Engine) -> bool:
     return "hits" in cache and cache.get("entry_count", 1) > 0
 
 
-def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, models: dict[str, Path], tmp_path: Path):
+def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, plain: Path, tmp_path: Path):
     """It holds what users wrote, so that it must be where mlxq can purge it, and only its owner can read it."""
-    engine = Engine(tmp_path, models["plain"], at)
+    if not entry(at.engine).disk_cache:
+        pytest.skip("it keeps none on disk")
+    engine = Engine(tmp_path, plain, at)
     engine.start()
     engine.ask("word " * 300, max_tokens=2)
     engine.stop()
@@ -413,8 +426,8 @@ def _broken(how: str, weights: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("how", "code"), [("cut", "damaged"), ("empty", "weights_missing"), ("unknown", "unsupported")]
 )
-def test_its_last_words_are_understood(at: Installation, models: dict[str, Path], tmp_path: Path, how: str, code: str):
-    engine = Engine(tmp_path / "home", _broken(how, models["plain"], tmp_path / how), at)
+def test_its_last_words_are_understood(at: Installation, plain: Path, tmp_path: Path, how: str, code: str):
+    engine = Engine(tmp_path / "home", _broken(how, plain, tmp_path / how), at)
     engine.spawn()
     assert process.wait(engine.identity, 240)
     cause = explain(engine.exit_code(), engine.log.read_text(), "fast", adapters.rules(at.name))
@@ -422,12 +435,12 @@ def test_its_last_words_are_understood(at: Installation, models: dict[str, Path]
     assert (cause.code, cause.permanent) == (code, True)
 
 
-def test_nothing_leaves_the_machine(at: Installation, models: dict[str, Path], tmp_path: Path):
+def test_nothing_leaves_the_machine(at: Installation, plain: Path, tmp_path: Path):
     """In a network namespace that has loopback alone it starts and answers; every look-up is seen by strace."""
     prefix = offline_prefix()
     if prefix is None or shutil.which("strace") is None:
         pytest.skip("this system allows no network namespace, or has no strace")
-    engine = Engine(tmp_path, models["plain"], at)
+    engine = Engine(tmp_path, plain, at)
     launch, trace = engine.launch(), tmp_path / "trace"
     words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), *launch.argv]
     done = subprocess.run(

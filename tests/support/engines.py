@@ -18,6 +18,7 @@ from catalog.engines import FALLBACK, entry
 from state import stack
 from tasks.engines import benchmark, install, installed, model_facts, serving
 from tasks.engines.base import Installation, Served
+from tasks.engines.mlx_lm_sharded import adapter as mlx_lm_sharded
 from tasks.supervision import probe
 from tasks.system import process
 from tasks.weights import builtin
@@ -31,6 +32,8 @@ def installation(name: str, root: Path) -> Installation:
     """Give an engine: mlxq's own, or one that is installed below `root` by its lock, without its smoke test."""
     if name == FALLBACK:
         return installed.own()
+    if name == mlx_lm_sharded.NAME:
+        return mlx_lm_sharded.installation()
     version = entry(name).version
     place = root / f"{name}-{version}"
     place.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,8 @@ class Engine:
     tuning: str = ""
     more: dict[str, Any] = field(default_factory=dict)
     """Further fields of its tier."""
+    ranks: int = 3
+    """Of an engine that splits a model."""
     port: int = field(default_factory=free_port)
     started_s: float = 0.0
     spawned: process.Spawned | None = None
@@ -94,7 +99,9 @@ class Engine:
         return {"Authorization": f"Bearer {KEY}"}
 
     def launch(self) -> serving.Launch:
-        served = Served(self.tier, model_facts.read(self.weights), str(self.home), KEY, "cpu", self.tuning)
+        served = Served(
+            self.tier, model_facts.read(self.weights), str(self.home), KEY, "cpu", self.tuning, ranks=self.ranks
+        )
         return serving.launch_with(served, self.at)
 
     def spawn(self) -> None:

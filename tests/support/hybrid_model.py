@@ -1,12 +1,12 @@
 """Make small models of random weights of the families that mlxq prefers, for measuring what is read again.
 
-`plain` has full attention (llama), `hybrid` is qwen3_5 as text, three recurrent layers to one of full attention, and
-`vision` the same with a vision tower and processor, as the published Qwen 3.5 to 3.8 folders are. The last two carry a
-chat template with the logic of Qwen 3.6 and later: the thoughts of a turn come as `reasoning_content` or in <think> at
-the start of its text, those of turns before the last user message are dropped unless `preserve_thinking` is true, a
-system message that is not the first fails, and a prompt ends with an open <think> unless `enable_thinking` is false.
-<think> and </think> are one token each, as they are there; random weights never write the second one, so that only a
-budget ends what they think.
+`plain` has full attention (llama), and so has `thirds`, which three ranks can split; `hybrid` is qwen3_5 as text, three
+recurrent layers to one of full attention, and `vision` the same with a vision tower and processor, as the published
+Qwen 3.5 to 3.8 folders are. The last two carry a chat template with the logic of Qwen 3.6 and later: the thoughts of a
+turn come as `reasoning_content` or in <think> at the start of its text, those of turns before the last user message are
+dropped unless `preserve_thinking` is true, a system message that is not the first fails, and a prompt ends with an open
+<think> unless `enable_thinking` is false. <think> and </think> are one token each, as they are there; random weights
+never write the second one, so that only a budget ends what they think.
 """
 
 from __future__ import annotations
@@ -94,17 +94,17 @@ PROCESSORS = {
 
 
 def make(name: str, folder: Path, builtin: Path) -> Path:
-    """Write one of the three into `folder`, with the tokenizer of the built-in model, and return it."""
+    """Write one of them into `folder`, with the tokenizer of the built-in model, and return it."""
     import mlx.core as mx
 
     mx.random.seed(1)
-    config, model = {"plain": _plain, "hybrid": _hybrid, "vision": _vision}[name]()
+    config, model = {"plain": _plain, "hybrid": _hybrid, "vision": _vision, "thirds": _thirds}[name]()
     folder.mkdir(parents=True, exist_ok=True)
     _save(folder / "model.safetensors", model)
     folder.joinpath("config.json").write_text(json.dumps(config))
     for each in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(builtin / each, folder)
-    if name != "plain":
+    if name in {"hybrid", "vision"}:
         _write_template(folder, vision=name == "vision")
         _name_tokens(folder / "tokenizer.json", RENAMED | (SEEING if name == "vision" else {}))
     return folder
@@ -114,6 +114,14 @@ def _plain() -> tuple[dict[str, Any], Any]:
     from mlx_lm.models import llama
 
     config = SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    return config, llama.Model(llama.ModelArgs.from_dict(config))
+
+
+def _thirds() -> tuple[dict[str, Any], Any]:
+    from mlx_lm.models import llama
+
+    heads = {"hidden_size": 96, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
+    config = SIZES | heads | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     return config, llama.Model(llama.ModelArgs.from_dict(config))
 
 

@@ -1,0 +1,1 @@
+"""One model split over several processes: mlx_lm.server in ranks that mlxq starts as `mlx.launch` would."""
