@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxq import prompt_reuse, service_status
 from mlxq.prompt_reuse import PromptReuse
@@ -27,6 +27,9 @@ from state.worker import current
 from tasks import config_problems
 from tasks.engines import notes
 from tasks.upgrade import newer
+
+if TYPE_CHECKING:
+    from state.fleet import Node
 
 PROBE_S = 0.5
 HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
@@ -76,6 +79,8 @@ class StatusReport:
     """What is wrong with the files that users edit."""
     cloud: dict[str, Any]
     """Whether requests may leave the machine as a last resort, to which model, and what they cost today."""
+    nodes: Sequence[Node] = ()
+    """The other nodes of the fleet."""
 
     @property
     def is_set_up(self) -> bool:
@@ -93,7 +98,15 @@ class StatusReport:
             "config": [problem.document() for problem in self.config],
             "cloud": self.cloud,
             "stack": {"tiers": [self._tier(tier) for tier in self.tiers]},
+            "nodes": self._nodes(),
         }
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        if not self.nodes:
+            return []
+        from mlxq.fleet import report
+
+        return [report.document(node) for node in self.nodes]
 
     def _tier(self, tier: Tier) -> dict[str, Any]:
         """Return one tier of the stack for programs; its state is that of its engine unless the user stopped it."""
@@ -141,7 +154,17 @@ def collect(db: Database) -> StatusReport:
         jobs=[dict(row) for row in db.rows(LIVE_JOBS)],
         config=[*config_problems.listing(db.home), *config_problems.of_targets(db)],
         cloud=cloud_today(db.home),
+        nodes=_other_nodes(db),
     )
+
+
+def _other_nodes(db: Database) -> Sequence[Node]:
+    """Return the other nodes of the fleet; where there is none, which is usual, nothing is imported for it."""
+    if not db.value("SELECT count(*) FROM nodes"):
+        return ()
+    from state import fleet
+
+    return fleet.nodes(db)
 
 
 def empty(home: Home) -> StatusReport:

@@ -71,9 +71,8 @@ def invite(*, yes: bool, as_json: bool) -> None:
 def join(token: str | None, *, yes: bool) -> None:
     """Join the fleet of the machine that printed TOKEN.
 
-    With `-` as TOKEN, read it from standard input. Without one, list the machines that invite in this network, and ask
-    for the token. The gateway of this machine is opened to other machines, encrypted; nothing it answers is refused
-    meanwhile.
+    With `-` as TOKEN, read it from standard input; without one, ask for it. The gateway of this machine is opened to
+    other machines, encrypted; nothing it answers is refused meanwhile.
     """
     from tasks.fleet import identity, joining
     from tasks.fleet import token as tokens
@@ -205,17 +204,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _token(text: str | None) -> str:
-    """Return the token: given, read from standard input, or asked for after a list of who invites."""
+    """Return the token: given, read from standard input, or asked for on a terminal."""
     if text == "-":
         return sys.stdin.readline()
     if text is not None:
         return text
-    from tasks.fleet import discovery
-
-    machines = discovery.browse()
-    render.table(["NODE", "ADDRESS", "MLXQ"], [[entry.name, entry.address, entry.version] for entry in machines])
-    if not machines:
-        render.say("No machine in this network says that it has a fleet.")
     if not sys.stdin.isatty():
         raise UsageProblem("A token is needed; a machine of the fleet prints one.", hint="mlxq node invite")
     return click.prompt("Token", err=True, hide_input=True)

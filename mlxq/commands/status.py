@@ -225,7 +225,17 @@ def _services(status: StatusReport) -> None:
         click.echo(f"\n{name} is asked for; it {phase or 'waits for the worker'}.")
     for name, cause, _ in status.troubles:
         click.echo(f"\n{name}: {cause}")
+    _nodes(status)
     config(status.config)
+
+
+def _nodes(status: StatusReport) -> None:
+    """Show the other nodes of the fleet, where there are any."""
+    if status.nodes:
+        from mlxq.fleet import report
+
+        click.echo()
+        render.table(list(report.HEAD), report.rows(status.nodes), right=(3,))
 
 
 def config(problems: Sequence[ConfigProblem]) -> None:

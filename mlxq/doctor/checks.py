@@ -123,7 +123,18 @@ def _packages(_: Home) -> list[Finding]:
 
 def _network(home: Home) -> list[Finding | None]:
     values = settings.load(home)
-    return [rules.network(values["gateway-host"], encrypted=values["gateway-tls"])]
+    return [rules.network(values["gateway-host"], encrypted=values["gateway-tls"]), *_nodes(home)]
+
+
+def _nodes(home: Home) -> list[Finding]:
+    """Look at what is known of the other nodes of a fleet."""
+    from mlxq.fleet import report
+
+    try:
+        with closing(read_database(home)) as db:
+            return [rules.node(entry.name, report.problem(entry)) for entry in report.collect(db).nodes]
+    except (NotSetUp, NewerState, StateDamaged, StateUnavailable):  # the check of the database says so
+        return []
 
 
 def _newer(home: Home) -> list[Finding | None]:

@@ -322,6 +322,13 @@ def network(host: str, *, encrypted: bool) -> Finding | None:
     )
 
 
+def node(name: str, problem: str | None) -> Finding:
+    """Check another node of the fleet. `problem`: what is wrong with it, as `mlxq node list` has it."""
+    if problem is None:
+        return passed("network", f"the node {name} answers")
+    return warning("network", f"the node {name}: {problem}", "mlxq node list")
+
+
 def start_files(files: Mapping[str, str]) -> list[Finding]:
     """Check the .pth files of site-packages, name -> text: their import lines run at every start of Python."""
     findings: list[Finding] = []

@@ -5,18 +5,27 @@ One story over two real workers and gateways: each test continues where the one 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 from support import loopback
 from support.fleet import Machine
+from support.mlxq_home import until
 
-from state import secrets
+from state import keys, secrets
+from tasks.fleet import token
+from tasks.fleet.node_client import IDEMPOTENCY_KEY, SIGNATURE, sign
+from tasks.gateway.fleet.api import JOBS, MEMBER, ROUTES, STATUS
+from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CHAT = {"model": "standard", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+PULL = {"command": "restart", "args": {"names": ["standard"]}}
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +83,139 @@ def test_a_machine_joins_within_seconds_and_refuses_nothing_meanwhile(fleet: tup
     assert node["serves"]["standard"] == {"context": 4096, "slots": 4, "decode_tps": None}
     assert "studio is in the fleet of mini" in studio.run("node", "list")
     assert text not in mini.mlxq.logs() + studio.mlxq.logs()
+
+
+def test_an_invitation_counts_once_and_one_that_is_not_right_changes_nothing(fleet: tuple[Machine, Machine]) -> None:
+    mini, studio = fleet
+    text = invited(mini)
+    real = token.parse(text)
+    forged = token.Invitation(real.name, real.addresses, "ab" * 32, real.secret)
+
+    assert "has another fingerprint" in studio.run("node", "join", "-", "--yes", text=forged.text(), code=1)
+    used = studio.run("node", "join", "-", "--yes", text=text)
+    assert "studio serves" in used, "a node that joins again takes its own place"
+    assert "was used already" in studio.run("node", "join", "-", "--yes", text=text, code=1)
+    studio.run("config", "set", "node-name", "mini")
+    twin = studio.run("node", "join", "-", "--yes", text=(again := invited(mini)), code=2)
+    assert "There is a node mini in this fleet already." in twin
+    assert "mlxq config set node-name NAME" in twin
+    studio.run("config", "set", "node-name", "studio")
+    assert "studio serves" in studio.run("node", "join", "-", "--yes", text=again), "it used nothing up"
+    assert "this machine" in mini.run("node", "remove", "mini", "--yes", code=2)
+
+
+def test_a_job_for_a_node_is_done_there_once(fleet: tuple[Machine, Machine]) -> None:
+    mini, studio = fleet
+    said = mini.run("--node", "studio", "restart", "standard")
+    assert "studio: job" in said
+    assert "restart standard" in mini.run("--node", "studio", "jobs")
+    assert "does not run on another node" in mini.run("--node", "studio", "config", "list", code=2)
+    assert "There is no tier 'gateway'" in mini.run("--node", "studio", "down", "gateway", code=1)
+
+    secret = (mini.home.root / "fleet" / "studio.key").read_text().strip()
+    body = json.dumps(PULL).encode()
+    headers = {IDEMPOTENCY_KEY: "k" * 24, SIGNATURE: sign(secret, "k" * 24, body)}
+    with studio.client(secret) as client:
+        answers = [client.post(JOBS, content=body, headers=headers) for _ in range(3)]
+        assert {answer.text for answer in answers} == {answers[0].text}
+        assert answers[0].status_code == 200, answers[0].text
+        changed = client.post(JOBS, content=body.replace(b"restart", b"down"), headers=headers)
+        assert (changed.status_code, changed.json()["error"]["code"]) == (401, "invalid_signature"), changed.text
+        other = json.dumps({"command": "down", "args": {}}).encode()
+        replayed = client.post(JOBS, content=other, headers=headers | {SIGNATURE: sign(secret, "k" * 24, other)})
+        assert "was used for another request" in replayed.text
+
+
+def test_an_attacker_in_the_network_reaches_nothing(fleet: tuple[Machine, Machine]) -> None:
+    """Every route, with no key, a wrong one, an app's, the master's, and with those of the other kinds of nodes."""
+    mini, studio = fleet
+    app = studio.run("keys", "create", "my-app").split()[0]
+    member = (studio.home.root / "fleet" / "mini.key").read_text().strip()
+    routes = [*ROUTES, ("GET", f"{JOBS}/1"), ("POST", f"{JOBS}/1/cancel"), ("GET", "/fleet/v1/none")]
+    with studio.client() as client:
+        for method, path in routes:
+            for key, statuses in (
+                ("", {401}),
+                ("sk-mlxq-wrong", {401}),
+                (app, {403, 404}),
+                (master(studio), {403, 404}),
+            ):
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                answer = client.request(method, path, headers=headers, json=PULL)
+                assert answer.status_code in statuses, (method, path, answer.text)
+        for path in ("/v1/models", "/v1/chat/completions", "/v1/batches", "/v1/files", "/api/pull", "/api/tags"):
+            assert client.post(path, json=CHAT).status_code == 401
+        for secret in ("", "x" * 43, token.parse(invited(mini)).secret):
+            wrong = client.post("/fleet/v1/join", json={"secret": secret, "name": "evil"})
+            assert (wrong.status_code, wrong.json()["error"]["code"]) == (403, "invitation_refused")
+        assert client.get("/fleet/v1/authority").text == (studio.home.tls / "ca.pem").read_text()
+    with mini.client(member) as client:
+        assert client.get(MEMBER).json()["name"] == "studio"
+        for method, path in [route for route, kind in ROUTES.items() if kind != "member"]:
+            assert client.request(method, path).status_code == 403
+        assert client.get("/v1/models").status_code == 403
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 403
+    fleet_key = (mini.home.root / "fleet" / "studio.key").read_text().strip()
+    with studio.client(fleet_key) as client:
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+        assert client.get("/v1/models").status_code == 200
+        for method, path in (("GET", MEMBER), ("PUT", MEMBER), ("DELETE", MEMBER)):
+            assert client.request(method, path).status_code == 403
+        for path in ("/v1/files", "/v1/batches", "/api/pull", "/api/delete", "/api/tags"):
+            assert client.get(path).status_code == 403
+    plain = httpx.Client(trust_env=False, base_url=f"http://127.0.0.1:{studio.port}", timeout=30)
+    with plain:
+        assert plain.get(STATUS, headers={"Authorization": f"Bearer {fleet_key}"}).status_code == 404
+    with mini.client(address=studio.url) as client, pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY"):
+        client.get(STATUS)
+    for _ in range(12):
+        with studio.client() as client:
+            last = client.post("/fleet/v1/join", json={"secret": "guess"})
+    assert last.status_code == 429
+    assert "Keys of nodes" in studio.run("keys", "list")
+
+
+def test_an_outage_is_one_event_and_ends_by_itself(fleet: tuple[Machine, Machine]) -> None:
+    mini, studio = fleet
+    gateway = studio.mlxq.one("gateway")
+    studio.mlxq.kill_worker()
+    process.stop(studio.mlxq.identity("gateway"), 0)
+    until(lambda: mini.nodes()["studio"]["state"] == "down", 60)
+
+    said = mini.run("--node", "studio", "restart", code=1)
+    assert "The node studio cannot be asked" in said
+    assert mini.mlxq.db.value("SELECT count(*) FROM events WHERE name = 'node_lost'") == 1
+    studio.mlxq.work_with_fakes()
+    studio.mlxq.await_next(gateway)
+    until(lambda: mini.nodes()["studio"]["state"] == "healthy", 60)
+    names = [row["name"] for row in mini.mlxq.db.rows("SELECT name FROM events WHERE name LIKE 'node_%' ORDER BY id")]
+    assert names == ["node_lost", "node_returned"]
+
+
+def test_a_machine_that_moved_says_where_it_is(fleet: tuple[Machine, Machine]) -> None:
+    mini, studio = fleet
+    studio.run("config", "set", "node-addresses", "127.0.0.3,127.0.0.2")
+
+    def knows() -> Any:
+        return mini.mlxq.db.value("SELECT addresses LIKE '%127.0.0.3%' FROM nodes WHERE name = 'studio'")
+
+    until(knows, 60)
+
+
+def test_a_node_drains_and_leaves_with_its_keys(fleet: tuple[Machine, Machine]) -> None:
+    mini, studio = fleet
+    secret = (mini.home.root / "fleet" / "studio.key").read_text().strip()
+    assert "is offered no more" in mini.run("node", "drain", "studio")
+    assert mini.nodes()["studio"]["serves"] == {}
+    assert mini.nodes()["studio"]["state"] == "draining"
+    mini.run("node", "drain", "studio", "--undo")
+    assert "standard" in mini.nodes()["studio"]["serves"]
+    assert mini.run("node", "remove", "studio", "--yes").strip() == "studio is removed."
+
+    assert mini.nodes() == {}
+    assert {key.kind for key in keys.read(keys.file(mini.home)).values()} <= {"app"}
+    assert {key.kind for key in keys.read(keys.file(studio.home)).values()} <= {"app"}
+    assert not list((mini.home.root / "fleet").iterdir()) + list((studio.home.root / "fleet").iterdir())
+    assert "is in no fleet" in studio.run("node", "list")
+    with studio.client(secret) as client:
+        assert client.get(STATUS).status_code == 401

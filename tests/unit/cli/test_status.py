@@ -164,6 +164,7 @@ def test_the_json_has_the_documented_shape(
         "config",
         "cloud",
         "stack",
+        "nodes",
     ]
     assert list(said["worker"]) == ["state", "pid"]
     keys = [
