@@ -117,7 +117,8 @@ def _chosen(inspection: Inspection, arguments: dict[str, Any]) -> Recommendation
     chosen = inspection.recommend(arguments)
     _show(inspection, chosen)
     if offer := _offered(inspection, chosen, arguments):
-        render.say(f"[e] adds embeddings, for search in documents: {_embedding(*offer)}.\n")
+        render.prose(f"[e] adds embeddings, for search in documents: {_embedding(*offer)}.", err=True)
+        render.say()
     while True:
         text, answers = _choices(inspection, chosen, arguments)
         match _answer(text, answers):
