@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any, TextIO
 
-_SPECIAL = re.compile(
-    r"(?P<color>\x1b\[(?:0|1|2|3[0-79]|9[0-7])m)|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
-"""The colors of click.style, and every character that changes how others are shown."""
+_COLOR = r"\x1b\[(?:0|1|2|3[0-79]|9[0-7])m"
+_SPECIAL = rf"(?P<color>{_COLOR})|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+"""The colors of click.style, and every character that changes how others are shown; compiled where it is needed."""
 
 
 def printable(text: str) -> str:
     """Return the text with all that is special in it escaped, colors too."""
-    return _SPECIAL.sub(lambda match: _escaped(match[0]), text)
+    return re.sub(_SPECIAL, lambda match: _escaped(match[0]), text)
 
 
 def _escaped(text: str) -> str:
@@ -32,7 +31,7 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Write, with what is special in it escaped."""
-        self.raw.write(_SPECIAL.sub(lambda match: match["color"] or _escaped(match[0]), text))
+        self.raw.write(re.sub(_SPECIAL, lambda match: match["color"] or _escaped(match[0]), text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import os
 import select
-import signal
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from state.classes import dataclass
 from state.errors import MlxqError
 
 if TYPE_CHECKING:
+    import signal
     import subprocess
 
 if sys.platform == "linux":
@@ -221,6 +221,8 @@ def sentence(code: int | None) -> str:
 
 def _signal_name(number: int) -> str:
     """Return SIGKILL for 9; empty for a number that is no signal."""
+    import signal
+
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -233,6 +235,8 @@ def stop(identity: Identity, grace_s: float) -> Stopped:
     All other processes of the group end with it, but for the shim, which ends by itself after its last
     write. Nothing is signalled that is not the process, or was not in its group when the stop began.
     """
+    import signal
+
     began = time.monotonic()
     group = members(identity)
     if not group:
@@ -274,6 +278,8 @@ def send(identity: Identity, number: signal.Signals) -> bool:
 
     On Linux a pidfd pins the process before it is compared, so its pid cannot change hands between.
     """
+    import signal
+
     if sys.platform == "linux":
         with _pinned(identity) as descriptor:
             if descriptor is None:
@@ -368,6 +374,8 @@ def end_barren(shim: Identity) -> None:
     It writes an exit code, and is gone in a moment; or it lost its worker before it started the program, and would
     start it after the search for one has ended.
     """
+    import signal
+
     if members(shim) == [shim] and not wait(shim, LAST_WORD_S) and members(shim) == [shim]:
         send(shim, signal.SIGKILL)
         wait(shim, CONFIRM_S)
