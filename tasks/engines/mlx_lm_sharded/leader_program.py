@@ -50,7 +50,7 @@ _GONE, _BAD = 499, 400
 
 
 @dataclass(frozen=True)
-class Command:
+class RankCommand:
     """How one rank is started."""
 
     argv: list[str]
@@ -61,7 +61,7 @@ class Command:
 class Ranks:
     """The processes that serve together."""
 
-    commands: Sequence[Command]
+    commands: Sequence[RankCommand]
     processes: list[asyncio.subprocess.Process] = field(default_factory=list[Any])
 
     async def start(self) -> asyncio.Future[None]:
@@ -390,14 +390,16 @@ def private_folder(port: int) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def commands(chosen: argparse.Namespace, folder: Path, path: Path) -> list[Command]:
+def commands(chosen: argparse.Namespace, folder: Path, path: Path) -> list[RankCommand]:
     """Return how each rank is started, as `mlx.launch` starts it on its own machine."""
     hosts = folder / "hosts.json"
     places = json.loads(chosen.places) or [{"address": "127.0.0.1", "through": []}] * chosen.ranks
     ports = free_ports(chosen.ranks)
-    hosts.write_text(json.dumps([[f"{place['address']}:{port}"] for place, port in zip(places, ports, strict=True)]))
+    hosts.write_text(
+        json.dumps([[f"{location['address']}:{port}"] for location, port in zip(places, ports, strict=True)])
+    )
     return [
-        Command(
+        RankCommand(
             [
                 *places[rank]["through"],
                 *(sys.executable, "-P", str(RANK), chosen.folder, *(("--socket", str(path)) if rank == 0 else ())),
