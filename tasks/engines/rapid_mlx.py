@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +45,16 @@ def argv(served: Served, installation: Installation) -> list[str]:
         *_limits(served),
         *_cache(served),
         *_parsers(served),
-        *tunings(served.facts).get(served.tuning, ()),
+        *_tuning(served),
     ]
+
+
+def _tuning(served: Served) -> Sequence[str]:
+    """Return the flags of a tuning. Draft heads are looked for only where the flag names the folder that has them."""
+    flags = tunings(served.facts).get(served.tuning, ())
+    if flags and served.tuning == DRAFT_HEADS:
+        return (flags[0], json.dumps({"method": "mtp", "model": served.engine.weights}))
+    return flags
 
 
 def tunings(facts: ModelFacts) -> dict[str, Sequence[str]]:
@@ -55,12 +64,13 @@ def tunings(facts: ModelFacts) -> dict[str, Sequence[str]]:
     cache with sliding windows.
     """
     return {
-        **({"draft-heads": ("--speculative-config", '{"method":"mtp"}')} if facts.draft_heads else {}),
+        **({DRAFT_HEADS: ("--speculative-config", '{"method":"mtp"}')} if facts.draft_heads else {}),
         **({"prompt-lookup": ("--speculative-config", LOOKUP)} if facts.kind in LOOKED_UP else {}),
         **({f"kv-{size}": ("--kv-cache-dtype", size) for size in ("int8", "int4")} if facts.kind in GROWING else {}),
     }
 
 
+DRAFT_HEADS = "draft-heads"
 LOOKUP = '{"method":"suffix","num_speculative_tokens":8}'
 LOOKED_UP = frozenset({ModelKind.ATTENTION, ModelKind.SLIDING})
 GROWING = frozenset({ModelKind.ATTENTION, ModelKind.HYBRID})

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -127,7 +128,10 @@ def test_a_tuning_is_its_flags_and_is_offered_by_the_kind_of_model():
     assert list(rapid_mlx.tunings(plain)) == ["prompt-lookup", "kv-int8", "kv-int4"]
     assert list(rapid_mlx.tunings(heads)) == ["draft-heads", "kv-int8", "kv-int4"]
     assert not rapid_mlx.tunings(FACTS)
-    assert rapid_mlx.argv(tuned, THERE)[-2:] == ["--speculative-config", '{"method":"mtp"}']
+    assert rapid_mlx.argv(tuned, THERE)[-2:] == [
+        "--speculative-config",
+        json.dumps({"method": "mtp", "model": tuned.engine.weights}),
+    ]
     assert rapid_mlx.argv(dataclasses.replace(served(), tuning="draft-heads"), THERE) == rapid_mlx.argv(served(), THERE)
 
 
