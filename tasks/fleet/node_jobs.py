@@ -31,7 +31,7 @@ QUEUED = "queued"
 
 
 @dataclass(frozen=True)
-class Command:
+class NodeCommand:
     """One command."""
 
     jobs: Callable[[Database, Mapping[str, Any]], Sequence[NewJob | int]]
@@ -198,15 +198,15 @@ def _restart(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     ]
 
 
-COMMANDS: Mapping[str, Command] = {
-    "pull": Command(_pull, {"model": str, "quant": str, "force": bool, "bench": bool}, frozenset({"model"})),
-    "rm": Command(_rm, {"model": str, "force": bool}, frozenset({"model"})),
-    "up": Command(_up, {"names": list}),
-    "down": Command(_down, {"names": list, "drain": bool}),
-    "restart": Command(_restart, {"names": list}),
-    "load": Command(_load, {"model": str}, frozenset({"model"})),
-    "unload": Command(_unload, {"model": str}, frozenset({"model"})),
-    "bench": Command(_bench, {"target": str, "save": bool}, frozenset({"target"})),
-    "verify": Command(_verify, {"model": str}),
+COMMANDS: Mapping[str, NodeCommand] = {
+    "pull": NodeCommand(_pull, {"model": str, "quant": str, "force": bool, "bench": bool}, frozenset({"model"})),
+    "rm": NodeCommand(_rm, {"model": str, "force": bool}, frozenset({"model"})),
+    "up": NodeCommand(_up, {"names": list}),
+    "down": NodeCommand(_down, {"names": list, "drain": bool}),
+    "restart": NodeCommand(_restart, {"names": list}),
+    "load": NodeCommand(_load, {"model": str}, frozenset({"model"})),
+    "unload": NodeCommand(_unload, {"model": str}, frozenset({"model"})),
+    "bench": NodeCommand(_bench, {"target": str, "save": bool}, frozenset({"target"})),
+    "verify": NodeCommand(_verify, {"model": str}),
 }
 """Everything that a node may be asked for."""
