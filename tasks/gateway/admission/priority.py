@@ -1,7 +1,7 @@
 """Interactive before background: requests of a background key stand back while others are at work.
 
-The lines of batches come last: they begin while no other request is at work, and one that comes interrupts them, as an
-engine that is decoding answers a newcomer's first token later.
+The lines of batches come last: they begin PAUSE_S after the last other request, and one that comes interrupts them, as
+an engine that is decoding answers a newcomer's first token later.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ from tasks.gateway.request_context import Call
 LONGEST_WAIT_S = 60.0
 """Then a background request goes ahead all the same: it may be slow, but it is never starved."""
 
+PAUSE_S = 1.0
+"""How long lines wait after a request: an agent's next turn comes when its tools have run. A line that began in between
+is answered for nothing, and an engine that has begun to read its prompt reads a whole step of it (2,048 tokens in
+mlx-lm, seconds on a small Mac) before it takes the turn's.
+"""
+
 
 class Queue:
     """Who is at work."""
 
-    def __init__(self, longest_wait_s: float = LONGEST_WAIT_S) -> None:
+    def __init__(self, longest_wait_s: float = LONGEST_WAIT_S, pause_s: float = PAUSE_S) -> None:
         self._longest_wait_s = longest_wait_s
+        self._pause_s = pause_s
+        self._spare_at = 0.0
+        """When lines may begin, in monotonic seconds, where no request is at work."""
         self._at_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -45,15 +54,16 @@ class Queue:
         finally:
             self._at_work -= 1
             if not self._at_work:
+                self._spare_at = time.monotonic() + self._pause_s
                 self._idle.set()
 
     async def in_spare_time(self, call: Call, serve: Callable[[], Awaitable[None]]) -> None:
-        """Answer a line of a batch while no other request is at work, again from its beginning where one came.
+        """Answer a line of a batch in spare time, again from its beginning where another request came.
 
         A line that has waited for the longest time is answered beside others, one at a time.
         """
         until = time.monotonic() + self._longest_wait_s
-        while await self._idle_before(until):
+        while await self._spare_before(until):
             if await self._uninterrupted(call, serve):
                 return
             call.restart()
@@ -61,6 +71,16 @@ class Queue:
                 break
         async with self._overdue:
             await serve()
+
+    async def _spare_before(self, until: float) -> bool:
+        """Wait until lines may begin; return whether that is before `until`, in monotonic seconds."""
+        while await self._idle_before(until):
+            if (pause_s := self._spare_at - time.monotonic()) <= 0:
+                return True
+            if self._spare_at > until:
+                break
+            await asyncio.sleep(pause_s)
+        return False
 
     async def _uninterrupted(self, call: Call, serve: Callable[[], Awaitable[None]]) -> bool:
         """Return whether a line was answered before a request came."""

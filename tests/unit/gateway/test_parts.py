@@ -272,7 +272,7 @@ def test_background_does_not_wait_for_nobody():
 
 def test_a_request_interrupts_a_line_of_a_batch_which_begins_again_and_is_never_starved():
     async def run() -> list[str]:
-        queue, events = Queue(longest_wait_s=0.3), list[str]()
+        queue, events = Queue(longest_wait_s=0.3, pause_s=0.0), list[str]()
         working = asyncio.Event()
 
         async def line() -> None:
@@ -300,7 +300,7 @@ def test_two_requests_at_once_interrupt_a_line_once():
     """The line takes a moment to end: a limit that has passed and cannot be set again must not fail a request."""
 
     async def run() -> int:
-        queue, begun = Queue(longest_wait_s=5.0), asyncio.Event()
+        queue, begun = Queue(longest_wait_s=5.0, pause_s=0.0), asyncio.Event()
         answered = 0
 
         async def line() -> None:
@@ -324,6 +324,43 @@ def test_two_requests_at_once_interrupt_a_line_once():
         return answered
 
     assert asyncio.run(run()) == 3
+
+
+def test_a_line_begins_when_no_request_has_followed_for_a_while():
+    async def run() -> list[str]:
+        queue, events = Queue(pause_s=0.1), list[str]()
+
+        async def line() -> None:
+            events.append("line")
+
+        answering: asyncio.Task[None] | None = None
+        for _ in range(3):
+            async with queue.turn(background=False):
+                answering = answering or asyncio.create_task(queue.in_spare_time(Call("/", batch=True), line))
+                await asyncio.sleep(0)
+                events.append("turn")
+            await asyncio.sleep(0)
+        assert answering
+        await answering
+        return events
+
+    assert asyncio.run(run()) == ["turn", "turn", "turn", "line"]
+
+
+def test_a_line_that_has_waited_for_too_long_does_not_wait_for_a_pause():
+    async def run() -> list[str]:
+        queue, events = Queue(longest_wait_s=0.01, pause_s=3600.0), list[str]()
+
+        async def line() -> None:
+            events.append("line")
+
+        async with queue.turn(background=False):
+            pass
+        async with asyncio.timeout(10):
+            await queue.in_spare_time(Call("/", batch=True), line)
+        return events
+
+    assert asyncio.run(run()) == ["line"]
 
 
 # The length of a prompt
