@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from state import event, files, wakeup
+from state import event, files, ledger, wakeup
 from state.db import create_private, open_database
 from state.errors import MlxqError
 from state.paths import Home
@@ -133,6 +133,8 @@ def go(home: Home, record: Record, reason: str) -> Record:
             cause=cause,
             backup=record.backup,
         )
+        if record.reason == records.BY_USER:  # a restored state.db has it without its end: the next would follow it
+            ledger.cancel(db, record.job)
     return records.step(home, record, Phase.TAKEN_BACK, time.time())
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from state import event, service
+from state import event, job, ledger, service
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy
 from state.paths import Home
+from tasks import kinds
 from tasks.upgrade import back, installation
 from tasks.upgrade import record as records
 from tasks.upgrade.back import MOST_STARTS, SWITCH_S, SYSTEM_S, VERIFY_S, Watch
@@ -111,6 +112,15 @@ def test_the_way_back_restores_state_db_under_an_open_connection(home: Home, db:
     assert db.value("SELECT count(*) FROM sqlite_master WHERE name = 'colors'") == 0
     (taken_back,) = event.since(db, 0, {"upgrade_taken_back"})
     assert (taken_back.data["now"], taken_back.data["subject"]) == ("0.1.0", "mlxq 0.2.0")
+
+
+def test_the_job_that_a_restored_state_db_brings_back_is_cancelled(home: Home, db: Database):
+    """Else the next upgrade would follow it, and be told that it was taken back."""
+    number = ledger.enqueue(db, kinds.new("upgrade", {"to": None}))[0]
+    copy_of(home)
+    newer(home)
+    back.go(home, records.write(home, replace(RECORD, job=number)), records.BY_USER)
+    assert job.get(db, number).state == "cancelled"
 
 
 def test_the_way_back_knows_the_processes_that_were_started_since(home: Home, db: Database):
