@@ -155,7 +155,7 @@ LOADED = "SELECT name FROM models WHERE name IN (SELECT name FROM services)"
 
 
 def check_services(db: Database, names: Sequence[str]) -> None:
-    """Raise NotFound for a name that is no tier, gateway or page; NotSetUp where there is no stack."""
+    """Raise NotFound for a name that is no service; NotSetUp where there is no stack."""
     from state import stack
     from state.ports import BESIDE
 
@@ -214,7 +214,7 @@ def complete_tier(_ctx: click.Context, _param: click.Parameter, incomplete: str)
 
 
 def complete_service(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the name of a tier, the gateway or the page."""
+    """Complete the name of a service."""
     from click.shell_completion import CompletionItem
 
     from state.ports import BESIDE

@@ -16,7 +16,7 @@ from state.event import Event
 from state.files import tail
 from state.ports import BESIDE
 from state.service import ServiceEvent
-from tasks.plan import gateway, page
+from tasks.plan import front, gateway, page
 
 EXITS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
 """Events that are shown with the last lines of the log."""
@@ -186,7 +186,11 @@ def text(event: Event) -> str:
 
 def _serves(event: Event) -> bool:
     """Return whether this is a service without a model that became ready."""
-    return event.name == ServiceEvent.BECAME_READY.value and event.service in {gateway.SERVICE, page.SERVICE}
+    return event.name == ServiceEvent.BECAME_READY.value and event.service in {
+        gateway.SERVICE,
+        page.SERVICE,
+        front.SERVICE,
+    }
 
 
 def sentence(name: str, data: Mapping[str, Any]) -> str:

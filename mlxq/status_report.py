@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from state.fleet import Node
 
 PROBE_S = 0.5
-HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/"}
+HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/", "front": "/health/liveliness"}
 MIB = 1024 * 1024
 GATEWAY = "gateway"
 WAITING_LOADS = "SELECT service, phase FROM jobs WHERE kind = 'load' AND state = 'queued' ORDER BY id"

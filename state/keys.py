@@ -123,8 +123,8 @@ def revoke(path: Path, name: str) -> None:
     _write(path, remaining)
 
 
-def admit(path: Path, host: str, *, fleet: bool = False) -> None:
-    """Let the gateway listen on `host`. `fleet`: whether it is there for nodes of a fleet, which get keys by joining.
+def admit(path: Path, host: str, service: str = "gateway", *, fleet: bool = False) -> None:
+    """Let a service listen on `host`. `fleet`: whether it is there for nodes of a fleet, which get keys by joining.
 
     Raises UsageProblem when other machines could reach it while no app has a key: people would pass mlxq's own
     around, which opens everything and cannot be revoked.
@@ -133,7 +133,7 @@ def admit(path: Path, host: str, *, fleet: bool = False) -> None:
 
     if not fleet and not ipaddress.ip_address(host).is_loopback and not usable(path)[0]:
         raise UsageProblem(
-            f"The gateway listens on {host} only when apps have keys of their own, and there is none.",
+            f"The {service} listens on {host} only when apps have keys of their own, and there is none.",
             hint="mlxq keys create my-app",
         )
 

@@ -76,6 +76,11 @@ class Home:
         return self.root / "engines"
 
     @property
+    def front(self) -> Path:
+        """What the front reads and counts, and the environment of its program."""
+        return self.root / "front"
+
+    @property
     def catalog(self) -> Path:
         """The user's own model files, laid over the shipped ones."""
         return self.root / "catalog"

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from state import service, settings, stack
 from state.db import Database
 
-BESIDE = {"gateway": "litellm-port", "page": "page-port"}
+BESIDE = {"gateway": "litellm-port", "page": "page-port", "front": "front-port"}
 """The services beside the tiers, and the settings that say where the next start of each listens."""
 
 
 def listing(db: Database) -> dict[str, int]:
-    """Return the port of every service of the stack, and of what is left of an earlier one; 0: the page is off."""
+    """Return the port of every service of the stack, and of what is left of an earlier one; 0: it is switched off."""
     values = settings.load(db.home)
     coming = {name: values[setting] for name, setting in BESIDE.items()}
+    if not values["front"]:
+        coming["front"] = 0
     coming |= {engine.name: engine.port for engine in stack.engines(db)}
     rows = service.listing(db)
     return coming | {row.name: row.port for row in rows if row.state in service.ALIVE or row.name not in coming}

@@ -19,7 +19,7 @@ from state.db import Database, Row, json_mapping, json_numbers, json_strings
 from state.errors import NotFound
 
 Desired = Literal["up", "down"]
-Kind = Literal["engine", "gateway", "page"]
+Kind = Literal["engine", "gateway", "page", "front"]
 IDENTITY = re.compile(r"[^/\s]+/[0-9]{1,10}/[^/\s]+")
 """A process: boot, pid and start, as tasks.system.process writes it."""
 
@@ -184,7 +184,7 @@ SELECTED = "SELECT *, coalesce((SELECT asleep FROM residency WHERE engine = name
 
 
 def listing(db: Database) -> list[Service]:
-    """Return all services: engines by port, then the gateway and the page."""
+    """Return all services: engines by port, then the others."""
     return [_service(row) for row in db.rows(f"{SELECTED} ORDER BY kind <> 'engine', port")]
 
 

@@ -8,6 +8,7 @@ program: the last valid value counts instead, and the problem is told.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -148,6 +149,17 @@ def _model_id(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[\w.-]+/[\w.:-]+", value):
         raise ValueError("the id of a model at OpenRouter, such as qwen/qwen3-coder")
     return value
+
+
+def _redis(value: Any) -> str:
+    if value in ("", None):
+        return ""
+    if not isinstance(value, str) or len(value) > LONGEST_KEY or not _REDIS.fullmatch(value):
+        raise ValueError("redis://HOST:PORT/0 or rediss://…, with :PASSWORD@ before the host if it has one; or empty")
+    return value
+
+
+_REDIS = re.compile(r"rediss?://([\w.~%-]*:[\w.~%!$&'()*+,;=-]+@)?[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[0-9]{1,3})?")
 
 
 def _address(value: Any) -> str:
@@ -336,7 +348,9 @@ _ALIAS = r"[A-Za-z0-9][A-Za-z0-9._:/*-]{0,99}"
 LARGEST_CAP_USD = 1000
 LONGEST_VALUE = 80
 """Letters of a wrong value that a message repeats."""
-PORTS = ("litellm-port", "page-port", "tier-port-base")
+PORTS = ("litellm-port", "page-port", "front-port", "tier-port-base")
+BESIDE_TIERS = PORTS[:3]
+"""Those of the services beside the tiers."""
 GOOD = "settings.json"
 """The last valid settings, as state.config.good names them."""
 PORT = _number(1024, 65000)
@@ -384,6 +398,15 @@ SETTINGS: tuple[Setting, ...] = (
             _aliases, applies="mlxq up"),
     Setting("page-port", 4001, "Port of the `mlxq dashboard` page on 127.0.0.1; 0 = off.", _port_or_off,
             applies="mlxq up"),
+    Setting("front", False, "Run a front on this machine: one address before all nodes of the fleet.",
+            _switch, applies="mlxq up"),
+    Setting("front-port", 4100, "Port of the front.", PORT, applies="mlxq up"),
+    Setting("front-host", "127.0.0.1",
+            "Address on which the front listens besides 127.0.0.1, for other machines; requires an API key.",
+            _address, applies="mlxq up"),
+    Setting("front-redis", "",
+            "Redis that two fronts share, such as redis://:PASSWORD@10.0.0.5:6379/0; empty = each stands alone.",
+            _redis, secret=True, applies="mlxq up"),
     Setting("tier-port-base", 8000, "Port of the first engine; the others follow.", PORT, applies="mlxq setup"),
     Setting("model-dir", None, "Folder for weights; default MLXQ_HOME/models.", _folder, applies="mlxq setup"),
     Setting("cache-max-gb", 10, "Most that engines keep of prompts on disk for their next start, in GB; 0 = none.",
@@ -639,16 +662,17 @@ def _brief(setting: Setting, value: Any) -> str:
 def port_clash(read: Settings) -> UsageProblem | None:
     """Return what is wrong with the ports together, or None."""
     tiers = range(read["tier-port-base"], read["tier-port-base"] + TIER_PORTS)
-    for name in ("litellm-port", "page-port"):
+    for name in BESIDE_TIERS:
         if read[name] in tiers:
             return UsageProblem(
                 f"{name} {read[name]} is one of the tiers' ports ({tiers[0]} to {tiers[-1]}, from tier-port-base).",
                 hint=f"mlxq config set {name} {tiers[-1] + 1}",
             )
-    if read["litellm-port"] == read["page-port"]:
-        port = read["page-port"]
-        hint = f"mlxq config set page-port {port + 1}"
-        return UsageProblem(f"litellm-port and page-port are both {port}.", hint=hint)
+    for first, second in itertools.combinations(BESIDE_TIERS, 2):
+        if read[first] == read[second]:
+            port = read[second]
+            hint = f"mlxq config set {second} {port + 1}"
+            return UsageProblem(f"{first} and {second} are both {port}.", hint=hint)
     return None
 
 

@@ -19,6 +19,7 @@ from tasks import (
 )
 from tasks.batches import answering
 from tasks.fleet import watch as node_watch
+from tasks.front import jobs as front
 from tasks.notify import deliver, watch
 from tasks.on_demand import fetching, idle, loading
 from tasks.queue import QUEUES
@@ -27,7 +28,7 @@ from tasks.upgrade import switch
 
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
-    *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading, node_watch),
+    *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading, node_watch, front),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

@@ -181,7 +181,7 @@ def plan(
     jobs += stack_jobs.retire(retired)
     if not start:
         return jobs
-    jobs += [kinds.new("start", {"service": name}, needs=["configure"], label=name) for name in around]
+    jobs += [job for name in around for job in stack_jobs.start(name, ["configure"], name)]
     jobs += [kinds.new("add_engine", {"engine": engine})] if engine else []
     after = [*retired, *(["add_engine"] if engine else [])]
     for served in engines:

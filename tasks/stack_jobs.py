@@ -12,6 +12,7 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.paths import Home
 from tasks import kinds, recommend, tier_requests
+from tasks.plan.front import SERVICE as FRONT
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.page import SERVICE as PAGE
 
@@ -43,8 +44,9 @@ def reserved_bytes(db: Database) -> int:
 
 
 def auxiliary_services(home: Home) -> list[str]:
-    """Return the services of every stack that are no tiers: the gateway, and the page unless it is switched off."""
-    return [GATEWAY, PAGE] if settings.load(home)["page-port"] else [GATEWAY]
+    """Return the services of the stack that are no tiers: the gateway, the page and the front where they are on."""
+    values = settings.load(home)
+    return [GATEWAY, *([PAGE] if values["page-port"] else []), *([FRONT] if values["front"] else [])]
 
 
 def everything(db: Database) -> list[str]:
@@ -64,12 +66,14 @@ def start_all(db: Database, names: Sequence[str]) -> list[NewJob]:
 
 def starts(services: Sequence[str]) -> list[NewJob]:
     """Return the jobs that start the whole stack, with a new configuration of the gateway."""
-    return [kinds.new("configure"), *(start(name, after=["configure"]) for name in services)]
+    return [kinds.new("configure"), *(job for name in services for job in start(name, after=["configure"]))]
 
 
-def start(name: str, after: Sequence[str] = ()) -> NewJob:
-    """Return the job that starts one service."""
-    return kinds.new("start", {"service": name}, needs=after, label=f"start {name}")
+def start(name: str, after: Sequence[str] = (), label: str = "") -> list[NewJob]:
+    """Return the jobs that start one service; the front's program is installed first, where it is not."""
+    installs = [kinds.new("install_front", label="install_front")] if name == FRONT else []
+    needs = [*after, *(job.label for job in installs)]
+    return [*installs, kinds.new("start", {"service": name}, needs=needs, label=label or f"start {name}")]
 
 
 def leaving(db: Database) -> list[str]:

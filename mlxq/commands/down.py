@@ -29,9 +29,9 @@ DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN 
 def command(names: Sequence[str], timeout_s: float | None, *, drain: bool, dry_run: bool) -> None:
     """Stop all services, or only those named.
 
-    SERVICE is a tier, `gateway` or `page`. Running requests get a few seconds to finish. A tier that shares its engine
-    is taken out of routing while the engine keeps running for the others. A worker that was started by a command exits
-    once no job is left.
+    SERVICE is a tier, `gateway`, `page` or `front`. Running requests get a few seconds to finish. A tier that shares
+    its engine is taken out of routing while the engine keeps running for the others. A worker that was started by a
+    command exits once no job is left.
 
     With --drain a tier refuses new requests and stops after its last response; the gateway stops last. Run `mlxq down`
     again to stop waiting.

@@ -26,8 +26,8 @@ from tasks import kinds
 def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_run: bool) -> None:
     """Restart all services, one at a time, or only those named.
 
-    SERVICE is a tier, `gateway` or `page`. Tiers that share an engine restart together. The others keep serving
-    meanwhile; the first service that does not become ready ends the command. Stopped services stay stopped.
+    SERVICE is a tier, `gateway`, `page` or `front`. Tiers that share an engine restart together. The others keep
+    serving meanwhile; the first service that does not become ready ends the command. Stopped services stay stopped.
     """
     home = get_home()
     with jobs_client.reading(home) as db:

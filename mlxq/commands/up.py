@@ -25,8 +25,8 @@ from tasks.gateway.admission import poison_requests
 def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> None:
     """Start all services, or only those named.
 
-    SERVICE is a tier, `gateway` or `page`. Running services are left alone. Also ends the safe mode of these services,
-    allows requests that crashed them before, and says so.
+    SERVICE is a tier, `gateway`, `page` or `front`. Running services are left alone. Also ends the safe mode of these
+    services, allows requests that crashed them before, and says so.
     """
     from tasks import stack_jobs  # it brings the catalog along
 
@@ -55,7 +55,7 @@ def begin(db: Database, names: Sequence[str], everything: Sequence[str]) -> list
         if not names:
             return jobs_client.enqueue(db, stack_jobs.start_all(db, everything))
         effects = tier_requests.start(db, names)
-        jobs = [stack_jobs.start(name) for name in effects.services]
+        jobs = [job for name in effects.services for job in stack_jobs.start(name)]
         routes = tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else []
         return jobs_client.enqueue(db, [*jobs, *routes])
 

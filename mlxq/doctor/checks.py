@@ -360,9 +360,10 @@ def _ports(home: Home) -> list[Finding]:
 
 
 def _auxiliary_ports(home: Home) -> dict[str, int]:
-    """Return the ports of the gateway and the page; a page that is switched off has none."""
+    """Return the ports of the services beside the tiers; one that is switched off has none."""
     chosen = settings.load(home)
     numbers = {"gateway": chosen["litellm-port"], "page": chosen["page-port"]}
+    numbers["front"] = chosen["front-port"] if chosen["front"] else 0
     return {name: number for name, number in numbers.items() if number}
 
 
@@ -375,7 +376,7 @@ def _port(db: Database | None, name: str, number: int) -> Finding:
     row = services.find(db, name) if db else None
     ours = bool(holder and row and row.identity and holder.pid in _pids(row.identity))
     program = f"{holder.name} (pid {holder.pid})" if holder and holder.pid else "another program" if holder else None
-    kind = "gateway" if name == "gateway" else "page" if name == "page" else "engine"
+    kind = name if name in {"gateway", "page", "front"} else "engine"
     return rules.port(name, number, program, ports.cures(name, kind, number) if program else "", ours=ours)
 
 

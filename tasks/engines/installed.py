@@ -101,10 +101,10 @@ def _release(environment: Path) -> Release | None:
     if proof.get("engine") not in entries():
         return None
     installation = Installation(proof["engine"], str(proof["version"]), str(python(environment)))
-    return Release(installation, environment, proof, whole=_runs(environment, proof))
+    return Release(installation, environment, proof, whole=runs(environment, proof))
 
 
-def _runs(environment: Path, proof: dict[str, Any]) -> bool:
+def runs(environment: Path, proof: dict[str, Any]) -> bool:
     """Return whether the environment's Python is the one it was made for: its link leads there, or to a patch of it.
 
     A Python that was removed leaves a dead link; one that was upgraded to another minor version has other packages.

@@ -15,11 +15,12 @@ from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
 from state.stack import Engine, Tier, engines_of
 from tasks.kinds import KINDS
-from tasks.plan import gateway, page
+from tasks.plan import front, gateway, page
 from tasks.plan.serving_options import AS_TOLD, ServingOptions, applied
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
-TAKEN = frozenset({gateway.SERVICE, page.SERVICE, gateway.CLOUD, "worker", *gateway.ALIASES, *KINDS} - set(TIERS))
+_SERVICES = {gateway.SERVICE, page.SERVICE, front.SERVICE}
+TAKEN = frozenset({*_SERVICES, gateway.CLOUD, "worker", *gateway.ALIASES, *KINDS} - set(TIERS))
 """Names of services, of what clients ask for unasked, and of jobs, beside which a tier stands in a chain."""
 LEAST_CONTEXT, MOST_CONTEXT = 2_048, 131_072
 """Tokens. Below, no chat fits; above, a cache eats what other tiers could use."""

@@ -20,7 +20,7 @@ from state.db import Database
 from state.errors import EngineFailed, NotFound, PortTaken
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
-from tasks.plan import page
+from tasks.plan import front, page
 from tasks.supervision import probe
 from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, ports, process
@@ -146,14 +146,16 @@ def write_start_marker(log: Path, text: str) -> None:
 
 
 START_MARKER = "=== mlxq: "
+HEALTH = {"page": page.HEALTH, "front": front.HEALTH}
+"""What services that are neither engines nor the gateway answer with 200 once they serve."""
 
 
 def ready(home: Home, row: Service) -> bool:
     """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
     if row.kind == "gateway":
         return probe.gateway_ready(row.port)
-    if row.kind == "page":
-        return probe.answers(row.port, page.HEALTH)
+    if row.kind in HEALTH:
+        return probe.answers(row.port, HEALTH[row.kind])
     if not probe.listening(row.port):
         return False
     key = secrets.read(home.secrets).get(secrets.TIER, "")

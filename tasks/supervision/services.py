@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,9 +13,10 @@ from state import service as rows
 from state.desired import Requested
 from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
-from state.service import Service, ServiceEvent, State
+from state.ports import BESIDE
+from state.service import Kind, Service, ServiceEvent, State
 from tasks.on_demand import admission, requests
-from tasks.plan import gateway, health, page
+from tasks.plan import front, gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import may_start
@@ -33,6 +35,8 @@ DRAIN_S = gateway.ANSWER_SECONDS
 """How long a drain waits for running requests, in seconds."""
 LONGEST_DRAIN_S = 7_000.0
 """How long one waits that no user asked for; a little less than the job may run."""
+AUXILIARY: Mapping[str, Kind] = {gateway.SERVICE: "gateway", page.SERVICE: "page", front.SERVICE: "front"}
+"""The services that are no engines."""
 AGAIN_S = 300.0
 """When a start that took too long is tried again."""
 
@@ -40,7 +44,7 @@ AGAIN_S = 300.0
 @job("start")
 def start(context: Context, service: str) -> dict[str, Any]:
     """Bring a service up, unless a newer request wants it down. Return {"service", "state", "pid"}."""
-    auxiliary = service in {gateway.SERVICE, page.SERVICE}
+    auxiliary = service in AUXILIARY
     if not auxiliary and desired.tier_removed(context.db, service, context.claim.seq):
         return _outcome(context, service)
     _row(context, service)
@@ -121,10 +125,8 @@ def _await_last_answer(context: Context, name: str, identity: Identity, limit_s:
 
 def _row(context: Context, name: str) -> None:
     """Make sure the service has a row. Raises NotFound."""
-    if name == gateway.SERVICE:
-        rows.ensure(context.db, name, "gateway", settings.load(context.home)["litellm-port"])
-    elif name == page.SERVICE:
-        rows.ensure(context.db, name, "page", settings.load(context.home)["page-port"])
+    if name in AUXILIARY:
+        rows.ensure(context.db, name, AUXILIARY[name], settings.load(context.home)[BESIDE[name]])
     else:
         rows.ensure(context.db, name, "engine", stack.engine(context.db, name).port)
 

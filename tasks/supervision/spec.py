@@ -21,10 +21,12 @@ from state.config import text
 from state.db import Database
 from state.errors import Damaged, NotSetUp
 from state.paths import Home
-from tasks.engines import serving
+from tasks.engines import installed, serving
 from tasks.engines.choice import EngineChoice
-from tasks.plan import gateway, health, page
+from tasks.front import configuration, proxy
+from tasks.plan import front, gateway, health, page
 from tasks.plan.environment import KEPT
+from tasks.plan.front import FrontFiles
 from tasks.plan.safe_mode import reduced
 from tasks.supervision import encryption
 from tasks.weights import model_dir
@@ -41,6 +43,10 @@ ENGINE_CODE = (
 """mlxq's own files that run in an engine's process, in tasks."""
 GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0
+FRONT_START_S = 180.0
+"""Importing LiteLLM's proxy takes 5 s of a processor that others need too."""
+FRONT_CODE = ("front_program.py", "front_door.py", "front_plugin.py", "node_transport.py")
+"""mlxq's own files that run in the front's process, in tasks/front."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,10 @@ def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
     """Return how `name` is to be started now. Raises NotFound, NotSetUp, Damaged."""
     if name == page.SERVICE:
         return _page(home)
+    if name == front.SERVICE:
+        files = configuration.wanted(db, home)
+        configuration.write(home, files)
+        return _front(home, files)
     keys = secrets.ensure(home.secrets)
     return gateway_spec(db, home, home.gateway_config) if name == gateway.SERVICE else _engine(db, home, keys, name)
 
@@ -75,6 +85,8 @@ def planned(db: Database, home: Home, name: str) -> LaunchSpec:
     A start makes the keys and gateway.yaml where there are none. Raises as `launch_spec`.
     """
     keys = {secrets.MASTER: "", secrets.TIER: ""}
+    if name == front.SERVICE:
+        return _front(home, None)
     if name == gateway.SERVICE:
         return _gateway(db, home, home.gateway_config, keys, "")
     return _page(home) if name == page.SERVICE else _engine(db, home, keys, name)
@@ -142,6 +154,29 @@ def _page(home: Home) -> LaunchSpec:
 
     spec_hash = _spec_hash(argv, environment(0), [_release("starlette"), _release("mlxq")])
     return LaunchSpec(argv, environment, spec_hash, port, PAGE_START_S)
+
+
+def _front(home: Home, files: FrontFiles | None) -> LaunchSpec:
+    """Return how the front is to be started; of `files` the part counts that it does not read again while it serves."""
+    values = settings.load(home)
+    if not values["front"]:
+        raise NotSetUp("The front is turned off.", hint="mlxq config set front true")
+    python = proxy.python(home)
+    if python is None and files is not None:
+        raise NotSetUp(f"The front's program, LiteLLM's proxy {front.LITELLM}, is not installed.", hint="mlxq up front")
+    host: str = values["front-host"]
+    app_keys.admit(app_keys.file(home), host, "front")
+    tls = encryption.ensure(home, values, "front-host")
+    interpreter = str(python or installed.python(proxy.folder(home)))
+    argv = front.argv(interpreter, str(proxy.PROGRAM), str(home.front), values["front-port"], host=host, tls=tls)
+
+    def environment(generation: int) -> dict[str, str]:
+        return front.environment(base=os.environ, home=str(home.root), generation=generation)
+
+    code = [proxy.PROGRAM.with_name(name).read_text(encoding="utf-8") for name in FRONT_CODE]
+    settled = json.dumps(front.settled(files.proxy), sort_keys=True) if files else ""
+    spec_hash = _spec_hash([*argv, settled], environment(0), [front.LITELLM, *code])
+    return LaunchSpec(argv, environment, spec_hash, values["front-port"], FRONT_START_S)
 
 
 def _release(package: str) -> str:

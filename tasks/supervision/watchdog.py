@@ -20,7 +20,7 @@ from state.service import ROUTED, SERVING, Service, ServiceEvent, State
 from tasks.config_problems import ConfigWatch
 from tasks.engines import adapters
 from tasks.kinds import new
-from tasks.plan import gateway, gateway_health, health, leak, page
+from tasks.plan import gateway, gateway_health, health, leak
 from tasks.plan.health import EngineStatus, HealthSample, Limits, Track, Verdict
 from tasks.plan.leak import Advice, Trend
 from tasks.plan.reconcile import Action, decide, escalate
@@ -301,8 +301,8 @@ IDLE = health.read_status(None)
 def _ask(row: Service) -> EngineStatus | None:
     """Ask a service how it is; None when it does not say."""
     try:
-        if row.kind == "page":
-            return IDLE if probe.answers(row.port, page.HEALTH, PROBE_S) else None
+        if row.kind in lifecycle.HEALTH:
+            return IDLE if probe.answers(row.port, lifecycle.HEALTH[row.kind], PROBE_S) else None
         return probe.status(row.port, _key(), PROBE_S, release=row.release)
     except EngineFailed:
         return None

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 from state.classes import dataclass
-from state.service import Kind
+from state.ports import BESIDE
 from state.settings import TIER_PORTS
 from tasks.system import tool
 from tasks.system.process import Identity, identify
@@ -44,17 +44,17 @@ def spare() -> int:
         return trial.getsockname()[1]
 
 
-def cures(name: str, kind: Kind, port: int) -> str:
+def cures(name: str, kind: str, port: int) -> str:
     """Return what helps the service `name`, whose port another program has: end that program, or move the service."""
     setting = SETTINGS[kind]
     return f"End it, then: mlxq up {name}   (or: mlxq config set {setting} {_other(port, kind)})"
 
 
-SETTINGS: Mapping[Kind, str] = {"engine": "tier-port-base", "gateway": "litellm-port", "page": "page-port"}
+SETTINGS: Mapping[str, str] = {"engine": "tier-port-base", **BESIDE}
 """The setting that says where each kind of service listens."""
 
 
-def _other(port: int, kind: Kind) -> int:
+def _other(port: int, kind: str) -> int:
     """Return a port that is free now, for engines the first of as many as belong to them."""
     count = TIER_PORTS if kind == "engine" else 1
     bases = range(port + STEP, LAST - count, STEP)

@@ -19,8 +19,8 @@ from tasks.upgrade import packages
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
-PROGRAMS = ("_program.py", "embedding_model.py", "scaling.py")
-"""Files that run in an engine's environment."""
+PROGRAMS = ("_program.py", "embedding_model.py", "scaling.py", "front_plugin.py")
+"""Files that run in the environment of an engine, or of the front."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LOCK = ROOT / "tasks" / "engines" / "locks" / "vllm-mlx-0.6.0.txt"
 FORMULA = ROOT / ".ci" / "formula.py"

@@ -1,9 +1,10 @@
 """An engine that does what a request's script says, in every dialect that the gateway relays.
 
-`python scripted_engine.py PORT NAME`. The last user message that holds `script {JSON}` orders the answer (`Script`
-lists the fields); POST /script sets one for all requests, an empty body takes it back. GET /seen tells what came in
-(path, headers, body), DELETE /seen forgets it. GET /active counts the requests by what the engine does for them now:
-it drops one as soon as its client is gone, as vllm-mlx and rapid-mlx do.
+`python scripted_engine.py PORT NAME [SLOTS]`. The last user message that holds `script {JSON}` orders the answer
+(`Script` lists the fields); POST /script sets one for all requests, an empty body takes it back. It works at SLOTS
+requests side by side, without a number at all. GET /seen tells what came in (path, headers, body), DELETE /seen forgets
+it. GET /active counts the requests by what the engine does for them now: it drops one as soon as its client is gone, as
+vllm-mlx and rapid-mlx do.
 
 Shapes follow OpenAI's and Anthropic's references, and vllm-mlx 0.6.0 where those leave a choice (heartbeats are SSE
 comments). A program of its own, so that a test can kill it.
@@ -68,6 +69,8 @@ class State:
     name: str = "scripted"
     standing: Script | None = None
     seen: list[dict[str, Any]] = field(default_factory=list)
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(10_000))
+    """Of requests in `wait_s`, which stands for their work."""
     active: dict[str, int] = field(default_factory=lambda: {"waiting": 0, "prefill": 0, "generating": 0})
 
 
@@ -370,7 +373,8 @@ def serve(kind: type[Dialect]) -> Callable[[web.Request], Any]:
         body = await remember(request)
         script = plan(body)
         with Work() as work:
-            await asyncio.sleep(script.wait_s)
+            async with state.slots:
+                await asyncio.sleep(script.wait_s)
             if script.status != 200:
                 said = script.error or {"detail": f"the engine says {script.status}"}
                 return web.json_response(said, status=script.status, headers=script.headers)
@@ -452,13 +456,15 @@ ROUTES = [
 ]
 
 
-def main(port: int, name: str) -> None:
+def main(port: int, name: str, slots: str = "") -> None:
     """Serve until killed; a handler is cancelled when its client is gone."""
     state.name = name
+    if slots:
+        state.slots = asyncio.Semaphore(int(slots))
     app = web.Application(client_max_size=2**30)
     app.add_routes(ROUTES)
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, handler_cancellation=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

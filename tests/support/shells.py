@@ -222,7 +222,7 @@ class Shells:
 def _up(db: Database, asked: Asked) -> None:
     everything = [*TIERS, *stack_jobs.auxiliary_services(db.home)]
     whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *stack_jobs.starts(everything)]
-    ledger.enqueue_all(db, [stack_jobs.start(name) for name in asked.names] or whole)
+    ledger.enqueue_all(db, [new for name in asked.names for new in stack_jobs.start(name)] or whole)
 
 
 def _down(db: Database, asked: Asked) -> None:

@@ -1,0 +1,107 @@
+"""The front's configuration: nodes become deployments, and what an app sends becomes what the proxy may see."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from state.fleet import Node, ServedModel
+from tasks.plan import front
+
+ROOT = Path(__file__).parents[3]
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"model": {}, "messages": {}, "stream": {}, "top_k": {}, "disable_fallbacks": {}},
+}
+SCHEMAS = dict.fromkeys(front.PATHS, SCHEMA)
+STANDARD = ServedModel("standard", 32_768, 4, 50.0)
+ATLAS = Node("atlas", "mlxq", "https://10.0.0.2:4000", authority="PEM of atlas", serves={"standard": STANDARD})
+BOREAS = Node(
+    "boreas",
+    "mlxq",
+    "https://10.0.0.3:4000",
+    authority="PEM of boreas",
+    serves={"standard": ServedModel("standard", 65_536, 8, 90.0), "qwen3.5-4b": ServedModel("qwen3.5-4b", 8_192, 2)},
+)
+BOX = Node("box", "openai", "http://10.0.0.4:8000", serves={"qwen3.5-4b": ServedModel("Qwen/Qwen3.5-4B", 0, 16)})
+KEYS = {"atlas": "sk-a", "boreas": "sk-b", "box": "sk-c"}
+
+
+def made(*nodes: Node, keys: dict[str, str] = KEYS, redis: str = "", own: str = "") -> front.FrontFiles:
+    names = {"gpt-4o": "standard", "gpt-4o-mini": "fast", "coder": "nowhere"}
+    return front.files(
+        nodes, keys, schemas=SCHEMAS, names=names, ring="/home/keys.json", master="00", redis=redis, own=own
+    )
+
+
+def deployments(files: front.FrontFiles) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for deployment in files.proxy["model_list"]:
+        groups.setdefault(deployment["model_name"], []).append(deployment["model_info"]["id"].partition("@")[2])
+    return groups
+
+
+def test_each_gateway_answers_the_three_tiers_and_each_node_what_it_serves_the_fastest_first() -> None:
+    assert deployments(made(ATLAS, BOREAS, BOX)) == {
+        "fast": ["boreas", "atlas"],
+        "longctx": ["boreas", "atlas"],
+        "standard": ["boreas", "atlas"],
+        "qwen3.5-4b": ["boreas", "box"],
+    }
+
+
+def test_a_node_is_asked_at_its_address_for_what_it_calls_the_model_with_its_own_key() -> None:
+    entries = {entry["model_info"]["id"]: entry for entry in made(ATLAS, BOX).proxy["model_list"]}
+    asked = {name: entries["qwen3.5-4b@box"]["litellm_params"][name] for name in ("model", "api_base", "api_key")}
+    assert asked == {"model": "openai/Qwen/Qwen3.5-4B", "api_base": "http://10.0.0.4:8000/v1", "api_key": "sk-c"}
+    assert entries["standard@atlas"]["model_info"]["max_input_tokens"] == STANDARD.context
+    assert "max_input_tokens" not in entries["qwen3.5-4b@box"]["model_info"]
+
+
+def test_a_node_that_drains_that_lied_or_whose_key_is_gone_is_not_asked() -> None:
+    liar = replace(BOREAS, missing=("qwen3.5-4b", "longctx"))
+    files = made(replace(ATLAS, state="draining"), liar, BOX, keys={"atlas": "sk-a", "boreas": "sk-b"})
+    assert deployments(files) == {"fast": ["boreas"], "standard": ["boreas"]}
+    assert files.nodes == {"https://10.0.0.3:4000": "PEM of boreas"}
+
+
+def test_a_request_is_asked_of_each_other_node_before_it_fails() -> None:
+    retries = [made(*nodes).proxy["router_settings"]["num_retries"] for nodes in ((), (ATLAS,), (ATLAS, BOREAS, BOX))]
+    assert retries == [0, 0, 2]
+
+
+def test_names_lead_only_to_what_there_is_and_what_litellm_would_obey_passes_nowhere() -> None:
+    policy = made(ATLAS).policy
+    assert policy["names"] == {"gpt-4o": "standard", "gpt-4o-mini": "fast"}
+    assert set(policy["routes"]) == {path for paths in front.PATHS.values() for path in paths}
+    assert all("disable_fallbacks" not in schema["properties"] for schema in policy["routes"].values())
+
+
+def test_of_a_change_only_what_a_running_front_cannot_take_over_restarts_it() -> None:
+    one, two, shared = made(ATLAS), made(ATLAS, BOREAS), made(ATLAS, redis="redis://10.0.0.5:6379/0")
+    assert front.settled(one.proxy) == front.settled(two.proxy)
+    assert front.settled(one.proxy) != front.settled(shared.proxy)
+    assert shared.proxy["general_settings"]["coordination_redis"] == {"url": "redis://10.0.0.5:6379/0"}
+
+
+def test_what_this_machine_answers_for_the_front_is_counted_by_the_front_alone() -> None:
+    entries = made(ATLAS, BOREAS, own="atlas").proxy["model_list"]
+    marked = [entry["model_info"]["id"] for entry in entries if "extra_headers" in entry["litellm_params"]]
+    assert marked == ["fast@atlas", "longctx@atlas", "standard@atlas"]
+
+
+def test_no_secret_is_in_the_command_line_or_the_environment() -> None:
+    argv = front.argv("/env/python", "/x/front_program.py", "/home/front", 4100, host="10.0.0.1", tls="/home/tls")
+    environment = front.environment(base={"PATH": "/bin", "OPENAI_API_KEY": "sk-x"}, home="/home", generation=3)
+    assert argv[-4:] == ["--host", "10.0.0.1", "--tls", "/home/tls"]
+    assert not any("KEY" in name or "sk-" in value for name, value in environment.items())
+
+
+def test_the_proxy_is_the_release_that_mlxq_calls_itself() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"litellm=={front.LITELLM}" in project["project"]["dependencies"]
+    lock = (ROOT / f"tasks/front/locks/litellm-proxy-{front.LITELLM}.txt").read_text()
+    assert f"\nlitellm=={front.LITELLM} \\\n    --hash=sha256:" in lock
+    assert not {"torch", "prisma", "litellm-enterprise"} & {line.partition("==")[0] for line in lock.splitlines()}
