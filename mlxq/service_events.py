@@ -16,7 +16,8 @@ from state.event import Event
 from state.files import tail
 from state.ports import BESIDE
 from state.service import ServiceEvent
-from tasks.plan import front, gateway, page
+from tasks.front import plan as front
+from tasks.plan import gateway, page
 
 EXITS = frozenset({ServiceEvent.EXITED, ServiceEvent.CRASH_LOOPED, ServiceEvent.FAILED})
 """Events that are shown with the last lines of the log."""

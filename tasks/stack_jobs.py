@@ -12,7 +12,7 @@ from state.errors import NotSetUp
 from state.job import NewJob
 from state.paths import Home
 from tasks import kinds, recommend, tier_requests
-from tasks.plan.front import SERVICE as FRONT
+from tasks.front.plan import SERVICE as FRONT
 from tasks.plan.gateway import SERVICE as GATEWAY
 from tasks.plan.page import SERVICE as PAGE
 

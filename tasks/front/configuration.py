@@ -13,8 +13,9 @@ from state.db import Database
 from state.errors import MlxqError, UsageProblem
 from state.fleet import Node, ServedModel
 from state.paths import Home
-from tasks.plan import front, gateway
-from tasks.plan.front import FrontFiles
+from tasks.front import plan as front
+from tasks.front.plan import FrontFiles
+from tasks.plan import gateway
 from tasks.runtime import log
 
 LOCAL = "this"

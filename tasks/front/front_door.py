@@ -1,7 +1,7 @@
 """The door before LiteLLM's proxy: who may ask, what may pass, and which conversation a request belongs to.
 
 An ASGI application around the proxy's. Loaded by front_program.py in the proxy's own environment, which has no mlxq: it
-imports nothing of it. It goes by policy.json (tasks/plan/front.py) and by keys.json, which has hashes of keys alone.
+imports nothing of it. It goes by policy.json (tasks/front/plan.py) and by keys.json, which has hashes of keys alone.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def conversation(body: Mapping[str, Any]) -> str | None:
 
 
 @dataclass
-class Door:
+class FrontDoor:
     """The proxy's ASGI application behind an allow-list of paths, headers and fields, and behind the apps' keys."""
 
     application: Application

@@ -80,7 +80,7 @@ class Front:
         litellm.logging_callback_manager.add_litellm_callback(self._usage)
         policy = self._read_policy()
         ring = self._door.AppKeys(Path(policy["keys"]), policy["master"])
-        self._application = self._door.Door(self._proxy.app, ring, self._door.Policy.read(folder / "policy.json"))
+        self._application = self._door.FrontDoor(self._proxy.app, ring, self._door.Policy.read(folder / "policy.json"))
         self._point()
 
     def _read_policy(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from catalog import units
 from state.errors import DoesNotFit, GatewayFailed, MlxqError
 from state.files import replace_private
 from tasks.engines import environments, install, installed
+from tasks.front import plan as front
 from tasks.front import proxy
-from tasks.plan import front
 from tasks.plan.environment import kept
 from tasks.system import free_space
 from tasks.system.child import Report, answer

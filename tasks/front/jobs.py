@@ -16,7 +16,7 @@ from state.metrics.usage import Usage
 from state.service import ROUTED, Service
 from tasks import kinds
 from tasks.front import configuration, proxy
-from tasks.plan import front
+from tasks.front import plan as front
 from tasks.queue import Context, job, tick
 from tasks.runtime import log, runtime
 from tasks.supervision import lifecycle

@@ -26,7 +26,7 @@ Origin = tuple[str, str, int]
 def socket_options() -> list[tuple[int, int, int]]:
     """Return what ends a connection whose other side does not even acknowledge bytes (tcp(7); macOS tcp(4)).
 
-    A model may think for minutes: silence of its program is none of the machine, whose kernel answers keep-alives.
+    A model may think for minutes: silence of its program is none of the machine, whose kernel answers probes.
     """
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     options += [(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENT_S)]

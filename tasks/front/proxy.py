@@ -8,7 +8,7 @@ from typing import Any
 
 from state.paths import Home
 from tasks.engines import installed
-from tasks.plan.front import LITELLM
+from tasks.front.plan import LITELLM
 
 PROGRAM = Path(__file__).with_name("front_program.py")
 LOCK = Path(__file__).with_name("locks") / f"litellm-proxy-{LITELLM}.txt"

@@ -14,8 +14,9 @@ from catalog.offer import Reuses, full_attention
 from state.errors import DoesNotFit, UsageProblem
 from state.settings import TIER_PORTS
 from state.stack import Engine, Tier, engines_of
+from tasks.front import plan as front
 from tasks.kinds import KINDS
-from tasks.plan import front, gateway, page
+from tasks.plan import gateway, page
 from tasks.plan.serving_options import AS_TOLD, ServingOptions, applied
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")

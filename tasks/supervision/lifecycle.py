@@ -20,7 +20,8 @@ from state.db import Database
 from state.errors import EngineFailed, NotFound, PortTaken
 from state.paths import Home
 from state.service import Service, ServiceEvent, State
-from tasks.plan import front, page
+from tasks.front import plan as front
+from tasks.plan import page
 from tasks.supervision import probe
 from tasks.supervision.spec import LaunchSpec
 from tasks.system import memory, ports, process

@@ -15,8 +15,9 @@ from state.errors import EngineFailed, MlxqError, PortTaken
 from state.job import get as read_job
 from state.ports import BESIDE
 from state.service import Kind, Service, ServiceEvent, State
+from tasks.front import plan as front
 from tasks.on_demand import admission, requests
-from tasks.plan import front, gateway, health, page
+from tasks.plan import gateway, health, page
 from tasks.plan import restart as policy
 from tasks.plan.exit_causes import Cause
 from tasks.plan.safe_mode import may_start

@@ -24,9 +24,10 @@ from state.paths import Home
 from tasks.engines import installed, serving
 from tasks.engines.choice import EngineChoice
 from tasks.front import configuration, proxy
-from tasks.plan import front, gateway, health, page
+from tasks.front import plan as front
+from tasks.front.plan import FrontFiles
+from tasks.plan import gateway, health, page
 from tasks.plan.environment import KEPT
-from tasks.plan.front import FrontFiles
 from tasks.plan.safe_mode import reduced
 from tasks.supervision import encryption
 from tasks.weights import model_dir

@@ -11,8 +11,19 @@ from typing import Any
 import pytest
 
 from tasks.front import configuration
-from tasks.front.front_door import KEY, SESSION, AppKey, AppKeys, Door, Message, Policy, Scope, conversation, passed
-from tasks.plan import front
+from tasks.front import plan as front
+from tasks.front.front_door import (
+    KEY,
+    SESSION,
+    AppKey,
+    AppKeys,
+    FrontDoor,
+    Message,
+    Policy,
+    Scope,
+    conversation,
+    passed,
+)
 
 MASTER = "sk-master"
 PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/Part"}}]}
@@ -57,7 +68,7 @@ def proxy() -> Proxy:
 
 
 @pytest.fixture
-def door(proxy: Proxy, tmp_path: Path) -> Door:
+def door(proxy: Proxy, tmp_path: Path) -> FrontDoor:
     rows = [
         {"name": "app", "digest": digest("sk-app"), "tiers": [], "rpm": None},
         {"name": "small", "digest": digest("sk-small"), "tiers": ["fast"], "rpm": 5},
@@ -65,11 +76,11 @@ def door(proxy: Proxy, tmp_path: Path) -> Door:
     ]
     (tmp_path / "keys.json").write_text(json.dumps(rows))
     policy = Policy({"/v1/chat/completions": SCHEMA}, frozenset({"standard", "fast"}), {"gpt-*": "standard"})
-    return Door(proxy, AppKeys(tmp_path / "keys.json", digest(MASTER)), policy)
+    return FrontDoor(proxy, AppKeys(tmp_path / "keys.json", digest(MASTER)), policy)
 
 
 def ask(
-    door: Door, body: Any = None, path: str = "/v1/chat/completions", key: str = "sk-app", **headers: str
+    door: FrontDoor, body: Any = None, path: str = "/v1/chat/completions", key: str = "sk-app", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
     """Send a request through the door; without a body a GET. Return the status, the headers and the body."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -109,7 +120,9 @@ def test_what_litellm_obeys_passes_in_no_dialect() -> None:
         assert body == {"model": "fast"}
 
 
-def test_the_proxy_sees_a_group_the_conversation_and_no_header_that_it_would_obey(door: Door, proxy: Proxy) -> None:
+def test_the_proxy_sees_a_group_the_conversation_and_no_header_that_it_would_obey(
+    door: FrontDoor, proxy: Proxy
+) -> None:
     body = {"model": "gpt-5", "messages": [{"role": "user", "content": "Hi"}], "mock_response": "I am free"}
     status, headers, _ = ask(door, body, x_litellm_timeout="1", x_litellm_tags="a", content_type="application/json")
     (scope, seen), names = proxy.seen[0], {name for name, _ in proxy.seen[0][0]["headers"]}
@@ -139,24 +152,26 @@ def test_the_proxy_sees_a_group_the_conversation_and_no_header_that_it_would_obe
     ],
 )
 def test_what_the_proxy_does_not_get_to_see(  # noqa: PLR0917 (a row of the table)
-    door: Door, proxy: Proxy, path: str, key: str, body: Any, status: int, code: str
+    door: FrontDoor, proxy: Proxy, path: str, key: str, body: Any, status: int, code: str
 ) -> None:
     answer = ask(door, body, path, key)
     assert (answer[0], json.loads(answer[2])["error"]["code"]) == (status, code)
     assert not proxy.seen
 
 
-def test_a_request_of_two_lengths_is_refused(door: Door, proxy: Proxy) -> None:
+def test_a_request_of_two_lengths_is_refused(door: FrontDoor, proxy: Proxy) -> None:
     status, _, _ = ask(door, {}, content_length="2", transfer_encoding="chunked")
     assert (status, proxy.seen) == (400, [])
 
 
-def test_a_health_check_needs_no_key_and_shows_none(door: Door, proxy: Proxy) -> None:
+def test_a_health_check_needs_no_key_and_shows_none(door: FrontDoor, proxy: Proxy) -> None:
     assert ask(door, None, "/health/liveliness", "sk-app")[0] == 200
     assert proxy.seen[0][0]["headers"] == []
 
 
-def test_a_key_that_is_revoked_opens_nothing_and_a_damaged_file_changes_nothing(door: Door, tmp_path: Path) -> None:
+def test_a_key_that_is_revoked_opens_nothing_and_a_damaged_file_changes_nothing(
+    door: FrontDoor, tmp_path: Path
+) -> None:
     file = tmp_path / "keys.json"
     assert ask(door, {"model": "fast"})[0] == 200
     file.write_text("{")

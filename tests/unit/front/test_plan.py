@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from state.fleet import Node, ServedModel
-from tasks.plan import front
+from tasks.front import plan as front
 
 ROOT = Path(__file__).parents[3]
 SCHEMA: dict[str, Any] = {
