@@ -53,7 +53,7 @@ class WorkerReport:
 STOPPED = WorkerReport("stopped", None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StatusReport:
     """Everything `mlxq status` shows."""
 

@@ -50,7 +50,7 @@ class Key:
 
 def file(home: Home) -> Path:
     """Return the file of the keys."""
-    return home.root / "keys.json"
+    return home.app_keys
 
 
 def digest(key: str) -> str:

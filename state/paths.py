@@ -41,6 +41,16 @@ class Home:
         return self.root / "secrets.env"
 
     @property
+    def app_keys(self) -> Path:
+        """The hashes of the apps' keys."""
+        return self.root / "keys.json"
+
+    @property
+    def notify_targets(self) -> Path:
+        """Where notifications go, mode 0600."""
+        return self.root / "notify.json"
+
+    @property
     def logs(self) -> Path:
         """One file a service, and worker.log."""
         return self.root / "logs"

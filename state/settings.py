@@ -569,7 +569,7 @@ def _unreadable(path: Path, problem: Unreadable) -> ConfigProblem:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Reading:
     """One reading of a settings file."""
 

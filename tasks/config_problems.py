@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from state import keys, settings
+from state import settings
 from state.config.problem import ConfigProblem
 from state.db import Database
 from state.errors import MlxqError
-from state.notify import targets
 from state.paths import Home
 
 
@@ -21,8 +20,12 @@ def listing(home: Home) -> list[ConfigProblem]:
 
 def of_targets(db: Database) -> list[ConfigProblem]:
     """Return the notification targets to which delivery keeps failing: twice in a row, or for good."""
+    if not db.home.notify_targets.exists():
+        return []
+    from state.notify import targets
+
     try:
-        names = list(targets.read(targets.file(db.home)))
+        names = list(targets.read(db.home.notify_targets))
     except MlxqError as problem:
         return [ConfigProblem(problem.message, "No notification is delivered.", problem.hint or "mlxq notify list")]
     rows = {name: db.row(LATEST_DELIVERY, (name,)) for name in names}
@@ -45,7 +48,11 @@ ORDER BY id DESC LIMIT 1
 
 
 def _keys(home: Home) -> list[ConfigProblem]:
-    _, problem = keys.usable(keys.file(home))
+    if not home.app_keys.exists():
+        return []
+    from state import keys
+
+    _, problem = keys.usable(home.app_keys)
     return [ConfigProblem(problem.message, problem.done or "", problem.hint or "")] if problem else []
 
 
@@ -72,7 +79,7 @@ class ConfigWatch:
 
     def fresh(self, home: Home) -> Sequence[ConfigProblem]:
         """Return the problems that were not there when this was called before."""
-        state = [settings.version(home), *map(_version, [keys.file(home), home.catalog, *_files(home.catalog)])]
+        state = [settings.version(home), *map(_version, [home.app_keys, home.catalog, *_files(home.catalog)])]
         if state == self._state:
             return []
         before, self._state, self._problems = self._problems, state, listing(home)

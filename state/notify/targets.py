@@ -57,7 +57,7 @@ class NotifyTarget:
 
 def file(home: Home) -> Path:
     """Return the file of the targets."""
-    return home.root / "notify.json"
+    return home.notify_targets
 
 
 def read(path: Path) -> dict[str, NotifyTarget]:
