@@ -241,12 +241,16 @@ def _migrate(home: Home) -> None:
 
 
 def _in_use_again(home: Home) -> str | None:
-    """Return the version that is used in place of this process's, which an upgrade had brought; None in most cases."""
+    """Return the version that is used in place of this process's, which an upgrade had brought; None in most cases.
+
+    At the switch of the next upgrade to the same version only its worker may migrate, and no service left from before.
+    """
     if not Path(sys.prefix).is_relative_to(home.versions):
         return None
     try:
         record: dict[str, Any] = json.loads((home.root / "upgrade.json").read_bytes())
-        taken_back = record["phase"] in {"back", "taken_back"} and record["after"]["schema"] == SCHEMA_VERSION
+        phases = {"back", "taken_back", *(["switch"] if "MLXQ_SERVICE" in os.environ else [])}
+        taken_back = record["phase"] in phases and record["after"]["schema"] == SCHEMA_VERSION
         return str(record["before"]["version"]) if taken_back else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from state import db as state_db
 from state import event, job, ledger, service
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy
@@ -181,3 +182,17 @@ def test_which_version_is_in_use_is_what_the_link_says(home: Home):
     assert installation.in_use(home, RECORD) == RECORD.before
     (home.versions / "from-0.1.0").symlink_to("0.2.0")
     assert installation.in_use(home, RECORD) == RECORD.after
+
+
+@pytest.mark.parametrize(
+    ("phase", "service", "kept"), [("switch", True, True), ("switch", False, False), ("back", False, True)]
+)
+def test_a_service_left_from_a_version_that_was_taken_back_migrates_nothing(
+    home: Home, monkeypatch: pytest.MonkeyPatch, phase: Phase, *, service: bool, kept: bool
+):
+    """Not at the switch of the next upgrade either, before its worker does: the old one may have to start again."""
+    monkeypatch.setattr("sys.prefix", str(home.versions / "0.2.0" / "venv"))
+    if service:
+        monkeypatch.setenv("MLXQ_SERVICE", "gateway")
+    records.write(home, replace(RECORD, phase=Phase(phase), after=replace(RECORD.after, schema=SCHEMA_VERSION)))
+    assert (state_db._in_use_again(home) == RECORD.before.version) is kept
