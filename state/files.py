@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -142,3 +143,15 @@ def await_unlocked(path: Path) -> None:
     """Wait until no process holds a lock; a signal that ends this process ends the wait."""
     with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Generator[None]:
+    """Let one process at a time read a file and replace it, by a lock beside it; a disk without locks has none."""
+    with os.fdopen(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as problem:
+            if problem.errno not in WITHOUT_LOCKS:
+                raise
+        yield

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -105,22 +106,24 @@ def create(
     """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
     if not re.fullmatch(NAME, name):
         raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
-    keys = read(path)
-    if name in {key.name for key in keys.values()}:
-        raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
-    secret = generate()
-    entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage, kind)
-    _write(path, {**keys, entry.digest: entry})
+    with _changing(path):
+        keys = read(path)
+        if name in {key.name for key in keys.values()}:
+            raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
+        secret = generate()
+        entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage, kind)
+        _write(path, {**keys, entry.digest: entry})
     return secret
 
 
 def revoke(path: Path, name: str) -> None:
     """Take a key away; the gateway refuses it from its next request on. Raises NotFound."""
-    keys = read(path)
-    remaining = {key_digest: key for key_digest, key in keys.items() if key.name != name}
-    if len(remaining) == len(keys):
-        raise NotFound(f"There is no key named {name}.", hint="mlxq keys list")
-    _write(path, remaining)
+    with _changing(path):
+        keys = read(path)
+        remaining = {key_digest: key for key_digest, key in keys.items() if key.name != name}
+        if len(remaining) == len(keys):
+            raise NotFound(f"There is no key named {name}.", hint="mlxq keys list")
+        _write(path, remaining)
 
 
 def admit(path: Path, host: str, service: str = "gateway", *, fleet: bool = False) -> None:
@@ -154,9 +157,23 @@ def _key(row: dict[str, Any]) -> Key:
     )
 
 
+@contextmanager
+def _changing(path: Path) -> Generator[None]:
+    """Let one process at a time change the keys: a command, a program that is connected, a node that joins."""
+    try:
+        with files.changing(path):
+            yield
+    except OSError as problem:
+        raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> MlxqError:
+    return MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.")
+
+
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
     try:
         files.replace_private(path, written := json.dumps([asdict(key) for key in keys.values()], indent=1))
     except OSError as problem:
-        raise MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.") from problem
+        raise _unwritten(path, problem) from problem
     good.keep(Home(path.parent), path.name, written)  # at once: a key that was revoked must not count again

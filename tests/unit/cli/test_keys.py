@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 import time
 
 import pytest
@@ -169,3 +170,15 @@ def test_usage_is_drawn_as_bars_and_a_day_without_requests_has_none(
     assert lines[1] == "2026-03-02"
     assert lines[2] == f"2026-03-03  {'█' * 9 + '▏':<36}  2,000,000 in, 550,000 out"
     assert cli.run(["usage", "--plot", "--json"]) == 2
+
+
+def test_keys_that_are_created_at_once_are_all_kept(home: Home) -> None:
+    """By a command, by programs that are connected, by a node that joins."""
+    names = [f"app{number}" for number in range(8)]
+    threads = [threading.Thread(target=keys.create, args=(keys.file(home), name)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(key.name for key in keys.read(keys.file(home)).values()) == names
