@@ -71,9 +71,9 @@ def supervised(folder: Path, weights: Path) -> list[Row]:
         back = recovery.back(mlxq, earlier, at)
         orphans = left(before)
         told = f"{back.ready_s:.1f} s = own start {back.own_start_s:.1f} s + {back.extra_s:.2f} s, {orphans} orphans"
-        killed, earlier = ranks(mlxq.identity().pid), mlxq.one()
+        killed = ranks(mlxq.identity().pid)
         process.send(mlxq.identity(), signal.SIGKILL)
-        mlxq.await_next(earlier)
+        psutil.wait_procs(killed, timeout=10)
         return [
             ("a rank killed -> serving again", "own start + 2 s, 0 orphans", told),
             ("the engine killed: ranks left", "0", str(left(killed))),
