@@ -99,7 +99,7 @@ def join(token: str | None, *, yes: bool) -> None:
 @command.command(name="list")
 @options.as_json
 def listing(*, as_json: bool) -> None:
-    """List the nodes: what each serves, its load, its version, what is wrong."""
+    """List nodes, what they serve and what is wrong with them."""
     home = get_home()
     with jobs_client.reading(home) as db:
         report = fleet_report.collect(db)

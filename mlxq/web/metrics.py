@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from mlxq import service_status
-from state import service, settings, stack
+from state import fleet, service, settings, stack
 from state.db import Database
 from state.errors import MlxqError
 from state.metrics import cloud_spend, sample
@@ -22,6 +22,7 @@ from state.paths import Home
 from state.service import Observed, ServiceEvent
 from tasks import worker_status
 from tasks.plan import notices
+from tasks.plan.fleet import is_lost
 from tasks.system import bounded, free_space
 from tasks.worker_status import WorkerState
 
@@ -38,8 +39,8 @@ WHERE service IS NOT NULL
 GROUP BY 1, 2
 """  # noqa: S608 (constants)
 LAST = """
-SELECT name, max(at) FROM events WHERE name IN (SELECT value FROM json_each(?)) AND NOT (name = 'engine_taken_back'
-  AND coalesce(json_extract(data, '$.cause'), '') = ?) GROUP BY name
+SELECT name, max(at) FROM events WHERE name IN (SELECT value FROM json_each(?))
+  AND coalesce(json_extract(data, '$.cause'), '') != ? GROUP BY name
 """
 DISK_S = 2.0
 """Seconds after which a disk that does not answer has no value."""
@@ -75,6 +76,7 @@ class Rows(Collector):
         yield from _events(self._db)
         yield from _disks(self._db.home)
         yield from _cloud(self._db.home)
+        yield from _nodes(self._db)
 
 
 def _jobs(db: Database) -> Generator[Metric]:
@@ -177,6 +179,11 @@ def _cloud(home: Home) -> Generator[Metric]:
     cap = values["cloud-cap-usd"] if values["openrouter-key"] else None
     yield _gauge("mlxq_cloud_spent_usd", "Cost of the cloud fallback today (UTC).", [((), usd)])
     yield _gauge("mlxq_cloud_cap_usd", "Most that it may cost in a day (UTC).", [((), cap)])
+
+
+def _nodes(db: Database) -> Generator[Metric]:
+    answering = [((node.name,), not is_lost(node)) for node in fleet.nodes(db)]
+    yield _gauge("mlxq_node_up", "Whether the node of the fleet answers.", answering, "node")
 
 
 def _gauge(name: str, meaning: str, values: Values, *labels: str) -> GaugeMetricFamily:

@@ -172,7 +172,7 @@ def _names(db: Database, args: Mapping[str, Any]) -> list[str]:
 
 def _up(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     effects = tier_requests.start(db, _names(db, args))
-    jobs = [stack_jobs.start(name) for name in effects.services]
+    jobs = [job for name in effects.services for job in stack_jobs.start(name)]
     return [*jobs, *(tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else [])]
 
 

@@ -29,7 +29,10 @@ from tasks import kinds
 from tasks.system import process
 
 GIB = 2**30
-MACHINE = {"chip": "M4 Max", "memory_bytes": 64 * GIB, "usable_bytes": 48 * GIB, "os": "macOS 26.2"}
+MACHINE = {
+    "chip": "M4 Max", "backend": "metal", "os": "macOS 26.2", "memory_bytes": 64 * GIB, "usable_bytes": 48 * GIB,
+    "bandwidth_gbps": 546.0, "bandwidth_source": "table", "fp16_tflops": 34.0,
+}  # fmt: skip
 TIERS = (
     ("standard", "qwen3.5-27b", 8000, 32_768, 17.0, 31.0),
     ("fast", "qwen3.5-4b", 8001, 16_384, 4.5, 118.0),
