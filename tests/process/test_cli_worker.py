@@ -352,7 +352,7 @@ JOB = [
     *("max_attempts", "rescues", "run_at", "wait_s", "owner", "beat_at", "cancel_at", "phase", "progress", "result"),
     *("error_code", "error", "hint", "created_at", "started_at", "finished_at", "needs"),
 ]
-STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "config", "cloud", "stack"]
+STATUS = ["schema_version", "hardware", "endpoint", "worker", "services", "jobs", "config", "cloud", "stack", "nodes"]
 
 
 STORED = ["budget_named", "asked", "builtin", "budget_bytes", "total_bytes", "explain"]

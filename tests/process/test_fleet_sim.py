@@ -42,7 +42,7 @@ def test_every_conversation_ends_and_stays_where_its_prompt_is(sim: Any):
 
 def test_nodes_that_fail_lose_what_is_in_flight_and_nothing_else(sim: Any):
     """Each call is answered, or was broken off after its first token by a node that died."""
-    fleet = sim.Fleet(5, 200, sim.Rules(place="any"), seed=3, failures=3_000)
+    fleet = sim.Fleet(5, 200, sim.Rules(place="any"), seed=3, failures=6_000)
     counted = fleet.run()
 
     assert counted.outages > 20

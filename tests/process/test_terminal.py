@@ -22,7 +22,7 @@ from tasks import kinds
 HOSTILE = "a\x1b]0;owned\x07b\x1b[2J\x1b[31mc\x1b]52;c;ZXZpbA==\x07d\x9b5ne\x9df\rg\x08h\u202etxt.exe\u2066i\x00j"
 """A title, a cleared screen, the clipboard, a question that is answered as if typed, and text that runs backwards."""
 ALLOWED = re.compile(r"\x1b\[(?:0|1|2|3[0-79]|9[0-7])m")
-LIVE = re.compile(r"\x1b\[\?(?:25|1049)[hl]|\x1b\[\d*[AHJK]|\x1b\[[\d;]*m")
+LIVE = re.compile(r"\x1b\[\?(?:25|1049)[hl]|\r?\x1b\[\d*[AHJK]|\x1b\[[\d;]*m")
 """And what a view that redraws itself needs."""
 SPECIAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\r*\n)")
 
@@ -69,7 +69,7 @@ def shown(home: Home, *argv: str) -> str:
 def test_no_text_takes_over_a_terminal(argv: list[str], hostile: Database) -> None:
     said = shown(hostile.home, *argv)
 
-    allowed = LIVE if argv[0] == "top" else ALLOWED
+    allowed = LIVE if argv[0] in {"top", "pull"} else ALLOWED
     assert SPECIAL.findall(allowed.sub("", said)) == []
     assert len(said) > 20
 
