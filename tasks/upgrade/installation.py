@@ -45,13 +45,12 @@ UPGRADED = {
 }
 """The command that upgrades an installation which mlxq does not upgrade itself."""
 REMOVED = {
-    InstallMethod.CHECKOUT: "uv run mlxq completion --help; the folder of the checkout is yours to delete",
     InstallMethod.UVX: "uv cache clean mlxq",
     InstallMethod.SYSTEM: "python -m pip uninstall mlxq",
     InstallMethod.UV_TOOL: "uv tool uninstall mlxq",
     InstallMethod.PIPX: "pipx uninstall mlxq",
 }
-"""The command that removes an installation; a plain environment is a folder to delete."""
+"""The command that removes an installation; a plain environment and a checkout are folders to delete."""
 
 
 @dataclass(frozen=True)
