@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import faulthandler
 import importlib.util
 import json
@@ -67,6 +68,8 @@ class Front:
     """The proxy, and what mlxq puts before and behind it."""
 
     def __init__(self, folder: Path) -> None:
+        self._usage: Any = None
+        atexit.register(self._write_usage)  # before LiteLLM's own, so that it runs after it has counted all
         import httpx
         import litellm
 
@@ -82,6 +85,10 @@ class Front:
         ring = self._door.AppKeys(Path(policy["keys"]), policy["master"])
         self._application = self._door.FrontDoor(self._proxy.app, ring, self._door.Policy.read(folder / "policy.json"))
         self._point()
+
+    def _write_usage(self) -> None:
+        if self._usage is not None:
+            self._usage.write()
 
     def _read_policy(self) -> dict[str, Any]:
         return json.loads((self._folder / "policy.json").read_bytes())
@@ -133,10 +140,15 @@ class Front:
         except OSError as problem:
             sys.exit(str(problem))
         server = Server(config)
+        signal.signal(signal.SIGTERM, _end)
         server.run(listeners)
-        self._usage.write()
         if not server.started:
             sys.exit(1)
+
+
+def _end(_number: int, _frame: object) -> None:
+    """End in order: uvicorn raises the signal again when all is answered, and functions of atexit would not run."""
+    sys.exit(0)
 
 
 async def listen(server: Any, listener: socket.socket, tls: str | None) -> None:
