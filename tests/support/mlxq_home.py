@@ -26,8 +26,8 @@ from tasks.system.process import Identity
 FAKE = """
 import os, shlex
 from tasks.engines import serving
-flags, real = shlex.split(os.environ["FAKE_ENGINE"]), serving.argv
-serving.argv = lambda served, at: real(served, at) if served.engine.purpose != "chat" else [
+flags, real_argv = shlex.split(os.environ["FAKE_ENGINE"]), serving.argv
+serving.argv = lambda served, at: real_argv(served, at) if served.engine.purpose != "chat" else [
     at.python, *flags,
     "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights,
     "--cache", str(served.engine.cache_bytes),
@@ -35,8 +35,8 @@ serving.argv = lambda served, at: real(served, at) if served.engine.purpose != "
 """
 CLOCK = """
 import os, pathlib, time
-real, offset = time.time, pathlib.Path(os.environ["CLOCK"])
-time.time = lambda: real() + float(offset.read_text())
+real_time, offset = time.time, pathlib.Path(os.environ["CLOCK"])
+time.time = lambda: real_time() + float(offset.read_text())
 """
 DYING = """
 import importlib, os, signal
