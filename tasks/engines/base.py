@@ -161,6 +161,11 @@ def buffer_cache(served: Served) -> dict[str, str]:
     return {"MLX_BUFFER_CACHE_LIMIT": str(min(LARGEST_BUFFER_CACHE, served.engine.memory_bytes // 8))}
 
 
+def backend(served: Served) -> dict[str, str]:
+    """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
+    return {"MLX_DISABLE_COMPILE": "1", **SMALL_HEAP} if served.backend == "cpu" else buffer_cache(served)
+
+
 def cache_bytes(served: Served, *, reuses: bool) -> int:
     """Return the bytes for old prompts: none where they cannot be reused, or where two entries do not fit.
 

@@ -18,7 +18,7 @@ from catalog import retrieval
 from catalog.problems import UnknownModel
 from state.stack import Engine
 from tasks.engines.base import QUIET, SMALL_HEAP, Adapter, Installation, Served, buffer_cache
-from tasks.plan.exit_causes import BAD_COMMAND_LINE, REPAIR, UNKNOWN_TYPE, CauseRule
+from tasks.plan.exit_causes import BAD_COMMAND_LINE, UNKNOWN_TYPE, damaged_weights, missing_weights
 from tasks.plan.health import Limits
 
 NAME = "mlx-embeddings"
@@ -72,20 +72,10 @@ def shortest_request(engine: str) -> tuple[str, dict[str, Any]]:
 
 
 RULES = (
-    CauseRule(
-        "damaged",
-        "The weights are truncated or damaged.",
-        REPAIR,
-        permanent=True,
-        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError|parameters not in model",
+    damaged_weights(
+        r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError|parameters not in model"
     ),
-    CauseRule(
-        "weights_missing",
-        "The weights are not in their folder.",
-        REPAIR,
-        permanent=True,
-        marker=r"No safetensors found|No such file or directory: .*config\.json",
-    ),
+    missing_weights(r"No safetensors found|No such file or directory: .*config\.json"),
     UNKNOWN_TYPE,
     BAD_COMMAND_LINE,
 )

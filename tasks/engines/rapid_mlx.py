@@ -11,16 +11,23 @@ from tasks.engines.base import (
     DRAIN_S,
     MIB,
     QUIET,
-    SMALL_HEAP,
     Adapter,
     Installation,
     ModelFacts,
     Served,
-    buffer_cache,
+    backend,
     cache_bytes,
 )
 from tasks.plan import health
-from tasks.plan.exit_causes import BAD_COMMAND_LINE, LOGS, REPAIR, CauseRule
+from tasks.plan.exit_causes import (
+    BAD_COMMAND_LINE,
+    LOGS,
+    REPAIR,
+    CauseRule,
+    damaged_weights,
+    missing_weights,
+    unknown_type,
+)
 from tasks.plan.health import Limits
 
 NAME = "rapid-mlx"
@@ -149,10 +156,9 @@ EXACT_ENTRIES = 64
 
 
 def _backend(served: Served) -> dict[str, str]:
-    """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
-    if served.backend == "cpu":
-        return {"MLX_DISABLE_COMPILE": "1", **SMALL_HEAP}
-    return buffer_cache(served) | {"MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes)}
+    """Return MLX's settings, and where there is a GPU the limit of the memory that is wired."""
+    limit = {"MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes)}
+    return backend(served) | ({} if served.backend == "cpu" else limit)
 
 
 def limits(*, vision: bool) -> Limits:
@@ -168,20 +174,8 @@ RULES = (
         permanent=True,
         marker=r"^\s*Error: Port \d+ (?:is )?already in use",
     ),
-    CauseRule(
-        "damaged",
-        "The weights are truncated or damaged.",
-        REPAIR,
-        permanent=True,
-        marker=r"Cause: .*(?:truncated or unreadable|checkpoint is incomplete)",
-    ),
-    CauseRule(
-        "weights_missing",
-        "The weights are not in their folder.",
-        REPAIR,
-        permanent=True,
-        marker=r"Cause: .*(?:does not exist|missing model weights)",
-    ),
+    damaged_weights(r"Cause: .*(?:truncated or unreadable|checkpoint is incomplete)"),
+    missing_weights(r"Cause: .*(?:does not exist|missing model weights)"),
     CauseRule(
         "damaged",
         "config.json or the tokenizer of the model is missing.",
@@ -189,13 +183,7 @@ RULES = (
         permanent=True,
         marker=r"Cause: .*(?:missing config\.json|no tokenizer files)",
     ),
-    CauseRule(
-        "unsupported",
-        "The engine does not know models of type {0}.",
-        "mlxq models",
-        permanent=True,
-        marker=r"Cause: config\.json requests unsupported model_type '([^']+)'",
-    ),
+    unknown_type(r"Cause: config\.json requests unsupported model_type '([^']+)'"),
     CauseRule(
         "not_installed",
         "The Python package {0} is missing from the engine's environment.",

@@ -9,15 +9,22 @@ from catalog.engines import ModelKind, reuses
 from tasks.engines.base import (
     MIB,
     QUIET,
-    SMALL_HEAP,
     Adapter,
     Installation,
     Served,
-    buffer_cache,
+    backend,
     cache_bytes,
 )
 from tasks.plan import health
-from tasks.plan.exit_causes import BAD_COMMAND_LINE, LOGS, REPAIR, UNKNOWN_TYPE, CauseRule
+from tasks.plan.exit_causes import (
+    BAD_COMMAND_LINE,
+    LOGS,
+    REPAIR,
+    UNKNOWN_TYPE,
+    CauseRule,
+    damaged_weights,
+    missing_weights,
+)
 from tasks.plan.health import Limits
 
 NAME = "vllm-mlx"
@@ -89,15 +96,8 @@ def environment(served: Served) -> dict[str, str]:
         "MLXQ_MEMORY_BYTES": str(engine.memory_bytes),
         **({} if served.keeps_prompts else {"MLXQ_KEEPS_PROMPTS": "0"}),
         **QUIET,
-        **_backend(served),
+        **backend(served),
     }
-
-
-def _backend(served: Served) -> dict[str, str]:
-    """Return MLX's settings: on the CPU fused kernels cost a compiler run each at their first use."""
-    if served.backend == "cpu":
-        return {"MLX_DISABLE_COMPILE": "1", **SMALL_HEAP}
-    return buffer_cache(served)
 
 
 def limits(*, vision: bool) -> Limits:
@@ -106,20 +106,10 @@ def limits(*, vision: bool) -> Limits:
 
 
 RULES = (
-    CauseRule(
-        "damaged",
-        "The weights are truncated or damaged.",
-        REPAIR,
-        permanent=True,
-        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError",
-    ),
-    CauseRule(
-        "weights_missing",
-        "The weights are not in their folder.",
-        REPAIR,
-        permanent=True,
-        marker=r"No safetensors found|not found in local cache|Repo id must be in the form"
-        r"|appropriate snapshot folder",
+    damaged_weights(r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError"),
+    missing_weights(
+        r"No safetensors found|not found in local cache|Repo id must be in the form"
+        r"|appropriate snapshot folder"
     ),
     CauseRule(
         "damaged",

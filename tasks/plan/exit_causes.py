@@ -63,13 +63,30 @@ BAD_COMMAND_LINE = CauseRule(
     codes=(2,),
 )
 """What argparse writes."""
-UNKNOWN_TYPE = CauseRule(
-    "unsupported",
-    "The engine does not know models of type {0}.",
-    "mlxq models",
-    permanent=True,
-    marker=r"Model type (\S+) not supported",
-)
+
+
+def damaged_weights(marker: str) -> CauseRule:
+    """Return the rule for what an engine writes of weights that it cannot read."""
+    return CauseRule("damaged", "The weights are truncated or damaged.", REPAIR, permanent=True, marker=marker)
+
+
+def missing_weights(marker: str) -> CauseRule:
+    """Return the rule for what an engine writes where there are no weights."""
+    return CauseRule("weights_missing", "The weights are not in their folder.", REPAIR, permanent=True, marker=marker)
+
+
+def unknown_type(marker: str) -> CauseRule:
+    """Return the rule for what an engine writes of a model's type; the marker catches it."""
+    return CauseRule(
+        "unsupported",
+        "The engine does not know models of type {0}.",
+        "mlxq models",
+        permanent=True,
+        marker=marker,
+    )
+
+
+UNKNOWN_TYPE = unknown_type(r"Model type (\S+) not supported")
 """What mlx-lm, and mlx-embeddings after it, write."""
 
 FIRST = (

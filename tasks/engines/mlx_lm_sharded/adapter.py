@@ -10,8 +10,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from tasks.engines.base import QUIET, Adapter, Installation, Served, buffer_cache, cache_bytes
-from tasks.plan.exit_causes import BAD_COMMAND_LINE, REPAIR, UNKNOWN_TYPE, CauseRule
+from tasks.engines.base import QUIET, Adapter, Installation, Served, backend, cache_bytes
+from tasks.plan.exit_causes import BAD_COMMAND_LINE, UNKNOWN_TYPE, CauseRule, damaged_weights, missing_weights
 from tasks.plan.health import Limits
 
 NAME = "mlx-lm-sharded"
@@ -38,9 +38,8 @@ def argv(served: Served, installation: Installation) -> list[str]:
 
 def environment(served: Served) -> dict[str, str]:
     """Return the engine's part of its environment."""
-    if served.backend == "cpu":
-        return {KEY: served.key, **QUIET, "MLX_DISABLE_COMPILE": "1", "MALLOC_ARENA_MAX": "2"}
-    return {KEY: served.key, **QUIET, **buffer_cache(served), "MLX_METAL_FAST_SYNCH": "1"}
+    own = {} if served.backend == "cpu" else {"MLX_METAL_FAST_SYNCH": "1"}
+    return {KEY: served.key, **QUIET, **backend(served), **own}
 
 
 def limits(*, vision: bool) -> Limits:  # noqa: ARG001 - as base.PatienceWith asks
@@ -49,20 +48,8 @@ def limits(*, vision: bool) -> Limits:  # noqa: ARG001 - as base.PatienceWith as
 
 
 RULES = (
-    CauseRule(
-        "damaged",
-        "The weights are truncated or damaged.",
-        REPAIR,
-        permanent=True,
-        marker=r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError|Missing \d+ parameters",
-    ),
-    CauseRule(
-        "weights_missing",
-        "The weights are not in their folder.",
-        REPAIR,
-        permanent=True,
-        marker=r"No safetensors found|No such file or directory: .*config\.json",
-    ),
+    damaged_weights(r"\[load_safetensors\]|incomplete download or corrupt file|SafetensorError|Missing \d+ parameters"),
+    missing_weights(r"No safetensors found|No such file or directory: .*config\.json"),
     UNKNOWN_TYPE,
     CauseRule(
         "unsupported",
