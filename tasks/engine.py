@@ -19,7 +19,7 @@ from tasks.plan import bench, notices
 from tasks.queue import Context, job, tick
 from tasks.runtime import runtime
 from tasks.supervision import engine_faults, lifecycle
-from tasks.system.child import Later, run_child
+from tasks.system.child import Later
 from tasks.weights import builtin, model_dir
 
 LOOK_S = 300.0
@@ -233,13 +233,7 @@ def _install(
         "proven": proven,
     }
     try:
-        return run_child(
-            "tasks.engines.install",
-            request,
-            on_progress=lambda step: context.report(step.pop("phase"), **step),
-            cancelled=context.cancelled,
-            timeout_s=context.remaining_s,
-        )
+        return context.run_child("tasks.engines.install", request)
     finally:
         smoke.clean(context.home)
 
@@ -276,13 +270,7 @@ def _speeds(context: Context, installations: list[Installation]) -> dict[str, di
             for number, installation in enumerate(installations)
         }
     }
-    return run_child(
-        "tasks.engines.compare",
-        request,
-        on_progress=lambda step: context.report(step.pop("phase"), **step),
-        cancelled=context.cancelled,
-        timeout_s=context.remaining_s,
-    )
+    return context.run_child("tasks.engines.compare", request)
 
 
 def _swap(context: Context, engine: str, version: str) -> list[str]:

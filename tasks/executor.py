@@ -14,8 +14,9 @@ A task is `task(context, **arguments)` and ends in one of these ways, and no oth
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -26,7 +27,7 @@ from state.errors import DeadlinePassed, Internal, MlxqError
 from state.job import Claim, Fenced, NewJob, cancel_asked
 from tasks.kinds import Kind, backoff
 from tasks.runtime import Released, RunningJob, log, runtime
-from tasks.system.child import Cancelled, ChildFault, Later
+from tasks.system.child import Cancelled, ChildFault, Later, run_child
 
 PROGRESS_S = 0.4
 """Progress is written at most this often."""
@@ -89,6 +90,20 @@ class Context:
         self._phase, self._reported = phase, now
         ledger.report(self.db, self.claim, phase, progress)
         self.check()
+
+    def run_child(self, module: str, request: Mapping[str, Any], python: str = sys.executable) -> dict[str, Any]:
+        """Return what a child process of this job returns (tasks/system/child.py); its progress is the job's.
+
+        Raises as `run_child` of that file does.
+        """
+        return run_child(
+            module,
+            request,
+            python=python,
+            on_progress=lambda step: self.report(step.pop("phase"), **step),
+            cancelled=self.cancelled,
+            timeout_s=self.remaining_s,
+        )
 
     def retries(self, problem: MlxqError) -> bool:
         """Return whether the job is tried again when it fails with `problem`."""

@@ -143,14 +143,19 @@ class Downloads:
 
 
 def check_room(folder: Path, engine: str) -> None:
-    """Make sure the environment fits on the disk. Raises DoesNotFit."""
+    """Make sure the environment of an engine fits on the disk. Raises DoesNotFit."""
     package = entry(engine)
-    need = (package.installed_mb + package.download_mb) * 1_000_000 + FLOOR_BYTES
+    require_room(folder, engine, (package.installed_mb + package.download_mb) * 1_000_000)
+
+
+def require_room(folder: Path, subject: str, size_bytes: int) -> None:
+    """Raise DoesNotFit where an environment of this size does not fit on the disk."""
+    need = size_bytes + FLOOR_BYTES
     parent = next(path for path in folder.parents if path.exists())
     free = free_space.available(parent)
     if free < need:
         raise DoesNotFit(
-            f"{engine} needs {units.files(need)}, with what is kept free; {parent} has {units.files(free)}.",
+            f"{subject} needs {units.files(need)}, with what is kept free; {parent} has {units.files(free)}.",
             done="Nothing was fetched.",
             hint="mlxq prune",
         )

@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from catalog import units
-from state.errors import DoesNotFit, GatewayFailed, MlxqError
+from state.errors import GatewayFailed, MlxqError
 from state.files import replace_private
 from tasks.engines import environments, install, installed
 from tasks.front import plan as front
 from tasks.front import proxy
 from tasks.plan.environment import kept
-from tasks.system import free_space
 from tasks.system.child import Report, answer
 
 SIZE_BYTES = 500_000_000
@@ -35,7 +33,7 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     """Make the environment and load the proxy in it. Returns {"litellm", "at", "downloaded_bytes", "size_bytes", …}."""
     folder = Path(request["folder"])
     with environments.hold(folder) as staging:
-        check_room(folder)
+        install.require_room(folder, "The front", SIZE_BYTES)
         try:
             fetched = install.make(staging.folder, proxy.LOCK, report)
         except MlxqError as problem:
@@ -52,19 +50,6 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
         replace_private(staging.folder / proxy.PROOF, json.dumps(proof, indent=1, sort_keys=True))
         staging.finish()
     return proof
-
-
-def check_room(folder: Path) -> None:
-    """Make sure the environment fits on the disk. Raises DoesNotFit."""
-    need = SIZE_BYTES + install.FLOOR_BYTES
-    parent = next(path for path in folder.parents if path.exists())
-    free = free_space.available(parent)
-    if free < need:
-        raise DoesNotFit(
-            f"The front needs {units.files(need)}, with what is kept free; {parent} has {units.files(free)}.",
-            done="Nothing was fetched.",
-            hint="mlxq prune",
-        )
 
 
 def of_front(problem: MlxqError) -> MlxqError:

@@ -21,7 +21,6 @@ from tasks.queue import Context, job, tick
 from tasks.runtime import log, runtime
 from tasks.supervision import lifecycle
 from tasks.system import process
-from tasks.system.child import run_child
 
 LOOK_S = 2.0
 
@@ -36,13 +35,7 @@ def install_front(context: Context) -> dict[str, Any]:
     result = {"litellm": front.LITELLM, "installed": False}
     if proxy.python(context.home):
         return result
-    run_child(
-        "tasks.front.install",
-        {"folder": str(proxy.folder(context.home))},
-        on_progress=lambda step: context.report(step.pop("phase"), **step),
-        cancelled=context.cancelled,
-        timeout_s=context.remaining_s,
-    )
+    context.run_child("tasks.front.install", {"folder": str(proxy.folder(context.home))})
     return result | {"installed": True}
 
 

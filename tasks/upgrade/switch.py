@@ -23,7 +23,7 @@ from tasks.engines.installed import mlxq_version
 from tasks.queue import Context, job, tick
 from tasks.runtime import log, runtime
 from tasks.supervision import services
-from tasks.system.child import Cancelled, run_child
+from tasks.system.child import Cancelled
 from tasks.upgrade import back, installation, newer, packages, trial
 from tasks.upgrade import record as records
 from tasks.upgrade.packages import FoundVersion
@@ -70,10 +70,10 @@ def _prepare(context: Context, release: FoundVersion) -> Version:
     Raises UpgradeFailed where it does not answer, and as packages.work does.
     """
     request = {"versions": str(context.home.versions), **asdict(release)}
-    python = str(_run(context, "tasks.upgrade.packages", request)["python"])
+    python = str(context.run_child("tasks.upgrade.packages", request)["python"])
     context.report("trying it on a copy")
     try:
-        tried = _run(context, "tasks.upgrade.trial", {"home": str(context.home.root)}, python)
+        tried = context.run_child("tasks.upgrade.trial", {"home": str(context.home.root)}, python)
     except MlxqError as problem:
         raise _unproven(release.version, problem) from problem
     finally:
@@ -87,18 +87,6 @@ def _unproven(version: str, problem: MlxqError) -> UpgradeFailed:
         f"mlxq {version} was not taken into use: {problem.message}",
         done=f"Nothing was changed; {mlxq_version()} serves.",
         hint="mlxq upgrade --check",
-    )
-
-
-def _run(context: Context, module: str, request: dict[str, Any], python: str = sys.executable) -> dict[str, Any]:
-    """Run a child of the job, also one of another version."""
-    return run_child(
-        module,
-        request,
-        python=python,
-        on_progress=lambda step: context.report(step.pop("phase"), **step),
-        cancelled=context.cancelled,
-        timeout_s=context.remaining_s,
     )
 
 
