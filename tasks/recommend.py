@@ -17,6 +17,7 @@ from catalog.offer import BUILTIN, Reuses, full_attention
 from catalog.problems import TooSmall, UnknownModel
 from catalog.speed import Measured
 from state.errors import DoesNotFit, NotFound, UsageProblem
+from tasks.weights import source as sources
 
 if TYPE_CHECKING:
     from catalog.pick import Recommendation
@@ -93,6 +94,28 @@ def quant_named(name: str, models: Mapping[str, Model], preferred: str) -> Quant
             return model.quants[quant]
         raise
     return match.model.quants[match.quant or quant_of(match.model, None, preferred)]
+
+
+def source_named(home: Home, name: str, quant: str | None = None) -> str:
+    """Return the source that a name stands for: of the catalog, or a repo on the Hub; no folder and no other site.
+
+    `quant`: where the name has none; else the setting default-quant. Raises UnknownModel.
+    """
+    from state import settings
+
+    try:
+        return quant_named(name, all_models(home), quant or settings.load(home)["default-quant"]).source
+    except UnknownModel:
+        if not sources.is_repo(name):
+            raise
+        return f"hub:{name}"
+
+
+def sources_named(home: Home, name: str) -> set[str]:
+    """Return the sources of all weights that a name may stand for: each quant of a model, and the repo of that name."""
+    with suppress(UnknownModel):
+        return {f"hub:{name}", *(quant.source for quant in load.find(name, all_models(home)).quants.values())}
+    return {f"hub:{name}"}
 
 
 def retrieval_named(name: str) -> tuple[RetrievalModel, str] | None:

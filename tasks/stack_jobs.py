@@ -64,6 +64,23 @@ def start_all(db: Database, names: Sequence[str]) -> list[NewJob]:
     return [*retire(leaving(db)), *starts(effects.services)]
 
 
+def start_named(db: Database, names: Sequence[str]) -> list[NewJob]:
+    """Record that these should be served, and return the jobs. The caller holds a transaction."""
+    effects = tier_requests.start(db, names)
+    jobs = [job for name in effects.services for job in start(name)]
+    return [*jobs, *(tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else [])]
+
+
+def restart_in_turn(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:
+    """Return the jobs that restart services, each of which needs the one before. `purge`: drop old prompts on disk."""
+    labels = [f"restart {name}" for name in names]
+    flags = {"purge": True} if purge else {}
+    return [
+        kinds.new("restart", {"service": name, **flags}, needs=labels[:number][-1:], label=labels[number])
+        for number, name in enumerate(names)
+    ]
+
+
 def starts(services: Sequence[str]) -> list[NewJob]:
     """Return the jobs that start the whole stack, with a new configuration of the gateway."""
     return [kinds.new("configure"), *(job for name in services for job in start(name, after=["configure"]))]

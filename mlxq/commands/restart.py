@@ -12,10 +12,8 @@ from mlxq.commands import status
 from state import service, stack
 from state.db import Database
 from state.errors import NotRunning, NotSetUp
-from state.job import NewJob
 from state.paths import get_home
 from state.stack import Tier
-from tasks import kinds
 
 
 @click.command()
@@ -29,6 +27,8 @@ def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_r
     SERVICE is a tier, `gateway`, `page` or `front`. Tiers that share an engine restart together. The others keep
     serving meanwhile; the first service that does not become ready ends the command. Stopped services stay stopped.
     """
+    from tasks import stack_jobs  # it brings the catalog along
+
     home = get_home()
     with jobs_client.reading(home) as db:
         services = requested(db, names)
@@ -38,7 +38,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_r
             dry.starts(db, home, services)
             return
     with jobs_client.writing(home) as db:
-        ids = jobs_client.enqueue(db, restarts(services, purge=purge))
+        ids = jobs_client.enqueue(db, stack_jobs.restart_in_turn(services, purge=purge))
     jobs_client.follow(home, jobs_client.these(ids), job_view.view(), timeout_s=timeout_s)
     status.brief(home)
 
@@ -66,13 +66,3 @@ def _say_shared(tiers: Sequence[Tier], names: Sequence[str]) -> None:
     sharing = [tier.name for tier in tiers if tier.engine.name in engines and tier.name not in names]
     if sharing:
         render.say(f"Restarts with the same engine: {', '.join(sharing)}.")
-
-
-def restarts(names: Sequence[str], *, purge: bool = False) -> list[NewJob]:
-    """Return the jobs, each of which waits for the one before."""
-    labels = [f"restart {name}" for name in names]
-    flags = {"purge": True} if purge else {}
-    return [
-        kinds.new("restart", {"service": name, **flags}, needs=labels[:number][-1:], label=labels[number])
-        for number, name in enumerate(names)
-    ]

@@ -62,13 +62,13 @@ def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, liste
     render.say(f"Deleted {units.files(freed)}.")
 
 
-def confirm(*, yes: bool) -> None:
-    """Ask for confirmation unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
+def confirm(question: str = "Delete", *, yes: bool) -> None:
+    """Ask before a deletion unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
     if yes:
         return
     if not sys.stdin.isatty():
         raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
-    click.confirm("Delete", abort=True, err=True)
+    click.confirm(question, abort=True, err=True)
 
 
 def _job(row: Installed, *, force: bool) -> kinds.NewJob:

@@ -14,7 +14,6 @@ from state.db import Database
 from state.errors import NotSetUp
 from state.paths import Home, get_home
 from state.safe_mode import SafeMode
-from tasks import tier_requests
 from tasks.gateway.admission import poison_requests
 
 
@@ -54,10 +53,7 @@ def begin(db: Database, names: Sequence[str], everything: Sequence[str]) -> list
     with db.transaction():
         if not names:
             return jobs_client.enqueue(db, stack_jobs.start_all(db, everything))
-        effects = tier_requests.start(db, names)
-        jobs = [job for name in effects.services for job in stack_jobs.start(name)]
-        routes = tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else []
-        return jobs_client.enqueue(db, [*jobs, *routes])
+        return jobs_client.enqueue(db, stack_jobs.start_named(db, names))
 
 
 def _say_lifted(home: Home, before: Mapping[str, SafeMode], now: Mapping[str, SafeMode]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -154,10 +153,9 @@ def pull(
 @click.pass_context
 def rm(ctx: click.Context, *, model: str, force: bool, yes: bool) -> None:
     """Have the node delete a model."""
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
-        click.confirm(f"Delete {model} on {node_name(ctx)}", abort=True, err=True)
+    from mlxq.commands.rm import confirm
+
+    confirm(f"Delete {model} on {node_name(ctx)}", yes=yes)
     _run(ctx, "rm", model=model, force=force)
 
 

@@ -99,12 +99,14 @@ class TopSession:
 
     def _restart(self) -> None:
         """Enqueue a restart of the selected service, and note what came of it."""
+        from tasks import stack_jobs  # it brings the catalog along
+
         try:
             name = self._state.selected or ""
             served = stack.served_by(stack.tiers(self._db), name)
             services = restart.requested(self._db, [served[0].name if served else name])
             with jobs_client.writing(self._home) as db:
-                (number,) = jobs_client.enqueue(db, restart.restarts(services))
+                (number,) = jobs_client.enqueue(db, stack_jobs.restart_in_turn(services))
             worker_process.ensure(self._home)
             note = f"Job {number} restarts {name}"
         except MlxqError as problem:

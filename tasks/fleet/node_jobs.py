@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from catalog.load import find as find_in_catalog
 from catalog.problems import UnknownModel
-from state import fleet, ledger, service, settings, stack, weights
+from state import fleet, ledger, service, stack, weights
 from state.db import Database, atomic
 from state.errors import NotFound, NotRunning, UsageProblem
 from state.job import Job, NewJob, get, of_chain
 from tasks import recommend, stack_jobs, tier_requests
 from tasks.kinds import new
 from tasks.on_demand import requests
-from tasks.weights import source as sources
 
 MOST_NAMES = 20
 LONGEST_NAME = 200
@@ -108,13 +105,11 @@ def _exists(db: Database, number: int) -> bool:
 
 def _pull(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     """Return the download of a model of the catalog, or a repository on the Hub: no folder, and no other site."""
-    name, preferred = args["model"], args.get("quant") or settings.load(db.home)["default-quant"]
+    name = args["model"]
     try:
-        source = recommend.quant_named(name, recommend.all_models(db.home), preferred).source
+        source = recommend.source_named(db.home, name, args.get("quant"))
     except UnknownModel as problem:
-        if not sources.is_repo(name):
-            raise NotFound(f"There is no model {name!r}.") from problem
-        source = f"hub:{name}"
+        raise NotFound(f"There is no model {name!r}.") from problem
     pulled = new("pull", {"source": source, "revision": None, "force": args.get("force", False), "code": False})
     measured = [new("bench", {"target": source, "save": True}, needs=["pull"])] if args.get("bench") else []
     return [pulled, *measured]
@@ -122,9 +117,7 @@ def _pull(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
 
 def _folders(db: Database, name: str) -> list[str]:
     """Return the folders of the weights that a name means. Raises NotFound."""
-    wanted = {name, f"hub:{name}"}
-    with suppress(UnknownModel):
-        wanted |= {quant.source for quant in find_in_catalog(name, recommend.all_models(db.home)).quants.values()}
+    wanted = {name} | recommend.sources_named(db.home, name)
     folders = [row.folder for row in weights.listing(db) if wanted & {row.source, Path(row.folder).name}]
     if not folders:
         raise NotFound(f"No weights of {name} are here.")
@@ -171,9 +164,7 @@ def _names(db: Database, args: Mapping[str, Any]) -> list[str]:
 
 
 def _up(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
-    effects = tier_requests.start(db, _names(db, args))
-    jobs = [job for name in effects.services for job in stack_jobs.start(name)]
-    return [*jobs, *(tier_requests.reroute(db, after=[job.label for job in jobs]) if effects.reroutes else [])]
+    return stack_jobs.start_named(db, _names(db, args))
 
 
 def _down(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
@@ -191,11 +182,7 @@ def _restart(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     names = [row.name for row in service.listing(db) if row.desired == "up" and row.name in wanted]
     if not names:
         raise NotRunning("Nothing of this should run.")
-    labels = [f"restart {name}" for name in names]
-    return [
-        new("restart", {"service": name}, needs=labels[:number][-1:], label=labels[number])
-        for number, name in enumerate(names)
-    ]
+    return stack_jobs.restart_in_turn(names)
 
 
 COMMANDS: Mapping[str, NodeCommand] = {

@@ -232,7 +232,7 @@ def _down(db: Database, asked: Asked) -> None:
 
 
 def _restart(db: Database, asked: Asked) -> None:
-    ledger.enqueue_all(db, restart.restarts(restart.requested(db, asked.names), purge=asked.flag))
+    ledger.enqueue_all(db, stack_jobs.restart_in_turn(restart.requested(db, asked.names), purge=asked.flag))
 
 
 def _stop_on_the_page(db: Database, asked: Asked) -> None:

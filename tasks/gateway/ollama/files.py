@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
-from catalog.load import find
 from catalog.problems import UnknownModel
-from state import settings, weights
+from state import weights
 from state.db import Database
 from state.job import Job, JobState, NewJob
 from state.keys import Key
@@ -15,7 +13,6 @@ from tasks import recommend
 from tasks.gateway.admission.api_keys import MASTER_NAME
 from tasks.gateway.errors import Refusal
 from tasks.kinds import new
-from tasks.weights import source as sources
 
 
 def not_allowed(key: Key, name: str, *, deletes: bool) -> Refusal | None:
@@ -29,21 +26,16 @@ def not_allowed(key: Key, name: str, *, deletes: bool) -> Refusal | None:
 
 def download(db: Database, name: str) -> NewJob | Refusal:
     """Return the job that downloads a model of the catalog, or a repository on the Hub: no folder, no other site."""
-    preferred: str = settings.load(db.home)["default-quant"]
     try:
-        source = recommend.quant_named(name, recommend.all_models(db.home), preferred).source
+        source = recommend.source_named(db.home, name)
     except UnknownModel:
-        if not sources.is_repo(name):
-            return unknown(name)
-        source = f"hub:{name}"
+        return unknown(name)
     return new("pull", {"source": source, "revision": None, "force": False, "code": False})
 
 
 def removal(db: Database, name: str) -> NewJob | Refusal:
     """Return the job that deletes a model's files; it fails where they are served."""
-    wanted = {f"hub:{name}"}
-    with suppress(UnknownModel):
-        wanted |= {quant.source for quant in find(name, recommend.all_models(db.home)).quants.values()}
+    wanted = recommend.sources_named(db.home, name)
     row = next((row for row in weights.listing(db) if row.source in wanted), None)
     if row is None:
         return unknown(name)

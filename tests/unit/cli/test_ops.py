@@ -21,7 +21,7 @@ from state.job import JobState
 from state.paths import Home
 from state.service import ServiceEvent
 from state.stack import Engine
-from tasks import kinds
+from tasks import kinds, stack_jobs
 from tasks.system import process
 
 FAST = Engine("fast", "smollm2-135m", "int4", "file:/tiny", 9241, 2048, 600 * 2**20, 64 * 2**20, 1)
@@ -169,7 +169,7 @@ def test_a_plain_down_takes_the_place_of_a_drain_that_has_not_begun(db: Database
 
 
 def test_services_start_anew_one_after_another(db: Database) -> None:
-    made = ledger.enqueue_all(db, restart.restarts(["a", "b", "c"]))
+    made = ledger.enqueue_all(db, stack_jobs.restart_in_turn(["a", "b", "c"]))
 
     ids = [job for job, _ in made.values()]
     needs = [(row["job"], row["needs"]) for row in db.rows("SELECT job, needs FROM job_deps ORDER BY job")]
