@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from state import facts, files
+from state import facts, files, settings
 from state.db import Database, Row, atomic, json_mapping, json_strings
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 NodeKind = Literal["mlxq", "openai"]
 """openai: any server that speaks OpenAI's API, such as plain vLLM."""
 NodeState = Literal["joined", "draining"]
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
-"""A node's name: a label of a host's name (RFC 1123) that is short enough for a column."""
+NAME = re.compile(settings.NODE_NAME)
 INVITATION_S = 600.0
 """Seconds for which an invitation is valid, by the clock of the node that invites."""
 FACT = "fleet"
@@ -215,7 +214,11 @@ def report_missing(db: Database, name: str, model: str) -> bool:
 @atomic
 def remove(db: Database, name: str) -> bool:
     """Forget a node and its key; return whether there was one."""
-    removed = db.run("DELETE FROM nodes WHERE name = ?", (name,)) > 0
+    return _remove(db, "DELETE FROM nodes WHERE name = ?", name)
+
+
+def _remove(db: Database, statement: str, name: str) -> bool:
+    removed = db.run(statement, (name,)) > 0
     key_file(db.home, name).unlink(missing_ok=True)
     db.wake()
     return removed
@@ -287,10 +290,7 @@ def announced(db: Database, name: str, addresses: tuple[str, ...]) -> None:
 @atomic
 def remove_membership(db: Database, name: str) -> bool:
     """Forget a fleet and the key for it; return whether this node belonged to it."""
-    removed = db.run("DELETE FROM memberships WHERE name = ?", (name,)) > 0
-    key_file(db.home, name).unlink(missing_ok=True)
-    db.wake()
-    return removed
+    return _remove(db, "DELETE FROM memberships WHERE name = ?", name)
 
 
 # ---------------------------------------------------------------- requests for jobs

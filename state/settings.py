@@ -171,23 +171,25 @@ def _address(value: Any) -> str:
         raise ValueError("an IPv4 address of this machine, or 0.0.0.0 for all of them") from problem
 
 
-_NODE_NAME = r"[a-z0-9][a-z0-9-]{0,30}"
+NODE_NAME = r"[a-z0-9][a-z0-9-]{0,30}"
+"""A label of a host's name (RFC 1123) that is short enough for a column."""
 
 
 def _node_name(value: Any) -> str:
     name = str(value or "").strip()
-    if name and not re.fullmatch(_NODE_NAME, name):
+    if name and not re.fullmatch(NODE_NAME, name):
         raise ValueError("a name of small letters, digits and dashes, or empty")
     return name
 
 
-_HOST = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+HOST_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
+"""A host's name, or an IPv4 address (RFC 1123)."""
 
 
 def _node_addresses(value: Any) -> list[str]:
     words = cast("list[Any]", value) if isinstance(value, list) else str(value).split(",")
     hosts = [str(word).strip().lower() for word in words if str(word).strip()]
-    if not all(re.fullmatch(_HOST, host) for host in hosts):
+    if not all(re.fullmatch(HOST_NAME, host) for host in hosts):
         raise ValueError("IPv4 addresses or host names, separated by commas")
     return hosts
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from state import fleet, keys
 from state.db import Database, atomic
-from state.errors import Damaged, InvitationRefused, MlxqError, NotFound, UsageProblem
+from state.errors import Damaged, InvitationRefused, NotFound, UsageProblem
 from state.fleet import Node
 from state.paths import Home
 from tasks.fleet import identity, token, trust
 from tasks.fleet.identity import MEMBER_KEY
-from tasks.fleet.node_client import NodeClient
+from tasks.fleet.node_client import NodeClient, forget_and_tell
 from tasks.fleet.token import Invitation
 from tasks.plan import fleet as plan
 
@@ -138,17 +138,7 @@ def remove(db: Database, name: str) -> str | None:
     Raises NotFound.
     """
     node = fleet.get(db, name)
-    try:
-        client = NodeClient.of(db.home, node) if node.kind == "mlxq" else None
-    except MlxqError as problem:
+    if node.kind == "openai":
         forget(db, name)
-        return problem.message
-    forget(db, name)
-    if client is None:
         return None
-    with client:
-        try:
-            client.ask("POST", "/fleet/v1/leave")
-        except MlxqError as problem:
-            return problem.message
-    return None
+    return forget_and_tell(lambda: NodeClient.of(db.home, node), lambda: forget(db, name), "POST", "/fleet/v1/leave")

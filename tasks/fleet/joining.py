@@ -13,7 +13,7 @@ from state.errors import Damaged, MlxqError, NotFound, Offline
 from state.fleet import Membership, Node
 from tasks.fleet import identity, inviting, trust
 from tasks.fleet.identity import FLEET_KEY
-from tasks.fleet.node_client import NodeClient
+from tasks.fleet.node_client import NodeClient, forget_and_tell
 from tasks.fleet.token import Invitation
 from tasks.plan import fleet as plan
 from tasks.system import certificates
@@ -128,15 +128,4 @@ def leave(db: Database, name: str) -> str | None:
     membership = next((entry for entry in fleet.memberships(db) if entry.name == name), None)
     if membership is None:
         raise NotFound(f"This node is in no fleet of {name}.", hint="mlxq node list")
-    try:
-        client = client_of(db, membership)
-    except MlxqError as problem:
-        forget(db, name)
-        return problem.message
-    forget(db, name)
-    with client:
-        try:
-            client.ask("DELETE", "/fleet/v1/member")
-        except MlxqError as problem:
-            return problem.message
-    return None
+    return forget_and_tell(lambda: client_of(db, membership), lambda: forget(db, name), "DELETE", "/fleet/v1/member")

@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, cast
@@ -62,10 +62,15 @@ class NodeClient(AbstractContextManager["NodeClient"]):
 
     close = __exit__
 
+    @property
+    def _addresses(self) -> list[str]:
+        """Where the node may be, where it was last first."""
+        return list(dict.fromkeys([self.node.address, *self.node.addresses]))
+
     def look(self, *, lists: bool = False) -> Look:
         """Return how the node is, at the first of its addresses that answers. `lists`: also ask for its models."""
         failed = Look(self.node.address, failure="away", words="no address is known")
-        for address in dict.fromkeys([self.node.address, *self.node.addresses]):
+        for address in self._addresses:
             try:
                 if self.node.kind == "openai":
                     status = self._openai_status(address)
@@ -111,7 +116,7 @@ class NodeClient(AbstractContextManager["NodeClient"]):
 
     def _asked(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
         name, problem = self.node.name, None
-        for address in dict.fromkeys([self.node.address, *self.node.addresses]):
+        for address in self._addresses:
             try:
                 response = self._response(method, f"{address}{path}", content, headers)
             except NodeFailure as failure:
@@ -155,6 +160,25 @@ class NodeClient(AbstractContextManager["NodeClient"]):
                 words = f"another machine answers at {_place(url)}, or a clock is wrong: {trust.reason(problem)}"
                 raise NodeFailure("other_authority", words) from problem
             raise NodeFailure("away", f"{_place(url)} does not answer: {trust.reason(problem)}") from problem
+
+
+def forget_and_tell(make: Callable[[], NodeClient], forget: Callable[[], object], method: str, path: str) -> str | None:
+    """Forget another node, with the key that opens it, then tell it by one request.
+
+    `make`: returns its client, while the key is still here. Returns why it could not be told, None where it was.
+    """
+    try:
+        client = make()
+    except MlxqError as problem:
+        forget()
+        return problem.message
+    forget()
+    with client:
+        try:
+            client.ask(method, path)
+        except MlxqError as problem:
+            return problem.message
+    return None
 
 
 def _unpinned(key: str) -> httpx.Client:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from state import fleet
+from state import fleet, settings
 from state.errors import UsageProblem
 
 PREFIX = "mlxq1."
@@ -24,7 +24,7 @@ LONGEST = 2_000
 MOST_ADDRESSES = 16
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{40,64}")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_HOST = re.compile(settings.HOST_NAME)
 
 
 @dataclass(frozen=True)

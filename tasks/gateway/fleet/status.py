@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from catalog.intent import TIERS
 from state import facts, service, stack
 from state import on_demand as models_on_disk
 from state.db import Database
@@ -19,8 +20,6 @@ from tasks.plan.fleet import NodeStatus, ServedModel
 
 EVERYTHING = Key("fleet", "", 0.0, kind="fleet")
 """Nodes may ask for all models."""
-GROUPS = ("standard", "fast", "longctx")
-"""Names that every gateway answers; of its other aliases no other node is told."""
 IN_USE_S = 7 * 86400.0
 """From how far back speeds count that requests saw."""
 
@@ -30,7 +29,7 @@ def status(db: Database, routes: Routes, on_demand: OnDemand, *, running: int, v
     engines = {engine.name: engine for engine in stack.engines(db)}
     engines |= {entry.engine.name: entry.engine for entry in models_on_disk.models(db)}
     listed = models.listing(routes, on_demand, EVERYTHING) or {"data": []}
-    offered = {*routes.tiers, *GROUPS, *routes.retrieval, *on_demand.known.shown}
+    offered = {*routes.tiers, *TIERS, *routes.retrieval, *on_demand.known.shown}
     serves = {
         name: ServedModel(name, entry["context_length"], *_capacity(db, engines, routes, on_demand, name))
         for entry in listed["data"]
