@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from catalog.intent import TIERS
 from state.classes import dataclass
 from state.fleet import Node, ServedModel
 from tasks.plan.environment import kept, marker
-from tasks.plan.gateway import ANSWER_SECONDS, CHECK
+from tasks.plan.gateway import ANSWER_SECONDS, CHECK, LITELLM_QUIET
 
 SERVICE = "front"
 HEALTH = "/health/liveliness"
 """Answers 200 without a key once the proxy takes requests."""
 LITELLM = "1.108.14"
 """The release of the proxy: the one that mlxq itself calls for the cloud (pyproject.toml; a test compares them)."""
-EVERYWHERE = ("standard", "fast", "longctx")
-"""Names that every gateway answers: where it has no such tier, an alias leads to one."""
 COOLDOWN_S = 5
 """How long a node that failed gets no request. One that refuses costs milliseconds and one that cannot be reached
 nothing (tasks/front/node_transport.py), so one that is back should soon be used."""
@@ -39,21 +38,12 @@ PATHS = {
 OBEYED = ("disable_fallbacks",)
 """Fields of the gateway's that LiteLLM would obey itself, and so takes out."""
 
-_QUIET = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "LITELLM_LOCAL_BLOG_POSTS": "True",
-    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
-    "LITELLM_LOCAL_POLICY_TEMPLATES": "True",
-    "LITELLM_LOCAL_AUTOROUTER_PRESETS": "True",
-    "LITELLM_DONT_SHOW_FEEDBACK_BOX": "True",
-    "LITELLM_MODE": "PRODUCTION",
-    "LITELLM_LOG": "CRITICAL",
+_NO_PAGES = {
     "DISABLE_ADMIN_UI": "True",
     "NO_DOCS": "True",
     "NO_REDOC": "True",
     "NO_OPENAPI": "True",
 }
-"""Without these LiteLLM asks raw.githubusercontent.com, loads a stray .env, logs what users wrote, shows its pages."""
 _DIALECTS = {"LITELLM_USE_CHAT_COMPLETIONS_URL_FOR_ANTHROPIC_MESSAGES": "True"}
 """With `use_chat_completions_api`: messages and responses are asked of a node as a chat, which each node answers."""
 _REDIS = {
@@ -133,7 +123,7 @@ def groups_of(node: Node) -> dict[str, ServedModel]:
     default = offered.get("standard") or next(iter(offered.values()))
     everywhere = {
         name: ServedModel(name, default.context, default.slots, default.decode_tps)
-        for name in EVERYWHERE
+        for name in TIERS
         if name not in node.missing
     }
     return everywhere | offered
@@ -207,7 +197,7 @@ def environment(*, base: Mapping[str, str], home: str, generation: int) -> dict[
 
 def quiet() -> dict[str, str]:
     """Return the environment in which LiteLLM's proxy asks nothing of the network and shows no pages."""
-    return {**_QUIET, "PYTHONUNBUFFERED": "1"}
+    return {**LITELLM_QUIET, **_NO_PAGES, "PYTHONUNBUFFERED": "1"}
 
 
 def argv(python: str, program: str, folder: str, port: int, *, host: str, tls: str | None) -> list[str]:

@@ -57,7 +57,7 @@ LEAVE_SECONDS = ANSWER_SECONDS + 10
 
 _SECRETS = ("LITELLM_MASTER_KEY", "MLXQ_TIER_KEY", "OPENROUTER_API_KEY")
 
-_QUIET = {
+LITELLM_QUIET = {
     # For LiteLLM, where the cloud is asked: without these it asks raw.githubusercontent.com as it is imported,
     # loads a stray .env of the working folder, and logs what users wrote.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -193,7 +193,7 @@ def environment(
     return {
         **{name: base[name] for name in KEPT if name in base},
         **marker(home, SERVICE, generation),
-        **_QUIET,
+        **LITELLM_QUIET,
         "PYTHONUNBUFFERED": "1",
         "MLXQ_BACKEND": backend,
         "MLXQ_CLOUD_URL": cloud_url,
