@@ -158,9 +158,9 @@ class Speed:
 
     name: str
     read_s: tuple[float, ...]
-    """Seconds in which a prompt of so many STEPs is read from its beginning."""
+    """Seconds in which a prompt is read from its beginning, by its length in STEPs."""
     write_s: tuple[float, ...]
-    """Seconds a token of an answer takes after so many STEPs."""
+    """Seconds a token of an answer takes, by the STEPs before it."""
     kept_tokens: int
     """Tokens of prompts that its memory holds beside one whole window, as mlxq plans it."""
     weight: float

@@ -79,7 +79,7 @@ def show(home: Home, models: Mapping[str, Model], *, filtered: bool, as_json: bo
         render.say("Speeds are shown after mlxq setup, or with mlxq models --recommend.")
 
 
-def by_size(model: Model) -> list[str]:
+def by_size(model: Model | RetrievalModel) -> list[str]:
     """Return the names of a model's quants, the smallest first."""
     return sorted(model.quants, key=lambda quant: model.quants[quant].bytes)
 
@@ -99,10 +99,10 @@ def _catalog_row(model: Model, machine: Here) -> list[Any]:
 
 
 def _retrieval_row(model: RetrievalModel) -> list[Any]:
-    by_size = sorted(model.quants.values(), key=lambda quant: quant.bytes)
-    smallest_gb = units.gigabytes_of_files(by_size[0].bytes)
+    quants = by_size(model)
+    smallest_gb = units.gigabytes_of_files(model.quants[quants[0]].bytes)
     kind = f"embedding, {model.dimensions} values" if model.dimensions else "rerank"
-    return [model.id, kind, smallest_gb, recommendation.tokens(model.longest_input), " ".join(q.name for q in by_size)]
+    return [model.id, kind, smallest_gb, recommendation.tokens(model.longest_input), " ".join(quants)]
 
 
 def _retrieval_entry(model: RetrievalModel) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import httpx
 CONNECT_S = 1.5
 """How long a connection may take to open; a network of one building answers in milliseconds."""
 SILENT_S = 2
-"""After so many seconds without a sign of the other machine a connection is given up: its cable may be cut."""
+"""Seconds without a sign of the other machine after which a connection is given up: its cable may be cut."""
 AGAIN_S = 0.5
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
 Origin = tuple[str, str, int]

@@ -278,7 +278,7 @@ def test_what_an_engine_reads_again_is_measured_after_it_serves(
     how: str,
     reused: float,
 ) -> None:
-    """Where no engine was here at all; nobody is told that it was proven before it was."""
+    """Where there was no engine at all; no message says that it is proven before it is."""
     home = get_home()
     settings.write(home, "model-dir", str(builtin_model.parent))
     wheel = tiny_engine.make(tmp_path / "other", VERSION, how)

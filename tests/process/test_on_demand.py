@@ -313,7 +313,7 @@ def test_a_model_that_is_not_here_is_downloaded_once_for_all_who_ask(pulling: Ml
 
 
 def test_what_is_too_large_or_no_model_is_refused_in_words(pulling: Mlxq) -> None:
-    """What the catalog knows needs no job; what the Hub alone knows needs one, whoever else asks."""
+    """What the catalog knows needs no job; what the Hub alone knows needs one job for all requests."""
     before = len(pulls(pulling))
     assert error(ask(pulling, "qwen3-8b"))[0] == 507
     assert "and pull-on-demand allows 1 GB." in error(ask(pulling, "qwen3-8b"))[1]

@@ -122,7 +122,7 @@ class Screens:
         self._server.communicate()
 
     def on_a_terminal(self, words: tuple[str, ...], columns: int) -> str:
-        """Return the screen of a command on a terminal of so many columns, and the exit code."""
+        """Return the screen of a command on a terminal of this width, and the exit code."""
         done = self._run(words, columns)
         return _plain(f"{done['stdout'].replace(chr(13), '')}[exit {done['exit']}]\n")
 

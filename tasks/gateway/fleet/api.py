@@ -52,7 +52,7 @@ _JOB = re.compile(rf"{JOBS}/(?P<number>[0-9]{{1,18}})(?P<cancel>/cancel)?")
 _IDEMPOTENCY_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 BODY_BYTES = 1 << 15
 MOST_WRONG, WRONG_S = 10, 60.0
-"""Wrong invitations in so many seconds after which an address is refused for the rest of them."""
+"""An address with this many wrong invitations within WRONG_S seconds is refused until they have passed."""
 MOST_ADDRESSES = 1_000
 """Addresses of which wrong invitations are remembered."""
 
