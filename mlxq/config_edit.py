@@ -63,14 +63,13 @@ def finish(home: Home, draft: Draft) -> bool:
 
     Raises Busy when another program has changed config.yaml meanwhile.
     """
-    if settings.version(home) != draft.version:
+    if settings.version(home) == draft.version and _text(draft.path) == _text(home.config):
+        draft.path.unlink(missing_ok=True)
+        return False
+    if not settings.replace_file(home, draft.path, draft.version):
         raise Busy(
             f"{home.config} was changed while you edited it.",
             done=f"It was left as it is; what you wrote is in {draft.path}.",
             hint="mlxq config edit",
         )
-    if _text(draft.path) == _text(home.config):
-        draft.path.unlink(missing_ok=True)
-        return False
-    settings.replace_file(home, draft.path)
     return True

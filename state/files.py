@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -146,12 +146,22 @@ def await_unlocked(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def changing(path: Path) -> Generator[None]:
-    """Let one process at a time read a file and replace it, by a lock beside it; a disk without locks has none."""
-    with os.fdopen(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as problem:
-            if problem.errno not in WITHOUT_LOCKS:
-                raise
-        yield
+def changing(path: Path, failed: Callable[[OSError], MlxqError]) -> Generator[None]:
+    """Let one process at a time read a file and replace it, by a lock beside it; a disk without locks has none.
+
+    An OSError becomes the error that `failed` makes of it.
+    """
+    try:
+        with os.fdopen(os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "a") as file:
+            _wait_for_lock(file)
+            yield
+    except OSError as problem:
+        raise failed(problem) from problem
+
+
+def _wait_for_lock(file: IO[Any]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as problem:
+        if problem.errno not in WITHOUT_LOCKS:
+            raise

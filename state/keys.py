@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -157,23 +157,14 @@ def _key(row: dict[str, Any]) -> Key:
     )
 
 
-@contextmanager
-def _changing(path: Path) -> Generator[None]:
+def _changing(path: Path) -> AbstractContextManager[None]:
     """Let one process at a time change the keys: a command, a program that is connected, a node that joins."""
-    try:
-        with files.changing(path):
-            yield
-    except OSError as problem:
-        raise _unwritten(path, problem) from problem
-
-
-def _unwritten(path: Path, problem: OSError) -> MlxqError:
-    return MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.")
+    return files.changing(
+        path, lambda problem: MlxqError(f"Cannot write the apps' keys to {path}: {problem.strerror}.")
+    )
 
 
 def _write(path: Path, keys: Mapping[str, Key]) -> None:
-    try:
-        files.replace_private(path, written := json.dumps([asdict(key) for key in keys.values()], indent=1))
-    except OSError as problem:
-        raise _unwritten(path, problem) from problem
+    """Replace the file, inside `_changing`."""
+    files.replace_private(path, written := json.dumps([asdict(key) for key in keys.values()], indent=1))
     good.keep(Home(path.parent), path.name, written)  # at once: a key that was revoked must not count again

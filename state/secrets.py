@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from state import files
@@ -21,6 +22,8 @@ SHELL = "MLXQ_SHELL_KEY"
 CLOUD = "OPENROUTER_API_KEY"
 """The user's own; present only when they gave one."""
 
+MADE = frozenset({MASTER, TIER, PAGE})
+"""Those without which no service starts."""
 _LINE = r"([A-Z][A-Z0-9_]*)=([\x21-\x7e]+)"
 
 
@@ -61,24 +64,36 @@ def write(path: Path, keys: Mapping[str, str]) -> None:
     try:
         files.replace_private(path, "\n".join([*lines, ""]))
     except OSError as problem:
-        raise MlxqError(f"Cannot write the keys to {path}: {problem.strerror}.") from problem
+        raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> MlxqError:
+    return MlxqError(f"Cannot write the keys to {path}: {problem.strerror}.")
+
+
+def _changing(path: Path) -> AbstractContextManager[None]:
+    """Let one process at a time change the keys: a command, the worker, the page."""
+    return files.changing(path, lambda problem: _unwritten(path, problem))
 
 
 def ensure(path: Path) -> dict[str, str]:
     """Return the keys, making those of mlxq that are missing; keys that exist never change."""
     keys = read(path)
-    missing = {name: generate() for name in (MASTER, TIER, PAGE) if name not in keys}
-    if missing:
-        keys |= missing
+    if keys.keys() >= MADE:
+        return keys
+    with _changing(path):
+        keys = read(path)
+        keys |= {name: generate() for name in MADE - keys.keys()}
         write(path, keys)
     return keys
 
 
 def put(path: Path, name: str, value: str | None) -> None:
     """Set one key, or take it out with None."""
-    keys = read(path)
-    keys.pop(name, None)
-    write(path, keys if value is None else {**keys, name: value})
+    with _changing(path):
+        keys = read(path)
+        keys.pop(name, None)
+        write(path, keys if value is None else {**keys, name: value})
 
 
 def generate() -> str:

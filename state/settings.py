@@ -693,6 +693,23 @@ def write(home: Home, name: str, value: Any) -> Any:
 
     Raises UsageProblem for a value that is not allowed, or a file that cannot be read.
     """
+    with _changing(home):
+        return _write(home, name, value)
+
+
+def change(home: Home, name: str, new: Callable[[Any], Any]) -> None:
+    """Set one setting to what `new` makes of its value, as `write` does."""
+    with _changing(home):
+        _write(home, name, new(load(home)[name]))
+
+
+def _changing(home: Home) -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time change config.yaml. Raises MlxqError where it cannot be written."""
+    path = home.make().config
+    return files.changing(path, lambda problem: _unwritten(path, problem))
+
+
+def _write(home: Home, name: str, value: Any) -> Any:
     valid = check(find(name), value)
     try:
         entries = _entries(home)
@@ -712,8 +729,11 @@ def reset(home: Home, name: str | None) -> Path | None:
     Return where the old file is if it was moved aside: all are reset, or it cannot be read; in that case the other
     settings have their last valid values. Raises UsageProblem for a name that is neither a setting nor in the file.
     """
-    if name is None:
-        return files.set_aside(home.config)
+    with _changing(home):
+        return files.set_aside(home.config) if name is None else _reset(home, name)
+
+
+def _reset(home: Home, name: str) -> Path | None:
     try:
         entries = _entries(home)
     except Unreadable:
@@ -731,7 +751,7 @@ def reset(home: Home, name: str | None) -> Path | None:
 def _save(home: Home, entries: Sequence[ConfigEntry]) -> None:
     """Write config.yaml. What YAML could not make a value of is left out."""
     values = {entry.name: entry.value for entry in entries if not entry.fault}
-    write_private(home.make().config, as_yaml(values))
+    write_private(home.config, as_yaml(values))
     load(home)
 
 
@@ -756,8 +776,19 @@ def problems_of(home: Home, path: Path) -> list[ConfigProblem]:
     return list(_Reading(path, _last_valid(home), entries).settings().problems)
 
 
-def replace_file(home: Home, path: Path) -> None:
-    """Put a file in the place of config.yaml, whatever is there; what it was is config.yaml.old. Raises MlxqError."""
+def replace_file(home: Home, path: Path, expected: object) -> bool:
+    """Put a file in the place of config.yaml, whatever is there; what it was is config.yaml.old. Raises MlxqError.
+
+    Return whether config.yaml still had the version `expected`; where not, it is left.
+    """
+    with _changing(home):
+        if version(home) != expected:
+            return False
+        _replace_file(home, path)
+    return True
+
+
+def _replace_file(home: Home, path: Path) -> None:
     try:
         if home.config.is_dir() and not home.config.is_symlink():
             files.set_aside(home.config)
@@ -775,6 +806,9 @@ def write_private(path: Path, text: str) -> None:
     try:
         files.replace_private(path, text)
     except OSError as problem:
-        raise MlxqError(
-            f"Cannot write {path}: {problem.strerror}.", done="It is as it was.", hint=f"ls -la {path.parent}"
-        ) from problem
+        raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> MlxqError:
+    message = f"Cannot write {path}: {problem.strerror}."
+    return MlxqError(message, done="It is as it was.", hint=f"ls -la {path.parent}")

@@ -105,8 +105,7 @@ def use(engine: str, *, tier: str | None, timeout_s: float | None) -> None:
     tiers = _sharing(home, tier) if tier else []
     _clear_faults(home, engine, tier)
     if tiers:
-        tier_engines: dict[str, str] = settings.load(home)["tier-engines"]
-        settings.write(home, "tier-engines", dict(tier_engines) | dict.fromkeys(tiers, engine))
+        settings.change(home, "tier-engines", lambda now: dict(now) | dict.fromkeys(tiers, engine))
     else:
         settings.write(home, "engine", engine)
     _go_over(home, timeout_s)

@@ -26,8 +26,7 @@ def command(model: str, *, dry_run: bool) -> None:
         click.echo(f"# add {model} to the setting pinned")
         return
     name = canonical(home, model)
-    pinned: list[str] = settings.load(home)["pinned"]
-    settings.write(home, "pinned", list(dict.fromkeys([*pinned, name])))
+    settings.change(home, "pinned", lambda pinned: list(dict.fromkeys([*pinned, name])))
     render.say(f"{name} stays loaded once it is.")
     render.next_step(f"mlxq load {name}")
 

@@ -25,5 +25,5 @@ def command(model: str, *, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"# take {model} out of the setting pinned")
         return
-    settings.write(home, "pinned", staying)
+    settings.change(home, "pinned", lambda now: [name for name in now if name.lower() != model.lower()])
     render.say(f"{model} may be stopped again.")

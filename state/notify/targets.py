@@ -6,6 +6,7 @@ import json
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -84,22 +85,24 @@ def find(path: Path, name: str) -> NotifyTarget:
 
 def add(path: Path, target: NotifyTarget) -> None:
     """Add a target. Raises UsageProblem when it is not allowed, its name is taken, or there are MOST already."""
-    targets = read(path)
-    if target.name in targets:
-        raise UsageProblem(
-            f"There is a notification target {target.name} already.", hint=f"mlxq notify remove {target.name}"
-        )
-    if len(targets) >= MOST:
-        raise UsageProblem(f"There are {MOST} notification targets already.", hint="mlxq notify list")
     check(target)
     _check_secret(target)
-    _write(path, {**targets, target.name: target})
+    with _changing(path):
+        targets = read(path)
+        if target.name in targets:
+            raise UsageProblem(
+                f"There is a notification target {target.name} already.", hint=f"mlxq notify remove {target.name}"
+            )
+        if len(targets) >= MOST:
+            raise UsageProblem(f"There are {MOST} notification targets already.", hint="mlxq notify list")
+        _write(path, {**targets, target.name: target})
 
 
 def remove(path: Path, name: str) -> None:
     """Remove a target. Raises NotFound."""
-    find(path, name)
-    _write(path, {other: target for other, target in read(path).items() if other != name})
+    with _changing(path):
+        find(path, name)
+        _write(path, {other: target for other, target in read(path).items() if other != name})
 
 
 def generate_secret() -> str:
@@ -188,8 +191,13 @@ def _target(row: dict[str, Any]) -> NotifyTarget:
     return target
 
 
+def _changing(path: Path) -> AbstractContextManager[None]:
+    """Let one process at a time change the targets."""
+    return files.changing(
+        path, lambda problem: MlxqError(f"Cannot write the notification targets to {path}: {problem.strerror}.")
+    )
+
+
 def _write(path: Path, targets: Mapping[str, NotifyTarget]) -> None:
-    try:
-        files.replace_private(path, json.dumps([asdict(target) for target in targets.values()], indent=1))
-    except OSError as problem:
-        raise MlxqError(f"Cannot write the notification targets to {path}: {problem.strerror}.") from problem
+    """Replace the file, inside `_changing`."""
+    files.replace_private(path, json.dumps([asdict(target) for target in targets.values()], indent=1))

@@ -29,9 +29,10 @@ def test_only_the_user_can_read_it(path: Path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_nothing_is_left_beside_the_file(path: Path):
+def test_only_an_empty_lock_is_left_beside_the_file(path: Path):
     secrets.ensure(path)
-    assert list(path.parent.iterdir()) == [path]
+    (lock,) = set(path.parent.iterdir()) - {path}
+    assert (lock.name, lock.stat().st_size, stat.S_IMODE(lock.stat().st_mode)) == (".secrets.env.lock", 0, 0o600)
 
 
 def test_a_stale_temporary_file_is_no_obstacle(path: Path):
