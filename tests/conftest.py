@@ -30,6 +30,9 @@ GRACE_S = 60.0
 MOST_PROCESSES = 4
 
 real_home.guard()
+# Where Python may not store what it compiled, each of thousands of processes compiles what it imports: 0.2 s a command.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # What runs with `&`, under nohup or in many runners ignores SIGINT, and so would each program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
