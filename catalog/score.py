@@ -346,5 +346,5 @@ def _builtin_pick(machine: Machine, model: Model, tier: str, context: int) -> Pi
     )
 
 
-BUILTIN_CACHE = 64_000_000
-"""Bytes the built-in model keeps of old prompts."""
+BUILTIN_CACHE = 48_000_000
+"""Bytes the built-in model keeps of old prompts: two of 1,024 tokens, with which its engine stays below 400 MB."""
