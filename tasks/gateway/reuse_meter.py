@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -19,8 +20,9 @@ from tasks.plan import health, request_stats
 STATUS = "/v1/status"
 COUNT_S = 0.25
 """How long a request waits for the counter where it is not known: an engine that hangs must be left in time."""
-SETTLE_S = 1.0
-"""How long the end of an answer waits for its engine's status."""
+SETTLE_S, LONGEST_SETTLE_S = 1.0, 10.0
+"""How long the end of an answer waits for its engine's status: as long as the request took, within these bounds. Where
+a machine is so busy that a request takes many times as long, so does the status."""
 
 
 class ReportedReuse:
@@ -110,6 +112,7 @@ class ObservedReuse:
         self.grown = 0
         self.listed: dict[int, int] = {}
         """Tokens of the prompts at work -> those of them that were not read again."""
+        self._began = time.monotonic()
 
     def look(self) -> None:
         """Begin to look, once."""
@@ -117,7 +120,7 @@ class ObservedReuse:
             self._look = asyncio.create_task(self._meter.look(self))
 
     async def settle(self) -> None:
-        """Wait for the look, a second at most.
+        """Wait for the look, within its bounds.
 
         Once an answer is out its request is listed no more, and the counter tells of one that was alone only.
         """
@@ -125,7 +128,8 @@ class ObservedReuse:
             return
         self.look()
         assert self._look is not None
-        await asyncio.wait({self._look}, timeout=SETTLE_S)
+        took = time.monotonic() - self._began
+        await asyncio.wait({self._look}, timeout=min(max(SETTLE_S, took), LONGEST_SETTLE_S))
 
     def cancel(self) -> None:
         """Look no more."""
