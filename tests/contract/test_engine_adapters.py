@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from support import hybrid_model, loopback
-from support.engines import KEY, MIB, Engine, installation, offline_prefix
+from support import hybrid_model, loopback, outbound
+from support.engines import KEY, MIB, Engine, installation
 from support.mlxq_home import until
 
 from catalog.engines import Abilities, ModelKind, abilities, entry, every, reuses
@@ -36,18 +36,6 @@ from tasks.system.process import How
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 RESIDENT = {"vllm-mlx": 350 * MIB, "rapid-mlx": 400 * MIB, "mlx-lm-sharded": 120 * MIB}
-ASK = str(Path(__file__).parents[1] / "support" / "ask_once.py")
-INSIDE = """
-ip link set lo up
-url=$1 key=$2
-shift 2
-"$@" >&2 &
-engine=$!
-python3 -I "$0" "$url" "$key"
-pkill -TERM -P $engine
-wait $engine
-"""
-"""Runs an engine where there is no way out, asks it once, and ends it; $0 is the program that asks."""
 SECRET = "my landlord is called Ferdinand"
 SCHEMA = {
     "type": "json_schema",
@@ -442,21 +430,8 @@ def test_its_last_words_are_understood(at: Installation, plain: Path, tmp_path: 
 
 def test_nothing_leaves_the_machine(at: Installation, plain: Path, tmp_path: Path):
     """In a network namespace that has loopback alone it starts and answers; every look-up is seen by strace."""
-    prefix = offline_prefix()
-    if prefix is None or shutil.which("strace") is None:
+    if not outbound.can_be_seen():
         pytest.skip("this system allows no network namespace, or has no strace")
     engine = Engine(tmp_path, plain, at)
-    launch, trace = engine.launch(), tmp_path / "trace"
-    words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), *launch.argv]
-    done = subprocess.run(
-        [*prefix, "/bin/sh", "-c", INSIDE, ASK, engine.url, KEY, *words],
-        env=launch.environment(1),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    calls = [line for line in trace.read_text().splitlines() if "AF_INET" in line]
 
-    assert done.stdout.split() == ["200"], done.stderr[-2000:]
-    assert [line for line in calls if "127.0.0.1" not in line and "::1" not in line] == []
+    assert outbound.calls(engine.launch(), engine.url, outbound.CHAT, engine.body(max_tokens=3), tmp_path) == []

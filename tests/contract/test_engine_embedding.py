@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support import retrieval, tiny_encoder
+from support import outbound, retrieval, tiny_encoder
 from support.retrieval import KEY, REFERENCE, RetrievalEngine, vector
 
 from state.stack import Purpose
@@ -156,3 +156,13 @@ def test_it_ends_when_told_to(weights: Path, tmp_path: Path, number: signal.Sign
     with retrieval.running(retrieval.entry("embedding", weights, "all-minilm-l6-v2"), tmp_path) as engine:
         engine.process.send_signal(number)
         assert engine.process.wait(15) in {0, -number}
+
+
+def test_nothing_leaves_the_machine(weights: Path, tmp_path: Path):
+    """As tests/contract/test_engine_adapters.py has it for the engines of chats."""
+    if not outbound.can_be_seen():
+        pytest.skip("this system allows no network namespace, or has no strace")
+    served = retrieval.entry("embedding", weights, "all-minilm-l6-v2")
+    url, body = f"http://127.0.0.1:{served.port}", {"model": "embedding", "input": ["Hi"]}
+
+    assert outbound.calls(retrieval.launch(served, tmp_path), url, "/v1/embeddings", body, tmp_path, key=KEY) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from support.ports import free_port
 
 from state.paths import Home
 from state.stack import Engine, Purpose
-from tasks.engines import embedding, installed
+from tasks.engines import embedding, installed, serving
 from tasks.engines.base import ModelFacts, Served
 
 KEY = "sk-retrieval"
@@ -48,20 +47,25 @@ def entry(purpose: Purpose, weights: Path, model: str, *, context: int = 256, po
     )
 
 
+def launch(served: Engine, home: Path) -> serving.Launch:
+    """Return how mlxq starts it."""
+    order = Served(served, ModelFacts(), str(home), KEY, "cpu")
+    return serving.launch_with(order, embedding.installation(installed.fallback(Home(home))))
+
+
 class RetrievalEngine:
     """The process."""
 
     def __init__(self, served: Engine, home: Path) -> None:
         self.port = served.port
         self.url = f"http://127.0.0.1:{served.port}"
-        order = Served(served, ModelFacts(), str(home), KEY, "cpu")
-        environment = os.environ | embedding.environment(order) | {"MLXQ_HOME": str(home), "MLXQ_SERVICE": served.name}
+        started = launch(served, home)
         self.log = home / "logs" / f"{served.name}.log"
         self.log.parent.mkdir(exist_ok=True, parents=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                embedding.argv(order, embedding.installation(installed.fallback(Home(home)))),
-                env=environment,
+                started.argv,
+                env=started.environment(1),
                 stdout=log,
                 stderr=log,
             )

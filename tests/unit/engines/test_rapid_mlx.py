@@ -5,9 +5,10 @@ from pathlib import Path
 import mlx.core as mx
 
 from catalog.engines import ModelKind
+from catalog.score import BUILTIN_CACHE
 from state.stack import Engine
 from tasks.engines import model_facts, rapid_mlx, serving
-from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served
+from tasks.engines.base import GIB, MIB, Installation, ModelFacts, Served, cache_bytes
 from tasks.plan.exit_causes import explain
 
 TIER = Engine(
@@ -142,3 +143,14 @@ def test_draft_heads_are_seen_in_the_weights_and_not_in_config_alone(tmp_path: P
     assert not model_facts.read(tmp_path).draft_heads
     mx.save_safetensors(str(tmp_path / "model.safetensors"), {"mtp.norm.weight": mx.zeros(2)})
     assert model_facts.read(tmp_path).draft_heads
+
+
+def test_the_built_in_models_cache_holds_two_prompts_and_no_more():
+    """A smaller one would be none, and with a larger one its engine took 406 MB of the 400 that it may."""
+    token_bytes = 2 * 2 * 30 * 3 * 64  # a key and a value of two bytes: layers, heads, their width
+    least = 2 * 1024 * token_bytes
+    tiny = dataclasses.replace(TIER, cache_bytes=BUILTIN_CACHE, context=4096)
+    facts = ModelFacts(kind=ModelKind.ATTENTION, token_bytes=token_bytes)
+
+    assert cache_bytes(Served(tiny, facts, "/home/me/.mlxq", "sk-1", "cpu"), reuses=True) == BUILTIN_CACHE
+    assert least <= BUILTIN_CACHE < 1.05 * least
