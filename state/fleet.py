@@ -217,9 +217,9 @@ def remove(db: Database, name: str) -> bool:
     return _remove(db, "DELETE FROM nodes WHERE name = ?", name)
 
 
-def _remove(db: Database, statement: str, name: str) -> bool:
+def _remove(db: Database, statement: str, name: str, *, member: bool = False) -> bool:
     removed = db.run(statement, (name,)) > 0
-    key_file(db.home, name).unlink(missing_ok=True)
+    key_file(db.home, name, member=member).unlink(missing_ok=True)
     db.wake()
     return removed
 
@@ -290,7 +290,7 @@ def announced(db: Database, name: str, addresses: tuple[str, ...]) -> None:
 @atomic
 def remove_membership(db: Database, name: str) -> bool:
     """Forget a fleet and the key for it; return whether this node belonged to it."""
-    return _remove(db, "DELETE FROM memberships WHERE name = ?", name)
+    return _remove(db, "DELETE FROM memberships WHERE name = ?", name, member=True)
 
 
 # ---------------------------------------------------------------- requests for jobs
@@ -342,16 +342,22 @@ def is_on(db: Database) -> bool:
 # ---------------------------------------------------------------- keys
 
 
-def key_file(home: Home, name: str) -> Path:
-    """Return the file of the key that opens a node, or the fleet that this node joined."""
+def key_file(home: Home, name: str, *, member: bool = False) -> Path:
+    """Return the file of the key that opens a node, or of this node's membership of its fleet.
+
+    Two nodes that invited each other have both.
+    """
     if not NAME.fullmatch(name):
         raise UsageProblem(f"{name!r} is no name for a node: small letters, digits and dashes.")
-    return home.root / "fleet" / f"{name}.key"
+    return home.root / "fleet" / (f"{name}.member.key" if member else f"{name}.key")
 
 
-def key(home: Home, name: str) -> str:
-    """Return the key that opens a node. Raises Damaged where there is none, MlxqError when others may read it."""
-    path = key_file(home, name)
+def key(home: Home, name: str, *, member: bool = False) -> str:
+    """Return the key that opens a node, or that of a membership.
+
+    Raises Damaged where there is none, MlxqError when others may read it.
+    """
+    path = key_file(home, name, member=member)
     try:
         mode, secret = stat.S_IMODE(path.stat().st_mode), path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as problem:
@@ -363,9 +369,9 @@ def key(home: Home, name: str) -> str:
     return secret
 
 
-def put_key(home: Home, name: str, secret: str) -> None:
-    """Store the key that opens a node, mode 0600. Raises MlxqError."""
-    path = key_file(home, name)
+def put_key(home: Home, name: str, secret: str, *, member: bool = False) -> None:
+    """Store the key that opens a node, or that of a membership, mode 0600. Raises MlxqError."""
+    path = key_file(home, name, member=member)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         files.replace_private(path, f"{secret}\n")

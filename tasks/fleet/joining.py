@@ -66,7 +66,7 @@ def join(db: Database, inviter: Node, invitation: Invitation, addresses: tuple[s
         raise
     addresses_known = tuple(dict.fromkeys([inviter.address, *invitation.addresses]))
     membership = Membership(invitation.name, addresses_known, inviter.authority, inviter.fingerprint, addresses)
-    fleet.put_key(home, invitation.name, str(answer["key"]))
+    fleet.put_key(home, invitation.name, str(answer["key"]), member=True)
     fleet.put_membership(db, membership)
     return membership
 
@@ -103,7 +103,7 @@ def client_of(db: Database, membership: Membership) -> NodeClient:
         membership.fingerprint,
         addresses=membership.addresses,
     )
-    return NodeClient.of(db.home, node)
+    return NodeClient(node, fleet.key(db.home, membership.name, member=True))
 
 
 def announce(db: Database, membership: Membership, addresses: tuple[str, ...]) -> None:

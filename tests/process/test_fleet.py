@@ -130,7 +130,7 @@ def test_an_attacker_in_the_network_reaches_nothing(fleet: tuple[Machine, Machin
     """Every route, with no key, a wrong one, an app's, the master's, and with those of the other kinds of nodes."""
     mini, studio = fleet
     app = studio.run("keys", "create", "my-app").split()[0]
-    member = (studio.home.root / "fleet" / "mini.key").read_text().strip()
+    member = (studio.home.root / "fleet" / "mini.member.key").read_text().strip()
     routes = [*ROUTES, ("GET", f"{JOBS}/1"), ("POST", f"{JOBS}/1/cancel"), ("GET", "/fleet/v1/none")]
     with studio.client() as client:
         for method, path in routes:

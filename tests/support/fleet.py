@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,33 +15,50 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from support.mlxq_home import TIER, Mlxq
+from support.mlxq_home import LIMIT_S, TIER, Mlxq
 from support.ports import free_port
 from support.recovery import up_with_gateway
 
 from state import settings, stack
 from state.paths import Home
 from state.stack import Tier
+from tasks.front import install
+from tasks.front import plan as front
+from tasks.front import proxy as front_proxy
 from tasks.system import certificates
 from tasks.weights import builtin
 
 OTHER = "127.0.0.2"
 """Where a gateway that is open is reached encrypted."""
+ALL = "0.0.0.0"
+
+
+def proxy_environment(root: Path) -> Path:
+    """Return LiteLLM's proxy, installed below `root` by its lock; processes that want it at once wait for one."""
+    folder = root / f"litellm-proxy-{front.LITELLM}"
+    with (root / "proxy.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            install.work({"folder": str(folder)}, lambda _: None)
+    return folder
 
 
 class Machine:
     """One node."""
 
-    def __init__(self, name: str, root: Path, weights: Path | None = None) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, root: Path, weights: Path | None = None, *, address: str = OTHER, prefix: Sequence[str] = ()
+    ) -> None:
+        """`address`: where other machines reach it; `prefix`: the words that enter its network namespace."""
+        self.name, self.address, self.prefix = name, address, prefix
         self.home = Home(root).make()
-        values = {"page-port": 0, "node-name": name, "node-addresses": OTHER, "litellm-port": free_port()}
+        values = {"page-port": 0, "node-name": name, "node-addresses": address, "litellm-port": free_port()}
         for setting, value in values.items():
             settings.write(self.home, setting, value)
         self.home.models.mkdir(exist_ok=True)
         if weights is not None:
             shutil.copytree(weights.parent, self.home.models, copy_function=os.link, dirs_exist_ok=True)
-        self.mlxq = Mlxq(self.home)
+        self.mlxq = Mlxq(self.home, prefix)
         folder = builtin.ensure(self.home.models)
         engine = replace(TIER, name="standard", model="smollm2-135m", port=free_port(), weights=str(folder))
         stack.replace(self.mlxq.db, [Tier("standard", engine)])
@@ -52,11 +70,29 @@ class Machine:
     @property
     def url(self) -> str:
         """Where other machines ask."""
-        return f"https://{OTHER}:{self.port}"
+        return f"https://{self.address}:{self.port}"
 
     def up(self) -> None:
         self.mlxq.work_with_fakes()
         up_with_gateway(self.mlxq, self.port)
+
+    def up_with_scripted(self, slots: int) -> None:
+        """Serve with an engine that works at so many requests side by side, and does what they order."""
+        self.mlxq.work_with_scripted(slots)
+        up_with_gateway(self.mlxq, self.port)
+
+    def up_front(self, proxy: Path, redis: str = "") -> None:
+        """Serve as a front too; `proxy`: where LiteLLM's proxy is installed (`proxy_environment`)."""
+        self.home.front.mkdir(exist_ok=True)
+        front_proxy.folder(self.home).symlink_to(proxy)
+        for setting, value in {"front": True, "front-host": ALL, "front-redis": redis}.items():
+            settings.write(self.home, setting, value)
+        self.run("up", "front")
+
+    @property
+    def front_url(self) -> str:
+        """Where other machines ask its front."""
+        return f"https://{self.address}:{settings.load(self.home)['front-port']}"
 
     def run(self, *words: str, code: int = 0, text: str | None = None) -> str:
         """Run a command and return what it printed; its exit code must be `code`."""
@@ -70,14 +106,14 @@ class Machine:
     def _done(self, words: Sequence[str], code: int, text: str | None) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLXQ_")}
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "mlxq", *words],
+            [*self.prefix, sys.executable, "-P", "-m", "mlxq", *words],
             env=environment | {"MLXQ_HOME": str(self.home.root)},
             input=text,
             stdin=None if text is not None else subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=LIMIT_S,
         )
         assert done.returncode == code, done.stdout + done.stderr + self.mlxq.logs()
         assert "Traceback" not in done.stderr

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ serving.argv = lambda served, at: real_argv(served, at) if served.engine.purpose
     "--port", str(served.engine.port), "--name", served.engine.name, "--weights", served.engine.weights,
     "--cache", str(served.engine.cache_bytes),
 ]
+"""
+SCRIPTED = """
+import os
+from tasks.engines import serving
+program, slots = os.environ["SCRIPTED_ENGINE"], os.environ["SCRIPTED_SLOTS"]
+serving.argv = lambda served, at: [at.python, program, str(served.engine.port), served.engine.name, slots]
 """
 CLOCK = """
 import os, pathlib, time
@@ -70,8 +76,10 @@ def until(true: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:
 class Mlxq:
     """One home with its worker and its services."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, prefix: Sequence[str] = ()) -> None:
+        """`prefix`: the words before the worker's command line, such as those that enter a network namespace."""
         self.home = home
+        self.prefix = prefix
         self.db: Database = open_database(home)
         self.worker: subprocess.Popen[bytes] | None = None
         secrets.ensure(home.secrets)
@@ -92,10 +100,15 @@ class Mlxq:
         program = shlex.join([str(Path(__file__).with_name("fake_engine.py")), *flags])
         self._start(prelude + FAKE + WORKER, {"FAKE_ENGINE": program} | environment)
 
+    def work_with_scripted(self, slots: int) -> None:
+        """Start a worker whose engines are scripted_engine.py, which works at so many requests side by side."""
+        program = str(Path(__file__).with_name("scripted_engine.py"))
+        self._start(SCRIPTED + WORKER, {"SCRIPTED_ENGINE": program, "SCRIPTED_SLOTS": str(slots)})
+
     def _start(self, code: str, environment: dict[str, str]) -> None:
         with self.home.log("worker").open("ab") as log:
             self.worker = subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
+                [*self.prefix, sys.executable, "-P", "-c", code],
                 env=os.environ | {"MLXQ_HOME": str(self.home.root)} | environment,
                 stdout=log,
                 stderr=log,

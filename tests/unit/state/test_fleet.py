@@ -77,6 +77,18 @@ def test_a_removed_node_leaves_no_key(db: Database) -> None:
         fleet.key(db.home, "studio")
 
 
+def test_two_nodes_that_invited_each_other_have_a_key_for_both(db: Database) -> None:
+    fleet.put(db, STUDIO)
+    fleet.put_key(db.home, "studio", "sk-mlxq-node")
+    fleet.put_key(db.home, "studio", "sk-mlxq-member", member=True)
+    assert (fleet.key(db.home, "studio"), fleet.key(db.home, "studio", member=True)) == (
+        "sk-mlxq-node",
+        "sk-mlxq-member",
+    )
+    fleet.remove(db, "studio")
+    assert fleet.key(db.home, "studio", member=True) == "sk-mlxq-member"
+
+
 @pytest.mark.parametrize("name", ["", "Studio", "../keys", "a/b", "a.b", "-a", "a" * 32])
 def test_a_name_that_is_no_label_leads_to_no_file(db: Database, name: str) -> None:
     with pytest.raises(UsageProblem, match="is no name for a node"):
