@@ -19,6 +19,7 @@ from state.paths import Home
 from state.secrets import generate
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,39}"
+FORM = r"sk-mlxq-[A-Za-z0-9_-]{43}"
 KeyKind = Literal["app", "fleet", "member"]
 """Who has a key: an app; the node that invited this one, which asks models and jobs; a node that joined this one's
 fleet, which says where it is and that it leaves."""
@@ -102,15 +103,23 @@ def create(
     store: bool = True,
     manage: bool = False,
     kind: KeyKind = "app",
+    secret: str | None = None,
 ) -> str:
-    """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd."""
+    """Make a key and return it; it cannot be shown again. Raises UsageProblem when the name is taken or odd.
+
+    `secret`: a key that mlxq made on another machine, which is to be valid here too.
+    """
+    if secret is not None and not re.fullmatch(FORM, secret):
+        raise UsageProblem("This is no key that mlxq made: sk-mlxq- and 43 characters.", hint="mlxq keys create NAME")
     if not re.fullmatch(NAME, name):
         raise UsageProblem(f"{name!r} is no name for a key: small letters, digits, dots and dashes.")
     with _changing(path):
         keys = read(path)
         if name in {key.name for key in keys.values()}:
             raise UsageProblem(f"There is a key named {name} already.", hint=f"mlxq keys revoke {name}")
-        secret = generate()
+        secret = secret or generate()
+        if digest(secret) in keys:
+            raise UsageProblem(f"This key is here already, named {keys[digest(secret)].name}.", hint="mlxq keys list")
         entry = Key(name, digest(secret), time.time(), tiers, rpm, background, store, manage, kind)
         _write(path, {**keys, entry.digest: entry})
     return secret

