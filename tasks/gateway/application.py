@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -45,7 +45,7 @@ from tasks.plan import gateway as plan
 
 log = logging.getLogger("mlxq.gateway")
 
-CHECK, BATCH = plan.CHECK.encode(), plan.BATCH.encode()
+CHECK, BATCH, APP = plan.CHECK.encode(), plan.BATCH.encode(), plan.APP.encode()
 OPEN = frozenset({"/health", "/health/liveliness", "/health/liveness", "/health/readiness"})
 """What a supervisor may ask without a key."""
 MODELS = ("/v1/models", "/models")
@@ -162,6 +162,7 @@ class Application:
         if isinstance(key, Refusal):
             await reply.refuse(key)
             return
+        key = for_app(key, scope)
         call.key, call.store = key.name, key.store
         if serves(call.path):
             await self._batches.serve(scope, receive, key.name, reply)
@@ -450,6 +451,20 @@ async def _watch(receive: Receive, call: Call, task: asyncio.Task[Any]) -> None:
         pass
     call.disconnected = True
     task.cancel()
+
+
+def for_app(key: Key, scope: Scope) -> Key:
+    """Return a front's key as it counts for a request: it yields and is stored as the app's key says that it asks for.
+
+    An app's key cannot say of itself what it is not.
+    """
+    headers = dict(scope["headers"])
+    if APP not in headers or not (key.kind == "fleet" or key.name == MASTER_NAME):
+        return key
+    words = headers[APP].decode("latin-1").split()
+    return replace(
+        key, background=key.background or plan.BACKGROUND in words, store=key.store and plan.NO_STORE not in words
+    )
 
 
 def _opens(key: Key, path: str) -> bool:

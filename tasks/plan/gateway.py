@@ -26,6 +26,11 @@ BATCH = "x-mlxq-batch"
 where the cloud may answer. The owner's tiers and usage count; its key itself is in no job and no file."""
 BATCH_CLOUD = "cloud"
 
+APP = "x-mlxq-app"
+"""The header of what a front asks for an app, by its node's key or, on its own machine, the master key: words of
+BACKGROUND and NO_STORE, where the app's key is one of these."""
+BACKGROUND, NO_STORE = "background", "no-store"
+
 TRIAL = "MLXQ_TRIAL_PORT"
 """Names the port on which a gateway is proven beside the one that serves, before it takes that one's place."""
 TRIAL_KEY = "MLXQ_TRIAL_KEY"
