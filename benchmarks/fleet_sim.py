@@ -112,6 +112,9 @@ class Rules:
 
 
 RULES = Rules()
+"""LiteLLM's own."""
+MLXQ = Rules(place="any")
+"""Those of mlxq's front (tasks/front/plan.py and front_plugin.py); a test compares them."""
 
 
 class Draws:
@@ -680,7 +683,7 @@ def show(runs: Sequence[tuple[str, Summary]]) -> None:
 CHOICES: tuple[tuple[str, Rules, float], ...] = (
     ("as LiteLLM has it", Rules(), 1),
     ("no affinity", Rules(affinity=False), 1),
-    ("any of equals", Rules(place="any"), 1),
+    ("any of equals", MLXQ, 1),
     ("by hash", Rules(place="hash"), 1),
     ("any, moves when 2 wait", Rules(place="any", spill=2), 1),
     ("any, 100 x the failures", Rules(place="any"), 100),

@@ -13,20 +13,19 @@ from state.db import Database
 from state.errors import MlxqError, UsageProblem
 from state.fleet import Node, ServedModel
 from state.paths import Home
+from tasks.fleet import identity
 from tasks.front import plan as front
 from tasks.front.plan import FrontFiles
 from tasks.plan import gateway
 from tasks.runtime import log
 
-LOCAL = "this"
-"""This machine's node, in the front's answers; one that joined by that name is told apart by a number."""
 PROXY, POLICY, NODES = "front.yaml", "policy.json", "nodes.json"
 
 
 def wanted(db: Database, home: Home) -> FrontFiles:
     """Return what the front is to read now. Raises UsageProblem, Damaged."""
-    joined = fleet.nodes(db)
-    own = own_node(db, {node.name for node in joined})
+    own = own_node(db)
+    joined = [node for node in fleet.nodes(db) if node.name != own.name]  # a name that was chosen after it joined
     opened = _keys(home, joined) | {own.name: secrets.ensure(home.secrets)[secrets.MASTER]}
     values = settings.load(home)
     return front.files(
@@ -41,9 +40,11 @@ def wanted(db: Database, home: Home) -> FrontFiles:
     )
 
 
-def own_node(db: Database, taken: set[str]) -> Node:
-    """Return this machine as a node among others, with the tiers and the models that it serves."""
-    name = next(name for name in (LOCAL, *(f"{LOCAL}-{number}" for number in range(2, 99))) if name not in taken)
+def own_node(db: Database) -> Node:
+    """Return this machine as a node among others, with the tiers and the models that it serves.
+
+    By the name that it has at every other front: what two fronts share in Redis of a node is about the same machine.
+    """
     tiers = stack.tiers(db)
     engines = {tier.name: tier.engine for tier in tiers if tier.desired == "up"}
     engines |= {engine.name: engine for engine in stack.retrieval(db)}
@@ -51,7 +52,7 @@ def own_node(db: Database, taken: set[str]) -> Node:
     engines |= {tier.model: tier.engine for tier in tiers if tier.desired == "up"}
     serves = {name: ServedModel(name, engine.context, engine.concurrency) for name, engine in engines.items()}
     port: int = settings.load(db.home)["litellm-port"]
-    return Node(name, "mlxq", f"http://{gateway.LOOPBACK}:{port}", serves=serves)
+    return Node(identity.own_name(db.home), "mlxq", f"http://{gateway.LOOPBACK}:{port}", serves=serves)
 
 
 def _keys(home: Home, nodes: list[Node]) -> dict[str, str]:

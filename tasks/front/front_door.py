@@ -63,6 +63,13 @@ class AppKey:
     digest: str
     tiers: tuple[str, ...] = ()
     rpm: int | None = None
+    background: bool = False
+    store: bool = True
+
+    @property
+    def words(self) -> str:
+        """Return what a node is told of the app that asks: the header `x-mlxq-app` (tasks/plan/gateway.py)."""
+        return " ".join(["background"] * self.background + ["no-store"] * (not self.store))
 
     def may_ask(self, *names: str) -> bool:
         """Return whether it may ask for what goes by these names."""
@@ -106,7 +113,9 @@ class AppKeys:
 
 
 def _key(row: Json) -> AppKey:
-    return AppKey(row["name"], row["digest"], tuple(map(str, row["tiers"])), row["rpm"])
+    tiers = tuple(map(str, row["tiers"]))
+    background, store = row.get("background") is True, row.get("store") is not False
+    return AppKey(row["name"], row["digest"], tiers, row["rpm"], background, store)
 
 
 def secret_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -206,6 +215,8 @@ class FrontDoor:
     application: Application
     ring: AppKeys
     policy: Policy
+    tell: Callable[[str], object] = str
+    """Gets the words of a request's key, in the request's own context, before the proxy does."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -233,6 +244,7 @@ class FrontDoor:
         except ConnectionError:
             return
         else:
+            self.tell(key.words)
             await self.application(_with_headers(passing, headers), content, _without_addresses(send))
 
     def _admitted(self, scope: Scope) -> AppKey:

@@ -76,14 +76,16 @@ class Front:
         self._folder = folder
         self._door = load(Path(__file__).with_name("front_door.py"))
         plugin = load(Path(__file__).with_name("front_plugin.py"))
-        self._transport = load(Path(__file__).with_name("node_transport.py")).NodeTransport()
+        reaching = load(Path(__file__).with_name("node_transport.py"))
+        self._transport = reaching.NodeTransport()
         self._proxy = load_proxy()
         litellm.aclient_session = httpx.AsyncClient(transport=self._transport, trust_env=False)
         self._usage = plugin.UsageLog(folder / "usage")
         litellm.logging_callback_manager.add_litellm_callback(self._usage)
         policy = self._read_policy()
         ring = self._door.AppKeys(Path(policy["keys"]), policy["master"])
-        self._application = self._door.FrontDoor(self._proxy.app, ring, self._door.Policy.read(folder / "policy.json"))
+        policy_now = self._door.Policy.read(folder / "policy.json")
+        self._application = self._door.FrontDoor(self._proxy.app, ring, policy_now, reaching.APP_WORDS.set)
         self._point()
 
     def _write_usage(self) -> None:

@@ -11,16 +11,26 @@ import ssl
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 
 import httpx
 
-CONNECT_S = 1.5
-"""How long a connection may take to open; a network of one building answers in milliseconds."""
+CONNECT_S = 1.3
+"""How long a connection may take to open; a network of one building answers in milliseconds, and after one lost packet
+in a second."""
+PROBE_S, PROBE_LIMIT_S, PROBES = 0.3, 0.6, 3
+"""While a request waits for a node, a connection is tried every PROBE_S seconds: where so many in a row do not open
+within PROBE_LIMIT_S, the node is taken to be cut off after 1.5 s. TCP's own probes take 2 to 3 s: tcp(7) counts whole
+seconds."""
 SILENT_S = 2
 """Seconds without a sign of the other machine after which a connection is given up: its cable may be cut."""
 AGAIN_S = 0.5
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0)
 Origin = tuple[str, str, int]
+APP_WORDS: ContextVar[str] = ContextVar("APP_WORDS", default="")
+"""What nodes are told of the app whose request this is."""
+APP = "x-mlxq-app"
+"""The header that says it (tasks/plan/gateway.py)."""
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -41,18 +51,28 @@ def socket_options() -> list[tuple[int, int, int]]:
     ]
 
 
+def pinned(authority: str) -> ssl.SSLContext:
+    """Return a context that trusts this authority alone, which signs for its own machine, whose addresses change."""
+    context = ssl.create_default_context(cadata=authority)
+    context.check_hostname = False
+    return context
+
+
 class Line:
     """The connections with one node."""
 
     def __init__(self, host: str, port: int, authority: str) -> None:
         """Trust `authority`, a certificate as PEM, and no other; an empty one trusts what the system does."""
-        context = ssl.create_default_context(cadata=authority) if authority else True
+        context = pinned(authority) if authority else True
         self.host, self.port, self.authority = host, port, authority
         self.unreachable = False
         self._transport = httpx.AsyncHTTPTransport(
             verify=context, trust_env=False, limits=_LIMITS, socket_options=socket_options()
         )
         self._looking: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Future[httpx.Response]] = set()
+        """Requests that are not answered yet."""
 
     async def ask(self, request: httpx.Request) -> httpx.Response:
         """Send a request. Raises httpx.ConnectError at once while the node cannot be reached."""
@@ -61,14 +81,53 @@ class Line:
         limits = dict(request.extensions.get("timeout") or {})
         request.extensions = {**request.extensions, "timeout": {**limits, "connect": CONNECT_S, "pool": None}}
         try:
-            return await self._transport.handle_async_request(request)
+            return await self._unless_cut_off(request)
         except httpx.ConnectTimeout:
-            self.unreachable = True
-            self._look()
+            self._cut_off()
             raise
         except (httpx.NetworkError, httpx.RemoteProtocolError):
             self._look()
             raise
+
+    async def _unless_cut_off(self, request: httpx.Request) -> httpx.Response:
+        """Send a request. Raises httpx.ReadError when the node's machine is found gone before it answers."""
+        sending = asyncio.ensure_future(self._transport.handle_async_request(request))
+        self._waiting.add(sending)
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
+        try:
+            return await sending
+        except asyncio.CancelledError:
+            if sending in self._waiting:  # it is the client that left
+                sending.cancel()
+                raise
+            raise httpx.ReadError(f"{self.host}:{self.port} is cut off", request=request) from None
+        finally:
+            self._waiting.discard(sending)
+
+    async def _probe(self) -> None:
+        """Try connections as long as requests wait."""
+        missed = 0
+
+        async def tried() -> None:
+            nonlocal missed
+            missed = 0 if await self._is_there(PROBE_LIMIT_S) else missed + 1
+            if missed >= PROBES:
+                self._cut_off()
+
+        async with asyncio.TaskGroup() as probes:
+            await asyncio.sleep(PROBE_S)
+            while self._waiting:
+                probes.create_task(tried())
+                await asyncio.sleep(PROBE_S)
+
+    def _cut_off(self) -> None:
+        """Have nothing wait for the node, nor begin to, until it is there."""
+        self.unreachable = True
+        waiting, self._waiting = self._waiting, set()
+        for sending in waiting:
+            sending.cancel()
+        self._look()
 
     def _look(self) -> None:
         """Find out whether the machine is there, until it is."""
@@ -76,15 +135,15 @@ class Line:
             self._looking = asyncio.create_task(self._until_there())
 
     async def _until_there(self) -> None:
-        while not await self._is_there():
+        while not await self._is_there(CONNECT_S):
             self.unreachable = True
             await asyncio.sleep(AGAIN_S)
         self.unreachable = False
 
-    async def _is_there(self) -> bool:
-        """Return whether a connection opens, or is refused: a machine that refuses costs no time."""
+    async def _is_there(self, limit_s: float) -> bool:
+        """Return whether a connection opens within seconds, or is refused: a machine that refuses costs no time."""
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(limit_s):
                 _, writer = await asyncio.open_connection(self.host, self.port)
         except (TimeoutError, socket.gaierror):
             return False
@@ -97,8 +156,9 @@ class Line:
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._looking:
-            self._looking.cancel()
+        for task in (self._looking, self._probing):
+            if task:
+                task.cancel()
         await self._transport.aclose()
 
 
@@ -123,6 +183,8 @@ class NodeTransport(httpx.AsyncBaseTransport):
         line = self._lines.get(_origin(request.url))
         if line is None:
             raise httpx.ConnectError(f"{request.url.host} is no node of this fleet", request=request)
+        if words := APP_WORDS.get():
+            request.headers[APP] = words
         return await line.ask(request)
 
     async def aclose(self) -> None:

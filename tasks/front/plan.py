@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from catalog.intent import TIERS
 from state.classes import dataclass
@@ -83,7 +84,7 @@ def files(
     JSON schema of its requests. `names`: other names and patterns -> group. `ring`: the file of the apps' keys;
     `master`: SHA-256 of mlxq's own key, in hex. `redis`: a URL, empty where each front stands alone.
     """
-    usable = [node for node in nodes if node.name in keys and node.offered]
+    usable, redis = [node for node in nodes if node.name in keys and node.offered], bounded(redis)
     deployments = _deployments(usable, keys, own, _fields(schemas["chat"]))
     groups = sorted({deployment["model_name"] for deployment in deployments})
     return FrontFiles(
@@ -105,10 +106,17 @@ def files(
 
 
 def _deployments(nodes: Sequence[Node], keys: Mapping[str, str], own: str, fields: list[str]) -> list[dict[str, Any]]:
-    """Return LiteLLM's deployments; of a group the fastest node first, which `least-busy` takes while none is busy."""
+    """Return LiteLLM's deployments; a node's weight in a group is its speed, and the mean of the others' where unknown.
+
+    front_plugin.py orders nodes that are equally busy by it.
+    """
     offers = [(group, node, served) for node in nodes for group, served in groups_of(node).items()]
-    offers.sort(key=lambda offer: (offer[0], -(offer[2].decode_tps or 0.0), offer[1].name))
-    deployments = [_deployment(group, node, served, keys[node.name], fields) for group, node, served in offers]
+    offers.sort(key=lambda offer: (offer[0], offer[1].name))
+    speeds = {group: [served.decode_tps for name, _, served in offers if name == group] for group, _, _ in offers}
+    deployments = [
+        _deployment(group, node, served, keys[node.name], fields, weight(served.decode_tps, speeds[group]))
+        for group, node, served in offers
+    ]
     for deployment, (_, node, _) in zip(deployments, offers, strict=True):
         if node.name == own:
             deployment["litellm_params"]["extra_headers"] = {CHECK: "1"}
@@ -129,7 +137,18 @@ def groups_of(node: Node) -> dict[str, ServedModel]:
     return everywhere | offered
 
 
-def _deployment(group: str, node: Node, served: ServedModel, key: str, fields: list[str]) -> dict[str, Any]:
+def weight(speed: float | None, speeds: Sequence[float | None]) -> float:
+    """Return how likely a node is asked before another one that is as busy: its speed, in tokens/s.
+
+    `speeds`: of all nodes of the group. One that was not measured counts as their mean.
+    """
+    measured = [entry for entry in speeds if entry]
+    return speed or (sum(measured) / len(measured) if measured else 1.0)
+
+
+def _deployment(  # noqa: PLR0917 (what a deployment is made of)
+    group: str, node: Node, served: ServedModel, key: str, fields: list[str], likely: float
+) -> dict[str, Any]:
     info: dict[str, Any] = {"id": f"{group}@{node.name}", "mode": "chat"}
     if served.context:
         info["max_input_tokens"] = served.context
@@ -144,6 +163,7 @@ def _deployment(group: str, node: Node, served: ServedModel, key: str, fields: l
             "timeout": ANSWER_SECONDS,
             "stream_timeout": ANSWER_SECONDS,
             "max_retries": 0,
+            "weight": likely,
         },
         "model_info": info,
     }
@@ -168,6 +188,18 @@ def _router(nodes: int, redis: str) -> dict[str, Any]:
         "deployment_affinity_ttl_seconds": PIN_S,
     }
     return settings | ({"redis_url": redis} if redis else {})
+
+
+def bounded(redis: str) -> str:
+    """Return a Redis URL with limits for connecting and for answers, which redis-py reads in it.
+
+    LiteLLM's own settings leave 5 s for a connection, and a host that drops packets takes them all.
+    """
+    if not redis:
+        return ""
+    parts = urlsplit(redis)
+    limits = {"socket_timeout": f"{REDIS_S}", "socket_connect_timeout": f"{REDIS_S}"}
+    return urlunsplit(parts._replace(query=urlencode(limits | dict(parse_qsl(parts.query)))))
 
 
 def _general(redis: str) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tasks.front import configuration, node_transport
+from tasks.front import plan as front
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -65,3 +68,14 @@ def test_a_front_is_full_by_its_streams_first(sim: Any):
     full = sim.front(sim.simulate(20, 400))
 
     assert full["front cores"] > 1 > full["front cores, without streams"]
+
+
+def test_its_rules_are_those_of_the_front(sim: Any):
+    proxy = front.files([], {}, schemas=configuration.schemas(), names={}, ring="", master="").proxy["router_settings"]
+
+    assert proxy["routing_strategy"] == "least-busy"
+    assert sim.MLXQ.affinity is ("session_affinity" in proxy["optional_pre_call_checks"])
+    assert (sim.MLXQ.place, sim.MLXQ.spill) == ("any", None), "tests/contract/test_fleet_network.py: equals by chance"
+    assert sim.MLXQ.cooldown_s == proxy["cooldown_time"] == front.COOLDOWN_S
+    silent_s = node_transport.PROBES * node_transport.PROBE_S + node_transport.PROBE_LIMIT_S
+    assert sim.MLXQ.connect_s >= max(node_transport.CONNECT_S, silent_s), "it is no better than simulated"

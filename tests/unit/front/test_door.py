@@ -24,6 +24,7 @@ from tasks.front.front_door import (
     conversation,
     passed,
 )
+from tasks.plan import gateway
 
 MASTER = "sk-master"
 PARTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"$ref": "#/$defs/Part"}}]}
@@ -157,6 +158,19 @@ def test_what_the_proxy_does_not_get_to_see(  # noqa: PLR0917 (a row of the tabl
     answer = ask(door, body, path, key)
     assert (answer[0], json.loads(answer[2])["error"]["code"]) == (status, code)
     assert not proxy.seen
+
+
+def test_what_a_key_says_of_turn_and_storing_is_told_before_the_proxy_is_asked(door: FrontDoor, tmp_path: Path) -> None:
+    told: list[str] = []
+    door.tell = told.append
+    rows = [
+        {"name": "night", "digest": digest("sk-night"), "tiers": [], "rpm": None, "background": True, "store": False},
+        {"name": "app", "digest": digest("sk-app"), "tiers": [], "rpm": None, "background": False, "store": True},
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps(rows))
+    for key in ("sk-night", "sk-app", MASTER):
+        assert ask(door, {"model": "fast"}, key=key)[0] == 200
+    assert told == [f"{gateway.BACKGROUND} {gateway.NO_STORE}", "", ""]
 
 
 def test_a_request_of_two_lengths_is_refused(door: FrontDoor, proxy: Proxy) -> None:

@@ -43,13 +43,21 @@ def deployments(files: front.FrontFiles) -> dict[str, list[str]]:
     return groups
 
 
-def test_each_gateway_answers_the_three_tiers_and_each_node_what_it_serves_the_fastest_first() -> None:
+def test_each_gateway_answers_the_three_tiers_and_each_node_what_it_serves() -> None:
     assert deployments(made(ATLAS, BOREAS, BOX)) == {
-        "fast": ["boreas", "atlas"],
-        "longctx": ["boreas", "atlas"],
-        "standard": ["boreas", "atlas"],
+        "fast": ["atlas", "boreas"],
+        "longctx": ["atlas", "boreas"],
+        "standard": ["atlas", "boreas"],
         "qwen3.5-4b": ["boreas", "box"],
     }
+
+
+def test_a_node_weighs_what_it_was_measured_and_the_mean_where_it_was_not() -> None:
+    new = replace(BOX, serves={"standard": ServedModel("Qwen/Qwen3.5-4B", 0, 16)})
+    entries = {entry["model_info"]["id"]: entry for entry in made(ATLAS, BOREAS, new).proxy["model_list"]}
+    weights = {name: entry["litellm_params"]["weight"] for name, entry in entries.items()}
+    assert {name: weights[f"standard@{name}"] for name in KEYS} == {"atlas": 50.0, "boreas": 90.0, "box": 70.0}
+    assert weights["qwen3.5-4b@boreas"] == 1.0, "nothing was measured of this model"
 
 
 def test_a_node_is_asked_at_its_address_for_what_it_calls_the_model_with_its_own_key() -> None:
@@ -83,7 +91,16 @@ def test_of_a_change_only_what_a_running_front_cannot_take_over_restarts_it() ->
     one, two, shared = made(ATLAS), made(ATLAS, BOREAS), made(ATLAS, redis="redis://10.0.0.5:6379/0")
     assert front.settled(one.proxy) == front.settled(two.proxy)
     assert front.settled(one.proxy) != front.settled(shared.proxy)
-    assert shared.proxy["general_settings"]["coordination_redis"] == {"url": "redis://10.0.0.5:6379/0"}
+    url = "redis://10.0.0.5:6379/0?socket_timeout=0.2&socket_connect_timeout=0.2"
+    assert shared.proxy["general_settings"]["coordination_redis"] == {"url": url}
+    assert shared.proxy["router_settings"]["redis_url"] == url
+
+
+def test_a_redis_that_does_not_answer_holds_no_request_up_unless_its_owner_says_so() -> None:
+    assert front.bounded("") == ""
+    assert front.bounded("rediss://:p%40ss@cache:6380/1?ssl_cert_reqs=none&socket_timeout=2") == (
+        "rediss://:p%40ss@cache:6380/1?socket_timeout=2&socket_connect_timeout=0.2&ssl_cert_reqs=none"
+    )
 
 
 def test_what_this_machine_answers_for_the_front_is_counted_by_the_front_alone() -> None:
