@@ -1,0 +1,118 @@
+"""Three nodes, two fronts and a Redis in network namespaces: what apps notice of a death, a cut cable and a newcomer.
+
+The figures are those of benchmarks/fleet.py, on a machine that does nothing else; here the limits in seconds are wider,
+and what is lost or asked of the wrong node is counted exactly. One story: each test leaves the fleet whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import networks
+from support.fleet_network import FleetNetwork, fleet_network
+from support.front_load import Load, ask, converse, lost, ordered
+from support.mlxq_home import until
+
+from tasks.system import prompt_cache
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), networks.needed]
+OK = 200
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Iterator[FleetNetwork]:
+    """Return the fleet of the nodes a, b and c, of which a and b are fronts too."""
+    with fleet_network(tmp_path_factory.mktemp("fleet"), proxy=shared_folder, slots=4) as made:
+        yield made
+
+
+def test_idle_nodes_share_what_comes_and_a_conversation_stays_on_its_own(fleet: FleetNetwork) -> None:
+    entrances = [fleet.entrance("a"), fleet.entrance("b")]
+    with Load(entrances, fleet.key, 2, {"wait_s": 0.05}), ThreadPoolExecutor(4) as pool:
+        nodes = list(pool.map(lambda _: converse(entrances, fleet.key, 4), range(12)))
+    kept = sum(node == first for first, *rest in nodes for node in rest)
+    assert kept >= 0.95 * 12 * 3, nodes
+    assert len({first for first, *_ in nodes}) == 3, "every node was asked"
+
+
+def test_what_an_apps_key_says_of_storing_holds_at_the_node_that_answers(fleet: FleetNetwork) -> None:
+    secret = fleet.machines["a"].run("keys", "create", "private", "--background", "--no-store").split()[0]
+    kept_out = prompt_cache.folder(fleet.machines["c"].mlxq.home, "standard") / prompt_cache.NO_STORE
+    for key, keeps_out in ((fleet.key, False), (secret, True)):
+        with fleet.entrance("a").client(key) as client:
+            until(lambda client=client: ask(client, ordered()).node == "c", 60)
+        assert kept_out.exists() is keeps_out
+
+
+def test_a_node_that_dies_costs_nobody_an_answer_and_the_other_front_learns_of_it(fleet: FleetNetwork) -> None:
+    with Load([fleet.entrance("a")], fleet.key, 4) as load:
+        load.await_more(20)
+        before = len(load.answers)
+        fleet.kill("c")
+        load.await_more(60)
+    assert not [answer for answer in load.answers[before:] if answer.status != OK], "also those in flight, unanswered"
+    assert sum(answer.retries > 0 for answer in load.answers[before:]) <= 8, "one look each, and no more"
+    fleet.revive("c")
+    with fleet.entrance("a").client(fleet.key) as one, fleet.entrance("b").client(fleet.key) as two:
+        fleet.kill("c")
+        until(lambda: ask(one, ordered()).retries > 0, 10)
+        time.sleep(1.5)  # the bound itself
+        answers = [ask(two, ordered()) for _ in range(9)]
+    assert [(answer.status, answer.retries) for answer in answers] == [(OK, 0)] * 9
+    fleet.revive("c")
+
+
+def test_a_cut_cable_is_waited_for_once(fleet: FleetNetwork) -> None:
+    with Load([fleet.entrance("a")], fleet.key, 4) as load:
+        load.await_more(20)
+        fleet.network.cut("c")
+        load.await_more(120)
+    fleet.network.plug("c")
+    assert not lost(load.answers, 0)
+    slow = [answer for answer in load.answers if answer.took_s > 1.2]
+    assert len(slow) <= 4, "each client waits once at most"
+    fleet.await_serving("c")
+
+
+def test_without_redis_everything_goes_on(fleet: FleetNetwork) -> None:
+    with Load([fleet.entrance("a"), fleet.entrance("b")], fleet.key, 4) as load:
+        for change in (fleet.redis.kill, fleet.redis.start, fleet.cut_redis, fleet.plug_redis):
+            load.await_more(20)
+            change()
+        load.await_more(20)
+    assert not lost(load.answers, 0)
+    assert max(answer.took_s for answer in load.answers) < 3, "1 s on a machine that does nothing else"
+
+
+def test_a_newcomer_serves_within_seconds_and_nothing_is_refused_or_restarted(fleet: FleetNetwork) -> None:
+    fleet.leave("c")
+    front = fleet.machines["a"].mlxq.identity("front")
+    with fleet.local_load("c") as local, Load([fleet.entrance("a")], fleet.key, 2) as load:
+        load.await_more(4)
+        fleet.join("c", "a")
+        until(lambda: any(answer.node == "c" for answer in load.answers[-20:]), 60)
+    assert not lost(load.answers, 0)
+    assert set(local.statuses()) == {OK}
+    assert fleet.machines["a"].mlxq.identity("front") == front
+    fleet.join("c", "b")
+    fleet.await_serving("c")
+
+
+def test_who_has_no_key_reaches_nothing_and_an_impostor_is_told_nothing(fleet: FleetNetwork) -> None:
+    ports = {name: sorted(fleet.network.listeners(name)) for name in fleet.machines}
+    assert {name: len(opened) for name, opened in ports.items()} == {"a": 2, "b": 2, "c": 1}, "gateways and fronts"
+    reached, _ = fleet.attack(ports)
+    assert reached == []
+    told, connections = fleet.impersonate("c")
+    assert told == []
+    assert connections > 0
+    fleet.await_serving("c")
+
+
+def test_no_node_and_no_front_asks_anything_of_the_world(fleet: FleetNetwork) -> None:
+    """LiteLLM fetches prices and tells of itself unless it is told not to; here that would be seen on the cable."""
+    assert fleet.strangers.sent == set()
