@@ -41,6 +41,8 @@ CHAT = "/v1/chat/completions"
 CONCURRENCY = 4
 """Of the tier: tests/support/mlxq_home.py."""
 TOKENS = 48
+SHORT = 16
+"""Tokens of an answer where lines are counted and not timed."""
 TURN_S = 0.4
 """Before each turn of an agent whose tools are quick; lines do not begin in between (PAUSE_S)."""
 APART_S = PAUSE_S + 0.5
@@ -66,12 +68,12 @@ def prompt(n: int) -> str:
     return f"Say {n} words."
 
 
-def request(n: int) -> dict[str, object]:
-    return {"model": "fast", "max_tokens": TOKENS, "messages": [{"role": "user", "content": prompt(n)}]}
+def request(n: int, tokens: int = TOKENS) -> dict[str, object]:
+    return {"model": "fast", "max_tokens": tokens, "messages": [{"role": "user", "content": prompt(n)}]}
 
 
-def lines(count: int) -> bytes:
-    rows = ({"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": request(n)} for n in range(count))
+def lines(count: int, tokens: int) -> bytes:
+    rows = ({"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": request(n, tokens)} for n in range(count))
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
@@ -97,9 +99,9 @@ class BatchBench:
         self.keys = secrets.read(mlxq.home.secrets)
         self.gateway = f"http://127.0.0.1:{mlxq.one('gateway').port}"
 
-    def create(self, count: int) -> Batch:
+    def create(self, count: int, tokens: int = TOKENS) -> Batch:
         path = self.mlxq.home.root / "lines.jsonl"
-        path.write_bytes(lines(count))
+        path.write_bytes(lines(count, tokens))
         return control.create_from(self.mlxq.db, path)
 
     def now(self, batch: Batch) -> Batch:
@@ -185,7 +187,7 @@ class BatchBench:
 
     def kills(self, count: int) -> list[Row]:
         """Kill worker, gateway and engine in turn, three times each, at even shares of the batch."""
-        batch = self.create(count)
+        batch = self.create(count, SHORT)
         victims = KILLED * 3
         for number, victim in enumerate(victims):
             goal = (number + 1) * count // (len(victims) + 1)
@@ -238,7 +240,7 @@ class BatchBench:
     async def _upload_and_create(self, count: int) -> tuple[str, float]:
         headers = {"Authorization": f"Bearer {self.keys[secrets.MASTER]}"}
         form = aiohttp.FormData({"purpose": "batch"})
-        form.add_field("file", lines(count), filename="lines.jsonl")
+        form.add_field("file", lines(count, SHORT), filename="lines.jsonl")
         async with aiohttp.ClientSession() as client:
             async with client.post(f"{self.gateway}/v1/files", data=form, headers=headers) as answer:
                 file = await answer.json()
@@ -271,8 +273,8 @@ def main(words: Sequence[str] | None = None) -> int:
             for name in chosen:
                 began = time.monotonic()
                 made = {
-                    "throughput": lambda: [bench.throughput(200)],
-                    "people": lambda: bench.people(24),
+                    "throughput": lambda: [bench.throughput(120)],
+                    "people": lambda: bench.people(20),
                     "memory": lambda: bench.memory(100_000),
                     "kills": lambda: bench.kills(options.lines),
                 }[name]()

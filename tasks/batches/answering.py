@@ -36,6 +36,8 @@ LOOK_S = 1.0
 and how often it is looked up how many lines its engine takes."""
 FULL_S = 30.0
 PACE_S = 60.0
+AT_ONCE = 2000
+"""Lines without an answer that are written in one step: each is a sync of the file and a transaction."""
 SETTLE_S = 10.0
 
 
@@ -194,8 +196,10 @@ UNANSWERED = {
 def write_unanswered(db: Database, batch: Batch, results: ResultFiles, status: BatchStatus) -> None:
     """Write each line that has no answer with the reason, a page at a time. Raises OSError, StateUnavailable."""
     code, message = UNANSWERED[status]
-    while page := lines.unanswered(db, batch, 0):
+    after = 0
+    while page := lines.unanswered(db, batch, after, AT_ONCE):
         results.write([LineResult(line, None, code, message) for line in page])
+        after = page[-1].n
 
 
 @tick("settle batches", SETTLE_S)
