@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 from tasks.gateway.request_context import Call
 
@@ -23,6 +24,20 @@ mlx-lm, seconds on a small Mac) before it takes the turn's.
 """
 
 
+LONGEST_STOP_S = 0.1
+"""How long a request waits for the lines that it interrupts; they take a millisecond."""
+
+
+@dataclass(frozen=True)
+class _LineAtWork:
+    """A line that a request may interrupt."""
+
+    call: Call
+    limit: asyncio.Timeout
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once its connection to the engine is closed."""
+
+
 class Queue:
     """Who is at work."""
 
@@ -34,8 +49,7 @@ class Queue:
         self._at_work = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._lines: dict[str, tuple[Call, asyncio.Timeout]] = {}
-        """The lines at work that a request may interrupt."""
+        self._lines: dict[str, _LineAtWork] = {}
         self._overdue = asyncio.Lock()
         """Held by the one line that runs beside interactive requests, because it had waited for too long."""
         self.waiting = 0
@@ -46,10 +60,10 @@ class Queue:
         if background:
             yield await self._stand_back()
             return
-        self._interrupt()
         self._at_work += 1
         self._idle.clear()
         try:
+            await self._interrupt()
             yield 0.0
         finally:
             self._at_work -= 1
@@ -84,26 +98,34 @@ class Queue:
 
     async def _uninterrupted(self, call: Call, serve: Callable[[], Awaitable[None]]) -> bool:
         """Return whether a line was answered before a request came."""
-        limit = asyncio.timeout(None)
+        line = _LineAtWork(call, asyncio.timeout(None))
         try:
-            async with limit:
-                self._lines[call.id] = call, limit
+            async with line.limit:
+                self._lines[call.id] = line
                 await serve()
         except TimeoutError:
-            if not limit.expired():
+            if not line.limit.expired():
                 raise
             return False
         finally:
             self._lines.pop(call.id, None)
+            line.gone.set()
         return True
 
-    def _interrupt(self) -> None:
-        """Stop the lines at work whose answers have not begun to be sent; each once, as it takes a moment to end."""
+    async def _interrupt(self) -> None:
+        """Stop the lines at work whose answers have not begun to be sent; each once, as it takes a moment to end.
+
+        The engine sees their connections closed before it gets the request, and reads its prompt alone.
+        """
         now = asyncio.get_running_loop().time()
-        for call, limit in list(self._lines.values()):
-            if not call.status:
-                del self._lines[call.id]
-                limit.reschedule(now)
+        stopped = [line for line in self._lines.values() if not line.call.status]
+        for line in stopped:
+            del self._lines[line.call.id]
+            line.limit.reschedule(now)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_STOP_S):
+                for line in stopped:
+                    await line.gone.wait()
 
     async def _stand_back(self) -> float:
         began = time.monotonic()

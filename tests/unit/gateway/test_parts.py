@@ -296,6 +296,39 @@ def test_a_request_interrupts_a_line_of_a_batch_which_begins_again_and_is_never_
     assert asyncio.run(run()) == ["begun", "request done", "begun", "overdue", "begun", "answered"]
 
 
+def test_a_request_goes_on_when_the_lines_that_it_interrupts_have_left_the_engine():
+    """The engine reads its prompt alone then. A line that does not end does not hold it up."""
+
+    async def run(ends_after_s: float) -> tuple[list[str], float]:
+        queue, events = Queue(longest_wait_s=60.0), list[str]()
+        begun = asyncio.Semaphore(0)
+
+        async def line() -> None:
+            begun.release()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(ends_after_s)
+                events.append("left")
+
+        lines = [asyncio.create_task(queue.in_spare_time(Call("/", batch=True), line)) for _ in range(3)]
+        for _ in lines:
+            await begun.acquire()
+        since = time.monotonic()
+        async with queue.turn(background=False):
+            events.append("request")
+            waited_s = time.monotonic() - since
+            for task in lines:
+                task.cancel()
+            await asyncio.gather(*lines, return_exceptions=True)
+        return events, waited_s
+
+    assert asyncio.run(run(0.0))[0] == ["left", "left", "left", "request"]
+    events, waited_s = asyncio.run(run(2.0))
+    assert events == ["request"]
+    assert 0.1 <= waited_s < 2
+
+
 def test_two_requests_at_once_interrupt_a_line_once():
     """The line takes a moment to end: a limit that has passed and cannot be set again must not fail a request."""
 
