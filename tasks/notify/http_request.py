@@ -39,8 +39,8 @@ async def _status(method: str, url: str, body: bytes, headers: Mapping[str, str]
 
     try:
         async with (
-            asyncio.timeout(limit_s),
-            httpx.AsyncClient(follow_redirects=False, timeout=None) as client,  # noqa: S113 (the line before)
+            httpx.AsyncClient(follow_redirects=False, timeout=None) as client,  # noqa: S113 (the next line)
+            asyncio.timeout(limit_s),  # after the client has read its certificates, which are no server's delay
             client.stream(method, url, content=body, headers=dict(headers)) as response,
         ):
             return response.status_code
