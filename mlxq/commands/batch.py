@@ -90,19 +90,17 @@ def listing(*, as_json: bool) -> None:
         render.data({"batches": rows})
     elif rows:
         render.table(
-            ["BATCH", "KEY", "STATUS", "REQUESTS", "ANSWERED", "NOT", "CREATED"],
-            [
-                [*(row[name] for name in SHOWN), row["errored"] + row["unanswered"], render.ago(row["created_at"])]
-                for row in rows
-            ],
-            right=(3, 4, 5),
+            ["BATCH", "KEY", "STATUS", "ANSWERED", "FAILED", "CREATED"], [_shown(row) for row in rows], right=(3, 4)
         )
     else:
         render.say("There are no batches yet.")
         render.next_step("mlxq batch run --help")
 
 
-SHOWN = ("id", "owner", "status", "total", "succeeded")
+def _shown(row: dict[str, Any]) -> list[Any]:
+    """Return a row of the table, which fits on 80 columns."""
+    answered, failed = f"{row['succeeded']}/{row['total']}", row["errored"] + row["unanswered"]
+    return [row["id"], row["owner"], row["status"], answered, failed, render.ago(row["created_at"])]
 
 
 def _row(batch: Batch) -> dict[str, Any]:

@@ -43,6 +43,16 @@ def test_a_batch_is_created_shown_and_cancelled(
     assert "cancelling" in capsys.readouterr().out
 
 
+def test_the_list_fits_on_80_columns(rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(rows, tmp_path, capsys)
+    rows.run("UPDATE batches SET status = 'in_progress', total = 99999, succeeded = 9999, errored = 2, unanswered = 1")
+    assert cli.run(["batch", "list"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["BATCH", "KEY", "STATUS", "ANSWERED", "FAILED", "CREATED"]
+    assert row.split()[2:5] == ["in_progress", "9999/99999", "3"]
+    assert len(row) <= 80
+
+
 def test_the_output_of_an_ended_batch_is_written(
     rows: Database, home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
