@@ -6,20 +6,18 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from mlxq import job_view, jobs_client, options, render
 from state import stack
-from state.errors import Busy, NotRunning
+from state.batches.batches import Batch, BatchStatus
+from state.errors import Busy, MlxqError, NotRunning
 from state.paths import Home, get_home
 from tasks.batches import control
 from tasks.batches import output as results
-
-if TYPE_CHECKING:
-    from state.batches.batches import Batch
 
 
 class BatchId(click.ParamType[str]):
@@ -75,7 +73,13 @@ def run(file: str, *, tier: str | None, cloud: bool, wait: bool, out: str | None
 
 
 def _report(batch: Batch) -> None:
+    """Say how a batch ended. Raises MlxqError for one that was cancelled or has expired."""
     render.say(f"{batch.succeeded} of {batch.total} requests answered, {batch.errored + batch.unanswered} not.")
+    if batch.status is not BatchStatus.COMPLETED:
+        raise MlxqError(
+            f"The batch {batch.id} was ended before all its requests were answered: {batch.status}.",
+            hint=f"mlxq batch output {batch.id} --errors",
+        )
     if batch.errored + batch.unanswered:
         render.next_step(f"mlxq batch output {batch.id} --errors")
 

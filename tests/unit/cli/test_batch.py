@@ -68,6 +68,24 @@ def test_the_output_of_an_ended_batch_is_written(
     assert cli.run(["batch", "cancel", name]) == 1
 
 
+@pytest.mark.parametrize(("ends", "code"), [("completed", 0), ("cancelled", 1), ("expired", 1)])
+def test_waiting_for_a_batch_that_is_ended_early_fails(
+    rows: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str, code: int
+) -> None:
+    """Its job succeeds, and what it answered is written; a script must not take it for all of the answers."""
+
+    def end(*_: object, **__: object) -> None:
+        batch = batches.listing(rows)[0]
+        stored_files.path(rows.home, str(batch.output_file)).write_text('{"custom_id": "a"}\n')
+        rows.run("UPDATE batches SET status = ?, output_bytes = 19, succeeded = 1, total = 2", (ends,))
+
+    monkeypatch.setattr(jobs_client, "follow", end)
+    (tmp_path / "requests.jsonl").write_text(line("a"))
+    out = tmp_path / "out.jsonl"
+    assert cli.run(["batch", "run", str(tmp_path / "requests.jsonl"), "--out", str(out)]) == code
+    assert out.read_text() == '{"custom_id": "a"}\n'
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [("no json", []), (line("a", url="/v1/audio/speech"), []), (line("a"), ["--tier", "nope"]), (None, [])],
