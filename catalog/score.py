@@ -312,13 +312,13 @@ def _best_of_each(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def builtin(machine: Machine, models: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
-    """Return all three tiers on the model that travels with mlxq, for when no Hub is in reach.
+    """Return all three tiers on one engine of the model that travels with mlxq, for when no Hub is in reach.
 
     Raises TooSmall when not even that fits.
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
-    contexts = {STANDARD: 4096, FAST: 2048, LONGCTX: models[BUILTIN].context}
-    picks = tuple(_builtin_pick(machine, models[BUILTIN], tier, context) for tier, context in contexts.items())
+    pick = _builtin_pick(machine, models[BUILTIN])
+    picks = (pick, *(replace(pick, tier=tier, shares=pick.tier) for tier in (FAST, LONGCTX)))
     explained = "No Hub is in reach: every tier serves the built-in model."
     stack = Recommendation(picks, "built-in", limit, explained, machine.usable_bytes)
     if stack.total > limit:
@@ -326,25 +326,27 @@ def builtin(machine: Machine, models: Mapping[str, Model], *, budget_bytes: int 
     return stack
 
 
-def _builtin_pick(machine: Machine, model: Model, tier: str, context: int) -> Pick:
-    """Return one tier of the built-in model, in an engine of its own: it is there to show that all of it works."""
+def _builtin_pick(machine: Machine, model: Model) -> Pick:
+    """Return the engine of the built-in model: the same weights in three would take three times as long to start."""
     quant = next(iter(model.quants))
-    speed = predict(machine, model, quant, context)
+    speed = predict(machine, model, quant, model.context)
     return Pick(
-        tier=tier,
+        tier=STANDARD,
         model=model.id,
         quant=quant,
-        context=context,
-        concurrency=1,
-        memory=memory(model, quant, context, prefill_step=SMALL_STEP),
+        context=model.context,
+        concurrency=BUILTIN_REQUESTS,
+        memory=memory(model, quant, model.context, BUILTIN_REQUESTS, SMALL_STEP),
         cache_bytes=BUILTIN_CACHE,
         speed=speed,
         quality=quality(model),
         prefill_step=SMALL_STEP,
-        reading_s=context / speed.prompt,
+        reading_s=model.context / speed.prompt,
         reasons=("it travels with mlxq; no Hub is in reach",),
     )
 
 
+BUILTIN_REQUESTS = 3
+"""That it answers at once: one a tier."""
 BUILTIN_CACHE = 48_000_000
 """Bytes the built-in model keeps of old prompts: two of 1,024 tokens, with which its engine stays below 400 MB."""

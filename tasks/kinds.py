@@ -136,7 +136,7 @@ KINDS: Mapping[str, Kind] = {
             unique_key="retire:{service}",
             priority=10,
         ),
-        Kind("smoke_test", "ask each tier for an answer", max_attempts=2, limit_s=300, unique_key="smoke_test"),
+        Kind("smoke_test", "ask each engine for an answer", max_attempts=2, limit_s=300, unique_key="smoke_test"),
         Kind(
             "verify_weights",
             "check a model's files against their hashes",

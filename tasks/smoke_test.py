@@ -1,4 +1,4 @@
-"""Ask every tier, through the gateway, for a real answer, and for a second turn."""
+"""Ask every engine, through the gateway, for a real answer, and for a second turn."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from state import ports, secrets, service, stack
-from state.errors import GatewayFailed, NotSetUp
+from state.errors import EngineFailed, GatewayFailed, NotSetUp
 from state.stack import Tier
 from tasks.plan import bench, gateway
 from tasks.queue import Context, job
-from tasks.supervision import own_requests
+from tasks.supervision import own_requests, probe
 
 ANSWER_S = 120.0
 TURN_S = 60.0
@@ -25,15 +25,17 @@ HELLO_TOKENS = 32
 """Tokens of the first question with its chat template, at least."""
 WORDS = 4
 """Tokens asked for: enough to be an answer, quick on the slowest machine."""
+LOG = "mlxq logs gateway"
 OVER_A_STEP = 128
 """Tokens of the first turn beyond one prefill step: engines keep a hybrid's state at such steps alone."""
 
 
 @job("smoke_test")
 def smoke_test(context: Context) -> dict[str, Any]:
-    """Get one completion from each tier by way of the gateway, with fallbacks off; then ask a second turn.
+    """Get one completion from each engine by way of the gateway, with fallbacks off; then ask a second turn.
 
-    What the second turn did not read again is kept in the service's row. What a user stopped is not asked.
+    An engine is asked by the first of its tiers; of the others the gateway has to know the name. What the second turn
+    did not read again is kept in the service's row. What a user stopped is not asked.
     Returns {"endpoint", "tiers": {name: seconds}, "reused": {name: share or None}}. Raises GatewayFailed when a tier
     gives no answer of its own.
     """
@@ -45,14 +47,16 @@ def smoke_test(context: Context) -> dict[str, Any]:
     if _stopped(context, gateway.SERVICE):
         tiers = []
     tiers = [tier for tier in tiers if tier.desired == "up" and not _stopped(context, tier.engine.name)]
+    first = [stack.served_by(tiers, engine.name)[0] for engine in stack.engines_of(tiers)]
     took: dict[str, float] = {}
-    for done, tier in enumerate(tiers):
-        context.report(f"asking {tier.name}", done=done, total=len(tiers), unit="tiers")
+    for done, tier in enumerate(first):
+        context.report(f"asking {tier.name}", done=done, total=len(first), unit="engines")
         context.check()
         started = context.db.now()
         ask(at["gateway"], key, tier)
         took[tier.name] = round(context.db.now() - started, 2)
-    quick = [tier for tier in tiers if expected_turn_s(tier, took[tier.name]) <= LONGEST_TURN_S]
+    _require_known(at["gateway"], key, [tier for tier in tiers if tier.name not in took])
+    quick = [tier for tier in first if expected_turn_s(tier, took[tier.name]) <= LONGEST_TURN_S]
     reused = dict.fromkeys(took) | _reused(context, at["gateway"], key, quick)
     return {"endpoint": ports.endpoint(at), "tiers": took, "reused": reused}
 
@@ -73,16 +77,26 @@ def _turn_tokens(tier: Tier) -> int:
 
 
 def _reused(context: Context, port: int, key: str, tiers: Sequence[Tier]) -> dict[str, float | None]:
-    """Ask each engine a second turn by its first tier, and keep the shares."""
+    """Ask a second turn of engines, each by its first tier, and keep the shares."""
     shares: dict[str, float | None] = {}
-    engines = stack.engines_of(tiers)
-    for done, engine in enumerate(engines):
-        tier = stack.served_by(tiers, engine.name)[0]
-        context.report(f"asking {tier.name} a second turn", done=done, total=len(engines), unit="engines")
+    for done, tier in enumerate(tiers):
+        context.report(f"asking {tier.name} a second turn", done=done, total=len(tiers), unit="engines")
         context.check()
         shares[tier.name] = second_turn(port, key, tier)
-        service.update(context.db, engine.name, reused=shares[tier.name])
+        service.update(context.db, tier.engine.name, reused=shares[tier.name])
     return shares
+
+
+def _require_known(port: int, key: str, tiers: Sequence[Tier]) -> None:
+    """Raise GatewayFailed where the gateway does not offer a tier."""
+    if not tiers:
+        return
+    try:
+        names = probe.models(port, key, ANSWER_S)
+    except EngineFailed as problem:
+        raise GatewayFailed(f"The gateway does not list its models: {problem.message}", hint=LOG) from problem
+    if missing := [tier.name for tier in tiers if tier.name not in names]:
+        raise GatewayFailed(f"The gateway does not offer {' and '.join(missing)}.", hint=LOG)
 
 
 def ask(port: int, key: str, tier: Tier) -> None:
@@ -133,9 +147,7 @@ def _post(port: int, key: str, tier: Tier, talk: Sequence[Mapping[str, str]], li
             if answer.status == http.client.OK:
                 answers.append(_json(text))
     except OSError as problem:
-        raise GatewayFailed(
-            f"The gateway on port {port} does not answer: {problem}.", hint="mlxq logs gateway"
-        ) from problem
+        raise GatewayFailed(f"The gateway on port {port} does not answer: {problem}.", hint=LOG) from problem
     finally:
         connection.close()
     return _TierAnswer(answer.status, answer.getheader("x-mlxq-tier", ""), text)

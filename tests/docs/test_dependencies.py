@@ -112,6 +112,13 @@ def test_a_pin_is_behind_where_the_index_has_a_newer_release() -> None:
     assert pins.requirements(PROJECT).keys() >= declared()
 
 
+def test_a_pin_says_who_holds_it() -> None:
+    """LiteLLM's 1.108 line wants huggingface_hub below 2; without a release that lets it go, mlxq's range is idle."""
+    assert [line for line in pins.held("huggingface-hub", "2.4.0") if line.startswith("litellm ")]
+    assert [line for line in pins.held("mlx-lm", "99.0") if line.startswith("mlxq ")]
+    assert pins.held("click", "8.5.1") == []
+
+
 def test_the_engine_is_installed_as_it_was_tested() -> None:
     """`just lock-own-engine` makes the lock from uv.lock again."""
     argv = ["uv", "export", "--frozen", "--only-group", "engine", "--no-header", "--no-annotate", "--quiet"]

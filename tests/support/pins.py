@@ -1,4 +1,4 @@
-"""Say which pins of pyproject.toml are behind the package index: `pins.py`. The justfile runs it (`just pins`)."""
+"""Say which pins of pyproject.toml are behind the package index, and who holds them: `just pins`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENT = re.compile(r"^([\w.-]+)(?:\[[\w,.-]+\])?\s*([^;]*)")
@@ -51,6 +55,18 @@ def compare(allowed: dict[str, str], lock: dict[str, Any], index: str) -> list[P
     return [Pin(name, text, locked[name], newest.get(name, locked[name])) for name, text in allowed.items()]
 
 
+def held(name: str, version: str) -> list[str]:
+    """Return which installed packages want another version of a package, and which they want."""
+    wishes = [(package.name, Requirement(line)) for package in distributions() for line in package.requires or []]
+    return sorted(
+        f"{package} wants {wish.specifier}"
+        for package, wish in wishes
+        if canonicalize_name(wish.name) == name
+        and (wish.marker is None or wish.marker.evaluate({"extra": ""}))
+        and not wish.specifier.contains(version)
+    )
+
+
 def ask(names: list[str]) -> str:
     """Return the newest version of each package as the index says it."""
     argv = ["uv", "pip", "compile", "--no-deps", "--no-header", "--no-annotate", "--quiet", "--no-config", "-"]
@@ -63,7 +79,8 @@ def main() -> None:
     lock = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))
     allowed = requirements(project)
     for pin in compare(allowed, lock, ask(list(allowed))):
-        print(f"{'behind' if pin.behind else '':8}{pin.name:20}{pin.locked:14}{pin.newest:14}{pin.allowed}")
+        holders = "; ".join(held(pin.name, pin.newest)) if pin.behind else ""
+        print(f"{'behind' if pin.behind else '':8}{pin.name:20}{pin.locked:14}{pin.newest:14}{pin.allowed:16}{holders}")
 
 
 if __name__ == "__main__":

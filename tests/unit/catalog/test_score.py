@@ -218,12 +218,13 @@ def test_it_explains_itself():
     assert "With 64.8 GB: " in made.explain
 
 
-def test_without_a_hub_every_tier_serves_the_built_in_model():
+def test_without_a_hub_one_engine_of_the_built_in_model_serves_every_tier():
     made = builtin(CPU, KNOWN)
 
     assert {"smollm2-135m"} == {pick.model for pick in made.picks}
     assert list(TIERS) == [pick.tier for pick in made.picks]
-    assert made.total < 3e9
+    assert [pick.tier for pick in made.engines] == [STANDARD]
+    assert made.total < 1.5e9
 
 
 def test_the_built_in_stack_too_may_not_fit():
