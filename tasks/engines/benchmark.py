@@ -99,7 +99,8 @@ def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> fl
             raise problem
         if time.monotonic() > until:
             raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
-    return probe.one_token(request["port"], request["key"], request["name"], request.get("token_limit_s", TOKEN_S))
+    limit_s, messages = request.get("token_limit_s", TOKEN_S), request.get("hello", probe.HI)
+    return probe.one_token(request["port"], request["key"], request["name"], limit_s, messages)
 
 
 def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFailed | None:

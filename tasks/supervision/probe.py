@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from state.classes import dataclass
@@ -19,6 +20,7 @@ from tasks.plan.request_stats import EngineRequest
 from tasks.supervision import own_requests
 
 HOST = "127.0.0.1"
+HI = ({"role": "user", "content": "Hi"},)
 LARGEST_ANSWER = 4 * 2**20
 
 
@@ -63,13 +65,13 @@ def one_answer(port: int, key: str, engine: str, timeout_s: float, *, release: s
     return time.monotonic() - began
 
 
-def one_token(port: int, key: str, model: str, timeout_s: float) -> float:
+def one_token(port: int, key: str, model: str, timeout_s: float, messages: Sequence[Mapping[str, str]] = HI) -> float:
     """Have one token made, as a caller would; return the seconds it took. Raises NotListening, Silent, EngineFailed.
 
     Default sampling on purpose: greedy answers do not warm up the kernels that real ones use.
     """
     began = time.monotonic()
-    wanted = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}
+    wanted = {"model": model, "max_tokens": 1, "messages": messages}
     with own_requests.sending(port, 1) as answers:
         answer = _good(ask(port, "/v1/chat/completions", key, timeout_s, wanted))
         answers.append(answer.body)
