@@ -19,6 +19,11 @@ STOP_S = 20
 """Seconds that launchd and systemd give the worker to stop; above the worker's own 12 s."""
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "NO_PROXY", "SSL_CERT_FILE")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy")
+INDEX_VARIABLES = (
+    *("PIP_INDEX_URL", "PIP_FIND_LINKS", "UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"),
+    *("UV_FIND_LINKS", "UV_CACHE_DIR"),
+)
+"""Where the worker gets engines, the built-in model and another version of mlxq from."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,10 @@ class AutostartStatus:
 
 
 def environment(base: Mapping[str, str], home: Home) -> dict[str, str]:
-    """Return the variables the worker needs of the user's shell; a proxy that holds a password is left out."""
+    """Return the variables the worker needs of the user's shell; a proxy or index that holds a password is left out."""
     variables = {name: base[name] for name in KEPT_VARIABLES if base.get(name)}
-    variables |= {name: base[name] for name in PROXY_VARIABLES if base.get(name) and "@" not in base[name]}
+    addresses = (*PROXY_VARIABLES, *INDEX_VARIABLES)
+    variables |= {name: base[name] for name in addresses if base.get(name) and "@" not in base[name]}
     return variables | {"MLXQ_HOME": str(home.root)}
 
 

@@ -39,6 +39,8 @@ YANKED = re.compile(r"is yanked(?: \(reason: \"(.*?)\"\))?")
 VERSION = re.compile(r"\d[\w.!+-]{0,40}")
 KEPT = "Nothing was changed."
 AGAIN = "mlxq upgrade --check"
+DIAGNOSE = "mlxq doctor"
+"""After a look for any version: `AGAIN` would be the same command."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,20 @@ def _ask(line: str, wait_s: float) -> subprocess.CompletedProcess[str]:
 
 
 def _offline() -> Offline:
-    return Offline("The package index did not answer.", done=KEPT, hint=AGAIN)
+    return Offline("The package index did not answer.", done=KEPT, hint=DIAGNOSE)
 
 
 def _unfound(wanted: str | None, words: str) -> MlxqError:
     """Return the error that uv's words mean."""
     if re.search(r"Request failed|Failed to fetch|dns error|timed out|[Cc]onnection refused|error sending", words):
         return _offline()
-    name = f"mlxq {wanted}" if wanted else "mlxq"
+    name, hint = (f"mlxq {wanted}", AGAIN) if wanted else ("mlxq", DIAGNOSE)
     if "Python" in words and "requires" in words.lower():
         release = f"{sys.version_info.major}.{sys.version_info.minor}"
-        return NotFound(f"{name} does not run on Python {release}.", done=KEPT, hint=AGAIN)
+        return NotFound(f"{name} does not run on Python {release}.", done=KEPT, hint=hint)
     if wanted and re.search(r"only mlxq|no version of mlxq==|mlxq==", words):
         return NotFound(f"The package index has no {name} that can be installed here.", done=KEPT, hint=AGAIN)
-    return NotFound("The package index does not have mlxq.", done=KEPT, hint=AGAIN)
+    return NotFound("The package index does not have mlxq.", done=KEPT, hint=hint)
 
 
 def work(request: dict[str, Any], report: Report) -> dict[str, Any]:

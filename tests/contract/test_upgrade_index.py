@@ -106,14 +106,16 @@ def test_a_version_that_is_not_there_is_not_found(index: PackageIndex, wanted: s
 def test_no_index_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path))
-    with pytest.raises(Offline):
+    with pytest.raises(Offline) as caught:
         packages.find(wait_s=20)
+    assert caught.value.hint == "mlxq doctor", "it is no advice to type the same command again"
 
 
 def test_an_index_without_mlxq(index: PackageIndex):
     index.wheels.clear()
-    with pytest.raises(NotFound, match=r"The package index does not have mlxq\."):
+    with pytest.raises(NotFound, match=r"The package index does not have mlxq\.") as caught:
         packages.find()
+    assert caught.value.hint == "mlxq doctor"
 
 
 def test_a_version_that_does_not_start_gets_no_name(home: Home, index: PackageIndex, wheels: dict[str, Path]):

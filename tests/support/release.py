@@ -1,7 +1,8 @@
 """Releases of mlxq for tests: the checkout's wheel under other versions, a package index that has them, and a user.
 
 The libraries are lent: each release needs one package, whose .pth file leads to those of the checkout. Their engine is
-the scripted one. All else is real: uv, its tool folder, environments, hashes, workers, gateways.
+the scripted one, unless the real one is asked for. All else is real: uv, its tool folder, environments, hashes,
+workers, gateways.
 """
 
 from __future__ import annotations
@@ -62,9 +63,18 @@ def lent(folder: Path) -> Path:
 
 
 def release(
-    wheel: Path, folder: Path, version: str, edits: Mapping[str, Edit] | None = None, *, newer_schema: bool = False
+    wheel: Path,
+    folder: Path,
+    version: str,
+    edits: Mapping[str, Edit] | None = None,
+    *,
+    newer_schema: bool = False,
+    scripted: bool = True,
 ) -> Path:
-    """Make a release of mlxq from the checkout's wheel. `edits`: path in the wheel -> what makes its new content."""
+    """Make a release of mlxq from the checkout's wheel. `edits`: path in the wheel -> what makes its new content.
+
+    `scripted`: its engine is the scripted one, and not vllm-mlx.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name, old, rest = wheel.name.split("-", 2)
     with zipfile.ZipFile(wheel) as archive:
@@ -76,7 +86,7 @@ def release(
     changed: dict[str, Edit] = {
         f"{about}/METADATA": lambda text: _needs_lent(text).replace(f"\nVersion: {old}\n", f"\nVersion: {version}\n"),
         "mlxq/__init__.py": lambda text: text.replace(f'__version__ = "{old}"', f'__version__ = "{version}"'),
-        "tasks/engines/serving.py": lambda text: text + SERVED,
+        "tasks/engines/serving.py": lambda text: text + (SERVED if scripted else ""),
         LOCK: lambda _: package_index.locked(lent(folder)),
     }
     if newer_schema:

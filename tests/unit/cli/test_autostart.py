@@ -61,16 +61,18 @@ def test_on_another_volume_launchd_opens_nothing_of_ours(monkeypatch: pytest.Mon
     assert content["StandardOutPath"] == content["StandardErrorPath"] == "/Users/ada/Library/Logs/mlxq-worker.log"
 
 
-def test_no_secret_and_no_password_of_a_proxy_reaches_a_unit() -> None:
+def test_no_secret_and_no_password_of_a_proxy_or_an_index_reaches_a_unit() -> None:
     base = {
         "PATH": "/bin",
         "HF_TOKEN": "hf_secret",
         "OPENROUTER_API_KEY": "sk-secret",
         "HTTPS_PROXY": "http://me:secret@proxy:3128",
         "http_proxy": "http://proxy:3128",
+        "UV_INDEX": "https://me:secret@packages.example/simple",
     }
+    kept = {"PATH": "/bin", "http_proxy": "http://proxy:3128", "UV_DEFAULT_INDEX": "https://packages.example/simple"}
 
-    assert environment(base, HOME) == {"PATH": "/bin", "http_proxy": "http://proxy:3128", "MLXQ_HOME": str(HOME.root)}
+    assert environment(base | kept, HOME) == kept | {"MLXQ_HOME": str(HOME.root)}
 
 
 def test_odd_paths_survive_systemd_quoting() -> None:
