@@ -19,10 +19,14 @@ from state.on_demand import MODELS, RESIDENCY
 from state.paths import Home
 from state.schedule.schema import m016_schedules
 
-for unused in ("numpy", "pandas"):
-    sys.modules.setdefault(unused, None)  # pyright: ignore[reportArgumentType] (None makes the import fail; sqlite-utils copes, two seconds saved)
+UNUSED = {"numpy", "pandas"} - sys.modules.keys()
+for unused in UNUSED:
+    sys.modules[unused] = None  # pyright: ignore[reportArgumentType] (None makes the import fail; sqlite-utils copes, two seconds saved)
 
 from sqlite_utils import Database, Migrations  # noqa: E402 (after the lines above)
+
+for unused in UNUSED:
+    del sys.modules[unused]  # whoever needs it later gets it
 
 schema = Migrations("mlxq")
 
