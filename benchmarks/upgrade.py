@@ -2,6 +2,7 @@
 
     uv run python benchmarks/upgrade.py                  all of it: about half an hour
     uv run python benchmarks/upgrade.py --only kills     an upgrade and its way back under load, killed at every step
+    uv run python benchmarks/upgrade.py --only kills --moments 'the guard looks'     killed at some steps
     uv run python benchmarks/upgrade.py --only gateway   the gateway replaced 50 times under load
     uv run python benchmarks/upgrade.py --only wheel     from the wheel to the first answer, with its real packages
 
@@ -9,6 +10,7 @@ Real installations by uv, workers and gateways. In the first two the engine is s
 lent (tests/support/release.py). `wheel` needs the packages in uv's cache, or a package index.
 """
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 import argparse
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from support.gateway import MASTER, Gateway, Upstream  # noqa: E402
 from support.load import Load  # noqa: E402
 from support.mlxq_home import until  # noqa: E402
 from support.package_index import PackageIndex, running  # noqa: E402
-from support.ports import free_port  # noqa: E402
+from support.ports import free_port, free_run  # noqa: E402
 from support.release import User  # noqa: E402
 
 from state import secrets  # noqa: E402
@@ -46,6 +48,7 @@ from tasks.weights import builtin  # noqa: E402
 
 Row = tuple[str, str, str, bool]
 """What was done, the bound, what came of it, and whether that is what it must be."""
+MOMENTS = (*steps.FORWARD, *steps.BACKWARD)
 LIMIT_S = 60.0
 WHEEL_BYTES = 1_300_000_000
 REPLACEMENTS = 50
@@ -110,10 +113,11 @@ print(json.dumps({"answered": answered, "lost": lost}))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--only", choices=["kills", "gateway", "wheel"])
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS, help="when it is killed")
     parser.add_argument("--times", type=int, default=REPLACEMENTS, help="how often the gateway is replaced")
     wanted = parser.parse_args()
     parts: dict[str, Callable[[Path], list[Row]]] = {
-        "kills": kills,
+        "kills": partial(kills, moments=wanted.moments),
         "gateway": partial(replaced, times=wanted.times),
         "wheel": wheel,
     }
@@ -124,7 +128,7 @@ def main() -> int:
     return 0 if all(row[3] for row in rows) else 1
 
 
-def kills(folder: Path) -> list[Row]:
+def kills(folder: Path, moments: Sequence[str]) -> list[Row]:
     """Upgrade, go back, and be killed on each way, while four clients ask."""
     models = builtin.ensure(folder / "models").parent
     index = PackageIndex()
@@ -135,18 +139,18 @@ def kills(folder: Path) -> list[Row]:
         try:
             user.install(steps.OLD)
             user.set_up()
-            return _under_load(user)
+            return _under_load(user, moments)
         finally:
             user.close()
 
 
-def _under_load(user: User) -> list[Row]:
+def _under_load(user: User, moments: Sequence[str]) -> list[Row]:
     with Load(user.ports[0], secrets.read(user.home.secrets)[secrets.MASTER]) as load:
         upgrade_s = _timed(user, "upgrade")[0]
         back_s, told = _timed(user, "upgrade", "--back", "--yes")
         print(f"upgrade {upgrade_s:.1f} s, the way back {back_s:.1f} s", flush=True)
         (user.home.root / "proven").touch()
-        took = _ways(user)
+        took = _ways(user, moments)
     worst = max(took, key=lambda moment: took[moment])
     named = str(user.home.root / "backups") in told
     return [
@@ -163,15 +167,20 @@ def _under_load(user: User) -> list[Row]:
     ]
 
 
-def _ways(user: User) -> dict[str, float]:
+def _ways(user: User, moments: Sequence[str]) -> dict[str, float]:
     """Return the seconds of each kill: there and back again, as long as there is a moment left to be killed at."""
     took: dict[str, float] = {}
-    backward = list(steps.BACKWARD.items())
-    for moment, order in steps.FORWARD.items():
-        took[moment] = _killed(user, moment, order, "upgrade")
+    forward = [moment for moment in steps.FORWARD if moment in moments]
+    backward = [moment for moment in steps.BACKWARD if moment in moments]
+    while forward or backward:
+        if forward:
+            moment = forward.pop(0)
+            took[moment] = _killed(user, moment, steps.FORWARD[moment], "upgrade")
+        else:
+            user.run("upgrade")
         if backward:
-            moment, order = backward.pop()  # noqa: PLW2901 (the way back from this one)
-            took[moment] = _killed(user, moment, order, "upgrade", "--back", "--yes")
+            moment = backward.pop(0)
+            took[moment] = _killed(user, moment, steps.BACKWARD[moment], "upgrade", "--back", "--yes")
         else:
             steps.back_to_old(user)
     return took
@@ -251,8 +260,13 @@ def _successor(home: Home, first: Gateway, keys: dict[str, str], generation: int
 
 def wheel(folder: Path) -> list[Row]:
     """Install the wheel as a user does, set the built-in model up, and ask it."""
+    ports = {"TIER_PORT_BASE": free_run(10), "LITELLM_PORT": free_port(), "PAGE_PORT": free_port()}
     ran = subprocess.run(
-        [ROOT / ".ci" / "wheel", release.build(folder / "dist")], capture_output=True, text=True, check=False
+        [ROOT / ".ci" / "wheel", release.build(folder / "dist")],
+        env=os.environ | {f"MLXQ_{name}": str(port) for name, port in ports.items()},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     figures = re.search(r"first answer: (\d+) s; environments: (\d+) MB", ran.stdout)
     if figures is None:
