@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from state import service, stack
 from state.classes import dataclass
 from state.db import Database
 from state.metrics import usage
@@ -50,13 +49,13 @@ def percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def of_tiers(db: Database) -> Mapping[str, PromptReuse]:
-    """Return what is known of every tier: the share is its own, the second turn is its engine's."""
-    sums, engines = _sums(db), {row.name: row for row in service.listing(db) if row.kind == "engine"}
+def of_tiers(db: Database, tiers: Sequence[Tier], rows: Mapping[str, Service]) -> Mapping[str, PromptReuse]:
+    """Return what is known of the tiers whose engine is in `rows`: the second turn is that of the engine."""
+    sums = _sums(db)
     return {
-        tier.name: PromptReuse(_share(sums.get(tier.name)), engines[tier.engine.name].reused)
-        for tier in stack.tiers(db)
-        if tier.engine.name in engines
+        tier.name: PromptReuse(_share(sums.get(tier.name)), rows[tier.engine.name].reused)
+        for tier in tiers
+        if tier.engine.name in rows
     }
 
 

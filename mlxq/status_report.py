@@ -7,7 +7,7 @@ the process and the port of each service are checked here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -137,16 +137,17 @@ class StatusReport:
 
 def collect(db: Database) -> StatusReport:
     """Return the report on everything that state.db knows."""
-    running = worker(db)
-    tiers = stack.with_defaults(stack.tiers(db), settings.load(db.home))
-    rows, numbers = {row.name: row for row in service.listing(db)}, ports.listing(db)
+    running, chosen, engines = worker(db), settings.load(db.home), stack.engines(db)
+    tiers = stack.with_defaults(stack.tiers(db, engines), chosen)
+    rows = {row.name: row for row in service.listing(db)}
+    numbers = ports.of(chosen, engines, rows.values())
     return StatusReport(
         machine=facts.get(db, "machine"),
-        budget_percent=facts.budget_percent(db, settings.load(db.home)["memory-budget-pct"]),
+        budget_percent=facts.budget_percent(db, chosen["memory-budget-pct"]),
         endpoint=ports.endpoint(numbers),
         worker=running,
-        services=_services(rows, _beside(db), tiers, numbers, watched=running.state == "running"),
-        reuse=prompt_reuse.of_tiers(db),
+        services=_services(rows, _beside(db, engines, rows), tiers, numbers, watched=running.state == "running"),
+        reuse=prompt_reuse.of_tiers(db, tiers, rows),
         tunings=_tunings(db, rows, tiers),
         troubles=_troubles(db, rows.values(), tiers),
         tiers=tiers,
@@ -204,11 +205,10 @@ def _tunings(db: Database, rows: Mapping[str, Service], tiers: Sequence[Tier]) -
     return {name: row for name, row in used.items() if row}
 
 
-def _beside(db: Database) -> list[Engine]:
+def _beside(db: Database, engines: Iterable[Engine], running: Collection[str]) -> list[Engine]:
     """Return the engines without a tier: for embeddings and ranking, and those on demand that are loaded."""
-    running = {row.name for row in service.listing(db)}
-    models = [entry.engine for entry in on_demand.models(db) if entry.engine.name in running]
-    return [*stack.retrieval(db), *models]
+    retrieval = [engine for engine in engines if engine.purpose != stack.CHAT]
+    return [*retrieval, *(entry.engine for entry in on_demand.models(db) if entry.engine.name in running)]
 
 
 def _troubles(db: Database, rows: Iterable[Service], tiers: Sequence[Tier]) -> list[tuple[str, str, str | None]]:

@@ -160,11 +160,10 @@ def open_database(
     one of another schema is neither migrated nor refused, for a process that an upgrade is about to replace.
     Raises NewerState, StateDamaged, StateUnavailable.
     """
-    version = _version(home, newer=as_it_is)
-    if version != SCHEMA_VERSION and not (as_it_is and version):
-        _migrate(home)
+    connection, version = _opened(home, newer=as_it_is)
+    if connection is None or (version != SCHEMA_VERSION and not (as_it_is and version)):
+        connection = _migrated(home, connection)
     with _told(home):
-        connection = _connect(home.database)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute(f"PRAGMA wal_autocheckpoint={1000 if checkpoints else 0}")
@@ -176,13 +175,12 @@ def read_database(home: Home) -> Database:
 
     Raises NotSetUp when there is none, NewerState, StateDamaged, StateUnavailable.
     """
-    version = _version(home)
-    if version == 0:
+    connection, version = _opened(home)
+    if connection is None or version == 0:
         raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
     if version != SCHEMA_VERSION:
-        _migrate(home)
+        connection = _migrated(home, connection)
     with _told(home):
-        connection = _connect(home.database)
         connection.execute("PRAGMA query_only=ON")
     return Database(connection, home)
 
@@ -195,24 +193,40 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _version(home: Home, *, newer: bool = False) -> int:
-    """Return the schema's number, 0 where there is no database yet. Raises NewerState unless `newer`, StateDamaged."""
+def _opened(home: Home, *, newer: bool = False) -> tuple[sqlite3.Connection | None, int]:
+    """Return a connection and the schema's number; None and 0 where there is no database yet.
+
+    One connection for both: the first and the last of a home make and remove the WAL. Raises NewerState unless `newer`,
+    StateDamaged.
+    """
     path = home.database
     if not path.exists() or path.stat().st_size == 0:
-        return 0
+        return None, 0
     with _told(home):
         connection = _connect(path)
         try:
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        finally:
+        except sqlite3.Error:
             connection.close()
+            raise
     if version > SCHEMA_VERSION and not newer:
+        connection.close()
         raise NewerState(
             f"{path} has schema {version}; this mlxq knows up to {SCHEMA_VERSION}.",
             done="Nothing was changed.",
             hint="uv tool upgrade mlxq",
         )
-    return version
+    return connection, version
+
+
+def _migrated(home: Home, before: sqlite3.Connection | None) -> sqlite3.Connection:
+    """Close the connection from before, if any, and return one to the migrated database. Raises as `_migrate`."""
+    if before:
+        before.close()
+    _migrate(home)
+    connection, _ = _opened(home)  # a newer mlxq may have been quicker
+    with _told(home):
+        return connection or _connect(home.database)
 
 
 def _migrate(home: Home) -> None:
@@ -237,7 +251,6 @@ def _migrate(home: Home) -> None:
         raise StateUnavailable(
             f"{home.database} could not be brought to schema {SCHEMA_VERSION}: {last_line[0]}.", done="It is as it was."
         )
-    _version(home)  # a newer mlxq may have been quicker
 
 
 def _in_use_again(home: Home) -> str | None:

@@ -325,7 +325,8 @@ def _reuse(home: Home) -> list[Finding | None]:
     if not home.database.exists():
         return []
     with closing(read_database(home)) as db:
-        shares, tiers = prompt_reuse.of_tiers(db), stack.tiers(db)
+        tiers = stack.tiers(db)
+        shares = prompt_reuse.of_tiers(db, tiers, {row.name: row for row in services.listing(db)})
         agents = facts.get(db, "stack").get("asked", {}).get("intent") == AGENTS
         return [
             rules.reuse(tier.name, shares[tier.name], agents=agents, remedy=_remedy(db, home, tier))

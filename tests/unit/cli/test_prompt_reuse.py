@@ -45,7 +45,8 @@ def test_a_week_is_summed_by_tier(db: Database) -> None:
     usage.add(db, [Usage(days[0], "app", "longctx", 1, prompt_tokens=2000, cached_tokens=2000)])
     service.update(db, "standard", reused=0.98)
 
-    assert prompt_reuse.of_tiers(db) == {
+    rows = {row.name: row for row in service.listing(db)}
+    assert prompt_reuse.of_tiers(db, stack.tiers(db), rows) == {
         "standard": PromptReuse(0.6, 0.98), "fast": UNKNOWN, "longctx": PromptReuse(1.0, 0.98)
     }  # fmt: skip
     sharing = stack.served_by(stack.tiers(db), "standard")
