@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from catalog import units
 from mlxq import job_view, prompt_reuse, render
 from mlxq.terminal import printable
+from mlxq.top import columns as tables
+from mlxq.top.columns import Column
 from mlxq.web.engine_status import EngineView
 from mlxq.web.labels import Shape, StatusLabel
 from mlxq.web.snapshot import ServiceCard, Snapshot
@@ -18,7 +20,6 @@ from tasks.plan.request_stats import EngineRequest
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
-    from rich.table import Table
     from rich.text import Text
 
 MARKS = {Shape.FULL: "●", Shape.HALF: "◐", Shape.RING: "○", Shape.WARN: "▲", Shape.CROSS: "✗"}
@@ -33,13 +34,29 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 MINUTES = 30
 """Shown in the small charts."""
 WIDE = 110
-"""Columns from which a chart of half an hour leaves the figures whole."""
+"""Columns from which the bar of the memory is long."""
+STATE_LEAST = 18
+"""Characters to which a state may be cut; its words are whole in `mlxq status`."""
+TIER_COLUMNS = (
+    Column("SERVICE", 0, "left", least=10),
+    Column("STATE", 0, "left", least=STATE_LEAST),
+    *(Column(head, rank) for head, rank in (("RUN", 1), ("WAIT", 6), ("TOK/S", 2), ("TTFT", 5))),
+    *(Column(head, rank) for head, rank in (("UP", 4), ("MEMORY", 3), ("RESTARTS", 7), ("CACHED", 8))),
+    Column(f"LAST {MINUTES} MIN", 9, "left"),
+)
+REQUEST_COLUMNS = (
+    Column("TIER", 0, "left", least=10),
+    Column("PHASE", 1, "left"),
+    *(Column(head, rank) for head, rank in (("PROMPT", 4), ("CACHED", 6), ("ANSWER", 3))),
+    Column("DONE", 7, "left"),
+    *(Column(head, rank) for head, rank in (("TOK/S", 2), ("TIME", 5))),
+)
 MOST_EVENTS = 6
 MOST_JOBS = 10
 
 
 def draw(snapshot: Snapshot, columns: int, selected: str | None = None) -> Group:
-    """Draw everything; small charts and the share of cached input only where `columns` leave room.
+    """Draw everything in a width of `columns`.
 
     `selected`: the service whose row is marked.
     """
@@ -48,10 +65,13 @@ def draw(snapshot: Snapshot, columns: int, selected: str | None = None) -> Group
 
     head = _label(snapshot.label)
     head.append(f"   {snapshot.endpoint}", style="bright_black")
-    wide = columns >= WIDE
-    tiers = _tiers([*snapshot.cards, *snapshot.others], snapshot.at, charts=wide, selected=selected)
-    parts: list[RenderableType] = [head, _memory(snapshot, 24 if wide else 16), Text(), tiers]
-    for title, lines in (("Requests", _requests(snapshot)), ("Jobs", _jobs(snapshot)), ("Events", _events(snapshot))):
+    tiers = _tiers([*snapshot.cards, *snapshot.others], snapshot.at, columns, selected)
+    parts: list[RenderableType] = [head, _memory(snapshot, 24 if columns >= WIDE else 16), Text(), *tiers]
+    for title, lines in (
+        ("Requests", _requests(snapshot, columns)),
+        ("Jobs", _jobs(snapshot)),
+        ("Events", _events(snapshot)),
+    ):
         if lines:
             parts += [Text(f"\n{title}", style="bold"), *lines]
     return Group(*parts)
@@ -74,27 +94,16 @@ def _memory(snapshot: Snapshot, width: int) -> Text:
     memory = snapshot.memory
     if not memory.total:
         return Text(f"worker {snapshot.worker}", style="bright_black")
-    text = Text(f"{job_view.bar(memory.used / memory.total, width)} ")
+    text = Text(f"{job_view.bar(memory.used / memory.total, width)} ", no_wrap=True, overflow="ellipsis")
     text.append(f"{units.memory(memory.used)} of {units.memory(memory.total)}, budget {units.memory(memory.budget)}")
     text.append(f", swap {units.memory(memory.swap)}   worker {snapshot.worker}", style="bright_black")
     return text
 
 
-def _tiers(cards: Sequence[ServiceCard], now: float, *, charts: bool, selected: str | None) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, expand=True)
-    for name in ("SERVICE", "STATE"):
-        table.add_column(name, header_style="bright_black", no_wrap=True)
-    for name in ("RUN", "WAIT", "TOK/S", "TTFT", "UP", "MEMORY", "RESTARTS", *(["CACHED"] if charts else [])):
-        table.add_column(name, header_style="bright_black", justify="right", no_wrap=True)
-    if charts:
-        table.add_column(f"LAST {MINUTES} MIN", header_style="bright_black", no_wrap=True)
-    for card in cards:
-        cached = prompt_reuse.percent(card.reuse.share) or "-"
-        mark = "reverse" if card.service.name == selected else None
-        table.add_row(*_row(card, now), *([cached, spark(card.hour, now)] if charts else []), style=mark)
-    return table
+def _tiers(cards: Sequence[ServiceCard], now: float, columns: int, selected: str | None) -> list[Text]:
+    rows = [[*_row(card, now), prompt_reuse.percent(card.reuse.share) or "-", spark(card.hour, now)] for card in cards]
+    names = [card.service.name for card in cards]
+    return tables.table(TIER_COLUMNS, rows, columns, names.index(selected) if selected in names else None)
 
 
 def _row(card: ServiceCard, now: float) -> list[Text | str]:
@@ -134,22 +143,17 @@ def _level(value: float | None, top: float) -> int:
     return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
 
 
-def _requests(snapshot: Snapshot) -> list[Text]:
+def _requests(snapshot: Snapshot, columns: int) -> list[Text]:
     """Draw the requests of clients, under column heads; a tier's own tests are not among them."""
-    from rich.text import Text
-
-    if not snapshot.requests:
-        return []
-    width = max([10, *(len(tier) for tier, _ in snapshot.requests)])
-    heads = f"{'TIER':<{width}} {'PHASE':<10} {'PROMPT (CACHED)':>16}   {'ANSWER':<6} {'DONE':<8} {'TOK/S':>7}  TIME"
     rows = [
-        Text(
-            f"{tier:<{width}} {request.phase:<10} {_input(request):>16} + {request.completion_tokens:<6,}"
-            f" {job_view.bar(request.progress, 8)} {_speed(request):>7}  {render.span(request.elapsed_s)}"
-        )
+        [
+            *(tier, request.phase, f"{request.prompt_tokens:,}", _count(request.cached_tokens)),
+            *(f"{request.completion_tokens:,}", job_view.bar(request.progress, 8)),
+            *(_speed(request), render.span(request.elapsed_s)),
+        ]
         for tier, request in snapshot.requests
     ]
-    return [Text(heads, style="bright_black"), *rows]
+    return tables.table(REQUEST_COLUMNS, rows, columns) if rows else []
 
 
 def _speed(request: EngineRequest) -> str:
@@ -157,10 +161,8 @@ def _speed(request: EngineRequest) -> str:
     return f"{request.decode_tps:.1f}" if request.decode_tps else "-"
 
 
-def _input(request: EngineRequest) -> str:
-    """Return the tokens of a prompt, and in brackets those of them that were not read again."""
-    cached = f" ({request.cached_tokens:,})" if request.cached_tokens else ""
-    return f"{request.prompt_tokens:,}{cached}"
+def _count(tokens: int) -> str:
+    return f"{tokens:,}" if tokens else "-"
 
 
 def _jobs(snapshot: Snapshot) -> list[Text]:

@@ -11,7 +11,7 @@ from mlxq.top.keyboard import DOWN, ESCAPE, UP
 COLUMNS = (
     "RUN and WAIT count requests of clients; mlxq's own tests are left out.",
     "TOK/S is the speed of all running requests together, else of the latest. TTFT is the time to first token.",
-    "A request shows the tokens of its prompt, in brackets those that were not read again, and of its answer so far.",
+    "A request shows the tokens of its prompt, those of them that were not read again, and of its answer so far.",
 )
 HELP = f"""\
 ↑ ↓, k j   select a service

@@ -9,7 +9,7 @@ import sys
 import pexpect
 import pytest
 
-from mlxq.top import keys
+from mlxq.top import columns, draw, keys
 from mlxq.top.keyboard import DOWN, UP
 from mlxq.top.keyboard import keys as read
 from mlxq.top.keys import TopAction, TopState, TopView
@@ -96,3 +96,18 @@ def test_the_view_obeys_and_the_terminal_is_as_before(rows: Database) -> None:
 
 def test_a_log_that_is_not_there_is_said(rows: Database) -> None:
     assert tail(rows.home.log("nosuch"), 5) == ["There is nothing to read: No such file or directory."]
+
+
+@pytest.mark.parametrize("width", range(40, 140, 5))
+def test_a_figure_is_whole_or_not_there_in_any_width(width: int) -> None:
+    """The state alone is cut; the newest minutes of the chart are those at its end."""
+    chart = "".join(str(minute % 10) for minute in range(30))
+    row = ["standard", "✗ crashed, restarting in 29s", "12", "3", "1,116.2", "12.5s", "31m29s", "13.9 GB", "17", "100%"]
+    lines = [line.plain for line in columns.table(draw.TIER_COLUMNS, [[*row, chart]], width, marked=0)]
+    assert all(len(line) <= width for line in lines)
+    heads, cells = lines
+    shown = [place for place, column in enumerate(draw.TIER_COLUMNS) if column.head in heads]
+    assert {0, 1, 2} <= set(shown)
+    assert len(shown) == len(heads.replace("LAST 30 MIN", "LAST").split())
+    assert [place for place in shown if place != 1 and [*row, chart][place] not in cells] == []
+    assert cells.count("…") == (row[1] not in cells)
