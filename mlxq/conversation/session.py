@@ -85,6 +85,8 @@ class Conversation:
 
     def _clear(self) -> str:
         self._dialog.messages.clear()
+        if self._keeps:
+            storage.keep(self._home, self._dialog)
         return "The conversation is forgotten."
 
     def _save(self, name: str) -> str:

@@ -180,6 +180,19 @@ def test_the_last_conversation_is_continued_and_private(served: Home) -> None:
     assert (Gateway.bodies[-1]["model"], len(Gateway.bodies[-1]["messages"])) == ("standard", 3)
 
 
+def test_a_cleared_conversation_is_not_continued(served: Home) -> None:
+    child = talk(served)
+    say(child, "hello", "You said hello")
+    say(child, "/clear", "The conversation is forgotten.")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+
+    child = talk(served, "-c")
+    say(child, "again", "You said again")
+    child.close()
+    assert len(Gateway.bodies[-1]["messages"]) == 1
+
+
 def test_nothing_is_kept_where_the_setting_is_off(served: Home) -> None:
     settings.write(served, "keep-chats", False)
     child = talk(served)
