@@ -28,6 +28,7 @@ from state.db import Database, open_database, read_database
 from state.errors import MlxqError, NotFound, NotSetUp
 from state.paths import Home
 from tasks import kinds, tier_requests
+from tasks.batches import control
 from tasks.on_demand import requests as model_requests
 from tasks.tier_requests import Effects
 
@@ -276,6 +277,15 @@ class WebApp:
         job = request.path_params["job"]
         return await self._act(lambda db: f"Cancel requested; job {job} is {ledger.cancel(db, job)}.")
 
+    async def cancel_batch(self, request: Request) -> Response:
+        """Have a batch stopped; the requests that are under way are answered first."""
+
+        def put(db: Database) -> str:
+            batch = control.cancel(db, control.get(db, request.path_params["batch"]))
+            return f"{batch.id} is {batch.status.replace('_', ' ')}."
+
+        return await self._act(put)
+
     async def retry(self, request: Request) -> Response:
         """Retry a job."""
         job = request.path_params["job"]
@@ -344,6 +354,7 @@ def build(page: WebApp) -> Starlette:
             Route("/logs/{log}/live", page.for_session(page.log_lines)),
             Route("/stack/start", act(page.start_all), methods=["POST"]),
             Route("/jobs/{job:int}/cancel", act(page.cancel), methods=["POST"]),
+            Route("/batches/{batch}/cancel", act(page.cancel_batch), methods=["POST"]),
             Route("/jobs/{job:int}/retry", act(page.retry), methods=["POST"]),
             Route("/services/{service}/{verb}", act(page.serve), methods=["POST"]),
             Route("/tiers/{tier}/{verb}", act(page.serve_tier), methods=["POST"]),

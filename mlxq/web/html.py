@@ -23,7 +23,7 @@ from state.metrics import usage
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
-SECTIONS = ("head", "tiers", "now", "jobs", "batches", "why", "use", "bench")
+SECTIONS = ("head", "tiers", "now", "jobs", "batches", "nodes", "why", "use", "bench")
 """The parts that are updated, by the id of their element; the rest of the page is static."""
 JOB_SHAPES: Mapping[JobState, Shape] = {
     JobState.BLOCKED: Shape.RING,
@@ -54,7 +54,7 @@ class HtmlRenderer:
             count=count,
             axis=axis,
             percent=percent,
-            title=job_view.title,
+            title=title,
             note=job_view.note,
         )
         tools: dict[str, Any] = {
@@ -89,6 +89,11 @@ class HtmlRenderer:
     def part(self, template: str, /, **values: Any) -> str:
         """Render one template."""
         return self._templates.get_template(f"{template}.html").render(**values)
+
+
+def title(job: Job) -> str:
+    """Return what a job does in words, such as `verify weights qwen3.5-4b`: its kind is a name in the database."""
+    return job_view.title(job).replace(job.kind, job.kind.replace("_", " "), 1)
 
 
 def mark(shape: Shape) -> Markup:

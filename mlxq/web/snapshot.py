@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from catalog.machine import planned
 from mlxq import prompt_reuse, status_report
@@ -33,6 +33,9 @@ from tasks.batches import control
 from tasks.config_problems import ConfigWatch, of_targets
 from tasks.plan.request_stats import EngineRequest
 from tasks.worker_status import WorkerState
+
+if TYPE_CHECKING:
+    from mlxq.web.nodes import NodeView
 
 HOUR_S = 3600
 ATTENTION_S = 7 * 86_400
@@ -62,7 +65,11 @@ Nor are those shown whose service serves again by itself.
 
 The options of a job may differ: what a chain pulls has others than `mlxq pull`. `mlxq rm` reports its failures itself.
 """
-ENDED = "SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') ORDER BY id DESC LIMIT :limit"
+ENDED = """
+SELECT id FROM jobs WHERE state IN ('succeeded', 'failed', 'cancelled') AND kind NOT IN ('batch', 'write_batch_output')
+ORDER BY id DESC LIMIT :limit
+"""
+"""Jobs that ended; those of batches are told with the batches."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ServiceCard:
     now: EngineView | None
     hour: Sequence[Sample]
     last: Sample | None
-    """The newest sample with a request."""
+    """The newest sample with a request; None while it does not serve."""
     safe_mode: SafeMode | None
     """Its safe mode; None if it runs with its normal limits."""
     reuse: PromptReuse = prompt_reuse.UNKNOWN
@@ -182,6 +189,8 @@ class Snapshot:
     """As in `mlxq status --json`."""
     config: Sequence[ConfigProblem]
     """What is wrong with the files that users edit."""
+    nodes: Sequence[NodeView]
+    """The other nodes of the fleet; none where there is no fleet."""
 
     @property
     def startable(self) -> bool:
@@ -224,6 +233,7 @@ def _take(db: Database, engines: Engines) -> Snapshot:
         schedules=[(schedule, schedules.last_run(db, schedule.name)) for schedule in schedules.listing(db)],
         usage=usage.totals(db, "tier", time.strftime("%Y-%m-%d", time.gmtime(now - prompt_reuse.WEEK_S))),
         cloud=status_report.cloud_today(db.home),
+        nodes=_nodes(db),
         config=[*CONFIG.listing(db.home), *of_targets(db)],
     )
 
@@ -252,6 +262,15 @@ def _cards(db: Database, stacked: Sequence[Tier], engines: Engines) -> list[Serv
     return [replace(card, reuse=prompt_reuse.of_engine(db, card.service, card.tiers)) for card in cards]
 
 
+def _nodes(db: Database) -> Sequence[NodeView]:
+    """Return the other nodes of the fleet."""
+    if not db.value("SELECT count(*) FROM nodes"):
+        return ()
+    from mlxq.web import nodes  # it brings the fleet along, which most machines do without
+
+    return nodes.listing(db)
+
+
 def _sleeping(db: Database) -> list[DiskModel]:
     """Return the models on this disk that neither serve nor are a tier's."""
     active = {row.name for row in service.listing(db) if row.active}
@@ -276,8 +295,9 @@ def _card(
 ) -> ServiceCard:
     hour = sample.history(db, row.name, db.now() - HOUR_S)
     busy = [minute for minute in hour if minute.ttft_s is not None]
-    now = engine if row.state in service.SERVING else None
-    return ServiceCard(row, labels.of_service(row), tiers, None, now, hour, busy[-1] if busy else None, mode)
+    serves = row.state in service.SERVING
+    last = busy[-1] if busy and serves else None
+    return ServiceCard(row, labels.of_service(row), tiers, None, engine if serves else None, hour, last, mode)
 
 
 def _memory(db: Database, machine: dict[str, Any], cards: Sequence[ServiceCard]) -> MemoryUse:
@@ -300,8 +320,9 @@ def _trends(db: Database, chip: str) -> list[SpeedTrend]:
 
 
 def _chains(db: Database) -> list[list[Job]]:
-    """Return the chains with live jobs, newest first."""
+    """Return the chains with live jobs, newest first; those of batches are told with the batches."""
     rows = db.rows(
-        "SELECT DISTINCT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY chain DESC"
+        "SELECT DISTINCT chain FROM jobs WHERE state IN ('blocked', 'queued', 'running')"
+        " AND kind NOT IN ('batch', 'write_batch_output') ORDER BY chain DESC"
     )
     return [job.of_chain(db, row["chain"]) for row in rows]

@@ -15,7 +15,7 @@ from support import page as support
 from support import scene
 
 from mlxq.web.__main__ import BEHIND
-from state import event, job, ledger, service, wakeup
+from state import event, fleet, job, ledger, service, wakeup
 from state.db import Database
 from state.job import Claim, JobState
 from state.paths import Home
@@ -215,8 +215,37 @@ def test_a_chart_tells_its_values_to_pointer_and_keys_also_while_the_page_change
     expect(value).to_contain_text("tokens/s")
 
 
+def test_the_scale_of_a_chart_stands_beside_its_curve(view: Page):
+    scale = view.locator("[data-chart=standard] .scale").bounding_box()
+    plot = view.locator("[data-chart=standard] .plot").bounding_box()
+    ticks = view.locator("[data-chart=standard] .ticks").bounding_box()
+    assert scale
+    assert plot
+    assert ticks
+    assert scale["x"] + scale["width"] <= plot["x"] + 0.5
+    assert abs(ticks["x"] - plot["x"]) < 1
+
+
+def test_a_batch_is_cancelled_where_it_is_told(view: Page, rows: Database):
+    scene.batches_and_schedules(rows)
+    view.get_by_role("button", name="Cancel batch").click()
+    expect(view.locator("#said")).to_contain_text("cancelling")
+    expect(view.locator("#batches .word").first).to_have_text("cancelling")
+    expect(view.get_by_role("button", name="Cancel batch")).to_have_count(0)
+
+
+def test_the_nodes_of_a_fleet_come_and_are_heard(view: Page, rows: Database):
+    expect(view.locator("#nodes li")).to_have_count(0)
+    scene.a_fleet(rows)
+    expect(view.locator("#nodes li")).to_have_count(3)
+    expect(view.locator("#nodes [data-key=node-mini]")).to_contain_text("no answer from 10.0.0.8:4002")
+    fleet.change(rows, "studio", problem="away: no answer")
+    expect(view.locator("#nodes [data-key=node-studio] strong")).to_have_text("down")
+    expect(view.locator("#heard")).to_have_text("Node studio: down.")
+
+
 def test_a_longer_range_and_one_scale_stay_while_the_page_changes(view: Page, rows: Database):
-    axis = view.locator("[data-chart] text:first-of-type")
+    axis = view.locator("[data-chart] .scale span:first-of-type")
     assert axis.all_text_contents() == ["40", "200", "80"]
     view.get_by_role("button", name="Week").click()
     expect(view.locator("[data-chart=fast]")).to_have_attribute("data-step", "3600")

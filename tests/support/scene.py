@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from state import facts, ledger, on_demand, service, stack, worker
+from state import facts, fleet, ledger, on_demand, service, stack, worker
 from state.batches import batches, stored_files
 from state.batches.batches import BatchRequest, BatchStatus
 from state.db import Database
 from state.errors import EngineFailed
+from state.fleet import Node, ServedModel
 from state.job import Claim
 from state.metrics import bench, cloud_spend, sample, usage
 from state.metrics.bench import Bench
@@ -260,6 +261,21 @@ def batches_and_schedules(db: Database) -> None:
     schedules.settle(db)
 
 
+def a_fleet(db: Database) -> None:
+    """Put nodes in the fleet: one that is well, one that is away, and a server of OpenAI's API that drains."""
+    now = db.now()
+    for node in (
+        Node(
+            "studio", "mlxq", "https://10.0.0.7:4002", fingerprint="a", running=2, version="0.1.0", seen_at=now,
+            serves={name: ServedModel(name, 65_536, 4) for name in ("standard", "fast", "org/repo")},
+        ),
+        Node("mini", "mlxq", "https://10.0.0.8:4002", fingerprint="b", version="0.1.0", seen_at=now - 400,
+             problem="away: no answer from 10.0.0.8:4002"),
+        Node("lab", "openai", "http://10.0.0.9:8000", state="draining", seen_at=now),
+    ):  # fmt: skip
+        fleet.put(db, node)
+
+
 def on_the_disk(db: Database) -> None:
     """Put two models on the disk, of which one was loaded on demand."""
     entries = [
@@ -287,9 +303,10 @@ def idle(db: Database) -> None:
 
 
 def load(db: Database) -> None:
-    """Let a batch run, schedules and models on demand be there; the requests come from engines that answer."""
+    """Let a batch run, schedules, models on demand and nodes be there; the requests come from engines that answer."""
     batches_and_schedules(db)
     on_the_disk(db)
+    a_fleet(db)
 
 
 def killed(db: Database) -> None:

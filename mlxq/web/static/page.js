@@ -90,7 +90,7 @@ let lost = 0;
 
 function listen() {
   const source = new EventSource("/events");
-  for (const id of ["head", "tiers", "now", "jobs", "batches", "why", "use", "bench"])
+  for (const id of ["head", "tiers", "now", "jobs", "batches", "nodes", "why", "use", "bench"])
     source.addEventListener(id, (event) => shown(id, JSON.parse(event.data)));
   source.onopen = () => { lost = 0; tellLine(); };
   source.onerror = () => {
@@ -103,6 +103,7 @@ function listen() {
 function shown(id, html) {
   const minute = () => document.querySelector("[data-minute]")?.dataset.minute, before = minute();
   if ($(id)) show(id, html);
+  if (id === "nodes") hear();
   if (id !== "tiers") return;
   hear();
   if (chosen() && minute() !== before) redraw();
@@ -115,7 +116,7 @@ function tellLine() {
 
 // ---- what a screen reader hears: a service that came to another state, at most once in five seconds
 
-const SETTLED = /^(healthy|degraded|stopped|crashed)/;
+const SETTLED = /^(healthy|degraded|stopped|crashed|draining$|down$)/;
 const words = new Map();
 let waiting = 0;
 

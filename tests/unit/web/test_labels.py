@@ -293,6 +293,47 @@ def test_the_watchdogs_question_is_nobodys_request(rows: Database, monkeypatch: 
         assert f"<dt>running</dt><dd>{running}</dd>" in painted["tiers"]
 
 
+def test_the_nodes_of_a_fleet_are_told_with_state_reason_and_load(rows: Database):
+    assert HtmlRenderer().sections(snapshot.take(rows, {}))["nodes"].strip() == ""
+    scene.a_fleet(rows)
+    painted = re.sub(r"<[^>]*>", "", HtmlRenderer().sections(snapshot.take(rows, {}))["nodes"])
+    told = " ".join(painted.split())
+    assert "studio healthy standard, fast and 1 by repo · 2 of 12 requests · mlxq 0.1.0" in told
+    assert "mini down nothing" in told
+    assert "away: no answer from 10.0.0.8:4002" in told
+    assert "lab draining nothing · 0 requests · openai" in told
+
+
+def test_a_batch_is_told_once_and_can_be_cancelled_there(rows: Database):
+    scene.batches_and_schedules(rows)
+    seen = snapshot.take(rows, {})
+    painted = HtmlRenderer().sections(seen)
+    assert seen.chains == []
+    assert "batch_" not in painted["jobs"]
+    batch = seen.batches[0][0]
+    assert f'data-post="/batches/{batch.id}/cancel"' in painted["batches"]
+
+
+def test_a_job_is_told_in_words(rows: Database):
+    scene.succeed(rows, "smoke_test")
+    scene.succeed(rows, "verify_weights", folder="/models/x")
+    painted = HtmlRenderer().sections(snapshot.take(rows, {}))["jobs"]
+    assert "smoke test" in painted
+    assert "verify weights" in painted
+    assert "_" not in re.sub(r"<[^>]*>", "", painted)
+
+
+def test_a_tier_that_does_not_serve_has_no_speed(rows: Database):
+    scene.all_ready(rows)
+    scene.an_hour(rows)
+    speeds = {card.title: card.decode_tps for card in snapshot.take(rows, {}).cards}
+    assert all(speeds.values())
+    scene.die(rows, "fast")
+    speeds = {card.title: card.decode_tps for card in snapshot.take(rows, {}).cards}
+    assert speeds["fast"] is None
+    assert speeds["standard"]
+
+
 def test_what_is_not_known_is_the_same_dash_everywhere_on_a_card(rows: Database):
     painted = HtmlRenderer().sections(snapshot.take(rows, {}))["tiers"]
     assert "<dt>TTFT</dt><dd>–</dd>" in painted  # noqa: RUF001 (the page's own dash)
