@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxq import jobs_client, service_status
-from state import secrets, service, worker
+from state import secrets, service, stack, worker
 from state.errors import EngineFailed, MlxqError
 from state.paths import Home
 from state.service import ROUTED, Service
@@ -21,14 +21,15 @@ def reason(home: Home, tier: str, waited_s: float) -> str:
     """Return what a request to `tier` waits for, which was sent `waited_s` seconds ago."""
     try:
         with jobs_client.reading(home) as db:
-            row = service.find(db, tier)
+            engines = {served.name: served.engine.name for served in stack.tiers(db)}
+            row = service.find(db, engines.get(tier, tier))
             running = [other for other in service.listing(db) if other.kind == "engine" and other.state in ROUTED]
             watched = worker.current(db) is not None
     except MlxqError as problem:
         return problem.message.rstrip(".")
     if row is None or row.state not in ROUTED:
         return _elsewhere(home, row, tier, running, waited_s, watched=watched)
-    return _at(home, row, waited_s)
+    return _at(home, row, waited_s, tier)
 
 
 def _elsewhere(
@@ -42,14 +43,15 @@ def _elsewhere(
     return f"{state}; the gateway asks the others: {'; '.join(_at(home, other, waited_s) for other in running)}"
 
 
-def _at(home: Home, row: Service, waited_s: float) -> str:
-    """Return what an engine that serves does."""
+def _at(home: Home, row: Service, waited_s: float, name: str = "") -> str:
+    """Return what an engine that serves does; `name`: of the tier that is asked, where that is known."""
+    name = name or row.name
     try:
         key = secrets.read(home.secrets).get(secrets.TIER, "")
         _, requests = probe.detailed_status(row.port, key, PROBE_S, release=row.release)
     except (EngineFailed, MlxqError):
-        return f"{row.name} does not answer mlxq's question either"
-    return f"{row.name} {place(requests, waited_s)}"
+        return f"{name} does not answer mlxq's question either"
+    return f"{name} {place(requests, waited_s)}"
 
 
 def place(requests: Sequence[EngineRequest], waited_s: float) -> str:

@@ -17,7 +17,7 @@ from mlxq.doctor import rules
 from state import keys, secrets, service, settings, stack
 from state.db import Database
 from state.paths import Home
-from state.stack import Engine
+from state.stack import Engine, Tier
 from tasks.plan.request_stats import EngineRequest
 from tasks.system import proxies
 
@@ -222,3 +222,11 @@ def test_an_answer_that_does_not_come_has_a_limit(port: int, capsys: pytest.Capt
 def test_the_place_in_the_queue_is_told(phases: list[tuple[str, float]], words: str) -> None:
     requests = [EngineRequest("r", phase, elapsed, 10, 0, 0, 10, None, None) for phase, elapsed in phases]
     assert answer_wait.place(requests, 12.0) == words
+
+
+def test_a_tier_that_shares_an_engine_is_looked_for_there(home: Home, db: Database) -> None:
+    """Its engine has another tier's name; mlxq said that the tier was not started."""
+    stack.replace(db, [FAST, Tier("longctx", FAST)])
+    service.ensure(db, "fast", "engine", 1)
+    scene.ready(db, "fast")
+    assert answer_wait.reason(home, "longctx", 3.0) == "longctx does not answer mlxq's question either"
