@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import termios
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,8 @@ class Conversation:
         """Stream one answer; what was made of it is kept also when it was stopped or broke off."""
         answer = StreamedAnswer(self._home, self._dialog.tier, self._console)
         try:
-            answer.stream(self._url, self._key, self._dialog.body(prompt), self._limit_s)
+            with _without_echo():
+                answer.stream(self._url, self._key, self._dialog.body(prompt), self._limit_s)
         except KeyboardInterrupt:
             render.say("Stopped.")
         finally:
@@ -147,6 +149,19 @@ class StreamedAnswer:
         cached = f", {usage.cached:,} cached" if usage.cached else ""
         first = render.span(self._first_at - self._began)
         return f"{usage.completion:,} tokens{speed}, first after {first}, prompt {usage.prompt:,} tokens{cached}"
+
+
+@contextmanager
+def _without_echo() -> Generator[None]:
+    """Let what is typed wait for the next prompt: shown in an answer, it would shift the lines that are drawn again."""
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _help() -> str:

@@ -31,6 +31,7 @@ class Gateway(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     bodies: ClassVar[list[dict[str, Any]]] = []
     left = threading.Event()
+    typed = threading.Event()
 
     def do_POST(self) -> int | None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -44,6 +45,9 @@ class Gateway(BaseHTTPRequestHandler):
         self.end_headers()
         if prompt == ENDLESS:
             return self._stream_without_end()
+        if prompt == "wait":
+            self._event({"choices": [{"delta": {"content": "one "}}]})
+            Gateway.typed.wait(60)
         text = LINES if prompt == "list" else f"You said {prompt}"
         for piece in re.findall(r"\s*\S+\s*", text):
             self._event({"choices": [{"delta": {"content": piece}}]})
@@ -78,6 +82,7 @@ def served(home: Home, db: Database) -> Iterator[Home]:
     """Return a home with two tiers and a gateway."""
     Gateway.bodies.clear()
     Gateway.left.clear()
+    Gateway.typed.clear()
     stack.replace(db, [TIER, replace(TIER, name="standard", port=9999)])
     secrets.ensure(home.secrets)
     with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
@@ -161,6 +166,19 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(served: Home) -> None:
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_what_is_typed_in_an_answer_is_not_shown_in_it_and_is_the_next_prompt(served: Home) -> None:
+    child = talk(served)
+    child.send("wait\r")
+    child.expect_exact("one")
+    child.send("typed early\r")
+    Gateway.typed.set()
+    child.expect_exact("You said wait")
+    assert "typed" not in child.before
+    child.expect_exact("You said typed early")
+    child.expect(">>>")
+    child.close()
 
 
 def test_the_last_conversation_is_continued_and_private(served: Home) -> None:
