@@ -143,7 +143,7 @@ class _AnswerReader(threading.Thread):
 
 
 def _pieces(answer: HTTPResponse) -> Generator[str | TokenCounts]:
-    """Yield the text of each server-sent event up to [DONE], and the usage."""
+    """Yield the text of each server-sent event up to [DONE], and the usage. Raises GatewayFailed for an end before."""
     for raw in answer:
         text = raw.decode("utf-8", "replace").strip()
         if text == "data: [DONE]":
@@ -155,6 +155,7 @@ def _pieces(answer: HTTPResponse) -> Generator[str | TokenCounts]:
             yield from (piece for choice in event.get("choices", []) if (piece := choice["delta"].get("content")))
             if usage := event.get("usage"):
                 yield _usage(usage)
+    raise GatewayFailed("The answer broke off: the gateway closed the connection.", hint="mlxq status")
 
 
 def _usage(usage: dict[str, Any]) -> TokenCounts:

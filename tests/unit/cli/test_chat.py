@@ -49,6 +49,8 @@ class Upstream(BaseHTTPRequestHandler):
             self.wfile.write(self._events("Paris"))
         elif question == "refuse":
             self._send(400, b'{"error": {"message": "context is too long", "code": "400"}}')
+        elif question == "cut":  # the gateway died in the middle
+            self._send(200, self._events(question).removesuffix(b"data: [DONE]\n\n"))
         elif question == "garbage":
             self._send(502, b"<html>bad gateway</html>")
         else:
@@ -101,6 +103,7 @@ def test_the_answer_is_printed_and_decoded_greedily(home: Home, port: int, capsy
         ("refuse", "The gateway refused: context is too long"),
         ("garbage", "HTTP 502"),
         ("break", "The answer broke off: the engine died"),
+        ("cut", "The answer broke off: the gateway closed the connection."),
     ],
 )
 def test_what_the_gateway_refuses_is_said(
