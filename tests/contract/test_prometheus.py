@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from support.ports import free_port
 from mlxq import cli
 from state import secrets, service, settings
 from state.db import Database, open_database
+from state.metrics import sample
+from state.metrics.sample import MINUTE_S, Sample
 from state.paths import Home
 from state.service import ServiceEvent
 
@@ -39,9 +42,9 @@ def rows(home: Home) -> Iterator[Database]:
     db.close()
 
 
-def test_prometheus_scrapes_the_page_and_alerts(
-    rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def where(rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """Return the address of a Prometheus that scrapes the page as `mlxq connect prometheus` says."""
     with running(rows.home) as page:
         settings.write(rows.home, "page-port", page.port)
         assert cli.run(["connect", "prometheus"]) == 0
@@ -52,17 +55,39 @@ def test_prometheus_scrapes_the_page_and_alerts(
             f"global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\nrule_files: [{ALERTS}]\n"
             f"scrape_configs:\n{scrape}"
         )
-        where = f"127.0.0.1:{free_port()}"
-        argv = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address={where}"]
+        address = f"127.0.0.1:{free_port()}"
+        argv = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address={address}"]
         with subprocess.Popen(["prometheus", *argv], stderr=subprocess.DEVNULL) as prometheus:
             try:
-                until(lambda: _value(where, 'mlxq_service_up{service="fast"}') == "1", 30)
-                assert _value(where, "up") == "1"
-                assert _alerts(where) == set()
-                service.apply(rows, "fast", ServiceEvent.FAILED, cause="x", cause_code="failed", hint="y")
-                until(lambda: _alerts(where) == {("MlxqNeedsAttention", "fast")}, 30)
+                until(lambda: _value(address, 'mlxq_service_up{service="fast"}') == "1", 60)
+                yield address
             finally:
                 prometheus.terminate()
+
+
+def test_prometheus_scrapes_the_page_and_alerts(rows: Database, where: str) -> None:
+    assert _value(where, "up") == "1"
+    assert _alerts(where) == set()
+    service.apply(rows, "fast", ServiceEvent.FAILED, cause="x", cause_code="failed", hint="y")
+    until(lambda: _alerts(where) == {("MlxqNeedsAttention", "fast")}, 30)
+
+
+def test_prometheus_has_an_answer_to_each_query_of_the_board(rows: Database, where: str) -> None:
+    """Of a stack that was asked in the last minute, that lost an engine once, and where jobs ended."""
+    scene.die(rows, "fast")
+    scene.ready(rows, "fast")
+    scene.succeed(rows, "smoke_test")
+    scene.fail(rows, "fast")
+    minute = int(rows.now()) // MINUTE_S * MINUTE_S - MINUTE_S
+    used = Sample(sample.MACHINE, minute, MINUTE_S, 1.0, memory_bytes=2**30, swap_bytes=0)
+    asked = Sample("fast", minute, MINUTE_S, 1.0, running=1.0, waiting=0.5, requests=6, prompt_tokens=900,
+                   completion_tokens=300, decode_tps=40, prompt_tps=900, ttft_s=0.4, memory_bytes=2**30)  # fmt: skip
+    sample.take(rows, [used, asked])
+    board = json.loads((ALERTS.parent / "grafana.json").read_text())
+    queries = {target["expr"] for panel in board["panels"] for target in panel.get("targets", ())}
+    assert len(queries) > 12
+    for query in sorted(queries):
+        until(lambda query=query: bool(_ask(where, "query", query=query)["result"]), 30)
 
 
 def _ask(where: str, path: str, **params: str) -> Any:
