@@ -8,6 +8,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -141,14 +142,18 @@ class FleetNetwork:
 
     # ------------------------------------------------------------ hurting it
 
-    def kill(self, name: str) -> None:
-        """Kill all processes of a node, the worker first: nothing starts them again."""
+    def kill(self, name: str) -> float:
+        """Kill all processes of a node at once, the worker first: nothing starts them again. Returns when."""
         mlxq = self.machines[name].mlxq
-        mlxq.kill_worker()
-        for one in service.listing(mlxq.db):
-            for left in process.find_orphans(str(mlxq.home.root), one.name):
-                with suppress(ProcessLookupError):
-                    os.kill(left.pid, signal.SIGKILL)
+        assert mlxq.worker
+        services = [one.name for one in service.listing(mlxq.db)]
+        victims = [left.pid for one in services for left in process.find_orphans(str(mlxq.home.root), one)]
+        at = time.monotonic()
+        for pid in (mlxq.worker.pid, *victims):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        mlxq.worker.wait()
+        return at
 
     def revive(self, name: str) -> None:
         """Start a killed node's worker, which starts the others, and wait until the fronts use it."""
