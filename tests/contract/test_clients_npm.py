@@ -158,6 +158,7 @@ def test_cline_answers(pytestconfig: pytest.Config, person: Person, target: Targ
     [
         ("hermes", ["-z"]),
         ("openclaw", ["agent", "--local", "--agent", "main", "-m"]),
+        ("goose", ["run", "--no-session", "--provider", "custom_mlxq", "--model", "standard", "--text"]),
         ("aider", ["--yes-always", "--no-check-update", "--analytics-disable", "--no-stream", "--message"]),
     ],
 )

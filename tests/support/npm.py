@@ -28,11 +28,13 @@ PACKAGES = {
     "cline": "cline@3.0.65",
     "openclaw": "openclaw@2026.9.6",
 }
-NODE = "24.22.3"
-"""OpenClaw runs with no older one; npm carries Node itself."""
+BINARIES = {"node": ("node", "24.22.3"), "goose": ("@aaif/goose-binary", "1.52.0")}
+"""Programs of which npm carries a package for each system. OpenClaw runs with no older Node."""
 PYPI = {"hermes": "hermes-agent==0.19.0", "aider": "aider-chat==0.86.2"}
 EVERY = "MLXQ_TEST_PROGRAMS"
 """Set to `all`, it has the tests install programs that take hundreds of megabytes."""
+LARGE = os.environ.get(EVERY) == "all"
+"""Read on import: while a test runs, no variable of mlxq's is set."""
 INSTALL_LIMIT_S = 240
 RUN_LIMIT_S = 120
 ALONE = {
@@ -95,14 +97,16 @@ def large(program: str, config: pytest.Config) -> tuple[str, str]:
 
     Skips unless MLXQ_TEST_PROGRAMS=all asks for them.
     """
-    if os.environ.get(EVERY) != "all":
+    if not LARGE:
         pytest.skip(f"{EVERY}=all installs {program}")
     assert config.cache
     root = Path(str(config.cache.mkdir("npm")))
     try:
         if program in PYPI:
             return _from_pypi(program, root), os.environ["PATH"]
-        searched = f"{_node(root)}{os.pathsep}{os.environ['PATH']}"
+        if program in BINARIES:
+            return str(_binary(program, root)), os.environ["PATH"]
+        searched = f"{_binary('node', root).parent}{os.pathsep}{os.environ['PATH']}"
         return install(program, root, searched), searched
     except NotInstalled as problem:
         pytest.skip(str(problem))
@@ -114,12 +118,14 @@ def _from_pypi(program: str, root: Path) -> str:
     return _made(root / "bin" / program, argv, PYPI[program], kept)
 
 
-def _node(root: Path) -> Path:
-    """Return the folder of a newer Node."""
+def _binary(program: str, root: Path) -> Path:
+    """Return the path of a program that npm carries for each system by itself. Raises NotInstalled."""
+    name, version = BINARIES[program]
     machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    package = f"node-{sys.platform}-{machine}"
-    argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(root / "node"), f"{package}@{NODE}"]
-    return Path(_made(root / "node" / "node_modules" / package / "bin" / "node", argv, package, {})).parent
+    package = f"{name}-{sys.platform}-{machine}"
+    folder = root / f"{program}-{version}"
+    argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), f"{package}@{version}"]
+    return Path(_made(folder / "node_modules" / package / "bin" / program, argv, package, {}))
 
 
 @dataclass
