@@ -41,7 +41,7 @@ def _crush_path(environment: Mapping[str, str], person: Path) -> Path:
 
 
 def _crush(text: str, target: Target) -> str:
-    """Write a provider, and the models for large and small tasks (https://github.com/charmbracelet/crush)."""
+    """Write a provider, and the models for large and small tasks (schema.json of github.com/charmbracelet/crush)."""
     models = [_crush_model(tier) for tier in target.tiers]
     provider = {"name": "mlxq", "type": "openai-compat", "base_url": target.url, "api_key": target.key}
     text = jsonc.put(text, ("providers", "mlxq"), {**provider, "models": models})
@@ -53,7 +53,9 @@ def _crush(text: str, target: Target) -> str:
 
 def _crush_model(tier: Tier) -> dict[str, Any]:
     limits = {"context_window": tier.context, "default_max_tokens": tier.max_tokens}
-    return {"id": tier.name, "name": _title(tier), **limits, "supports_attachments": tier.engine.vision}
+    costs = dict.fromkeys(("cost_per_1m_in", "cost_per_1m_out", "cost_per_1m_in_cached", "cost_per_1m_out_cached"), 0)
+    can = {"can_reason": False, "supports_attachments": tier.engine.vision}
+    return {"id": tier.name, "name": _title(tier), **limits, **costs, **can}
 
 
 def _pi_path(environment: Mapping[str, str], person: Path) -> Path:

@@ -153,6 +153,7 @@ def test_cline_answers(pytestconfig: pytest.Config, person: Person, target: Targ
     assert engines["standard"].seen(), "the work is the main tier's"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("program", "argv"),
     [

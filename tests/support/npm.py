@@ -36,7 +36,7 @@ EVERY = "MLXQ_TEST_PROGRAMS"
 LARGE = os.environ.get(EVERY) == "all"
 """Read on import: while a test runs, no variable of mlxq's is set."""
 INSTALL_LIMIT_S = 240
-RUN_LIMIT_S = 120
+RUN_LIMIT_S = 300
 ALONE = {
     "HTTP_PROXY": "http://127.0.0.1:9",
     "HTTPS_PROXY": "http://127.0.0.1:9",

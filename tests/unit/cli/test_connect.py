@@ -244,6 +244,13 @@ def test_qwen_code_crush_and_pi_get_every_tier_with_its_window(person: Path) -> 
     assert {model["baseUrl"] for model in models} == {f"{URL}/v1"}
     assert KEY.fullmatch(qwen["env"]["MLXQ_API_KEY"])
     assert {model["id"]: model["context_window"] for model in crush["providers"]["mlxq"]["models"]} == windows
+    required = {
+        "cost_per_1m_in",
+        "cost_per_1m_out_cached",
+        "can_reason",
+        "default_max_tokens",
+    }  # of Crush's schema.json
+    assert all(required <= model.keys() for model in crush["providers"]["mlxq"]["models"])
     assert (crush["models"]["large"]["model"], crush["models"]["small"]["model"]) == ("standard", "fast")
     assert {model["id"]: model["contextWindow"] for model in pi["providers"]["mlxq"]["models"]} == windows
 
