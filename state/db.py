@@ -25,7 +25,7 @@ BUSY_TIMEOUT_S = 15.0
 """Under saturation one writer can wait over 5 s: SQLite's busy handler is not fair."""
 FREED_S = 1.0
 """Seconds after which the blocks of a deleted file are free on APFS, of which no event tells."""
-SCHEMA_VERSION = 20
+SCHEMA_VERSION = 21
 """The number of migrations; kept equal to them by a test."""
 
 Row = sqlite3.Row

@@ -493,6 +493,12 @@ def m019_on_demand(db: Database) -> None:
 schema()(m020_nodes)
 
 
+@schema()
+def m021_proved(db: Database) -> None:
+    """Add with which command an engine that may sleep answered last, so that waking it proves nothing again."""
+    db.execute("ALTER TABLE residency ADD COLUMN proved TEXT NOT NULL DEFAULT ''")
+
+
 def back_up(connection: sqlite3.Connection, target: Path) -> None:
     """Copy state.db, as it is at one moment, to a private file; one that is there already is replaced.
 

@@ -66,6 +66,8 @@ class Residency:
     """How long the latest request that said so keeps it after its last use, in seconds; below 0 for ever."""
     asleep: bool = False
     """Whether mlxq stopped it, and the next request starts it."""
+    proved: str = ""
+    """The hash of the launch spec with which it made a token; empty where its latest load failed."""
 
 
 def models(db: Database) -> list[DiskModel]:
@@ -151,6 +153,15 @@ def set_asleep(db: Database, engine: str, *, asleep: bool) -> None:
         "INSERT INTO residency (engine, asleep) VALUES (:engine, :asleep) ON CONFLICT (engine) DO UPDATE SET"
         " asleep = excluded.asleep, keep_s = CASE WHEN excluded.asleep THEN NULL ELSE keep_s END",
         {"engine": engine, "asleep": int(asleep)},
+    )
+
+
+def set_proved(db: Database, engine: str, spec_hash: str) -> None:
+    """Record with which launch spec an engine made a token; an empty one has the next load prove it again."""
+    db.run(
+        "INSERT INTO residency (engine, proved) VALUES (:engine, :proved)"
+        " ON CONFLICT (engine) DO UPDATE SET proved = excluded.proved",
+        {"engine": engine, "proved": spec_hash},
     )
 
 

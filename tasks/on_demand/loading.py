@@ -34,6 +34,7 @@ MODEL_PORTS = 40
 def load(context: Context, service: str) -> dict[str, Any]:
     """Load a model: make room for it in its turn, start its engine, and have the gateway find it.
 
+    An engine that was proved before is not asked for a token first: the request that waits for it is answered sooner.
     Several may ask, and one engine starts; a worker that dies leaves a job that the next one continues. Returns
     {"service", "state", "port"}. Raises Later while others have the memory, DoesNotFit where they always will,
     NotFound for weights that are gone, and what a start raises.
@@ -43,13 +44,15 @@ def load(context: Context, service: str) -> dict[str, Any]:
         engine = stack.engine(db, service)
         if not requests.is_up(db, service):
             _admit(context, engine)
-        outcome = bring_up(context, service)
+        outcome = bring_up(context, service, proved=on_demand.residency(db, service).proved)
     except (MlxqError, Cancelled):
         _give_up(context, service)
         raise
     with db.transaction():
         on_demand.answered(db, service)
         on_demand.set_asleep(db, service, asleep=False)
+        if outcome["state"] in rows.ROUTED:
+            on_demand.set_proved(db, service, rows.get(db, service).spec_hash)
     requests.poke(db)
     return {"service": service, "state": outcome["state"], "port": stack.engine(db, service).port}
 
@@ -140,6 +143,7 @@ def _give_up(context: Context, name: str) -> None:
     with lifecycle.hold(name, lambda: None):
         with db.transaction():
             on_demand.set_asleep(db, name, asleep=True)
+            on_demand.set_proved(db, name, "")
             rows.set_desired(db, name, "down")
         lifecycle.stop(db, context.home, rows.get(db, name))
     requests.poke(db)

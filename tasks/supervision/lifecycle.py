@@ -157,13 +157,23 @@ def ready(home: Home, row: Service) -> bool:
         return probe.gateway_ready(row.port)
     if row.kind in HEALTH:
         return probe.answers(row.port, HEALTH[row.kind])
+    if not listed(home, row):
+        return False
+    probe.one_answer(row.port, _key(home), row.name, TOKEN_S, release=row.release)
+    return True
+
+
+def listed(home: Home, row: Service) -> bool:
+    """Return whether an engine listens, with the name that it is asked by. Raises EngineFailed where it has another."""
     if not probe.listening(row.port):
         return False
-    key = secrets.read(home.secrets).get(secrets.TIER, "")
-    if row.name not in probe.models(row.port, key, 10.0):
+    if row.name not in probe.models(row.port, _key(home), 10.0):
         raise EngineFailed(f"The engine does not list {row.name}.")
-    probe.one_answer(row.port, key, row.name, TOKEN_S, release=row.release)
     return True
+
+
+def _key(home: Home) -> str:
+    return secrets.read(home.secrets).get(secrets.TIER, "")
 
 
 def mark_ready(db: Database, row: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from tasks.system.child import Cancelled
 from tasks.system.process import Identity
 
 LOOK_S = 0.1
+STEP_S = 0.02
 BROKEN_ANSWERS = 3
 """Failed first requests after which a service that answers counts as broken."""
 DRAIN_S = gateway.ANSWER_SECONDS
@@ -137,23 +139,29 @@ def _outcome(context: Context, name: str) -> dict[str, Any]:
     return {"service": name, "state": row.state if row else State.STOPPED, "pid": row.pid if row else None}
 
 
-def bring_up(context: Context, name: str, *, replace: bool = False, hung: bool = False) -> dict[str, Any]:
-    """Start the service until it serves, should not run any more, or no further start can help. Raises MlxqError."""
+def bring_up(
+    context: Context, name: str, *, replace: bool = False, hung: bool = False, proved: str = ""
+) -> dict[str, Any]:
+    """Start the service until it serves, should not run any more, or no further start can help. Raises MlxqError.
+
+    `proved`: the hash of a launch spec with which it is ready once it listens, without a token.
+    """
     with lifecycle.hold(name, context.check):
         while rows.get(context.db, name).desired == "up":
-            if _start_once(context, name, replace=replace, hung=hung):
+            if _start_once(context, name, replace=replace, hung=hung, proved=proved):
                 return _outcome(context, name)
-            replace = False
+            replace, proved = False, ""
             _pause(context, name)
         lifecycle.stop(context.db, context.home, rows.get(context.db, name))
     return _outcome(context, name)
 
 
-def _start_once(context: Context, name: str, *, replace: bool, hung: bool) -> bool:
+def _start_once(context: Context, name: str, *, replace: bool, hung: bool, proved: str) -> bool:
     """Start or replace the process and wait for it; return whether the service runs as requested. Raises MlxqError."""
     newest = desired.restart_of(context.db, name).seq
     try:
         plan = _plan(context, name)
+        plan = dataclasses.replace(plan, proved=plan.spec_hash == proved)
         row = exits.reconcile_row(context.db, context.home, rows.get(context.db, name))
         request = _restart_request(context, row)
         again = request is not None or (replace and not _replaced(context, row))
@@ -277,8 +285,8 @@ def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
     assert identity is not None, "a service that was spawned has an identity"
     began = thawed_at = time.monotonic()
     failed = 0
-    check = _ask_whether_ready(context, row)
-    while not process.wait(identity, LOOK_S):
+    check = _ask_whether_ready(context, row, plan)
+    while not _exits_first(identity, check):
         spent_s = time.monotonic() - began
         context.report("loading", done=int(spent_s), unit="s")
         now = rows.get(context.db, row.name)
@@ -298,19 +306,37 @@ def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
             failed += 1
             if failed >= BROKEN_ANSWERS:
                 raise _broken(row, identity, problem) from problem
+            process.wait(identity, LOOK_S)
         if spent_s > plan.start_limit_s:
             raise EngineFailed(
                 f"{row.name} was not ready within {plan.start_limit_s:.0f} s.", hint=f"mlxq logs {row.name}"
             )
-        check = _ask_whether_ready(context, row)
+        check = _ask_whether_ready(context, row, plan)
     exits.record_exit(context.db, context.home, row.name, identity)
     return False
 
 
-def _ask_whether_ready(context: Context, row: Service) -> BackgroundCall[bool]:
-    """Ask beside this thread: the first token may take minutes, and a request to stop must not wait for it."""
-    home = context.home
-    return BackgroundCall(lambda: lifecycle.ready(home, row), f"ready-{row.name}")
+def _exits_first(identity: Identity, check: BackgroundCall[bool]) -> bool:
+    """Wait for a check to end, `LOOK_S` seconds at most; return whether the process ended."""
+    check.wait(LOOK_S)
+    return process.wait(identity, 0.0)
+
+
+def _ask_whether_ready(context: Context, row: Service, plan: LaunchSpec) -> BackgroundCall[bool]:
+    """Ask beside this thread: the first token may take minutes, and a request to stop must not wait for it.
+
+    Nothing tells when a port opens: it is tried each `STEP_S` seconds, for one second.
+    """
+    home, asked = context.home, lifecycle.listed if plan.proved else lifecycle.ready
+
+    def ask() -> bool:
+        for _ in range(int(1 / STEP_S)):
+            if asked(home, row):
+                return True
+            time.sleep(STEP_S)
+        return False
+
+    return BackgroundCall(ask, f"ready-{row.name}")
 
 
 def _broken(row: Service, identity: Identity, problem: EngineFailed) -> MlxqError:

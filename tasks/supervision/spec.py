@@ -66,6 +66,8 @@ class LaunchSpec:
     """Of an engine: its name and version."""
     choice: EngineChoice | None = None
     """Why this engine serves."""
+    proved: bool = False
+    """Whether an engine made a token when it was started so before: then the request that it wakes for is its first."""
 
 
 def launch_spec(db: Database, home: Home, name: str) -> LaunchSpec:
