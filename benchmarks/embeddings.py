@@ -30,6 +30,7 @@ from tasks.weights import builtin_embedding
 
 AT_MOST = 1.03
 LEAST_COSINE = 0.999
+REACHED = "reached"
 WORD = "engine "
 """One token."""
 Way = tuple[str, str]
@@ -123,7 +124,7 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def _said(reached: bool) -> str:
-    return "reached" if reached else "MISSED"
+    return REACHED if reached else "MISSED"
 
 
 def asked_s(client: httpx.Client, tokens: int, length: int) -> float:
