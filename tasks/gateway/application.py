@@ -287,7 +287,8 @@ class Application:
                 return errors.not_allowed(key.name, model.model)
             return self._limited(call, key) or Retrieving(call, dialect, request, model.engine, model.model)
         name = self._on_demand.tier(call.asked) or call.asked
-        route = retrieval.find(self._routes, dialect, name, key)
+        sleeping = self._on_demand.names_for(retrieval.PURPOSES[dialect], key)
+        route = retrieval.find(self._routes, dialect, name, key, sleeping)
         if isinstance(route, Refusal):
             return route
         return self._limited(call, key) or Retrieving(call, dialect, request, route.route.engine, "", route)
@@ -335,7 +336,11 @@ class Application:
     def _request_on_demand(self, call: Call, dialect: Dialect, request: Fields, key: Key) -> RelayRequest | Refusal:
         """Return the request to relay to a model that no tier serves, or the refusal of it."""
         model = self._on_demand.find(call.asked)
-        if model is None or model.purpose != stack.CHAT:
+        own = self._routes.purpose(self._on_demand.tier(call.asked) or call.asked)
+        purpose = model.purpose if model else own
+        if purpose is not None and purpose != stack.CHAT:
+            return retrieval.no_chat(purpose, call.asked)
+        if model is None:
             return self._no_model(call.asked, key)
         if not key.may_ask(*model.names):
             return errors.not_allowed(key.name, model.model)

@@ -22,6 +22,7 @@ from state import job, on_demand, service, settings, stack, wakeup
 from state.db import Database, open_database, read_database
 from state.errors import DoesNotFit, MlxqError, NotFound
 from state.job import LIVE, Job, JobState
+from state.keys import Key
 from state.paths import Home
 from state.service import ROUTED, Service
 from tasks.gateway import errors
@@ -102,6 +103,11 @@ class OnDemand:
     def find(self, name: str) -> SleepingModel | None:
         """Return the model of a name that no tier has."""
         return self.known.models.get(name.lower())
+
+    def names_for(self, purpose: str, key: Key) -> list[str]:
+        """Return the models on this disk that are for a purpose and that a key may ask for."""
+        models = {model.model: model for model in self.known.models.values() if model.purpose == purpose}
+        return sorted(name for name, model in models.items() if key.may_ask(*model.names))
 
     def tier(self, name: str) -> str | None:
         """Return the tier whose engine serves the weights of this name."""

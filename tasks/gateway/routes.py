@@ -107,6 +107,10 @@ class Routes:
         """Return the tier behind a name, or None."""
         return resolve(self.names, model)
 
+    def purpose(self, model: str) -> str | None:
+        """Return what a name stands for that makes embeddings or ranks documents; None for every other."""
+        return next((name for name, route in self.retrieval.items() if model in {name, *route.names}), None)
+
     def chain(self, tier: str) -> list[str]:
         """Return who may answer for `tier`, in order: itself, larger contexts, smaller ones, the cloud.
 

@@ -39,8 +39,17 @@ def find(db: Database, name: str) -> str:
         return (tiers | beside)[name]
     entry = on_demand.model(db, name)
     if entry is None:
-        raise NotFound(f"There is no model {name!r} on this disk.", hint=f"mlxq pull {name}")
+        raise NotFound(f"There is no model {name!r} on this disk.", hint=_hint(db.home, name))
     return serving_engine(db, entry.engine.weights) or entry.engine.name
+
+
+def _hint(home: Home, name: str) -> str:
+    """Return the command for a model that is not here: to download it where there is one of that name."""
+    try:
+        quant_named(home, name)
+    except NotFound:
+        return "mlxq models"
+    return f"mlxq pull {name}"
 
 
 def serving_engine(db: Database, folder: str) -> str | None:
@@ -100,7 +109,7 @@ def require_small(home: Home, model: str, size: int) -> None:
     """Raise DoesNotFit for a model of more bytes than the setting pull-on-demand allows, NotFound where that is off."""
     limit = settings.load(home)["pull-on-demand"]
     if limit == settings.OFF:
-        raise NotFound(f"There is no model {model!r} on this disk.", hint=f"mlxq pull {model}")
+        raise NotFound(f"There is no model {model!r} on this disk.", hint=_hint(home, model))
     if size > limit * GB:
         raise DoesNotFit(
             f"{model} has {units.files(size)}, and pull-on-demand allows {limit} GB.",

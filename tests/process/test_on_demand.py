@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import ollama
+import openai
 import pytest
 from hub.client import Hub, running
 from support import tiny_encoder
@@ -36,11 +37,12 @@ from support.on_demand import (
 from support.retrieval import REFERENCE, vector
 
 from mlxq import cli
-from state import job, keys, ledger, on_demand, settings
+from state import job, keys, ledger, on_demand, secrets, settings
 from state.batches import batches
 from state.job import Job, JobState
 from state.paths import Home
 from tasks.batches import control
+from tasks.supervision import probe
 from tasks.system import process
 from tasks.weights import builtin_embedding, manifest
 from tasks.weights.manifest import Manifest
@@ -101,6 +103,20 @@ def test_ten_clients_of_a_sleeping_model_start_it_once(asleep: Mlxq) -> None:
     assert {answer.headers["x-mlxq-tier"] for answer in answers} == {"alpha"}
     assert asleep.events("alpha.int4").count("spawned") == 1
     assert states(asleep)["alpha"] == "serving"
+
+
+def test_the_request_that_wakes_an_engine_is_its_first(asleep: Mlxq) -> None:
+    """Only an engine that was not proved with this command has to make a token before it."""
+    for proved, steps in ((True, 1), (False, 2)):
+        assert ask(asleep, "alpha").status_code == 200
+        all_asleep(asleep)
+        if not proved:
+            on_demand.set_proved(asleep.db, "alpha.int4", "")
+        assert ask(asleep, "alpha").status_code == 200
+        row = asleep.one("alpha.int4")
+        key = secrets.read(asleep.home.secrets)[secrets.TIER]
+        assert probe.ask(row.port, "/v1/status", key, 5).body["steps_executed"] == steps
+        assert on_demand.residency(asleep.db, "alpha.int4").proved == row.spec_hash
 
 
 def test_two_models_of_which_one_fits_take_turns(asleep: Mlxq) -> None:
@@ -335,3 +351,37 @@ def test_a_download_that_is_cancelled_ends_the_wait_for_it(pulling: Mlxq) -> Non
 
     status, words = error(answer.result())
     assert (status, words) == (503, f"slow/gamma could not be downloaded: job {live[0].id} was cancelled")
+
+
+def test_who_asks_a_model_for_what_it_does_not_do_is_told_what_does(asleep: Mlxq) -> None:
+    asked = {
+        "/v1/chat/completions": {"model": "all-minilm-l6-v2", "messages": [{"role": "user", "content": "hi"}]},
+        "/v1/embeddings": {"model": "alpha", "input": "hi"},
+        "/v1/rerank": {"model": "alpha", "query": "hi", "documents": ["a"]},
+    }
+    with gateway(asleep) as client:
+        told = [error(client.post(path, json=body)) for path, body in asked.items()]
+
+    assert told == [
+        (404, "'all-minilm-l6-v2' makes embeddings and does not chat; ask /v1/embeddings for it."),
+        (404, "'alpha' does not make embeddings here; ask for 'all-minilm-l6-v2'."),
+        (404, "'alpha' does not rank documents here; ask for 'ms-marco-minilm-l6-v2'."),
+    ]
+    assert loaded(asleep) == []
+
+
+def test_a_client_that_asks_again_after_a_killed_gateway_gets_its_answer(asleep: Mlxq) -> None:
+    """As OpenAI's library does by itself; a busy machine takes longer than its two tries."""
+    before = asleep.one("gateway")
+    with gateway(asleep) as known:
+        key = known.headers["authorization"].removeprefix("Bearer ")
+        client = openai.OpenAI(base_url=f"{known.base_url}v1", api_key=key, max_retries=20)
+    pool = ThreadPoolExecutor(1)
+    answer = pool.submit(client.chat.completions.create, model="alpha", messages=[{"role": "user", "content": "hi"}])
+    pool.shutdown(wait=False)
+    until(lambda: "alpha.int4" in loaded(asleep) and asleep.one("alpha.int4").identity)
+    process.send(asleep.identity("gateway"), 9)
+
+    assert answer.result().choices[0].message.content == "a"
+    assert asleep.one("gateway").generation > before.generation
+    assert (asleep.engines("alpha.int4"), asleep.engines("gateway")) == (1, 1)

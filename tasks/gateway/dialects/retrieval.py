@@ -6,7 +6,7 @@ No other engine stands in for such a one: vectors of two models have nothing in 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,20 +38,29 @@ _TAIL = 200
 """Bytes at the end of an answer that hold its usage."""
 
 
-def find(routes: Routes, dialect: Dialect, model: str, key: Key) -> RetrievalRoute | Refusal:
-    """Return who serves a request, or why none does."""
+def find(
+    routes: Routes, dialect: Dialect, model: str, key: Key, sleeping: Sequence[str] = ()
+) -> RetrievalRoute | Refusal:
+    """Return who serves a request, or why none does. `sleeping`: names of models on this disk that could."""
     purpose = PURPOSES[dialect]
     route = routes.retrieval.get(purpose)
-    if route is None:
+    if route is None and not sleeping:
         kind = "embedding" if purpose == EMBEDDING else "reranking"
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
-    if model not in route.names:
+    if route is None or model not in route.names:
         ability = "make embeddings" if purpose == EMBEDDING else "rank documents"
-        message = f"{model[:100]!r} does not {ability} here; ask for {purpose!r}."
+        names = " or ".join(map(repr, [*([purpose] if route else []), *sleeping]))
+        message = f"{model[:100]!r} does not {ability} here; ask for {names}."
         return Refusal(404, message, "model_not_found", "model")
     if not key.may_ask(purpose):
         return errors.not_allowed(key.name, purpose)
     return route
+
+
+def no_chat(purpose: str, model: str) -> Refusal:
+    """Return the refusal of a chat with a model that does something else."""
+    ability, path = ("makes embeddings", EMBEDDINGS.path) if purpose == EMBEDDING else ("ranks documents", RERANK.path)
+    return Refusal(404, f"{model[:100]!r} {ability} and does not chat; ask {path} for it.", "no_chat_model", "model")
 
 
 def read(call: Call, dialect: Dialect, request: schemas.Fields, route: RetrievalRoute) -> RetrievalRequest | Refusal:
