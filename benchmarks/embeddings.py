@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 @contextmanager
-def both_ways() -> Iterator[tuple[dict[str, Way], dict[str, psutil.Process]]]:
+def both_ways() -> Generator[tuple[dict[str, Way], dict[str, psutil.Process]]]:
     """Run an engine and a gateway before it; yield how each is asked, and their processes, by name."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

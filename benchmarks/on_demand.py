@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -31,7 +31,7 @@ from support import hybrid_model, loopback
 from support import on_demand as bench
 from support.mlxq_home import Mlxq, until
 
-from state import on_demand, secrets, settings
+from state import secrets, settings
 from state.paths import Home
 from tasks.supervision import probe, spec
 from tasks.system import process
@@ -51,7 +51,7 @@ TURNS_S = 15.0
 
 
 @contextmanager
-def running(folder: Path, *, real: bool) -> Iterator[Mlxq]:
+def running(folder: Path, *, real: bool) -> Generator[Mlxq]:
     """Run a stack in a home of its own."""
     home = Home(folder / ("real" if real else "fake")).make()
     os.environ["MLXQ_HOME"] = str(home.root)
@@ -75,7 +75,7 @@ def first_token(mlxq: Mlxq) -> list[Row]:
     By itself: the same command, asked as soon as its port answers. Both are measured in turns.
     """
     over: list[float] = []
-    until(lambda: on_demand.model(mlxq.db, SMALL))
+    until(lambda: SMALL in bench.states(mlxq))
     _first_token_s(mlxq, "zero")  # gives it a port, and proves it
     for number in range(ROUNDS):
         bench.all_asleep(mlxq)
@@ -117,8 +117,9 @@ def _first_token_s(mlxq: Mlxq, text: str) -> float:
 
 
 def _await_token(client: httpx.Client, model: str, text: str) -> None:
-    body = bench.chat(model, stream=True) | {"messages": [{"role": "user", "content": text}]}
+    body = bench.chat(model, stream=True, max_tokens=16) | {"messages": [{"role": "user", "content": text}]}
     with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
         lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: {"))
         next(line for line in lines if _said(json.loads(line)))
 
@@ -147,7 +148,7 @@ def one_start(mlxq: Mlxq) -> list[Row]:
     """Have ten clients ask for the same sleeping model."""
     before = mlxq.events("alpha.int4").count("spawned")
     with ThreadPoolExecutor(10) as pool:
-        good = sum(answer.status_code == 200 for answer in pool.map(lambda _: bench.ask(mlxq, "alpha"), range(10)))
+        good = sum(answer.status_code == 200 for answer in pool.map(bench.ask, [mlxq] * 10, ["alpha"] * 10))
     starts = mlxq.events("alpha.int4").count("spawned") - before
     told = f"{starts} start, {good} answers"
     return [("ten clients of one sleeping model", told, "1 start, 10 answers", (starts, good) == (1, 10))]
