@@ -327,11 +327,11 @@ def _ask_whether_ready(context: Context, row: Service, plan: LaunchSpec) -> Back
 
     Nothing tells when a port opens: it is tried each `STEP_S` seconds, for one second.
     """
-    home, asked = context.home, lifecycle.listed if plan.proved else lifecycle.ready
+    home, check = context.home, lifecycle.listed if plan.proved else lifecycle.ready
 
     def ask() -> bool:
         for _ in range(int(1 / STEP_S)):
-            if asked(home, row):
+            if check(home, row):
                 return True
             time.sleep(STEP_S)
         return False
