@@ -173,6 +173,7 @@ def _ways(user: User, moments: Sequence[str]) -> dict[str, float]:
     forward = [moment for moment in steps.FORWARD if moment in moments]
     backward = [moment for moment in steps.BACKWARD if moment in moments]
     while forward or backward:
+        steps.back_to_old(user)  # with its gateway: else none is replaced on the way there
         if forward:
             moment = forward.pop(0)
             took[moment] = _killed(user, moment, steps.FORWARD[moment], "upgrade")
@@ -181,8 +182,6 @@ def _ways(user: User, moments: Sequence[str]) -> dict[str, float]:
         if backward:
             moment = backward.pop(0)
             took[moment] = _killed(user, moment, steps.BACKWARD[moment], "upgrade", "--back", "--yes")
-        else:
-            steps.back_to_old(user)
     return took
 
 
