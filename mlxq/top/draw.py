@@ -35,8 +35,8 @@ MINUTES = 30
 """Shown in the small charts."""
 WIDE = 110
 """Columns from which the bar of the memory is long."""
-STATE_LEAST = 18
-"""Characters to which a state may be cut; its words are whole in `mlxq status`."""
+STATE_LEAST = 28
+"""Characters to which a state may be cut: a restart and its seconds are whole, and all of it is in `mlxq status`."""
 TIER_COLUMNS = (
     Column("SERVICE", 0, "left", least=10),
     Column("STATE", 0, "left", least=STATE_LEAST),
