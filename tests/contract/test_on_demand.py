@@ -77,7 +77,7 @@ def test_an_image_for_one_that_does_not_see_wakes_nothing(asleep: Mlxq) -> None:
 def test_responses_and_chats_of_a_sleeping_model_are_streamed_to_the_official_client(asleep: Mlxq) -> None:
     with gateway(asleep) as known:
         key = known.headers["authorization"].removeprefix("Bearer ")
-        client = openai.OpenAI(base_url=f"{known.base_url}v1", api_key=key, max_retries=0, timeout=200)
+        client = openai.OpenAI(base_url=str(known.base_url.join("/v1")), api_key=key, max_retries=0, timeout=200)
     with client.responses.stream(model="sees", input="hi", max_output_tokens=16) as stream:
         assert stream.get_final_response().usage
     all_asleep(asleep)

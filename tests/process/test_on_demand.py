@@ -375,7 +375,7 @@ def test_a_client_that_asks_again_after_a_killed_gateway_gets_its_answer(asleep:
     before = asleep.one("gateway")
     with gateway(asleep) as known:
         key = known.headers["authorization"].removeprefix("Bearer ")
-        client = openai.OpenAI(base_url=f"{known.base_url}v1", api_key=key, max_retries=20)
+        client = openai.OpenAI(base_url=str(known.base_url.join("/v1")), api_key=key, max_retries=20)
     pool = ThreadPoolExecutor(1)
     answer = pool.submit(client.chat.completions.create, model="alpha", messages=[{"role": "user", "content": "hi"}])
     pool.shutdown(wait=False)
