@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from state import ledger, stack
 from state import service as rows
-from state import stack
 from state.classes import dataclass
 from state.db import Database
 from state.job import NewJob
 from state.stack import Tier
 from tasks import kinds
 from tasks.plan.gateway import SERVICE as GATEWAY
+
+DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN ('blocked', 'queued', 'running')"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ def stop(db: Database, names: Sequence[str]) -> Effects:
     effects = stops(before, names)
     stack.set_desired(db, names, "down")
     return effects
+
+
+def cancel_drain(db: Database, name: str) -> None:
+    """Have a drain of the service stop waiting; one that has not begun is dropped."""
+    for row in db.rows(DRAINS, (name,)):
+        ledger.cancel(db, row["id"])
 
 
 def stops(tiers: Sequence[Tier], names: Sequence[str]) -> Effects:

@@ -18,8 +18,6 @@ from state.stack import Tier
 from tasks import kinds, tier_requests
 from tasks.plan.gateway import ANSWER_SECONDS
 
-DRAINS = "SELECT id FROM jobs WHERE kind = 'drain' AND service = ? AND state IN ('blocked', 'queued', 'running')"
-
 
 @click.command()
 @options.services
@@ -93,15 +91,9 @@ def begin(db: Database, names: Sequence[str], running: Sequence[Service], *, dra
         stopped = [row for row in running if row.name in effects.services]
         for row in stopped:
             if not drain:
-                _cancel_drain(db, row.name)
+                tier_requests.cancel_drain(db, row.name)
         jobs = stops(stopped, drain=drain)
         return jobs_client.enqueue(db, [*jobs, *(tier_requests.reroute(db) if effects.reroutes else [])])
-
-
-def _cancel_drain(db: Database, name: str) -> None:
-    """Have a drain of the service stop waiting; one that has not begun is dropped."""
-    for row in db.rows(DRAINS, (name,)):
-        ledger.cancel(db, row["id"])
 
 
 def stops(running: Sequence[Service], *, drain: bool) -> list[NewJob]:

@@ -172,7 +172,10 @@ def _down(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     for name in effects.services:
         ledger.request_down(db, name)
     rows = {row.name: row for row in service.listing(db)}
-    kind = "drain" if args.get("drain", False) else "stop"
+    drains = args.get("drain", False)
+    for name in effects.services if not drains else []:
+        tier_requests.cancel_drain(db, name)
+    kind = "drain" if drains else "stop"
     jobs = [new(kind, {"service": name}, label=name) for name in effects.services if name in rows]
     return [*jobs, *(tier_requests.reroute(db) if effects.reroutes else [])]
 

@@ -10,6 +10,7 @@ import pytest
 from state import fleet, job, stack
 from state.db import Database
 from state.errors import MlxqError, NotFound, UsageProblem
+from state.job import JobState
 from tasks.fleet import node_jobs
 from tasks.gateway.fleet.api import MOST_WRONG, WRONG_S, Attempts
 
@@ -53,6 +54,13 @@ def test_tiers_are_restarted_stopped_and_started(rows: Database, tier: str) -> N
     assert "start" in kinds(rows, node_jobs.enqueue(rows, KEY, "c" * 24, "up", {"names": [tier]}))
     down = node_jobs.enqueue(rows, KEY, "d" * 24, "down", {})
     assert {job.get(rows, number).args.get("service") for number in down}.isdisjoint({"gateway", "page"})
+
+
+def test_a_stop_ends_a_drain_that_waits_as_the_command_does(rows: Database, tier: str) -> None:
+    (drain, *_) = node_jobs.enqueue(rows, KEY, "a" * 24, "down", {"names": [tier], "drain": True})
+    node_jobs.enqueue(rows, KEY, "b" * 24, "down", {"names": [tier]})
+
+    assert job.get(rows, drain).state is JobState.CANCELLED
 
 
 REFUSED: Sequence[tuple[str, dict[str, Any]]] = (
