@@ -226,6 +226,11 @@ def _window_worth(context: int, wish: Wish) -> float:
     return wish.weight * wish.context * math.log2(min(context, wish.contexts[-1]) / wish.contexts[-1])
 
 
+def worth_at(rated: Rated, context: int, wish: Wish, *, own: bool) -> float:
+    """Return what a model with a window of `context` tokens is worth at a tier. `own`: it has the engine to itself."""
+    return _merit(rated, wish, own=own) + _window_worth(context, wish)
+
+
 def _merit(rated: Rated, wish: Wish, *, own: bool) -> float:
     """Return what a model is worth at a tier whatever its window. `own`: it has the engine to itself."""
     model, speed = rated.model, rated.speed

@@ -70,10 +70,10 @@ class Judgement:
 
 def read_status(document: Any) -> NodeStatus:
     """Return what a node says of itself. Raises ValueError for what is no status."""
-    rows = _mapping(document)
+    rows = mapping(document)
     serves = {
         name: served
-        for name, row in list(_mapping(rows.get("serves", {})).items())[:MOST_MODELS]
+        for name, row in list(mapping(rows.get("serves", {})).items())[:MOST_MODELS]
         if (served := _served(name, row))
     }
     problem = rows.get("problem")
@@ -87,7 +87,8 @@ def read_status(document: Any) -> NodeStatus:
     )
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def mapping(value: Any) -> dict[str, Any]:
+    """Return an object of a document. Raises ValueError for what is none."""
     if not isinstance(value, dict):
         raise ValueError("no object")  # noqa: TRY004 (one kind of error for what another machine sends)
     return {str(name): entry for name, entry in cast("dict[Any, Any]", value).items()}
@@ -95,7 +96,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _served(name: str, row: Any) -> ServedModel | None:
     """Return what is served under a name; None for a name that none can be."""
-    values = _mapping(row)
+    values = mapping(row)
     model = str(values.get("model", name))
     if not (MODEL.fullmatch(name) and MODEL.fullmatch(model)):
         return None
@@ -187,7 +188,7 @@ SLOTS = 8
 
 def openai_model(name: str, row: Any) -> ServedModel:
     """Return a model that a server of OpenAI's API lists; vLLM says its window as max_model_len."""
-    values = _mapping(row)
+    values = mapping(row)
     window = values.get("max_model_len") or values.get("context_length") or 0
     return ServedModel(name, window if isinstance(window, int) and 0 <= window < 2**40 else 0, SLOTS)
 

@@ -60,7 +60,9 @@ class Machine:
             shutil.copytree(weights.parent, self.home.models, copy_function=os.link, dirs_exist_ok=True)
         self.mlxq = Mlxq(self.home, prefix)
         folder = builtin.ensure(self.home.models)
-        engine = replace(TIER, name="standard", model="smollm2-135m", port=free_port(), weights=str(folder))
+        engine = replace(
+            TIER, name="standard", model="smollm2-135m", quant="int4", port=free_port(), weights=str(folder)
+        )
         stack.replace(self.mlxq.db, [Tier("standard", engine)])
 
     @property

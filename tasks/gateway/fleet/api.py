@@ -22,7 +22,7 @@ from state.db import Database
 from state.errors import InvitationRefused, MlxqError, NotFound, StateUnavailable
 from state.keys import Key, KeyKind
 from state.paths import Home
-from tasks.fleet import inviting, joining, node_jobs, token
+from tasks.fleet import inviting, joining, machine, node_jobs, token
 from tasks.fleet.identity import FLEET_KEY, MEMBER_KEY
 from tasks.fleet.node_client import IDEMPOTENCY_KEY, SIGNATURE, sign
 from tasks.gateway import errors
@@ -36,10 +36,11 @@ from tasks.system import certificates
 
 PREFIX = "/fleet/"
 AUTHORITY, JOIN, STATUS, JOBS = "/fleet/v1/authority", "/fleet/v1/join", "/fleet/v1/status", "/fleet/v1/jobs"
-LEAVE, MEMBER = "/fleet/v1/leave", "/fleet/v1/member"
+LEAVE, MEMBER, MACHINE = "/fleet/v1/leave", "/fleet/v1/member", "/fleet/v1/machine"
 WITHOUT_KEY: Mapping[str, str] = {AUTHORITY: "GET", JOIN: "POST"}
 ROUTES: Mapping[tuple[str, str], KeyKind] = {
     ("GET", STATUS): "fleet",
+    ("GET", MACHINE): "fleet",
     ("GET", JOBS): "fleet",
     ("POST", JOBS): "fleet",
     ("POST", LEAVE): "fleet",
@@ -137,6 +138,8 @@ class FleetApi:
         path, method = scope["path"], scope["method"]
         if path == STATUS:
             return await in_thread(self._home, self._status)
+        if path == MACHINE:
+            return await in_thread(self._home, machine.describe)
         if path == LEAVE:
             name = key.name.removeprefix(FLEET_KEY)
             return {"left": await in_thread(self._home, lambda db: joining.forget(db, name))}
@@ -228,7 +231,14 @@ def _parsed(content: bytes) -> dict[str, Any] | Refusal:
     return cast("dict[str, Any]", document)
 
 
-STATUS_OF = {"not_found": 404, "invitation_refused": 403, "usage": 400, "busy": 409, "not_running": 409}
+STATUS_OF = {
+    "not_found": 404,
+    "invitation_refused": 403,
+    "usage": 400,
+    "busy": 409,
+    "not_running": 409,
+    "not_set_up": 409,
+}
 """The code of an error -> HTTP's status."""
 
 

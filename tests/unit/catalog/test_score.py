@@ -8,11 +8,10 @@ import functools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.machines import GIB, KNOWN, MACS, named
 
-from catalog import chips
 from catalog.fit import cache_bytes, memory
 from catalog.intent import AGENTS, FAST, INTENTS, LONGCTX, STANDARD, TIERS
-from catalog.load import entries
 from catalog.machine import Machine
 from catalog.offer import full_attention, lasts
 from catalog.pick import Recommendation
@@ -22,29 +21,10 @@ from catalog.score import alternatives, budget, builtin, compose, followers, rec
 from catalog.search import FASTER
 from catalog.speed import Measured, predict
 
-KNOWN = entries()
-GIB = 1 << 30
-
-
-def mac(one: chips.Bin, gib: int) -> Machine:
-    """Build a Mac of one bin with so much memory and macOS's usual share of it for the GPU."""
-    size = gib * GIB
-    share = 0.667 if gib <= 36 else 0.75 if gib <= 64 else 0.8
-    return Machine(
-        one.chip, "metal", "macOS 26", size, int(share * size), one.bandwidth, "table", one.fp16, one.gpu, one.cpu
-    )
-
-
-MACS = [mac(one, gib) for some in chips.bins().values() for one in some for gib in one.memory]
 CPU = Machine("AMD EPYC", "cpu", "Linux 6", 16 * GIB, 12 * GIB, 20.0, "measured", 0.1, cpu_cores=2)
 H200 = Machine("NVIDIA H200", "cuda", "Linux 6", 141 * GIB, 126 * GIB, 4800.0, "table", 989.0)
 MACHINES = st.sampled_from([*MACS, CPU, H200])
 INTENT = st.sampled_from(sorted(INTENTS))
-
-
-def named(chip: str, gib: int) -> Machine:
-    """Give the fullest bin of a chip that was sold with so much memory."""
-    return mac([one for one in chips.bins()[chip] if gib in one.memory][-1], gib)
 
 
 @functools.cache
