@@ -9,15 +9,17 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 import pytest
-from support import loopback
+from support import loopback, machines
 from support.fleet import Machine
 from support.mlxq_home import until
 
-from state import keys, secrets
+from state import facts, keys, secrets
+from state.db import open_database
 from tasks.fleet import token
 from tasks.fleet.node_client import IDEMPOTENCY_KEY, SIGNATURE, sign
 from tasks.gateway.fleet.api import JOBS, MEMBER, ROUTES, STATUS
@@ -124,6 +126,18 @@ def test_a_job_for_a_node_is_done_there_once(fleet: tuple[Machine, Machine]) -> 
         other = json.dumps({"command": "down", "args": {}}).encode()
         replayed = client.post(JOBS, content=other, headers=headers | {SIGNATURE: sign(secret, "k" * 24, other)})
         assert "was used for another request" in replayed.text
+
+
+def test_a_plan_asks_each_machine_what_it_is(fleet: tuple[Machine, Machine]) -> None:
+    """Over the pinned TLS, with the key of the fleet."""
+    for machine in fleet:
+        db = open_database(machine.home)
+        facts.put(db, "machine", asdict(machines.named("M4 Pro", 48)))
+        db.close()
+    planned = fleet[0].document("fleet", "plan", "--intent", "agent-fleet")
+
+    assert [node["name"] for node in planned["nodes"]] == ["mini", "studio"], planned
+    assert set().union(*(node["tiers"] for node in planned["nodes"])) == {"standard", "fast", "longctx"}
 
 
 def test_an_attacker_in_the_network_reaches_nothing(fleet: tuple[Machine, Machine]) -> None:
