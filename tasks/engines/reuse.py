@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from state.errors import EngineFailed
 from tasks.plan import bench
@@ -43,5 +43,7 @@ def _ask(port: int, key: str, model: str, talk: list[dict[str, str]], answer_s: 
     answer = probe.ask(port, CHAT, key, answer_s, wanted)
     if answer.status != 200:  # noqa: PLR2004 - HTTP
         raise EngineFailed(f"The engine answered a request with HTTP {answer.status}.")
-    body: Any = answer.body
+    if not isinstance(answer.body, dict):  # one that dies after the headers were sent
+        raise EngineFailed("The engine's answer broke off.")
+    body = cast("dict[str, Any]", answer.body)
     return body.get("usage") or {}
