@@ -287,8 +287,8 @@ class Application:
                 return errors.not_allowed(key.name, model.model)
             return self._limited(call, key) or Retrieving(call, dialect, request, model.engine, model.model)
         name = self._on_demand.tier(call.asked) or call.asked
-        sleeping = self._on_demand.names_for(retrieval.PURPOSES[dialect], key)
-        route = retrieval.find(self._routes, dialect, name, key, sleeping)
+        purpose = retrieval.PURPOSES[dialect]
+        route = retrieval.find(self._routes, dialect, name, key, lambda: self._on_demand.names_for(purpose, key))
         if isinstance(route, Refusal):
             return route
         return self._limited(call, key) or Retrieving(call, dialect, request, route.route.engine, "", route)
