@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from catalog.fleet import FleetMachine
 from catalog.intent import TIERS
-from catalog.machine import Machine, from_row
+from catalog.machine import Backend, Machine, from_row
 from catalog.speed import Measured
 from state.classes import dataclass
 from tasks.plan.fleet import MODEL, mapping, printable
@@ -16,7 +16,6 @@ from tasks.plan.fleet import MODEL, mapping, printable
 MOST_MEASURED, MOST_WEIGHTS, MOST_NAMES = 200, 500, 1000
 LARGEST = 2**50
 """Bytes, tokens/s and GB/s that no machine has."""
-BACKENDS = ("metal", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def _machine(row: Mapping[str, Any]) -> Machine:
             continue
         value = row[entry.name]
         values[entry.name] = printable(str(value)) if entry.type in {"str", "Backend"} else _of_type(value, entry.type)
-    if values.get("backend") not in BACKENDS:
+    if values.get("backend") not in get_args(Backend):
         raise ValueError("no backend")
     try:
         return from_row(values)

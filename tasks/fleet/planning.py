@@ -58,10 +58,7 @@ def ask(db: Database, keep: Collection[str] = ()) -> Asked:
     own, nodes = identity.own_name(db.home), fleet.nodes(db)
     if unknown := sorted(set(keep) - {own, *(node.name for node in nodes)}):
         raise NotFound(f"There is no node {unknown[0]!r} in this fleet.", hint="mlxq node list")
-    machines_asked: dict[str, NodeMachine | str] = {own: _read(own, lambda: machine.describe(db), keep)}
-    if problem := machines_asked[own] if isinstance(machines_asked[own], str) else None:
-        machine.describe(db)
-        raise MlxqError(f"What is known of this machine is no row of a machine: {problem}.", hint="mlxq setup")
+    machines_asked: dict[str, NodeMachine | str] = {own: _own(db, own, keep)}
     with ThreadPoolExecutor(AT_ONCE, "ask-node") as pool:
 
         def ask_one(node: Node) -> NodeMachine | str:
@@ -70,6 +67,16 @@ def ask(db: Database, keep: Collection[str] = ()) -> Asked:
         answers = pool.map(ask_one, nodes)
         machines_asked |= zip((node.name for node in nodes), answers, strict=True)
     return machines_asked
+
+
+def _own(db: Database, name: str, keep: Collection[str]) -> NodeMachine:
+    """Return what this machine is. Raises NotSetUp, MlxqError."""
+    described = machine.describe(db)
+    try:
+        return machine_report.read(name, described, stays=name in keep)
+    except ValueError as problem:
+        message = f"What is known of this machine is no row of a machine: {problem}."
+        raise MlxqError(message, hint="mlxq setup") from problem
 
 
 def _ask(db: Database, node: Node, keep: Collection[str]) -> NodeMachine | str:
