@@ -64,7 +64,7 @@ CONTEXT = 16_384
 STREAMS, TOKENS = 8, 24
 TURNS_ALONE = 3
 PROMPTS = 12
-"""So many of the built-in model, of 90 tokens each with those before them, are more than its cache holds."""
+"""Prompts, of 90 tokens each with those before them, that are more than the built-in model's cache holds."""
 LEAST = {
     "growing conversation": 0.98,
     "same system prompt": 0.98,

@@ -34,7 +34,7 @@ USED = 3.0
 CHANGE = 1.0
 """Points by which the fleet must get better for each machine that is changed: a change is a download and a restart."""
 ALL_LAYOUTS = 2500
-"""Up to so many layouts all are looked at; three machines have fewer."""
+"""Every layout is compared where there are no more than this; three machines have fewer."""
 ROUNDS = 12
 """Steps in which the share of each tier in each machine's time is settled."""
 

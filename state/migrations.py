@@ -26,7 +26,7 @@ for unused in UNUSED:
 from sqlite_utils import Database, Migrations  # noqa: E402 (after the lines above)
 
 for unused in UNUSED:
-    del sys.modules[unused]  # whoever needs it later gets it
+    del sys.modules[unused]  # a later import finds the real module
 
 schema = Migrations("mlxq")
 

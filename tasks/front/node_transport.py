@@ -19,8 +19,8 @@ CONNECT_S = 1.3
 """How long a connection may take to open; a network of one building answers in milliseconds, and after one lost packet
 in a second."""
 PROBE_S, PROBE_LIMIT_S, PROBES = 0.3, 0.6, 3
-"""While a request waits for a node, a connection is tried every PROBE_S seconds: where so many in a row do not open
-within PROBE_LIMIT_S, the node is taken to be cut off after 1.5 s. TCP's own probes take 2 to 3 s: tcp(7) counts whole
+"""While a request waits for a node, a connection is tried every PROBE_S seconds. Where PROBES in a row do not open
+within PROBE_LIMIT_S, the node is taken to be cut off, after 1.5 s. TCP's own probes take 2 to 3 s: tcp(7) counts whole
 seconds."""
 SILENT_S = 2
 """Seconds without a sign of the other machine after which a connection is given up: its cable may be cut."""

@@ -79,7 +79,7 @@ class Machine:
         up_with_gateway(self.mlxq, self.port)
 
     def up_with_scripted(self, slots: int) -> None:
-        """Serve with an engine that works at so many requests side by side, and does what they order."""
+        """Serve with an engine that works at `slots` requests side by side, and does what they order."""
         self.mlxq.work_with_scripted(slots)
         up_with_gateway(self.mlxq, self.port)
 

@@ -129,7 +129,7 @@ class Load:
             self._over.wait(seconds)
 
     def await_more(self, number: int) -> None:
-        """Wait until so many more were answered."""
+        """Wait until `number` more were answered."""
         until = len(self.answers) + number
         deadline = time.monotonic() + LIMIT_S
         while len(self.answers) < until:

@@ -101,7 +101,7 @@ class Mlxq:
         self._start(prelude + FAKE + WORKER, {"FAKE_ENGINE": program} | environment)
 
     def work_with_scripted(self, slots: int) -> None:
-        """Start a worker whose engines are scripted_engine.py, which works at so many requests side by side."""
+        """Start a worker whose engines are scripted_engine.py, which works at `slots` requests side by side."""
         program = str(Path(__file__).with_name("scripted_engine.py"))
         self._start(SCRIPTED + WORKER, {"SCRIPTED_ENGINE": program, "SCRIPTED_SLOTS": str(slots)})
 
