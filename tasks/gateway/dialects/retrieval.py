@@ -44,13 +44,13 @@ def find(
     """Return who serves a request, or why none does. `sleeping`: returns the models on this disk that could."""
     purpose = PURPOSES[dialect]
     route = routes.retrieval.get(purpose)
-    others = sleeping() if route is None or model not in route.names else ()
-    if route is None and not others:
+    candidates = sleeping() if route is None or model not in route.names else ()
+    if route is None and not candidates:
         kind = "embedding" if purpose == EMBEDDING else "reranking"
         return Refusal(404, f"No {kind} model is set up in this stack.", f"no_{kind}_model", "model")
     if route is None or model not in route.names:
         ability = "make embeddings" if purpose == EMBEDDING else "rank documents"
-        names = " or ".join(map(repr, [*([purpose] if route else []), *others]))
+        names = " or ".join(map(repr, [*([purpose] if route else []), *candidates]))
         message = f"{model[:100]!r} does not {ability} here; ask for {names}."
         return Refusal(404, message, "model_not_found", "model")
     if not key.may_ask(purpose):
