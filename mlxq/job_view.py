@@ -52,10 +52,10 @@ def view(*, as_json: bool = False) -> View:
 
 
 def title(job: Job) -> str:
-    """Return a job's kind and what it is about, such as `start fast`."""
+    """Return what a job does and what it is about, such as `start fast` or `verify weights qwen3.5-4b`."""
     subject = next((str(job.args[name]) for name in SUBJECTS if job.args.get(name)), "")
     name = short(subject)
-    return name if name.startswith(f"{job.kind}_") else f"{job.kind} {name}".strip()
+    return name if name.startswith(f"{job.kind}_") else f"{job.words} {name}".strip()
 
 
 def short(source: str) -> str:

@@ -243,7 +243,7 @@ def _error(job: Job) -> MlxqError:
     from state.job import JobState
 
     if job.state is JobState.CANCELLED and not _failed_upstream(job):
-        return MlxqError(f"Job {job.id} ({job.kind}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
+        return MlxqError(f"Job {job.id} ({job.words}) was cancelled.", hint=f"mlxq jobs retry {job.id}")
     return rebuild(job.error_code or "failed", job.error or "", job.hint or f"mlxq jobs show {job.id}")
 
 

@@ -150,6 +150,11 @@ class Job:
     needs: tuple[int, ...] = ()
 
     @property
+    def words(self) -> str:
+        """Its kind, a name in the database, as people read it: `smoke test`."""
+        return self.kind.replace("_", " ")
+
+    @property
     def live(self) -> bool:
         """Whether it has not ended yet."""
         return self.state in LIVE

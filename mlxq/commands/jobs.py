@@ -25,9 +25,17 @@ SOURCES = {"person": "user"}
 LOG_KEYS = ("event", "level", "timestamp", "job", "kind", "attempt")
 
 
+class KindName(click.Choice[str]):
+    """A kind of jobs, as the table shows it or as the database has it."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
+        """Return it with hyphens, which need no quotes in a shell."""
+        return super().normalize_choice(choice, ctx).replace("_", "-").replace(" ", "-")
+
+
 @click.group(cls=options.Group, invoke_without_command=True)
 @click.option("--state", type=click.Choice([str(state) for state in JobState]), help="Only jobs in this state.")
-@click.option("--kind", type=click.Choice(sorted(KINDS)), metavar="KIND", help="Only jobs of this kind.")
+@click.option("--kind", type=KindName(sorted(KINDS)), metavar="KIND", help="Only jobs of this kind.")
 @click.option("--chain", type=options.JobId(), metavar="ID", help="Only jobs of this chain.")
 @click.option("--limit", type=click.IntRange(min=1), default=30, show_default=True, metavar="N", help="Number of jobs.")
 @options.as_json

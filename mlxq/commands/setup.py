@@ -294,7 +294,8 @@ class Commented:
 
 def remarks(jobs: Sequence[Job]) -> list[str]:
     """Return what is worth a sentence: which models were chosen, and that a tier serves before all is done."""
-    done = {title(job): job for job in jobs if job.state is JobState.SUCCEEDED}
+    ended = [job for job in jobs if job.state is JobState.SUCCEEDED]
+    done = {job.kind: job for job in ended}
     score = done.get("score")
     sentences = [chosen(score.result)] if score and "choice" not in score.args else []
     if score and (engine := score.result.get("engine")):
@@ -302,7 +303,9 @@ def remarks(jobs: Sequence[Job]) -> list[str]:
     added = done.get("add_engine")
     if added and not added.result["installed"]:
         sentences.append(engines.loss(added.result["engine"], added.result["why"]))
-    if {"start fast", "start gateway"} <= done.keys() and any(job.live and job.kind != "smoke_test" for job in jobs):
+    if {"start fast", "start gateway"} <= set(map(title, ended)) and any(
+        job.live and job.kind != "smoke_test" for job in jobs
+    ):
         sentences.append('The tier fast is ready: mlxq chat --tier fast "…"')
     return sentences
 

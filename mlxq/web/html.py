@@ -54,7 +54,7 @@ class HtmlRenderer:
             count=count,
             axis=axis,
             percent=percent,
-            title=title,
+            title=job_view.title,
             note=job_view.note,
         )
         tools: dict[str, Any] = {
@@ -89,11 +89,6 @@ class HtmlRenderer:
     def part(self, template: str, /, **values: Any) -> str:
         """Render one template."""
         return self._templates.get_template(f"{template}.html").render(**values)
-
-
-def title(job: Job) -> str:
-    """Return what a job does in words, such as `verify weights qwen3.5-4b`: its kind is a name in the database."""
-    return job_view.title(job).replace(job.kind, job.kind.replace("_", " "), 1)
 
 
 def mark(shape: Shape) -> Markup:

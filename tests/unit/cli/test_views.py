@@ -74,7 +74,7 @@ def test_without_a_terminal_each_step_is_one_line(db: Database, capsys: pytest.C
         "▸ pull name: fetching, 50% of 10 B",
         "✗ pull name: No.",
         "- configure: Job 1 did not succeed.",
-        "- smoke_test: Job 1 did not succeed.",
+        "- smoke test: Job 1 did not succeed.",
     ]
 
 
