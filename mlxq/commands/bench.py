@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from catalog import units
+from catalog import units, wording
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.setup import recommendation
 from state import facts, stack
@@ -143,7 +144,7 @@ def _tune(target: str, timeout_s: float | None, *, on: bool, as_json: bool) -> N
     elif on:
         _show_tuned(result)
     else:
-        render.say(f"{' and '.join(result['names']) or 'No tuning'} was used; none is now.")
+        render.say(f"{wording.listed(result['names']) or 'No tuning'} was used; none is now.")
 
 
 def _show_tuned(result: Mapping[str, Any]) -> None:
@@ -178,7 +179,7 @@ def subject(home: Home, db: Database, target: str, quant: str | None) -> str:
     chosen = local_models.choose(target, local_models.listing(home, db, models), models, quant)
     complete = [row for row in chosen if row.state in {"valid", "loadable"}]
     if not complete:
-        raise NotFound(f"The weights of {target} are {chosen[0].state}.", hint=f"mlxq verify {target}")
+        raise NotFound(f"The weights of {target} are {chosen[0].state}.", hint=f"mlxq verify {shlex.quote(target)}")
     return str(max(complete, key=lambda row: row.pulled).folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def _local(home: Home, models: Mapping[str, Model], *, as_json: bool) -> None:
         if row.problem:
             click.echo(f"{row.folder.name}: {row.problem}")
     if damaged := next((row for row in installed if row.state == "damaged" and row.source), None):
-        render.next_step(f"mlxq verify {damaged.folder.name}")
+        render.next_step(f"mlxq verify {shlex.quote(damaged.folder.name)}")
 
 
 def _local_table(installed: list[Installed], needs: list[Need]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 import click
 
-from catalog import units
+from catalog import units, wording
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.local_models import Installed
 from state.errors import Busy, UsageProblem
@@ -39,11 +40,11 @@ def command(model: str, *, quant: str | None, force: bool, dry_run: bool, yes: b
 def _refuse_served(chosen: list[Installed]) -> None:
     """Refuse, before the confirmation, what the job would refuse. Raises Busy."""
     if served := next((row for row in chosen if row.used_by), None):
-        name, tiers = served.folder.name, " and ".join(served.used_by)
+        name, tiers = served.folder.name, wording.listed(served.used_by)
         raise Busy(
             f"{name} is served by {tiers}.",
             done=f"Nothing was deleted. Without it, {tiers} could not start again until `mlxq setup`.",
-            hint=f"mlxq rm {name} --force",
+            hint=f"mlxq rm {shlex.quote(name)} --force",
         )
 
 

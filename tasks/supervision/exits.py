@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -107,7 +108,7 @@ def _repair(path: Path) -> str | None:
     """Return the command that repairs some weights; None where the disk does not tell."""
     with suppress(DiskUnavailable):
         exists, record = model_dir.read(path.parent, lambda: (path.is_dir(), manifest.read(path)), LOOK_S)
-        return f"mlxq verify {path.name}" if record else "mlxq models" if exists else "mlxq setup"
+        return f"mlxq verify {shlex.quote(path.name)}" if record else "mlxq models" if exists else "mlxq setup"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def _described(folder: Path, text: str) -> Description:
     try:
         return description.of_folder(folder, text)
     except NotADirectoryError as problem:
-        raise UsageProblem(f"{folder} is no folder.", hint=f"mlxq pull {folder}") from problem
+        raise UsageProblem(f"{folder} is no folder.", hint=f"mlxq pull {shlex.quote(str(folder))}") from problem
     except OSError as problem:
         reason, hint = disk_access.reason(problem, folder), disk_access.hint(problem, folder)
         raise NotFound(f"{folder} cannot be read: {reason}.", hint=hint) from problem

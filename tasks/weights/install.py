@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -114,7 +115,7 @@ def _from_disk(request: PullRequest, wanted: Source, report: Report) -> dict[str
 
 def _copy(work: Install, path: Path, revision: str) -> None:
     """Make the folder from one on this machine, or from an archive."""
-    advice = f"Replace what is wrong in {path}, then: mlxq pull {path}"
+    advice = f"Replace what is wrong in {path}, then: mlxq pull {shlex.quote(str(path))}"
     work.into.mkdir(exist_ok=True)
     disk.reserve(work.staging.folder, local.size(path), floor_bytes=work.request.floor_bytes)
     work.report({"phase": "copying", "total": local.size(path)})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -246,4 +247,4 @@ def _quantization(config: ModelConfig) -> str | None:
 
 def _again(folder: Path) -> str | None:
     """Return the command that repairs a folder; None for one that mlxq did not fetch."""
-    return f"mlxq verify {folder.name}" if manifest.read(folder) else None
+    return f"mlxq verify {shlex.quote(folder.name)}" if manifest.read(folder) else None

@@ -13,6 +13,7 @@ from hub.model import make
 from support import mounts
 from support.here import Run, runner
 
+from catalog import wording
 from mlxq import cli
 from state import stack, weights
 from state.db import Database
@@ -138,7 +139,7 @@ def test_weights_that_tiers_share_stay_until_the_last_of_them_has_left(
         assert listed(capsys)["shared"]["used_by"] == list(tiers)
         assert would_go(capsys, "--unused") == set()
         assert cli.run(["rm", "x/y", "--yes"]) == 1
-        assert f"shared is served by {' and '.join(tiers)}." in capsys.readouterr().err
+        assert f"shared is served by {wording.listed(tiers)}." in capsys.readouterr().err
     stack.replace(db, [])
 
     assert would_go(capsys, "--unused") == {"shared"}
@@ -176,7 +177,7 @@ def test_weights_of_several_engines_that_are_deleted_by_force_belong_to_none_of_
 
     refused = run("remove_weights", folder=str(folder))
     assert (refused.error_code, folder.is_dir()) == ("busy", True)
-    assert "is served by fast and standard and longctx." in (refused.error or "")
+    assert "is served by fast, standard and longctx." in (refused.error or "")
 
     assert run("remove_weights", folder=str(folder), force=True).state == "succeeded"
     assert not folder.exists()
