@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from catalog.load import resolve
 from catalog.model import Model
 from catalog.problems import UnknownModel
 from mlxq import jobs_client
-from state import settings, stack, weights
+from state import on_demand, settings, stack, weights
 from state.classes import dataclass
 from state.db import Database
 from state.errors import Damaged, NotFound, NotSetUp
@@ -53,6 +54,8 @@ class Installed:
     """When the hashes were last checked, in unix seconds; None without known hashes."""
     recorded: bool
     """Whether this mlxq downloaded them; else they were put there, also if another mlxq did that."""
+    served_as: tuple[str, ...] = ()
+    """The names by which the gateway knows them."""
 
     def row(self) -> dict[str, Any]:
         """Return the row as printed with --json."""
@@ -77,11 +80,13 @@ def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> lis
         raise problem
     tiers = stack.tiers(db) if db else []
     rows: dict[str, Weights] = {row.folder: row for row in weights.listing(db)} if db else {}
+    names = {entry.engine.weights: on_demand.names(entry) for entry in on_demand.models(db)} if db else {}
 
     def read() -> list[Installed]:
-        return [
+        found = [
             _installed(scan, _users(scan, tiers), rows.get(str(scan.folder)), models) for scan in headers.scan(folder)
         ]
+        return [replace(row, served_as=names.get(str(row.folder), ())) for row in found]
 
     return model_dir.read(folder, read, LISTING_S)
 
@@ -163,12 +168,20 @@ def described(row: Installed, models: Mapping[str, Model]) -> tuple[Model, str] 
 def choose(
     name: str, installed: Sequence[Installed], models: Mapping[str, Model], quant: str | None = None
 ) -> list[Installed]:
-    """Return the installed models that a name means: folder, catalog id, alias, repo or source. Raises NotFound."""
+    """Return the installed models that a name means: folder, catalog id, alias, repo or source. Raises NotFound.
+
+    Where none has it just so: those that the gateway knows by it, or that have it but for case.
+    """
     model = _catalog_id(name, models)
     wanted = model or name.removeprefix("hub:").rstrip("/")
-    matches = [row for row in installed if wanted in _names(row) and quant in {None, row.quant}]
-    if matches:
-        return matches
+    rows = [row for row in installed if quant in {None, row.quant}]
+    for names, text in (
+        (_names, wanted),
+        (_folded_served_as, on_demand.folded(name)),
+        (_folded_names, on_demand.folded(wanted)),
+    ):
+        if matches := [row for row in rows if text in names(row)]:
+            return matches
     text = f"No weights of {name}{f' in {quant}' if quant else ''} are here."
     raise NotFound(text + _nearest(wanted, installed), hint=f"mlxq pull {model}" if model else "mlxq models")
 
@@ -184,6 +197,14 @@ def _catalog_id(name: str, models: Mapping[str, Model]) -> str | None:
         return resolve(name, models).model.id
     except UnknownModel:
         return None
+
+
+def _folded_served_as(row: Installed) -> set[str]:
+    return set(map(on_demand.folded, row.served_as))
+
+
+def _folded_names(row: Installed) -> set[str]:
+    return set(map(on_demand.folded, _names(row)))
 
 
 def _names(row: Installed) -> set[str]:

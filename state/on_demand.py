@@ -7,6 +7,7 @@ of such a model or of a tier: since when it is asked for, when it was used last,
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -77,8 +78,13 @@ def models(db: Database) -> list[DiskModel]:
 
 def model(db: Database, name: str) -> DiskModel | None:
     """Return the model of any of its names, which are told apart without regard to case; None where there is none."""
-    wanted = name.lower()
-    return next((entry for entry in models(db) if wanted in map(str.lower, names(entry))), None)
+    wanted = folded(name)
+    return next((entry for entry in models(db) if wanted in map(folded, names(entry))), None)
+
+
+def folded(name: str) -> str:
+    """Return a model's name as names are compared: case, and how a disk writes an accent, make no other model."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def names(entry: DiskModel) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ in its favor: quality is unrated, what cannot be known is planned with the most,
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -110,9 +111,13 @@ def describe(facts: RepoFacts) -> Description:
 
 
 def model_id(source: str) -> str:
-    """Return the id of a described model: `org/Name_X` becomes `org-name-x`; a folder has the name of its last part."""
-    name = _name(source)
-    plain = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    """Return the id of a described model: `org/Name_X` becomes `org-name-x`; a folder has the name of its last part.
+
+    Accents fall, as letters of other scripts do.
+    """
+    letters = unicodedata.normalize("NFKD", _name(source).lower())
+    without_accents = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    plain = re.sub(r"[^a-z0-9.]+", "-", without_accents).strip("-.")
     return plain[:ID_LENGTH].rstrip("-.") or "model"
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from catalog import wording
 from state import stack
 from state.keys import Key
 from tasks.gateway import errors, models
@@ -35,7 +36,7 @@ from tasks.gateway.fleet.status import status
 from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
-from tasks.gateway.ollama.fields import OllamaRequest, OllamaTexts, plain
+from tasks.gateway.ollama.fields import OllamaTexts, plain
 from tasks.gateway.on_demand import OnDemand
 from tasks.gateway.relay import Relay, RelayRequest
 from tasks.gateway.reply import Reply
@@ -260,7 +261,7 @@ class Application:
         if isinstance(request, Refusal):
             await self._refuse(call, request, reply)
             return
-        call.asked = _model(request)
+        call.asked = self._asked(request)
         checked = self._retrieval_request(call, request, key)
         if isinstance(checked, Refusal) and self._pulls(checked, call, key):
             await self._until_left(self._pull_retrieval(call, request, key, reply), receive, call)
@@ -310,6 +311,12 @@ class Application:
             else:
                 await retrieval.serve(checked, self._parts()[0], reply)
 
+    def _asked(self, request: Fields) -> str:
+        """Return the name that a request asks for, without the tag `latest`, unless a name of this stack has that."""
+        name: str = cast("Any", request).model
+        known = self._routes.tier(name) or self._routes.purpose(name) or self._on_demand.find(name)
+        return name if known or self._on_demand.tier(name) else plain(name)
+
     def _limited(self, call: Call, key: Key) -> Refusal | None:
         return None if call.batch else self._rate_limited(key)
 
@@ -325,7 +332,7 @@ class Application:
         if isinstance(request, Refusal):
             return request
         _log_dropped(request, content)
-        call.asked = _model(request)
+        call.asked = self._asked(request)
         tier = self._routes.tier(call.asked) or self._on_demand.tier(call.asked)
         if tier is None or tier not in self._routes.tiers:
             return self._request_on_demand(call, dialect, request, key)
@@ -486,12 +493,6 @@ def _shape(path: str) -> Dialect:
     return MESSAGES if path.startswith("/v1/messages") else CHAT
 
 
-def _model(request: Fields) -> str:
-    """Return the name that a request asks for."""
-    name: str = cast("Any", request).model
-    return plain(name) if isinstance(request, OllamaRequest) else name
-
-
 def _keep_s(request: Fields) -> float | None:
     """Return how long a request says that its model is to stay after it, in seconds; None where it does not say."""
     fields = cast("Any", request)
@@ -522,7 +523,7 @@ def _route_refusal(scope: Scope) -> Refusal | None:
     allowed = {"GET", "HEAD"} if reads else {"POST"}
     if method in allowed:
         return None
-    message = f"{path[:100]} does not take {method}, only {' and '.join(sorted(allowed))}."
+    message = f"{path[:100]} does not take {method}, only {wording.listed(sorted(allowed))}."
     return Refusal(405, message, "method_not_allowed", headers={"allow": ", ".join(sorted(allowed))})
 
 

@@ -64,9 +64,9 @@ class ModelStates:
     """What is known at one moment."""
 
     models: Mapping[str, SleepingModel] = field(default_factory=dict[str, SleepingModel])
-    """By each of their names, in small letters."""
+    """By each of their names, folded."""
     tiers: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Names of models that an engine of the stack serves, in small letters -> the tier or purpose."""
+    """Names of models that an engine of the stack serves, folded -> the tier or purpose."""
     shown: tuple[str, ...] = ()
     """The names of `models` and `tiers`, for the list."""
     states: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -102,7 +102,7 @@ class OnDemand:
 
     def find(self, name: str) -> SleepingModel | None:
         """Return the model of a name that no tier has."""
-        return self.known.models.get(name.lower())
+        return self.known.models.get(on_demand.folded(name))
 
     def names_for(self, purpose: str, key: Key) -> list[str]:
         """Return the models on this disk that are for a purpose and that a key may ask for."""
@@ -111,7 +111,7 @@ class OnDemand:
 
     def tier(self, name: str) -> str | None:
         """Return the tier whose engine serves the weights of this name."""
-        return self.known.tiers.get(name.lower())
+        return self.known.tiers.get(on_demand.folded(name))
 
     def state(self, engine: str) -> str:
         """Return whether an engine is serving, loading, sleeping or stopped; one that nothing is known of serves."""
@@ -162,7 +162,7 @@ class OnDemand:
         def is_known() -> bool:
             return self.find(name) is not None or self.tier(name) is not None
 
-        subject = name.lower(), settings.load(self.home)["pull-on-demand"]
+        subject = on_demand.folded(name), settings.load(self.home)["pull-on-demand"]
         at, refusal = self._refused.get(subject, (0.0, None))
         if refusal is not None and time.monotonic() - at < REMEMBERED_S:
             return refusal
@@ -351,14 +351,14 @@ class OnDemand:
             own = [name for name in on_demand.names(entry) if self._routes.tier(name) is None]
             shown += [name for name in own if name != entry.engine.name]
             if (engine := serving.get(entry.engine.weights)) is not None:
-                tiers |= {name.lower(): names.get(engine, engine) for name in own}
+                tiers |= {on_demand.folded(name): names.get(engine, engine) for name in own}
                 continue
             row = rows.get(entry.engine.name)
             states[entry.engine.name] = _on_demand_state(row)
             if row is not None and row.state in ROUTED:
                 ports.add(entry.engine.port)
             model = self._model(entry)
-            models |= {name.lower(): model for name in own}
+            models |= {on_demand.folded(name): model for name in own}
         self._allow(ports)
         may_sleep |= {model.engine for model in models.values()}
         return ModelStates(models, tiers, tuple(shown), states, may_sleep, self._jobs(db))

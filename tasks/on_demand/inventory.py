@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from catalog import retrieval as retrieval_catalog
@@ -26,6 +27,8 @@ from tasks.weights.formats import headers
 LISTING_S = 60.0
 """How long a disk may take: the headers of every file are read."""
 _UNFIT = re.compile(r"[^a-z0-9.]+")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}")
+"""A name that headers, settings and shells take as it is."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Scanned:
     """Empty for weights that the user copied or linked there."""
     bits: str
     """How its values are packed, as its name says it where no catalog does."""
+    changed_at: float = 0.0
+    """When the folder was last changed, in unix seconds: of two revisions the one that was downloaded later counts."""
 
 
 def fingerprint(db: Database, home: Home) -> object:
@@ -57,7 +62,8 @@ def refresh(db: Database, home: Home) -> None:
     models = recommend.all_models(home)
     folder = settings.load(home).models(home)
     folders = model_dir.read(folder, lambda: _scan(folder), LISTING_S)
-    entries = [entry for scanned in folders if (entry := _entry(db, home, scanned, models, room))]
+    newest_first = sorted(folders, key=lambda scanned: -scanned.changed_at)
+    entries = [entry for scanned in newest_first if (entry := _entry(db, home, scanned, models, room))]
     on_demand.put_models(db, _named_apart(entries, settings.load(home)["default-quant"]), loaded(db))
 
 
@@ -79,7 +85,8 @@ def _scan(folder: Path) -> list[Scanned]:
         if entry.state == "valid" and entry.weights is not None:
             record = None if entry.folder.is_symlink() else manifest.read(entry.folder)
             bits = entry.weights.quantization or f"{entry.weights.bits:.0f}-bit"
-            folders.append(Scanned(entry.folder, record.asked if record else "", bits))
+            changed_at = entry.folder.stat().st_mtime
+            folders.append(Scanned(entry.folder, record.asked if record else "", bits, changed_at))
     return folders
 
 
@@ -117,22 +124,41 @@ def _repos(scanned: Scanned) -> Iterable[str]:
     return (repo,) if scanned.source.startswith("hub:") else ()
 
 
-def _service(model: str, quant: str) -> str:
+def _service(model: str, quant: str, number: int = 1) -> str:
     """Return the name of a model's engine. It has a dot, which no tier's name has, so the two are never confused."""
-    return f"{_UNFIT.sub('-', model.lower()).strip('-.')[:60]}.{_UNFIT.sub('-', quant.lower())}"
+    which = f"-{number}" if number > 1 else ""
+    return f"{_UNFIT.sub('-', model.lower()).strip('-.')[:60]}{which}.{_UNFIT.sub('-', quant.lower())}"
 
 
 def _named_apart(entries: Sequence[DiskModel], preferred: str) -> list[DiskModel]:
-    """Return the models with each name once: of several quants the `preferred` one has the model's own name."""
-    ordered = sorted(entries, key=lambda entry: (entry.engine.quant != preferred, entry.engine.name))
+    """Return the models with each name once: of several quants the `preferred` one has the model's own name.
+
+    Of several weights of one quant and name the one whose folder is called just so keeps it, else the first; the others
+    are numbered.
+    """
+    ordered = sorted(
+        entries,
+        key=lambda entry: (entry.engine.quant != preferred, entry.engine.name, entry.model not in entry.aliases),
+    )
     taken: set[str] = set()
     named: list[DiskModel] = []
     for entry in ordered:
-        names = [name for name in dict.fromkeys((entry.model, *entry.aliases)) if name.lower() not in taken]
-        if names and entry.engine.name not in taken:
-            taken.update(name.lower() for name in (*names, entry.engine.name))
-            named.append(DiskModel(names[0], tuple(names[1:]), entry.engine))
+        numbered = (_numbered(entry, number, taken) for number in count(1))
+        named.append(next(filter(None, numbered)))
+        taken.update(map(on_demand.folded, on_demand.names(named[-1])))
     return named
+
+
+def _numbered(entry: DiskModel, number: int, taken: Collection[str]) -> DiskModel | None:
+    """Return a model with a number, from 2 on, in its id and its engine's name; None where those are taken."""
+    engine, name = entry.engine, entry.model
+    if number > 1:
+        engine, name = replace(engine, name=_service(entry.model, engine.quant, number)), f"{entry.model}-{number}"
+    different = {on_demand.folded(each): each for each in reversed((name, *entry.aliases))}
+    names = [each for folded, each in reversed(different.items()) if folded not in taken]
+    if not names or not _PLAIN.fullmatch(names[0]) or engine.name in taken:
+        return None
+    return DiskModel(names[0], tuple(names[1:]), engine)
 
 
 def route(db: Database, home: Home, engine: Engine) -> dict[str, object]:

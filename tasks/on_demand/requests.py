@@ -175,8 +175,8 @@ def expires_at(db: Database, row: Service, names: Sequence[str]) -> float | None
 
 def is_pinned(home: Home, names: Sequence[str]) -> bool:
     """Return whether the user wants a model of these names never to be stopped."""
-    pinned = {name.lower() for name in settings.load(home)["pinned"]}
-    return any(name.lower() in pinned for name in names)
+    pinned = set(map(on_demand.folded, settings.load(home)["pinned"]))
+    return any(on_demand.folded(name) in pinned for name in names)
 
 
 def is_up(db: Database, engine: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from state import on_demand, service, stack, weights
 from state.db import Database
 from state.keys import Key
+from state.on_demand import folded
 from state.service import SERVING, Service
 from state.stack import Engine
 from state.weights import Weights
@@ -63,8 +64,8 @@ def _on_disk(db: Database, routes: Routes, key: Key) -> Iterator[OllamaModel]:
 def find(models: list[OllamaModel], routes: Routes, name: str) -> OllamaModel | None:
     """Return the model behind a name, which may be one that leads to a tier, as `gpt-4o` does."""
     retrieval = (purpose for purpose, route in routes.retrieval.items() if name in route.names)
-    wanted = (routes.tier(name) or next(retrieval, name)).lower()
-    return next((model for model in models if wanted in map(str.lower, (model.name, *model.aliases))), None)
+    wanted = folded(routes.tier(name) or next(retrieval, name))
+    return next((model for model in models if wanted in map(folded, (model.name, *model.aliases))), None)
 
 
 def tags(models: list[OllamaModel]) -> dict[str, Any]:
