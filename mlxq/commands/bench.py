@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from catalog import units, wording
+from catalog import units
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.setup import recommendation
 from state import facts, stack
@@ -144,7 +144,7 @@ def _tune(target: str, timeout_s: float | None, *, on: bool, as_json: bool) -> N
     elif on:
         _show_tuned(result)
     else:
-        render.say(f"{wording.listed(result['names']) or 'No tuning'} was used; none is now.")
+        render.say(f"{units.listed(result['names']) or 'No tuning'} was used; none is now.")
 
 
 def _show_tuned(result: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from catalog import units, wording
+from catalog import units
 from catalog.engines import FALLBACK, EngineEntry, entries
 from mlxq import job_view, jobs_client, options, render
 from state import service, settings, stack
@@ -213,7 +213,7 @@ def _sharing(home: Home, name: str) -> list[str]:
         tier = stack.tier(db, name)
         sharing = [other.name for other in stack.served_by(stack.tiers(db), tier.engine.name) if other.name != name]
     if sharing:
-        render.say(f"{wording.listed(sharing)} change with {name}: one engine serves them.")
+        render.say(f"{units.listed(sharing)} change with {name}: one engine serves them.")
     return [name, *sharing]
 
 

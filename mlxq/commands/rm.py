@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from catalog import units, wording
+from catalog import units
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.local_models import Installed
 from state.errors import Busy, UsageProblem
@@ -40,7 +40,7 @@ def command(model: str, *, quant: str | None, force: bool, dry_run: bool, yes: b
 def _refuse_served(chosen: list[Installed]) -> None:
     """Refuse, before the confirmation, what the job would refuse. Raises Busy."""
     if served := next((row for row in chosen if row.used_by), None):
-        name, tiers = served.folder.name, wording.listed(served.used_by)
+        name, tiers = served.folder.name, units.listed(served.used_by)
         raise Busy(
             f"{name} is served by {tiers}.",
             done=f"Nothing was deleted. Without it, {tiers} could not start again until `mlxq setup`.",

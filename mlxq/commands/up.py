@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from catalog import wording
+from catalog import units
 from mlxq import dry_run as dry
 from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
@@ -63,4 +63,4 @@ def _say_lifted(home: Home, before: Mapping[str, SafeMode], now: Mapping[str, Sa
         if mode.level and name not in now:
             render.say(f"Lifted the safe mode of {name}: {mode.sentence}")
     for tiers in poison_requests.lift(home):
-        render.say(f"Lifted the refusal of a request during which {wording.listed(tiers)} crashed.")
+        render.say(f"Lifted the refusal of a request during which {units.listed(tiers)} crashed.")

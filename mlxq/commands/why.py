@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from catalog import wording
+from catalog import units
 from mlxq import jobs_client, options, render, service_events, service_status
 from mlxq.commands import status
 from mlxq.service_events import EventView
@@ -89,7 +89,7 @@ def _explain_tier(tier: Tier, tiers: Sequence[Tier]) -> None:
     if not sharing:
         return
     click.echo()
-    render.prose(f"shares its engine with {wording.listed(sharing)}.", f"{tier.name} ")
+    render.prose(f"shares its engine with {units.listed(sharing)}.", f"{tier.name} ")
     if tier.desired == "down":
         click.echo(f"{tier.name} was stopped by user.")
         render.next_step(f"mlxq up {tier.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from catalog import units, wording
+from catalog import units
 from catalog.explain import tokens
 from catalog.fleet import Role, serve
 from catalog.intent import INTENTS, TIERS
@@ -92,7 +92,7 @@ def _together(planned: PlannedFleet) -> list[str]:
         lines.append(f"{apart}{'; ' if gains else ''}{', '.join(gains)}.")
     if single := [tier for tier in TIERS if len(plan.serving(tier)) == 1]:
         lines.append(
-            f"One machine alone has {wording.listed(single)}: "
+            f"One machine alone has {units.listed(single)}: "
             "while it is away, the others answer for it with their own models."
         )
     return lines
@@ -128,9 +128,9 @@ def _why(planned: PlannedFleet, role: Role) -> str:
         return "whatever it served would make the answers of its tiers worse; it is offered for nothing."
     alone = next(entry for entry in planned.plan.alone if entry.name == role.name)
     replicas = [other.name for other in planned.plan.roles if other.name != role.name and other.choice == role.choice]
-    words = "stays as it is" if role.stays else f"serves {wording.listed(role.worth)}"
+    words = "stays as it is" if role.stays else f"serves {units.listed(role.worth)}"
     if replicas:
-        words += f", the same as {wording.listed(replicas)}"
+        words += f", the same as {units.listed(replicas)}"
     if set(role.worth) != set(alone.worth):
         models = dict.fromkeys(f"{pick.tier} {pick.model}" for pick in alone.picks)
         words += f"; alone it would serve {', '.join(models)}"

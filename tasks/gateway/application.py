@@ -14,7 +14,7 @@ from typing import Any, cast
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from catalog import wording
+from catalog import units
 from state import stack
 from state.keys import Key
 from tasks.gateway import errors, models
@@ -523,7 +523,7 @@ def _route_refusal(scope: Scope) -> Refusal | None:
     allowed = {"GET", "HEAD"} if reads else {"POST"}
     if method in allowed:
         return None
-    message = f"{path[:100]} does not take {method}, only {wording.listed(sorted(allowed))}."
+    message = f"{path[:100]} does not take {method}, only {units.listed(sorted(allowed))}."
     return Refusal(405, message, "method_not_allowed", headers={"allow": ", ".join(sorted(allowed))})
 
 

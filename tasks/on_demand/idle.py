@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from state import event, on_demand, service
 from state.db import Database
 from state.errors import DiskUnavailable, NotSetUp
 from state.on_demand import Residency
 from state.paths import Home
-from state.service import State
+from state.service import Service, State
 from tasks.on_demand import admission, inventory, requests
 from tasks.plan.on_demand import Resident, idle_s, is_over
 from tasks.queue import tick
@@ -58,8 +59,20 @@ def _is_due(db: Database, use: Residency, resident: Resident) -> bool:
 
 
 def _forget_sleeping(db: Database) -> None:
-    """Delete the rows of engines on demand that are stopped: they are no services until they are asked for again."""
-    names = {entry.engine.name for entry in on_demand.models(db)}
-    for row in service.listing(db):
-        if row.name in names and (row.desired, row.state) == ("down", State.STOPPED) and not lifecycle.held(row.name):
+    """Delete the rows of engines on demand that are stopped: they are no services until they are asked for again.
+
+    A model whose weights were deleted while it was loaded is forgotten then; an engine of no model is stopped.
+    """
+    weights = {entry.engine.name: entry.engine.weights for entry in on_demand.models(db)}
+    for row in filter(_is_on_demand, service.listing(db)):
+        if row.name not in weights and row.desired == "up":
+            admission.put_to_sleep(db, [row.name])
+        elif (row.desired, row.state) == ("down", State.STOPPED) and not lifecycle.held(row.name):
             service.remove(db, row.name)
+            if row.name in weights and not Path(weights[row.name]).exists():
+                _seen[0] = None
+
+
+def _is_on_demand(row: Service) -> bool:
+    """Return whether a service belongs to a model on demand, also one that is gone: those have a dot in their name."""
+    return "." in row.name

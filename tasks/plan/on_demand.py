@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from catalog import units, wording
+from catalog import units
 from state.errors import DoesNotFit
 
 FOREVER_S = -1.0
@@ -154,7 +154,7 @@ def victims(missing: int, candidates: Collection[Resident]) -> list[Resident] | 
 
 
 def _names(residents: Sequence[Resident]) -> str:
-    return wording.listed([resident.name for resident in residents])
+    return units.listed([resident.name for resident in residents])
 
 
 def idle_s(kept_s: float | None, setting_s: float | None) -> float | None:

@@ -6,7 +6,7 @@ power went, or the kernel panicked.
 
 from __future__ import annotations
 
-from catalog import wording
+from catalog import units
 from state import event, safe_mode, service, worker
 from state.db import Database
 from state.errors import EngineFailed
@@ -33,7 +33,7 @@ def handle(db: Database, boot: str) -> str | None:
         return None
     guess = plan.suspect(ran)
     log.warning("unclean_boot", suspect=guess.name, ran=[row.name for row in ran])
-    cause = f"The machine went down while {wording.listed([row.name for row in ran])} ran; {guess.name} is the suspect."
+    cause = f"The machine went down while {units.listed([row.name for row in ran])} ran; {guess.name} is the suspect."
     event.record(db, "unclean_boot", service=guess.name, cause=cause)
     for row in ran:
         _enter_safe_mode(db, row, cause, extra=1 if row is guess else 0)

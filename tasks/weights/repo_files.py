@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from catalog import wording
+from catalog import units
 from state.errors import Damaged, NotFound
 from tasks.weights import manifest
 
@@ -85,7 +85,7 @@ def check_loadable(subject: str, names: Sequence[str]) -> None:
     if "config.json" in names and any(map(is_shard, names)):
         return
     kinds = sorted({kind for name in names for end, kind in _OTHERS.items() if name.endswith(end)})
-    problem = f"it holds {wording.listed(kinds)} files" if kinds else "it holds no config.json with *.safetensors"
+    problem = f"it holds {units.listed(kinds)} files" if kinds else "it holds no config.json with *.safetensors"
     if any(name.endswith("adapter_config.json") for name in names):
         problem = "it holds an adapter (LoRA), not a whole model"
     if "model_index.json" in names:

@@ -283,7 +283,7 @@ def test_a_model_is_downloaded_and_deleted_by_a_key_that_may(home: Batching, cli
     claim = claimed(home, "remove_weights")
     ledger.fail(home.db, claim, Busy("weights is served by standard."))
     failing.join()
-    assert lines[-1] == (500, "weights is served by standard.")
+    assert lines[-1] == (409, "weights is served by standard.")
 
 
 def claimed(home: Batching, kind: str) -> Any:

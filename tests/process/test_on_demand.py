@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from state import job, keys, ledger, on_demand, secrets, settings
 from state.batches import batches
 from state.job import Job, JobState
 from state.paths import Home
+from tasks import kinds
 from tasks.batches import control
 from tasks.supervision import probe
 from tasks.system import process
@@ -351,6 +353,24 @@ def test_a_download_that_is_cancelled_ends_the_wait_for_it(pulling: Mlxq) -> Non
 
     status, words = error(answer.result())
     assert (status, words) == (503, f"slow/gamma could not be downloaded: job {live[0].id} was cancelled")
+
+
+def test_weights_of_a_loaded_model_are_deleted_by_force_alone_and_leave_no_engine(asleep: Mlxq) -> None:
+    folder = asleep.home.models / "spare"
+    shutil.copytree(asleep.home.models / "alpha", folder, copy_function=os.link)
+    until(lambda: "spare" in states(asleep))
+    assert ask(asleep, "spare").status_code == 200
+
+    refused = asleep.ended(remove(asleep, folder, force=False))
+    assert (refused.state, refused.error, refused.hint) == ("failed", "spare is loaded as spare.", "mlxq unload spare")
+    assert asleep.ended(remove(asleep, folder, force=True)).state == "succeeded"
+    until(lambda: not asleep.engines("spare.int4"))
+    until(lambda: "spare" not in states(asleep))
+    assert ask(asleep, "spare").status_code == 404
+
+
+def remove(mlxq: Mlxq, folder: Path, *, force: bool) -> int:
+    return ledger.enqueue(mlxq.db, kinds.new("remove_weights", {"folder": str(folder), "force": force}))[0]
 
 
 def test_who_asks_a_model_for_what_it_does_not_do_is_told_what_does(asleep: Mlxq) -> None:

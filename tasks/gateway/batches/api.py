@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 from starlette.types import Receive, Scope
 
-from catalog import wording
+from catalog import units
 from state.batches import stored_files
 from state.batches.stored_files import RESERVE_BYTES, Upload
 from state.db import Database
@@ -159,7 +159,7 @@ def _route(method: str, path: str) -> tuple[str, str] | Refusal:
             allowed.append(wanted)
     if not allowed:
         return Refusal(404, f"There is nothing at {method} {path[:100]}.", "unknown_route")
-    message = f"{path[:100]} does not take {method}, only {wording.listed(sorted(allowed))}."
+    message = f"{path[:100]} does not take {method}, only {units.listed(sorted(allowed))}."
     return Refusal(405, message, "method_not_allowed", headers={"allow": ", ".join(sorted(allowed))})
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from catalog.problems import UnknownModel
-from state import weights
+from state import on_demand, weights
 from state.db import Database
+from state.errors import Busy
 from state.job import Job, JobState, NewJob
 from state.keys import Key
 from tasks import recommend
@@ -34,7 +35,9 @@ def download(db: Database, name: str) -> NewJob | Refusal:
 
 
 def removal(db: Database, name: str) -> NewJob | Refusal:
-    """Return the job that deletes a model's files; it fails where they are served."""
+    """Return the job that deletes the files of a model that the list has; it fails where they are served."""
+    if entry := on_demand.model(db, name):
+        return new("remove_weights", {"folder": entry.engine.weights, "force": False})
     wanted = recommend.sources_named(db.home, name)
     row = next((row for row in weights.listing(db) if row.source in wanted), None)
     if row is None:
@@ -67,4 +70,4 @@ def failure(row: Job) -> Refusal | None:
     """Return the refusal that a job which failed comes to."""
     if row.state is JobState.SUCCEEDED:
         return None
-    return Refusal(500, ending(row)["error"], "job_failed")
+    return Refusal(409 if row.error_code == Busy.code else 500, ending(row)["error"], "job_failed")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from state import on_demand, service, stack, weights
 from state.db import Database
+from state.errors import MlxqError
 from state.keys import Key
 from state.on_demand import folded
 from state.service import SERVING, Service
 from state.stack import Engine
-from state.weights import Weights
+from state.weights import Facts, Weights
 from tasks.gateway.ollama.fields import tagged
 from tasks.gateway.routes import Routes
 from tasks.on_demand import requests
 
 API_VERSION = "0.12.6"
 """The version of Ollama's API that these routes follow; programs refuse one that is too old."""
+ANSWER_S = 2.0
+"""How long a list waits for a disk."""
 NEVER = "2318-01-01T00:00:00Z"
 """When a model is unloaded that stays: Ollama's own answer is some 292 years from now."""
 
@@ -32,7 +37,7 @@ class OllamaModel:
     name: str
     engine: Engine
     weights: Weights | None
-    """None until they are pulled, and for a folder that the user copied here."""
+    """None until they are pulled, and where their disk does not say."""
     aliases: tuple[str, ...] = ()
     """The other names of a model on this disk."""
 
@@ -58,7 +63,28 @@ def _on_disk(db: Database, routes: Routes, key: Key) -> Iterator[OllamaModel]:
         names = [tiers.get(engine.name, engine.name)] if engine is not entry.engine else on_demand.names(entry)
         own = [name for name in on_demand.names(entry)[:-1] if routes.tier(name) is None]
         if own and key.may_ask(*names):
-            yield OllamaModel(own[0], engine, weights.at(db, engine.weights), tuple(own[1:]))
+            files = weights.at(db, engine.weights) or _copied(Path(engine.weights))
+            yield OllamaModel(own[0], engine, files, tuple(own[1:]))
+
+
+def _copied(folder: Path) -> Weights | None:
+    """Return what a folder says that the user copied here; None where it says nothing now."""
+    try:
+        changed_at = folder.stat().st_mtime
+        return _read(folder, changed_at)
+    except (MlxqError, OSError):
+        return None
+
+
+@lru_cache(maxsize=256)
+def _read(folder: Path, changed_at: float) -> Weights:
+    """Read the headers of a folder once for each change. Raises MlxqError, OSError."""
+    from tasks.weights import model_dir
+    from tasks.weights.formats import headers
+
+    scanned = model_dir.read(folder, lambda: headers.inventory(folder), ANSWER_S)
+    facts = {field.name: getattr(scanned, field.name) for field in fields(Facts)}
+    return Weights(**facts, folder=str(folder), source="", revision="", recipe=None, pulled_at=changed_at)
 
 
 def find(models: list[OllamaModel], routes: Routes, name: str) -> OllamaModel | None:
@@ -129,7 +155,7 @@ def _capabilities(engine: Engine) -> Iterator[str]:
 
 def _entry(model: OllamaModel) -> dict[str, Any]:
     name, files = tagged(model.name), model.weights
-    origin = f"{files.source}@{files.revision}" if files else model.engine.source
+    origin = f"{files.source}@{files.revision}" if files and files.source else model.engine.source
     return {
         "name": name,
         "model": name,

@@ -24,3 +24,10 @@ def test_memory_is_counted_as_it_is_sold(count: float | None, text: str) -> None
 )
 def test_files_are_counted_as_the_finder_and_the_hub_count_them(count: float | None, text: str) -> None:
     assert units.files(count) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [((), ""), (("a",), "a"), (("a", "b"), "a and b"), (("a", "b", "c", "d"), "a, b, c and d")]
+)
+def test_names_are_listed_as_in_a_sentence(names: tuple[str, ...], text: str) -> None:
+    assert units.listed(names) == text

@@ -13,7 +13,7 @@ from hub.model import make
 from support import mounts
 from support.here import Run, runner
 
-from catalog import wording
+from catalog import units
 from mlxq import cli
 from state import stack, weights
 from state.db import Database
@@ -139,7 +139,7 @@ def test_weights_that_tiers_share_stay_until_the_last_of_them_has_left(
         assert listed(capsys)["shared"]["used_by"] == list(tiers)
         assert would_go(capsys, "--unused") == set()
         assert cli.run(["rm", "x/y", "--yes"]) == 1
-        assert f"shared is served by {wording.listed(tiers)}." in capsys.readouterr().err
+        assert f"shared is served by {units.listed(tiers)}." in capsys.readouterr().err
     stack.replace(db, [])
 
     assert would_go(capsys, "--unused") == {"shared"}
