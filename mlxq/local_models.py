@@ -83,10 +83,10 @@ def listing(home: Home, db: Database | None, models: Mapping[str, Model]) -> lis
     names = {entry.engine.weights: on_demand.names(entry) for entry in on_demand.models(db)} if db else {}
 
     def read() -> list[Installed]:
-        found = [
+        rows_here = [
             _installed(scan, _users(scan, tiers), rows.get(str(scan.folder)), models) for scan in headers.scan(folder)
         ]
-        return [replace(row, served_as=names.get(str(row.folder), ())) for row in found]
+        return [replace(row, served_as=names.get(str(row.folder), ())) for row in rows_here]
 
     return model_dir.read(folder, read, LISTING_S)
 

@@ -314,8 +314,8 @@ class Application:
     def _asked(self, request: Fields) -> str:
         """Return the name that a request asks for, without the tag `latest`, unless a name of this stack has that."""
         name: str = cast("Any", request).model
-        known = self._routes.tier(name) or self._routes.purpose(name) or self._on_demand.find(name)
-        return name if known or self._on_demand.tier(name) else plain(name)
+        owner = self._routes.tier(name) or self._routes.purpose(name) or self._on_demand.find(name)
+        return name if owner or self._on_demand.tier(name) else plain(name)
 
     def _limited(self, call: Call, key: Key) -> Refusal | None:
         return None if call.batch else self._rate_limited(key)

@@ -154,8 +154,8 @@ def _numbered(entry: DiskModel, number: int, taken: Collection[str]) -> DiskMode
     engine, name = entry.engine, entry.model
     if number > 1:
         engine, name = replace(engine, name=_service(entry.model, engine.quant, number)), f"{entry.model}-{number}"
-    different = {on_demand.folded(each): each for each in reversed((name, *entry.aliases))}
-    names = [each for folded, each in reversed(different.items()) if folded not in taken]
+    different = {on_demand.folded(alias): alias for alias in reversed((name, *entry.aliases))}
+    names = [alias for folded, alias in reversed(different.items()) if folded not in taken]
     if not names or not _PLAIN.fullmatch(names[0]) or engine.name in taken:
         return None
     return DiskModel(names[0], tuple(names[1:]), engine)

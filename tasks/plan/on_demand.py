@@ -93,7 +93,7 @@ def require_room(subject: str, need: int, residents: Collection[Resident], budge
     room = budget - sum(resident.bytes for resident in pinned)
     if need <= room:
         return
-    beside = f" beside {', '.join(resident.name for resident in pinned)}, which stay" if pinned else ""
+    beside = f" beside {_names(pinned)}, which stay{'s' if len(pinned) == 1 else ''}" if pinned else ""
     raise DoesNotFit(
         f"{subject} needs {units.memory(need)}, and {units.memory(max(0, room))} of the budget of "
         f"{units.memory(budget)} can be free{beside}.",

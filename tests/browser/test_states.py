@@ -1,4 +1,4 @@
-"""The page in each state, at three widths, light and dark: axe finds nothing, and nothing scrolls sideways.
+"""The page in each state, at three widths, light and dark: axe finds nothing, and nothing is cut off.
 
 PICTURES names a folder that gets a picture of each cell.
 """
@@ -30,6 +30,9 @@ SIGNS = {
     "stop_all": ("#head", "Start all"),
 }
 """State -> where the page shows it."""
+STICKING_OUT = """[...document.querySelectorAll('.card')].flatMap(card => [...card.querySelectorAll('button, td, p')]
+    .filter(part => part.getBoundingClientRect().right > card.getBoundingClientRect().right)
+    .map(part => part.innerText))"""
 
 
 @pytest.fixture(scope="module")
@@ -86,4 +89,5 @@ def test_axe_finds_nothing_in_any_state(
             if report.violations_count:
                 found[f"{width} {scheme}"] = report.generate_report()
             assert view.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{width} scrolls sideways"
+            assert view.evaluate(STICKING_OUT) == [], f"at {width} px something sticks out of its card"
     assert found == {}

@@ -245,7 +245,7 @@ def test_a_pinned_model_gives_no_memory_away(unpinned: Mlxq, monkeypatch: pytest
     refused = [ask(asleep, "beta") for _ in range(3)]
 
     assert [answer.status_code for answer in refused] == [507] * 3
-    assert "beside standard, alpha.int4, which stay" in refused[0].json()["error"]["message"]
+    assert "beside standard and alpha.int4, which stay." in refused[0].json()["error"]["message"]
     assert len(loads(asleep)) == before
     assert cli.run(["unpin", "alpha"]) == 0
     assert ask(asleep, "beta").status_code == 200
