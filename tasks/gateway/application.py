@@ -38,7 +38,7 @@ from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
 from tasks.gateway.ollama.fields import OllamaTexts, plain
 from tasks.gateway.on_demand import OnDemand
-from tasks.gateway.relay import Relay, RelayRequest
+from tasks.gateway.relay import Relay, RelayRequest, not_carried_out
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
 from tasks.gateway.routes import BYTES_PER_TOKEN, RetrievalRoute, Routes
@@ -401,12 +401,24 @@ class Application:
         """Hold a request until its engine serves; a stream gets comments meanwhile. Return why it does not."""
         if self._on_demand.state(engine) in {"serving", "stopped"}:
             return None
+        if refusal := self._refused_asleep(request):
+            return refusal
         if request.streams:
             reply.wait()
         try:
             return await self._loaded(request.call, engine, key, until)
         finally:
             await reply.stop_waiting()
+
+    def _refused_asleep(self, request: RelayRequest) -> Refusal | None:
+        """Return why what a request asks for is not carried out, as far as is known before its model is loaded."""
+        model = self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
+        route = model.route if model else self._routes.tiers.get(request.tier)
+        if route is not None:
+            return not_carried_out(request, route)
+        return model and checks.carried_out_by_none(
+            request.fields, model.model, self._on_demand.backend, vision=model.vision
+        )
 
     async def _answer(self, request: RelayRequest, key: Key, reply: Reply) -> Refusal | None:
         """Have the relay answer in the request's turn; return why it did not."""

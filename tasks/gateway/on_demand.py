@@ -84,7 +84,7 @@ class OnDemand:
         """`allow`: lets this process connect to these ports of engines, and to no others of engines on demand."""
         self.home = home
         self._routes = routes
-        self._backend = backend
+        self.backend = backend
         self._allow = allow
         self._lock = threading.Lock()
         self._looking = threading.Lock()
@@ -375,9 +375,9 @@ class OnDemand:
     def _model(self, entry: on_demand.DiskModel) -> SleepingModel:
         engine, route, retrieval = entry.engine, None, None
         if entry.route is not None and engine.purpose == stack.CHAT:
-            route = on_demand_route(entry.model, engine.name, entry.route, self._backend)
+            route = on_demand_route(entry.model, engine.name, entry.route, self.backend)
         elif entry.route is not None:
-            retrieval = on_demand_retrieval(entry.model, engine.name, entry.route, self._backend)
+            retrieval = on_demand_retrieval(entry.model, engine.name, entry.route, self.backend)
         names = tuple(name for name in on_demand.names(entry) if name != engine.name)
         return SleepingModel(
             entry.model, names, engine.name, engine.purpose, engine.context, engine.vision, route, retrieval

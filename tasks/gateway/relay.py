@@ -237,9 +237,7 @@ class Relay:
             self._in_flight[engine] -= 1
 
     async def _planned(self, request: RelayRequest, route: Route) -> Plan:
-        refusal = checks.not_carried_out(
-            request.fields, route.name, route.can, vision=route.vision, thinks=route.template is not None
-        )
+        refusal = not_carried_out(request, route)
         if refusal is not None:
             if route.name == request.tier:
                 raise _Refused(refusal)
@@ -360,3 +358,10 @@ class Relay:
         request.reuse = ReportedReuse()
         async with self._cloud.asked(call, plan) as source:
             await self._pass_on(request, plan, self._cloud.route, source, reply)
+
+
+def not_carried_out(request: RelayRequest, route: Route) -> Refusal | None:
+    """Return why a valid request cannot be done as asked by the model of a route, None when it can."""
+    return checks.not_carried_out(
+        request.fields, route.name, route.can, vision=route.vision, thinks=route.template is not None
+    )

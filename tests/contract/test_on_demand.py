@@ -67,7 +67,6 @@ def test_an_image_wakes_the_model_that_sees(asleep: Mlxq) -> None:
     assert states(asleep)["sees"] == "serving"
 
 
-@pytest.mark.xfail(reason="images are looked at once the engine is awake", strict=True)
 def test_an_image_for_one_that_does_not_see_wakes_nothing(asleep: Mlxq) -> None:
     with pytest.raises(anthropic.BadRequestError, match="does not take images"):
         claude(asleep).messages.create(model="alpha", max_tokens=4, messages=[{"role": "user", "content": [image()]}])

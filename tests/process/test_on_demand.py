@@ -51,6 +51,7 @@ from tasks.weights.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 FAKES = ("--load", "1.0")
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +388,23 @@ def test_who_asks_a_model_for_what_it_does_not_do_is_told_what_does(asleep: Mlxq
         (404, "'alpha' does not make embeddings here; ask for 'all-minilm-l6-v2'."),
         (404, "'alpha' does not rank documents here; ask for 'ms-marco-minilm-l6-v2'."),
     ]
+    assert loaded(asleep) == []
+
+
+def test_what_no_engine_carries_out_is_refused_before_its_model_is_loaded(asleep: Mlxq) -> None:
+    """Also of a model whose engine is not known yet, as it was never started."""
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}]
+    with gateway(asleep) as client:
+        for name in ("alpha", "beta"):
+            asked = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
+            refused = [
+                client.post("/v1/chat/completions", json={**asked, "n": 2}),
+                client.post("/v1/chat/completions", json={**asked, "messages": [{"role": "user", "content": parts}]}),
+                client.post("/v1/responses", json={"model": name, "input": "hi", "previous_response_id": "r"}),
+                client.post("/api/generate", json={"model": name, "prompt": "hi", "images": [PIXEL]}),
+            ]
+            assert [answer.status_code for answer in refused] == [400] * 4
+            assert all("does not take images" in answer.text for answer in (refused[1], refused[3]))
     assert loaded(asleep) == []
 
 

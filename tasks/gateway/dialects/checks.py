@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from catalog import images
-from catalog.engines import Abilities
+from catalog.engines import Abilities, abilities, entries
 from tasks.gateway.dialects import schemas
 from tasks.gateway.errors import Refusal, invalid, unsupported
 from tasks.gateway.images import header, parts
@@ -147,6 +147,17 @@ def not_carried_out(
     `vision`, `thinks`: whether its model sees, and thinks.
     """
     return next(_refusals(body, tier, can, vision, thinks), None)
+
+
+def carried_out_by_none(body: BaseModel, model: str, backend: str, *, vision: bool) -> Refusal | None:
+    """Return why a request cannot be done as asked whichever engine serves a model, None when one may do it.
+
+    For a model that no engine has served yet. `backend`: metal, cpu or cuda.
+    """
+    refusals = [
+        not_carried_out(body, model, abilities(name, backend), vision=vision, thinks=True) for name in entries()
+    ]
+    return refusals[0] if all(refusals) else None
 
 
 def _refusals(body: BaseModel, tier: str, can: Abilities, vision: bool, thinks: bool) -> Iterator[Refusal]:
