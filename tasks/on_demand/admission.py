@@ -20,7 +20,8 @@ from tasks.plan.on_demand import Resident, Waiting, victims
 from tasks.supervision import probe
 
 STATUS_S = 1.5
-STARTING = frozenset({State.STARTING, State.LOADING, State.BACKOFF})
+STARTING = frozenset({State.STOPPED, State.STARTING, State.LOADING, State.BACKOFF})
+"""States of an engine that is to run and does not serve yet; stopped is one that was given its memory a moment ago."""
 deciding = threading.Lock()
 """Held from a decision until what it gives away is recorded: two loads must not be given the same memory."""
 
