@@ -40,14 +40,15 @@ from tasks.system import process
 CHAT = "/v1/chat/completions"
 CONCURRENCY = 4
 """Of the tier: tests/support/mlxq_home.py."""
-TOKENS = 48
-SHORT = 16
+TOKENS = range(24, 73)
+"""Of answers, all the same way in every run: answers of one length would end together, as no file's do."""
+SHORT = range(16, 17)
 """Tokens of an answer where lines are counted and not timed."""
 TURN_S = 0.4
 """Before each turn of an agent whose tools are quick; lines do not begin in between (PAUSE_S)."""
 APART_S = PAUSE_S + 0.5
 """Before a request that finds lines at work."""
-PAIRS = 5
+PAIRS = 7
 """Of a batch and the same lines asked directly: short ones, so that both meet the machine as it is then."""
 BLOCKS = 4
 """How often it changes whether a batch runs, so that what else the machine does is in both figures."""
@@ -70,11 +71,15 @@ def prompt(n: int) -> str:
     return f"Say {n} words."
 
 
-def request(n: int, tokens: int = TOKENS) -> dict[str, object]:
-    return {"model": "fast", "max_tokens": tokens, "messages": [{"role": "user", "content": prompt(n)}]}
+def request(n: int, tokens: range = TOKENS) -> dict[str, object]:
+    return {
+        "model": "fast",
+        "max_tokens": tokens[n * 7919 % len(tokens)],
+        "messages": [{"role": "user", "content": prompt(n)}],
+    }
 
 
-def lines(count: int, tokens: int) -> bytes:
+def lines(count: int, tokens: range) -> bytes:
     rows = ({"custom_id": f"c{n}", "method": "POST", "url": CHAT, "body": request(n, tokens)} for n in range(count))
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
@@ -101,7 +106,7 @@ class BatchBench:
         self.keys = secrets.read(mlxq.home.secrets)
         self.gateway = f"http://127.0.0.1:{mlxq.one('gateway').port}"
 
-    def create(self, count: int, tokens: int = TOKENS) -> Batch:
+    def create(self, count: int, tokens: range = TOKENS) -> Batch:
         path = self.mlxq.home.root / "lines.jsonl"
         path.write_bytes(lines(count, tokens))
         return control.create_from(self.mlxq.db, path)
@@ -205,7 +210,7 @@ class BatchBench:
         shown = f"{once} of {count} once, {ended.succeeded} answered, {ended.errored} errors"
         return [
             (f"{count} lines, {len(victims)} kills: custom_ids", "each once", shown, once == len(ids) == count),
-            paid(times, len(victims) * (CONCURRENCY + capacity.AHEAD)),
+            paid(times, len(victims) * CONCURRENCY * capacity.AHEAD),
         ]
 
     def kill(self, victim: str) -> None:
