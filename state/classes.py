@@ -46,9 +46,10 @@ def _repr(self: Any) -> str:
 
 def _set_once(self: Any, name: str, value: object) -> None:
     """Set a field of a frozen instance, as its `__init__` does. Raises FrozenInstanceError for any other assignment."""
-    if name in vars(self) or name not in self.__dataclass_fields__:
+    values = self.__dict__
+    if name in values or name not in self.__dataclass_fields__:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
-    vars(self)[name] = value
+    values[name] = value
 
 
 def _keep(_self: object, name: str) -> None:

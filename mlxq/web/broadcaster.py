@@ -19,8 +19,8 @@ from state.paths import Home
 
 GAP_S = 0.35
 """Render at most this often; the first change after a pause is rendered immediately."""
-GUARD_S = 10.0
-"""Read the rows this often even without a wake-up."""
+GUARD_S = 30.0
+"""Read the rows this often even without a wake-up: one may be lost, and charts go on by the minute."""
 BUSY_S, IDLE_S = 1.0, 5.0
 """How often engines are polled, while any is busy and while all are idle."""
 BEAT_S = 20.0
