@@ -154,12 +154,12 @@ def _model_id(value: Any) -> str:
 def _redis(value: Any) -> str:
     if value in ("", None):
         return ""
-    if not isinstance(value, str) or len(value) > LONGEST_KEY or not _REDIS.fullmatch(value):
+    if not isinstance(value, str) or len(value) > LONGEST_KEY or not re.fullmatch(_REDIS, value):
         raise ValueError("redis://HOST:PORT/0 or rediss://…, with :PASSWORD@ before the host if it has one; or empty")
     return value
 
 
-_REDIS = re.compile(r"rediss?://([\w.~%-]*:[\w.~%!$&'()*+,;=-]+@)?[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[0-9]{1,3})?")
+_REDIS = r"rediss?://([\w.~%-]*:[\w.~%!$&'()*+,;=-]+@)?[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?(/[0-9]{1,3})?"
 
 
 def _address(value: Any) -> str:
