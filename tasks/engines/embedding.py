@@ -17,7 +17,7 @@ from typing import Any
 from catalog import retrieval
 from catalog.problems import UnknownModel
 from state.stack import Engine
-from tasks.engines.base import QUIET, SMALL_HEAP, Adapter, Installation, Served, buffer_cache
+from tasks.engines.base import QUIET, Adapter, Installation, Served, backend
 from tasks.plan.exit_causes import BAD_COMMAND_LINE, UNKNOWN_TYPE, damaged_weights, missing_weights
 from tasks.plan.health import Limits
 
@@ -57,8 +57,7 @@ def _pooling(engine: Engine) -> str:
 
 def environment(served: Served) -> dict[str, str]:
     """Return the engine's part of its environment."""
-    backend = SMALL_HEAP if served.backend == "cpu" else buffer_cache(served)
-    return {KEY: served.key, "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes), **QUIET, **backend}
+    return {KEY: served.key, "MLXQ_MEMORY_BYTES": str(served.engine.memory_bytes), **QUIET, **backend(served)}
 
 
 def limits(*, vision: bool) -> Limits:  # noqa: ARG001 - as base.PatienceWith asks

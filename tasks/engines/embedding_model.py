@@ -7,8 +7,11 @@ token (BGE) is pooled here. vllm-mlx's own route does not: its vectors of bge-m3
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol, cast
 
 import mlx.core as mx
@@ -52,13 +55,36 @@ class Texts:
         return encodings
 
 
+class _LeftOut(ModuleType):
+    """A module of which nothing is used: each name in it is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def left_out(*modules: str) -> Generator[None]:
+    """Keep `modules` from being loaded by what is imported meanwhile.
+
+    mlx-embeddings imports transformers and mlx-vlm, for tokenizers and for models that see. Neither is used here.
+    """
+    sys.modules |= {name: _LeftOut(name) for name in modules if name not in sys.modules}
+    try:
+        yield
+    finally:
+        for name in modules:
+            if isinstance(sys.modules[name], _LeftOut):
+                del sys.modules[name]
+
+
 class Embedder:
     """One embedding model."""
 
     def __init__(self, folder: Path, pooling: Pooling) -> None:
         """Load the weights in `folder`. Raises OSError, ValueError for an architecture that the library lacks."""
-        from mlx_embeddings import utils
-
+        with left_out("transformers", "mlx_vlm", "mlx_vlm.utils"):
+            from mlx_embeddings import utils
         load: Any = getattr(utils, "load_model")  # noqa: B009 - its types are not written down
         self._model: Any = load(folder, path_to_repo=str(folder))
         self._pooling = pooling
@@ -103,8 +129,8 @@ class CrossEncoder:
 
 
 def _encoder(config: dict[str, Any], weights: dict[str, mx.array]) -> Any:
-    from mlx_embeddings.models import bert, xlm_roberta
-
+    with left_out("transformers", "mlx_vlm", "mlx_vlm.utils"):
+        from mlx_embeddings.models import bert, xlm_roberta
     module: Any = bert if config["model_type"] == "bert" else xlm_roberta
     model = module.Model(module.ModelArgs.from_dict(config | {"add_pooling_layer": False}))
     model.load_weights(list(model.sanitize(weights).items()))
