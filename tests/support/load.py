@@ -9,7 +9,8 @@ from typing import Any, Self
 import httpx
 from support import loopback
 
-PAUSE_S = 0.02
+PAUSE_S = 0.08
+"""Of each client: some forty requests a second fill no processor, so that what is tested is not starved by its load."""
 ENTIRE = b"data: [DONE]"
 
 
