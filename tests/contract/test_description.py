@@ -23,6 +23,16 @@ CHUNK, SHORT, LONG = 32, 160, 224
 """Tokens that are read at once, and of two prompts."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled() -> Iterator[None]:
+    """Keep MLX from fusing kernels, of which a compiler makes each in a second; what is kept stays the same."""
+    import mlx.core as mx
+
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
 @dataclass(frozen=True)
 class Made:
     """A model of mlx-lm with random weights."""
