@@ -22,7 +22,6 @@ from tasks.weights.formats import headers
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LEAST_COSINE = 0.999
-RESIDENT_BYTES = 520_000_000
 
 
 @pytest.fixture(scope="module")

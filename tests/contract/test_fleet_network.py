@@ -24,9 +24,10 @@ OK = 200
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Iterator[FleetNetwork]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path, builtin_model: Path) -> Iterator[FleetNetwork]:
     """Return the fleet of the nodes a, b and c, of which a and b are fronts too."""
-    with fleet_network(tmp_path_factory.mktemp("fleet"), proxy=shared_folder, slots=4) as made:
+    folder = tmp_path_factory.mktemp("fleet")
+    with fleet_network(folder, proxy=shared_folder, slots=4, weights=builtin_model) as made:
         yield made
 
 

@@ -26,7 +26,7 @@ def mlxq(tmp_path_factory: pytest.TempPathFactory, builtin_model: Path) -> Itera
     """Run a stack of a small model beside one that sees, asleep."""
     root = tmp_path_factory.mktemp("seeing")
     home = Home(root / "home").make()
-    made = make(home)
+    made = make(home, builtin_model)
     plain = hybrid_model.make("plain", root / "plain", builtin_model)
     hybrid_model.make("vision", home.models / "sees", builtin_model)
     stack.replace(made.db, [Tier("standard", replace(stack.engine(made.db, "standard"), weights=str(plain)))])

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,13 +32,13 @@ PULL = {"command": "restart", "args": {"names": ["standard"]}}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Machine, Machine]]:
+def fleet(tmp_path_factory: pytest.TempPathFactory, builtin_model: Path) -> Iterator[tuple[Machine, Machine]]:
     """Return the machine that invites, mini, and studio, which joins; only their gateways and workers run yet."""
     root = tmp_path_factory.mktemp("fleet")
-    machines = Machine("mini", root / "mini"), Machine("studio", root / "studio")
+    machines = tuple(Machine(name, root / name, builtin_model) for name in ("mini", "studio"))
     for machine in machines:
         machine.up()
-    yield machines
+    yield machines[0], machines[1]
     for machine in machines:
         machine.close()
 

@@ -64,11 +64,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, builtin_model: Path) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def mlxq(tmp_path_factory: pytest.TempPathFactory, hub: Hub, shared_folder: Path) -> Iterator[Mlxq]:
+def mlxq(
+    tmp_path_factory: pytest.TempPathFactory, hub: Hub, shared_folder: Path, builtin_model: Path
+) -> Iterator[Mlxq]:
     """Run a stack beside models that sleep. No Hub is in reach but the one on loopback."""
     root = tmp_path_factory.mktemp("demand")
     home = Home(root / "home").make()
-    made = make(home)
+    made = make(home, builtin_model)
     with_retrieval(home, shared_folder)
     with pytest.MonkeyPatch.context() as patch:  # every worker of these tests has it
         patch.setenv("HF_ENDPOINT", hub.endpoint)

@@ -25,22 +25,15 @@ pytestmark = pytest.mark.slow
 MODEL, QUANT = "smollm2-135m", "int4"
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a models folder with the built-in model in it, which a pull finds."""
-    folder = tmp_path_factory.mktemp("models")
-    builtin.ensure(folder)
-    return folder
-
-
 @pytest.fixture
-def mlxq(home: Home, models: Path) -> Iterator[Mlxq]:
+def mlxq(home: Home, builtin_model: Path) -> Iterator[Mlxq]:
     """Return a home whose one engine serves three tiers; nothing of it runs yet."""
-    for name, value in {"litellm-port": free_port(), "page-port": 0, "model-dir": str(models)}.items():
+    values = {"litellm-port": free_port(), "page-port": 0, "model-dir": str(builtin_model.parent)}
+    for name, value in values.items():
         settings.write(home, name, value)
     made = Mlxq(home)
     engine = replace(TIER, name="standard", model=MODEL, quant=QUANT, source=builtin.SOURCE, port=free_port())
-    engine = replace(engine, weights=str(builtin.ensure(models)))
+    engine = replace(engine, weights=str(builtin_model))
     stack.replace(made.db, [Tier("standard", engine), Tier("fast", engine, Defaults(temperature=0.2))])
     stack.replace(made.db, [*stack.tiers(made.db), Tier("longctx", engine)])
     facts.put(made.db, "machine", hardware.detect().as_row())

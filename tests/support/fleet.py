@@ -49,7 +49,10 @@ class Machine:
     def __init__(
         self, name: str, root: Path, weights: Path | None = None, *, address: str = OTHER, prefix: Sequence[str] = ()
     ) -> None:
-        """`address`: where other machines reach it; `prefix`: the words that enter its network namespace."""
+        """`weights`: the built-in model, where it was made already.
+
+        `address`: where other machines reach it; `prefix`: the words that enter its network namespace.
+        """
         self.name, self.address, self.prefix = name, address, prefix
         self.home = Home(root).make()
         values = {"page-port": 0, "node-name": name, "node-addresses": address, "litellm-port": free_port()}
@@ -57,7 +60,7 @@ class Machine:
             settings.write(self.home, setting, value)
         self.home.models.mkdir(exist_ok=True)
         if weights is not None:
-            shutil.copytree(weights.parent, self.home.models, copy_function=os.link, dirs_exist_ok=True)
+            shutil.copytree(weights, self.home.models / weights.name, copy_function=os.link)
         self.mlxq = Mlxq(self.home, prefix)
         folder = builtin.ensure(self.home.models)
         engine = replace(

@@ -307,8 +307,13 @@ ATTACKED = [
 
 
 @contextmanager
-def fleet_network(folder: Path, *, proxy: Path, slots: int, nodes: Sequence[str] = NODES) -> Iterator[FleetNetwork]:
-    """Make the fleet, and end all of it; `proxy`: the folder in which LiteLLM's proxy is installed once."""
+def fleet_network(
+    folder: Path, *, proxy: Path, slots: int, nodes: Sequence[str] = NODES, weights: Path | None = None
+) -> Iterator[FleetNetwork]:
+    """Make the fleet, and end all of it.
+
+    `proxy`: the folder in which LiteLLM's proxy is installed once; `weights`: the built-in model, if it was made.
+    """
     environment = proxy_environment(proxy)
     with network(*nodes, "redis", "x") as net, net.watch() as strangers:
         for name in nodes:
@@ -316,7 +321,8 @@ def fleet_network(folder: Path, *, proxy: Path, slots: int, nodes: Sequence[str]
         inside = net.inside("redis")
         with redis_server(folder / "redis", net.address("redis"), "a-password-of-the-tests", inside) as server:
             machines = {
-                name: Machine(name, folder / name, address=net.address(name), prefix=net.inside(name)) for name in nodes
+                name: Machine(name, folder / name, weights, address=net.address(name), prefix=net.inside(name))
+                for name in nodes
             }
             made = FleetNetwork(net, strangers, machines, server, slots, folder)
             try:

@@ -6,6 +6,7 @@ import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,9 +27,11 @@ MIN_STAY_S = 2
 NAMES = ("alpha", "beta")
 
 
-def make(home: Home) -> Mlxq:
-    """Return a home with a stack and the models, of which nothing runs yet."""
+def make(home: Home, made: Path | None = None) -> Mlxq:
+    """Return a home with a stack and the models, of which nothing runs yet; `made`: the built-in model, if it is."""
     home.models.mkdir(exist_ok=True)
+    if made is not None:
+        shutil.copytree(made, home.models / made.name, copy_function=os.link)
     weights = builtin.ensure(home.models)
     for name in NAMES:
         shutil.copytree(weights, home.models / name, copy_function=os.link)
@@ -36,12 +39,12 @@ def make(home: Home) -> Mlxq:
     values = {"page-port": 0, "tier-port-base": free_run(60), "min-stay": MIN_STAY_S, "load-timeout": 60}
     for name, value in values.items():
         settings.write(home, name, value)
-    made = Mlxq(home)
+    mlxq = Mlxq(home)
     engine = replace(TIER, name="standard", port=free_port(), memory_bytes=GIB, weights=str(weights))
-    stack.replace(made.db, [Tier("standard", engine)])
+    stack.replace(mlxq.db, [Tier("standard", engine)])
     machine = hardware.detect().as_row()
-    facts.put(made.db, "machine", machine | {"usable_bytes": 32 * GIB // 10, "memory_bytes": 8 * GIB})
-    return made
+    facts.put(mlxq.db, "machine", machine | {"usable_bytes": 32 * GIB // 10, "memory_bytes": 8 * GIB})
+    return mlxq
 
 
 def up(mlxq: Mlxq) -> None:
