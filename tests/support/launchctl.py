@@ -15,10 +15,12 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
-from typing import Any, NoReturn
 
-STATE = Path(os.environ.get("FAKE_LAUNCHD", "/nonexistent"))
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing and pathlib take half the start of a program that is started a thousand times
+    from typing import Any, NoReturn
+
+STATE = os.environ.get("FAKE_LAUNCHD", "/nonexistent")
 IO_ERROR = "Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors."
 PRINTED = """{target} = {{
 \tactive count = 1
@@ -51,15 +53,17 @@ def load() -> dict[str, Any]:
         "jobs": {},
         "calls": [],
     }
-    if STATE.exists():
-        state |= json.loads(STATE.read_text())
+    if os.path.exists(STATE):  # noqa: PTH110 - without pathlib
+        with open(STATE) as file:  # noqa: PTH123
+            state |= json.load(file)
     now = time.time()
     state["jobs"] = {name: job for name, job in state["jobs"].items() if not 0 < job["gone_at"] <= now}
     return state
 
 
 def end(state: dict[str, Any], code: int, message: str = "", out: str = "") -> NoReturn:
-    STATE.write_text(json.dumps(state))
+    with open(STATE, "w") as file:  # noqa: PTH123
+        json.dump(state, file)
     sys.stdout.write(out)
     sys.stderr.write(f"{message}\n" if message else "")
     sys.exit(code)
@@ -101,9 +105,10 @@ def bootout(state: dict[str, Any], target: str) -> NoReturn:
 
 
 def bootstrap(state: dict[str, Any], domain: str, path: str) -> NoReturn:
-    import plistlib  # half the start of a program that is started a thousand times
+    import plistlib
 
-    content = plistlib.loads(Path(path).read_bytes())
+    with open(path, "rb") as file:  # noqa: PTH123
+        content = plistlib.load(file)
     target = f"{domain}/{content['Label']}"
     sessions = content.get("LimitLoadToSessionType", "Aqua")
     if domain.startswith("user/") and "Background" not in sessions:
@@ -123,7 +128,7 @@ def run(content: dict[str, Any]) -> None:
     import subprocess
 
     os.umask(content["Umask"])
-    with Path(content["StandardOutPath"]).open("ab") as log:
+    with open(content["StandardOutPath"], "ab") as log:  # noqa: PTH123
         environment = {"PATH": "/usr/bin:/bin"} | content.get("EnvironmentVariables", {})
         subprocess.run(content["ProgramArguments"], env=environment, stdout=log, stderr=log, check=False)
 
