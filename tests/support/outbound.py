@@ -39,7 +39,8 @@ def calls(launch: Launch, url: str, path: str, body: dict[str, Any], folder: Pat
     Raises AssertionError where it did not answer.
     """
     trace = folder / "trace"
-    words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), *launch.argv]
+    # With --seccomp-bpf it stops the engine at these calls, and not at each.
+    words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect,sendto", "-o", str(trace), *launch.argv]
     done = subprocess.run(
         [*(offline_prefix() or []), "/bin/sh", "-c", INSIDE, ASK, f"{url}{path}", key, json.dumps(body), *words],
         env=launch.environment(1),
