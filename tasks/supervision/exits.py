@@ -174,5 +174,6 @@ def try_again(db: Database, name: str, problem: MlxqError) -> None:
 
 def as_error(row: Service) -> MlxqError:
     """Return the error that says why the service is down."""
-    message = f"{row.name} is {row.state}: {row.cause or 'nothing says why'}"
+    happened = {State.CRASH_LOOP: "keeps exiting", State.DISK_UNAVAILABLE: "cannot start"}.get(row.state, "failed")
+    message = f"{row.name} {happened}: {row.cause or 'nothing says why'}"
     return errors.rebuild(row.cause_code or "failed", message, row.hint)

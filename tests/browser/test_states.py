@@ -31,7 +31,7 @@ SIGNS = {
 }
 """State -> where the page shows it."""
 STICKING_OUT = """[...document.querySelectorAll('.card')].flatMap(card => [...card.querySelectorAll('button, td, p')]
-    .filter(part => part.getBoundingClientRect().right > card.getBoundingClientRect().right)
+    .filter(part => part.getBoundingClientRect().right > card.getBoundingClientRect().right - 8)
     .map(part => part.innerText))"""
 
 

@@ -185,7 +185,7 @@ def test_damaged_weights_end_in_failed_with_the_cause(mlxq: Mlxq, tiny: Path, tm
     done = mlxq.ended(mlxq.put("start", service="fast"))
 
     assert (done.state, done.error_code) == ("failed", "damaged")
-    assert done.error == "fast is failed: The weights are truncated or damaged."
+    assert done.error == "fast failed: The weights are truncated or damaged."
     assert mlxq.events().count("spawned") == 1
 
 

@@ -207,7 +207,9 @@ def fail(db: Database, name: str = "fast") -> int:
     """Put a job in that fails for good, and give its id."""
     number, _ = ledger.enqueue(db, kinds.new("restart", {"service": name}))
     held = _claim(db, "restart")
-    ledger.fail(db, held, EngineFailed(f"{name} is failed: The weights are truncated or damaged.", hint="mlxq setup"))
+    ledger.fail(
+        db, held, EngineFailed(f"{name} failed: The weights are truncated or damaged.", hint="mlxq verify qwen3.5-4b")
+    )
     return number
 
 
