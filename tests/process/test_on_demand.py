@@ -24,6 +24,7 @@ from support.batching import file_of, line
 from support.mlxq_home import Mlxq, until
 from support.on_demand import (
     GIB,
+    LOAD_TIMEOUT_S,
     MIN_STAY_S,
     all_asleep,
     ask,
@@ -222,7 +223,7 @@ def test_a_load_that_takes_too_long_is_a_503_that_says_why_and_continues(asleep:
     before = asleep.events("alpha.int4").count("spawned")
     settings.write(asleep.home, "load-timeout", 1)
     late = ask(asleep, "alpha")
-    settings.write(asleep.home, "load-timeout", 60)
+    settings.write(asleep.home, "load-timeout", LOAD_TIMEOUT_S)
 
     assert (late.status_code, late.json()["error"]["code"]) == (503, "load_timeout")
     assert int(late.headers["retry-after"]) > 0
@@ -243,7 +244,8 @@ def test_a_pinned_model_gives_no_memory_away(unpinned: Mlxq, monkeypatch: pytest
     asleep = unpinned
     monkeypatch.setenv("MLXQ_HOME", str(asleep.home.root))
     assert cli.run(["pin", "alpha"]) == 0
-    assert ask(asleep, "alpha").status_code == 200
+    answer = ask(asleep, "alpha")
+    assert answer.status_code == 200, answer.text
     before = len(loads(asleep))
     refused = [ask(asleep, "beta") for _ in range(3)]
 
@@ -251,7 +253,8 @@ def test_a_pinned_model_gives_no_memory_away(unpinned: Mlxq, monkeypatch: pytest
     assert "beside standard and alpha.int4, which stay." in refused[0].json()["error"]["message"]
     assert len(loads(asleep)) == before
     assert cli.run(["unpin", "alpha"]) == 0
-    assert ask(asleep, "beta").status_code == 200
+    answer = ask(asleep, "beta")
+    assert answer.status_code == 200, answer.text
 
 
 def test_ollamas_client_has_a_model_loaded_kept_and_stopped(asleep: Mlxq) -> None:

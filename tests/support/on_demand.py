@@ -24,6 +24,8 @@ from tasks.weights import builtin, manifest
 
 GIB = 2**30
 MIN_STAY_S = 2
+LOAD_TIMEOUT_S = 150
+"""An engine that starts in a second on a quiet machine took more than a minute at a load average of 30 on two cores."""
 NAMES = ("alpha", "beta")
 
 
@@ -36,7 +38,7 @@ def make(home: Home, made: Path | None = None) -> Mlxq:
     for name in NAMES:
         shutil.copytree(weights, home.models / name, copy_function=os.link)
         (home.models / name / manifest.NAME).unlink()  # weights that a user copied there
-    values = {"page-port": 0, "tier-port-base": free_run(60), "min-stay": MIN_STAY_S, "load-timeout": 60}
+    values = {"page-port": 0, "tier-port-base": free_run(60), "min-stay": MIN_STAY_S, "load-timeout": LOAD_TIMEOUT_S}
     for name, value in values.items():
         settings.write(home, name, value)
     mlxq = Mlxq(home)
@@ -72,7 +74,7 @@ def gateway(mlxq: Mlxq) -> httpx.Client:
     """Return a client of the gateway with the master key."""
     key = secrets.read(mlxq.home.secrets)[secrets.MASTER]
     url = f"http://127.0.0.1:{settings.load(mlxq.home)['litellm-port']}"
-    return loopback.client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=120)
+    return loopback.client(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=LOAD_TIMEOUT_S + 30)
 
 
 def chat(model: str, **more: Any) -> dict[str, Any]:
