@@ -173,9 +173,14 @@ def _details(model: OllamaModel) -> Mapping[str, Any]:
         "format": "safetensors",
         "family": family,
         "families": [family] if family else [],
-        "parameter_size": f"{files.parameters / 1e9:.1f}B" if files else "",
+        "parameter_size": _parameters(files.parameters) if files else "",
         "quantization_level": model.engine.quant,
     }
+
+
+def _parameters(count: int) -> str:
+    """Return a number of parameters as Ollama writes it: 8.0B, 134.52M."""
+    return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"  # noqa: PLR2004 (a billion)
 
 
 def _time(model: OllamaModel) -> str:

@@ -309,5 +309,5 @@ def test_every_command_the_page_names_exists(person: TestClient, rows: Database)
     scene.die(rows, "fast")
     scene.fail(rows)
     named = {line.split()[1] for line in re.findall(r"mlxq [a-z][a-z-]+", person.get("/").text)}
-    assert {"connect", "logs", "setup"} <= named
+    assert {"connect", "logs", "verify"} <= named
     assert named - set(mlxq.list_commands(click.Context(mlxq))) == set()
