@@ -83,7 +83,7 @@ def test_a_failed_job_tells_its_error_its_log_and_can_be_retried(view: Page, row
         log.write(json.dumps(said) + "\n")
     failed = view.locator(f"#jobs li[data-key='{number}']")
     expect(failed).to_contain_text("The weights are truncated or damaged.")
-    expect(failed.locator("code")).to_have_text("mlxq setup")
+    expect(failed.locator("code")).to_have_text("mlxq verify qwen3.5-4b")
     failed.locator("summary").click()
     expect(failed.locator("pre")).to_have_text("10:00:00  job_failed  error=cut short <b>")
     scene.pull(rows)

@@ -122,7 +122,7 @@ def running(home: Home, *, hurried: bool = False) -> Generator[Running]:
 
 
 def _until_it_answers(process: subprocess.Popen[bytes], port: int) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while time.monotonic() < until:
         assert process.poll() is None, "the page ended at once"
         try:
