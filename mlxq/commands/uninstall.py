@@ -44,14 +44,16 @@ def command(*, system: bool, everything: bool, keep_models: bool, dry_run: bool,
     _show(inventory)
     if dry_run:
         return
-    rm.confirm(yes=yes)
+    if inventory.removed:
+        rm.confirm(yes=yes)
     _remove_autostart(system=system)
     _stop(home)
     for path in inventory.removed:
         _delete(path)
     with suppress(OSError):  # what is kept is in it
         home.root.rmdir()
-    render.say(f"Deleted {units.files(sum(inventory.removed.values()))}.")
+    if inventory.removed:
+        render.say(f"Deleted {units.files(sum(inventory.removed.values()))}.")
     render.next_step(inventory.removal)
 
 

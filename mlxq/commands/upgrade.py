@@ -62,8 +62,9 @@ def _check(*, as_json: bool) -> None:
 
 
 def _upgrade(home: Home, to: str | None, timeout_s: float | None, *, as_json: bool) -> None:
-    from tasks.upgrade import installation
+    from tasks.upgrade import installation, packages
 
+    packages.require_version(to)
     installation.require_upgradable()
     with jobs_client.changing(home) as db:
         ids = jobs_client.enqueue(db, [kinds.new("upgrade", {"to": to})])

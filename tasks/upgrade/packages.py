@@ -57,8 +57,7 @@ def find(wanted: str | None = None, wait_s: float = LOOK_UP_S) -> FoundVersion:
 
     Raises NotFound, Offline when the index does not answer within `wait_s` seconds, Damaged for a yanked version.
     """
-    if wanted is not None and not VERSION.fullmatch(wanted):
-        raise NotFound(f"{wanted!r} is no version.", done=KEPT, hint=AGAIN)
+    require_version(wanted)
     line = f"mlxq=={wanted}\n" if wanted else "mlxq\n"
     ran = _ask(line, wait_s)
     pinned = PINNED.search(ran.stdout)
@@ -68,6 +67,12 @@ def find(wanted: str | None = None, wait_s: float = LOOK_UP_S) -> FoundVersion:
         reason = f": {yanked[1].rstrip('.')}" if yanked[1] else ""
         raise Damaged(f"mlxq {wanted} was yanked from the package index{reason}.", done=KEPT, hint=AGAIN)
     return FoundVersion(pinned[1], re.sub(r"\\\n\s*", "", ran.stdout[pinned.start() :]).strip())
+
+
+def require_version(wanted: str | None) -> None:
+    """Raise NotFound where what is asked for cannot be a version."""
+    if wanted is not None and not VERSION.fullmatch(wanted):
+        raise NotFound(f"{wanted!r} is no version.", done=KEPT, hint=AGAIN)
 
 
 def _ask(line: str, wait_s: float) -> subprocess.CompletedProcess[str]:

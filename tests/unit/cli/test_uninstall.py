@@ -103,6 +103,13 @@ def test_it_asks_first(home: Home):
     assert home.database.exists()
 
 
+def test_nothing_is_asked_where_there_is_nothing_to_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLXQ_HOME", str(tmp_path / "none"))
+    said = ran("--all")
+    assert "There is no data to delete." in said
+    assert "Deleted" not in said
+
+
 def test_completions_of_another_program_are_left_alone(user: Path):
     path = completion.target("bash")
     path.parent.mkdir(parents=True)

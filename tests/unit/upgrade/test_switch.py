@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,6 +91,11 @@ def test_another_version_asked_for_meanwhile_is_refused(home: Home, db: Database
         jobs_client.enqueue(writing, [command.kinds.new("upgrade", {"to": "1.0"})])
     with pytest.raises(Busy, match="Another upgrade is under way"):
         command._upgrade(home, "2.0", None, as_json=False)
+
+
+def test_what_is_no_version_is_refused_before_anything_is_looked_at(tmp_path: Path):
+    with pytest.raises(NotFound, match="'x y' is no version"):
+        command._upgrade(Home(tmp_path / "none"), "x y", None, as_json=False)
 
 
 @pytest.fixture
