@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from support.clock import Clock
+from support.here import runner
+from support.receiver import receiving
 
 from state import event, job, ledger, service, settings
 from state.db import Database
@@ -14,12 +18,13 @@ from state.notify import notices, targets
 from state.notify.targets import NotifyTarget
 from state.paths import Home
 from state.service import ServiceEvent
-from tasks.notify import watch
+from tasks.notify import deliver, watch
 from tasks.system import free_space
 
 OPS = NotifyTarget("ops", "webhook", "http://127.0.0.1:9/", secret="correct-horse")
 DEAD = NotifyTarget("dead", "deadman", "http://127.0.0.1:9/")
 BOTH = {"ops": OPS, "dead": DEAD}
+HOURS = 20
 
 
 def crash(db: Database, name: str = "fast") -> None:
@@ -86,6 +91,32 @@ def test_a_target_that_fails_is_not_hurried_by_the_next_change(db: Database, clo
     watch.look(db, BOTH)
 
     assert db.value("SELECT run_at FROM jobs WHERE kind = 'notify'") == before
+
+
+def test_a_target_that_fails_for_most_of_a_day_gets_all_in_one_message(
+    home: Home, db: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried every half hour, and no change hurries it or is lost."""
+    with receiving() as receiver:
+        receiver.do = "500"
+        ops = NotifyTarget("ops", "webhook", receiver.url, secret="correct-horse")
+        targets.add(targets.file(home), ops)
+        watch.look(db, {"ops": ops})
+        run, began = runner(db, home, {"notify": deliver.notify}, monkeypatch), clock.now
+        for hour in range(HOURS):
+            crash(db, f"tier-{hour}")
+            watch.look(db, {"ops": ops})
+            while (due := job.listing(db, kind="notify", limit=1)[0].run_at) < began + (hour + 1) * 3600:
+                clock.now = due
+                assert run("notify", target="ops").state == "queued"
+            clock.now = began + (hour + 1) * 3600
+        assert HOURS < len(receiver.requests) < 4 * HOURS
+
+        receiver.do = "200"
+        clock.now = job.listing(db, kind="notify", limit=1)[0].run_at
+        assert run("notify", target="ops").result == {"changes": HOURS}
+        assert len(json.loads(receiver.requests[-1].body)["events"]) == HOURS
+    assert notices.pending(db, "ops") == []
 
 
 def test_a_restored_file_of_targets_begins_again(db: Database) -> None:
