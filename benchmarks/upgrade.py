@@ -3,11 +3,13 @@
     uv run python benchmarks/upgrade.py                  all of it: about half an hour
     uv run python benchmarks/upgrade.py --only kills     an upgrade and its way back under load, killed at every step
     uv run python benchmarks/upgrade.py --only kills --moments 'the guard looks'     killed at some steps
+    uv run python benchmarks/upgrade.py --only engine    an upgrade that replaces a real engine under streams
     uv run python benchmarks/upgrade.py --only gateway   the gateway replaced 50 times under load
     uv run python benchmarks/upgrade.py --only wheel     from the wheel to the first answer, with its real packages
 
-Real installations by uv, workers and gateways. In the first two the engine is scripted; in `kills` the libraries are
-lent (tests/support/release.py). `wheel` needs the packages in uv's cache, or a package index.
+Real installations by uv, workers and gateways. In `kills` and `gateway` the engine is scripted; in `kills` and `engine`
+the libraries are lent (tests/support/release.py), so that each version has an engine in its own environment, and an
+upgrade replaces it. `wheel` needs the packages in uv's cache, or a package index.
 """
 
 # pyright: basic, reportMissingImports=false
@@ -21,8 +23,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "process")]
 
 import test_upgrade as steps  # noqa: E402 (the crash points are the test's)
-from support import release  # noqa: E402
+from support import loopback, release  # noqa: E402
 from support.gateway import MASTER, Gateway, Upstream  # noqa: E402
 from support.load import Load  # noqa: E402
 from support.mlxq_home import until  # noqa: E402
@@ -52,6 +56,9 @@ MOMENTS = (*steps.FORWARD, *steps.BACKWARD)
 LIMIT_S = 60.0
 WHEEL_BYTES = 1_300_000_000
 REPLACEMENTS = 50
+STREAMS = 2
+TOKENS = 60
+"""Of each answer: about ten seconds on MLX's CPU backend, beyond the grace of a stopped engine."""
 CLIENTS = 80
 """A quarter of them keep their connection."""
 CLIENT = """
@@ -112,12 +119,13 @@ print(json.dumps({"answered": answered, "lost": lost}))
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--only", choices=["kills", "gateway", "wheel"])
+    parser.add_argument("--only", choices=["kills", "engine", "gateway", "wheel"])
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=MOMENTS, help="when it is killed")
     parser.add_argument("--times", type=int, default=REPLACEMENTS, help="how often the gateway is replaced")
     wanted = parser.parse_args()
     parts: dict[str, Callable[[Path], list[Row]]] = {
         "kills": partial(kills, moments=wanted.moments),
+        "engine": engine,
         "gateway": partial(replaced, times=wanted.times),
         "wheel": wheel,
     }
@@ -203,6 +211,56 @@ def _killed(user: User, moment: str, order: str, *words: str) -> float:
     assert not (user.home.root / "die-at").exists(), "it was killed"
     print(f"killed when {moment}: {seconds:.1f} s", flush=True)
     return seconds
+
+
+def engine(folder: Path) -> list[Row]:
+    """Upgrade while clients of the built-in model ask for one long stream after another; its engine is replaced."""
+    models = builtin.ensure(folder / "models").parent
+    index = PackageIndex()
+    built = release.build(folder / "dist")
+    versions = [release.release(built, folder / "wheels", name, scripted=False) for name in (steps.OLD, steps.NEW)]
+    index.add_hashed(*versions, release.lent(folder / "wheels"))
+    with running(index):
+        user = User(folder / "user", index, models)
+        user.folder.mkdir()
+        try:
+            user.install(steps.OLD)
+            user.set_up()
+            return _streamed(user)
+        finally:
+            user.close()
+
+
+def _streamed(user: User) -> list[Row]:
+    before = _engine_pid(user)
+    load = Load(user.ports[0], secrets.read(user.home.secrets)[secrets.MASTER])
+    over = threading.Event()
+
+    def stream() -> None:
+        with loopback.client(timeout=600) as client:
+            while not over.is_set():
+                load.ask(client, "Tell me a long story about a lighthouse.", stream=True, max_tokens=TOKENS)
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(stream) for _ in range(STREAMS)]
+        try:
+            seconds, _ = _timed(user, "upgrade")
+        finally:
+            over.set()
+    for future in asking:
+        future.result()
+    print("\n".join(load.failures[:10]))
+    lost, asked = len(load.failures), load.answered + len(load.failures)
+    changed = _engine_pid(user) != before
+    return [
+        ("an upgrade that replaces the real engine, streams lost", "0", f"{lost} of {asked}", changed and not lost),
+        ("this upgrade, with the last answers of the old engine, seconds", "-", f"{seconds:.1f}", True),
+    ]
+
+
+def _engine_pid(user: User) -> int:
+    listed = json.loads(user.run("status", "--json").stdout)["services"]
+    return next(row["pid"] for row in listed if row["name"] == "standard")
 
 
 def replaced(folder: Path, times: int) -> list[Row]:

@@ -296,20 +296,35 @@ class Application:
 
     async def _answer_retrieval(self, request: Retrieving, key: Key, reply: Reply) -> None:
         """Have the engine answer, once it is awake."""
-        call, engine = request.call, request.engine
+        call, engine, until = request.call, request.engine, self._on_demand.patience()
         async with self._on_demand.used(engine, request.keep_s):
-            refusal = await self._loaded(call, engine, key, self._on_demand.patience())
+            refusal = await self._loaded(call, engine, key, until)
             model = self._on_demand.find(request.model)
             route = request.route or (model.retrieval if model else None)
             if refusal is None and route is None:
                 refusal = errors.unavailable({request.model: "it was removed"})
             checked = refusal or retrieval.read(call, request.dialect, request.fields, cast("RetrievalRoute", route))
-            if isinstance(checked, Refusal):
-                await reply.refuse(checked)
-            elif call.batch:
-                await self._queue.in_spare_time(call, lambda: retrieval.serve(checked, self._parts()[0], reply))
-            else:
-                await retrieval.serve(checked, self._parts()[0], reply)
+            refusal = checked if isinstance(checked, Refusal) else await self._retrieved(checked, engine, until, reply)
+            if refusal is not None:
+                await reply.refuse(refusal)
+
+    async def _retrieved(
+        self, request: retrieval.RetrievalRequest, engine: str, until: float, reply: Reply
+    ) -> Refusal | None:
+        """Have the engine answer, or the one that an upgrade puts in its place; return why neither did."""
+        refusals = list[Refusal]()
+
+        async def answer() -> None:
+            refusals[:] = [refusal] if (refusal := await retrieval.serve(request, self._parts()[0], reply)) else []
+
+        while True:
+            since = self._on_demand.known
+            await (self._queue.in_spare_time(request.call, answer) if request.call.batch else answer())
+            if not refusals or refusals[0].code != UNAVAILABLE:
+                return refusals[0] if refusals else None
+            if not await self._on_demand.replaced(engine, since, until):
+                return refusals[0]
+            request.call.restart()
 
     def _asked(self, request: Fields) -> str:
         """Return the name that a request asks for, without the tag `latest`, unless a name of this stack has that."""
@@ -368,7 +383,7 @@ class Application:
         """Have a request answered in its turn, once its engine is awake."""
         engine = self._engine(request)
         if not self._on_demand.tracks(engine):
-            if refusal := await self._answer(request, key, reply):
+            if refusal := await self._answer_replaced(request, engine, key, reply):
                 await self._parts()[1].refuse(request, refusal, reply)
             return
         async with self._on_demand.used(engine, _keep_s(request.fields)):
@@ -379,6 +394,28 @@ class Application:
         """Return the engine of the tier or model that a request asks for."""
         model = self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
         return model.engine if model else self._routes.engine(request.tier)
+
+    async def _answer_replaced(self, request: RelayRequest, engine: str, key: Key, reply: Reply) -> Refusal | None:
+        """Have an engine that never sleeps answer; return why it did not.
+
+        Where an upgrade is replacing it and no other one stands in, the request waits for the next one.
+        """
+        until = self._on_demand.patience()
+        while True:
+            since = self._on_demand.known
+            refusal = await self._answer(request, key, reply)
+            if refusal is None or refusal.code != UNAVAILABLE:
+                return refusal
+            if request.streams:
+                reply.wait()
+            try:
+                with _timed(request.call):
+                    again = await self._on_demand.replaced(engine, since, until)
+            finally:
+                await reply.stop_waiting()
+            if not again:
+                return refusal
+            request.call.restart()
 
     async def _answer_awake(self, request: RelayRequest, engine: str, key: Key, reply: Reply) -> Refusal | None:
         """Have an engine that may sleep answer; return why it did not.

@@ -24,12 +24,13 @@ from state.errors import DoesNotFit, MlxqError, NotFound
 from state.job import LIVE, Job, JobState
 from state.keys import Key
 from state.paths import Home
-from state.service import ROUTED, Service
+from state.service import ROUTED, Service, State
 from tasks.gateway import errors
 from tasks.gateway.errors import Refusal
 from tasks.gateway.routes import RetrievalRoute, Route, Routes, on_demand_retrieval, on_demand_route
 from tasks.gateway.state_thread import in_thread
 from tasks.on_demand import requests
+from tasks.upgrade import record as records
 
 LOOK_S = 1.0
 REMEMBERED_S = 60.0
@@ -73,6 +74,8 @@ class ModelStates:
     """Engine -> serving, loading, sleeping or stopped."""
     may_sleep: frozenset[str] = frozenset()
     """Engines that are stopped when they are idle: of the stack those that a setting names, and of all `models`."""
+    replaced: frozenset[str] = frozenset()
+    """Engines that are ended for others in their place, as an upgrade does, and do not serve now."""
     jobs: Mapping[str, Job] = field(default_factory=dict[str, Job])
     """Engine or name of a model -> the job that loads or downloads it, of those that requests wait for."""
 
@@ -151,6 +154,20 @@ class OnDemand:
             lambda db: requests.load(db, engine, background=background),
             until,
         )
+
+    async def replaced(self, engine: str, since: ModelStates, until: float) -> bool:
+        """Return whether an engine that refused is being replaced, and to be asked again: at a change, or after LOOK_S.
+
+        `since`: what was known when it was asked. `until`: monotonic seconds. It is asked again also where nothing is
+        known any more: a gateway of a version that was taken back cannot read the restored state.db.
+        """
+        await self.look()
+        if engine not in self.known.replaced | since.replaced or time.monotonic() >= until:
+            return False
+        if engine in self.known.replaced:
+            with self._waits(engine) as changed:
+                await _ring(changed, min(LOOK_S, until - time.monotonic()))
+        return True
 
     def may_pull(self, name: str) -> bool:
         """Return whether a model that is not on this disk is downloaded when it is asked for."""
@@ -343,7 +360,10 @@ class OnDemand:
         tiers: dict[str, str] = {}
         staying = {engine.name for engine in requests.staying(db)}
         may_sleep = frozenset(engine.name for engine in engines if engine.name not in staying)
-        may_sleep |= {use.engine for use in uses.values() if use.asleep}
+        asleep = {use.engine for use in uses.values() if use.asleep}
+        wanted = {name for name in asleep & rows.keys() if rows[name].desired == "up" and uses[name].asked_at is None}
+        may_sleep |= asleep - wanted
+        replaced = frozenset(name for name in wanted if self._is_on_its_way(rows[name]))
         states = {name: _state(row, may_sleep=name in may_sleep) for name, row in rows.items()}
         shown: list[str] = []
         ports: set[int] = set()
@@ -361,7 +381,17 @@ class OnDemand:
             models |= {on_demand.folded(name): model for name in own}
         self._allow(ports)
         may_sleep |= {model.engine for model in models.values()}
-        return ModelStates(models, tiers, tuple(shown), states, may_sleep, self._jobs(db))
+        return ModelStates(models, tiers, tuple(shown), states, may_sleep, replaced, self._jobs(db))
+
+    def _is_on_its_way(self, row: Service) -> bool:
+        """Return whether an engine that does not serve will.
+
+        One that was given up will while an upgrade is under way, as the version before is to start it then.
+        """
+        if row.state in ROUTED:
+            return False
+        given_up = row.state in {State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE}
+        return not given_up or ((upgrade := records.read(self.home)) is not None and upgrade.unsettled)
 
     def _jobs(self, db: Database) -> dict[str, Job]:
         with self._lock:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
-from state import desired, safe_mode, settings, stack
+from state import desired, on_demand, safe_mode, settings, stack
 from state import service as rows
 from state.desired import Requested
 from state.errors import EngineFailed, MlxqError, PortTaken
@@ -62,11 +62,13 @@ def start(context: Context, service: str) -> dict[str, Any]:
 def restart(context: Context, service: str, reason: str = "asked", *, purge: bool = False) -> dict[str, Any]:  # noqa: ARG001 (part of the request)
     """Ensure that a service that should run serves; end its process first unless `reason` is "gone".
 
-    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", "logged_out", or "outdated", which
-    leaves one alone that runs as it would be started now. A service that is not wanted stays down. What the user
-    asked, also whether to `purge` old prompts on disk, is recorded as a request.
+    `reason`: "asked" by the user, "gone", "hung", "leaks", "escalated", "changed", "logged_out", or "outdated" or
+    "upgraded", which leave one alone that runs as it would be started now; "upgraded" awaits its answers. A service
+    that is not wanted stays down. What the user asked, also whether to `purge` old prompts on disk, is recorded as a
+    request.
     """
-    return bring_up(context, service, replace=reason not in {"gone", "asked", "outdated"}, hung=reason == "hung")
+    replace = reason not in {"gone", "asked", "outdated", "upgraded"}
+    return bring_up(context, service, replace=replace, hung=reason == "hung", drains=reason == "upgraded")
 
 
 def _replaced(context: Context, row: Service) -> bool:
@@ -117,12 +119,14 @@ def drain(context: Context, service: str, *, unwanted: bool = False) -> dict[str
     return _outcome(context, service)
 
 
-def _await_last_answer(context: Context, name: str, identity: Identity, limit_s: float) -> None:
-    """Wait until a drained engine ends or should run again, `limit_s` seconds at most. Raises Cancelled."""
+def _await_last_answer(
+    context: Context, name: str, identity: Identity, limit_s: float, *, until: rows.Desired = "up"
+) -> None:
+    """Wait until a drained engine ends or is to be `until`, `limit_s` seconds at most. Raises Cancelled."""
     began = time.monotonic()
     while time.monotonic() - began < limit_s and not process.wait(identity, LOOK_S):
         context.report("draining", done=int(time.monotonic() - began), unit="s")
-        if rows.get(context.db, name).desired == "up":
+        if rows.get(context.db, name).desired == until:
             return
 
 
@@ -140,15 +144,17 @@ def _outcome(context: Context, name: str) -> dict[str, Any]:
 
 
 def bring_up(
-    context: Context, name: str, *, replace: bool = False, hung: bool = False, proved: str = ""
+    context: Context, name: str, *, replace: bool = False, hung: bool = False, proved: str = "", drains: bool = False
 ) -> dict[str, Any]:
     """Start the service until it serves, should not run any more, or no further start can help. Raises MlxqError.
 
-    `proved`: the hash of a launch spec with which it is ready once it listens, without a token.
+    `proved`: the hash of a launch spec with which it is ready once it listens, without a token. `drains`: an engine
+    that is replaced ends its answers first, and requests wait for the next one where no other engine stands in.
     """
-    with lifecycle.hold(name, context.check):
+    waits = _requests_wait(context, name) if drains else nullcontext()
+    with lifecycle.hold(name, context.check), waits:
         while rows.get(context.db, name).desired == "up":
-            if _start_once(context, name, replace=replace, hung=hung, proved=proved):
+            if _start_once(context, name, replace=replace, hung=hung, proved=proved, drains=drains):
                 return _outcome(context, name)
             replace, proved = False, ""
             _pause(context, name)
@@ -156,7 +162,22 @@ def bring_up(
     return _outcome(context, name)
 
 
-def _start_once(context: Context, name: str, *, replace: bool, hung: bool, proved: str) -> bool:
+@contextmanager
+def _requests_wait(context: Context, name: str) -> Generator[None]:
+    """Have the gateway hold requests for an engine while it is not there, and not only where it may sleep.
+
+    Also after a failure: an upgrade is taken back then, and the version before starts the engine.
+    """
+    row = rows.get(context.db, name)
+    waits = (row.kind, row.desired) == ("engine", "up")
+    if waits:
+        on_demand.set_asleep(context.db, name, asleep=True)
+    yield
+    if waits and rows.get(context.db, name).desired == "up":
+        on_demand.set_asleep(context.db, name, asleep=False)
+
+
+def _start_once(context: Context, name: str, *, replace: bool, hung: bool, proved: str, drains: bool) -> bool:
     """Start or replace the process and wait for it; return whether the service runs as requested. Raises MlxqError."""
     newest = desired.restart_of(context.db, name).seq
     try:
@@ -166,7 +187,7 @@ def _start_once(context: Context, name: str, *, replace: bool, hung: bool, prove
         request = _restart_request(context, row)
         again = request is not None or (replace and not _replaced(context, row))
         if lifecycle.running(row) and (again or _outdated(row, plan)):
-            _replace(context, row, plan, hung=hung, restarted=newest)
+            _replace(context, row, plan, hung=hung, restarted=newest, drains=drains)
         _purge(context, name, request)
         _await_turn(context, name)
         serves = _try(context, name, plan, newest)
@@ -189,10 +210,10 @@ def _outdated(row: Service, plan: LaunchSpec) -> bool:
     return row.spec_hash != plan.spec_hash or row.state == State.DRAINING
 
 
-def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool, restarted: int) -> None:
+def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool, restarted: int, drains: bool) -> None:
     """Hand the process's sockets to a replacement where that is possible; end it where not.
 
-    Raises GatewayFailed, PortTaken; the process was left as it is.
+    `drains`: after its last answers. Raises GatewayFailed, PortTaken; the process was left as it is.
     """
     if hung:
         rows.update(context.db, row.name, restarts=row.restarts + 1)
@@ -204,6 +225,8 @@ def _replace(context: Context, row: Service, plan: LaunchSpec, *, hung: bool, re
     if handover.possible(context.home, row):
         handover.replace(context, row, plan, restarted=restarted)
     else:
+        if drains and (draining := lifecycle.drain(context.db, row)):
+            _await_last_answer(context, row.name, draining, DRAIN_S, until="down")
         lifecycle.stop(context.db, context.home, row)
 
 

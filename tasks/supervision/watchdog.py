@@ -32,6 +32,7 @@ from tasks.supervision.gateway_watch import GatewayWatch
 from tasks.system import log_rotation, memory, process
 from tasks.system.process import Identity
 from tasks.system.sleep_inhibitor import SleepInhibitor
+from tasks.upgrade import record as records
 from tasks.weights import model_dir
 
 TICK_S = 2.0
@@ -154,7 +155,7 @@ class Watchdog:
         elif need == Action.START:
             repairs.request_restart(db, row.name, "gone")
         elif need == Action.REPLACE:
-            repairs.request_restart(db, row.name, "changed")
+            repairs.request_restart(db, row.name, "upgraded")
         elif need == Action.STOP:
             ledger.enqueue(db, new("stop", {"service": row.name, "unwanted": True}), source="watchdog")
         elif need == Action.PROBE and identity:
@@ -185,8 +186,11 @@ class Watchdog:
         """Choose who is compared with what would be started now, once in the worker's life.
 
         One at a look, while all serve and none is about to be replaced: what an upgrade changed for every tier is
-        replaced one after another, and the others answer. Later changes come through jobs, which compare.
+        replaced one after another, and the others answer. Later changes come through jobs, which compare; so does an
+        upgrade that is under way, after its gateway, as one of another version may not be able to read state.db.
         """
+        if (upgrade := records.read(runtime.home)) and upgrade.unsettled:
+            return None
         up = [row for row in services if row.desired == "up"]
         unchecked = [row.name for row in up if row.name not in self._checked]
         if not unchecked or not self._are_steady(db, services):

@@ -15,10 +15,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from state import event, files, ledger, wakeup
-from state.db import create_private, open_database
+from state import event, files, ledger, service, wakeup
+from state.db import Database, create_private, open_database
 from state.errors import MlxqError
 from state.paths import Home
+from state.service import ServiceEvent
+from tasks import kinds
 from tasks.plan import notices
 from tasks.system import process
 from tasks.upgrade import installation
@@ -30,8 +32,8 @@ MERGED = "state-before.db"
 """In run/: what state.db becomes on the way back."""
 SWITCH_S = 120.0
 """For the old worker to stop (12 s), and the new one to load and to bring state.db to its schema."""
-VERIFY_S = 1200.0
-"""Without a step: a start of an engine may take 900 s."""
+VERIFY_S = 1800.0
+"""Without a step: the last answers of an engine may take 600 s, and the start of the next one 900 s."""
 MOST_STARTS = 3
 SYSTEM_S = 15.0
 """Seconds in which launchd or systemd starts a worker again."""
@@ -133,9 +135,21 @@ def go(home: Home, record: Record, reason: str) -> Record:
             cause=cause,
             backup=record.backup,
         )
+        _try_again(db)
         if record.reason == records.BY_USER:  # a restored state.db has it without its end: the next would follow it
             ledger.cancel(db, record.job)
     return records.step(home, record, Phase.TAKEN_BACK, time.time())
+
+
+def _try_again(db: Database) -> None:
+    """Have what is to run and was given up started once more: it was the version after that could not start it.
+
+    The gateway holds requests for an engine that stopped, and for none that failed.
+    """
+    for row in service.listing(db):
+        if row.desired == "up" and row.state in service.DOWN:
+            service.apply(db, row.name, ServiceEvent.STOPPED, next_try_at=None)
+            ledger.enqueue(db, kinds.new("restart", {"service": row.name, "reason": "upgraded"}), source="watchdog")
 
 
 def end_worker(home: Home) -> None:
@@ -159,10 +173,11 @@ def schema(home: Home) -> int:
 
 
 def restore(home: Home, copy: Path) -> None:
-    """Make state.db what a copy of it is, but for which process each service is.
+    """Make state.db what a copy of it is, but for which process each service is, and which engines sleep.
 
-    The gateway that serves was started since, and is replaced without a gap only where it is known. In one transaction
-    of SQLite's: processes that have state.db open read the old content from then on.
+    The gateway that serves was started since, and is replaced without a gap only where it is known; an engine that was
+    put to sleep since must be known to sleep, else it would count as stopped by the user. In one transaction of
+    SQLite's: processes that have state.db open read the old content from then on.
     """
     merged = home.run / MERGED
     merged.unlink(missing_ok=True)
@@ -170,20 +185,21 @@ def restore(home: Home, copy: Path) -> None:
     with closing(sqlite3.connect(home.database, timeout=30.0)) as now, closing(sqlite3.connect(merged)) as target:
         with closing(sqlite3.connect(f"{copy.as_uri()}?mode=ro", uri=True)) as before:
             before.backup(target)
-        _keep_services(now, target)
+        for table in ("services", "residency"):
+            _keep(table, now, target)
         target.backup(now)
     merged.unlink()
 
 
-def _keep_services(now: sqlite3.Connection, target: sqlite3.Connection) -> None:
-    """Copy the rows of services by the columns that both schemas have; one that the older cannot hold is left out."""
-    columns = [name for name in _columns(target) if name in _columns(now)]
+def _keep(table: str, now: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Copy the rows of a table by the columns that both schemas have; one that the older cannot hold is left out."""
+    columns = [name for name in _columns(target, table) if name in _columns(now, table)]
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
-    for row in now.execute(f"SELECT {names} FROM services").fetchall():  # noqa: S608 (SQLite's own names)
+    for row in now.execute(f"SELECT {names} FROM {table}").fetchall() if columns else ():  # noqa: S608 (our own names)
         with suppress(sqlite3.IntegrityError):
-            target.execute(f"INSERT OR REPLACE INTO services ({names}) VALUES ({marks})", row)  # noqa: S608
+            target.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", row)  # noqa: S608
     target.commit()
 
 
-def _columns(connection: sqlite3.Connection) -> list[str]:
-    return [row[1] for row in connection.execute("PRAGMA table_info(services)")]
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]

@@ -173,7 +173,7 @@ def _verify(context: Context, record: Record) -> Record:
         for row in sorted(service.listing(context.db), key=lambda row: row.kind == "engine"):
             if row.desired == "up":
                 context.report(f"replacing {row.name}")
-                services.bring_up(context, row.name)
+                services.bring_up(context, row.name, drains=True)
                 record = records.step(home, record, Phase.VERIFY, time.time())
         event.record(context.db, "upgraded", version=record.after.version, before=record.before.version)
         return records.step(home, record, Phase.DONE, time.time())

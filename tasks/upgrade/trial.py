@@ -104,8 +104,8 @@ def _own_places(real: Home, trial: Home) -> None:
     models = settings.load(real).models(real)
     for name, value in _places(models).items():
         settings.write(trial, name, value)
-    if real.engines.is_dir():
-        trial.engines.symlink_to(real.engines)
+    real.engines.mkdir(mode=0o700, exist_ok=True)  # its setup may install one, where this version brings none
+    trial.engines.symlink_to(real.engines)
 
 
 def _places(models: Path) -> Mapping[str, Any]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import yaml
 from support import loopback
 from support.gateway import Upstream
+from support.load import Load
 from support.mlxq_home import Mlxq, until
 from support.ports import free_port
+from support.recovery import up_with_gateway
 
-from state import secrets, service, settings, stack
+from state import on_demand, secrets, service, settings, stack
 from state.paths import Home
 from tasks.system import process
 
@@ -83,6 +88,39 @@ def test_a_gateway_that_runs_by_an_older_configuration_is_replaced(home: Home, m
     assert set(yaml.safe_load(home.gateway_config.read_text())["tiers"]) == {"standard"}
     assert answers(home) == 200
     assert "exited" not in mlxq.events(GATEWAY)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_engine_that_an_upgrade_changed_ends_its_answers_and_requests_wait(
+    home: Home, builtin_model: Path, killed: bool
+):
+    """As the only engine of the stack: nothing stands in for it. Also where the worker dies meanwhile."""
+    with closing(Mlxq(home)) as mlxq, ThreadPoolExecutor() as pool:
+        mlxq.serve(builtin_model, "standard")
+        mlxq.work_with_scripted(8)
+        load = Load(up_with_gateway(mlxq, free_port()).port, secrets.read(home.secrets)[secrets.MASTER])
+        before = mlxq.one("standard")
+
+        def ask(order: str, *, stream: bool) -> None:
+            with loopback.client(timeout=60) as client:
+                load.ask(client, order, stream=stream)
+
+        asked = [pool.submit(ask, 'script {"tokens": 40, "pause_s": 0.1}', stream=stream) for stream in (True, False)]
+        until(lambda: loopback.get(f"http://127.0.0.1:{before.port}/active").json()["generating"] == len(asked))
+        service.update(mlxq.db, "standard", spec_hash="of the version before")
+        replaced = mlxq.put("restart", service="standard", reason="upgraded")
+        until(lambda: mlxq.one("standard").state == service.State.DRAINING)
+        if killed:
+            mlxq.kill_worker()
+            mlxq.work_with_scripted(8)
+        asked += [pool.submit(ask, "say hi", stream=stream) for stream in (True, False)]
+        for future in asked:
+            future.result()
+
+        assert (load.answered, load.failures) == (len(asked), [])
+        assert mlxq.ended(replaced).state == "succeeded"
+        assert mlxq.one("standard").generation == before.generation + 1
+        assert not on_demand.residency(mlxq.db, "standard").asleep
 
 
 def test_a_gateway_that_is_not_wanted_stays_down(home: Home, mlxq: Mlxq):

@@ -35,9 +35,10 @@ class Load:
                 while kept and not self._over.wait(PAUSE_S):
                     self.ask(client, stream=stream)
 
-    def ask(self, client: httpx.Client, order: str = "say one two three", *, stream: bool) -> None:
-        """Send one request and keep how it went."""
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": order}], "stream": stream}
+    def ask(self, client: httpx.Client, order: str = "say one two three", *, stream: bool, **fields: Any) -> None:
+        """Send one request and keep how it went. `fields`: more of its body."""
+        message = {"role": "user", "content": order}
+        body: dict[str, Any] = {"model": self.model, "messages": [message], "stream": stream, **fields}
         try:
             answer = client.post(self.url, json=body, headers=self.headers)
             whole = answer.status_code == 200 and (not stream or ENTIRE in answer.content)

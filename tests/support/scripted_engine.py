@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -456,6 +457,15 @@ ROUTES = [
 ]
 
 
+async def drain_when_told(_: web.Application) -> None:
+    """Take no new connection from SIGUSR2 on, and end with code 0 after the last answer, as an adapter's engine."""
+
+    def leave() -> None:
+        raise web.GracefulExit
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, leave)
+
+
 def main(port: int, name: str, slots: str = "") -> None:
     """Serve until killed; a handler is cancelled when its client is gone."""
     state.name = name
@@ -463,6 +473,7 @@ def main(port: int, name: str, slots: str = "") -> None:
         state.slots = asyncio.Semaphore(int(slots))
     app = web.Application(client_max_size=2**30)
     app.add_routes(ROUTES)
+    app.on_startup.append(drain_when_told)
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, handler_cancellation=True)
 
 

@@ -128,8 +128,8 @@ class RetrievalRequest:
     """Writes the engine's answer in another dialect; None where its bytes pass as they are."""
 
 
-async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -> None:
-    """Have the engine answer, and pass its bytes on."""
+async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -> Refusal | None:
+    """Have the engine answer, and pass its bytes on; return why it did not, with nothing sent yet."""
     call, purpose = request.call, request.route.name
     call.tried.append(purpose)
     try:
@@ -140,15 +140,14 @@ async def serve(request: RetrievalRequest, client: EngineClient, reply: Reply) -
             answer.close()
     except EngineDown as problem:
         call.failures[purpose] = str(problem)
-        await reply.refuse(errors.unavailable(call.failures))
-        return
+        return errors.unavailable(call.failures)
     if answer.status >= _BAD:
-        await reply.refuse(_refusal(purpose, answer.status, content))
-        return
+        return _refusal(purpose, answer.status, content)
     call.heard()
     usage = _TOKENS.search(content[-_TAIL:])
     call.prompt_tokens = int(usage[1]) if usage else 0
     await reply.whole(orjson.dumps(request.written(orjson.loads(content), call)) if request.written else content)
+    return None
 
 
 def _refusal(purpose: str, status: int, content: bytes) -> Refusal:

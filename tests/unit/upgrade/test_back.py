@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from state import db as state_db
-from state import event, job, ledger, service
+from state import event, job, ledger, on_demand, service
 from state.db import SCHEMA_VERSION, Database
 from state.errors import Busy
 from state.paths import Home
+from state.service import ServiceEvent
 from tasks import kinds
 from tasks.upgrade import back, installation
 from tasks.upgrade import record as records
@@ -139,6 +140,23 @@ def test_the_way_back_knows_the_processes_that_were_started_since(home: Home, db
     row = service.get(db, "gateway")
     assert (row.identity, row.generation, row.spec_hash) == ("boot/42/7", 3, "new")
     assert {row.name for row in service.listing(db)} == {"gateway", "fast"}
+
+
+def test_what_the_new_version_could_not_start_is_started_again(home: Home, db: Database):
+    """And what was put to sleep since still sleeps: it is not a service that its user stopped."""
+    for name, wanted in (("fast", "up"), ("standard", "down")):
+        service.ensure(db, name, "engine", 8000)
+        service.set_desired(db, name, "up")
+        service.set_desired(db, name, wanted)
+    copy_of(home)
+    service.apply(db, "fast", ServiceEvent.FAILED, cause="its command line is not known")
+    on_demand.set_asleep(db, "standard", asleep=True)
+    newer(home)
+
+    back.go(home, records.write(home, RECORD), "standard did not start")
+
+    assert [row.args["service"] for row in job.listing(db, kind="restart", limit=5)] == ["fast"]
+    assert service.get(db, "standard").asleep
 
 
 def test_without_the_copy_the_new_version_stays(home: Home, db: Database):
