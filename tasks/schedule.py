@@ -31,7 +31,10 @@ def add_schedule(
 ) -> dict[str, Any]:
     """Add a schedule, or replace it. Returns {"name", "next_due"}, in unix seconds. Raises UsageProblem."""
     if not re.fullmatch(keys.NAME, name):
-        raise UsageProblem(f"{name!r} is no name for a schedule: small letters, digits, dots and dashes.")
+        raise UsageProblem(
+            f"{name!r} is no name for a schedule: small letters, digits, dots and dashes.",
+            hint="mlxq schedule add --help",
+        )
     if kind not in RUNS:
         raise UsageProblem(f"{kind} cannot be scheduled; {', '.join(RUNS)} can.", hint="mlxq schedule add --help")
     now = context.db.now()

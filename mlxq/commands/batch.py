@@ -177,6 +177,9 @@ def output(batch_id: str, *, errors: bool, out: str | None) -> None:
     elif source := results.stored(home, batch, errors=errors):
         with source.open("rb") as file:
             shutil.copyfileobj(file, sys.stdout.buffer)
+    else:
+        render.say(f"The batch {batch.id} has no {'failed requests' if errors else 'answers'}.")
+        render.next_step(f"mlxq batch show {batch.id}")
 
 
 def _write(home: Home, batch: Batch, out: str, *, errors: bool = False) -> None:

@@ -63,7 +63,8 @@ class Upload:
         self.size += len(piece)
         if self.size > LARGEST_BYTES:
             raise UsageProblem(
-                f"The file has more than {LARGEST_BYTES // 10**6} MB, the most that a batch's file may have."
+                f"The file has more than {LARGEST_BYTES // 10**6} MB, the most that a batch's file may have.",
+                hint="split -l 10000 FILE   (each part is a batch)",
             )
         self._hash.update(piece)
         self._file.write(piece)

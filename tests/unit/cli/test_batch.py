@@ -64,6 +64,10 @@ def test_the_output_of_an_ended_batch_is_written(
     assert cli.run(["batch", "output", name, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out").read_text() == '{"custom_id": "a"}\n'
     assert cli.run(["batch", "output", name, "--errors", "--out", str(tmp_path / "errors")]) == 0
+    capsys.readouterr()
+    assert cli.run(["batch", "output", name, "--errors"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err.splitlines()[0]) == ("", f"The batch {name} has no failed requests.")
     assert (tmp_path / "errors").read_text() == ""
     assert cli.run(["batch", "cancel", name]) == 1
 
