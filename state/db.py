@@ -211,10 +211,11 @@ def _opened(home: Home, *, newer: bool = False) -> tuple[sqlite3.Connection | No
             raise
     if version > SCHEMA_VERSION and not newer:
         connection.close()
+        lost = _lost_version(home)
         raise NewerState(
             f"{path} has schema {version}; this mlxq knows up to {SCHEMA_VERSION}.",
-            done="Nothing was changed.",
-            hint="uv tool upgrade mlxq",
+            done=f"{lost}, which runs the newer one, is not there any more." if lost else "Nothing was changed.",
+            hint="mlxq upgrade --back" if lost else "uv tool upgrade mlxq",
         )
     return connection, version
 
@@ -265,6 +266,17 @@ def _in_use_again(home: Home) -> str | None:
         phases = {"back", "taken_back", *(["switch"] if "MLXQ_SERVICE" in os.environ else [])}
         taken_back = record["phase"] in phases and record["after"]["schema"] == SCHEMA_VERSION
         return str(record["before"]["version"]) if taken_back else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lost_version(home: Home) -> str | None:
+    """Return the interpreter that went away of the version that an upgrade put in this one's place; None else."""
+    try:
+        record: dict[str, Any] = json.loads((home.root / "upgrade.json").read_bytes())
+        python = str(record["after"]["python"])
+        replaced = record["phase"] == "done" and record["before"]["schema"] == SCHEMA_VERSION
+        return python if replaced and not os.access(python, os.X_OK) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -88,13 +88,19 @@ def _tell(result: dict[str, Any], *, as_json: bool) -> None:
 
 def _go_back(home: Home, *, yes: bool, as_json: bool) -> None:
     """Take the latest upgrade back; what says how that went is upgrade.json, as state.db may become an older one."""
+    import time
+
     from tasks.upgrade import back, switch
+    from tasks.upgrade.record import BY_USER
 
     record = switch.require_way_back(home)
     if back.schema(home) > record.before.schema:
         _confirm_loss(home, record, yes=yes)
-    with jobs_client.changing(home) as db:
-        jobs_client.enqueue(db, [kinds.new("downgrade")])
+    if switch.is_used(record):
+        with jobs_client.changing(home) as db:
+            jobs_client.enqueue(db, [kinds.new("downgrade")])
+    else:  # no worker can open state.db
+        back.request(home, record, BY_USER, time.time())
     _tell_back(_await_back(home), as_json=as_json)
 
 

@@ -223,12 +223,22 @@ def way_back(record: Record) -> dict[str, Any]:
 def require_way_back(home: Home) -> Record:
     """Return the upgrade that can be taken back. Raises NotFound, Busy, Damaged."""
     record = records.read(home)
-    if record is None or record.phase == Phase.TAKEN_BACK or mlxq_version() != record.after.version:
+    if record is None or record.phase == Phase.TAKEN_BACK or not (is_used(record) or _is_lost(record)):
         raise NotFound("There is no upgrade to take back.", hint="mlxq upgrade --check")
     if record.phase in {Phase.SWITCH, Phase.VERIFY}:
         raise Busy(f"The upgrade to {record.after.version} is not settled yet.", hint="mlxq jobs")
     _require_before(home, record)
     return record
+
+
+def is_used(record: Record) -> bool:
+    """Return whether this process is of the version that the upgrade brought."""
+    return mlxq_version() == record.after.version
+
+
+def _is_lost(record: Record) -> bool:
+    """Return whether the Python of the version that the upgrade brought went away, and this is the version before."""
+    return mlxq_version() == record.before.version and not os.access(record.after.python, os.X_OK)
 
 
 def _require_before(home: Home, record: Record) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from mlxq import jobs_client, status_report
 from mlxq.commands import upgrade as command
 from state import event, facts, settings
-from state.db import SCHEMA_VERSION, Database
-from state.errors import Busy, NotFound, Offline, UpgradeFailed, UsageProblem
+from state.db import SCHEMA_VERSION, Database, read_database
+from state.errors import Busy, NewerState, NotFound, Offline, UpgradeFailed, UsageProblem
 from state.paths import Home
 from tasks.engines.installed import mlxq_version
 from tasks.runtime import runtime
@@ -81,6 +82,25 @@ def test_no_newer_version_changes_nothing(home: Home, db: Database, monkeypatch:
 
 def test_nothing_is_taken_back_that_was_not_upgraded(home: Home):
     with pytest.raises(NotFound, match="There is no upgrade to take back"):
+        switch.require_way_back(home)
+
+
+def test_a_version_whose_python_went_away_can_be_taken_back(home: Home, db: Database):
+    """By the version before, which can open state.db no more, and says so."""
+    record = write(home, Phase.DONE)
+    db.run(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    home.backup(SCHEMA_VERSION).parent.mkdir()
+    home.backup(SCHEMA_VERSION).touch()
+    with pytest.raises(NewerState) as caught:
+        read_database(home)
+    assert (caught.value.done, caught.value.hint) == (
+        "/nowhere, which runs the newer one, is not there any more.",
+        "mlxq upgrade --back",
+    )
+    assert switch.require_way_back(home) == record
+
+    write(home, Phase.DONE, after=replace(record.after, python=sys.executable))
+    with pytest.raises(NotFound):
         switch.require_way_back(home)
 
 
