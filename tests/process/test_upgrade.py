@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import pytest
 from hub.client import Hub
 from hub.client import running as serving
 from hub.model import make
-from support import release
+from support import mounts, release
+from support.autostart import KeptAlive
 from support.load import Load
 from support.mlxq_home import until
 from support.package_index import PackageIndex, running
 from support.release import User
 
+from mlxq.autostart.unit import Unit, environment
 from state import secrets
 from state.db import SCHEMA_VERSION
 from tasks.upgrade.record import BY_USER, Phase
@@ -84,7 +88,7 @@ BACKWARD = {
     "the link is gone": f"{OLD} tasks.upgrade.back:end_worker",
     "the worker is gone": f"{OLD} tasks.upgrade.back:restore",
 }
-FEW = ("the link leads on", "state.db is migrated", "the gateway is to be replaced", "the worker is gone")
+FEW = ("state.db is migrated", "the gateway is to be replaced", "the worker is gone")
 EVERY = os.environ.get("CRASH_POINTS") == "1"
 
 
@@ -124,12 +128,16 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 def user(
     index: PackageIndex, builtin_model: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[User]:
-    """Return someone whose mlxq of the old version serves."""
+    """Return someone whose mlxq of the old version serves, from a tool folder that cannot be written from then on."""
+    if may_mount := sys.platform == "linux" and os.geteuid() == 0:
+        mounts.enter()
     made = User(tmp_path_factory.mktemp("user"), index, builtin_model.parent, {"HF_ENDPOINT": hub.endpoint})
     try:
-        made.install(OLD)
-        made.set_up()
-        yield made
+        made.install(OLD, "--compile-bytecode")  # each process would compile what it cannot store
+        with mounts.read_only(made.folder / "tools") if may_mount else nullcontext():
+            made.set_up()
+            yield made
+            made.kill_worker()
     finally:
         made.close()
 
@@ -217,6 +225,36 @@ def _pull(user: User) -> dict[str, Any]:
 
 def _state(user: User, batch: str) -> str:
     return json.loads(user.run("batch", "show", batch, "--json").stdout)["batch"]["status"]
+
+
+def test_the_unit_of_autostart_starts_the_version_that_is_used(user: User) -> None:
+    """The same pid is first the old version and then the new one; after the way back the unit starts the old one."""
+    back_to_old(user)
+    (user.home.root / "proven").touch()
+    program = [str(user.folder / "bin" / "mlxq"), "worker", "--wait"]
+    unit = Unit(program, user.home, environment(user.environment, user.home), user_home=user.folder)
+    user.kill_worker()
+    with KeptAlive(unit) as system:
+        until(lambda: user.worker() == "installed", LIMIT_S)
+        pid = system.pid
+        user.run("upgrade")
+        assert (user.worker(), system.pid, system.starts) == (NEW, pid, 1), "launchd saw no end"
+        record = user.record()
+        assert record
+        assert record.system
+        restarted(system, user, NEW)
+
+        user.run("upgrade", "--back", "--yes")
+        assert_serves(user, OLD)
+        restarted(system, user, "installed")
+        assert int(user.home.worker_lock.read_text()) == system.pid, "no other worker runs beside launchd's"
+
+
+def restarted(system: KeptAlive, user: User, version: str) -> None:
+    """Kill launchd's worker, and hold that its next one is of a version."""
+    before = system.starts
+    user.kill_worker()
+    until(lambda: system.starts > before and user.worker() == version, LIMIT_S)
 
 
 @pytest.mark.parametrize("moment", [name for name in FORWARD if EVERY or name in FEW])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import plistlib
+import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from support import launchctl
@@ -63,3 +67,42 @@ def make_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mac:
     monkeypatch.setattr(launchd, "POLL_S", 0.05)
     monkeypatch.setattr(launchd, "STARTED_S", 0.1)
     return made
+
+
+class KeptAlive:
+    """What a property list describes, run as launchd does: started again whenever it ends, but not too often."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.content: dict[str, Any] = plistlib.loads(launchd.text(unit))
+        assert self.content["KeepAlive"]
+        self.starts = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep)
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            self.starts, began = self.starts + 1, time.monotonic()
+            self._process = subprocess.Popen(
+                self.content["ProgramArguments"],
+                env=self.content["EnvironmentVariables"],
+                cwd=self.content["WorkingDirectory"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a worker is ended with its group
+            )
+            self._process.wait()
+            self._over.wait(max(0.0, began + self.content["ThrottleInterval"] - time.monotonic()))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._process.terminate()
+        self._thread.join()

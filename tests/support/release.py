@@ -141,9 +141,9 @@ class User:
         """Return the environment that uv made for the tool."""
         return self.folder / "tools" / "mlxq"
 
-    def install(self, version: str) -> None:
+    def install(self, version: str, *options: str) -> None:
         """Install mlxq as a user does, without the internet."""
-        argv = ["uv", "tool", "install", "--quiet", "--python", sys.executable, f"mlxq=={version}"]
+        argv = ["uv", "tool", "install", "--quiet", *options, "--python", sys.executable, f"mlxq=={version}"]
         subprocess.run(argv, env=self.environment, check=True)
 
     def run(self, *words: str, check: bool = True, timeout: float = 200) -> subprocess.CompletedProcess[str]:
@@ -176,8 +176,10 @@ class User:
         """Return the version of the worker that runs."""
         if not files.locked(self.home.worker_lock):
             return None
-        pid = int(self.home.worker_lock.read_text() or 0)
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        try:
+            command = Path(f"/proc/{int(self.home.worker_lock.read_text())}/cmdline").read_bytes().split(b"\0")
+        except (OSError, ValueError):  # it has ended, or has only just taken the lock
+            return None
         python = Path(os.fsdecode(command[0]))
         return python.parents[2].name if python.is_relative_to(self.home.versions) else "installed"
 
