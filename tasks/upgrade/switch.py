@@ -6,6 +6,7 @@ there. Until the switch nothing that runs has been touched; from then on the gua
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -23,7 +24,7 @@ from tasks.engines.installed import mlxq_version
 from tasks.queue import Context, job, tick
 from tasks.runtime import log, runtime
 from tasks.supervision import services
-from tasks.system.child import Cancelled
+from tasks.system.child import Cancelled, Later
 from tasks.upgrade import back, installation, newer, packages, trial
 from tasks.upgrade import record as records
 from tasks.upgrade.packages import FoundVersion
@@ -31,6 +32,7 @@ from tasks.upgrade.record import BY_USER, Phase, Record, Version
 
 LOOK_S = 600.0
 DAY_S = 86_400.0
+ROOM_S = 10.0
 STEADY_S = 120.0
 """Seconds in which the jobs that a new worker enqueues at its start may end."""
 
@@ -40,8 +42,18 @@ def upgrade(context: Context, to: str | None = None) -> dict[str, Any]:
     """Upgrade mlxq to the newest version, or `to` one, and go back where it does not serve.
 
     Returns {"version", "before", "upgraded", "backup"}. Raises UsageProblem for an installation that other tools
-    upgrade, NotFound, Offline, Damaged, DoesNotFit, Busy, UpgradeFailed.
+    upgrade, NotFound, Offline, Damaged, DoesNotFit, Busy, UpgradeFailed, and Later while a step cannot be written down
+    for want of room: none is done before it is.
     """
+    try:
+        return _upgrade(context, to)
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC:
+            raise
+        raise Later("waits for room on the disk", ROOM_S) from problem
+
+
+def _upgrade(context: Context, to: str | None) -> dict[str, Any]:
     record = records.read(context.home)
     if record and record.job == context.claim.id:
         try:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.disk import fill, mounted
 
 from mlxq import jobs_client, status_report
 from mlxq.commands import upgrade as command
@@ -18,6 +19,7 @@ from state.errors import Busy, NewerState, NotFound, Offline, UpgradeFailed, Usa
 from state.paths import Home
 from tasks.engines.installed import mlxq_version
 from tasks.runtime import runtime
+from tasks.system.child import Later
 from tasks.upgrade import back, installation, newer, packages, switch
 from tasks.upgrade import record as records
 from tasks.upgrade.packages import FoundVersion
@@ -36,6 +38,9 @@ class Job:
 
     def report(self, phase: str, **_: Any) -> None:
         self.phases.append(phase)
+
+    def check(self) -> None:
+        """Go on: nobody cancels it."""
 
 
 def write(home: Home, phase: Phase, **changes: Any) -> Record:
@@ -102,6 +107,19 @@ def test_a_version_whose_python_went_away_can_be_taken_back(home: Home, db: Data
     write(home, Phase.DONE, after=replace(record.after, python=sys.executable))
     with pytest.raises(NotFound):
         switch.require_way_back(home)
+
+
+def test_a_step_that_finds_no_room_waits_for_it(tmp_path: Path, db: Database, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is switched before it is written down."""
+    monkeypatch.setattr(installation, "require_upgradable", lambda: None)
+    monkeypatch.setattr(packages, "find", lambda _: FoundVersion("9.0.0", ""))
+    monkeypatch.setattr(switch, "_prepare", lambda *_: Version("9.0.0", "/nowhere", SCHEMA_VERSION))
+    with mounted(tmp_path / "small", "1m") as disk:
+        full = Home(disk / "home").make()
+        fill(full.run / "filler")
+        with pytest.raises(Later, match="waits for room on the disk"):
+            switch.upgrade(Job(full, db), None)  # pyright: ignore[reportArgumentType]
+        assert (records.read(full), full.versions.exists()) == (None, False)
 
 
 def test_another_version_asked_for_meanwhile_is_refused(home: Home, db: Database, monkeypatch: pytest.MonkeyPatch):
