@@ -248,6 +248,7 @@ def test_the_unit_of_autostart_starts_the_version_that_is_used(user: User) -> No
         assert_serves(user, OLD)
         restarted(system, user, "installed")
         assert int(user.home.worker_lock.read_text()) == system.pid, "no other worker runs beside launchd's"
+    user.run("up")  # starts the worker of the tests to come
 
 
 def restarted(system: KeptAlive, user: User, version: str) -> None:
