@@ -167,6 +167,7 @@ def test_an_engine_without_its_tokenizer_does_not_count_as_up(mlxq: Mlxq, tiny: 
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
     mlxq.db.run("UPDATE engines SET weights = ?", (str(bare),))
+    settings.write(mlxq.home, "max-restarts", 1)
     mlxq.work()
     done = mlxq.ended(mlxq.put("start", service="fast"))
     print(done.error)
