@@ -127,7 +127,7 @@ def ending(folder: Path) -> Path:
 
 def compared(at: Installation, weights: Path, programs: Path, root: Path) -> None:
     """Print the table of both agents with one engine."""
-    folder = ending(hybrid_model.make("hybrid", root / f"agents-{at.engine}", weights))
+    folder = ending(hybrid_model.make("hybrid", root / f"agents-{at.engine}", weights, hybrid_model.WHOLE))
     engine = Engine(root / f"agents-home-{at.engine}", folder, at, context=CONTEXT, name="standard", cache_bytes=2**30)
     engine.more = {"reasoning_parser": "qwen3"}
     tiers = [Tier("standard", engine.tier, THINKING), Tier("fast", engine.tier, Defaults(thinking=False))]

@@ -56,7 +56,7 @@ def running(folder: Path, *, real: bool) -> Generator[Mlxq]:
     os.environ["MLXQ_HOME"] = str(home.root)
     mlxq = bench.make(home)
     if real:
-        hybrid_model.make("plain", home.models / SMALL, home.models / "alpha")
+        hybrid_model.make("plain", home.models / SMALL, home.models / "alpha", hybrid_model.WHOLE)
     try:
         if real:
             mlxq.work()

@@ -317,7 +317,7 @@ class Setting:
 def reuse(at: Setting) -> Iterator[Row]:
     """Yield the shares of each model."""
     for model in at.models:
-        folder = hybrid_model.make(model, at.root / "families" / model, at.weights)
+        folder = hybrid_model.make(model, at.root / "families" / model, at.weights, hybrid_model.WHOLE)
         alone_: dict[str, dict[str, float]] = {}
         for name in (FALLBACK, CHOSEN):
             with alone(name, folder, at.root / f"{name}-{model}", at.engine(name)) as subject:
@@ -394,7 +394,7 @@ def leaving(at: Setting) -> Iterator[Row]:
     """Yield the look-ups of each engine, that of embeddings too."""
     if not outbound.can_be_seen():
         sys.exit("This system allows no network namespace, or has no strace.")
-    folder = hybrid_model.make("plain", at.root / "families" / "plain", at.weights)
+    folder = hybrid_model.make("plain", at.root / "families" / "plain", at.weights, hybrid_model.WHOLE)
     for name in (FALLBACK, CHOSEN):
         home = at.root / f"outbound-{name}"
         home.mkdir()

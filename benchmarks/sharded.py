@@ -158,7 +158,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = builtin.ensure(folder / "builtin")
-        rows = supervised(folder, hybrid_model.make("thirds", folder / "thirds", whole))
+        rows = supervised(folder, hybrid_model.make("thirds", folder / "thirds", whole, hybrid_model.WHOLE))
         rows += apart(folder, whole) if wanted.networks else []
     table(["", "must be", "is"], [[*row] for row in rows])
 

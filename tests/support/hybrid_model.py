@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("plain", "hybrid", "vision")
-TOKENS = 49_152
-"""Of the built-in model's tokenizer, which all three use."""
+WHOLE = 49_152
+"""Tokens of the built-in model's tokenizer, which all use."""
+TOKENS = 4_096
+"""So many of them are enough for tests: with all, most of the time that a token takes goes into the last layer and the
+sampler."""
 CONTEXT = 32_768
 
 TEMPLATE = Path(__file__).with_name("hybrid_template.jinja")
@@ -37,7 +40,6 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 4,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "vocab_size": TOKENS,
     "max_position_embeddings": CONTEXT,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
@@ -93,62 +95,87 @@ PROCESSORS = {
 }
 
 
-def make(name: str, folder: Path, builtin: Path) -> Path:
-    """Write one of them into `folder`, with the tokenizer of the built-in model, and return it."""
+def make(name: str, folder: Path, builtin: Path, tokens: int = TOKENS) -> Path:
+    """Write one of them into `folder`, with the first tokens of the built-in model's tokenizer, and return it."""
     import mlx.core as mx
 
     mx.random.seed(1)
-    config, model = {"plain": _plain, "hybrid": _hybrid, "vision": _vision, "thirds": _thirds}[name]()
+    config, model = {"plain": _plain, "hybrid": _hybrid, "vision": _vision, "thirds": _thirds}[name](tokens)
     folder.mkdir(parents=True, exist_ok=True)
-    _save(folder / "model.safetensors", model)
     folder.joinpath("config.json").write_text(json.dumps(config))
-    for each in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+    for each in ("tokenizer_config.json", "generation_config.json"):
         shutil.copy(builtin / each, folder)
+    _write_tokenizer(builtin / "tokenizer.json", folder / "tokenizer.json", tokens)
+    _save(folder / "model.safetensors", model, _no_text(folder / "tokenizer.json"))
     if name in {"hybrid", "vision"}:
         _write_template(folder, vision=name == "vision")
         _name_tokens(folder / "tokenizer.json", RENAMED | (SEEING if name == "vision" else {}))
     return folder
 
 
-def _plain() -> tuple[dict[str, Any], Any]:
+def _plain(tokens: int) -> tuple[dict[str, Any], Any]:
     from mlx_lm.models import llama
 
-    config = SIZES | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config = SIZES | {"vocab_size": tokens, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     return config, llama.Model(llama.ModelArgs.from_dict(config))
 
 
-def _thirds() -> tuple[dict[str, Any], Any]:
+def _thirds(tokens: int) -> tuple[dict[str, Any], Any]:
     from mlx_lm.models import llama
 
     heads = {"hidden_size": 96, "intermediate_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}
-    config = SIZES | heads | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config = SIZES | heads | {"vocab_size": tokens, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     return config, llama.Model(llama.ModelArgs.from_dict(config))
 
 
-def _hybrid() -> tuple[dict[str, Any], Any]:
+def _hybrid(tokens: int) -> tuple[dict[str, Any], Any]:
     from mlx_lm.models import qwen3_5
 
-    config = {"model_type": "qwen3_5", "text_config": TEXT, "eos_token_id": 2, "tie_word_embeddings": True}
+    text = TEXT | {"vocab_size": tokens}
+    config = {"model_type": "qwen3_5", "text_config": text, "eos_token_id": 2, "tie_word_embeddings": True}
     config |= {"architectures": ["Qwen3_5ForCausalLM"]}
     return config, qwen3_5.Model(qwen3_5.ModelArgs.from_dict(config))
 
 
-def _vision() -> tuple[dict[str, Any], Any]:
+def _vision(tokens: int) -> tuple[dict[str, Any], Any]:
     from mlx_vlm.models import qwen3_5
 
-    config: dict[str, Any] = {"model_type": "qwen3_5", "text_config": TEXT, "vision_config": TOWER, "eos_token_id": 2}
-    config |= {"architectures": ["Qwen3_5ForConditionalGeneration"], "tie_word_embeddings": True, "vocab_size": TOKENS}
+    text = TEXT | {"vocab_size": tokens}
+    config: dict[str, Any] = {"model_type": "qwen3_5", "text_config": text, "vision_config": TOWER, "eos_token_id": 2}
+    config |= {"architectures": ["Qwen3_5ForConditionalGeneration"], "tie_word_embeddings": True, "vocab_size": tokens}
     config |= IMAGES
     return config, qwen3_5.Model(qwen3_5.ModelConfig.from_dict(config))
 
 
-def _save(file: Path, model: Any) -> None:
+def _no_text(tokenizer: Path) -> list[int]:
+    """Return the tokens that are no text by themselves: control tokens, and a part of a character's bytes."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_file(str(tokenizer))
+    return [token for token in range(made.get_vocab_size()) if made.decode([token]).strip("\ufffd") == ""]
+
+
+def _save(file: Path, model: Any, unlikely: list[int]) -> None:
+    """Write the weights. The rows of `unlikely` tokens are zero, so that no greedy answer has one."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     parameters: Any = tree_flatten(model.parameters())
     weights = {name: value.astype(mx.bfloat16) if value.dtype == mx.float32 else value for name, value in parameters}
+    for name, rows in weights.items():
+        if name.endswith("embed_tokens.weight"):
+            rows[mx.array(unlikely)] = 0
     mx.save_safetensors(str(file), weights, metadata={"format": "mlx"})
+
+
+def _write_tokenizer(whole: Path, file: Path, tokens: int) -> None:
+    """Write a byte-pair tokenizer with the first tokens of another one; their ids are in the order of its merges."""
+    told = json.loads(whole.read_text())
+    vocabulary = {token: number for token, number in told["model"]["vocab"].items() if number < tokens}
+    merges = [pair if isinstance(pair, list) else pair.split(" ") for pair in told["model"]["merges"]]
+    told["model"]["vocab"] = vocabulary
+    told["model"]["merges"] = [pair for pair in merges if "".join(pair) in vocabulary]
+    file.write_text(json.dumps(told))
 
 
 def _write_template(folder: Path, *, vision: bool) -> None:
