@@ -11,8 +11,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -275,10 +276,40 @@ def _stream(engine: Engine, flowing: threading.Event, ended: list[str]) -> None:
         return
 
 
-def test_its_end_has_a_bound(at: Installation, plain: Path, tmp_path: Path):
+@dataclass(frozen=True)
+class Tunings:
+    """What an engine offers for the plain model: each is served by a test that starts an engine anyway.
+
+    An engine refuses a flag that it does not know. Random weights say otherwise with a coarser cache.
+    """
+
+    names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        assert len(self.names) <= 3, "a test more has to take a tuning"
+
+    def at(self, number: int) -> str:
+        """Return one by its number; nothing where there are fewer."""
+        return dict(enumerate(self.names)).get(number, "")
+
+
+@pytest.fixture(scope="module")
+def tunings(at: Installation, plain: Path) -> Tunings:
+    return Tunings(list(adapters.named(at.engine).tunings(model_facts.read(plain))))
+
+
+def hello(engine: Engine) -> str:
+    """Return a greedy answer of a few tokens."""
+    answer = engine.ask("Say it again and again.", max_tokens=24, temperature=0).json()
+    return answer["choices"][0]["message"]["content"]
+
+
+def test_its_end_has_a_bound(at: Installation, plain: Path, engine: Engine, tunings: Tunings, tmp_path: Path):
     """A 4000-token answer would hold it for minutes; the limit here is for a slow machine."""
-    engine = Engine(tmp_path, plain, at)
+    as_it_is, tuning = hello(engine), tunings.at(1)
+    engine = Engine(tmp_path, plain, at, tuning=tuning)
     engine.start()
+    assert hello(engine) == as_it_is or tuning.startswith("kv-"), tuning
     flowing = threading.Event()
     reader = threading.Thread(target=_stream, args=(engine, flowing, []))
     reader.start()
@@ -291,10 +322,14 @@ def test_its_end_has_a_bound(at: Installation, plain: Path, tmp_path: Path):
     assert engine.exit_code() == 143
 
 
-def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(at: Installation, plain: Path, tmp_path: Path):
-    engine = Engine(tmp_path, plain, at)
+def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
+    at: Installation, plain: Path, engine: Engine, tunings: Tunings, tmp_path: Path
+):
+    as_it_is, tuning = hello(engine), tunings.at(0)
+    engine = Engine(tmp_path, plain, at, tuning=tuning)
     engine.start()
-    wanted = engine.body("Tell a story.", max_tokens=150, stream=True)
+    assert hello(engine) == as_it_is or tuning.startswith("kv-"), tuning
+    wanted = engine.body("Tell a story.", max_tokens=80, stream=True, temperature=0)
     url, lines, told = f"{engine.url}/v1/chat/completions", [""], False
     with loopback.stream("POST", url, json=wanted, headers=engine.headers, timeout=240) as answer:
         for line in answer.iter_lines():
@@ -345,20 +380,6 @@ def said_of(engine: Engine, color: str) -> str:
     return answer.json()["choices"][0]["message"]["content"]
 
 
-def test_every_tuning_serves_and_prompt_lookup_says_the_same(
-    at: Installation, plain: Path, engine: Engine, tmp_path: Path
-):
-    """An engine refuses a flag that it does not know. Random weights say otherwise with a coarser cache."""
-    asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0}
-    as_it_is = engine.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
-    for name in adapters.named(at.engine).tunings(model_facts.read(plain)):
-        tuned = Engine(tmp_path / name, plain, at, tuning=name)
-        tuned.start()
-        said = tuned.ask("Say it again and again.", **asked).json()["choices"][0]["message"]["content"]
-        tuned.stop(1)
-        assert said == as_it_is or name.startswith("kv-"), name
-
-
 def after_restart(engine: Engine) -> float:
     """Return the share of a first turn that the second one does not read again on a new process."""
     talk = [{"role": "user", "content": "Check each of the files before you write. " * 60}]
@@ -398,9 +419,11 @@ def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, plain: P
     engine.ask("private " * 300, max_tokens=2)
     engine.stop()
     assert index.stat().st_mtime_ns == written, "nothing of a key with --no-store"
-    engine.start()
-    assert not (tmp_path / "cache" / "fast" / prompt_cache.NO_STORE).exists()
-    engine.stop()
+    mark = tmp_path / "cache" / "fast" / prompt_cache.NO_STORE
+    assert mark.exists()
+    engine.spawn()
+    until(lambda: not mark.exists())
+    engine.stop(0)
 
 
 def _broken(how: str, weights: Path, folder: Path) -> Path:
@@ -428,10 +451,10 @@ def test_its_last_words_are_understood(at: Installation, plain: Path, tmp_path: 
     assert (cause.code, cause.permanent) == (code, True)
 
 
-def test_nothing_leaves_the_machine(at: Installation, plain: Path, tmp_path: Path):
+def test_nothing_leaves_the_machine(at: Installation, plain: Path, tunings: Tunings, tmp_path: Path):
     """In a network namespace that has loopback alone it starts and answers; every look-up is seen by strace."""
     if not outbound.can_be_seen():
         pytest.skip("this system allows no network namespace, or has no strace")
-    engine = Engine(tmp_path, plain, at)
+    engine = Engine(tmp_path, plain, at, tuning=tunings.at(2))
 
     assert outbound.calls(engine.launch(), engine.url, outbound.CHAT, engine.body(max_tokens=3), tmp_path) == []
