@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def run(*words: str) -> None:
 
 
 @contextmanager
-def networks() -> Iterator[list[dict[str, object]]]:
+def networks() -> Generator[list[dict[str, object]]]:
     """Make a network namespace for each rank on one bridge; yield where each rank is started."""
     names = [f"mlxq-rank{number}-{os.getpid()}" for number in range(RANKS)]
     bridge = f"mlxqb{os.getpid() % 100_000}"
