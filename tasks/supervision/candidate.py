@@ -176,8 +176,10 @@ def _expect_busy(context: Context, trial: Candidate, tier: Tier) -> None:
 
 
 def _up(context: Context, tier: Tier) -> bool:
+    """Return whether a tier answers by what is proven: an engine of an earlier stack may still be at another port."""
     row = service.find(context.db, tier.engine.name)
-    return row is not None and row.state in service.ROUTED and tier.desired == "up"
+    is_there = row is not None and row.state in service.ROUTED and row.port == tier.engine.port
+    return is_there and tier.desired == "up"
 
 
 def needed(context: Context) -> bool:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, cast
 
@@ -49,10 +50,10 @@ http.server.HTTPServer(("127.0.0.1", {port}), Answers).serve_forever()
 def tiers(home: Home, db: Database) -> list[stack.Tier]:
     """Give two tiers that are up."""
     secrets.ensure(home.secrets)
-    both = stack.as_tiers([TIER, replace(TIER, name="standard", port=1)])
+    both = stack.as_tiers([replace(TIER, name=name, port=free_port()) for name in ("fast", "standard")])
     stack.replace(db, both)
     for one in both:
-        service.ensure(db, one.name, "engine", 1)
+        service.ensure(db, one.name, "engine", one.engine.port)
         scene.ready(db, one.name)
     return both
 
@@ -137,8 +138,8 @@ def test_one_that_goes_in_the_midst_of_its_proof_has_not_proven_fit(
 class Engine(http.server.ThreadingHTTPServer):
     """An engine that says how many requests it has."""
 
-    def __init__(self, running: int) -> None:
-        super().__init__(("127.0.0.1", 0), Status)
+    def __init__(self, port: int, running: int) -> None:
+        super().__init__(("127.0.0.1", port), Status)
         self.running = running
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -165,20 +166,35 @@ http.server.ThreadingHTTPServer(("127.0.0.1", {port}), Answers).serve_forever()
 
 @pytest.mark.parametrize("running", [0, 1])
 def test_a_proof_ends_in_its_time_and_a_busy_tier_is_no_fault_of_the_configuration(
-    spawn: Spawn, prove: Callable[[Candidate], Job], db: Database, monkeypatch: pytest.MonkeyPatch, running: int
+    spawn: Spawn,
+    prove: Callable[[Candidate], Job],
+    tiers: list[stack.Tier],
+    monkeypatch: pytest.MonkeyPatch,
+    running: int,
 ) -> None:
     monkeypatch.setattr(candidate, "ANSWERS_S", 1.0)
     port = free_port()
-    with Engine(running) as engine:
-        db.run("UPDATE services SET port = ?", (engine.server_address[1],))
+    with ExitStack() as both:
+        engines = [both.enter_context(Engine(tier.engine.port, running)) for tier in tiers]
         done = prove(spawn(SILENT.format(port=port), port))
-        engine.shutdown()
+        for engine in engines:
+            engine.shutdown()
 
     if running:
         assert done.state == "succeeded", done.error
     else:
         assert done.error
         assert "gave no answer within 1 s" in done.error
+
+
+def test_an_engine_that_still_is_where_the_stack_before_had_it_is_not_asked(
+    spawn: Spawn, prove: Callable[[Candidate], Job], db: Database
+) -> None:
+    port = free_port()
+    db.run("UPDATE services SET port = 1")
+    done = prove(spawn(SILENT.format(port=port), port))
+
+    assert (done.state, done.result) == ("succeeded", 0), done.error
 
 
 def test_a_proof_tells_the_candidate_alone_and_the_master_key_to_none(
