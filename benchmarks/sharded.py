@@ -12,12 +12,10 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support import hybrid_model, loopback, recovery
 from support.engines import KEY, Engine
 from support.mlxq_home import Mlxq
+from support.networks import network
 
 from state import settings
 from state.paths import Home
@@ -36,7 +35,6 @@ from tasks.system import process
 from tasks.weights import builtin
 
 RANKS = 3
-NETWORK = "10.231.7"
 QUESTION = {
     "model": "fast",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -44,6 +42,7 @@ QUESTION = {
     "temperature": 0,
 }
 Row = tuple[str, str, str]
+AGAIN = "own start + 2 s, 0 orphans"
 
 
 def ranks(leader: int) -> list[psutil.Process]:
@@ -56,8 +55,27 @@ def left(processes: list[psutil.Process]) -> int:
     return sum(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in processes)
 
 
+def idle_share(processes: list[psutil.Process], seconds: float = 5.0) -> float:
+    """Return how much of one core these take together, while nobody asks."""
+
+    def spent() -> float:
+        return sum(times.user + times.system for times in (child.cpu_times() for child in processes))
+
+    before, began = spent(), time.monotonic()
+    time.sleep(seconds)
+    return (spent() - before) / (time.monotonic() - began)
+
+
+def killed(mlxq: Mlxq, victim: Callable[[], psutil.Process]) -> str:
+    """Kill a process of an engine that serves, and say how it came back."""
+    before, earlier, at = ranks(mlxq.identity().pid), mlxq.one(), time.time()
+    victim().send_signal(signal.SIGKILL)
+    back = recovery.back(mlxq, earlier, at)
+    return f"{back.ready_s:.1f} s = own start {back.own_start_s:.1f} s + {back.extra_s:.2f} s, {left(before)} orphans"
+
+
 def supervised(folder: Path, weights: Path) -> list[Row]:
-    """Kill a rank of an engine that a worker supervises."""
+    """Kill each process of an engine that a worker supervises."""
     home = Home(folder / "home").make()
     os.environ["MLXQ_HOME"] = str(home.root)
     settings.write(home, "tier-ranks", {"fast": RANKS})
@@ -66,69 +84,27 @@ def supervised(folder: Path, weights: Path) -> list[Row]:
     try:
         mlxq.work()
         mlxq.up()
-        before, earlier, at = ranks(mlxq.identity().pid), mlxq.one(), time.time()
-        before[1].send_signal(signal.SIGKILL)
-        back = recovery.back(mlxq, earlier, at)
-        orphans = left(before)
-        told = f"{back.ready_s:.1f} s = own start {back.own_start_s:.1f} s + {back.extra_s:.2f} s, {orphans} orphans"
-        killed = ranks(mlxq.identity().pid)
-        process.send(mlxq.identity(), signal.SIGKILL)
-        psutil.wait_procs(killed, timeout=10)
+        share = idle_share(ranks(mlxq.identity().pid))
         return [
-            ("a rank killed -> serving again", "own start + 2 s, 0 orphans", told),
-            ("the engine killed: ranks left", "0", str(left(killed))),
+            ("three idle ranks, of one core", "<= 5 %", f"{share:.1%}"),
+            ("a rank killed -> serving again", AGAIN, killed(mlxq, lambda: ranks(mlxq.identity().pid)[1])),
+            (
+                "rank 0, which leads, killed -> serving again",
+                AGAIN,
+                killed(mlxq, lambda: ranks(mlxq.identity().pid)[0]),
+            ),
+            ("their program killed -> serving again", AGAIN, killed(mlxq, lambda: psutil.Process(mlxq.identity().pid))),
         ]
     finally:
         mlxq.close()
 
 
-def run(*words: str) -> None:
-    subprocess.run(words, check=True)
-
-
-@contextmanager
-def networks() -> Generator[list[dict[str, object]]]:
-    """Make a network namespace for each rank on one bridge; yield where each rank is started."""
-    names = [f"mlxq-rank{number}-{os.getpid()}" for number in range(RANKS)]
-    bridge = f"mlxqb{os.getpid() % 100_000}"
-    try:
-        run("ip", "link", "add", bridge, "type", "bridge")
-        run("ip", "link", "set", bridge, "up")
-        for number, name in enumerate(names):
-            here, there = f"mq{os.getpid() % 10_000}h{number}", f"mq{os.getpid() % 10_000}t{number}"
-            run("ip", "netns", "add", name)
-            run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
-            run("ip", "link", "set", here, "master", bridge, "up")
-            run("ip", "-n", name, "addr", "add", f"{NETWORK}.{number + 1}/24", "dev", there)
-            run("ip", "-n", name, "link", "set", there, "up")
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        yield [
-            {"address": f"{NETWORK}.{number + 1}", "through": ["ip", "netns", "exec", name]}
-            for number, name in enumerate(names)
-        ]
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "delete", name], check=False)
-        subprocess.run(["ip", "link", "delete", bridge], check=False)
-
-
-class Apart(Engine):
-    """An engine whose ranks are in networks of their own."""
-
-    places: str = "[]"
-
-    def spawn(self) -> None:
-        launch = self.launch()
-        self.home.mkdir(exist_ok=True)
-        argv = [*launch.argv, "--places", self.places]
-        self.spawned = process.spawn(argv, launch.environment(1), self.log, self.home, self.name)
-
-
 def apart(folder: Path, weights: Path) -> list[Row]:
     """Ask ranks that reach each other over a network, and kill one of them."""
-    with networks() as places:
-        engine = Apart(folder / "apart", weights, adapter.installation(), concurrency=1)
-        engine.places = json.dumps(places)
+    with network(*"abc") as net:
+        places = [{"address": net.address(name), "through": net.inside(name)} for name in net.names]
+        words = ("--places", json.dumps(places))
+        engine = Engine(folder / "apart", weights, adapter.installation(), concurrency=1, words=words)
         engine.start()
         try:
             begun = time.monotonic()
@@ -158,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole = builtin.ensure(folder / "builtin")
-        rows = supervised(folder, hybrid_model.make("thirds", folder / "thirds", whole, hybrid_model.WHOLE))
+        rows = supervised(folder, hybrid_model.make("thirds", folder / "thirds", whole))
         rows += apart(folder, whole) if wanted.networks else []
     table(["", "must be", "is"], [[*row] for row in rows])
 

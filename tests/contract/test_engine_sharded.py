@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from support import loopback
+from support import loopback, networks
 from support.engines import KEY, Engine
 from support.mlxq_home import until
 
@@ -37,16 +39,16 @@ def ranks(engine: Engine) -> list[psutil.Process]:
     ]
 
 
-def talk(engine: Engine, *turns: str) -> dict[str, object]:
+def talk(engine: Engine, *turns: str, tokens: int = 8) -> dict[str, object]:
     roles = ("user", "assistant")
     messages = [{"role": roles[at % 2], "content": text} for at, text in enumerate(turns)]
-    return {"model": engine.name, "messages": messages, "max_tokens": 8, "temperature": 0}
+    return {"model": engine.name, "messages": messages, "max_tokens": tokens, "temperature": 0}
 
 
 def test_three_ranks_answer_as_one_and_read_a_prompt_once(engine: Engine):
-    first = engine.post("/v1/chat/completions", talk(engine, "What is the capital of France?")).json()
+    first = engine.post("/v1/chat/completions", talk(engine, "What is the capital of France?", tokens=6)).json()
     said = first["choices"][0]["message"]["content"]
-    more = talk(engine, "What is the capital of France?", said, "And of Italy?")
+    more = talk(engine, "What is the capital of France?", said, "And of Italy?", tokens=1)
     second = engine.post("/v1/chat/completions", more).json()
 
     assert len(ranks(engine)) == 3
@@ -60,10 +62,11 @@ def test_requests_take_turns(engine: Engine):
     """Two at once end both ranks with JACCL (mlx-lm issue 1737)."""
     seen: list[tuple[int, int]] = []
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(engine.ask, f"Count to {number}.", max_tokens=4) for number in (5, 6, 7)]
+        asked = [pool.submit(engine.ask, f"Count to {number}.", max_tokens=2) for number in (5, 6, 7)]
         while not all(answer.done() for answer in asked):
             status = engine.status()
             seen.append((status.num_running, status.num_waiting))
+            time.sleep(0.05)  # a look takes of the cores that answer
         answers = [answer.result() for answer in asked]
 
     assert [answer.status_code for answer in answers] == [200] * 3
@@ -71,11 +74,26 @@ def test_requests_take_turns(engine: Engine):
     assert max(waiting for _, waiting in seen) == 2
 
 
-@pytest.mark.parametrize(
-    "wanted", [{"model": "/etc"}, {"max_tokens": "many"}, {"messages": None}, {"messages": 7}, {"n": 2}, {"top_p": 9}]
+def test_idle_ranks_wait_and_the_next_request_wakes_them_all(engine: Engine):
+    """In MLX's ring a rank that waits reads its socket in a circle."""
+    before = sum(sum(rank.cpu_times()[:2]) for rank in ranks(engine))
+    time.sleep(3)  # that nothing is done cannot be awaited
+    spent = sum(sum(rank.cpu_times()[:2]) for rank in ranks(engine)) - before
+
+    assert spent < 0.3, "a tenth of one core, of three ranks"
+    assert loopback.request("DELETE", f"{engine.url}/v1/cache", headers=engine.headers, timeout=60).status_code == 200
+    assert probe.one_token(engine.port, KEY, engine.name, 120) < 120
+
+
+WRONG: Sequence[dict[str, object]] = (
+    *({"model": "/etc"}, {"max_tokens": "many"}, {"messages": None}),
+    *({"messages": 7}, {"n": 2}, {"top_p": 9}),
 )
-def test_what_it_refuses_leaves_it_serving(engine: Engine, wanted: dict[str, object]):
-    assert engine.post("/v1/chat/completions", talk(engine, "Hello") | wanted).status_code == 400
+
+
+def test_what_it_refuses_leaves_it_serving(engine: Engine):
+    for wanted in WRONG:
+        assert engine.post("/v1/chat/completions", talk(engine, "Hello") | wanted).status_code == 400, wanted
     assert probe.one_token(engine.port, KEY, engine.name, 120) < 120
 
 
@@ -95,6 +113,25 @@ def test_a_rank_that_dies_ends_all_and_a_new_start_serves(engine: Engine):
     assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
     engine.start()
     assert probe.one_token(engine.port, KEY, engine.name, 120) < 120
+
+
+@networks.needed
+def test_ranks_in_three_networks_answer_as_one_and_end_with_their_leader(builtin_model: Path, tmp_path: Path):
+    with networks.network("a", "b", "c") as net:
+        places = [{"address": net.address(name), "through": net.inside(name)} for name in net.names]
+        words = ("--places", json.dumps(places))
+        apart = Engine(tmp_path / "apart", builtin_model, adapter.installation(), concurrency=1, words=words)
+        apart.start()
+        try:
+            before = ranks(apart)
+            assert probe.one_token(apart.port, KEY, apart.name, 120) < 120
+            before[0].send_signal(signal.SIGKILL)
+            ended = process.wait(apart.identity, 10)
+        finally:
+            apart.stop(1)
+
+    assert ended
+    assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_no_rank_outlives_an_engine_that_is_killed(engine: Engine):

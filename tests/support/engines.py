@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class Engine:
     """Further fields of its tier."""
     ranks: int = 3
     """Of an engine that splits a model."""
+    words: Sequence[str] = ()
+    """What its command line has besides."""
     port: int = field(default_factory=free_port)
     started_s: float = 0.0
     spawned: process.Spawned | None = None
@@ -108,7 +111,7 @@ class Engine:
         """Start it and do not wait."""
         launch = self.launch()
         self.home.mkdir(exist_ok=True)
-        self.spawned = process.spawn(launch.argv, launch.environment(1), self.log, self.home, self.name)
+        self.spawned = process.spawn([*launch.argv, *self.words], launch.environment(1), self.log, self.home, self.name)
 
     def start(self) -> None:
         began = time.monotonic()

@@ -76,7 +76,30 @@ class Ranks:
             )
             self.processes.append(process)
         os.close(says)
-        return _readable(ready)
+        return self._follow(ready)
+
+    def _follow(self, descriptor: int) -> asyncio.Future[None]:
+        """Return what is done once rank 0 serves: its first byte. The other ranks get each one after it.
+
+        By these, rank 0 says that there is a request while all are idle (rank_program.py).
+        """
+        loop = asyncio.get_running_loop()
+        serves: asyncio.Future[None] = loop.create_future()
+
+        def read() -> None:
+            signs = os.read(descriptor, 4096)
+            if not signs:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
+            elif not serves.done():
+                serves.set_result(None)
+                signs = signs[1:]
+            for process in self.processes[1:]:
+                if signs and process.stdin:
+                    process.stdin.write(signs)
+
+        loop.add_reader(descriptor, read)
+        return serves
 
     async def one_ended(self) -> int:
         """Wait until any rank ends, kill the others, and return its exit code, as a shell says it."""
@@ -93,21 +116,6 @@ class Ranks:
                 process.kill()
         for process in self.processes:
             await process.wait()
-
-
-def _readable(descriptor: int) -> asyncio.Future[None]:
-    """Return what is done once there is something to read."""
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-
-    def read() -> None:
-        loop.remove_reader(descriptor)
-        if os.read(descriptor, 1) and not readable.done():
-            readable.set_result(None)
-        os.close(descriptor)
-
-    loop.add_reader(descriptor, read)
-    return readable
 
 
 @dataclass

@@ -27,6 +27,8 @@ from types import SimpleNamespace
 from typing import Any
 
 STDIN, STDOUT, STDERR = range(3)
+AWAKE = threading.Semaphore(0)
+"""What an idle rank waits for: one that waits in MLX's ring instead reads its socket in a circle, and takes a core."""
 PURGE = "purge"
 """Stands in the place of a request, so that all ranks drop their old prompts between the same two requests."""
 SHARED = frozenset(
@@ -57,8 +59,9 @@ def main() -> None:
 
 
 def _end_with_leader() -> None:
-    while os.read(STDIN, 4096):
-        pass
+    """Count what the leader passes on, a byte for each request that rank 0 has while all are idle, until it is gone."""
+    while signs := os.read(STDIN, 4096):
+        AWAKE.release(len(signs))
     os._exit(0)
 
 
@@ -79,7 +82,7 @@ def serve(chosen: argparse.Namespace, sign: int) -> None:
     cap_wired_limit(mx, chosen.memory_bytes)
     loaded = threading.Event()
     provider = provider_class(server)(server_arguments(chosen), loaded)
-    generator = generator_class(server)(provider, chosen)
+    generator = generator_class(server)(provider, chosen, sign)
     if mx.distributed.init().rank() != 0:
         generator.join()
         return
@@ -110,12 +113,16 @@ def generator_class(server: Any) -> type[Any]:
     from mlx_lm.models.cache import LRUPromptCache
 
     class Generator(server.ResponseGenerator):
-        def __init__(self, provider: Any, chosen: argparse.Namespace) -> None:
-            self.work, self.chosen = RankWork(), chosen
+        def __init__(self, provider: Any, chosen: argparse.Namespace, sign: int) -> None:
+            self.work, self.chosen, self.sign = RankWork(), chosen, sign
             super().__init__(provider, LRUPromptCache(chosen.prompts, chosen.cache_bytes))
 
         def _next_request(self, timeout: float | None = None) -> Any:
-            request = super()._next_request(timeout)
+            request = (
+                super()._next_request()
+                if timeout is None
+                else self._share_request(awaited(self.requests, self.sign, self._rank))
+            )
             if request is None or request[1] != PURGE:
                 return request
             self.prompt_cache = LRUPromptCache(self.chosen.prompts, self.chosen.cache_bytes)
@@ -140,6 +147,16 @@ def generator_class(server: Any) -> type[Any]:
             return ctx, self.work.counted(tokens)
 
     return Generator
+
+
+def awaited(requests: Queue[Any], sign: int, rank: int) -> Any:
+    """Wait without a limit, as nothing else is at work: rank 0 for a request, the others for its word."""
+    if rank:
+        AWAKE.acquire()
+        return None
+    request = requests.get()
+    os.write(sign, b"1")
+    return request
 
 
 def require_weights(folder: Path) -> None:
