@@ -21,7 +21,7 @@ from pathlib import Path
 from catalog.engines import best_for, reuses
 from catalog.intent import AGENTS
 from mlxq import autostart, prompt_reuse, service_status, status_report
-from mlxq.doctor import rules
+from mlxq.doctor import rules, thunderbolt
 from mlxq.doctor.rules import Finding
 from state import facts, files, secrets, settings, stack, wakeup, worker
 from state import service as services
@@ -109,9 +109,24 @@ def _sqlite(_: Home) -> list[Finding]:
 def _mlx(_: Home) -> list[Finding | None]:
     """Ask MLX for its device in a child process: importing it costs memory and may hang."""
     device = hardware.mlx_info(_printed(sys.executable, "-P", "-c", hardware.ASK_MLX))
-    macos = tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdecimal())
+    macos = _macos()
     accelerators = rules.neural_accelerators(str(device.get("device_name", "")), macos) if macos else None
     return [rules.back_end(sys.platform, device), accelerators]
+
+
+def _macos() -> tuple[int, ...]:
+    """Return the version of macOS; nothing elsewhere."""
+    return tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdecimal())
+
+
+def _thunderbolt(home: Home) -> list[Finding | None]:
+    """Look whether MLX's ranks on several Macs could use RDMA."""
+    if sys.platform != "darwin":
+        return []
+    ports = thunderbolt.speeds(_printed("system_profiler", "SPThunderboltDataType", "-json"))
+    switch, devices = _printed("rdma_ctl", "status"), thunderbolt.devices(_printed("ibv_devices"))
+    wanted = bool(settings.load(home)["tier-ranks"])
+    return [thunderbolt.jaccl(ports, _macos(), switch, devices, wanted=wanted)]
 
 
 def _packages(_: Home) -> list[Finding]:
@@ -399,6 +414,7 @@ CHECKS: Mapping[str, Check] = {
     "python": _python,
     "sqlite": _sqlite,
     "mlx": _mlx,
+    "thunderbolt": _thunderbolt,
     "packages": _packages,
     "hub": _hub,
     "disk": _disk,

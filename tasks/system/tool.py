@@ -17,14 +17,17 @@ from state.errors import MlxqError
 
 MACOS_PATHS = {
     "caffeinate": "/usr/bin/caffeinate",
+    "ibv_devices": "/usr/bin/ibv_devices",
     "ioreg": "/usr/sbin/ioreg",
     "launchctl": "/bin/launchctl",
     "lsof": "/usr/sbin/lsof",
     "osascript": "/usr/bin/osascript",
     "plutil": "/usr/bin/plutil",
     "pmset": "/usr/bin/pmset",
+    "rdma_ctl": "/usr/bin/rdma_ctl",
     "sysctl": "/usr/sbin/sysctl",
     "sw_vers": "/usr/bin/sw_vers",
+    "system_profiler": "/usr/sbin/system_profiler",
 }
 MISSING = 127
 TIMED_OUT = 124

@@ -22,7 +22,7 @@ import pytest
 from support.ports import free_port
 
 from mlxq import cli
-from mlxq.doctor import checks, rules
+from mlxq.doctor import checks, rules, thunderbolt
 from mlxq.doctor.rules import Grade
 from mlxq.service_status import ServiceStatus
 from state import files, keys, secrets, service, stack, wakeup
@@ -189,6 +189,49 @@ def test_intel_and_rosetta_differ() -> None:
 )
 def test_an_m5_needs_a_macos_that_uses_its_accelerators(chip: str, macos: tuple[int, ...], warned: bool) -> None:
     assert (rules.neural_accelerators(chip, macos) is not None) is warned
+
+
+def profile(*ports: str) -> str:
+    """Give what `system_profiler SPThunderboltDataType -json` prints: a bus for each port (exo issue 1390)."""
+    buses = [
+        {
+            "_name": f"thunderboltusb4_bus_{number}",
+            "device_name_key": "Mac mini",
+            f"receptacle_{number}_tag": {"current_speed_key": speed, "receptacle_id_key": f"{number}"},
+        }
+        for number, speed in enumerate(ports, 1)
+    ]
+    return json.dumps({"SPThunderboltDataType": buses})
+
+
+HEADING = "    device          \t   node GUID\n    ------          \t----------------\n"
+MINI = profile("80 Gb/s", "Up to 120 Gb/s")
+"""An M4 Pro Mac mini, with another Mac at its first port."""
+
+
+@pytest.mark.parametrize(
+    ("mac", "grade", "said"),
+    [
+        ((MINI, (26, 4), "enabled\n", f"{HEADING}    rdma_en2        \t85a1\n"), Grade.OK, "rdma_en2: JACCL can run"),
+        ((MINI, (26, 4), "disabled\n", HEADING), Grade.WARN, "RDMA is off"),
+        ((MINI, (26, 4), "enabled\n", HEADING), Grade.WARN, "no RDMA device"),
+        ((MINI, (26, 1, 1), "", ""), Grade.WARN, "needs macOS 26.2, and this is 26.1.1"),
+        ((profile("Up to 40 Gb/s", "40 Gb/s"), (26, 4), "enabled\n", HEADING), Grade.OK, "no Thunderbolt 5"),
+        (("", (15, 5), "", ""), Grade.OK, "no Thunderbolt 5"),
+        (("{[", (15, 5), "", ""), Grade.OK, "no Thunderbolt 5"),
+    ],
+)
+def test_jaccl_needs_thunderbolt_5_macos_26_2_and_a_switch(
+    mac: tuple[str, tuple[int, ...], str, str], grade: Grade, said: str
+) -> None:
+    """A switch that is set on a Mac with Thunderbolt 4 is no reason for advice (oMLX issue 3037)."""
+    ports, macos, switch, devices = mac
+    asked = (thunderbolt.speeds(ports), macos, switch, thunderbolt.devices(devices))
+    split, whole = (thunderbolt.jaccl(*asked, wanted=wanted) for wanted in (True, False))
+
+    assert split
+    assert (split.grade, said in split.text) == (grade, True), split.text
+    assert whole is None or whole.grade is Grade.OK, "who splits no model need do nothing"
 
 
 def test_a_stream_socket_with_a_listener_is_not_stale(tmp_path: Path) -> None:
@@ -549,4 +592,4 @@ def test_all_looks_together_keep_to_the_time(home: Home, monkeypatch: pytest.Mon
     found = checks.run_checks(home)
 
     silent = LOOKS.keys() - {one.area for one in found}
-    assert silent <= {"power", "services", "reuse", "notify", "network", "mlxq"}
+    assert silent <= {"power", "services", "reuse", "notify", "network", "mlxq", "thunderbolt"}
