@@ -38,6 +38,7 @@ PROBLEMS: Collection[str] = frozenset(
     }
 )
 """Events of what went wrong, and of what mlxq did about it."""
+NODE_EVENTS = ("node_lost", "node_returned")
 LINES = 3
 READ_BYTES = 2**20
 """How much of a log is searched, from its end."""
@@ -71,6 +72,8 @@ REASONS: Mapping[str, str] = {
     "idle": "Idle",
     "evicted": "Evicted",
     "handover_started": "Handover started",
+    "node_lost": "Node away",
+    "node_returned": "Node back",
     "start_requested": "Start requested",
     "stop_requested": "Stop requested",
 }
@@ -103,6 +106,8 @@ MESSAGES: Mapping[str, str] = {
     "idle": "it sleeps until it is asked for",
     "evicted": "another model needs its memory; it sleeps until it is asked for",
     "handover_started": "a replacement process is being tested",
+    "node_lost": "it cannot be asked",
+    "node_returned": "it answers again",
     "start_requested": "by user",
     "stop_requested": "by user",
 }
@@ -139,6 +144,16 @@ def events(db: Database, name: str | None, *, limit: int, everything: bool = Tru
         raise _unknown(db, name)
     recorded = event.of_service(db, name, limit=limit if everything else MOST)
     return [_view(db, event) for event in (recorded if everything else _notable(recorded)[-limit:])]
+
+
+def of_nodes(db: Database, name: str | None, *, limit: int) -> list[EventView]:
+    """Return the newest outages of a node of the fleet, or of all, and their ends, oldest first."""
+    recorded = event.of_names(db, NODE_EVENTS, limit=MOST)
+    return [
+        EventView(entry.at, subject, entry.name, reason(entry.name), text(entry), None, None, [])
+        for entry in recorded
+        if (subject := str(entry.data.get("subject"))) == name or name is None
+    ][-limit:]
 
 
 def _notable(recorded: Sequence[Event]) -> list[Event]:

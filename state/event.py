@@ -54,6 +54,15 @@ def of_service(db: Database, service: str | None, *, limit: int = 50, before: in
     return [_event(row) for row in reversed(rows)]
 
 
+def of_names(db: Database, names: Collection[str], *, limit: int) -> list[Event]:
+    """Return the newest events of these names, oldest first."""
+    rows = db.rows(
+        "SELECT * FROM events WHERE name IN (SELECT value FROM json_each(?)) ORDER BY id DESC LIMIT ?",
+        (json.dumps(sorted(names)), limit),
+    )
+    return [_event(row) for row in reversed(rows)]
+
+
 def since(db: Database, after: int, names: Collection[str]) -> list[Event]:
     """Return the events of these names whose id is above `after`, oldest first."""
     rows = db.rows(

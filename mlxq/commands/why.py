@@ -12,8 +12,9 @@ from catalog import units
 from mlxq import jobs_client, options, render, service_events, service_status
 from mlxq.commands import status
 from mlxq.service_events import EventView
-from state import service, stack
+from state import fleet, service, stack
 from state.db import Database
+from state.fleet import Node
 from state.paths import get_home
 from state.service import Service
 from state.stack import Tier
@@ -35,15 +36,16 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
     """Show recent service events and their causes.
 
     Shows exits, failures, restarts and the last change of each service, with exit code or signal, the last lines of
-    the log, and the time of the next try.
+    the log, and the time of the next try. SERVICE may be a node of the fleet, too.
     """
     home = get_home()
     problems = config_problems.listing(home)
     with jobs_client.reading(home) as db:
         tiers = stack.tiers(db)
         engine = stack.services(tiers, [name])[0] if name else None
-        events = service_events.events(db, engine, limit=limit, everything=everything)
-        services = [row for row in service.listing(db) if engine in (None, row.name)]
+        nodes = _nodes(db, name, engine)
+        services = [] if name and nodes else [row for row in service.listing(db) if engine in (None, row.name)]
+        events = _events(db, name if nodes else engine, limit, everything=everything, nodes=bool(nodes))
         if as_json:
             rows = [_row(row) for row in services]
             config = [problem.document() for problem in problems]
@@ -52,10 +54,27 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
         _print(events)
         for row in services:
             _explain(db, row)
+        for node in nodes:
+            _explain_node(node)
         for tier in tiers:
             if name == tier.name or (name is None and tier.desired == "down"):
                 _explain_tier(tier, tiers)
         status.config(problems)
+
+
+def _nodes(db: Database, name: str | None, engine: str | None) -> list[Node]:
+    """Return the nodes of the fleet that are asked about: all, or the one of a name that no service has."""
+    if name and service.find(db, engine or name):
+        return []
+    return [node for node in fleet.nodes(db) if name in (None, node.name)]
+
+
+def _events(db: Database, name: str | None, limit: int, *, everything: bool, nodes: bool) -> list[EventView]:
+    """Return the newest events, oldest first. `nodes`: also those of nodes; with a name, those of that node alone."""
+    views = service_events.of_nodes(db, name, limit=limit) if nodes else []
+    if not (nodes and name):
+        views += service_events.events(db, name, limit=limit, everything=everything)
+    return sorted(views, key=lambda view: view.at)[-limit:]
 
 
 def _print(events: Sequence[EventView]) -> None:
@@ -81,6 +100,16 @@ def _explain(db: Database, row: Service) -> None:
     render.prose(row.cause, f"{row.name} ({service_status.of_row(row).text(db.now())}): ")
     if row.hint:
         render.next_step(row.hint)
+
+
+def _explain_node(node: Node) -> None:
+    """Print what is wrong with a node, and what helps."""
+    from mlxq.fleet import report
+
+    if problem := report.problem(node):
+        click.echo()
+        render.prose(f"{problem}.", f"{node.name} ({report.state(node)}): ")
+        render.next_step("mlxq node list")
 
 
 def _explain_tier(tier: Tier, tiers: Sequence[Tier]) -> None:

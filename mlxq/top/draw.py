@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.text import Text
 
+    from mlxq.web.nodes import NodeView
+
 MARKS = {Shape.FULL: "●", Shape.HALF: "◐", Shape.RING: "○", Shape.WARN: "▲", Shape.CROSS: "✗"}
 COLORS = {
     Shape.FULL: "green",
@@ -51,6 +53,14 @@ REQUEST_COLUMNS = (
     Column("DONE", 7, "left"),
     *(Column(head, rank) for head, rank in (("TOK/S", 2), ("TIME", 5))),
 )
+NODE_COLUMNS = (
+    Column("NODE", 0, "left", least=10),
+    Column("STATE", 0, "left"),
+    Column("RUN", 1),
+    Column("SERVES", 2, "left", least=8),
+    Column("VERSION", 4, "left"),
+    Column("PROBLEM", 3, "left", least=20),
+)
 MOST_EVENTS = 6
 MOST_JOBS = 10
 
@@ -68,6 +78,7 @@ def draw(snapshot: Snapshot, columns: int, selected: str | None = None) -> Group
     tiers = _tiers([*snapshot.cards, *snapshot.others], snapshot.at, columns, selected)
     parts: list[RenderableType] = [head, _memory(snapshot, 24 if columns >= WIDE else 16), Text(), *tiers]
     for title, lines in (
+        ("Nodes", _nodes(snapshot.nodes, columns)),
         ("Requests", _requests(snapshot, columns)),
         ("Jobs", _jobs(snapshot)),
         ("Events", _events(snapshot)),
@@ -141,6 +152,18 @@ def spark(samples: Sequence[Sample], now: float) -> str:
 
 def _level(value: float | None, top: float) -> int:
     return 0 if value is None else 1 + round(value / top * (len(BLOCKS) - 2))
+
+
+def _nodes(nodes: Sequence[NodeView], columns: int) -> list[Text]:
+    """Draw the other nodes of the fleet, under column heads."""
+    rows = [
+        [
+            *(view.node.name, _label(StatusLabel(view.shape, view.word)), str(view.node.running)),
+            *(" ".join(view.tiers) or "-", view.node.version or view.node.kind, printable(view.problem or "-")),
+        ]
+        for view in nodes
+    ]
+    return tables.table(NODE_COLUMNS, rows, columns) if rows else []
 
 
 def _requests(snapshot: Snapshot, columns: int) -> list[Text]:

@@ -8,7 +8,9 @@ import pytest
 
 from mlxq import cli
 from mlxq.doctor import checks
-from state import fleet
+from mlxq.top import draw
+from mlxq.web import nodes
+from state import event, fleet
 from state.db import Database
 from state.fleet import Node, ServedModel
 
@@ -41,6 +43,25 @@ def test_nodes_are_shown_wherever_the_state_is(rows: Database, capsys: pytest.Ca
         "the node desk: away: 10.0.0.3:4000 does not answer",
         "the node studio answers",
     ]
+
+
+def test_an_outage_is_explained_and_a_view_of_80_columns_cuts_no_figure(
+    rows: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = "away: 10.0.0.3:4000 does not answer: nothing within 2 s"
+    fleet.put(rows, Node("studio", "mlxq", "https://10.0.0.2:4000", serves=SERVES, seen_at=rows.now(), running=12))
+    fleet.put(rows, Node("desk", "mlxq", "https://10.0.0.3:4000", problem=away, seen_at=rows.now()))
+    event.record(rows, "node_lost", subject="desk", cause=away.removeprefix("away: "))
+    assert cli.run(["why", "desk"]) == cli.run(["why"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("desk Node away 10.0.0.3:4000 does not answer: nothing within 2 s") == 2
+    assert shown.count(f"desk (down): {away}.") == 2
+    assert cli.run(["why", "nosuch"]) == 1
+
+    lines = [line.plain for line in draw._nodes(nodes.listing(rows), 80)]
+    assert all(len(line) <= 80 for line in lines), lines
+    assert [line.split()[0] for line in lines] == ["NODE", "desk", "studio"]
+    assert "12" in lines[2].split()
 
 
 def test_what_runs_on_this_node_alone_is_not_sent(rows: Database, capsys: pytest.CaptureFixture[str]) -> None:
