@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import field, replace
 
 from catalog.fit import PREFILL_STEP
 from catalog.intent import FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
@@ -52,6 +52,8 @@ class FleetMachine:
     reuses: Reuses = full_attention
     stays: bool = False
     """Whether it is to stay as it is."""
+    plans: bool = False
+    """Whether it is the one that plans: apps ask its own gateway, so it always serves."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,6 @@ class FleetPlan:
         """Return the machines that have a tier."""
         return [role for role in self.roles if tier in role.worth]
 
-    def role(self, name: str) -> Role | None:
-        """Return the role of a machine; None where it was not planned for."""
-        return next((role for role in self.roles if role.name == name), None)
-
 
 def plan(machines: Sequence[FleetMachine], models: Mapping[str, Model], intent: str = "balanced") -> FleetPlan:
     """Return the best roles for these machines. Raises KeyError for an unknown intent.
@@ -110,16 +108,15 @@ def plan(machines: Sequence[FleetMachine], models: Mapping[str, Model], intent: 
     offered = _roles(machines, models, intent)
     able = {name: roles for name, roles in offered.items() if roles}
     if len(able) > 1:
-        able = {name: [*roles, *_idle(machine_of(machines, name))] for name, roles in able.items()}
+        able |= {
+            entry.name: [*able[entry.name], Role(entry.name)]
+            for entry in machines
+            if entry.name in able and not (entry.stays or entry.plans)
+        }
     layout = _best(list(able.values()), wishes) if able else ()
     alone = [next((role for role in roles if len(role.worth) == len(TIERS)), roles[0]) for roles in able.values()]
     unplanned = {entry.name: _unplanned(entry, models) for entry in machines if entry.name not in able}
     return FleetPlan(intent, tuple(layout), tuple(alone), unplanned)
-
-
-def machine_of(machines: Sequence[FleetMachine], name: str) -> FleetMachine:
-    """Return the machine of a name. Raises StopIteration."""
-    return next(entry for entry in machines if entry.name == name)
 
 
 def _unplanned(entry: FleetMachine, models: Mapping[str, Model]) -> str:
@@ -128,10 +125,6 @@ def _unplanned(entry: FleetMachine, models: Mapping[str, Model]) -> str:
     if entry.stays and unknown:
         return f"stays as it is, with {unknown[0]}, which the catalog does not have"
     return "stays as it is" if entry.stays else "no model of the catalog fits in its memory"
-
-
-def _idle(entry: FleetMachine) -> list[Role]:
-    return [] if entry.stays else [Role(entry.name)]
 
 
 def _roles(machines: Sequence[FleetMachine], models: Mapping[str, Model], intent: str) -> dict[str, list[Role]]:
@@ -146,13 +139,9 @@ def _roles(machines: Sequence[FleetMachine], models: Mapping[str, Model], intent
         alike = (entry.machine, entry.budget_bytes, tuple(entry.measured), *map(entry.reuses, models.values()))
         if alike not in known_roles:
             known_roles[alike] = [role for tiers in ROLES if (role := _recommended(entry, models, intent, tiers))]
-        fresh = [_named(role, entry.name) for role in known_roles[alike]]
+        fresh = [replace(role, name=entry.name) for role in known_roles[alike]]
         offered[entry.name] = _present_first(fresh, present)
     return offered
-
-
-def _named(role: Role, name: str) -> Role:
-    return Role(name, role.picks, role.worth, role.speeds)
 
 
 def _present_first(roles: Sequence[Role], present: Role | None) -> list[Role]:
@@ -171,8 +160,7 @@ def _present(entry: FleetMachine, models: Mapping[str, Model], intent: str) -> R
             entry.machine, models, entry.now, intent,
             budget_bytes=entry.budget_bytes, measured=entry.measured, reuses=entry.reuses,
         )  # fmt: skip
-        role = _role(entry, models, recommendation, intent)
-        return Role(role.name, role.picks, role.worth, role.speeds, stays=True)
+        return replace(_role(entry, models, recommendation, intent), stays=True)
     return None
 
 

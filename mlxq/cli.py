@@ -65,7 +65,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "Fleet": {
         "node": "Join machines to one fleet, and look at its nodes.",
-        "fleet": "Plan which machine of the fleet serves what.",
+        "fleet": "Plan which machine of the fleet serves what, and change one after another.",
     },
     "Settings": {
         "config": "Read and change settings.",

@@ -38,7 +38,7 @@ WIDE = 100
 """Columns from which every pull has a bar; below, the total alone has one."""
 SMALL_FILE = 10_000_000
 """Bytes; a smaller file is done before its name is read."""
-SUBJECTS = ("service", "model", "source", "target", "folder", "name", "batch", "engine", "tier", "purpose")
+SUBJECTS = ("service", "model", "source", "target", "folder", "name", "batch", "engine", "tier", "purpose", "node")
 """The arguments that say what a job is about."""
 
 

@@ -28,11 +28,13 @@ NodeState = Literal["joined", "draining"]
 NAME = re.compile(settings.NODE_NAME)
 INVITATION_S = 600.0
 """Seconds for which an invitation is valid, by the clock of the node that invites."""
-FACT = "fleet"
+FACT, CHANGING = "fleet", "fleet_changing"
 FORGOTTEN_S = 86400.0
 """After this an expired invitation is not known any more."""
 REQUESTS_KEPT_S = 7 * 86400.0
 """How long a request for a job is known again."""
+
+LIVE = "SELECT count(*) FROM jobs WHERE id = ? AND state IN ('blocked', 'queued', 'running')"
 
 NODES = """
 CREATE TABLE nodes (
@@ -127,11 +129,13 @@ class Node:
     joined_at: float = 0.0
     addresses: tuple[str, ...] = ()
     """Every base URL that it is known to have."""
+    changed_by: int | None = None
+    """The job of this machine that changes it now; it is offered for nothing meanwhile."""
 
     @property
     def offered(self) -> dict[str, ServedModel]:
-        """Return what it is to be asked for: nothing while it drains, and nothing that it does not have."""
-        if self.state == "draining":
+        """Return what it is to be asked for: nothing while it drains or changes, and nothing that it does not have."""
+        if self.state == "draining" or self.changed_by is not None:
             return {}
         return {name: served for name, served in self.serves.items() if name not in self.missing}
 
@@ -150,18 +154,22 @@ class Membership:
     joined_at: float = 0.0
 
 
+COLUMNS = tuple(entry.name for entry in fields(Node) if entry.name != "changed_by")
+
+
 # ---------------------------------------------------------------- nodes
 
 
 def nodes(db: Database) -> list[Node]:
     """Return every node by name, this one not among them."""
-    return [_node(row) for row in db.rows("SELECT * FROM nodes ORDER BY name")]
+    by = changing(db)
+    return [_node(row, by) for row in db.rows("SELECT * FROM nodes ORDER BY name")]
 
 
 def find(db: Database, name: str) -> Node | None:
     """Return the node of a name; None where there is none."""
     row = db.row("SELECT * FROM nodes WHERE name = ?", (name,))
-    return None if row is None else _node(row)
+    return None if row is None else _node(row, changing(db))
 
 
 def get(db: Database, name: str) -> Node:
@@ -177,7 +185,7 @@ def get(db: Database, name: str) -> Node:
 def put(db: Database, node: Node) -> None:
     """Add a node, or replace the one of its name."""
     db.run("DELETE FROM nodes WHERE name = ?", (node.name,))
-    values = {entry.name: getattr(node, entry.name) for entry in fields(node)}
+    values = {name: getattr(node, name) for name in COLUMNS}
     db.insert("nodes", _columns(values) | {"joined_at": node.joined_at or db.now()})
     db.wake()
 
@@ -199,16 +207,22 @@ def change(db: Database, name: str, **values: Any) -> bool:
     return True
 
 
-def report_missing(db: Database, name: str, model: str) -> bool:
-    """Record that a node answered 404 for a name that it says it serves; return whether that is new.
+@atomic
+def begin_change(db: Database, name: str, job: int) -> None:
+    """Have a machine, this one too, offered for nothing while a job changes it."""
+    facts.put(db, CHANGING, {**facts.get(db, CHANGING), name: job})
 
-    The node is no longer offered for it until that changes.
-    """
-    with db.transaction():
-        node = find(db, name)
-        if node is None or model not in node.serves or model in node.missing:
-            return False
-        return change(db, name, missing=(*node.missing, model))
+
+@atomic
+def end_change(db: Database, name: str) -> None:
+    """Have a machine offered again; one that the user drains stays so."""
+    facts.put(db, CHANGING, {other: job for other, job in facts.get(db, CHANGING).items() if other != name})
+
+
+def changing(db: Database) -> dict[str, int]:
+    """Return the machines that jobs change, each with its job. A job that ended, however it did, holds none."""
+    rows = facts.get(db, CHANGING)
+    return {name: job for name, job in rows.items() if db.value(LIVE, (job,))}
 
 
 @atomic
@@ -413,12 +427,12 @@ def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _node(row: Row) -> Node:
-    values: dict[str, Any] = {entry.name: row[entry.name] for entry in fields(Node)}
+def _node(row: Row, by: Mapping[str, int]) -> Node:
+    values: dict[str, Any] = {name: row[name] for name in COLUMNS}
     values["serves"] = {name: ServedModel(**served) for name, served in json_mapping(row["serves"]).items()}
     for name in ("missing", "addresses"):
         values[name] = tuple(json_strings(row[name]))
-    return Node(**values)
+    return Node(**values, changed_by=by.get(row["name"]))
 
 
 def _membership(row: Row) -> Membership:

@@ -207,6 +207,14 @@ KINDS: Mapping[str, Kind] = {
         ),
         Kind("upgrade", "upgrade mlxq", max_attempts=2, limit_s=7200, unique_key="upgrade"),
         Kind("downgrade", "take the latest upgrade of mlxq back", limit_s=300, unique_key="upgrade:back"),
+        Kind(
+            "change_node",
+            "change what a node of the fleet serves",
+            limit_s=90000,
+            unique_key="node:{node}",
+            key_args=("choice", "intent"),
+        ),
+        Kind("upgrade_node", "upgrade mlxq on a node of the fleet", limit_s=10800, unique_key="node:{node}:upgrade"),
         Kind("rotate", "rotate the logs", limit_s=300, unique_key="rotate"),
         Kind("prune_jobs", "delete old jobs", unique_key="prune_jobs"),
         Kind(

@@ -291,7 +291,7 @@ def compose(
     """
     from catalog import score
 
-    wanted = {tier: _named(words, models) for tier, words in choice.items()}
+    wanted = {tier: named(words, models) for tier, words in choice.items()}
     share = _tier_budget(machine, request)
 
     def composed(choice: Mapping[str, tuple[str, str]]) -> Recommendation:
@@ -326,7 +326,7 @@ def _what_fits(
     return "None of them would fit alone."
 
 
-def _named(words: str, models: Mapping[str, Model]) -> tuple[str, str]:
+def named(words: str, models: Mapping[str, Model]) -> tuple[str, str]:
     """Read "model quant". Raises NotFound, UsageProblem for a quant that does not exist."""
     name, _, quant = words.partition(" ")
     model = find(name, models).model

@@ -210,7 +210,9 @@ def _token(text: str | None) -> str:
     if text is not None:
         return text
     if not sys.stdin.isatty():
-        raise UsageProblem("A token is needed; a machine of the fleet prints one.", hint="mlxq node invite")
+        raise UsageProblem(
+            "A token is needed; a machine of the fleet prints one.", hint="mlxq node invite   (on that machine)"
+        )
     return click.prompt("Token", err=True, hide_input=True)
 
 

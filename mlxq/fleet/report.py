@@ -63,7 +63,7 @@ def state(node: Node) -> str:
     """Return a node's state in one word: healthy, degraded, down or draining."""
     if is_lost(node):
         return "down"
-    if node.state == "draining":
+    if node.state == "draining" or node.changed_by is not None:
         return "draining"
     return "degraded" if node.problem else "healthy" if node.seen_at else "joining"
 
@@ -72,6 +72,8 @@ def problem(node: Node) -> str | None:
     """Return what is wrong with a node; another version of mlxq too."""
     if node.problem:
         return node.problem
+    if node.changed_by is not None:
+        return f"job {node.changed_by} changes it"
     if node.version and node.version != __version__:
         return f"runs mlxq {node.version}, this node {__version__}"
     return None

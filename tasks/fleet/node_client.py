@@ -86,6 +86,13 @@ class NodeClient(AbstractContextManager["NodeClient"]):
 
     def serves(self, name: str) -> bool:
         """Return whether the node has a model, by asking for one token of it. Raises NodeFailure."""
+        return self._asked_for(name).status_code != MISSING
+
+    def answers(self, name: str) -> bool:
+        """Return whether the node answers with one token of a model. Raises NodeFailure."""
+        return self._asked_for(name).status_code == OK
+
+    def _asked_for(self, name: str) -> httpx.Response:
         served = self.node.serves.get(name)
         body = {
             "model": served.model if served else name,
@@ -93,19 +100,20 @@ class NodeClient(AbstractContextManager["NodeClient"]):
             "max_tokens": PROBE_TOKENS,
         }
         url = f"{self.node.address}/v1/chat/completions"
-        return self._response("POST", url, json.dumps(body).encode()).status_code != MISSING
+        return self._response("POST", url, json.dumps(body).encode())
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of the node's fleet route. Raises the error that the node answers, Offline."""
         content = b"" if body is None else json.dumps(dict(body)).encode()
         return self._asked(method, path, content, {})
 
-    def post_jobs(self, command: str, args: Mapping[str, Any]) -> list[int]:
+    def post_jobs(self, command: str, args: Mapping[str, Any], idempotency_key: str = "") -> list[int]:
         """Have the node enqueue jobs, and return their numbers there. Asked again where no answer came: never twice.
 
+        `idempotency_key`: 16 to 64 letters and digits, the same for the same request; a new one where it is empty.
         Raises the error that the node answers, Offline.
         """
-        idempotency_key = secrets.token_urlsafe(24)
+        idempotency_key = idempotency_key or secrets.token_urlsafe(24)
         content = json.dumps({"command": command, "args": dict(args)}).encode()
         headers = {IDEMPOTENCY_KEY: idempotency_key, SIGNATURE: sign(self._key, idempotency_key, content)}
         try:

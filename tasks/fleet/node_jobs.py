@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from catalog.intent import INTENTS, TIERS
 from catalog.problems import UnknownModel
-from state import fleet, ledger, service, stack, weights
+from state import fleet, job, ledger, service, stack, weights
 from state.db import Database, atomic
-from state.errors import NotFound, NotRunning, UsageProblem
+from state.errors import Busy, NotFound, NotRunning, UsageProblem
 from state.job import Job, NewJob, get, of_chain
 from tasks import recommend, stack_jobs, tier_requests
 from tasks.kinds import new
@@ -34,7 +35,7 @@ class NodeCommand:
     jobs: Callable[[Database, Mapping[str, Any]], Sequence[NewJob | int]]
     """Returns what is to be enqueued, and the numbers of jobs that are enqueued already."""
     takes: Mapping[str, type]
-    """Arguments with their types; a list has strings."""
+    """Arguments with their types; a list has strings, a dict has a string for each of some tiers."""
     required: frozenset[str] = frozenset()
 
 
@@ -50,8 +51,8 @@ def enqueue(db: Database, key: str, idempotency_key: str, command: str, args: Ma
     if before is not None:
         return before
     wanted = COMMANDS[command].jobs(db, checked)
-    fresh = [job for job in wanted if isinstance(job, NewJob)]
-    numbers = [job for job in wanted if isinstance(job, int)]
+    fresh = [entry for entry in wanted if isinstance(entry, NewJob)]
+    numbers = [entry for entry in wanted if isinstance(entry, int)]
     numbers += [number for number, _ in ledger.enqueue_all(db, fresh).values()] if fresh else []
     fleet.answer(db, key, idempotency_key, digest, numbers)
     return numbers
@@ -71,29 +72,35 @@ def check(command: str, args: Mapping[str, Any]) -> dict[str, Any]:
 def _fits(value: Any, kind: type) -> bool:
     if kind is list:
         return isinstance(value, list) and len(value) <= MOST_NAMES and all(_fits(entry, str) for entry in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if kind is dict:
+        rows = cast("dict[Any, Any]", value) if isinstance(value, dict) else {None: None}
+        return rows.keys() <= set(TIERS) and all(_fits(entry, str) for entry in rows.values())
     if isinstance(value, bool) or kind is bool:
         return kind is bool and isinstance(value, bool)
     return isinstance(value, kind) and len(str(value)) <= LONGEST_NAME
 
 
 def listing(db: Database, key: str) -> list[Job]:
-    """Return the jobs that a key asked for, and those that came of them, the newest first."""
-    chains = dict.fromkeys(get(db, number).chain for number in fleet.asked(db, key) if _exists(db, number))
-    jobs = [job for chain in chains for job in of_chain(db, chain)]
-    return sorted(jobs, key=lambda job: -job.id)[:SHOWN]
+    """Return the newest jobs that a key asked for, and those that came of them, the newest first."""
+    jobs = [row for chain in _chains(db, key) for row in of_chain(db, chain)]
+    return sorted(jobs, key=lambda row: -row.id)[:SHOWN]
 
 
 def find(db: Database, key: str, number: int) -> list[Job]:
     """Return a job of a key, with what came of it. Raises NotFound for one that another asked for."""
-    mine = {job.id: job for job in listing(db, key)}
-    if number not in mine:
+    if not _exists(db, number) or (chain := get(db, number).chain) not in _chains(db, key):
         raise NotFound(f"There is no job {number} of this fleet here.")
-    return of_chain(db, mine[number].chain)
+    return of_chain(db, chain)
 
 
-def document(job: Job) -> dict[str, Any]:
+def _chains(db: Database, key: str) -> list[int]:
+    """Return the chains of the jobs that a key asked for."""
+    return list(dict.fromkeys(get(db, number).chain for number in fleet.asked(db, key) if _exists(db, number)))
+
+
+def document(row: Job) -> dict[str, Any]:
     """Return a job as another node is shown it."""
-    return {name: value for name, value in asdict(job).items() if name not in {"owner", "unique_key"}}
+    return {name: value for name, value in asdict(row).items() if name not in {"owner", "unique_key"}}
 
 
 def _exists(db: Database, number: int) -> bool:
@@ -188,6 +195,38 @@ def _restart(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
     return stack_jobs.restart_in_turn(names)
 
 
+def _stack(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
+    """Return the jobs that make these models of the catalog the stack, as setup does.
+
+    Raises NotFound, UsageProblem, Busy where another choice is under way.
+    """
+    models = recommend.all_models(db.home)
+    for words in args["choice"].values():
+        recommend.named(words, models)
+    if not args["choice"] or args["intent"] not in INTENTS:
+        raise UsageProblem(f"No stack is chosen for the intent {args['intent'][:40]!r}.")
+    wanted = {"intent": args["intent"], "choice": args["choice"], "pull": True, "start": True}
+    _require_same(db, "score", wanted)
+    return [new("detect"), new("score", wanted, needs=["detect"])]
+
+
+def _upgrade(db: Database, args: Mapping[str, Any]) -> list[NewJob]:
+    """Return the job that upgrades mlxq. Raises UsageProblem for an installation that other tools upgrade, Busy."""
+    from tasks.upgrade import installation
+
+    installation.require_upgradable()
+    wanted = {"to": args.get("to")}
+    _require_same(db, "upgrade", wanted)
+    return [new("upgrade", wanted)]
+
+
+def _require_same(db: Database, kind: str, args: Mapping[str, Any]) -> None:
+    """Raise Busy where a job of which there is one at a time does something else."""
+    for row in job.listing(db, kind=kind):
+        if row.live and any(row.args.get(name) != value for name, value in args.items()):
+            raise Busy(f"Job {row.id} ({kind}) is under way here with other choices.")
+
+
 COMMANDS: Mapping[str, NodeCommand] = {
     "pull": NodeCommand(_pull, {"model": str, "quant": str, "force": bool, "bench": bool}, frozenset({"model"})),
     "rm": NodeCommand(_rm, {"model": str, "force": bool}, frozenset({"model"})),
@@ -198,5 +237,7 @@ COMMANDS: Mapping[str, NodeCommand] = {
     "unload": NodeCommand(_unload, {"model": str}, frozenset({"model"})),
     "bench": NodeCommand(_bench, {"target": str, "save": bool}, frozenset({"target"})),
     "verify": NodeCommand(_verify, {"model": str}),
+    "stack": NodeCommand(_stack, {"choice": dict, "intent": str}, frozenset({"choice", "intent"})),
+    "upgrade": NodeCommand(_upgrade, {"to": str}),
 }
 """Everything that a node may be asked for."""

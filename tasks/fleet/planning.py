@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from catalog import fleet as catalog
@@ -14,7 +14,8 @@ from state import facts, fleet
 from state.db import Database
 from state.errors import MlxqError, NotFound
 from state.fleet import Node
-from tasks import recommend
+from state.job import NewJob
+from tasks import kinds, recommend
 from tasks.fleet import identity, machine, machine_report
 from tasks.fleet.machine_report import NodeMachine
 from tasks.fleet.node_client import NodeClient
@@ -73,7 +74,8 @@ def _own(db: Database, name: str, keep: Collection[str]) -> NodeMachine:
     """Return what this machine is. Raises NotSetUp, MlxqError."""
     described = machine.describe(db)
     try:
-        return machine_report.read(name, described, stays=name in keep)
+        own = machine_report.read(name, described, stays=name in keep)
+        return replace(own, plan=replace(own.plan, plans=True))
     except ValueError as problem:
         message = f"What is known of this machine is no row of a machine: {problem}."
         raise MlxqError(message, hint="mlxq setup") from problem
@@ -111,8 +113,23 @@ def plan(db: Database, machines_asked: Asked, intent: str | None = None) -> Plan
     readable = {name: entry for name, entry in machines_asked.items() if not isinstance(entry, str)}
     plan_made = catalog.plan([entry.plan for entry in readable.values()], models, wanted)
     silent = {name: entry for name, entry in machines_asked.items() if isinstance(entry, str)}
-    plan_made = FleetPlan(plan_made.intent, plan_made.roles, plan_made.alone, {**plan_made.unplanned, **silent})
+    plan_made = replace(plan_made, unplanned={**plan_made.unplanned, **silent})
     quants = {f"{model.id} {name}": quant for model in models.values() for name, quant in model.quants.items()}
     sources = {words: quant.source for words, quant in quants.items()}
     sizes = {quant.source: quant.bytes for quant in quants.values()}
     return PlannedFleet(identity.own_name(db.home), readable, plan_made, sizes, sources)
+
+
+def changes(planned: PlannedFleet) -> list[NewJob]:
+    """Return the jobs that make the fleet as planned; the first that fails stops those after it."""
+    wanted = [(role.name, {"choice": role.choice, "intent": planned.plan.intent}) for role in planned.changes]
+    return in_turn("change_node", wanted)
+
+
+def in_turn(kind: str, wanted: Sequence[tuple[str, Mapping[str, Any]]]) -> list[NewJob]:
+    """Return one job for each machine, each of which needs the one before. `wanted`: its name and other arguments."""
+    labels = [f"{kind} {name}" for name, _ in wanted]
+    return [
+        kinds.new(kind, {"node": name, **args}, needs=labels[:number][-1:], label=labels[number])
+        for number, (name, args) in enumerate(wanted)
+    ]

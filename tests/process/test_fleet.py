@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ import pytest
 from support import loopback, machines
 from support.fleet import Machine
 from support.mlxq_home import until
+from support.ports import free_port
 
-from state import facts, keys, secrets
+from state import facts, job, keys, ledger, secrets, settings, stack
+from state import fleet as fleet_rows
 from state.db import open_database
-from tasks.fleet import token
+from state.job import Job, JobState
+from tasks.fleet import planning, token
 from tasks.fleet.node_client import IDEMPOTENCY_KEY, SIGNATURE, sign
 from tasks.gateway.fleet.api import JOBS, MEMBER, ROUTES, STATUS
 from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+MODEL = "smollm2-135m int4"
+THREE = {"standard": MODEL, "fast": MODEL, "longctx": MODEL}
 CHAT = {"model": "standard", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
 PULL = {"command": "restart", "args": {"names": ["standard"]}}
 
@@ -37,7 +42,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, builtin_model: Path) -> Iter
     root = tmp_path_factory.mktemp("fleet")
     machines = tuple(Machine(name, root / name, builtin_model) for name in ("mini", "studio"))
     for machine in machines:
+        settings.write(machine.home, "tier-port-base", free_port())
         machine.up()
+        machine.mlxq.ended(machine.mlxq.put("detect"))
     yield machines[0], machines[1]
     for machine in machines:
         machine.close()
@@ -53,24 +60,26 @@ def master(machine: Machine) -> str:
 
 
 class Asking(threading.Thread):
-    """Asks a gateway on loopback, one request after another, until it is stopped."""
+    """Asks gateways on loopback, one request after another, until it is stopped."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, choose: Callable[[], Machine]) -> None:
+        """`choose`: whom to ask next."""
         super().__init__(daemon=True)
-        self.machine = machine
+        self.choose = choose
         self.over = threading.Event()
         self.answers: list[int] = []
 
     def run(self) -> None:
-        url, headers = f"http://127.0.0.1:{self.machine.port}", {"Authorization": f"Bearer {master(self.machine)}"}
         while not self.over.is_set():
+            machine = self.choose()
+            url, headers = f"http://127.0.0.1:{machine.port}", {"Authorization": f"Bearer {master(machine)}"}
             self.answers.append(loopback.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers).status_code)
 
 
 def test_a_machine_joins_within_seconds_and_refuses_nothing_meanwhile(fleet: tuple[Machine, Machine]) -> None:
     mini, studio = fleet
     text = invited(mini)
-    asking = Asking(studio)
+    asking = Asking(lambda: studio)
     asking.start()
     began = time.monotonic()
     said = studio.run("node", "join", "-", "--yes", text=text)
@@ -105,6 +114,8 @@ def test_an_invitation_counts_once_and_one_that_is_not_right_changes_nothing(fle
     studio.run("config", "set", "node-name", "studio")
     assert "studio serves" in studio.run("node", "join", "-", "--yes", text=again), "it used nothing up"
     assert "this machine" in mini.run("node", "remove", "mini", "--yes", code=2)
+    place = f"127.0.0.2:{mini.port}"
+    until(lambda: place in (said := studio.run("node", "join", code=2)) and "A token is needed" in said, 60)
 
 
 def test_a_job_for_a_node_is_done_there_once(fleet: tuple[Machine, Machine]) -> None:
@@ -129,16 +140,93 @@ def test_a_job_for_a_node_is_done_there_once(fleet: tuple[Machine, Machine]) -> 
         assert "was used for another request" in replayed.text
 
 
-def test_a_plan_asks_each_machine_what_it_is(fleet: tuple[Machine, Machine]) -> None:
+def test_a_plan_asks_each_machine_what_it_is_and_changes_nothing(fleet: tuple[Machine, Machine]) -> None:
     """Over the pinned TLS, with the key of the fleet."""
+    mini, _ = fleet
+    found = [facts.get(machine.mlxq.db, "machine") for machine in fleet]
     for machine in fleet:
-        db = open_database(machine.home)
-        facts.put(db, "machine", asdict(machines.named("M4 Pro", 48)))
-        db.close()
-    planned = fleet[0].document("fleet", "plan", "--intent", "agent-fleet")
+        facts.put(machine.mlxq.db, "machine", asdict(machines.named("M4 Pro", 48)))
+    planned = mini.document("fleet", "plan", "--intent", "agent-fleet")
 
     assert [node["name"] for node in planned["nodes"]] == ["mini", "studio"], planned
     assert set().union(*(node["tiers"] for node in planned["nodes"])) == {"standard", "fast", "longctx"}
+    assert "To be changed, in this order: studio, mini." in mini.run("fleet", "apply", "--dry-run")
+    assert "stdin is not a terminal" in mini.run("fleet", "apply", code=2)
+    for machine, row in zip(fleet, found, strict=True):
+        facts.put(machine.mlxq.db, "machine", row)
+
+
+def begun(mini: Machine, kind: str, *names: str, **args: Any) -> list[int]:
+    """Enqueue what `fleet apply` or `fleet upgrade` does for these machines; give the jobs."""
+    jobs = planning.in_turn(kind, [(name, args) for name in names])
+    return [number for number, _ in ledger.enqueue_all(mini.mlxq.db, jobs).values()]
+
+
+def ended(mini: Machine, numbers: list[int]) -> list[Job]:
+    return [mini.mlxq.ended(number) for number in numbers]
+
+
+def states(jobs: list[Job]) -> list[JobState]:
+    return [row.state for row in jobs]
+
+
+def asked_there(machine: Machine) -> int:
+    """Give how often a machine was asked for a stack."""
+    return machine.mlxq.db.value("SELECT count(*) FROM jobs WHERE kind = 'score'")
+
+
+def changing(machine: Machine) -> Mapping[str, int]:
+    """Give the machines that are changed now, in another thread."""
+    db = open_database(machine.home)
+    try:
+        return fleet_rows.changing(db)
+    finally:
+        db.close()
+
+
+def test_each_machine_changes_while_the_other_serves_whoever_dies_meanwhile(fleet: tuple[Machine, Machine]) -> None:
+    """The worker that applies is killed, and then the node that is changed: all goes on, and nothing is asked twice."""
+    mini, studio = fleet
+    asking = Asking(lambda: studio if "mini" in changing(mini) else mini)
+    asking.start()
+    numbers = begun(mini, "change_node", "studio", "mini", choice=THREE, intent="balanced")
+    until(lambda: asked_there(studio))
+    mini.mlxq.kill_worker()
+    assert fleet_rows.get(mini.mlxq.db, "studio").offered == {}
+    assert fleet_rows.get(mini.mlxq.db, "studio").changed_by == numbers[0]
+    gateway = studio.mlxq.one("gateway")
+    studio.mlxq.kill_worker()
+    process.stop(studio.mlxq.identity("gateway"), 0)
+    mini.mlxq.work_with_fakes()
+    until(lambda: "is away" in str(job.get(mini.mlxq.db, numbers[0]).phase))
+    studio.mlxq.work_with_fakes()
+    studio.mlxq.await_next(gateway)
+    done = ended(mini, numbers)
+    asking.over.set()
+    asking.join()
+
+    assert states(done) == [JobState.SUCCEEDED] * 2, [row.error for row in done]
+    assert [row.result for row in done] == [{"node": name, "changed": True} for name in ("studio", "mini")]
+    assert asked_there(studio) == 1
+    assert set(asking.answers) == {200}
+    assert [{tier.name for tier in stack.tiers(machine.mlxq.db)} for machine in fleet] == [set(THREE)] * 2
+    until(lambda: set(THREE) <= mini.nodes()["studio"]["serves"].keys(), 30)
+    again = ended(mini, begun(mini, "change_node", "studio", "mini", choice=THREE, intent="balanced"))
+    assert [row.result["changed"] for row in again] == [False] * 2, "what is as planned is left alone"
+
+
+def test_the_first_machine_that_fails_stops_those_after_it(fleet: tuple[Machine, Machine]) -> None:
+    mini, _ = fleet
+    wrong = begun(mini, "change_node", "studio", "mini", choice={"standard": "no-such-model int4"}, intent="balanced")
+    upgrade = mini.run("fleet", "upgrade", "--yes", code=2)
+    refused = begun(mini, "upgrade_node", "studio")
+
+    assert states(rows := ended(mini, wrong)) == [JobState.FAILED, JobState.CANCELLED]
+    assert "There is no model 'no-such-model'" in str(rows[0].error)
+    assert "runs from a checkout" in upgrade
+    (row,) = ended(mini, refused)
+    assert "runs from a checkout" in str(row.error)
+    assert {"standard", "fast", "longctx"} <= mini.nodes()["studio"]["serves"].keys(), "it is offered as before"
 
 
 def test_an_attacker_in_the_network_reaches_nothing(fleet: tuple[Machine, Machine]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from state import fleet, job, stack
 from state.db import Database
-from state.errors import MlxqError, NotFound, UsageProblem
+from state.errors import Busy, MlxqError, NotFound, UsageProblem
 from state.job import JobState
 from tasks.fleet import node_jobs
 from tasks.gateway.fleet.api import MOST_WRONG, WRONG_S, Attempts
@@ -63,9 +63,31 @@ def test_a_stop_ends_a_drain_that_waits_as_the_command_does(rows: Database, tier
     assert job.get(rows, drain).state is JobState.CANCELLED
 
 
+def test_a_stack_is_chosen_as_setup_does_and_not_beside_another_setup(rows: Database) -> None:
+    args = {"choice": {"standard": "qwen3.5-9b int4"}, "intent": "balanced"}
+    numbers = node_jobs.enqueue(rows, KEY, "a" * 24, "stack", args)
+
+    assert kinds(rows, numbers) == ["detect", "score"]
+    assert job.get(rows, numbers[1]).args == args | {"pull": True, "start": True}
+    assert node_jobs.enqueue(rows, KEY, "b" * 24, "stack", args)[1] == numbers[1], "the same is attached to"
+    with pytest.raises(Busy, match="is under way here with other choices"):
+        node_jobs.enqueue(rows, KEY, "c" * 24, "stack", args | {"intent": "agent-fleet"})
+
+
 REFUSED: Sequence[tuple[str, dict[str, Any]]] = (
     ("configure", {}),
     ("upgrade", {}),
+    ("upgrade", {"to": 7}),
+    ("upgrade", {"index": "https://evil.example"}),
+    ("stack", {}),
+    ("stack", {"choice": {}, "intent": "balanced"}),
+    ("stack", {"choice": {"standard": "qwen3.5-9b int4"}, "intent": "none"}),
+    ("stack", {"choice": {"standard": "org/any-repo int4"}, "intent": "balanced"}),
+    ("stack", {"choice": {"standard": "/etc int4"}, "intent": "balanced"}),
+    ("stack", {"choice": {"mine": "qwen3.5-9b int4"}, "intent": "balanced"}),
+    ("stack", {"choice": {"standard": {}}, "intent": "balanced"}),
+    ("stack", {"choice": "qwen3.5-9b", "intent": "balanced"}),
+    ("stack", {"choice": {"standard": "qwen3.5-9b int4"}, "intent": "balanced", "budget_pct": 90}),
     ("add_schedule", {"name": "x"}),
     ("pull", {}),
     ("pull", {"model": 7}),

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from state import fleet, service
+from state import fleet, ledger, service
 from state.db import Database
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.fleet import INVITATION_S, Membership, Node, ServedModel
+from state.job import NewJob
 
 SERVES = {"fast": ServedModel("fast", 65_536, 4, 61.5), "qwen3.5-4b": ServedModel("qwen3.5-4b", 65_536, 4)}
 STUDIO = Node(
@@ -50,14 +51,23 @@ def test_a_change_says_whether_anything_became_another(db: Database) -> None:
 
 
 def test_a_node_is_offered_for_what_it_has_until_it_drains(db: Database) -> None:
-    fleet.put(db, STUDIO)
+    fleet.put(db, replace(STUDIO, missing=("qwen3.5-4b",)))
 
-    assert fleet.report_missing(db, "studio", "qwen3.5-4b")
-    assert not fleet.report_missing(db, "studio", "qwen3.5-4b")
-    assert not fleet.report_missing(db, "studio", "what-it-never-said")
     assert fleet.get(db, "studio").offered == {"fast": SERVES["fast"]}
     fleet.change(db, "studio", state="draining")
     assert fleet.get(db, "studio").offered == {}
+
+
+def test_a_node_is_offered_for_nothing_while_a_job_changes_it_and_no_longer(db: Database) -> None:
+    fleet.put(db, STUDIO)
+    number, _ = ledger.enqueue(db, NewJob("change_node"))
+    fleet.begin_change(db, "studio", number)
+
+    assert fleet.get(db, "studio").changed_by == number
+    assert fleet.get(db, "studio").offered == {}
+    assert not fleet.change(db, "studio", state="joined"), "whether its user drains it is another matter"
+    ledger.cancel(db, number)
+    assert fleet.nodes(db) == [STUDIO], "a job that ended holds none, however it did"
 
 
 def test_a_removed_node_leaves_no_key(db: Database) -> None:
