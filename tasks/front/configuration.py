@@ -11,9 +11,9 @@ from typing import Any
 from state import fleet, keys, on_demand, secrets, settings, stack
 from state.db import Database
 from state.errors import MlxqError, UsageProblem
-from state.fleet import Node, ServedModel
+from state.fleet import Node
 from state.paths import Home
-from tasks.fleet import identity
+from tasks.fleet import identity, own_models
 from tasks.front import plan as front
 from tasks.front.plan import FrontFiles
 from tasks.plan import gateway
@@ -50,9 +50,11 @@ def own_node(db: Database) -> Node:
     engines |= {engine.name: engine for engine in stack.retrieval(db)}
     engines |= {entry.engine.model: entry.engine for entry in on_demand.models(db)}
     engines |= {tier.model: tier.engine for tier in tiers if tier.desired == "up"}
-    serves = {name: ServedModel(name, engine.context, engine.concurrency) for name, engine in engines.items()}
+    serves = {name: own_models.served(db, name, engine, engine.context) for name, engine in engines.items()}
     port: int = settings.load(db.home)["litellm-port"]
-    return Node(identity.own_name(db.home), "mlxq", f"http://{gateway.LOOPBACK}:{port}", serves=serves)
+    name = identity.own_name(db.home)
+    by = fleet.changing(db).get(name)
+    return Node(name, "mlxq", f"http://{gateway.LOOPBACK}:{port}", serves=serves, changed_by=by)
 
 
 def _keys(home: Home, nodes: list[Node]) -> dict[str, str]:

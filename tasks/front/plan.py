@@ -26,6 +26,8 @@ COOLDOWN_S = 5
 nothing (tasks/front/node_transport.py), so one that is back should soon be used."""
 PIN_S = 1800
 """How long a conversation that pauses keeps its node; an engine drops prompts that others need the room of."""
+FIRST, STANDING_IN = 1, 2
+"""LiteLLM's `order` of a tier's nodes: those that have it; while they are away the others, with what they have."""
 REDIS_S = 0.2
 """How long Redis may take: it is asked within each request, and everything works without it."""
 PATHS = {
@@ -117,7 +119,10 @@ def _deployments(nodes: Sequence[Node], keys: Mapping[str, str], own: str, field
         _deployment(group, node, served, keys[node.name], fields, weight(served.decode_tps, speeds[group]))
         for group, node, served in offers
     ]
-    for deployment, (_, node, _) in zip(deployments, offers, strict=True):
+    had = {group for group, node, _ in offers if group in node.offered}
+    for deployment, (group, node, _) in zip(deployments, offers, strict=True):
+        if group in had:
+            deployment["litellm_params"]["order"] = FIRST if group in node.offered else STANDING_IN
         if node.name == own:
             deployment["litellm_params"]["extra_headers"] = {CHECK: "1"}
     return deployments

@@ -60,6 +60,20 @@ def test_a_node_weighs_what_it_was_measured_and_the_mean_where_it_was_not() -> N
     assert weights["qwen3.5-4b@boreas"] == 1.0, "nothing was measured of this model"
 
 
+def test_nodes_that_do_not_have_a_tier_stand_in_for_those_that_do() -> None:
+    """As LiteLLM's `order` has it: the lowest of those that can be asked."""
+    fast = replace(ATLAS, serves={"fast": STANDARD})
+    order = {
+        entry["model_info"]["id"]: entry["litellm_params"].get("order")
+        for entry in made(fast, BOREAS).proxy["model_list"]
+    }
+
+    assert order == {
+        "fast@atlas": 1, "fast@boreas": 2, "standard@atlas": 2, "standard@boreas": 1, "qwen3.5-4b@boreas": 1,
+        "longctx@atlas": None, "longctx@boreas": None,
+    }, "no node has longctx: all are alike"  # fmt: skip
+
+
 def test_a_node_is_asked_at_its_address_for_what_it_calls_the_model_with_its_own_key() -> None:
     entries = {entry["model_info"]["id"]: entry for entry in made(ATLAS, BOX).proxy["model_list"]}
     asked = {name: entries["qwen3.5-4b@box"]["litellm_params"][name] for name in ("model", "api_base", "api_key")}
@@ -69,6 +83,7 @@ def test_a_node_is_asked_at_its_address_for_what_it_calls_the_model_with_its_own
 
 
 def test_a_node_that_drains_that_lied_or_whose_key_is_gone_is_not_asked() -> None:
+    assert not made(replace(ATLAS, changed_by=7)).proxy["model_list"], "a job changes it"
     liar = replace(BOREAS, missing=("qwen3.5-4b", "longctx"))
     files = made(replace(ATLAS, state="draining"), liar, BOX, keys={"atlas": "sk-a", "boreas": "sk-b"})
     assert deployments(files) == {"fast": ["boreas"], "standard": ["boreas"]}
