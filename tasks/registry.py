@@ -18,7 +18,7 @@ from tasks import (
     tuning,
 )
 from tasks.batches import answering
-from tasks.fleet import changing
+from tasks.fleet import announcing, changing
 from tasks.fleet import watch as node_watch
 from tasks.front import jobs as front
 from tasks.notify import deliver, watch
@@ -30,7 +30,7 @@ from tasks.upgrade import switch
 TASKS = (
     *(answering, assign, bench, configure, deliver, detect, engine, logs, prune, pull, sample, score, services),
     *(schedule, smoke_test, switch, tuning, watch, watchdog, fetching, idle, loading),
-    *(changing, node_watch, front),
+    *(announcing, changing, node_watch, front),
 )
 """Every module with a task; importing it here is what makes its kinds known."""
 

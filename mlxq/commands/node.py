@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,6 +21,8 @@ from tasks.plan.gateway import SERVICE as GATEWAY
 ALL_ADDRESSES = "0.0.0.0"  # noqa: S104 (the setting's word for all addresses)
 DRAINED_S = 600.0
 LOOK_S = 1.0
+SHOWN = 16
+"""Digits of a fingerprint that a list shows."""
 
 
 class NodeName(click.ParamType[str]):
@@ -71,14 +74,15 @@ def invite(*, yes: bool, as_json: bool) -> None:
 def join(token: str | None, *, yes: bool) -> None:
     """Join the fleet of the machine that printed TOKEN.
 
-    With `-` as TOKEN, read it from standard input; without one, ask for it. The gateway of this machine is opened to
-    other machines, encrypted; nothing it answers is refused meanwhile.
+    With `-` as TOKEN, read it from standard input; without one, list the machines that announce themselves in this
+    network, and ask for it. The gateway of this machine is opened to other machines, encrypted; nothing it answers is
+    refused meanwhile.
     """
     from tasks.fleet import identity, joining
     from tasks.fleet import token as tokens
 
     home = get_home()
-    invitation = tokens.parse(_token(token))
+    invitation = tokens.parse(_token(home, token))
     with jobs_client.changing(home) as db:
         _require_stack(home, db)
         inviter = joining.reach(invitation)
@@ -203,17 +207,36 @@ def _pair(text: str) -> tuple[str, str]:
     return tier, model
 
 
-def _token(text: str | None) -> str:
+def _token(home: Home, text: str | None) -> str:
     """Return the token: given, read from standard input, or asked for on a terminal."""
     if text == "-":
         return sys.stdin.readline()
     if text is not None:
         return text
+    _show_seen(home)
     if not sys.stdin.isatty():
         raise UsageProblem(
             "A token is needed; a machine of the fleet prints one.", hint="mlxq node invite   (on that machine)"
         )
     return click.prompt("Token", err=True, hide_input=True)
+
+
+def _show_seen(home: Home) -> None:
+    """List the machines that announce themselves in this network; what they say proves nothing."""
+    from tasks.fleet import discovery, identity
+
+    own = identity.own_name(home)
+    with suppress(OSError):  # no network
+        if machines := [machine for machine in discovery.browse(home) if machine.name != own]:
+            cells = [
+                [machine.name, machine.addresses[0], machine.version, machine.fingerprint[:SHOWN]]
+                for machine in machines
+            ]
+            render.table(["NODE", "ADDRESS", "VERSION", "FINGERPRINT"], cells, err=True)
+            render.say("They say so themselves; a token says which one to trust.")
+            render.next_step("mlxq node invite   (on the one that you trust)")
+            return
+    render.say("No machine in this network announces mlxq.")
 
 
 def _refuse_own(db: Database, name: str, hint: str) -> None:
