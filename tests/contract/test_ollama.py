@@ -118,6 +118,7 @@ def test_a_chat_whole_and_as_lines(client: Client, engine: ScriptedEngine):
             ("standard:latest", 7, 5),
         }
         assert last.total_duration
+        assert last.eval_duration, "clients divide by it"
         assert last.total_duration >= (last.prompt_eval_duration or 0) + (last.eval_duration or 0) > 0
 
 

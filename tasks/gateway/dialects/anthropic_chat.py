@@ -223,7 +223,7 @@ def _event(name: str, **fields: Any) -> bytes:
 class MessageTranslation:
     """A chat's answers as messages."""
 
-    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None, spoke: float | None) -> dict[str, Any]:  # noqa: A002, ARG002 - the fields' names
         """Return a whole answer, as `message` does."""
         return message(answer, id, stop)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ async def whole(exchange: Exchange) -> bytes:
     if plan.dialect is CHAT:
         exchange.turn = obj(first(filled.get("choices")).get("message"))
     if plan.translation:
-        return orjson.dumps(plan.translation.whole(filled, exchange.id, None))
+        return orjson.dumps(plan.translation.whole(filled, exchange.id, None, None))
     return content if filled is answer else orjson.dumps(filled)
 
 
@@ -103,15 +104,16 @@ def _filled(answer: Mapping[str, Any], reuse: ReuseSource) -> tuple[Mapping[str,
 
 
 async def _folded(exchange: Exchange) -> bytes:
-    plan, fold = exchange.plan, Fold()
+    plan, fold, spoke = exchange.plan, Fold(), None
     stopper = Stopper(plan.stops, exchange.count)
     async with aclosing(_cut(exchange, stopper)) as chunks:
         async for chunk in chunks:
+            spoke = spoke or (time.monotonic() if CHAT.look(chunk).spoke else None)
             fold.add(chunk)
     await _check_fold(plan, fold)
     answer, exchange.tokens, exchange.turn = fold.answer(), usage.read(fold.usage), fold.turn
     if plan.translation:
-        answer = plan.translation.whole(answer, exchange.id, stopper.hit)
+        answer = plan.translation.whole(answer, exchange.id, stopper.hit, spoke)
     return orjson.dumps(answer)
 
 

@@ -49,8 +49,8 @@ class Encoder(Protocol):
 class Translation(Protocol):
     """Writes a chat's answer in another dialect. `id` is the request's, without a prefix."""
 
-    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002 - the field's name
-        """Return a whole answer. `stop`: the stop string that ended it."""
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None, spoke: float | None) -> dict[str, Any]:  # noqa: A002 - the field's name
+        """Return a whole answer. `stop`: the stop string that ended it; `spoke`: when it began (monotonic seconds)."""
         ...
 
     def encoder(self, id: str, model: str) -> Encoder:  # noqa: A002 - the field's name
@@ -81,6 +81,8 @@ class Plan:
     """Whether at most one tool may be called: `parallel_tool_calls` false, which not every engine heeds."""
     thinking: ThinkingPlan = NONE
     """Whether the model thinks, and what the gateway has to limit."""
+    timed: bool = False
+    """Whether a whole answer says how long its prompt and its words took."""
     dropped: list[str] = field(default_factory=list[str])
     """What was left out and could be missed, such as tools that only OpenAI has."""
 
@@ -88,7 +90,7 @@ class Plan:
     def asks_stream(self) -> bool:
         """Whether the engine is asked for a stream: one can be cut off at a stop string, and be checked when cut."""
         checked = self.schema is not None and self.dialect is CHAT
-        return self.streams or bool(self.stops) or checked or self.thinking.budget is not None
+        return self.streams or bool(self.stops) or checked or self.timed or self.thinking.budget is not None
 
     @property
     def chunked(self) -> bool:
@@ -121,6 +123,7 @@ def plan(
         body, dialect = ollama_chat.to_chat(body), CHAT
     else:
         translation = None
+    timed = translation is not None
     body = defaults.fill(dialect, body, tier_defaults)
     body["model"] = model
     engine_fields.limit(body, longest_answer)
@@ -133,12 +136,12 @@ def plan(
         chat = _chat(anthropic_chat.to_chat(body), can, thinking)
         return replace(chat, shows_usage=True, translation=anthropic_chat.MessageTranslation())
     if dialect in {CHAT, COMPLETIONS}:
-        chat = _chat(body, can, thinking if dialect is CHAT else None)
+        chat = _chat(body, can, thinking if dialect is CHAT else None, timed=timed)
         return replace(chat, translation=translation) if dialect is CHAT else _completion(chat)
     return Plan(dialect, body, streams=False)
 
 
-def _chat(body: dict[str, Any], can: Abilities, tier: TierThinking | None) -> Plan:
+def _chat(body: dict[str, Any], can: Abilities, tier: TierThinking | None, *, timed: bool = False) -> Plan:
     stops, schema = _take_stops(body, can), None
     if "max_completion_tokens" in body:
         body["max_tokens"] = body.pop("max_completion_tokens")
@@ -155,9 +158,8 @@ def _chat(body: dict[str, Any], can: Abilities, tier: TierThinking | None) -> Pl
     needs_call = body.get("tool_choice") not in (None, "auto", "none")
     shown = bool(obj(body.pop("stream_options", None)).get("include_usage"))
     one_call = bool(body.get("tools")) and body.get("parallel_tool_calls") is False
-    chat = Plan(
-        CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call, one_call=one_call, thinking=thinking
-    )
+    chat = Plan(CHAT, body, bool(body.get("stream")), shown, stops, schema, needs_call)
+    chat = replace(chat, one_call=one_call, thinking=thinking, timed=timed)
     body.pop("stream", None)
     if chat.asks_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}

@@ -276,7 +276,7 @@ class ResponseTranslation:
             "usage": _usage(usage) if usage else None,
         }
 
-    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002, ARG002 - the protocol's names
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None, spoke: float | None) -> dict[str, Any]:  # noqa: A002, ARG002 - the protocol's names
         """Return a chat's whole answer as a response."""
         choice = first(answer.get("choices"))
         finish = str(choice.get("finish_reason") or "stop")

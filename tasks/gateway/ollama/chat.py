@@ -123,14 +123,14 @@ class OllamaTranslation:
         self._loaded_s = loaded_s
         self._generates = generates
 
-    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None) -> dict[str, Any]:  # noqa: A002, ARG002 - Ollama has no ids
+    def whole(self, answer: Mapping[str, Any], id: str, stop: str | None, spoke: float | None) -> dict[str, Any]:  # noqa: A002, ARG002 - Ollama has no ids
         """Return a whole answer."""
         choice = first(answer.get("choices"))
         parts = list(pieces(obj(choice.get("message"))))
         texts = {kind: "".join(part.text for part in parts if part.kind == kind) for kind in ("words", "thoughts")}
         calls = [called(part, part.text, at) for at, part in enumerate(part for part in parts if part.kind == "call")]
         shown = self.part(texts["words"], texts["thoughts"], calls)
-        return shown | self.ending(choice.get("finish_reason"), obj(answer.get("usage")), None)
+        return shown | self.ending(choice.get("finish_reason"), obj(answer.get("usage")), spoke)
 
     def encoder(self, id: str, model: str) -> OllamaEncoder:  # noqa: A002, ARG002 - Ollama has no ids
         """Return what writes a stream."""
