@@ -210,7 +210,7 @@ KINDS: Mapping[str, Kind] = {
         Kind(
             "change_node",
             "change what a node of the fleet serves",
-            limit_s=90000,
+            limit_s=86400,
             unique_key="node:{node}",
             key_args=("choice", "intent"),
         ),
