@@ -110,8 +110,9 @@ def test_a_change_that_does_not_work_changes_nothing(
     home: Home, db: Database, run: Run, serving: service.Service, every_upstream: dict[str, Upstream]
 ):
     """The tier is up, and the new configuration asks for it at a port where nothing listens."""
-    before = home.gateway_config.read_text()
-    stack.replace(db, [replace(every_upstream["standard"].tier(), port=free_port())])
+    before, tier = home.gateway_config.read_text(), replace(every_upstream["standard"].tier(), port=free_port())
+    stack.replace(db, [tier])
+    service.update(db, tier.name, port=tier.port)
 
     failed = run("configure")
 

@@ -230,7 +230,7 @@ def test_one_that_dies_or_freezes_while_its_successor_is_proven_is_started_at_on
     """An answer may take minutes, and nobody serves meanwhile: so the trial ends, and the row asks for a start."""
     service.update(db, "gateway", successor=None)
     secrets.ensure(home.secrets)
-    stack.replace(db, [TIER])
+    stack.replace(db, [dataclasses.replace(TIER, port=1)])
     service.ensure(db, "fast", "engine", 1)
     scene.ready(db, "fast")
 

@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"status": "cleared"})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         time.sleep(self.server.wanted.slow)
         if self.server.wanted.broken:
             return self.answer({"detail": "Internal Server Error"}, 500)
@@ -92,7 +92,17 @@ class Handler(BaseHTTPRequestHandler):
         word = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "length"}
         used = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         known = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": self.server.wanted.name}
+        if asked.get("stream"):
+            chunk = {**word, "delta": word["message"]}
+            return self.stream([{"choices": [chunk]}, {"choices": [], "usage": used}], known)
         return self.answer(known | {"choices": [word], "usage": used})
+
+    def stream(self, events: list[dict[str, Any]], known: dict[str, Any]) -> None:
+        told = [json.dumps(known | event | {"object": "chat.completion.chunk"}) for event in events]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        self.wfile.write("".join(f"data: {text}\n\n" for text in [*told, "[DONE]"]).encode())
 
 
 def main() -> None:
