@@ -458,12 +458,17 @@ ROUTES = [
 
 
 async def drain_when_told(_: web.Application) -> None:
-    """Take no new connection from SIGUSR2 on, and end with code 0 after the last answer, as an adapter's engine."""
+    """Take no new connection from SIGUSR2 on, and end with code 0 after the last answer, as an adapter's engine.
+
+    A second one, of a worker that goes on where another died, changes nothing.
+    """
+    loop = asyncio.get_running_loop()
 
     def leave() -> None:
+        loop.add_signal_handler(signal.SIGUSR2, lambda: None)
         raise web.GracefulExit
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, leave)
+    loop.add_signal_handler(signal.SIGUSR2, leave)
 
 
 def main(port: int, name: str, slots: str = "") -> None:
