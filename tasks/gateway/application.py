@@ -37,7 +37,7 @@ from tasks.gateway.ollama import api as ollama
 from tasks.gateway.ollama import chat as ollama_chat
 from tasks.gateway.ollama.api import OllamaApi
 from tasks.gateway.ollama.fields import OllamaTexts, plain
-from tasks.gateway.on_demand import OnDemand
+from tasks.gateway.on_demand import OnDemand, SleepingModel
 from tasks.gateway.relay import Relay, RelayRequest, not_carried_out
 from tasks.gateway.reply import Reply
 from tasks.gateway.request_context import Call
@@ -312,18 +312,17 @@ class Application:
         self, request: retrieval.RetrievalRequest, engine: str, until: float, reply: Reply
     ) -> Refusal | None:
         """Have the engine answer, or the one that an upgrade puts in its place; return why neither did."""
-        refusals = list[Refusal]()
 
-        async def answer() -> None:
-            refusals[:] = [refusal] if (refusal := await retrieval.serve(request, self._parts()[0], reply)) else []
+        async def answer() -> Refusal | None:
+            return await retrieval.serve(request, self._parts()[0], reply)
 
         while True:
             since = self._on_demand.known
-            await (self._queue.in_spare_time(request.call, answer) if request.call.batch else answer())
-            if not refusals or refusals[0].code != UNAVAILABLE:
-                return refusals[0] if refusals else None
+            refusal = await (self._queue.in_spare_time(request.call, answer) if request.call.batch else answer())
+            if refusal is None or refusal.code != UNAVAILABLE:
+                return refusal
             if not await self._on_demand.replaced(engine, since, until):
-                return refusals[0]
+                return refusal
             request.call.restart()
 
     def _asked(self, request: Fields) -> str:
@@ -392,8 +391,12 @@ class Application:
 
     def _engine(self, request: RelayRequest) -> str:
         """Return the engine of the tier or model that a request asks for."""
-        model = self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
+        model = self._model(request)
         return model.engine if model else self._routes.engine(request.tier)
+
+    def _model(self, request: RelayRequest) -> SleepingModel | None:
+        """Return the model on demand that a request asks for; None for a tier."""
+        return self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
 
     async def _answer_replaced(self, request: RelayRequest, engine: str, key: Key, reply: Reply) -> Refusal | None:
         """Have an engine that never sleeps answer; return why it did not.
@@ -449,7 +452,7 @@ class Application:
 
     def _refused_asleep(self, request: RelayRequest) -> Refusal | None:
         """Return why what a request asks for is not carried out, as far as is known before its model is loaded."""
-        model = self._on_demand.find(request.tier) if request.tier not in self._routes.tiers else None
+        model = self._model(request)
         route = model.route if model else self._routes.tiers.get(request.tier)
         if route is not None:
             return not_carried_out(request, route)
@@ -459,18 +462,12 @@ class Application:
 
     async def _answer(self, request: RelayRequest, key: Key, reply: Reply) -> Refusal | None:
         """Have the relay answer in the request's turn; return why it did not."""
-        relay, refusals = self._parts()[1], list[Refusal]()
-
-        async def answer() -> None:
-            refusals[:] = [refusal] if (refusal := await relay.answer(request, reply)) else []
-
+        relay = self._parts()[1]
         if request.call.batch:
-            await self._queue.in_spare_time(request.call, answer)
-        else:
-            async with self._queue.turn(background=key.background) as waited:
-                request.call.waited_s = waited
-                await answer()
-        return refusals[0] if refusals else None
+            return await self._queue.in_spare_time(request.call, lambda: relay.answer(request, reply))
+        async with self._queue.turn(background=key.background) as waited:
+            request.call.waited_s = waited
+            return await relay.answer(request, reply)
 
     async def _until_left(self, serving: Coroutine[Any, Any, None], receive: Receive, call: Call) -> None:
         """Serve a request until it is answered or its client leaves, and count it."""

@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tasks.gateway.request_context import Call
 
+Answer = TypeVar("Answer")
 LONGEST_WAIT_S = 60.0
 """Then a background request goes ahead all the same: it may be slow, but it is never starved."""
 
@@ -26,6 +28,10 @@ mlx-lm, seconds on a small Mac) before it takes the turn's.
 
 LONGEST_STOP_S = 0.1
 """How long a request waits for the lines that it interrupts; they take a millisecond."""
+
+
+class _Interrupted(Exception):
+    """A request came before a line was answered."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +77,22 @@ class Queue:
                 self._spare_at = time.monotonic() + self._pause_s
                 self._idle.set()
 
-    async def in_spare_time(self, call: Call, serve: Callable[[], Awaitable[None]]) -> None:
+    async def in_spare_time(self, call: Call, serve: Callable[[], Awaitable[Answer]]) -> Answer:
         """Answer a line of a batch in spare time, again from its beginning where another request came.
+
+        Returns what `serve` returns.
 
         A line that has waited for the longest time is answered beside others, one at a time.
         """
         until = time.monotonic() + self._longest_wait_s
         while await self._spare_before(until):
-            if await self._uninterrupted(call, serve):
-                return
+            with suppress(_Interrupted):
+                return await self._uninterrupted(call, serve)
             call.restart()
             if time.monotonic() > until:
                 break
         async with self._overdue:
-            await serve()
+            return await serve()
 
     async def _spare_before(self, until: float) -> bool:
         """Wait until lines may begin; return whether that is before `until`, in monotonic seconds."""
@@ -96,21 +104,20 @@ class Queue:
             await asyncio.sleep(pause_s)
         return False
 
-    async def _uninterrupted(self, call: Call, serve: Callable[[], Awaitable[None]]) -> bool:
-        """Return whether a line was answered before a request came."""
+    async def _uninterrupted(self, call: Call, serve: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Answer a line. Raises _Interrupted where a request came before."""
         line = _LineAtWork(call, asyncio.timeout(None))
         try:
             async with line.limit:
                 self._lines[call.id] = line
-                await serve()
-        except TimeoutError:
+                return await serve()
+        except TimeoutError as problem:
             if not line.limit.expired():
                 raise
-            return False
+            raise _Interrupted from problem
         finally:
             self._lines.pop(call.id, None)
             line.gone.set()
-        return True
 
     async def _interrupt(self) -> None:
         """Stop the lines at work whose answers have not begun to be sent; each once, as it takes a moment to end.
