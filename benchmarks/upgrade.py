@@ -25,8 +25,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -138,16 +139,23 @@ def main() -> int:
 
 def kills(folder: Path, moments: Sequence[str]) -> list[Row]:
     """Upgrade, go back, and be killed on each way, while four clients ask."""
-    models = builtin.ensure(folder / "models").parent
     index = PackageIndex()
     steps.offer(index, folder / "wheels")
+    with _installed(folder, index) as user:
+        return _under_load(user, moments)
+
+
+@contextmanager
+def _installed(folder: Path, index: PackageIndex) -> Generator[User]:
+    """Yield a user whose stack is of the old version, with an index that has both."""
+    models = builtin.ensure(folder / "models").parent
     with running(index):
         user = User(folder / "user", index, models)
         user.folder.mkdir()
         try:
             user.install(steps.OLD)
             user.set_up()
-            return _under_load(user, moments)
+            yield user
         finally:
             user.close()
 
@@ -215,20 +223,12 @@ def _killed(user: User, moment: str, order: str, *words: str) -> float:
 
 def engine(folder: Path) -> list[Row]:
     """Upgrade while clients of the built-in model ask for one long stream after another; its engine is replaced."""
-    models = builtin.ensure(folder / "models").parent
     index = PackageIndex()
     built = release.build(folder / "dist")
     versions = [release.release(built, folder / "wheels", name, scripted=False) for name in (steps.OLD, steps.NEW)]
     index.add_hashed(*versions, release.lent(folder / "wheels"))
-    with running(index):
-        user = User(folder / "user", index, models)
-        user.folder.mkdir()
-        try:
-            user.install(steps.OLD)
-            user.set_up()
-            return _streamed(user)
-        finally:
-            user.close()
+    with _installed(folder, index) as user:
+        return _streamed(user)
 
 
 def _streamed(user: User) -> list[Row]:
