@@ -56,7 +56,7 @@ def left(processes: list[psutil.Process]) -> int:
 
 
 def idle_share(processes: list[psutil.Process], seconds: float = 5.0) -> float:
-    """Return how much of one core these take together, while nobody asks."""
+    """Return the CPU use of these processes together, as a share of one core, while there is no request."""
 
     def spent() -> float:
         return sum(times.user + times.system for times in (child.cpu_times() for child in processes))

@@ -185,7 +185,7 @@ def changing(machine: Machine) -> Mapping[str, int]:
 
 
 def test_each_machine_changes_while_the_other_serves_whoever_dies_meanwhile(fleet: tuple[Machine, Machine]) -> None:
-    """The worker that applies is killed, and then the node that is changed: all goes on, and nothing is asked twice."""
+    """The applying worker is killed, then the node that it changes: the job resumes, and no request is sent twice."""
     mini, studio = fleet
     asking = Asking(lambda: studio if "mini" in changing(mini) else mini)
     asking.start()

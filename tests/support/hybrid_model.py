@@ -20,7 +20,7 @@ NAMES = ("plain", "hybrid", "vision")
 WHOLE = 49_152
 """Tokens of the built-in model's tokenizer, which all use."""
 TOKENS = 4_096
-"""So many of them are enough for tests: with all, most of the time that a token takes goes into the last layer and the
+"""Size of the vocabulary that is kept: with all of it, most of a token's time is spent in the last layer and the
 sampler."""
 CONTEXT = 32_768
 

@@ -460,7 +460,7 @@ ROUTES = [
 async def drain_when_told(_: web.Application) -> None:
     """Take no new connection from SIGUSR2 on, and end with code 0 after the last answer, as an adapter's engine.
 
-    A second one, of a worker that goes on where another died, changes nothing.
+    A second signal, by a worker that resumes the job of one that died, has no effect.
     """
     loop = asyncio.get_running_loop()
 

@@ -40,7 +40,7 @@ class Job:
         self.phases.append(phase)
 
     def check(self) -> None:
-        """Go on: nobody cancels it."""
+        """Do nothing: the job is not cancelled."""
 
 
 def write(home: Home, phase: Phase, **changes: Any) -> Record:
