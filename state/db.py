@@ -262,7 +262,7 @@ def _in_use_again(home: Home) -> str | None:
     if not Path(sys.prefix).is_relative_to(home.versions):
         return None
     try:
-        record: dict[str, Any] = json.loads((home.root / "upgrade.json").read_bytes())
+        record = _upgrade_record(home)
         phases = {"back", "taken_back", *(["switch"] if "MLXQ_SERVICE" in os.environ else [])}
         taken_back = record["phase"] in phases and record["after"]["schema"] == SCHEMA_VERSION
         return str(record["before"]["version"]) if taken_back else None
@@ -270,10 +270,15 @@ def _in_use_again(home: Home) -> str | None:
         return None
 
 
+def _upgrade_record(home: Home) -> dict[str, Any]:
+    """Return the record of the latest upgrade (tasks/upgrade/record.py). Raises OSError, ValueError."""
+    return json.loads((home.root / "upgrade.json").read_bytes())
+
+
 def _lost_version(home: Home) -> str | None:
     """Return the interpreter that went away of the version that an upgrade put in this one's place; None else."""
     try:
-        record: dict[str, Any] = json.loads((home.root / "upgrade.json").read_bytes())
+        record = _upgrade_record(home)
         python = str(record["after"]["python"])
         replaced = record["phase"] == "done" and record["before"]["schema"] == SCHEMA_VERSION
         return python if replaced and not os.access(python, os.X_OK) else None

@@ -64,6 +64,8 @@ SERVING = frozenset({State.READY, State.STALLED, State.DEGRADED, State.DRAINING}
 ALIVE = SERVING | {State.STARTING, State.LOADING, State.STOPPING}
 """Where a process exists or may exist."""
 DOWN = frozenset(State) - ALIVE
+GIVEN_UP = frozenset({State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE})
+"""Down for longer than a restart takes: never retried, retried after minutes, or waiting for a disk."""
 ROUTED = frozenset({State.READY, State.DEGRADED})
 """Where the gateway may send requests."""
 

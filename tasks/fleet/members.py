@@ -6,12 +6,11 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
-from state import fleet, ledger, service, stack
+from state import fleet, ledger, stack
 from state.db import Database
 from state.errors import UsageProblem
-from state.service import ROUTED
 from tasks import recommend
-from tasks.fleet import identity, node_jobs
+from tasks.fleet import identity, node_jobs, own_models
 from tasks.fleet.node_client import NodeClient, NodeFailure
 
 OWN = "own"
@@ -123,8 +122,7 @@ class OwnMember:
 
     def problem(self, tiers: Sequence[str]) -> str | None:  # noqa: ARG002 (its jobs asked each tier for an answer)
         """Return which of its services should run and do not serve."""
-        down = [row.name for row in service.listing(self._db) if row.desired == "up" and row.state not in ROUTED]
-        return f"not serving: {', '.join(down)}" if down else None
+        return own_models.problem(self._db)
 
 
 @contextmanager

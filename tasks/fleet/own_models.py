@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from state import facts
+from state import facts, service
 from state.db import Database
 from state.fleet import ServedModel
 from state.metrics import bench, sample
+from state.service import ROUTED
 from state.stack import Engine
 
 IN_USE_S = 7 * 86400.0
@@ -24,6 +25,12 @@ def served(db: Database, name: str, engine: Engine | None, context: int) -> Serv
         if engine
         else ServedModel(name, context, 1)
     )
+
+
+def problem(db: Database) -> str | None:
+    """Return which services should run and do not serve; None where all do."""
+    down = [row.name for row in service.listing(db) if row.desired == "up" and row.state not in ROUTED]
+    return f"not serving: {', '.join(down)}" if down else None
 
 
 class Speeds:

@@ -24,7 +24,7 @@ from state.errors import DoesNotFit, MlxqError, NotFound
 from state.job import LIVE, Job, JobState
 from state.keys import Key
 from state.paths import Home
-from state.service import ROUTED, Service, State
+from state.service import GIVEN_UP, ROUTED, Service
 from tasks.gateway import errors
 from tasks.gateway.errors import Refusal
 from tasks.gateway.routes import RetrievalRoute, Route, Routes, on_demand_retrieval, on_demand_route
@@ -390,8 +390,7 @@ class OnDemand:
         """
         if row.state in ROUTED:
             return False
-        given_up = row.state in {State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE}
-        return not given_up or ((upgrade := records.read(self.home)) is not None and upgrade.unsettled)
+        return row.state not in GIVEN_UP or ((upgrade := records.read(self.home)) is not None and upgrade.unsettled)
 
     def _jobs(self, db: Database) -> dict[str, Job]:
         with self._lock:

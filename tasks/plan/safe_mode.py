@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from state.safe_mode import SafeMode
-from state.service import Service, State
+from state.service import GIVEN_UP, Service, State
 from state.stack import Engine
 
 MOST = 2
@@ -49,7 +49,7 @@ def may_start(name: str, services: Sequence[Service], safe_modes: Mapping[str, S
 
 
 def _settled(service: Service, now: float) -> bool:
-    if service.state in {State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE}:
+    if service.state in GIVEN_UP:
         return True
     if service.state != State.READY or service.ready_at is None:
         return False

@@ -400,7 +400,7 @@ def _pause(context: Context, name: str) -> None:
         row = rows.get(context.db, name)
         if row.desired == "down":
             return
-        if row.state in {State.FAILED, State.CRASH_LOOP, State.DISK_UNAVAILABLE}:
+        if row.state in rows.GIVEN_UP:
             raise exits.as_error(row)
         left_s = policy.left_s(row.next_try_at, context.db.now())
         if left_s <= 0:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from state import on_demand as models_on_disk
-from state import service, stack
+from state import stack
 from state.db import Database
 from state.keys import Key
-from state.service import ROUTED
 from tasks.fleet import identity, own_models
 from tasks.gateway import models
 from tasks.gateway.on_demand import OnDemand
@@ -34,7 +33,7 @@ def status(db: Database, routes: Routes, on_demand: OnDemand, *, running: int, v
         if (name := entry["id"]) in offered and entry["state"] != "stopped"
     }
     return NodeStatus(
-        identity.own_name(db.home), version, serves=serves, running=running, problem=_problem(db)
+        identity.own_name(db.home), version, serves=serves, running=running, problem=own_models.problem(db)
     ).document()
 
 
@@ -45,9 +44,3 @@ def _engine(routes: Routes, on_demand: OnDemand, name: str) -> str:
         return routes.tiers[tier].engine
     model = on_demand.find(name)
     return model.engine if model else ""
-
-
-def _problem(db: Database) -> str | None:
-    """Return which services should run and do not serve."""
-    down = [row.name for row in service.listing(db) if row.desired == "up" and row.state not in ROUTED]
-    return f"not serving: {', '.join(down)}" if down else None
