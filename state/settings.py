@@ -749,9 +749,11 @@ def _reset(home: Home, name: str) -> Path | None:
 
 
 def _save(home: Home, entries: Sequence[ConfigEntry]) -> None:
-    """Write config.yaml. What YAML could not make a value of is left out."""
-    values = {entry.name: entry.value for entry in entries if not entry.fault}
-    write_private(home.config, as_yaml(values))
+    """Write config.yaml. What YAML could not make a value of gets the one that counts instead, or is left out."""
+    valid = _last_valid(home)
+    values = {entry.name: valid.get(entry.name) if entry.fault else entry.value for entry in entries}
+    faulty = {entry.name for entry in entries if entry.fault and entry.name not in valid}
+    write_private(home.config, as_yaml({name: value for name, value in values.items() if name not in faulty}))
     load(home)
 
 

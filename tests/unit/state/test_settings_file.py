@@ -131,6 +131,22 @@ def test_each_setting_is_judged_on_its_own(good: Home) -> None:
     ]
 
 
+@pytest.mark.parametrize("other", ["log-max-files", None])
+def test_a_change_beside_a_value_that_yaml_cannot_make_keeps_the_one_that_counts(good: Home, other: str | None) -> None:
+    good.config.write_text("allowed-origins: [http://localhost:3000]\n")
+    settings.load(good)
+    good.config.write_text("log-max-files: 9\nallowed-origins: 2001-99-99\nrestart-delay: 2001-99-99\n")
+
+    if other:
+        settings.reset(good, other)
+    else:
+        settings.write(good, "log-max-files", 5)
+
+    assert settings.load(good)["allowed-origins"] == ["http://localhost:3000"]
+    assert settings.load(good)["restart-delay"] == settings.BY_NAME["restart-delay"].default
+    assert not settings.load(good).problems
+
+
 def test_settings_of_a_newer_version_are_warned_about_and_kept(good: Home) -> None:
     good.config.write_text("litellm-port: 5000\nquantum-cores: 4\nlog-max-flies: 4\n")
 
