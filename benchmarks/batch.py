@@ -52,6 +52,8 @@ PAIRS = 7
 """Of a batch and the same lines asked directly: short ones, so that both meet the machine as it is then."""
 BLOCKS = 4
 """How often it changes whether a batch runs, so that what else the machine does is in both figures."""
+LOOK_S = 0.5
+"""Between two looks at a batch whose seconds are in its row: what looks takes from what is measured."""
 BESIDE = 400
 """Lines of a batch beside people: more than are answered meanwhile."""
 KILLED = ("worker", "gateway", "fast")
@@ -115,7 +117,7 @@ class BatchBench:
         return batches.get(self.mlxq.db, batch.id)
 
     def await_end(self, batch: Batch) -> Batch:
-        until(lambda: self.now(batch).ended, 400)
+        until(lambda: self.now(batch).ended, 400, LOOK_S)
         return self.now(batch)
 
     def throughput(self, count: int) -> Row:

@@ -18,12 +18,14 @@ from tasks.plan import batch as plan
 
 REFUSED_S = 0.5
 """Between two tries while nothing listens on the gateway's port."""
+GATHER_S = 0.2
+"""How long answers wait for those that end soon after: all of them are written with one sync of the file."""
 
 
 class Sender:
     """Sends lines and collects how they end. A line that ends is followed by the next at once.
 
-    What has ended and is not taken yet is at most as much as may be on its way: a crash has both asked again.
+    Those that have ended and are not written yet count as on their way: a crash has both asked again.
     """
 
     def __init__(self, gateway: GatewayLines, batch: Batch, source: LineSource) -> None:
@@ -33,6 +35,7 @@ class Sender:
         self._concurrency = 0
         self._under_way: set[asyncio.Task[LineResult]] = set()
         self._ended: list[asyncio.Task[LineResult]] = []
+        self._writing = 0
         self._news = asyncio.Event()
 
     @property
@@ -41,9 +44,16 @@ class Sender:
         return bool(self._under_way or self._ended)
 
     def fill(self, concurrency: int) -> None:
-        """Send lines until `concurrency` of them are on their way, and keep it so. Raises StateUnavailable."""
-        self._concurrency = concurrency
-        while max(len(self._under_way), len(self._ended)) < concurrency and (line := self._source.next()):
+        """Send lines until `concurrency` of them are on their way, and keep it so. Raises StateUnavailable.
+
+        What wait() returned before has been written.
+        """
+        self._concurrency, self._writing = concurrency, 0
+        self._fill()
+
+    def _fill(self) -> None:
+        unwritten = len(self._ended) + self._writing
+        while unwritten + len(self._under_way) < self._concurrency and (line := self._source.next()):
             task = asyncio.create_task(self._answer(line))
             self._under_way.add(task)
             task.add_done_callback(self._end)
@@ -54,16 +64,26 @@ class Sender:
             self._ended.append(task)
             self._news.set()
             with suppress(MlxqError):  # the next call of fill() raises it
-                self.fill(self._concurrency)
+                self._fill()
 
     async def wait(self, longest_s: float) -> list[LineResult]:
         """Return the lines that have ended; where there is none, the next ones, after `longest_s` seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(longest_s):
                 await self._news.wait()
+                await self._gather()
         self._news.clear()
         ended, self._ended = self._ended, []
+        self._writing = len(ended)
         return [task.result() for task in ended]
+
+    async def _gather(self) -> None:
+        """Let more lines end, up to a quarter of those on their way, which leaves the engine enough."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                while self._under_way and len(self._ended) * 4 < self._concurrency:
+                    self._news.clear()
+                    await self._news.wait()
 
     async def stop(self) -> None:
         """Leave what is on its way: the gateway ends it when the connection closes."""

@@ -65,11 +65,11 @@ TIER = Engine(
 )
 
 
-def until(true: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:
+def until(true: Callable[[], Any], limit_s: float = LIMIT_S, pause_s: float = 0.01) -> Any:
     deadline = time.monotonic() + limit_s
     while not (found := true()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(pause_s)
     return found
 
 
