@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -115,12 +115,22 @@ class WebApp:
         return answer
 
     async def show(self, request: Request) -> Response:
-        """Return the page."""
+        """Return the page. It begins at once: the browser gets ready, and shows the title, while rows are read."""
         try:
-            sections = self.stage.render()
+            read_database(self.home).close()  # what cannot be read has another page, and another status
         except NotSetUp:
             return HTMLResponse(self.painter.part("unset"))
-        return HTMLResponse(self.painter.part("page", sections=sections, token=self._token(request)))
+        return StreamingResponse(self._page(self._token(request)), media_type="text/html")
+
+    async def _page(self, token: str) -> AsyncGenerator[str]:
+        beginning = self.painter.beginning(token)
+        yield beginning
+        try:
+            sections = self.stage.render()
+        except MlxqError as problem:
+            yield self.painter.part("problem", problem=problem)
+        else:
+            yield self.painter.part("page", sections=sections, token=token).removeprefix(beginning)
 
     async def events(self, _request: Request) -> Response:
         """Stream changes as server-sent events."""

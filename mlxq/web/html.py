@@ -25,6 +25,8 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 SECTIONS = ("head", "tiers", "now", "jobs", "batches", "nodes", "why", "use", "bench")
 """The parts that are updated, by the id of their element; the rest of the page is static."""
+FIRST = '<div id="head">'
+"""Where the first of them begins in templates/page.html."""
 JOB_SHAPES: Mapping[JobState, Shape] = {
     JobState.BLOCKED: Shape.RING,
     JobState.QUEUED: Shape.RING,
@@ -85,6 +87,10 @@ class HtmlRenderer:
     def sections(self, snapshot: Snapshot) -> Mapping[str, str]:
         """Render every section."""
         return {name: self.part(name, seen=snapshot) for name in SECTIONS}
+
+    def beginning(self, token: str) -> str:
+        """Return the page up to its first section."""
+        return self.part("page", sections=dict.fromkeys(SECTIONS, ""), token=token).partition(FIRST)[0]
 
     def part(self, template: str, /, **values: Any) -> str:
         """Render one template."""

@@ -200,11 +200,11 @@ class Snapshot:
 
 def take(db: Database, engines: Engines) -> Snapshot:
     """Read the rows in one transaction."""
-    db.connection.execute("BEGIN")
+    db.run("BEGIN")
     try:
         return _take(db, engines)
     finally:
-        db.connection.execute("COMMIT")
+        db.connection.rollback()  # unlike COMMIT, also of what could not be read
 
 
 def _take(db: Database, engines: Engines) -> Snapshot:

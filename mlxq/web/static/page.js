@@ -66,20 +66,26 @@ function span(seconds) {
 
 const coarse = (seconds) => seconds < 60 ? "just now" : `${span(seconds).replace(/m\d\ds$/, "m")} ago`;
 
-const tick = (at) => new Date(at * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
-const day = (at) => new Date(at * 1000).toLocaleDateString([], { weekday: "short", day: "numeric" });
+// What writes a time is made once: that takes longer than the writing, and every second writes all of them.
+const writer = (options) => {
+  let made;
+  return (at) => (made ??= new Intl.DateTimeFormat([], { ...options, hourCycle: options.hour && "h23" })).format(at * 1000);
+};
+const tick = writer({ hour: "2-digit", minute: "2-digit" });
+const day = writer({ weekday: "short", day: "numeric" });
+const date = writer({ day: "numeric", month: "short" });
+const exact = writer({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 function clock(at) {
-  const then = new Date(at * 1000), today = then.toDateString() === new Date().toDateString();
-  const time = then.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-  return today ? time : `${then.toLocaleDateString([], { day: "numeric", month: "short" })} ${time.slice(0, 5)}`;
+  const today = new Date(at * 1000).toDateString() === new Date().toDateString();
+  return today ? exact(at) : `${date(at)} ${exact(at).slice(0, 5)}`;
 }
 
 function tellTimes() {
   const now = Date.now() / 1000;
   for (const each of document.querySelectorAll("time")) {
-    const { since, until, ago, clock: at, time, day: date } = each.dataset;
-    const text = time ? tick(time) : date ? day(date) : since ? span(now - since) : until ? (until > now ? `in ${span(until - now + 1)}` : "now") : ago ? coarse(now - ago) : clock(at);
+    const { since, until, ago, clock: at, time, day: written } = each.dataset;
+    const text = time ? tick(time) : written ? day(written) : since ? span(now - since) : until ? (until > now ? `in ${span(until - now + 1)}` : "now") : ago ? coarse(now - ago) : clock(at);
     if (each.textContent !== text) each.textContent = text;
   }
 }
@@ -94,8 +100,8 @@ function listen() {
     source.addEventListener(id, (event) => shown(id, JSON.parse(event.data)));
   source.onopen = () => { lost = 0; tellLine(); };
   source.onerror = () => {
+    if (!lost) setTimeout(tellLine, 1000); // not at once: a page that is left loses its line too, and still may be slow to go
     lost ||= Date.now() / 1000;
-    tellLine();
     if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
   };
 }

@@ -28,6 +28,8 @@ from tasks.plan import notices
 
 KEY = "sk-mlxq-the-key-of-these-tests"
 STRANGERS = ("evil.example", "127.0.0.1.evil.example:4001", "evil.example:4001", "", "[::1]", "0.0.0.0")
+KEPT_BYTES = 64 * 1024
+"""The begin of state.db, with its schema: it opens, and what it holds cannot be read."""
 NOWHERE = ("/services/nobody/restart", "/services/fast/format", "/jobs/99/cancel", "/jobs/99/retry")
 DOCS = Path(__file__).parents[3] / "docs"
 ALERTS = DOCS / "prometheus-alerts.yml"
@@ -103,6 +105,22 @@ def test_a_link_opens_once(stranger: TestClient):
     first = stranger.get(way)
     assert "HttpOnly; Max-Age=2592000; Path=/; SameSite=strict" in first.headers["set-cookie"]
     assert stranger.get(way).status_code == 401
+
+
+def test_rows_that_cannot_be_read_after_the_page_began_are_said_in_it(person: TestClient, rows: Database):
+    """The page begins before they are read; it ends as a document all the same."""
+    rows.run("PRAGMA wal_checkpoint(TRUNCATE)")
+    size = rows.home.database.stat().st_size
+    with rows.home.database.open("r+b") as file:
+        file.seek(KEPT_BYTES)
+        file.write(bytes(range(256)) * ((size - KEPT_BYTES) // 256))
+
+    page = person.get("/").text
+
+    assert page.startswith("<!doctype html>")
+    assert "mlxq doctor" in page
+    assert page.rstrip().endswith("</html>")
+    assert page.count("<header") == page.count("</header>") == 1
 
 
 def test_a_service_job_is_put_in_once(person: TestClient, rows: Database):
