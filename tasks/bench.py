@@ -9,6 +9,7 @@ from typing import Any
 
 from catalog import units
 from catalog.fit import memory
+from catalog.intent import TIERS
 from catalog.load import of_source
 from catalog.machine import Machine, from_row
 from catalog.model import Model
@@ -158,7 +159,12 @@ def _subject(context: Context, target: str, models: Mapping[str, Model], shape: 
 def own_engine(
     context: Context, target: str, models: Mapping[str, Model], shape: Mapping[str, Any]
 ) -> tuple[Engine, str]:
-    """Describe the engine that will be started, and return the revision of its weights. Raises NotFound, Damaged."""
+    """Describe the engine that will be started, and return the revision of its weights.
+
+    Raises NotFound, Damaged, and NotSetUp for the name of a tier where there is no stack.
+    """
+    if target in TIERS:
+        stack.tier(context.db, target)
     row = weights.newest(context.db, target)
     folder = Path(row.folder if row else target)
     if not folder.is_dir():

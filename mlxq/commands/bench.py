@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from catalog import units
+from catalog.intent import TIERS
 from mlxq import job_view, jobs_client, local_models, options, render
 from mlxq.setup import recommendation
 from state import facts, stack
@@ -172,9 +173,9 @@ def _tried(row: Mapping[str, Any], used: str | None) -> list[str]:
 
 
 def subject(home: Home, db: Database, target: str, quant: str | None) -> str:
-    """Return the tier's name, or the folder of the weights. Raises NotFound."""
-    if target in {tier.name for tier in stack.tiers(db)}:
-        return target
+    """Return the tier's name, or the folder of the weights. Raises NotFound, NotSetUp."""
+    if target in TIERS or target in {tier.name for tier in stack.tiers(db)}:
+        return stack.tier(db, target).name
     models = recommend.all_models(home)
     chosen = local_models.choose(target, local_models.listing(home, db, models), models, quant)
     complete = [row for row in chosen if row.state in {"valid", "loadable"}]

@@ -50,7 +50,12 @@ def _least(column: Column, width: int) -> int:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Cell]], room: int, marked: int | None = None
 ) -> list[Text]:
-    """Return rows under heads, a line each, in `room` characters; the row `marked` is reversed over its whole width."""
+    """Return rows under heads, a line each, in `room` characters; the row `marked` is reversed over its whole width.
+
+    Without rows there is no line.
+    """
+    if not rows:
+        return []
     widths = [max(map(_length, [column.head, *cells])) for column, cells in zip(columns, _turned(rows), strict=True)]
     visible = fitting(columns, widths, room)
     shown = _shares([columns[index] for index in visible], [widths[index] for index in visible], room)

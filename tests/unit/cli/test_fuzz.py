@@ -68,5 +68,5 @@ def test_any_command_line_ends_with_a_documented_code(home: Home, argv: list[str
     said = out.getvalue() + err.getvalue()
     assert code in CODES
     assert "Traceback" not in said
-    assert "fault of its own" not in said
+    assert "bug in mlxq" not in said
     assert code == 0 or err.getvalue().strip()
