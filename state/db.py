@@ -49,6 +49,10 @@ class Database:
         """Return the time in unix seconds."""
         return self.clock()
 
+    def is_other_schema(self) -> bool:
+        """Return whether state.db has the schema of another version of mlxq, as one opened as it is may have."""
+        return self.value("PRAGMA user_version") != SCHEMA_VERSION
+
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Row]:
         """Run a query and return all of its rows."""
         with _told(self.home):
@@ -170,15 +174,15 @@ def open_database(
     return Database(connection, home, clock)
 
 
-def read_database(home: Home) -> Database:
-    """Open state.db for reading alone.
+def read_database(home: Home, *, as_it_is: bool = False) -> Database:
+    """Open state.db for reading alone. `as_it_is`: as `open_database` takes it.
 
     Raises NotSetUp when there is none, NewerState, StateDamaged, StateUnavailable.
     """
-    connection, version = _opened(home)
+    connection, version = _opened(home, newer=as_it_is)
     if connection is None or version == 0:
         raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and not as_it_is:
         connection = _migrated(home, connection)
     with _told(home):
         connection.execute("PRAGMA query_only=ON")

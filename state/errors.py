@@ -24,6 +24,7 @@
     ├── NewerState            1   state.db was written by a newer mlxq
     ├── StateDamaged          1   state.db cannot be read
     ├── StateUnavailable      1   state.db cannot be used just now      (retried)
+    │   ├── OtherSchema       1   another version of mlxq takes over    (retried)
     │   └── DiskFull          4   no room left to write to state.db     (retried)
     └── Internal              1   a fault in mlxq itself
 
@@ -199,6 +200,12 @@ class StateUnavailable(MlxqError):
 
     code = "state_unavailable"
     retry = True
+
+
+class OtherSchema(StateUnavailable):
+    """state.db has the schema of another version of mlxq, which takes this process's place within seconds."""
+
+    code = "other_schema"
 
 
 class DiskFull(StateUnavailable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from state.classes import DocumentedEnum, dataclass
@@ -160,10 +160,6 @@ class Job:
         return self.state in LIVE
 
 
-INTERNAL = ("seq", "service", "request", "again")
-"""Columns for the ledger alone."""
-
-
 AFTER = " after "
 """Between the unique key of a job that waits and the jobs that it waits for."""
 
@@ -225,9 +221,7 @@ def cancel_asked(db: Database, claim: Claim) -> bool:
 
 
 def _job(db: Database, row: Row) -> Job:
-    values = dict(row)
-    for column in INTERNAL:
-        del values[column]
+    values: dict[str, Any] = {column.name: row[column.name] for column in fields(Job) if column.name != "needs"}
     values["unique_key"] = base_key(values["unique_key"])
     values["args"] = json_mapping(values["args"])
     values["state"] = JobState(values["state"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from state import stack
@@ -183,6 +183,6 @@ def _model(row: Row) -> DiskModel:
 
 
 def _residency(row: Row) -> Residency:
-    values: dict[str, Any] = dict(row)
+    values: dict[str, Any] = {column.name: row[column.name] for column in fields(Residency)}
     values |= {name: bool(values[name]) for name in ("background", "asleep")}
     return Residency(**values)

@@ -135,6 +135,8 @@ def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, ended: Callab
                     "The worker's heartbeat stopped because of a fault.", hint="mlxq logs worker"
                 )
                 break
+        if stop.is_set() and not runtime.successor:  # systemd kills who said so and goes on, as the next version does
+            sd_notify.notify(sd_notify.STOPPING)
         _wind_down(consumers)
         heartbeat.hand_back()
         wakeup.wake(home)
@@ -197,7 +199,6 @@ def _consumers() -> list[Any]:
 
 
 def _wind_down(consumers: list[Any]) -> None:
-    sd_notify.notify(sd_notify.STOPPING)
     runtime.stopping.set()
     runtime.bell.set()
     until = time.monotonic() + STOP_GRACE_S

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from state import job, on_demand, service, settings, stack, wakeup
-from state.db import Database, open_database, read_database
-from state.errors import DoesNotFit, MlxqError, NotFound
+from state.db import Database
+from state.errors import DoesNotFit, MlxqError, NotFound, NotSetUp, OtherSchema
 from state.job import LIVE, Job, JobState
 from state.keys import Key
 from state.paths import Home
@@ -28,7 +28,7 @@ from state.service import GIVEN_UP, ROUTED, Service
 from tasks.gateway import errors
 from tasks.gateway.errors import Refusal
 from tasks.gateway.routes import RetrievalRoute, Route, Routes, on_demand_retrieval, on_demand_route
-from tasks.gateway.state_thread import in_thread
+from tasks.gateway.state_thread import in_thread, opened
 from tasks.on_demand import requests
 from tasks.upgrade import record as records
 
@@ -99,6 +99,7 @@ class OnDemand:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._said = ""
         self.known = ModelStates()
 
     # What is asked of it
@@ -247,6 +248,8 @@ class OnDemand:
                 return _no_model(problem.message)
             except DoesNotFit as problem:
                 return _too_large(problem.message)
+            except OtherSchema as problem:
+                log.warning("%s waits: %s", self._shown(subject), problem.message)
             except MlxqError as problem:
                 return errors.state_unavailable(problem)
             await _ring(changed, min(LOOK_S, until - time.monotonic()))
@@ -311,16 +314,14 @@ class OnDemand:
 
     def _look(self) -> None:
         try:
-            db = read_database(self.home)
-        except MlxqError:
+            with opened(self.home, reads=True) as db:
+                states = self._read(db)
+        except NotSetUp:
             return  # a gateway may run before there is a database
-        try:
-            states = self._read(db)
         except (sqlite3.Error, MlxqError) as problem:
-            log.warning("state.db could not be read: %s", problem)
+            self._say(str(problem))
             return
-        finally:
-            db.close()
+        self._said = ""
         changed = states != self.known
         self._routes.on_demand.update(
             {model.model: model.route for model in states.models.values() if model.route is not None}
@@ -329,6 +330,12 @@ class OnDemand:
         if changed and self._loop is not None:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._tell)
+
+    def _say(self, problem: str) -> None:
+        """Log why state.db cannot be read, once and not at each look."""
+        if problem != self._said:
+            log.warning("state.db could not be read: %s", problem)
+        self._said = problem
 
     def _tell(self) -> None:
         for event in self._changes:
@@ -340,13 +347,9 @@ class OnDemand:
         if not uses:
             return
         try:
-            db = open_database(self.home)
-            try:
-                with db.transaction():
-                    for engine, (at, keep_s) in uses.items():
-                        on_demand.used(db, engine, at, keep_s)
-            finally:
-                db.close()
+            with opened(self.home) as db, db.transaction():
+                for engine, (at, keep_s) in uses.items():
+                    on_demand.used(db, engine, at, keep_s)
         except (sqlite3.Error, MlxqError) as problem:
             log.warning("the use of %s could not be written: %s", ", ".join(uses), problem)
 

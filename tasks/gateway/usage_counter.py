@@ -9,12 +9,12 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from state.db import open_database
 from state.errors import MlxqError
 from state.metrics import usage
 from state.metrics.usage import Usage
 from state.paths import Home
 from tasks.gateway.request_context import Call
+from tasks.gateway.state_thread import opened
 
 EVERY_S = 2.0
 _FAILED = 400
@@ -69,11 +69,8 @@ class Counter:
         if not rows:
             return
         try:
-            db = open_database(self._home, as_it_is=True)  # a gateway that an upgrade replaces counts too
-            try:
+            with opened(self._home) as db:
                 usage.add(db, rows)
-            finally:
-                db.close()
         except (sqlite3.Error, MlxqError) as problem:
             log.warning("%d usage sums could not be written yet: %s", len(rows), problem)
             self._keep(rows)

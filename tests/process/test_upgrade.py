@@ -12,6 +12,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ import pytest
 from hub.client import Hub
 from hub.client import running as serving
 from hub.model import make
-from support import mounts, release
+from support import mounts, release, systemd
 from support.autostart import KeptAlive
 from support.load import Load
 from support.mlxq_home import until
 from support.package_index import PackageIndex, running
 from support.release import User
+from support.systemd import UserManager
 
 from mlxq.autostart.unit import Unit, environment
 from state import secrets
@@ -214,6 +216,22 @@ def test_the_way_back_brings_the_older_schema_back(user: User, load: Load) -> No
     assert load.failures == [], user.logs()
 
 
+def test_a_sleeping_model_that_is_asked_for_before_its_next_gateway_is_there_is_loaded(user: User) -> None:
+    """The gateway of the version before holds the request, though state.db has the newer schema by then."""
+    back_to_old(user)
+    (user.home.root / "proven").touch()
+    user.run("config", "set", "tier-idle-stop", "standard=30m")
+    user.run("unload", "standard")
+    with ThreadPoolExecutor() as pool:
+        upgrade = pool.submit(user.run, "upgrade")
+        until(lambda: schema(user) == SCHEMA_VERSION + 1)
+        assert "/versions/" not in _gateway_program(user), "the old one is asked"
+        assert user.answers() == 200, user.logs()
+        upgrade.result()
+    assert_serves(user, NEW)
+    user.run("config", "reset", "tier-idle-stop")
+
+
 def _line(number: int) -> str:
     body = {"model": "standard", "messages": [{"role": "user", "content": "say hi"}]}
     return json.dumps({"custom_id": str(number), "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
@@ -249,6 +267,39 @@ def test_the_unit_of_autostart_starts_the_version_that_is_used(user: User) -> No
         restarted(system, user, "installed")
         assert int(user.home.worker_lock.read_text()) == system.pid, "no other worker runs beside launchd's"
     user.run("up")  # starts the worker of the tests to come
+
+
+def test_systemd_keeps_the_version_that_is_used(user: User, tmp_path: Path) -> None:
+    """Its worker becomes the new version under its eyes, is watched, started again, and goes back; all is real."""
+    back_to_old(user)
+    (user.home.root / "proven").touch()
+    with systemd.running(tmp_path / "home") as manager, user.having(manager.environment):
+        user.run("install")
+        until(lambda: user.worker() == "installed", LIMIT_S)
+        pid, alive = manager.show("MainPID"), manager.show("WatchdogTimestampMonotonic")
+        user.run("upgrade")
+        assert (user.worker(), manager.show("MainPID"), manager.show("NRestarts")) == (NEW, pid, "0")
+        assert manager.show("SubState") == "running", "not stopping: systemd would kill it after 20 s"
+        until(lambda: manager.show("WatchdogTimestampMonotonic") not in {"0", alive}, LIMIT_S)
+        record = user.record()
+        assert record
+        assert record.system
+        started_again(manager, user, NEW)
+
+        user.run("upgrade", "--back", "--yes")
+        assert_serves(user, OLD)
+        until(lambda: manager.show("MainPID") == user.home.worker_lock.read_text(), LIMIT_S)
+        user.run("uninstall")
+        assert user.worker() is None
+        assert user.answers() == 200, "services keep running"
+    user.run("up")
+
+
+def started_again(manager: UserManager, user: User, version: str) -> None:
+    """Kill systemd's worker, and hold that its next one is of a version."""
+    before = manager.show("NRestarts")
+    user.kill_worker()
+    until(lambda: manager.show("NRestarts") > before and user.worker() == version, LIMIT_S)
 
 
 def restarted(system: KeptAlive, user: User, version: str) -> None:

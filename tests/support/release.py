@@ -16,7 +16,8 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ MIGRATION = '''
 @schema()
 def m999_color(db: Database) -> None:
     """Add what an older version does not know."""
-    db.execute("ALTER TABLE facts ADD COLUMN color TEXT")
+    for table in ("facts", "services", "jobs", "residency", "tiers"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN color TEXT")
     db.execute("CREATE TABLE colors (name TEXT PRIMARY KEY) STRICT")
 
 
@@ -135,6 +137,17 @@ class User:
                 "UV_NO_CONFIG": "1",
             }
         )
+
+    @contextmanager
+    def having(self, variables: Mapping[str, str]) -> Generator[None]:
+        """Run commands with these variables, too, meanwhile."""
+        before = dict(self.extra)
+        self.extra.update(variables)
+        try:
+            yield
+        finally:
+            self.extra.clear()
+            self.extra.update(before)
 
     @property
     def tool(self) -> Path:
