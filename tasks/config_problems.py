@@ -42,7 +42,7 @@ def of_targets(db: Database) -> list[ConfigProblem]:
 
 
 LATEST_DELIVERY = """
-SELECT state, error, failures FROM jobs WHERE kind = 'notify' AND json_extract(args, '$.target') = ?
+SELECT state, error, failures, finished_at FROM jobs WHERE kind = 'notify' AND json_extract(args, '$.target') = ?
 ORDER BY id DESC LIMIT 1
 """
 

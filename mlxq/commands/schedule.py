@@ -226,7 +226,11 @@ def run(name: str, *, timeout_s: float | None) -> None:
     """Run the schedule NAME now and wait for it."""
     home = get_home()
     with jobs_client.changing(home) as db:
-        schedules.get(db, name)
+        schedule = schedules.get(db, name)
         ids = jobs_client.enqueue(db, [kinds.new("run_schedule", {"name": name})])
         schedules.record_run(db, name, ids[0])
-    jobs_client.follow(home, jobs_client.with_chains(ids), job_view.view(), timeout_s=timeout_s)
+    ended = jobs_client.follow(home, jobs_client.with_chains(ids), job_view.view(), timeout_s=timeout_s)
+    render.say(f"{name} ran: {schedule.words}.")
+    for row in ended:
+        if row.kind == "batch":
+            render.next_step(f"mlxq batch show {row.args['batch']}")

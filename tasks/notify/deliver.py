@@ -54,7 +54,13 @@ def notify(context: Context, target: str) -> dict[str, int]:
 @job("notify_test")
 def notify_test(context: Context, target: str) -> dict[str, str]:
     """Deliver a test message, during quiet hours too. Returns {"target"}. Raises NotFound, Offline, MlxqError."""
-    send(targets.find(targets.file(context.home), target), plan.trial(target, platform.node(), time.time()))
+    destination = targets.find(targets.file(context.home), target)
+    try:
+        send(destination, plan.trial(target, platform.node(), time.time()))
+    except MlxqError as problem:
+        if problem.hint == f"mlxq notify test {target}":  # which is this
+            problem.hint = "mlxq notify list"
+        raise
     return {"target": target}
 
 

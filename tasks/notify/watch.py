@@ -7,6 +7,7 @@ the event where the last one ended.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from state.notify.notices import Cursor
 from state.notify.targets import NotifyTarget
 from state.paths import Home
 from state.service import ROUTED
+from tasks.config_problems import LATEST_DELIVERY
 from tasks.kinds import new
 from tasks.notify import deliver
 from tasks.plan import notices as plan
@@ -34,6 +36,9 @@ GROUP_S = 10.0
 """Seconds that a first change waits for others, so that they become one message."""
 STRIDE = 1000
 """Events without a change after which the cursor is written, so that a new worker need not read them again."""
+AGAIN_S = 6 * 3600.0
+"""After a delivery that failed for good, what waits is sent again: one that is tried takes about a day to fail, and a
+receiver that was away for a week gets everything all the same."""
 DISK_S = 5.0
 """Seconds after which a disk that does not answer is left for the next look."""
 FACT = "notify_survey"
@@ -63,8 +68,20 @@ def look(db: Database, destinations: dict[str, NotifyTarget]) -> None:
             notices.record(db, changes)
             for target in destinations.values():
                 if target.kind != "deadman":
-                    delivery = replace(new("notify", {"target": target.name}), wait_s=GROUP_S)
-                    ledger.enqueue(db, delivery, source="watchdog")
+                    _deliver(db, target.name)
+
+
+def _deliver(db: Database, target: str) -> None:
+    ledger.enqueue(db, replace(new("notify", {"target": target}), wait_s=GROUP_S), source="watchdog")
+
+
+def deliver_again(db: Database, destinations: Mapping[str, NotifyTarget]) -> None:
+    """Enqueue a delivery to each target that has not got everything, and whose last one failed long ago."""
+    for target in destinations.values():
+        if target.kind != "deadman" and notices.pending(db, target.name):
+            last = db.row(LATEST_DELIVERY, (target.name,))
+            if last and last["state"] == "failed" and db.now() - last["finished_at"] > AGAIN_S:
+                _deliver(db, target.name)
 
 
 def _tiers(db: Database) -> dict[str, list[str]]:
@@ -85,9 +102,10 @@ def _targets(home: Home) -> dict[str, NotifyTarget]:
 @tick("survey disks", SURVEY_S)
 def survey() -> None:
     """Record what no other part of mlxq records as an event: disks that fill, and the cloud's cap."""
-    if _targets(runtime.home):
+    if destinations := _targets(runtime.home):
         survey_disks(runtime.database(), runtime.home)
         survey_cloud(runtime.database(), runtime.home)
+        deliver_again(runtime.database(), destinations)
 
 
 def survey_disks(db: Database, home: Home) -> None:

@@ -20,6 +20,7 @@ def test_a_schedule_is_added_listed_run_and_removed(
     assert cli.run(["schedule", "add", "engine", "0 6 * * 1", "--", "engine", "upgrade", "--check"]) == 0
     assert "engine runs next at" in capsys.readouterr().err
     assert cli.run(["schedule", "run", "engine"]) == 0
+    assert "engine ran: engine upgrade --check." in capsys.readouterr().err
     assert cli.run(["schedule", "list", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["schedules"]
     assert (row["command"], row["missed"]) == ("engine upgrade --check", "run")

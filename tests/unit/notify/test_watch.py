@@ -12,6 +12,7 @@ from support.receiver import receiving
 
 from state import event, job, ledger, service, settings
 from state.db import Database
+from state.errors import MlxqError
 from state.metrics import cloud_spend
 from state.metrics.cloud_spend import Spent
 from state.notify import notices, targets
@@ -117,6 +118,26 @@ def test_a_target_that_fails_for_most_of_a_day_gets_all_in_one_message(
         assert run("notify", target="ops").result == {"changes": HOURS}
         assert len(json.loads(receiver.requests[-1].body)["events"]) == HOURS
     assert notices.pending(db, "ops") == []
+
+
+def test_a_target_that_is_back_after_its_delivery_failed_for_good_gets_all(
+    db: Database, clock: Clock, home: Home
+) -> None:
+    watch.look(db, BOTH)
+    crash(db)
+    watch.look(db, BOTH)
+    clock.now += watch.GROUP_S
+    claim = ledger.claim(db, "ops", {"notify"}, "boot/1/1")
+    assert claim
+    ledger.fail(db, claim, MlxqError("The notification target ops refused the message with status 410."))
+    watch.deliver_again(db, BOTH)
+    assert deliveries(db) == [("ops", "failed")]
+
+    clock.now += watch.AGAIN_S + 1
+    watch.deliver_again(db, BOTH)
+    watch.deliver_again(db, BOTH)
+
+    assert sorted(deliveries(db)) == [("ops", "failed"), ("ops", "queued")]
 
 
 def test_a_restored_file_of_targets_begins_again(db: Database) -> None:
