@@ -8,11 +8,12 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
-from support import loopback, networks
+from support import hybrid_model, loopback, networks
 from support.engines import KEY, Engine
 from support.mlxq_home import until
 
@@ -24,13 +25,35 @@ from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+LONG = 4
+"""Tokens of an answer that takes longer than a look: ranks that wait for each other take of two cores what they can."""
+
 
 @pytest.fixture(scope="module")
 def engine(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    made = Engine(tmp_path_factory.mktemp("sharded"), builtin_model, adapter.installation(), concurrency=1)
+    """Serve a small model of random weights: what it says does not matter here, and a token takes milliseconds."""
+    root = tmp_path_factory.mktemp("sharded")
+    weights = hybrid_model.make("thirds", root / "thirds", builtin_model)
+    made = Engine(root / "home", weights, adapter.installation(), concurrency=1)
     made.start()
     yield made
     made.stop(1)
+
+
+@pytest.fixture(scope="module")
+def apart(builtin_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Serve the built-in model, whose answers say whether its parts fit: in three networks where they can be made."""
+    with ExitStack() as held:
+        words: Sequence[str] = ()
+        if not networks.refusal():
+            net = held.enter_context(networks.network("a", "b", "c"))
+            places = [{"address": net.address(name), "through": net.inside(name)} for name in net.names]
+            words = ("--places", json.dumps(places))
+        folder = tmp_path_factory.mktemp("apart")
+        made = Engine(folder, builtin_model, adapter.installation(), concurrency=1, words=words)
+        made.start()
+        yield made
+        made.stop(1)
 
 
 def ranks(engine: Engine) -> list[psutil.Process]:
@@ -45,24 +68,33 @@ def talk(engine: Engine, *turns: str, tokens: int = 8) -> dict[str, object]:
     return {"model": engine.name, "messages": messages, "max_tokens": tokens, "temperature": 0}
 
 
-def test_three_ranks_answer_as_one_and_read_a_prompt_once(engine: Engine):
-    first = engine.post("/v1/chat/completions", talk(engine, "What is the capital of France?", tokens=6)).json()
+def test_three_ranks_answer_as_one_and_read_a_prompt_once(apart: Engine):
+    first = apart.post("/v1/chat/completions", talk(apart, "What is the capital of France?", tokens=6)).json()
     said = first["choices"][0]["message"]["content"]
-    more = talk(engine, "What is the capital of France?", said, "And of Italy?", tokens=1)
-    second = engine.post("/v1/chat/completions", more).json()
+    more = talk(apart, "What is the capital of France?", said, "And of Italy?", tokens=1)
+    second = apart.post("/v1/chat/completions", more).json()
 
-    assert len(ranks(engine)) == 3
+    assert len(ranks(apart)) == 3
     assert "Paris" in said
     cached = second["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["usage"]["total_tokens"] - 2
-    assert all(KEY not in part for rank in ranks(engine) for part in (*rank.cmdline(), *rank.environ().values()))
+    assert all(KEY not in part for rank in ranks(apart) for part in (*rank.cmdline(), *rank.environ().values()))
+
+
+@networks.needed
+def test_ranks_in_three_networks_end_with_their_leader(apart: Engine):
+    before = ranks(apart)
+    before[0].send_signal(signal.SIGKILL)
+
+    assert process.wait(apart.identity, 10)
+    assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_requests_take_turns(engine: Engine):
     """Two at once end both ranks with JACCL (mlx-lm issue 1737)."""
     seen: list[tuple[int, int]] = []
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(engine.ask, f"Count to {number}.", max_tokens=2) for number in (5, 6, 7)]
+        asked = [pool.submit(engine.ask, f"Count to {number}.", max_tokens=LONG, temperature=0) for number in (5, 6, 7)]
         while not all(answer.done() for answer in asked):
             status = engine.status()
             seen.append((status.num_running, status.num_waiting))
@@ -101,7 +133,7 @@ def test_a_rank_that_dies_ends_all_and_a_new_start_serves(engine: Engine):
     """Killed in the middle of an answer: the others would wait for it without limit."""
     before = ranks(engine)
     with loopback.stream(
-        "POST", f"{engine.url}/v1/chat/completions", json=talk(engine, "Tell a story.") | {"stream": True},
+        "POST", f"{engine.url}/v1/chat/completions", json=talk(engine, "Tell a story.", tokens=4000) | {"stream": True},
         headers=engine.headers, timeout=120,
     ) as answer:  # fmt: skip
         next(line for line in answer.iter_lines() if "content" in line)
@@ -113,25 +145,6 @@ def test_a_rank_that_dies_ends_all_and_a_new_start_serves(engine: Engine):
     assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
     engine.start()
     assert probe.one_token(engine.port, KEY, engine.name, 120) < 120
-
-
-@networks.needed
-def test_ranks_in_three_networks_answer_as_one_and_end_with_their_leader(builtin_model: Path, tmp_path: Path):
-    with networks.network("a", "b", "c") as net:
-        places = [{"address": net.address(name), "through": net.inside(name)} for name in net.names]
-        words = ("--places", json.dumps(places))
-        apart = Engine(tmp_path / "apart", builtin_model, adapter.installation(), concurrency=1, words=words)
-        apart.start()
-        try:
-            before = ranks(apart)
-            assert probe.one_token(apart.port, KEY, apart.name, 120) < 120
-            before[0].send_signal(signal.SIGKILL)
-            ended = process.wait(apart.identity, 10)
-        finally:
-            apart.stop(1)
-
-    assert ended
-    assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_no_rank_outlives_an_engine_that_is_killed(engine: Engine):
