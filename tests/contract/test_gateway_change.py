@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import ssl
 import subprocess
 import sys
@@ -262,37 +263,51 @@ MOMENTS: dict[str, Callable[[Mlxq, service.Service], object]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_worker_killed_in_between_leaves_one_gateway(home: Home, every_upstream: dict[str, Upstream], moment: str):
-    """Whenever it is killed: nothing refused or cut, and the next worker ends up with the right one, started once."""
-    port = free_port()
-    settings.write(home, "litellm-port", port)
+@pytest.fixture(scope="module")
+def worked(
+    empty_database: Path, every_upstream: dict[str, Upstream], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mlxq]:
+    """Return a home whose worker, a process, keeps up a gateway that serves the tier `standard`.
+
+    One for all moments: each of them leaves one gateway, the right one, which is what the next begins with.
+    """
+    home = Home(tmp_path_factory.mktemp("worked") / "home").make()
+    shutil.copyfile(empty_database, home.database)
+    home.database.chmod(0o600)
+    settings.write(home, "litellm-port", free_port())
     every_upstream["standard"].start()
     mlxq = Mlxq(home)
     try:
         stack.replace(mlxq.db, [every_upstream["standard"].tier()])
         mlxq.work()
         assert mlxq.ended(mlxq.put("configure")).state == "succeeded"
-        before = mlxq.up("gateway")
-        settings.write(home, "cloud-cap-usd", "3")
-
-        with Load(port, secrets.read(home.secrets)[secrets.MASTER]) as load:
-            stream = load.long_stream(12)
-            number = mlxq.put("restart", service="gateway")
-            until(lambda: MOMENTS[moment](mlxq, before))
-            mlxq.kill_worker()
-            mlxq.work()
-            assert mlxq.ended(number, 180).state == "succeeded"
-            stream.join()
-            after = settled(home, mlxq.db)
-
-        assert load.failures == []
-        assert after.spec_hash == spec.launch_spec(mlxq.db, home, "gateway").spec_hash
-        assert after.spec_hash != before.spec_hash
-        assert "exited" not in mlxq.events("gateway")
-        assert after.generation - before.generation <= (1 if moment in {"taken over", "replaced"} else 2)
+        mlxq.up("gateway")
+        yield mlxq
     finally:
         mlxq.close()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_worker_killed_in_between_leaves_one_gateway(worked: Mlxq, moment: str):
+    """Whenever it is killed: nothing refused or cut, and the next worker ends up with the right one, started once."""
+    home, before = worked.home, settled(worked.home, worked.db)
+    settings.write(home, "cloud-cap-usd", str(3 + list(MOMENTS).index(moment)))
+
+    with Load(before.port, secrets.read(home.secrets)[secrets.MASTER]) as load:
+        stream = load.long_stream(12)
+        number = worked.put("restart", service="gateway")
+        until(lambda: MOMENTS[moment](worked, before))
+        worked.kill_worker()
+        worked.work()
+        assert worked.ended(number, 180).state == "succeeded"
+        stream.join()
+        after = settled(home, worked.db)
+
+    assert load.failures == []
+    assert after.spec_hash == spec.launch_spec(worked.db, home, "gateway").spec_hash
+    assert after.spec_hash != before.spec_hash
+    assert "exited" not in worked.events("gateway")
+    assert after.generation - before.generation <= (1 if moment in {"taken over", "replaced"} else 2)
 
 
 def read_apart(path: Path) -> bytes:
