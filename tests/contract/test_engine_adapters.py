@@ -354,7 +354,7 @@ def test_reuse_is_as_the_catalog_says(
     weights, ranks = (plain, 3) if name == "plain" else (models[name], 2)
     engine = Engine(tmp_path, weights, at, context=4096, ranks=ranks, more={"vision": name == "vision"})
     engine.start()
-    share = reuse.share(engine.port, KEY, "fast", at.name, tokens=1200)
+    share = reuse.share(engine.port, KEY, "fast", at.name, tokens=480)
     kind = model_facts.read(weights).kind
     after = after_restart(engine) if kind in entry(at.engine).disk_cache else None
     seen = [said_of(engine, color) for color in ("red", "blue", "red")] if name == "vision" else ["a", "b", "a"]
