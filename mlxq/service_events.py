@@ -39,6 +39,7 @@ PROBLEMS: Collection[str] = frozenset(
 )
 """Events of what went wrong, and of what mlxq did about it."""
 NODE_EVENTS = ("node_lost", "node_returned")
+VERSION_EVENTS = ("engine_refused", "engine_taken_back")
 LINES = 3
 READ_BYTES = 2**20
 """How much of a log is searched, from its end."""
@@ -68,6 +69,8 @@ REASONS: Mapping[str, str] = {
     "logged_out": "Logged out",
     "engine_changed": "Engine changed",
     "engine_fault": "Engine failed",
+    "engine_refused": "Not used",
+    "engine_taken_back": "Taken back",
     "tuning_taken_back": "Tuning taken back",
     "idle": "Idle",
     "evicted": "Evicted",
@@ -154,6 +157,16 @@ def of_nodes(db: Database, name: str | None, *, limit: int) -> list[EventView]:
         for entry in recorded
         if (subject := str(entry.data.get("subject"))) == name or name is None
     ][-limit:]
+
+
+def of_engine_versions(db: Database, *, limit: int) -> list[EventView]:
+    """Return the newest versions of engines that were not taken into use, or not for long, and why, oldest first."""
+    recorded = event.of_names(db, VERSION_EVENTS, limit=limit)
+    return [
+        EventView(entry.at, str(entry.data.get("engine")), entry.name, reason(entry.name), message, None, None, [])
+        for entry in recorded
+        if (message := f"{entry.data.get('version')}: {text(entry)}")
+    ]
 
 
 def _notable(recorded: Sequence[Event]) -> list[Event]:

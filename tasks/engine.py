@@ -91,6 +91,7 @@ def upgrade_engine(context: Context, engine: str) -> dict[str, Any]:
         failure = bench.slower(result["speeds"][before.version], result["speeds"][newest])
     if failure:
         installed.take_back(context.db, engine, newest, failure)
+        event.record(context.db, "engine_refused", engine=engine, version=newest, cause=failure)
         return result | {"why": failure}
     installed.use(context.db, engine, newest)
     return result | {"used": True, "why": None, "tiers": _swap(context, engine, newest)}
@@ -212,7 +213,11 @@ def _ensure(
     staging = environments.StagedEnvironment(folder).folder
     installation = Installation(engine, version, str(installed.python(staging)))
     began = time.monotonic()
-    _install(context, installation, folder, lock, reuse=not soon)
+    try:
+        _install(context, installation, folder, lock, reuse=not soon)
+    except EngineUnproven as problem:
+        event.record(context.db, "engine_refused", engine=engine, version=version, cause=problem.message)
+        raise
     event.record(context.db, "engine_installed", engine=engine, version=version, s=round(time.monotonic() - began, 1))
     release = _proven(context.home, engine, version)
     if release is None:

@@ -36,7 +36,8 @@ def command(name: str | None, limit: int, *, everything: bool, as_json: bool) ->
     """Show recent service events and their causes.
 
     Shows exits, failures, restarts and the last change of each service, with exit code or signal, the last lines of
-    the log, and the time of the next try. SERVICE may be a node of the fleet, too.
+    the log, and the time of the next try; without SERVICE also versions of engines that were not used, or taken back.
+    SERVICE may be a node of the fleet, too.
     """
     home = get_home()
     problems = config_problems.listing(home)
@@ -74,6 +75,8 @@ def _events(db: Database, name: str | None, limit: int, *, everything: bool, nod
     views = service_events.of_nodes(db, name, limit=limit) if nodes else []
     if not (nodes and name):
         views += service_events.events(db, name, limit=limit, everything=everything)
+    if name is None:
+        views += service_events.of_engine_versions(db, limit=limit)
     return sorted(views, key=lambda view: view.at)[-limit:]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,13 +23,13 @@ from support.mlxq_home import Mlxq, until
 from support.package_index import PackageIndex
 
 from mlxq import cli
-from state import ledger, secrets, service, settings
+from state import secrets, service, settings
 from state.errors import EngineFailed
 from state.job import Job
 from state.service import ROUTED, Service
-from tasks.engines import installed
-from tasks.kinds import new
+from tasks.engines import installed, smoke
 from tasks.supervision import probe
+from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -121,7 +123,9 @@ def test_a_version_that_crashes_in_use_gives_way_to_the_one_before_it(
     assert causes(mlxq, "engine_taken_back") == [told]
     assert causes(mlxq, "engine_changed")[-1].startswith(f"rapid-mlx {FIRST} in place of rapid-mlx {SECOND}.")
     assert cli.run(["why"]) == 0
-    assert f"rapid-mlx {FIRST} in place of rapid-mlx {SECOND}" in capsys.readouterr().out.replace("\n", " ")
+    why = " ".join(capsys.readouterr().out.split())
+    assert f"rapid-mlx {FIRST} in place of rapid-mlx {SECOND}" in why
+    assert f"rapid-mlx Taken back {SECOND}: {told}" in why
     assert cli.run(["engine", "list"]) == 0
     assert "taken back" in capsys.readouterr().out
 
@@ -294,11 +298,31 @@ def test_an_upgrade_that_fails_its_smoke_test_changes_nothing(
     assert [two.one(name).generation for name in ("fast", "standard")] == [1, 1]
 
 
-def test_two_upgrades_at_once_are_one(mlxq: Mlxq) -> None:
-    first = ledger.enqueue(mlxq.db, new("upgrade_engine", {"engine": "rapid-mlx"}))
-    second = ledger.enqueue(mlxq.db, new("upgrade_engine", {"engine": "rapid-mlx"}))
+IMPATIENT = "from tasks.engines import smoke; smoke.START_S = 5.0\n"
+"""Before a worker's own lines: a version that does not listen after so many seconds hangs."""
 
-    assert (second[0], first[1], second[1]) == (first[0], True, False)
+
+def test_two_upgrades_at_once_to_a_version_that_hangs_are_one_and_end(
+    mlxq: Mlxq, release: Make, index: PackageIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both commands are told; the tier is left alone, no process of the version is left, and `why` says what failed."""
+    release(FIRST)
+    mlxq.work(IMPATIENT, **index.environment(tmp_path / "uv"))
+    install(mlxq, FIRST)
+    before = mlxq.up()
+    release(SECOND, "hang")
+    argv = [sys.executable, "-P", "-m", "mlxq", "engine", "upgrade"]
+    commands = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [" ".join(command.communicate(timeout=120)[1].split()) for command in commands]
+
+    reason = f"rapid-mlx {SECOND} failed its smoke test: The engine was not ready within 5 s."
+    assert all(reason in words for words in told), told
+    assert mlxq.db.value("SELECT count(*) FROM jobs WHERE kind = 'upgrade_engine'") == 1
+    assert serves(mlxq, f"rapid-mlx {FIRST}").identity == before.identity
+    assert not process.find_orphans(str(mlxq.home.root), smoke.NAME)
+    assert sorted(path.name for path in mlxq.home.engines.glob("[!.]*")) == ["locks", f"rapid-mlx-{FIRST}"]
+    assert cli.run(["why"]) == 0
+    assert f"rapid-mlx Not used {SECOND}: {reason}" in " ".join(capsys.readouterr().out.split())
 
 
 PHASES = ("making its environment", "fetching its packages", "proving it on the built-in model")
