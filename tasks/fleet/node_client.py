@@ -99,8 +99,7 @@ class NodeClient(AbstractContextManager["NodeClient"]):
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": PROBE_TOKENS,
         }
-        url = f"{self.node.address}/v1/chat/completions"
-        return self._response("POST", url, json.dumps(body).encode())
+        return self._at_any_address("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the answer of the node's fleet route. Raises the error that the node answers, Offline."""
@@ -123,17 +122,24 @@ class NodeClient(AbstractContextManager["NodeClient"]):
         return [number for number in _list(answer.get("jobs")) if isinstance(number, int)]
 
     def _asked(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
-        name, problem = self.node.name, None
+        name = self.node.name
+        try:
+            response = self._at_any_address(method, path, content, headers)
+        except NodeFailure as failure:
+            raise Offline(f"The node {name} cannot be asked: {failure.words}.", hint="mlxq node list") from failure
+        return _answer(name, response)
+
+    def _at_any_address(
+        self, method: str, path: str, content: bytes, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        """Return the response at the first of the node's addresses that gives one. Raises the last NodeFailure."""
+        failed = NodeFailure("away", "no address is known")
         for address in self._addresses:
             try:
-                response = self._response(method, f"{address}{path}", content, headers)
+                return self._response(method, f"{address}{path}", content, headers)
             except NodeFailure as failure:
-                problem = failure
-                continue
-            return _answer(name, response)
-        raise Offline(
-            f"The node {name} cannot be asked: {problem.words if problem else 'no address'}.", hint="mlxq node list"
-        )
+                failed = failure
+        raise failed
 
     def _openai_status(self, address: str) -> NodeStatus:
         """Return what a server of OpenAI's API serves: the models that it lists. Raises NodeFailure, ValueError."""

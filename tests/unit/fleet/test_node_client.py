@@ -6,14 +6,16 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from support.ports import free_port
 
 from state.fleet import Node
-from tasks.fleet.node_client import NodeClient
+from tasks.fleet.node_client import NodeClient, NodeFailure
 from tasks.system import certificates
 
 
@@ -43,3 +45,15 @@ def test_clocks_may_be_a_day_apart_and_more_is_said(tmp_path: Path, hours: int, 
 
     assert observation.status is None
     assert said.format(place=node.address.removeprefix("https://")) in observation.words, observation
+
+
+def test_a_node_that_moved_is_asked_for_an_answer_where_it_is(tmp_path: Path) -> None:
+    """As for its state: the address where it was last may be the one that it left."""
+    with machine(tmp_path, timedelta()) as node:
+        moved = replace(node, address=f"https://127.0.0.1:{free_port()}", addresses=(node.address,))
+        with NodeClient(moved, "sk-1") as client:
+            assert "answers HTTP 501" in client.look().words
+            assert client.serves("standard"), "it answered, with another status than 404"
+            assert not client.answers("standard")
+        with NodeClient(replace(moved, addresses=()), "sk-1") as client, pytest.raises(NodeFailure, match="not answer"):
+            client.answers("standard")
