@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from catalog.explain import Absent, explain, explain_chosen, reasons_for, runner_up
 from catalog.fit import SMALL_STEP, memory, smallest, step_for
-from catalog.intent import AGENTS, FAST, INTENTS, LONGCTX, STANDARD, TIERS, Wish
+from catalog.intent import AGENTS, INTENTS, LONGCTX, STANDARD, TIERS, Wish
 from catalog.machine import Machine, budget
 from catalog.model import Model
 from catalog.offer import (
@@ -311,14 +311,20 @@ def _best_of_each(offers: Sequence[Offer]) -> list[Offer]:
     return list(best.values())
 
 
-def builtin(machine: Machine, models: Mapping[str, Model], *, budget_bytes: int | None = None) -> Recommendation:
-    """Return all three tiers on one engine of the model that travels with mlxq, for when no Hub is in reach.
+def builtin(
+    machine: Machine,
+    models: Mapping[str, Model],
+    *,
+    budget_bytes: int | None = None,
+    tiers: Sequence[str] = TIERS,
+) -> Recommendation:
+    """Return these tiers on one engine, the first's, of the model that travels with mlxq; for when no Hub is in reach.
 
     Raises TooSmall when not even that fits.
     """
     limit = budget(machine) if budget_bytes is None else budget_bytes
-    pick = _builtin_pick(machine, models[BUILTIN])
-    picks = (pick, *(replace(pick, tier=tier, shares=pick.tier) for tier in (FAST, LONGCTX)))
+    pick = replace(_builtin_pick(machine, models[BUILTIN]), tier=tiers[0])
+    picks = (pick, *(replace(pick, tier=tier, shares=pick.tier) for tier in tiers[1:]))
     explained = "No Hub is in reach: every tier serves the built-in model."
     stack = Recommendation(picks, "built-in", limit, explained, machine.usable_bytes)
     if stack.total > limit:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog import load, units
 from catalog.fit import smallest
-from catalog.intent import INTENTS
+from catalog.intent import INTENTS, TIERS
 from catalog.load import Match
 from catalog.machine import Machine, planned
 from catalog.model import Model, Quant
@@ -270,8 +270,9 @@ def choose(
         )
     from catalog import score
 
+    tiers = [tier for tier in TIERS if not choice or tier in choice]
     try:
-        return score.builtin(machine, models, budget_bytes=share)
+        return score.builtin(machine, models, budget_bytes=share, tiers=tiers)
     except TooSmall as problem:
         raise too_small(machine, problem) from problem
 

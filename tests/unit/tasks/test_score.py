@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 
@@ -127,6 +128,17 @@ def test_a_stack_that_only_stood_in_may_be_chosen_by_its_name() -> None:
     choice = dict.fromkeys(("standard", "fast", "longctx"), "smollm2-135m int4")
 
     assert recommend.choose(machine, entries(), ASKED | {"choice": choice}, hub=True).intent == "built-in"
+
+
+@pytest.mark.parametrize("hub", [True, False])
+@pytest.mark.parametrize("tiers", list(combinations(("standard", "fast", "longctx"), 2)))
+def test_of_tiers_that_stand_in_no_other_comes_than_were_chosen(tiers: tuple[str, str], hub: bool) -> None:
+    """A fleet gives a machine two tiers, and holds that the stack became these and no third one."""
+    choice = dict.fromkeys(tiers, "smollm2-135m int4")
+    machine = Machine("test", "cpu", "Linux", 16 * 10**9, 12 * 10**9, 20.0, "measured", 0.1)
+    picks = recommend.choose(machine, entries(), ASKED | {"choice": choice}, hub=hub).picks
+
+    assert [(pick.tier, pick.shares) for pick in picks] == [(tiers[0], ""), (tiers[1], tiers[0])]
 
 
 def test_what_is_reserved_for_other_engines_is_not_given_to_the_tiers() -> None:
