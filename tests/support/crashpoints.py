@@ -1,7 +1,7 @@
 """Kill a process before each SQL statement that writes in turn, and let a second process recover.
 
     python crashpoints.py diamond TEMPLATE FOLDER      jobs: a, then b and c, then d; and one that a puts in
-    python crashpoints.py schema FOLDER                the migrations; CRASH_POINTS=1: all of them, not each fourth
+    python crashpoints.py schema FOLDER                the migrations; CRASH_POINTS=1: all of them, not each seventh
 
 For n = 1, 2, 3 … a fork runs until SQLite is about to begin its n-th statement and dies there by SIGKILL; another fork
 carries on. It ends with the first n that is never reached, and prints what was found as JSON. Statements that read are
@@ -36,7 +36,7 @@ KINDS = {"a", "b", "c", "d", "extra"}
 TABLES = ("jobs", "job_deps", "events", "worker", "tiers", "services", "facts")
 
 
-EVERY = int(os.environ.get("CRASH_POINTS", "4"))
+EVERY = int(os.environ.get("CRASH_POINTS", "7"))
 
 
 def in_a_fork(work: Callable[[], None]) -> int:
