@@ -67,6 +67,7 @@ def shown(home: Home, *argv: str) -> str:
     ids=" ".join,
 )  # fmt: skip
 def test_no_text_takes_over_a_terminal(argv: list[str], hostile: Database) -> None:
+    hostile.run("UPDATE services SET desired = 'down'")  # a worker, which a pull starts, would start what should run
     said = shown(hostile.home, *argv)
 
     allowed = LIVE if argv[0] in {"top", "pull"} else ALLOWED
