@@ -136,7 +136,12 @@ class StatusReport:
 
 
 def collect(db: Database) -> StatusReport:
-    """Return the report on everything that state.db knows."""
+    """Return the report on everything that state.db knows, as it is at one moment."""
+    with db.reading():
+        return _collect(db)
+
+
+def _collect(db: Database) -> StatusReport:
     running, chosen, engines = worker(db), settings.load(db.home), stack.engines(db)
     tiers = stack.with_defaults(stack.tiers(db, engines), chosen)
     rows = {row.name: row for row in service.listing(db)}

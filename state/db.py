@@ -101,6 +101,18 @@ class Database:
             self.inside = False
         self._tell()
 
+    @contextmanager
+    def reading(self) -> Generator[None]:
+        """Have all queries inside see state.db as it is at the first of them; nothing may be written inside."""
+        if self.connection.in_transaction:
+            yield
+            return
+        self.run("BEGIN")
+        try:
+            yield
+        finally:
+            self.connection.rollback()  # unlike COMMIT, also of what could not be read
+
     def wake(self) -> None:
         """After this transaction's commit, wake the worker and all watchers."""
         self._rouse = self._announce = True

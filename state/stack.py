@@ -145,8 +145,9 @@ class SettingSource(Protocol):
 
 def tiers(db: Database, serving: Iterable[Engine] | None = None) -> list[Tier]:
     """Return the wanted tiers in their order; empty when nothing is set up. `serving`: the engines, where read."""
-    by_name = {engine.name: engine for engine in (engines(db) if serving is None else serving)}
-    return [_tier(row, by_name[row["engine"]]) for row in db.rows("SELECT * FROM tiers ORDER BY position")]
+    with db.reading():
+        by_name = {engine.name: engine for engine in (engines(db) if serving is None else serving)}
+        return [_tier(row, by_name[row["engine"]]) for row in db.rows("SELECT * FROM tiers ORDER BY position")]
 
 
 def tier(db: Database, name: str) -> Tier:

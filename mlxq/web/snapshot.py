@@ -200,11 +200,8 @@ class Snapshot:
 
 def take(db: Database, engines: Engines) -> Snapshot:
     """Read the rows in one transaction."""
-    db.run("BEGIN")
-    try:
+    with db.reading():
         return _take(db, engines)
-    finally:
-        db.connection.rollback()  # unlike COMMIT, also of what could not be read
 
 
 def _take(db: Database, engines: Engines) -> Snapshot:

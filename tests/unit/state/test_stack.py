@@ -57,6 +57,27 @@ def test_an_engine_may_bear_the_name_of_no_tier(db: Database) -> None:
         stack.engine(db, "fast")
 
 
+def test_a_stack_that_is_replaced_while_it_is_read_is_read_as_it_was(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A KeyError: its engines were those of before, and its tiers were new."""
+    stack.replace(db, SHARED)
+    read = stack.engines
+
+    def read_before_a_change(opened: Database) -> list[Engine]:
+        monkeypatch.setattr(stack, "engines", read)
+        before = read(opened)
+        other = open_database(db.home)
+        stack.replace(other, [Tier("other", replace(MAIN, name="other"))])
+        other.close()
+        return before
+
+    monkeypatch.setattr(stack, "engines", read_before_a_change)
+
+    assert stack.tiers(db) == SHARED
+    assert [tier.name for tier in stack.tiers(db)] == ["other"]
+
+
 def test_before_set_up_there_is_neither(db: Database) -> None:
     assert (stack.tiers(db), stack.engines(db)) == ([], [])
     for find in (stack.tier, stack.engine):
