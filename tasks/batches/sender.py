@@ -10,7 +10,6 @@ import orjson
 
 from state.batches.batches import Batch
 from state.batches.lines import BatchLine
-from state.errors import MlxqError
 from tasks.batches.gateway_lines import Broken, GatewayLines, LineAnswer
 from tasks.batches.line_source import LineSource
 from tasks.batches.results import LineResult
@@ -23,7 +22,7 @@ GATHER_S = 0.2
 
 
 class Sender:
-    """Sends lines and collects how they end. A line that ends is followed by the next at once.
+    """Sends lines and collects how they end.
 
     Those that have ended and are not written yet count as on their way: a crash has both asked again.
     """
@@ -35,7 +34,6 @@ class Sender:
         self._concurrency = 0
         self._under_way: set[asyncio.Task[LineResult]] = set()
         self._ended: list[asyncio.Task[LineResult]] = []
-        self._writing = 0
         self._news = asyncio.Event()
 
     @property
@@ -44,16 +42,12 @@ class Sender:
         return bool(self._under_way or self._ended)
 
     def fill(self, concurrency: int) -> None:
-        """Send lines until `concurrency` of them are on their way, and keep it so. Raises StateUnavailable.
+        """Send lines until `concurrency` of them are on their way. Raises StateUnavailable.
 
-        What wait() returned before has been written.
+        Called once what wait() returned is written.
         """
-        self._concurrency, self._writing = concurrency, 0
-        self._fill()
-
-    def _fill(self) -> None:
-        unwritten = len(self._ended) + self._writing
-        while unwritten + len(self._under_way) < self._concurrency and (line := self._source.next()):
+        self._concurrency = concurrency
+        while len(self._ended) + len(self._under_way) < concurrency and (line := self._source.next()):
             task = asyncio.create_task(self._answer(line))
             self._under_way.add(task)
             task.add_done_callback(self._end)
@@ -63,8 +57,6 @@ class Sender:
         if not task.cancelled():
             self._ended.append(task)
             self._news.set()
-            with suppress(MlxqError):  # the next call of fill() raises it
-                self._fill()
 
     async def wait(self, longest_s: float) -> list[LineResult]:
         """Return the lines that have ended; where there is none, the next ones, after `longest_s` seconds at most."""
@@ -74,7 +66,6 @@ class Sender:
                 await self._gather()
         self._news.clear()
         ended, self._ended = self._ended, []
-        self._writing = len(ended)
         return [task.result() for task in ended]
 
     async def _gather(self) -> None:
@@ -87,7 +78,6 @@ class Sender:
 
     async def stop(self) -> None:
         """Leave what is on its way: the gateway ends it when the connection closes."""
-        self._concurrency = 0
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
