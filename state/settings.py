@@ -750,10 +750,10 @@ def _reset(home: Home, name: str) -> Path | None:
 
 def _save(home: Home, entries: Sequence[ConfigEntry]) -> None:
     """Write config.yaml. What YAML could not make a value of gets the one that counts instead, or is left out."""
-    valid = _last_valid(home)
-    values = {entry.name: valid.get(entry.name) if entry.fault else entry.value for entry in entries}
-    faulty = {entry.name for entry in entries if entry.fault and entry.name not in valid}
-    write_private(home.config, as_yaml({name: value for name, value in values.items() if name not in faulty}))
+    valid, last = _last_valid(home), {entry.name: entry for entry in entries}
+    values = {name: entry.value for name, entry in last.items() if not entry.fault}
+    values |= {name: valid[name] for name, entry in last.items() if entry.fault and name in valid}
+    write_private(home.config, as_yaml(values))
     load(home)
 
 
