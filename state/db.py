@@ -7,13 +7,14 @@ before 3.51.3 can corrupt a database when two connections do so at once (sqlite.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -346,6 +347,14 @@ def create_private(path: Path) -> None:
 
 
 # ------------------------------------------- columns of JSON: what another program wrote in them must stop nothing
+
+
+def known_columns(row: Row | Mapping[str, Any], kind: type, *, without: str = "") -> dict[str, Any]:
+    """Return a row's values for the fields of a dataclass; a newer mlxq's columns are left out.
+
+    `without`: a field that is no column.
+    """
+    return {field.name: row[field.name] for field in dataclasses.fields(kind) if field.name != without}
 
 
 def json_mapping(text: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from state import facts, files, settings
-from state.db import Database, Row, atomic, json_mapping, json_strings
+from state.db import Database, Row, atomic, json_mapping, json_strings, known_columns
 from state.errors import Damaged, MlxqError, NotFound, UsageProblem
 from state.paths import Home
 
@@ -436,7 +436,7 @@ def _node(row: Row, by: Mapping[str, int]) -> Node:
 
 
 def _membership(row: Row) -> Membership:
-    values: dict[str, Any] = {entry.name: row[entry.name] for entry in fields(Membership)}
+    values = known_columns(row, Membership)
     for name in ("addresses", "announced"):
         values[name] = tuple(json_strings(row[name]))
     return Membership(**values)

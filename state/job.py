@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any, Literal
 
 from state.classes import DocumentedEnum, dataclass
-from state.db import Database, Row, json_mapping
+from state.db import Database, Row, json_mapping, known_columns
 from state.errors import NotFound
 
 Source = Literal["person", "chain", "watchdog"]
@@ -221,7 +221,7 @@ def cancel_asked(db: Database, claim: Claim) -> bool:
 
 
 def _job(db: Database, row: Row) -> Job:
-    values: dict[str, Any] = {column.name: row[column.name] for column in fields(Job) if column.name != "needs"}
+    values = known_columns(row, Job, without="needs")
     values["unique_key"] = base_key(values["unique_key"])
     values["args"] = json_mapping(values["args"])
     values["state"] = JobState(values["state"])

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from state import stack
 from state.classes import dataclass
-from state.db import Database, Row, json_mapping, json_strings
+from state.db import Database, Row, json_mapping, json_strings, known_columns
 from state.stack import Engine
 
 MODELS = """
@@ -183,6 +183,6 @@ def _model(row: Row) -> DiskModel:
 
 
 def _residency(row: Row) -> Residency:
-    values: dict[str, Any] = {column.name: row[column.name] for column in fields(Residency)}
+    values = known_columns(row, Residency)
     values |= {name: bool(values[name]) for name in ("background", "asleep")}
     return Residency(**values)

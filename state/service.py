@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Literal
 
 from state import event
 from state.classes import DocumentedEnum, dataclass
-from state.db import Database, Row, json_mapping, json_numbers, json_strings
+from state.db import Database, Row, json_mapping, json_numbers, json_strings, known_columns
 from state.errors import NotFound
 
 Desired = Literal["up", "down"]
@@ -305,7 +305,7 @@ def _service(row: Row) -> Service:
 
     A state that it does not know is one of a newer mlxq: the service is looked for and started again.
     """
-    values: dict[str, Any] = {column.name: row[column.name] for column in fields(Service)}
+    values = known_columns(row, Service)
     state = values["state"] = State(values["state"]) if values["state"] in set(State) else State.BACKOFF
     observed = values["observed"]
     values["observed"] = Observed(observed) if observed in set(Observed) else observe(state, values["desired"])

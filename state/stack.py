@@ -14,7 +14,7 @@ from dataclasses import asdict, field, fields
 from typing import Any, Literal, Protocol
 
 from state.classes import dataclass
-from state.db import Database, Row
+from state.db import Database, Row, known_columns
 from state.errors import NotFound, NotSetUp
 from state.settings import LONGEST_ANSWER
 
@@ -315,13 +315,13 @@ def engine_of_json(text: str) -> Engine:
 
 
 def _engine(row: Row) -> Engine:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Engine)}
+    values = known_columns(row, Engine)
     values["vision"] = bool(values["vision"])
     return Engine(**values)
 
 
 def _tier(row: Row, engine: Engine) -> Tier:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Defaults)}
+    values = known_columns(row, Defaults)
     if values["thinking"] is not None:
         values["thinking"] = bool(values["thinking"])
     return Tier(row["name"], engine, Defaults(**values), row["desired"])

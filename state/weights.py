@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from state.classes import dataclass
-from state.db import Database, Row
+from state.db import Database, Row, known_columns
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,6 @@ def forget(db: Database, folder: str) -> None:
 
 
 def _weights(row: Row | Mapping[str, Any]) -> Weights:
-    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Weights)}
+    values = known_columns(row, Weights)
     values["vision"] = bool(values["vision"])
     return Weights(**values)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from state.batches import stored_files
 from state.classes import DocumentedEnum
-from state.db import Database, Row, json_mapping
+from state.db import Database, Row, json_mapping, known_columns
 from state.errors import NotFound
 
 BatchDialect = Literal["openai", "anthropic"]
@@ -225,7 +225,7 @@ def prune(db: Database) -> int:
 
 
 def _batch(row: Row) -> Batch:
-    values = {field.name: row[field.name] for field in fields(Batch)}
+    values = known_columns(row, Batch)
     values["status"] = BatchStatus(values["status"])
     values["cloud"] = bool(values["cloud"])
     values["metadata"] = None if values["metadata"] is None else json_mapping(values["metadata"])
