@@ -22,13 +22,13 @@ def of_targets(db: Database) -> list[ConfigProblem]:
     """Return the notification targets to which delivery keeps failing: twice in a row, or for good."""
     if not db.home.notify_targets.exists():
         return []
-    from state.notify import targets
+    from state.notify import notices, targets
 
     try:
         names = list(targets.read(db.home.notify_targets))
     except MlxqError as problem:
         return [ConfigProblem(problem.message, "No notification is delivered.", problem.hint or "mlxq notify list")]
-    rows = {name: db.row(LATEST_DELIVERY, (name,)) for name in names}
+    rows = {name: notices.latest_delivery(db, name) for name in names}
     return [
         ConfigProblem(
             f"Notifications do not reach {name}: {row['error']}",
@@ -39,12 +39,6 @@ def of_targets(db: Database) -> list[ConfigProblem]:
         for name, row in rows.items()
         if row and row["error"] and (row["state"] == "failed" or row["failures"] > 1)
     ]
-
-
-LATEST_DELIVERY = """
-SELECT state, error, failures, finished_at FROM jobs WHERE kind = 'notify' AND json_extract(args, '$.target') = ?
-ORDER BY id DESC LIMIT 1
-"""
 
 
 def _keys(home: Home) -> list[ConfigProblem]:

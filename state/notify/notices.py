@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from state import facts
-from state.db import Database
+from state.db import Database, Row
 
 Severity = Literal["error", "warning", "ok"]
 FACT = "notify"
@@ -98,6 +98,15 @@ def delivered(db: Database, target: str, notice: int) -> None:
 def delivered_at(db: Database, target: str) -> float | None:
     """Return when a target got its last message, in unix seconds."""
     return db.value("SELECT at FROM deliveries WHERE target = ?", (target,))
+
+
+def latest_delivery(db: Database, target: str) -> Row | None:
+    """Return state, error, failures and finished_at of the newest job that delivers to a target; None for none."""
+    return db.row(
+        "SELECT state, error, failures, finished_at FROM jobs"
+        " WHERE kind = 'notify' AND json_extract(args, '$.target') = ? ORDER BY id DESC LIMIT 1",
+        (target,),
+    )
 
 
 def prune(db: Database) -> int:

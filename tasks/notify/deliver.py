@@ -55,12 +55,7 @@ def notify(context: Context, target: str) -> dict[str, int]:
 def notify_test(context: Context, target: str) -> dict[str, str]:
     """Deliver a test message, during quiet hours too. Returns {"target"}. Raises NotFound, Offline, MlxqError."""
     destination = targets.find(targets.file(context.home), target)
-    try:
-        send(destination, plan.trial(target, platform.node(), time.time()))
-    except MlxqError as problem:
-        if problem.hint == f"mlxq notify test {target}":  # which is this
-            problem.hint = "mlxq notify list"
-        raise
+    send(destination, plan.trial(target, platform.node(), time.time()), hint="mlxq notify list")
     return {"target": target}
 
 
@@ -71,9 +66,16 @@ def quiet_s(home: Home, destination: NotifyTarget) -> int:
     return 0 if destination.always else plan.quiet_left_s(quiet_hours, now.tm_hour, now.tm_min)
 
 
-def send(target: NotifyTarget, message: Notification) -> None:
-    """Deliver a message. Raises Offline when trying again can help, else MlxqError."""
-    SENDERS[target.kind](target, message)
+def send(target: NotifyTarget, message: Notification, *, hint: str = "") -> None:
+    """Deliver a message. Raises Offline when trying again can help, else MlxqError.
+
+    `hint`: the next command after a failure that has no better one; by default a test.
+    """
+    try:
+        SENDERS[target.kind](target, message)
+    except MlxqError as problem:
+        problem.hint = problem.hint or hint or f"mlxq notify test {target.name}"
+        raise
 
 
 def ping(target: NotifyTarget) -> None:
@@ -123,10 +125,7 @@ def _command(target: NotifyTarget, message: Notification) -> None:
 def _macos(target: NotifyTarget, message: Notification) -> None:
     output = tool.run("osascript", *SCRIPT, message.title, message.text)
     if output.code:
-        raise MlxqError(
-            f"macOS did not show the message of the notification target {target.name}: {output.message}",
-            hint=f"mlxq notify test {target.name}",
-        )
+        raise MlxqError(f"macOS did not show the message of the notification target {target.name}: {output.message}")
 
 
 def _deadman(target: NotifyTarget, _message: Notification) -> None:

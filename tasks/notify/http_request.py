@@ -27,9 +27,7 @@ def send(
     try:
         status = asyncio.run(_status(method, url, body, headers, limit_s))
     except TimeoutError:
-        raise Offline(
-            f"The notification target {target} did not answer within {limit_s:g} s.", hint=f"mlxq notify test {target}"
-        ) from None
+        raise Offline(f"The notification target {target} did not answer within {limit_s:g} s.") from None
     judge(target, status)
 
 
@@ -52,15 +50,14 @@ async def _status(method: str, url: str, body: bytes, headers: Mapping[str, str]
 
 def judge(target: str, status: int) -> None:
     """Raise what a status means for the delivery; 0 is no answer. Raises Offline, MlxqError."""
-    hint = f"mlxq notify test {target}"
     if not status:
-        raise Offline(f"The notification target {target} cannot be reached, or closed the connection.", hint=hint)
+        raise Offline(f"The notification target {target} cannot be reached, or closed the connection.")
     if status >= 500 or status in PASSING:  # noqa: PLR2004 (a server's own failure)
-        raise Offline(f"The notification target {target} answered with status {status}.", hint=hint)
+        raise Offline(f"The notification target {target} answered with status {status}.")
     if 300 <= status < 400:  # noqa: PLR2004 (redirects)
         raise MlxqError(
             f"The notification target {target} redirects (status {status}), which mlxq does not follow.",
             hint=f"mlxq notify remove {target}",
         )
     if not 200 <= status < 300:  # noqa: PLR2004 (success)
-        raise MlxqError(f"The notification target {target} refused the message with status {status}.", hint=hint)
+        raise MlxqError(f"The notification target {target} refused the message with status {status}.")

@@ -20,7 +20,6 @@ def run(target: str, argv: Sequence[str], body: bytes, variables: Mapping[str, s
 
     Raises Offline when it fails or takes longer than `limit_s` seconds, and MlxqError when there is no such program.
     """
-    hint = f"mlxq notify test {target}"
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     try:
         process = subprocess.Popen(
@@ -46,9 +45,6 @@ def run(target: str, argv: Sequence[str], body: bytes, variables: Mapping[str, s
         raise Offline(
             f"The program of the notification target {target} ran longer than {limit_s:g} s.",
             done="It was killed.",
-            hint=hint,
         ) from None
     if process.returncode:
-        raise Offline(
-            f"The program of the notification target {target} ended with exit code {process.returncode}.", hint=hint
-        )
+        raise Offline(f"The program of the notification target {target} ended with exit code {process.returncode}.")

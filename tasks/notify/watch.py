@@ -21,7 +21,6 @@ from state.notify.notices import Cursor
 from state.notify.targets import NotifyTarget
 from state.paths import Home
 from state.service import ROUTED
-from tasks.config_problems import LATEST_DELIVERY
 from tasks.kinds import new
 from tasks.notify import deliver
 from tasks.plan import notices as plan
@@ -79,7 +78,7 @@ def deliver_again(db: Database, destinations: Mapping[str, NotifyTarget]) -> Non
     """Enqueue a delivery to each target that has not got everything, and whose last one failed long ago."""
     for target in destinations.values():
         if target.kind != "deadman" and notices.pending(db, target.name):
-            last = db.row(LATEST_DELIVERY, (target.name,))
+            last = notices.latest_delivery(db, target.name)
             if last and last["state"] == "failed" and db.now() - last["finished_at"] > AGAIN_S:
                 _deliver(db, target.name)
 
