@@ -135,7 +135,7 @@ def _work(home: Home, heartbeat: Heartbeat, stop: threading.Event, ended: Callab
                     "The worker's heartbeat stopped because of a fault.", hint="mlxq logs worker"
                 )
                 break
-        if stop.is_set() and not runtime.successor:  # systemd kills who said so and goes on, as the next version does
+        if stop.is_set() and not runtime.successor:  # else the process runs on, and systemd kills a unit that stops
             sd_notify.notify(sd_notify.STOPPING)
         _wind_down(consumers)
         heartbeat.hand_back()

@@ -299,7 +299,7 @@ def test_an_upgrade_that_fails_its_smoke_test_changes_nothing(
 
 
 IMPATIENT = "from tasks.engines import smoke; smoke.START_S = 5.0\n"
-"""Before a worker's own lines: a version that does not listen after so many seconds hangs."""
+"""Prepended to the worker's program: an engine that does not listen within this many seconds fails its smoke test."""
 
 
 def test_two_upgrades_at_once_to_a_version_that_hangs_are_one_and_end(

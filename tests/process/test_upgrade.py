@@ -284,7 +284,7 @@ def test_systemd_keeps_the_version_that_is_used(user: User, tmp_path: Path) -> N
         record = user.record()
         assert record
         assert record.system
-        started_again(manager, user, NEW)
+        restarted(manager, user, NEW)
 
         user.run("upgrade", "--back", "--yes")
         assert_serves(user, OLD)
@@ -295,15 +295,8 @@ def test_systemd_keeps_the_version_that_is_used(user: User, tmp_path: Path) -> N
     user.run("up")
 
 
-def started_again(manager: UserManager, user: User, version: str) -> None:
-    """Kill systemd's worker, and hold that its next one is of a version."""
-    before = manager.show("NRestarts")
-    user.kill_worker()
-    until(lambda: manager.show("NRestarts") > before and user.worker() == version, LIMIT_S)
-
-
-def restarted(system: KeptAlive, user: User, version: str) -> None:
-    """Kill launchd's worker, and hold that its next one is of a version."""
+def restarted(system: KeptAlive | UserManager, user: User, version: str) -> None:
+    """Kill the worker of launchd or systemd, and hold that its next one is of a version."""
     before = system.starts
     user.kill_worker()
     until(lambda: system.starts > before and user.worker() == version, LIMIT_S)

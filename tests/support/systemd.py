@@ -22,7 +22,7 @@ mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system
 exec "$0" --user --unit=basic.target
 """
-"""It looks for /run/systemd/system, and serves whoever finds the socket in its own folder, XDG_RUNTIME_DIR."""
+"""systemd starts only where /run/systemd/system exists; systemctl connects to the socket in XDG_RUNTIME_DIR."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class UserManager:
             capture_output=True,
             text=True,
         ).stdout
+
+    @property
+    def starts(self) -> int:
+        """How often the worker's unit was restarted."""
+        return int(self.show("NRestarts"))
 
     def show(self, name: str) -> str:
         """Return a property of the worker's unit."""
