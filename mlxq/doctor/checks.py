@@ -60,9 +60,9 @@ PRIVATE = (
 Check = Callable[[Home], Sequence[Finding | None]]
 
 
-def run_checks(home: Home, *, limit_s: float = LIMIT_S) -> list[Finding]:
-    """Run all checks at the same time and return their findings, in the order of CHECKS."""
-    until = time.monotonic() + limit_s
+def run_checks(home: Home) -> list[Finding]:
+    """Run all checks at the same time, for LIMIT_S seconds at most; return their findings, in the order of CHECKS."""
+    until = time.monotonic() + LIMIT_S
     findings: dict[str, list[Finding]] = {}
 
     def run(area: str, check: Check) -> None:

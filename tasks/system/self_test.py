@@ -26,6 +26,8 @@ from tasks.system import memory, ports, process
 
 LIMIT_S = 30.0
 """Seconds for all; what has not ended by then has failed."""
+SEEN_S = 3.0
+"""Seconds in which what another process does must be seen."""
 EXIT_LIMIT_S = 0.1
 """Seconds in which an exit must be noticed."""
 DEATHS = 60
@@ -66,9 +68,9 @@ class TriedAssumption:
     seconds: float
 
 
-def run(folder: Path, assumptions: Sequence[Assumption], *, limit_s: float = LIMIT_S) -> Iterator[TriedAssumption]:
+def run(folder: Path, assumptions: Sequence[Assumption]) -> Iterator[TriedAssumption]:
     """Try the assumptions one after another in a scratch folder inside `folder`, which must exist."""
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + LIMIT_S
     with tempfile.TemporaryDirectory(prefix=".mlxq-self-test-", dir=folder) as scratch:
         for assumption in assumptions:
             began = time.monotonic()
@@ -120,7 +122,7 @@ def start_survives_exec(_: Path) -> Trial:
             assert running.stdin
             running.stdin.write(b"go\n")
             running.stdin.flush()
-            _await(lambda: "input(); input()" in process.table.arguments(running.pid))
+            _await(lambda: "input(); input()" in process.table.arguments(running.pid), SEEN_S)
             after = process.identify(running.pid)
         finally:
             running.kill()
@@ -144,7 +146,7 @@ def exits_are_noticed(_: Path) -> Trial:
                 watcher.watch(name, identity)
             died = time.monotonic()
             os.kill(stranger, signal.SIGKILL)
-            _await(lambda name=name: name in noticed, 1.0)
+            _await(lambda name=name: name in noticed, 10 * EXIT_LIMIT_S)
             late.append(noticed.get(name, [died + 9.0])[0] - died)
             parent.kill()
     watcher.close()
@@ -157,14 +159,14 @@ def exits_are_noticed(_: Path) -> Trial:
 def environment_is_readable(_: Path) -> Trial:
     """Try that the environment of a Python child can be read: engines that were never recorded are found by it."""
     with child(SLEEPER, env={"MLXQ_SERVICE": "self-test"}) as running:
-        readable = _await(lambda: process.table.environment(running.pid).get("MLXQ_SERVICE") == "self-test")
+        readable = _await(lambda: process.table.environment(running.pid).get("MLXQ_SERVICE") == "self-test", SEEN_S)
     return Trial(readable, "of a Python child" if readable else "withheld by the system")
 
 
 def arguments_are_readable(_: Path) -> Trial:
     """Try that the command line of /bin/sh can be read: shims are found by it."""
     with child(["/bin/sh", "-c", "sleep 60 & wait", "self-test"], leads=True) as running:
-        readable = _await(lambda: process.table.arguments(running.pid)[3:] == ["self-test"])
+        readable = _await(lambda: process.table.arguments(running.pid)[3:] == ["self-test"], SEEN_S)
         os.killpg(running.pid, signal.SIGKILL)
     return Trial(readable, "of /bin/sh" if readable else "withheld by the system")
 
@@ -174,7 +176,7 @@ def stop_is_seen(_: Path) -> Trial:
     with child(SLEEPER) as running:
         identity = process.identify(running.pid)
         running.send_signal(signal.SIGSTOP)
-        noticed = identity is not None and _await(lambda: process.frozen(identity))
+        noticed = identity is not None and _await(lambda: process.frozen(identity), SEEN_S)
     return Trial(noticed, "after SIGSTOP")
 
 
@@ -283,7 +285,7 @@ def memory_is_known(_: Path) -> Trial:
     return Trial(me is not None and 0 < taken < now.total and 0 < now.available <= now.total, detail)
 
 
-def _await(true: Callable[[], bool], limit_s: float = 3.0) -> bool:
+def _await(true: Callable[[], bool], limit_s: float) -> bool:
     """Wait for another process to get somewhere; it tells no one when it does."""
     end = time.monotonic() + limit_s
     while not true():

@@ -96,8 +96,9 @@ def test_a_file_that_changed_meanwhile_is_left(home: Home, tmp_path: Path, monke
     "argv", [["config", "list"], ["config", "get", "litellm-port"], ["status"], ["why"], ["doctor"]]
 )
 def test_the_problem_is_shown_once_with_line_and_cure(
-    home: Home, argv: list[str], capsys: pytest.CaptureFixture[str]
+    home: Home, argv: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(checks, "LIMIT_S", 120.0)
     home.config.write_text(WRONG)
 
     cli.run(argv)
@@ -129,7 +130,8 @@ def test_every_command_that_can_work_does(home: Home, capsys: pytest.CaptureFixt
 def test_damaged_keys_are_told_and_those_that_were_valid_count(
     home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "CHECKS", {"home": checks.CHECKS["home"]})  # all of them share 4.5 s
+    monkeypatch.setattr(checks, "LIMIT_S", 120.0)
+    monkeypatch.setattr(checks, "CHECKS", {"home": checks.CHECKS["home"]})
     path = keys.file(home)
     keys.create(path, "app")
     keys.create(path, "gone")

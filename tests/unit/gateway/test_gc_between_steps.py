@@ -19,7 +19,7 @@ class Ring:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(gc_between_steps, "EVERY_S", 0.01)
+    monkeypatch.setattr(gc_between_steps, "EVERY_S", 0.0)
     gc_between_steps.leave_alone()
     yield
     gc.unfreeze()
@@ -31,7 +31,8 @@ async def rings(number: int) -> list[weakref.ref[Ring]]:
     collecting = asyncio.create_task(gc_between_steps.collect())
     await asyncio.sleep(0)
     made = [weakref.ref(Ring()) for _ in range(number)]
-    await asyncio.sleep(0.1)
+    for _ in range(3):
+        await asyncio.sleep(0)
     collecting.cancel()
     return made
 

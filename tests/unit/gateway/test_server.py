@@ -48,7 +48,7 @@ async def asked_while_it_leaves(home: Home, host: str, context: ssl.SSLContext) 
     loop.add_reader(read, lambda: (loop.remove_reader(read), gateway._begin_leaving(stopped)))
     address = next(listener.getsockname() for listener in gateway._first if listener.getsockname()[0] == host)
     client = socket.create_connection(address)  # from here on the loop takes no step until the thread begins
-    client.settimeout(10)
+    client.settimeout(60)
     os.write(write, b"leave")
     answer = await asyncio.to_thread(ask, client, None if host == "127.0.0.1" else context)
     assert stopped.is_set()

@@ -180,11 +180,10 @@ def test_a_torn_recording_is_read_or_refused_but_never_breaks(path: Path, cut: i
     assert 0 < found.usable_bytes <= found.memory_bytes
 
 
-def test_this_machine_is_found_in_time_and_without_loading_mlx():
-    """In a fresh process: detection ends, its copy test takes under two seconds of CPU, and MLX stays out."""
+def test_this_machine_is_found_without_loading_mlx():
+    """In a fresh process: detection ends, and MLX stays out."""
     code = (
-        "import sys, time; from tasks.system import hardware as h; start = time.process_time(); h.copy_speed(); "
-        "took = time.process_time() - start; m = h.detect(); assert took < 2, took; "
+        "import sys; from tasks.system import hardware as h; m = h.detect(); "
         "assert 'mlx' not in sys.modules and 'mlx.core' not in sys.modules; print(m.backend, m.bandwidth_gbps)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

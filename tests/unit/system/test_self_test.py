@@ -23,6 +23,13 @@ from tests.support import launchctl, macos
 from tests.support.macos import CoreFoundation, Kernel
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine be late: what is seen late is seen."""
+    for limit, seconds in {"LIMIT_S": 250.0, "SEEN_S": 60.0, "EXIT_LIMIT_S": 6.0, "MOST_DRIFT_S": 6.0}.items():
+        monkeypatch.setattr(self_test, limit, seconds)
+
+
 def test_this_machine_holds_to_all_and_nothing_is_left(tmp_path: Path) -> None:
     results = list(self_test.run(tmp_path, self_test.assumptions()))
 
@@ -30,20 +37,20 @@ def test_this_machine_holds_to_all_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trial_that_hangs_or_fails_is_a_result(tmp_path: Path) -> None:
+def test_a_trial_that_hangs_or_fails_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Path) -> Trial:
         raise PermissionError(1, "Operation not permitted")
 
     def hang(_: Path) -> Trial:
-        threading.Event().wait(60)
+        threading.Event().wait(600)
         return Trial(True, "")
 
-    trials = [Assumption("fails", "x", fail), Assumption("hangs", "y", hang)]
+    (failed,) = self_test.run(tmp_path, [Assumption("fails", "x", fail)])
+    monkeypatch.setattr(self_test, "LIMIT_S", 0.1)
+    (hung,) = self_test.run(tmp_path, [Assumption("hangs", "y", hang)])
 
-    results = [result.trial for result in self_test.run(tmp_path, trials, limit_s=0.3)]
-
-    assert results[0] == Trial(False, "PermissionError: [Errno 1] Operation not permitted")
-    assert results[1].holds is False
+    assert failed.trial == Trial(False, "PermissionError: [Errno 1] Operation not permitted")
+    assert hung.trial.holds is False
 
 
 def test_the_recording_is_a_fixture_as_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +85,7 @@ class SimulatedMac:
         self.kernel, self.state = Kernel(), folder / "launchd.json"
         names = ("tasks.system.macos.self_test", "tasks.system.macos.disk", "tasks.system.memory", "tasks.system.tool")
         self.trials, self.disk, memory, tool = macos.load(monkeypatch, self.kernel, *names)
+        self.trials.LAUNCHD_S = self.trials.SHOWN_S = 60.0
         for name, text in TOOLS.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
@@ -313,6 +321,6 @@ def test_core_foundation_is_loaded_by_its_path(mac: SimulatedMac, monkeypatch: p
 def test_all_trials_of_macos_run_together(mac: SimulatedMac, tmp_path: Path) -> None:
     """None raises what the runner does not know, whatever this machine lacks."""
     mac.set(executes=True)
-    shown = list(self_test.run(tmp_path, mac.trials.ASSUMPTIONS, limit_s=20.0))
+    shown = list(self_test.run(tmp_path, mac.trials.ASSUMPTIONS))
 
     assert [result.assumption.name for result in shown] == [trial.name for trial in mac.trials.ASSUMPTIONS]

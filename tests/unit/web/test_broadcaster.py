@@ -13,7 +13,7 @@ from mlxq.web.html import SECTIONS, HtmlRenderer
 from state.db import Database
 from state.paths import Home
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 async def until(viewer: AsyncGenerator[bytes], text: str) -> bytes:

@@ -23,7 +23,7 @@ def read(home: Home, *steps: str) -> list[list[str]]:
             for step in ("", *steps):
                 with home.log("fast").open("w" if step.startswith("rotated") else "a") as file:
                     file.write(step)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     event = (await anext(stream)).decode()
                 sent.append(json.loads(event.partition("data: ")[2]))
         return sent
