@@ -48,7 +48,6 @@ def test_no_kill_loses_a_job(crew: Crew, number: signal.Signals, threads: int) -
     assert toll.lost == 0
     assert toll.after_success == 0
     assert toll.repeats <= toll.threads * toll.kills
-    assert max(toll.rescue_s, default=0.0) < 30  # benchmarks/jobs.py holds the figure; this machine may be busy
     if number is signal.SIGKILL:
         assert toll.rescue_s
 
@@ -286,16 +285,14 @@ def test_a_pickle_in_a_row_does_nothing_and_holds_nobody_up(crew: Crew, tmp_path
 
 
 def test_a_kind_of_the_next_version_is_kept_and_does_not_keep_the_worker_busy(crew: Crew) -> None:
-    strange = ledger.enqueue(crew.db, NewJob("teleport"))[0]
-    worker = crew.start()
+    strange, looks = ledger.enqueue(crew.db, NewJob("teleport"))[0], crew.home.root / "looks"
+    crew.start(LOOKS=str(looks))
     crew.until_ended(crew.act("ok"))
-    process = psutil.Process(worker.pid)
-    before, until = process.cpu_times(), time.monotonic() + 3
+    before, until = looks.stat().st_size, time.monotonic() + 3
 
     crew.until(lambda: time.monotonic() > until)
-    after = process.cpu_times()
 
-    assert after.user + after.system - before.user - before.system < 0.5
+    assert looks.stat().st_size - before < 100  # each thread that waits looks every 5 s
     assert crew.job(strange).state is JobState.QUEUED
 
 

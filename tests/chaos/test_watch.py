@@ -64,14 +64,12 @@ def test_a_killed_engine_is_back_at_once(mlxq: Mlxq):
 
 
 def test_a_frozen_engine_is_replaced(mlxq: Mlxq):
-    """SIGSTOP is noticed, and the next start begun, within 20 s, and later only on a crowded machine."""
+    """SIGSTOP is noticed, and the next start begun; benchmarks/recovery.py holds the 20 s."""
     mlxq.work()
     mlxq.up()
-    before = recovery.patience()
     back = recovery.hurt(mlxq, signal.SIGSTOP)
     print(f"frozen to next start {back.begun_s:.1f} s, to ready {back.ready_s:.1f} s")
 
-    assert back.begun_s < 20 * max(before, recovery.patience())
     assert mlxq.engines() == 1
     assert mlxq.one().restarts == 1  # a hang that was cured counts, as a crash does
 

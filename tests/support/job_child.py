@@ -1,4 +1,4 @@
-"""A child process that works for a minute, and with `deaf` does not hear SIGTERM."""
+"""A child process that works for an hour, and with `deaf` does not hear SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
     if request["deaf"]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     report({"phase": "digging", "pid": os.getpid()})
-    time.sleep(60)
+    time.sleep(3600)
     return {}
 
 

@@ -6,6 +6,7 @@ happened: `<job> <attempt> <word> <monotonic seconds>`.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ if "CLOCK" in os.environ:  # a file with the seconds by which this worker's wall
 
     time.time = shifted
 
+from state import ledger
 from state.errors import Busy, MlxqError
 from state.job import NewJob
 from state.paths import get_home
@@ -29,8 +31,8 @@ from tasks.system import child
 
 TABLE = cast("dict[str, Kind]", kinds.KINDS)
 for kind in (
-    Kind("act", "do as told", max_attempts=3, limit_s=60),
-    Kind("dig", "do as told, for long", "heavy", max_attempts=3, limit_s=60),
+    Kind("act", "do as told", max_attempts=3, limit_s=600),
+    Kind("dig", "do as told, for long", "heavy", max_attempts=3, limit_s=600),
     Kind("brief", "do as told, within a second", limit_s=1),
 ):
     TABLE[kind.name] = kind
@@ -54,15 +56,26 @@ def ok(context: queue.Context, seconds: float = 0.0, words: str = "") -> dict[st
     return {"attempt": context.claim.attempt}
 
 
-def wait(context: queue.Context, seconds: float = 60.0) -> None:
+def wait(context: queue.Context, seconds: float = 3600.0) -> None:
     context.wait(seconds)
 
 
-def report(context: queue.Context, seconds: float = 60.0) -> None:
+def report(context: queue.Context, seconds: float = 3600.0) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         context.report("digging", done=1, total=2)
         time.sleep(0.05)
+
+
+def counted(claim: Any, looks: Path) -> Any:
+    """Return `claim`, which writes a byte to a file at each call."""
+
+    def look(*arguments: Any) -> Any:
+        with looks.open("ab") as file:
+            file.write(b"!")
+        return claim(*arguments)
+
+    return look
 
 
 def fail(context: queue.Context, times: int = 99, seconds: float = 0.0) -> None:
@@ -127,6 +140,7 @@ WAYS = {
 
 if __name__ == "__main__":
     import tasks.heartbeat
+    import tasks.notify.http_request
     import tasks.notify.watch
     import tasks.worker
 
@@ -135,6 +149,11 @@ if __name__ == "__main__":
     tasks.heartbeat.OVERRUN_S = float(os.environ.get("OVERRUN_S", tasks.heartbeat.OVERRUN_S))
     tasks.worker.STOP_GRACE_S = float(os.environ.get("STOP_GRACE_S", tasks.worker.STOP_GRACE_S))
     tasks.notify.watch.GROUP_S = float(os.environ.get("NOTIFY_GROUP_S", tasks.notify.watch.GROUP_S))
+    if "LOOKS" in os.environ:
+        ledger.claim = counted(ledger.claim, Path(os.environ["LOOKS"]))
+    if "NOTIFY_LIMIT_S" in os.environ:
+        limit_s = float(os.environ["NOTIFY_LIMIT_S"])
+        tasks.notify.http_request.send = functools.partial(tasks.notify.http_request.send, limit_s=limit_s)
     for lane, count in zip(("ops", "heavy"), os.environ.get("THREADS", "4 3").split(), strict=True):
         tasks.worker.THREADS[lane] = int(count)
     try:

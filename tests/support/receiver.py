@@ -83,7 +83,7 @@ def _answer(connection: socket.socket, receiver: Receiver) -> None:
 
 def _act(connection: socket.socket, do: str, receiver: Receiver) -> None:
     if do == "hang":
-        receiver.ended.wait(60)
+        receiver.ended.wait()
     elif do == "drip":
         while not receiver.ended.is_set():
             connection.sendall(b"HTTP"[:1])

@@ -3,9 +3,8 @@
 import asyncio
 import json
 import stat
-import sys
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.calls import called
 from support.clock import Clock
 
 from catalog import images
@@ -850,23 +850,6 @@ def test_the_errors_of_branches_that_do_not_count_are_let_go():
 
 MOST_CALLS = 500_000
 """Calls that a check of 4,000 objects may make; jsonschema compares each with each, with 240 million."""
-
-
-def called(work: Callable[[], str | None]) -> tuple[int, str | None]:
-    """Return how many calls `work` made, and what it returned."""
-    calls = 0
-
-    def count(_: object, event: str, __: object) -> None:
-        nonlocal calls
-        calls += event in {"call", "c_call"}
-
-    sys.setprofile(count)
-    try:
-        result = work()
-    finally:
-        sys.setprofile(None)
-    return calls, result
-
 
 COMPARED = [{"a": number} for number in range(4000)]
 
