@@ -80,11 +80,12 @@ DOWN_S = 180.0
 REQUEST_S, CHUNK_S = 0.014, 0.00115
 """Processor seconds that a request and a streamed chunk cost one LiteLLM process: docs/performance.md."""
 PICK_S, PICK_NODE_S = 0.00012, 0.0000064
-"""What its least-busy strategy adds to a request, and for each node: 0.18, 0.72 and 6.5 ms with 10, 100 and 1,000
-deployments, litellm 1.108.14 (litellm.Router.async_get_available_deployment, measured here)."""
+"""What the choice of a node adds to a request, and for each node, with LiteLLM's least-busy: 0.18, 0.72 and 6.5 ms with
+10, 100 and 1,000 deployments, litellm 1.108.14 (litellm.Router.async_get_available_deployment, measured here). With the
+choice of mlxq's front (tasks/front/node_choice.py) it is 0.13, 0.63 and 4.7 ms."""
 REDIS_KEYS = 1_290_000.0
 """Keys a second that one Redis reads: 1,290 MGET/s of 1,000 keys, Redis 7.0.15, redis-benchmark on the busy machine of
-docs/performance.md. With a Redis, least-busy reads the count of every node for every request."""
+docs/performance.md. With a Redis, least-busy reads the count of every node for every request; mlxq's front does not."""
 COMMITS = 6_222.0
 """Commits a second of one SQLite file that is synced at each, 8 writers: measured here. A gateway writes the usage of a
 second in one."""
@@ -114,7 +115,7 @@ class Rules:
 RULES = Rules()
 """LiteLLM's own."""
 MLXQ = Rules(place="any")
-"""Those of mlxq's front (tasks/front/plan.py and front_plugin.py); a test compares them."""
+"""Those of mlxq's front (tasks/front/plan.py and node_choice.py); a test compares them."""
 
 
 class Draws:

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -217,6 +218,8 @@ class FrontDoor:
     policy: Policy
     tell: Callable[[str], object] = str
     """Gets the words of a request's key, in the request's own context, before the proxy does."""
+    under_way: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What lasts as long as the proxy answers a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -245,7 +248,8 @@ class FrontDoor:
             return
         else:
             self.tell(key.words)
-            await self.application(_with_headers(passing, headers), content, _without_addresses(send))
+            with self.under_way():
+                await self.application(_with_headers(passing, headers), content, _without_addresses(send))
 
     def _admitted(self, scope: Scope) -> AppKey:
         """Return the key of a request for a route there is. Raises FrontRefusal."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,13 +30,34 @@ async def authorize(request: Any, api_key: str) -> UserAPIKeyAuth:  # noqa: ARG0
     return UserAPIKeyAuth(api_key=key.digest, key_alias=key.name, models=list(key.tiers), rpm_limit=key.rpm)
 
 
-def chance(deployment: Json) -> float:
-    """Return a number by chance: of two deployments the one of twice the weight has the larger one twice as often.
+@dataclass(eq=False)  # LiteLLM keeps its callbacks in sets
+class NodeChoice(CustomLogger):
+    """Leaves LiteLLM one node to ask; its last callback, after that which keeps conversations on their nodes."""
 
-    Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.
-    """
-    weight = float(deployment.get("litellm_params", {}).get("weight") or 1.0)
-    return random.random() ** (1.0 / max(weight, 0.001))  # noqa: S311 (no secret)
+    under_way: Any
+    """A node_choice.UnderWay."""
+
+    def __post_init__(self) -> None:
+        """Be one of LiteLLM's callbacks."""
+        super().__init__()
+
+    async def async_filter_deployments(
+        self,
+        model: str,  # noqa: ARG002 (LiteLLM's signature)
+        healthy_deployments: list[Any],
+        messages: Any,  # noqa: ARG002 (LiteLLM's signature)
+        request_kwargs: Json | None = None,  # noqa: ARG002 (LiteLLM's signature)
+        parent_otel_span: Any = None,  # noqa: ARG002 (LiteLLM's signature)
+    ) -> list[Any]:
+        """Return the deployment that is to be asked, of each `order` there is."""
+        return self.under_way.choose(healthy_deployments)
+
+    async def async_pre_call_deployment_hook(self, kwargs: Json, call_type: Any) -> Json | None:  # noqa: ARG002 (LiteLLM's signature)
+        """Note which node is asked, and change nothing."""
+        info: Json = kwargs.get("model_info") or {}
+        if info.get("id"):
+            self.under_way.sent(str(info["id"]))
+        return None
 
 
 @dataclass
@@ -65,20 +85,6 @@ class UsageLog(CustomLogger):
     def __post_init__(self) -> None:
         """Be one of LiteLLM's callbacks."""
         super().__init__()
-
-    async def async_filter_deployments(
-        self,
-        model: str,  # noqa: ARG002 (LiteLLM's signature)
-        healthy_deployments: list[Any],
-        messages: Any,  # noqa: ARG002 (LiteLLM's signature)
-        request_kwargs: Json | None = None,  # noqa: ARG002 (LiteLLM's signature)
-        parent_otel_span: Any = None,  # noqa: ARG002 (LiteLLM's signature)
-    ) -> list[Any]:
-        """Return the deployments in an order by chance, the faster the likelier in front.
-
-        LiteLLM's `least-busy` asks the first of those that are equally busy: else one idle node would get everything.
-        """
-        return sorted(healthy_deployments, key=chance, reverse=True)
 
     async def async_log_success_event(self, kwargs: Json, response_obj: Any, start_time: Any, end_time: Any) -> None:  # noqa: ARG002 (LiteLLM's signature)
         """Count an answer."""

@@ -78,6 +78,8 @@ class Front:
         plugin = load(Path(__file__).with_name("front_plugin.py"))
         reaching = load(Path(__file__).with_name("node_transport.py"))
         self._transport = reaching.NodeTransport()
+        self._under_way = load(Path(__file__).with_name("node_choice.py")).UnderWay()
+        self._choice = plugin.NodeChoice(self._under_way)
         self._proxy = load_proxy()
         litellm.aclient_session = httpx.AsyncClient(transport=self._transport, trust_env=False)
         self._usage = plugin.UsageLog(folder / "usage")
@@ -85,7 +87,9 @@ class Front:
         policy = self._read_policy()
         ring = self._door.AppKeys(Path(policy["keys"]), policy["master"])
         policy_now = self._door.Policy.read(folder / "policy.json")
-        self._application = self._door.FrontDoor(self._proxy.app, ring, policy_now, reaching.APP_WORDS.set)
+        self._application = self._door.FrontDoor(
+            self._proxy.app, ring, policy_now, reaching.APP_WORDS.set, self._under_way.request
+        )
         self._point()
 
     def _write_usage(self) -> None:
@@ -97,6 +101,12 @@ class Front:
 
     def _point(self) -> None:
         self._transport.point(json.loads((self._folder / "nodes.json").read_bytes()))
+
+    def choose(self) -> None:
+        """Choose the nodes, once the proxy has made its router, whose own callbacks come first."""
+        import litellm
+
+        litellm.logging_callback_manager.add_litellm_callback(self._choice)
 
     def reload(self) -> None:
         """Continue with what the files say now; with what they said before where one cannot be read."""
@@ -122,6 +132,7 @@ class Front:
 
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets[:1] if sockets else None)
+                front.choose()
                 for listener in sockets[1:] if sockets else []:
                     await listen(self, listener, tls)
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, front.reload)

@@ -110,7 +110,7 @@ def files(
 def _deployments(nodes: Sequence[Node], keys: Mapping[str, str], own: str, fields: list[str]) -> list[dict[str, Any]]:
     """Return LiteLLM's deployments; a node's weight in a group is its speed, and the mean of the others' where unknown.
 
-    front_plugin.py orders nodes that are equally busy by it.
+    node_choice.py goes by it where nodes are equally busy.
     """
     offers = [(group, node, served) for node in nodes for group, served in groups_of(node).items()]
     offers.sort(key=lambda offer: (offer[0], offer[1].name))
@@ -183,7 +183,7 @@ def settled(proxy: Mapping[str, Any]) -> dict[str, Any]:
 def _router(nodes: int, redis: str) -> dict[str, Any]:
     """Return how the proxy chooses: a request that fails is asked of each other node before it fails for good."""
     settings: dict[str, Any] = {
-        "routing_strategy": "least-busy",
+        "routing_strategy": "simple-shuffle",  # of what node_choice.py leaves
         "num_retries": max(0, nodes - 1),
         "allowed_fails": 0,
         "cooldown_time": COOLDOWN_S,

@@ -46,7 +46,7 @@ GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0
 FRONT_START_S = 180.0
 """Importing LiteLLM's proxy takes 5 s of a processor that others need too."""
-FRONT_CODE = ("front_program.py", "front_door.py", "front_plugin.py", "node_transport.py")
+FRONT_CODE = ("front_program.py", "front_door.py", "front_plugin.py", "node_choice.py", "node_transport.py")
 """mlxq's own files that run in the front's process, in tasks/front."""
 
 

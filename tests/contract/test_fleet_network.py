@@ -6,6 +6,9 @@ and what is lost or asked of the wrong node is counted exactly. One story: each 
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +79,26 @@ def test_a_cut_cable_is_waited_for_once(fleet: FleetNetwork) -> None:
     assert not lost(load.answers, 0)
     slow = [answer for answer in load.answers if answer.took_s > 1.2]
     assert len(slow) <= 4, "each client waits once at most"
+    fleet.await_serving("c")
+
+
+def test_who_leaves_and_a_front_that_dies_leave_no_node_busy(fleet: FleetNetwork) -> None:
+    """A count in Redis would have for an hour what nobody subtracts, and idle fronts would pass over c."""
+    first, second = fleet.entrance("a"), fleet.entrance("b")
+    with first.client(fleet.key) as client:
+        while ask(client, body := ordered()).node != "c":
+            pass
+    order = f"script {json.dumps({'wait_s': 20})}"
+    waits = body | {"messages": [*body["messages"], {"role": "user", "content": order}]}  # the conversation is c's
+    with ThreadPoolExecutor(12) as pool:
+        leaving = [pool.submit(ask, second.client(fleet.key, limit_s=2), waits) for _ in range(6)]
+        leaving += [pool.submit(ask, first.client(fleet.key, limit_s=2), waits) for _ in range(6)]
+    assert {answer.result().status for answer in leaving} == {0}
+    with ThreadPoolExecutor(6) as pool:
+        broken = [pool.submit(ask, second.client(fleet.key), waits) for _ in range(6)]
+        until(lambda: fleet.machines["a"].nodes()["c"]["running"] > 0, 20)
+        os.kill(fleet.machines["b"].mlxq.identity("front").pid, signal.SIGKILL)
+    assert {answer.result().status for answer in broken} == {0}
     fleet.await_serving("c")
 
 
