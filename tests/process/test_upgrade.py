@@ -61,16 +61,6 @@ if _os.path.exists(_order):
         setattr(_owner, _name.split(".")[-1], _die)
 """
 """In both releases: the process of VERSION is killed when it first comes to MODULE:FUNCTION, which a file orders."""
-PROVEN = """
-_tried = work
-def work(request, report):
-    if os.path.exists(os.path.join(request["home"], "proven")):
-        return {"schema": SCHEMA_VERSION, "answer": "", "seconds": 0.0}
-    return _tried(request, report)
-
-
-if __name__ == "__main__":"""
-"""The first light is passed over where a file says so: tests of what comes after it need it once."""
 OLD, NEW = "0.1.0", "0.2.0"
 FORWARD = {
     "the environment is made": f"{OLD} tasks.upgrade.trial:clear",
@@ -105,10 +95,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageIndex]:
 def offer(index: PackageIndex, folder: Path) -> None:
     """Add the old and the new version to an index."""
     built = release.build(folder / "dist")
-    edits = {
-        "mlxq/__init__.py": lambda text: text + DYING,
-        "tasks/upgrade/trial.py": lambda text: text.replace('if __name__ == "__main__":', PROVEN),
-    }
+    edits = {"mlxq/__init__.py": lambda text: text + DYING, **release.PASSES_OVER_FIRST_LIGHT}
     index.add_hashed(
         release.release(built, folder, OLD, edits),
         release.release(built, folder, NEW, edits, newer_schema=True),

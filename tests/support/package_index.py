@@ -82,13 +82,14 @@ class PackageIndex:
     yanked: dict[str, str] = field(default_factory=dict)
     """File name -> why it was yanked."""
     port: int = 0
+    host: str = "127.0.0.1"
     served: list[str] = field(default_factory=list)
     arrived: threading.Event = field(default_factory=threading.Event)
     """Set when a wheel is asked for."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/simple"
+        return f"http://{self.host}:{self.port}/simple"
 
     def add(self, *wheels: Path) -> None:
         self.wheels |= {path.name: path.read_bytes() for path in wheels}
@@ -107,7 +108,7 @@ class PackageIndex:
 def running(index: PackageIndex) -> Generator[PackageIndex]:
     """Serve the index while the block runs."""
     handler = type("IndexHandler", (Handler,), {"index": index})
-    with ThreadingHTTPServer(("127.0.0.1", index.port), handler) as server:
+    with ThreadingHTTPServer((index.host, index.port), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False
         index.port = server.server_port
