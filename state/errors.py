@@ -229,6 +229,6 @@ def _family(kind: type[MlxqError]) -> dict[str, type[MlxqError]]:
     return classes
 
 
-def rebuild(code: str, message: str, hint: str | None = None) -> MlxqError:
+def rebuild(code: str, message: str, hint: str | None = None, done: str | None = None) -> MlxqError:
     """Make the error again that a job's row describes; an unknown code becomes a plain MlxqError."""
-    return _family(MlxqError).get(code, MlxqError)(message, hint=hint)
+    return _family(MlxqError).get(code, MlxqError)(message, hint=hint, done=done)

@@ -176,8 +176,11 @@ def get(db: Database, name: str) -> Node:
     """Return the node of a name. Raises NotFound."""
     node = find(db, name)
     if node is None:
-        names = ", ".join(entry.name for entry in nodes(db))
-        raise NotFound(f"There is no node {name!r}; there is: {names or 'none'}.", hint="mlxq node list")
+        if names := ", ".join(entry.name for entry in nodes(db)):
+            raise NotFound(f"There is no node {name!r}; there is: {names}.", hint="mlxq node list")
+        raise NotFound(
+            f"There is no node {name!r}: no other machine has joined this one's fleet.", hint="mlxq node invite"
+        )
     return node
 
 

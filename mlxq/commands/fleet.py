@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,10 +9,10 @@ import click
 
 from catalog.intent import INTENTS
 from mlxq import job_view, jobs_client, options, render
-from mlxq.commands.node import NodeName
+from mlxq.commands.node import NodeName, confirm
 from state import fleet
 from state.db import Database
-from state.errors import MlxqError, NotRunning, UsageProblem
+from state.errors import MlxqError, NotRunning
 from state.job import JobState, NewJob, get
 from state.paths import Home, get_home
 from tasks import kinds
@@ -88,7 +87,7 @@ def apply(
     if not names or dry_run:
         render.say(f"To be changed, in this order: {', '.join(names)}." if names else "Nothing is to be changed.")
         return
-    _confirm(f"Change {', '.join(names)}", " ".join(["mlxq fleet apply", *_words(intent, keep), "--yes"]), yes=yes)
+    confirm(f"Change {', '.join(names)}", " ".join(["mlxq fleet apply", *_words(intent, keep), "--yes"]), yes=yes)
     _run(planning.changes(planned), names, "mlxq fleet apply", timeout_s, as_json=as_json)
 
 
@@ -111,12 +110,12 @@ def upgrade(*, to: str | None, dry_run: bool, yes: bool, timeout_s: float | None
     with jobs_client.reading(home) as db:
         own, nodes = identity.own_name(home), _upgradable(db)
     names = [*nodes, own]
+    installation.require_upgradable()
     if dry_run:
         render.say(f"To be upgraded, in this order: {', '.join(names)}.")
         return
-    installation.require_upgradable()
     again = " ".join(["mlxq fleet upgrade", *(["--to", to] if to else [])])
-    _confirm(f"Upgrade {', '.join(names)}", f"{again} --yes", yes=yes)
+    confirm(f"Upgrade {', '.join(names)}", f"{again} --yes", yes=yes)
     jobs = planning.in_turn("upgrade_node", [(name, {"to": to} if to else {}) for name in nodes])
     last = kinds.new("upgrade", {"to": to}, needs=[job.label for job in jobs[-1:]], label=f"upgrade {own}")
     _run([*jobs, last], names, again, timeout_s, as_json=as_json)
@@ -150,15 +149,6 @@ def _planned(intent: str | None, keep: Sequence[str]) -> PlannedFleet:
 def _words(intent: str | None, keep: Sequence[str]) -> list[str]:
     """Return the options of a plan as they were typed."""
     return [*(["--intent", intent] if intent else []), *(word for name in keep for word in ("--keep", name))]
-
-
-def _confirm(question: str, hint: str, *, yes: bool) -> None:
-    """Ask. Raises UsageProblem where stdin is no terminal."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageProblem("This changes machines; stdin is not a terminal to confirm it on.", hint=hint)
-    click.confirm(question, abort=True, err=True)
 
 
 def _run(jobs: Sequence[NewJob], names: Sequence[str], again: str, timeout_s: float | None, *, as_json: bool) -> None:

@@ -85,6 +85,7 @@ def join(token: str | None, *, yes: bool) -> None:
     invitation = tokens.parse(_token(home, token))
     with jobs_client.changing(home) as db:
         _require_stack(home, db)
+        joining.require_other(home, invitation)
         inviter = joining.reach(invitation)
         joining.check(db, inviter, invitation, __version__)
         open_gateway(home, yes=yes)
@@ -167,8 +168,7 @@ def remove(name: str, *, yes: bool) -> None:
         if not member:
             node = fleet.get(db, name)
         question = f"Leave the fleet of {name}" if member else f"Remove {name}"
-        if not yes and sys.stdin.isatty():
-            click.confirm(question, abort=True, err=True)
+        confirm(question, f"mlxq node remove {name} --yes", yes=yes)
         problems = [joining.leave(db, name)] if member else []
         problems += [inviting.remove(db, name)] if node else []
     render.say(f"{name} is removed." if node else f"This node left the fleet of {name}.")
@@ -200,6 +200,15 @@ def add(url: str, key: str, *, name: str | None, serves: tuple[str, ...]) -> Non
     render.say(f"{node.name} serves {', '.join(node.serves)}.")
 
 
+def confirm(question: str, hint: str, *, yes: bool) -> None:
+    """Ask before machines are changed, unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageProblem("This changes machines; stdin is not a terminal to confirm it on.", hint=hint)
+    click.confirm(question, abort=True, err=True)
+
+
 def _pair(text: str) -> tuple[str, str]:
     tier, equals, model = text.partition("=")
     if not (tier and equals and model):
@@ -210,7 +219,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _token(home: Home, text: str | None) -> str:
     """Return the token: given, read from standard input, or asked for on a terminal."""
     if text == "-":
-        return sys.stdin.readline()
+        return sys.stdin.readline().strip() or _refuse_nothing()
     if text is not None:
         return text
     _show_seen(home)
@@ -219,6 +228,10 @@ def _token(home: Home, text: str | None) -> str:
             "A token is needed; a machine of the fleet prints one.", hint="mlxq node invite   (on that machine)"
         )
     return click.prompt("Token", err=True, hide_input=True)
+
+
+def _refuse_nothing() -> str:
+    raise UsageProblem("There is no token on standard input.", hint="mlxq node invite   (on a machine of the fleet)")
 
 
 def _show_seen(home: Home) -> None:

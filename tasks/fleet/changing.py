@@ -118,7 +118,8 @@ class NodeWork:
         if failed:
             raise self._error(failed[0])
         if any(row.get("state") == JobState.CANCELLED for row in rows):
-            raise Busy(f"The jobs of {command} on {self.member.name} were cancelled there.", hint="mlxq fleet apply")
+            again = "upgrade" if command == "upgrade" else "apply"
+            raise Busy(f"The jobs of {command} on {self.member.name} were cancelled there.", hint=f"mlxq fleet {again}")
         return rows
 
     def _ended(self, numbers: Sequence[int]) -> list[JobRow]:

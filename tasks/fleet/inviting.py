@@ -83,7 +83,9 @@ def _checked(db: Database, request: Mapping[str, Any]) -> tuple[Node, str]:
     if protocol != plan.PROTOCOL:
         number = protocol if isinstance(protocol, int) else 0
         other = plan.NodeStatus("", plan.version(request.get("version")), number)
-        raise UsageProblem(f"The node cannot join: {plan.apart(other)}.", hint="mlxq upgrade")
+        raise UsageProblem(
+            f"The node cannot join: {plan.apart(other)}.", hint="mlxq upgrade   (on the older of the two)"
+        )
     if not (isinstance(name, str) and fleet.NAME.fullmatch(name)):
         raise UsageProblem("A node's name has small letters, digits and dashes.", hint="mlxq config set node-name NAME")
     try:

@@ -9,8 +9,9 @@ from typing import Any
 
 from state import fleet
 from state.db import Database
-from state.errors import Damaged, MlxqError, NotFound, Offline
+from state.errors import Damaged, InvitationRefused, MlxqError, NotFound, Offline, UsageProblem
 from state.fleet import Membership, Node
+from state.paths import Home
 from tasks.fleet import identity, inviting, trust
 from tasks.fleet.identity import FLEET_KEY
 from tasks.fleet.node_client import NodeClient, forget_and_tell
@@ -36,7 +37,23 @@ def reach(invitation: Invitation) -> Node:
             problems.append(problem)
             continue
         return Node(invitation.name, "mlxq", address, authority, invitation.fingerprint)
-    raise next((problem for problem in problems if isinstance(problem, Damaged)), problems[0])
+    if other := next((problem for problem in problems if isinstance(problem, Damaged)), None):
+        raise other
+    raise Offline(
+        f"{invitation.name} cannot be reached: {' '.join(problem.message for problem in problems)}",
+        done="Nothing was changed.",
+        hint=f"mlxq connect network   (on {invitation.name})",
+    )
+
+
+def require_other(home: Home, invitation: Invitation) -> None:
+    """Raise UsageProblem where it is this machine that invites."""
+    if certificates.read(home.tls) and trust.fingerprint(trust.own_authority(home)) == invitation.fingerprint:
+        raise UsageProblem(
+            "This invitation is of this machine itself.",
+            done="It is still valid.",
+            hint="mlxq node join TOKEN   (on another machine)",
+        )
 
 
 def check(db: Database, inviter: Node, invitation: Invitation, version: str) -> None:
@@ -47,7 +64,15 @@ def check(db: Database, inviter: Node, invitation: Invitation, version: str) -> 
     certificates.ensure(db.home.tls, certificates.own_names("0.0.0.0"), datetime.now(UTC))  # noqa: S104 (all that it may have)
     request = _request(db, invitation, version) | {"check": True, "key": f"sk-mlxq-{'0' * 43}"}
     with NodeClient(inviter, "") as client:
-        client.ask("POST", "/fleet/v1/join", request)
+        try:
+            client.ask("POST", "/fleet/v1/join", request)
+        except InvitationRefused as problem:
+            if any(membership.name == inviter.name for membership in fleet.memberships(db)):
+                problem.done, problem.hint = (
+                    f"This machine is in the fleet of {inviter.name} already.",
+                    "mlxq node list",
+                )
+            raise
 
 
 def join(db: Database, inviter: Node, invitation: Invitation, addresses: tuple[str, ...], version: str) -> Membership:

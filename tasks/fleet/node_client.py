@@ -226,4 +226,6 @@ def _answer(name: str, response: httpx.Response) -> dict[str, Any]:
         raise MlxqError(f"The node {name} refuses this node's key: {message}", hint=f"mlxq node remove {name}")
     if response.status_code == MISSING and error.get("code") == "unknown_route":
         raise UsageProblem(f"The node {name} runs a version of mlxq that does not know this.", hint="mlxq node list")
-    raise rebuild(str(error.get("code") or "failed"), message)
+    done, hint = (plan.printable(str(error.get(field) or "")) for field in ("done", "hint"))
+    command = hint if not hint or "(" in hint else f"{hint}   (on {name})"
+    raise rebuild(str(error.get("code") or "failed"), f"{name}: {message}", command or None, done or None)

@@ -12,6 +12,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -242,10 +243,22 @@ STATUS_OF = {
 """The code of an error -> HTTP's status."""
 
 
+@dataclass(frozen=True)
+class ErrorRefusal(Refusal):
+    """An error as another node gets it, which shows it in these words."""
+
+    done: str | None = None
+    hint: str | None = None
+
+    def payload(self, *, anthropic: bool) -> dict[str, Any]:
+        """Return the body."""
+        payload = super().payload(anthropic=anthropic)
+        return {**payload, "error": payload["error"] | {"done": self.done, "hint": self.hint}}
+
+
 def _refusal(problem: MlxqError) -> Refusal:
-    """Return an error as another node gets it: in the words that are shown there."""
-    parts = [problem.message, problem.done, f"Run: {problem.hint}" if problem.hint else None]
-    return Refusal(STATUS_OF.get(problem.code, 409), " ".join(filter(None, parts)), problem.code)
+    status = STATUS_OF.get(problem.code, 409)
+    return ErrorRefusal(status, problem.message, problem.code, done=problem.done, hint=problem.hint)
 
 
 class Attempts:
