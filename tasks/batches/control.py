@@ -13,12 +13,14 @@ from state.db import Database, atomic
 from state.errors import NotFound, UsageProblem
 from state.job import Job
 from tasks.batches import input_lines
+from tasks.batches.input_lines import LineFault
 from tasks.kinds import new
 
 OWNER = "mlxq"
 """The owner of what the command line creates: the master key's name."""
 ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/completions")
 """What OpenAI's batches may ask for, as far as the gateway has it."""
+HELP = "mlxq batch run --help"
 
 
 @atomic
@@ -36,12 +38,11 @@ def create_from(db: Database, source: Path | BinaryIO, *, tier: str | None = Non
     """
     name = source.name if isinstance(source, Path) else "standard input"
     file = _stored(db, source, name)
-    endpoint = _endpoint(db, file.id)
-    if endpoint is None:
+    try:
+        endpoint = _endpoint(db, file.id, name)
+    except UsageProblem:
         stored_files.delete(db, file.id, OWNER)
-        raise UsageProblem(
-            f"The first line of {name} is no request to {', '.join(ENDPOINTS)}.", hint="mlxq batch run --help"
-        )
+        raise
     return create(db, BatchRequest(OWNER, "openai", endpoint, file.id, tier=tier, cloud=cloud))
 
 
@@ -57,12 +58,20 @@ def _stored(db: Database, source: Path | BinaryIO, name: str) -> StoredFile:
         return stored_files.store(db, file, OWNER, name)
 
 
-def _endpoint(db: Database, file_id: str) -> str | None:
-    """Return the endpoint that the first line of a file names, or None where that is none."""
+def _endpoint(db: Database, file_id: str, name: str) -> str:
+    """Return the endpoint that the first line of a file names. Raises UsageProblem."""
     with stored_files.path(db.home, file_id).open("rb") as file:
         first = next(input_lines.read(file), None)
-    url = input_lines.url(first) if first else None
-    return url if url in ENDPOINTS else None
+    if first is None:
+        raise UsageProblem(f"{name} is empty.", hint=HELP)
+    entry = input_lines.parse(first)
+    if isinstance(entry, LineFault):
+        raise UsageProblem(f"Line {first.n} of {name} is no request. {entry.message}", hint=HELP)
+    if (endpoint := entry.get("url")) not in ENDPOINTS:
+        raise UsageProblem(
+            f"Line {first.n} of {name} is no request: its `url` is none of {', '.join(ENDPOINTS)}.", hint=HELP
+        )
+    return endpoint
 
 
 def newest(db: Database) -> list[Batch]:

@@ -63,6 +63,12 @@ def _rest_of_line(file: BinaryIO) -> int:
 
 def request(line: InputLine, endpoint: str) -> dict[str, Any] | LineFault:
     """Return the request in a line, {"custom_id", "method", "url", "body"}, or what is wrong with it."""
+    entry = parse(line)
+    return entry if isinstance(entry, LineFault) else _fault(entry, endpoint, line.n) or entry
+
+
+def parse(line: InputLine) -> dict[str, Any] | LineFault:
+    """Return the JSON object in a line, or why there is none."""
     if line.text is None:
         message = f"This line has more than {LARGEST_LINE // 2**20} MiB, the most that a request may have."
         return LineFault("line_too_long", message, line.n)
@@ -72,17 +78,7 @@ def request(line: InputLine, endpoint: str) -> dict[str, Any] | LineFault:
         parsed = None
     if not isinstance(parsed, dict):
         return LineFault("invalid_json_line", "This line is not a JSON object.", line.n)
-    entry = cast("dict[str, Any]", parsed)
-    return _fault(entry, endpoint, line.n) or entry
-
-
-def url(line: InputLine) -> str | None:
-    """Return the endpoint that a line names; None where it is no request."""
-    try:
-        entry: Any = json.loads(line.text or b"")
-    except (ValueError, RecursionError):
-        return None
-    return cast("dict[str, Any]", entry).get("url") if isinstance(entry, dict) else None
+    return cast("dict[str, Any]", parsed)
 
 
 def _fault(entry: Mapping[str, Any], endpoint: str, n: int) -> LineFault | None:

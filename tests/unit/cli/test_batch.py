@@ -43,6 +43,26 @@ def test_a_batch_is_created_shown_and_cancelled(
     assert "cancelling" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "r.jsonl is empty."),
+        ("\n  \n", "r.jsonl is empty."),
+        ("\nhello\n", "Line 2 of r.jsonl is no request. This line is not a JSON object."),
+        ("[]", "Line 1 of r.jsonl is no request. This line is not a JSON object."),
+        ('{"url": ["/v1/embeddings"]}', "Line 1 of r.jsonl is no request: its `url` is none of /v1/chat/completions,"),
+        (line("a").replace("chat", "shell"), "Line 1 of r.jsonl is no request: its `url` is none of"),
+    ],
+)
+def test_a_file_that_is_no_batch_is_refused_with_its_line(
+    rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, problem: str
+) -> None:
+    (tmp_path / "r.jsonl").write_text(text)
+    assert cli.run(["batch", "run", str(tmp_path / "r.jsonl")]) == 2
+    assert problem in capsys.readouterr().err
+    assert rows.value("SELECT count(*) FROM files") == 0
+
+
 def test_the_list_fits_on_80_columns(rows: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(rows, tmp_path, capsys)
     rows.run("UPDATE batches SET status = 'in_progress', total = 99999, succeeded = 9999, errored = 2, unanswered = 1")
