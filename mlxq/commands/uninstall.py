@@ -54,7 +54,8 @@ def command(*, system: bool, everything: bool, keep_models: bool, dry_run: bool,
         home.root.rmdir()
     if inventory.removed:
         render.say(f"Deleted {units.files(sum(inventory.removed.values()))}.")
-    render.next_step(inventory.removal)
+    if inventory.removal:
+        render.next_step(inventory.removal)
 
 
 def _remove_autostart(*, system: bool) -> None:
@@ -69,8 +70,8 @@ class Inventory:
     removed: Mapping[Path, int]
     """What is deleted, with its bytes: a folder of models is walked once."""
     kept: Mapping[Path, int]
-    removal: str
-    """The command that removes the program."""
+    removal: str | None
+    """The command that removes the program; None for a checkout."""
 
 
 def _inventory(home: Home, *, keep_models: bool) -> Inventory:
@@ -140,7 +141,10 @@ def _show(inventory: Inventory) -> None:
         render.table(["PATH", "SIZE", ""], rows, right=(1,))
     else:
         render.say("There is no data to delete.")
-    render.say(f"The program stays; this removes it: {inventory.removal}")
+    if inventory.removal:
+        render.say(f"The program stays; this removes it: {inventory.removal}")
+    else:
+        render.say("The program stays: it runs from a checkout.")
 
 
 def _stop(home: Home) -> None:

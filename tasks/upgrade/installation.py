@@ -10,6 +10,7 @@ an installation that its user changed to another version is used as it is, as no
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -49,8 +50,9 @@ REMOVED = {
     InstallMethod.SYSTEM: "python -m pip uninstall mlxq",
     InstallMethod.UV_TOOL: "uv tool uninstall mlxq",
     InstallMethod.PIPX: "pipx uninstall mlxq",
+    InstallMethod.VENV: "uv pip uninstall --python {prefix} mlxq",
 }
-"""The command that removes an installation; a plain environment and a checkout are folders to delete."""
+"""The command that removes an installation. It deletes no folder: other packages may be in a plain environment."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class InstalledProgram:
     prefix: Path
 
     @property
-    def removal(self) -> str:
-        """Return the command that removes it."""
-        return REMOVED.get(self.method) or f"rm -r {self.prefix}"
+    def removal(self) -> str | None:
+        """Return the command that removes it; None for a checkout, which has its user's work in it."""
+        command = REMOVED.get(self.method)
+        return command.format(prefix=shlex.quote(str(self.prefix))) if command else None
 
 
 def current(prefix: Path | None = None, project: Path = PROJECT) -> InstalledProgram:

@@ -56,7 +56,8 @@ def test_everything_goes_and_the_program_is_named(home: Home, user: Path):
     assert not home.root.exists()
     assert not installed.exists()
     assert "Deleted 2" in said
-    assert "The program stays; this removes it: " in said
+    assert "The program stays: it runs from a checkout." in said
+    assert "rm -r" not in said
 
 
 def test_models_are_kept_where_asked(home: Home):

@@ -25,7 +25,8 @@ NO_PROJECT = Path("/nowhere/pyproject.toml")
     [
         ("tools/mlxq", ["pyvenv.cfg", "uv-receipt.toml"], InstallMethod.UV_TOOL, "uv tool uninstall mlxq"),
         ("venvs/mlxq", ["pyvenv.cfg", "pipx_metadata.json"], InstallMethod.PIPX, "pipx uninstall mlxq"),
-        ("mine", ["pyvenv.cfg"], InstallMethod.VENV, "rm -r {prefix}"),
+        ("mine", ["pyvenv.cfg"], InstallMethod.VENV, "uv pip uninstall --python {prefix} mlxq"),
+        ("my own", ["pyvenv.cfg"], InstallMethod.VENV, "uv pip uninstall --python '{prefix}' mlxq"),
         ("archive-v0/x1", ["pyvenv.cfg"], InstallMethod.UVX, "uv cache clean mlxq"),
         ("usr", [], InstallMethod.SYSTEM, "python -m pip uninstall mlxq"),
     ],
@@ -41,8 +42,9 @@ def test_an_installation_is_told_by_the_marks_of_its_maker(
     assert (found.method, found.removal) == (layout, removal.format(prefix=prefix))
 
 
-def test_this_is_a_checkout():
-    assert installation.current().method == InstallMethod.CHECKOUT
+def test_this_is_a_checkout_whose_deletion_is_not_proposed():
+    here = installation.current()
+    assert (here.method, here.removal) == (InstallMethod.CHECKOUT, None)
 
 
 def environment(home: Home, version: str) -> Path:
