@@ -78,6 +78,10 @@ class Upstream:
     def fault(self, order: str) -> None:
         loopback.post(f"{self.url}/fault", content=order)
 
+    def release(self) -> None:
+        """End the streams that are held."""
+        loopback.post(f"{self.url}/release")
+
     def seen(self) -> list[dict[str, object]]:
         return loopback.get(f"{self.url}/seen").json()
 

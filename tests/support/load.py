@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from typing import Any, Self
 
 import httpx
@@ -49,13 +50,18 @@ class Load:
             self.answered += not failure
             self.failures += [failure] if failure else []
 
-    def long_stream(self, seconds: float) -> threading.Thread:
-        """Have one stream more begun, which takes so long; its thread ends with it."""
-        order = f"slow {seconds / 10}"
+    def await_more(self, number: int = 40) -> None:
+        """Wait until `number` more were answered, or one was not."""
+        until = self.answered + number
+        while self.answered < until and not self.failures:
+            time.sleep(0.02)
+
+    def held_stream(self) -> threading.Thread:
+        """Have one stream more begun, which the stand-in holds until `Upstream.release`; its thread ends with it."""
 
         def follow() -> None:
             with loopback.client(timeout=60) as client:
-                self.ask(client, order, stream=True)
+                self.ask(client, "held", stream=True)
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()

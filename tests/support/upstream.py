@@ -2,8 +2,8 @@
 
 `python upstream.py PORT NAME`. The last user message orders the fault: `say TEXT`, `status 503`, `hang`, `die`
 (before the answer), `beat TEXT` (heartbeats between the words), `die-after N` (chunks), `silent-end N` (clean end of
-the stream without a finish reason), `error-event N`. POST /fault sets one for all requests. GET /seen gives the bodies
-received.
+the stream without a finish reason), `error-event N`, `held` (a word each tenth of a second until POST /release). POST
+/fault sets one for all requests. GET /seen gives the bodies received.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ TEXT = "one two three four five six seven eight nine ten"
 name = "upstream"
 seen: list[dict[str, Any]] = []
 standing: list[str] = []
+releases: list[None] = []
 
 
 def words(text: str) -> list[str]:
@@ -110,6 +111,8 @@ async def chat(request: Request) -> Response:
     if verb == "die":
         os._exit(1)
     text = rest if verb in ("say", "beat", "cut") else TEXT
+    if verb == "held":
+        return StreamingResponse(held(), media_type="text/event-stream")
     limit = int(rest) if verb in CUT else 0
     pause = float(rest) if verb in ("slow", "beat-slow") else 0.0
     if body.get("stream"):
@@ -123,6 +126,17 @@ async def chat(request: Request) -> Response:
 async def status(_: Request) -> Response:
     """Tell of requests at work as the engine does; here always of one, seven tokens long."""
     return JSONResponse({"requests": [{"prompt_tokens": 7, "completion_tokens": 3}]})
+
+
+async def held() -> AsyncIterator[str]:
+    """Stream words until the next POST /release."""
+    before = len(releases)
+    while len(releases) == before:
+        choice = {"index": 0, "delta": {"content": "and "}, "finish_reason": None}
+        yield f"data: {json.dumps(envelope('chat.completion.chunk', choices=[choice]))}\n\n"
+        await asyncio.sleep(0.1)
+    async for event in chunks("over", "say", 0, 0.0):
+        yield event
 
 
 async def completions(request: Request) -> Response:
@@ -151,6 +165,11 @@ async def count_tokens(request: Request) -> Response:
 
 async def fault(request: Request) -> Response:
     standing[:] = [text] if (text := (await request.body()).decode()) else []
+    return JSONResponse({})
+
+
+async def release(_: Request) -> Response:
+    releases.append(None)
     return JSONResponse({})
 
 
@@ -213,6 +232,7 @@ app = Starlette(
         Route("/v1/models", models),
         Route("/v1/status", status),
         Route("/fault", fault, methods=["POST"]),
+        Route("/release", release, methods=["POST"]),
         Route("/seen", requests),
         Route("/open", opened),
     ],
