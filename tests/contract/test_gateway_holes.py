@@ -554,20 +554,7 @@ def test_an_allowed_page_asks_without_a_key_if_it_may_ask(proxy: Gateway, tmp_pa
         made.stop()
 
 
-# Speed that is a promise
-
-
-def test_an_answer_is_not_held_back_by_the_network(proxy: Gateway, upstreams: dict[str, Upstream]):
-    """With Nagle's algorithm on, each answer's second write waits 40 ms, also that of the quickest."""
-    with loopback.client(headers=APP) as client:
-        body = {"model": "standard", "messages": USER}
-        client.post(f"{proxy.url}/v1/chat/completions", json=body)
-        took: list[float] = []
-        for _ in range(30):
-            began = time.monotonic()
-            client.post(f"{proxy.url}/v1/chat/completions", json=body)
-            took.append(time.monotonic() - began)
-        assert min(took) < 0.035
+# Silence
 
 
 @pytest.mark.slow

@@ -335,24 +335,23 @@ def test_a_disk_that_fills_up_pauses_the_fetch_and_keeps_what_came(
 # -- kill, cancel, go on --------------------------------------------------------------------------------------------
 
 
-def cancel_at(models: Path, repo: str, share: float) -> float:
-    """Cancel a pull when this share of its bytes is here; give the seconds it took to end."""
-    there, asked = threading.Event(), [0.0]
+def cancel_at(models: Path, repo: str, share: float) -> None:
+    """Cancel a pull when this share of its bytes is here."""
+    there = threading.Event()
 
     def watch(step: dict[str, Any]) -> None:
         if step["phase"] == "fetching" and step["bytes"] > share * step["total"]:
-            asked[0] = asked[0] or time.monotonic()
             there.set()
 
     with pytest.raises(Cancelled):
         pull(models, repo, on_progress=watch, cancelled=there.is_set)
-    return time.monotonic() - asked[0]
 
 
-def test_a_cancelled_pull_ends_within_a_second_and_goes_on_where_it_was(hub: Hub, models: Path):
+def test_a_cancelled_pull_ends_at_once_and_goes_on_where_it_was(hub: Hub, models: Path):
     hub.set(rate=20 << 20)
-    assert cancel_at(models, "slow/big-4bit", 0.4) < 1
+    cancel_at(models, "slow/big-4bit", 0.4)
     kept = max(found.size for found in headers.scan(models))
+    assert kept < 0.9 * download.plan_download("hub:slow/big-4bit").size, "it did not go on to its end"
     hub.set(rate=20 << 20)
     heard: list[dict[str, Any]] = []
     folder = pull(models, "slow/big-4bit", on_progress=heard.append)
