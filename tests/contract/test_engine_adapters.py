@@ -93,9 +93,9 @@ def test_without_the_key_it_answers_its_health_alone(engine: Engine):
     paths = ("/metrics", "/docs", "/openapi.json", "/redoc", "/v1/models", "/v1/status", "/v1/cache/stats", "/nowhere")
     for path in (*paths, "/healthz", "/health/", "//health"):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "wrong"}):
-            assert httpx.get(f"{engine.url}{path}", headers=headers).status_code == 401, path
-    assert httpx.get(f"{engine.url}/health").status_code == 200
-    assert httpx.get(f"{engine.url}/v1/models", headers=engine.headers).status_code == 200
+            assert loopback.get(f"{engine.url}{path}", headers=headers).status_code == 401, path
+    assert loopback.get(f"{engine.url}/health").status_code == 200
+    assert loopback.get(f"{engine.url}/v1/models", headers=engine.headers).status_code == 200
 
 
 def test_it_is_small(engine: Engine):
@@ -221,15 +221,15 @@ def test_a_client_that_closes_frees_the_slot(engine: Engine):
 
 
 def test_a_client_that_leaves_before_its_answer_frees_the_slot_at_once(engine: Engine):
-    """An answer that is not streamed went on for half a second, beside the prompt of the next request.
+    """An answer that is not streamed went on for half a second, a hundred steps, beside the next request's prompt."""
+    steps = [_steps_after_leaving(engine) for _ in range(4)]
+    print(f"{engine.at.name}: {steps} steps")
 
-    On a crowded machine some tries take as long for want of a core.
-    """
-    assert any(_freed_s(engine) < 0.4 for _ in range(8))
+    assert min(steps) < 30
 
 
-def _freed_s(engine: Engine) -> float:
-    """Return the seconds from a client's leaving to the end of its request."""
+def _steps_after_leaving(engine: Engine) -> int:
+    """Return the steps from a client's leaving to the end of its request."""
     body = json.dumps(engine.body("Tell a very long story.", max_tokens=4000, temperature=0)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{engine.port}\r\nContent-Length: {len(body)}\r\n"
     headers = {"Content-Type": "application/json", **engine.headers}
@@ -237,9 +237,9 @@ def _freed_s(engine: Engine) -> float:
     with socket.create_connection(("127.0.0.1", engine.port)) as client:
         client.sendall(f"{head}{more}\r\n".encode() + body)
         until(lambda: engine.status().num_running == 1)
-    began = time.monotonic()
+        before = engine.status().steps_executed
     until(lambda: engine.status().num_running == 0)
-    return time.monotonic() - began
+    return engine.status().steps_executed - before
 
 
 def test_a_stream_that_waits_is_not_silent(engine: Engine, able: Abilities):
@@ -325,13 +325,73 @@ def test_its_end_has_a_bound(at: Installation, plain: Path, engine: Engine, tuni
     assert engine.exit_code() == 143
 
 
-def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
+def check_reuse(engine: Engine, kind: ModelKind) -> None:
+    """Hold what an engine does not read again, also after a planned restart, against the catalog.
+
+    Thinking is left to the engine's default, and the client sends no thoughts back.
+    """
+    share = reuse.share(engine.port, KEY, "fast", engine.at.name, tokens=480)
+    after = after_restart(engine) if kind in entry(engine.at.engine).disk_cache else None
+    print(f"{engine.at.name}, {kind}: {share:.0%} of the first turn not read again, {after} after a planned restart")
+
+    assert model_facts.read(engine.weights).kind == kind
+    assert (share >= 0.95) is reuses(engine.at.engine, kind)
+    assert after is None or after >= 0.9
+
+
+@pytest.mark.parametrize("name", ["hybrid", "vision"])
+def test_reuse_is_as_the_catalog_says(at: Installation, models: dict[str, Path], tmp_path: Path, name: str):
+    """Of two of the three families; the third is the plain model, below."""
+    if name == "vision" and every()[at.engine].splits:
+        pytest.skip("it takes no images")
+    engine = Engine(tmp_path, models[name], at, context=4096, ranks=2, more={"vision": name == "vision"})
+    engine.start()
+    check_reuse(engine, ModelKind.HYBRID_VISION if name == "vision" else ModelKind.HYBRID)
+    seen = [said_of(engine, color) for color in ("red", "blue", "red")] if name == "vision" else ["a", "b", "a"]
+    engine.stop()
+
+    assert seen[0] == seen[2] != seen[1], "what random weights say of an image differs with what they see"
+
+
+def test_a_plain_model_is_read_once_kept_on_disk_and_drained(
     at: Installation, plain: Path, engine: Engine, tunings: Tunings, tmp_path: Path
 ):
+    """Three starts of one home: as it is, after a planned restart, and with a tuning."""
     as_it_is, tuning = hello(engine), tunings.at(0)
-    engine = Engine(tmp_path, plain, at, tuning=tuning)
+    engine = Engine(tmp_path, plain, at, context=4096)
+    engine.start()
+    check_reuse(engine, ModelKind.ATTENTION)
+    mark = check_disk(engine) if entry(at.engine).disk_cache else tmp_path / "none"
+    engine.stop()
+    engine.tuning = tuning
     engine.start()
     assert hello(engine) == as_it_is or tuning.startswith("kv-"), tuning
+    until(lambda: not mark.exists())
+    check_drain(engine)
+
+
+def check_disk(engine: Engine) -> Path:
+    """Stop an engine that was stopped once before, and hold what it kept of prompts against what mlxq promises.
+
+    It holds what users wrote, so that it must be where mlxq can purge it, only its owner can read it, and nothing of a
+    key with --no-store is in it. Returns the mark that keeps such prompts out, which the next start removes.
+    """
+    folder = engine.home / "cache" / "fast"
+    saved = [file for file in folder.rglob("*") if file.is_file()]
+    index = next(file for file in saved if file.name == "index.json")
+    assert json.loads(index.read_text())
+    assert all(file.stat().st_mode & 0o077 == 0 for file in saved)
+    written = index.stat().st_mtime_ns
+    prompt_cache.keep_out(Home(engine.home), "fast")
+    engine.ask("private " * 300, max_tokens=2)
+    engine.stop()
+    assert index.stat().st_mtime_ns == written, "nothing of a key with --no-store"
+    assert (folder / prompt_cache.NO_STORE).exists()
+    return folder / prompt_cache.NO_STORE
+
+
+def check_drain(engine: Engine) -> None:
+    """Drain an engine that answers: it waits for the last answer, and ends with zero."""
     wanted = engine.body("Tell a story.", max_tokens=80, stream=True, temperature=0)
     url, lines, told = f"{engine.url}/v1/chat/completions", [""], False
     with loopback.stream("POST", url, json=wanted, headers=engine.headers, timeout=240) as answer:
@@ -345,29 +405,6 @@ def test_a_drain_waits_for_the_last_answer_and_ends_with_zero(
     assert lines[-1] == "data: [DONE]"
     assert process.wait(engine.identity, 60)
     assert engine.exit_code() == 0
-
-
-@pytest.mark.parametrize("name", hybrid_model.NAMES)
-def test_reuse_is_as_the_catalog_says(
-    at: Installation, models: dict[str, Path], plain: Path, tmp_path: Path, name: str
-):
-    """The three families, thinking left to the engine's default, a client that sends no thoughts back."""
-    if name == "vision" and every()[at.engine].splits:
-        pytest.skip("it takes no images")
-    weights, ranks = (plain, 3) if name == "plain" else (models[name], 2)
-    engine = Engine(tmp_path, weights, at, context=4096, ranks=ranks, more={"vision": name == "vision"})
-    engine.start()
-    share = reuse.share(engine.port, KEY, "fast", at.name, tokens=480)
-    kind = model_facts.read(weights).kind
-    after = after_restart(engine) if kind in entry(at.engine).disk_cache else None
-    seen = [said_of(engine, color) for color in ("red", "blue", "red")] if name == "vision" else ["a", "b", "a"]
-    engine.stop()
-    print(f"{at.name}, {kind}: {share:.0%} of the first turn not read again, {after} after a planned restart")
-
-    assert kind == {"plain": ModelKind.ATTENTION, "hybrid": ModelKind.HYBRID, "vision": ModelKind.HYBRID_VISION}[name]
-    assert (share >= 0.95) is reuses(at.engine, kind)
-    assert after is None or after >= 0.9
-    assert seen[0] == seen[2] != seen[1], "what random weights say of an image differs with what they see"
 
 
 def said_of(engine: Engine, color: str) -> str:
@@ -401,32 +438,6 @@ def _loaded(engine: Engine) -> bool:
     """Return whether the engine has read what it kept; one does so after it has begun to serve."""
     cache = loopback.get(f"{engine.url}/v1/status", headers=engine.headers, timeout=30).json()["cache"]
     return "hits" in cache and cache.get("entry_count", 1) > 0
-
-
-def test_what_it_keeps_of_prompts_lies_under_the_home(at: Installation, plain: Path, tmp_path: Path):
-    """It holds what users wrote, so that it must be where mlxq can purge it, and only its owner can read it."""
-    if not entry(at.engine).disk_cache:
-        pytest.skip("it keeps none on disk")
-    engine = Engine(tmp_path, plain, at)
-    engine.start()
-    engine.ask("word " * 300, max_tokens=2)
-    engine.stop()
-    saved = [file for file in (tmp_path / "cache" / "fast").rglob("*") if file.is_file()]
-
-    index = next(file for file in saved if file.name == "index.json")
-    assert json.loads(index.read_text())
-    assert all(file.stat().st_mode & 0o077 == 0 for file in saved)
-    written = index.stat().st_mtime_ns
-    engine.start()
-    prompt_cache.keep_out(Home(tmp_path), "fast")
-    engine.ask("private " * 300, max_tokens=2)
-    engine.stop()
-    assert index.stat().st_mtime_ns == written, "nothing of a key with --no-store"
-    mark = tmp_path / "cache" / "fast" / prompt_cache.NO_STORE
-    assert mark.exists()
-    engine.spawn()
-    until(lambda: not mark.exists())
-    engine.stop(0)
 
 
 def _broken(how: str, weights: Path, folder: Path) -> Path:
