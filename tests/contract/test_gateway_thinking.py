@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 BUDGET = 24
 ROOM = 520
 """Tokens in which a model thinks without being asked: more than thinking.LEAST_ROOM."""
-SHORT = 64
+SHORT = 40
 """Tokens of an answer whose request asks for thoughts: its model ends none by itself, and each costs 20 ms here."""
 THINK = {
     "chat/completions": {"reasoning_effort": "low"},
