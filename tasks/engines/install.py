@@ -6,13 +6,14 @@ answered (tasks/engines/environments.py).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ OF_UV = re.compile(
 """The settings of uv and of the network that are the user's to make."""
 FLOOR_BYTES = 1_000_000_000
 """What is left free on the disk."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LEAST_BYTES = 16_000_000
+"""A disk with less is full: an engine that fails on it says nothing about the engine."""
+PYPI = "https://pypi.org/simple"
+HOST = re.compile(r"://(?:[^/@]*@)?([^/?#]+)")
+"""The host and port of an address."""
 LEAST_REUSE = 0.9
 """Share of a first turn that an engine must not read again on the built-in model, which every engine reuses."""
 FIRST_TURN_TOKENS = 160
@@ -78,10 +85,10 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
         with benchmark.own_engine(request["smoke"]):
             return {"reused": _reused(request["smoke"])}
     folder = Path(request["folder"])
-    with environments.hold(folder) as staging:
+    with _disk_watched(folder), environments.hold(folder) as staging:
         began = time.monotonic()
         check_room(folder, request["engine"])
-        fetched = make(staging.folder, Path(request["lock"]), report)
+        fetched = _made(request, staging.folder, report)
         installed_s = time.monotonic() - began
         report({"phase": "proving it on the built-in model"})
         proof = {
@@ -97,6 +104,30 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
         installed.write_proof(staging.folder, proof)
         staging.finish()
     return proof
+
+
+@contextmanager
+def _disk_watched(folder: Path) -> Generator[None]:
+    """Raise DoesNotFit where the disk became full, in place of what came of that: no room, or an engine that failed."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in FULL:
+            raise
+        raise _full() from problem
+    except EngineUnproven as problem:
+        if free_space.available(_existing(folder)) >= LEAST_BYTES:
+            raise
+        raise _full() from problem
+
+
+def _made(request: Mapping[str, Any], folder: Path, report: Report) -> int:
+    """Make an environment as `make` does; an index that is away has the same command tried again."""
+    try:
+        return make(folder, Path(request["lock"]), report)
+    except Offline as problem:
+        hint = f"mlxq engine install {request['engine']}"
+        raise Offline(problem.message, done=problem.done, hint=hint) from problem
 
 
 def make(folder: Path, lock: Path, report: Report) -> int:
@@ -151,7 +182,7 @@ def check_room(folder: Path, engine: str) -> None:
 def require_room(folder: Path, subject: str, size_bytes: int) -> None:
     """Raise DoesNotFit where an environment of this size does not fit on the disk."""
     need = size_bytes + FLOOR_BYTES
-    parent = next(path for path in folder.parents if path.exists())
+    parent = _existing(folder)
     free = free_space.available(parent)
     if free < need:
         raise DoesNotFit(
@@ -159,6 +190,19 @@ def require_room(folder: Path, subject: str, size_bytes: int) -> None:
             done="Nothing was fetched.",
             hint="mlxq prune",
         )
+
+
+def _existing(folder: Path) -> Path:
+    """Return the closest folder above that exists."""
+    return next(path for path in folder.parents if path.exists())
+
+
+def index_name() -> str:
+    """Return the host of the package index, without what a user's address may hold of credentials."""
+    environment = uv_environment(os.environ)
+    address = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL") or PYPI
+    host = HOST.search(address)
+    return host[1] if host else "of UV_DEFAULT_INDEX"
 
 
 def index_has(engine: str, wait_s: float) -> bool:
@@ -221,6 +265,10 @@ def failure(words: str) -> MlxqError:
     return EngineFailed(f"uv could not install the engine: {last[:300]}", done=KEPT_ALL, hint="mlxq engine list")
 
 
+def _full() -> DoesNotFit:
+    return DoesNotFit("The disk became full before the engine was complete.", done=KEPT_ALL, hint="mlxq prune")
+
+
 STATUS = re.compile(r"(40[13]) (?:Forbidden|Unauthorized)")
 FAILURES: Sequence[tuple[re.Pattern[str], Callable[[str, str], MlxqError]]] = (
     (
@@ -231,20 +279,20 @@ FAILURES: Sequence[tuple[re.Pattern[str], Callable[[str, str], MlxqError]]] = (
     ),
     (
         re.compile(r"No space left on device"),
-        lambda _package, _status: DoesNotFit(
-            "The disk became full before the engine was complete.", done=KEPT_ALL, hint="mlxq prune"
-        ),
+        lambda _package, _status: _full(),
     ),
     (
         STATUS,
         lambda package, status: NotFound(
-            f"The package index refused {package} (HTTP {status}).", done=KEPT_ALL, hint="mlxq engine list"
+            f"The package index {index_name()} refused {package} (HTTP {status}).",
+            done=KEPT_ALL,
+            hint="mlxq engine list",
         ),
     ),
     (
         re.compile(r"was not found in the package registry|there is no version of|404 Not Found"),
         lambda package, _: NotFound(
-            f"The package index does not have {package}.", done=KEPT_ALL, hint="mlxq engine list"
+            f"The package index {index_name()} does not have {package}.", done=KEPT_ALL, hint="mlxq engine list"
         ),
     ),
     (
@@ -254,7 +302,9 @@ FAILURES: Sequence[tuple[re.Pattern[str], Callable[[str, str], MlxqError]]] = (
     (
         re.compile(r"Request failed|Failed to fetch|Failed to download|dns error|timed out|[Cc]onnection refused"),
         lambda _package, _status: Offline(
-            "The package index did not answer, or not to the end.", done=KEPT_ALL, hint="mlxq engine list"
+            f"The package index {index_name()} did not answer, or not to the end.",
+            done=KEPT_ALL,
+            hint="mlxq engine list",
         ),
     ),
 )

@@ -173,9 +173,10 @@ def test_a_version_that_the_index_lacks_and_one_without_a_build(
 
 def test_without_an_index_it_is_offline(home: Home, request_: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:1/simple")
-    with pytest.raises(Offline, match="did not answer"):
+    with pytest.raises(Offline, match=r"The package index 127\.0\.0\.1:1 did not answer") as raised:
         install.work(request_, lambda _: None)
 
+    assert raised.value.hint == "mlxq engine install rapid-mlx"
     assert nothing_is_left(home)
 
 
@@ -320,6 +321,28 @@ def test_a_disk_that_becomes_full_is_told_and_emptied(
 
         with pytest.raises(DoesNotFit, match=r"rapid-mlx needs .*, with what is kept free; .* has"):
             install.work(request_ | {"folder": str(place)}, lambda _: None)
+
+
+@pytest.mark.usefixtures("request_")
+@pytest.mark.parametrize("how", ["good", "dead"])
+def test_a_disk_that_becomes_full_while_the_engine_is_proven_is_told(
+    index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Also where the engine then fails its smoke test: that says nothing about the engine."""
+    monkeypatch.setattr(install, "FLOOR_BYTES", 0)
+    index.add(made_so := tiny_engine.make(tmp_path / how, VERSION, how))
+    with disk.mounted(tmp_path / "small", "500m") as small:
+        home = Home(small)
+        tiny_engine.lock(home.engines, made_so)
+
+        def report(step: dict[str, Any]) -> None:
+            if step["phase"] == "proving it on the built-in model":
+                disk.fill(small / "filler")
+
+        with pytest.raises(DoesNotFit, match="became full") as raised:
+            install.work(made(home), report)
+        assert raised.value.hint == "mlxq prune"
+        assert not list(home.engines.glob("*rapid-mlx-*"))
 
 
 def test_one_process_makes_a_version_at_a_time(home: Home, request_: dict[str, Any], index: PackageIndex) -> None:
