@@ -158,15 +158,18 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
     name = f"{engine} {version}"
     running = [row.name for row in service.listing(context.db) if row.release == name and lifecycle.running(row)]
     if running:
-        raise Busy(
-            f"{name} serves {units.listed(running)}.",
-            hint=f"mlxq config set engine {FALLBACK}",
-        )
+        raise Busy(f"{name} serves {units.listed(running)}.", hint=_elsewhere(context, engine))
     freed = install.size(folder)
     installed.forget(context.db, engine, version)
     installed.discard(folder)  # before the rest, so that a removal cut short leaves no engine
     shutil.rmtree(folder)
     return {"bytes": freed}
+
+
+def _elsewhere(context: Context, engine: str) -> str:
+    """Return the command after which no tier runs on an engine."""
+    names = [usable.engine for usable in installed.used(context.db, context.home) if usable.engine != engine]
+    return f"mlxq engine use {names[0]}" if names else "mlxq down"
 
 
 @tick("check engines", LOOK_S)

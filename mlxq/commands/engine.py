@@ -11,10 +11,11 @@ from click.shell_completion import CompletionItem
 from catalog import units
 from catalog.engines import FALLBACK, EngineEntry, entries
 from mlxq import job_view, jobs_client, options, render
+from state import job as jobs
 from state import service, settings, stack
 from state.db import Database
 from state.errors import EngineFailed, NotFound, UsageProblem
-from state.job import Job, NewJob
+from state.job import LIVE, Job, NewJob
 from state.paths import Home, get_home
 from tasks import kinds
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.engines.base import Installation
 
 MB = 1_000_000
+INSTALLS = ("add_engine", "install_engine", "upgrade_engine")
 
 
 class EngineName(click.ParamType[str]):
@@ -57,8 +59,11 @@ def listing(*, as_json: bool) -> None:
         [[row["engine"], row["version"], row["state"], _size(row), _kinds(row), _tiers(row)] for row in rows],
         right=(3,),
     )
+    coming = next((row for row in rows if row["job"]), None)
     missing = next((row for row in rows if row["state"] == "not installed"), None)
-    if missing:
+    if coming:
+        render.next_step(f"mlxq jobs watch {coming['job']}")
+    elif missing:
         render.next_step(f"mlxq engine install {missing['engine']}")
 
 
@@ -76,8 +81,11 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
     Its packages come from the package index and must match the hashes that ship with mlxq. Tiers that it serves best
     switch to it one after another.
     """
+    from tasks.engines import install as installation
+
     entry = installable(engine)
-    if not as_json:
+    installation.lock(get_home().engines, engine, version or entry.version)
+    if not as_json and (force or not _is_here(engine, version or entry.version)):
         size, fetch = units.files(entry.installed_mb * MB), units.files(entry.download_mb * MB)
         render.say(f"{engine} {version or entry.version}: about {fetch} to download, {size} in {get_home().engines}.")
     job = _run(
@@ -167,6 +175,15 @@ def installable(engine: str) -> EngineEntry:
     return entries()[engine]
 
 
+def _is_here(engine: str, version: str) -> bool:
+    from tasks.engines import installed
+
+    return any(
+        (release.installation.engine, release.installation.version, release.whole) == (engine, version, True)
+        for release in installed.releases(get_home())
+    )
+
+
 def _clear_faults(home: Home, engine: str, tier: str | None) -> None:
     """Forget with which models an engine failed, or with one tier's alone: the user wants it tried."""
     from tasks.engines import faults
@@ -188,11 +205,21 @@ def _failure(home: Home, engine: str, version: str) -> str | None:
 
 
 def _require(home: Home, engine: str) -> None:
-    """Raise NotFound for an engine that is not here."""
+    """Raise NotFound for an engine that is not here, EngineFailed for one of which every version was taken back."""
     from tasks.engines import installed
 
-    if engine != settings.AUTO and all(release.installation.engine != engine for release in installed.releases(home)):
+    if engine == settings.AUTO:
+        return
+    if all(release.installation.engine != engine for release in installed.releases(home)):
         raise NotFound(f"{engine} is not installed here.", hint=f"mlxq engine install {engine}")
+    used, _, bad = _in_use(home)
+    if all(installation.engine != engine for installation in used) and (failures := bad.get(engine)):
+        version = max(failures, key=installed.order)
+        raise EngineFailed(
+            f"{engine} {version} was taken back: {failures[version]}.",
+            done="Nothing was changed.",
+            hint=f"mlxq engine install {engine} --version {version}",
+        )
 
 
 def _run(new: NewJob, *, timeout_s: float | None, as_json: bool = False) -> Job:
@@ -249,14 +276,26 @@ def _rows(home: Home) -> list[dict[str, Any]]:
             "state": "taken back" if failure else state,
             "failure": failure,
             "bytes": release.proof.get("size_bytes"),
+            "job": None,
         }
         rows.append(columns | {"tiers": running.get(installation.name, []), "reuse": _reuse(installation.engine)})
-    engines = {row["engine"] for row in rows}
+    engines, installing = {row["engine"] for row in rows}, _installing(home)
     for name, entry in entries().items():
         if name not in engines:
-            columns = {"engine": name, "version": entry.version, "state": "not installed", "failure": None}
+            job = installing.get(name)
+            columns = {"engine": name, "version": entry.version, "failure": None, "job": job}
+            columns["state"] = "installing" if job else "not installed"
             rows.append(columns | {"bytes": entry.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
     return rows
+
+
+def _installing(home: Home) -> dict[str, int]:
+    """Return the engines that jobs install now, or are about to, and the jobs' ids."""
+    if not home.database.exists():
+        return {}
+    with jobs_client.reading(home) as db:
+        live = [row for kind in INSTALLS for state in LIVE for row in jobs.listing(db, kind=kind, state=state)]
+    return {str(row.args["engine"]): row.id for row in live}
 
 
 def _in_use(home: Home) -> tuple[list[Installation], dict[str, list[str]], dict[str, Mapping[str, str]]]:
@@ -336,18 +375,25 @@ def _check(engine: str, *, as_json: bool) -> None:
         render.say(f"{engine} {now} is the newest that this mlxq knows.")
 
 
+def _release(engine: str, version: str | None) -> str:
+    """Return a release's name; that of the engine that serves where no version of this one is used."""
+    return f"{engine} {version}" if version else FALLBACK
+
+
 def _tell_upgraded(result: dict[str, Any], taken_back: str | None) -> None:
     """Print what an upgrade came to. Raises EngineFailed for a version on which a tier did not serve."""
     engine, version, before = result["engine"], result["version"], result["before"]
     if taken_back:
         raise EngineFailed(
             f"{engine} {version} was taken back: {taken_back}.",
-            done=f"{before or FALLBACK} serves again.",
+            done=f"{_release(engine, before)} serves again.",
             hint="mlxq why",
         )
     speeds = ", ".join(f"{name} writes {speed['decode_tps']:.1f} tokens/s" for name, speed in result["speeds"].items())
-    if result["used"]:
+    if result["used"] and before == version:
+        click.echo(f"{engine} {version} is the newest that this mlxq knows, and was used already.")
+    elif result["used"]:
         click.echo(f"{engine} {version} is used now." + (f" On the built-in model {speeds}." if speeds else ""))
     else:
-        click.echo(f"{engine} {before or FALLBACK} stays, because {version} was taken back: {result['why']}.")
+        click.echo(f"{_release(engine, before)} stays, because {version} was taken back: {result['why']}.")
     render.next_step("mlxq engine list")
