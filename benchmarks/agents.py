@@ -1,17 +1,20 @@
 """How much of their prompts real agents have read again: `benchmarks/reuse.py --agents`.
 
 Claude Code and Codex from npm, set up as `mlxq connect` does, hold a conversation through mlxq's gateway with a real
-engine behind it. The model is the hybrid of tests/support/hybrid_model.py: what it says means nothing, what the agents
-send is their own. By the gateway's count: which share of the prompts of a turn was not read again.
+engine behind it. The model is the hybrid of tests/support/hybrid_model.py: it thinks and then says the same sentence
+each time, and what the agents send is their own. By the gateway's count: which share of the prompts of a turn was not
+read again.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,11 @@ CODEX = ("exec", "--profile", "mlxq", "--json", "--skip-git-repo-check", "--dang
 SUMS = (
     "SELECT COALESCE(SUM(requests), 0), SUM(failed), SUM(prompt_tokens), SUM(cached_tokens) FROM usage WHERE tier = ?"
 )
+THOUGHTS = "\nI look at what was asked, and then answer quickly"
+WORDS = "\n\nThere are two files here: notes & plan."
+"""Each begins with what the chat template ends a prompt with; no token is twice in one of them."""
+END = 2
+"""The token that ends a turn."""
 THINKING = Defaults(thinking=True, thinking_budget=16, temperature=1.0)
 
 
@@ -108,26 +116,35 @@ def measured(agent: Agent, program: str, front: Gateway, target: Target, root: P
     return rows
 
 
-def ending(folder: Path) -> Path:
-    """Have the random model end an answer after 50 tokens or so, as a real one ends.
+def answering(folder: Path) -> Path:
+    """Have a model of random weights think, and then say a sentence, as a real one does.
 
-    The first dimension of its embeddings is made constant, and that of the token that ends a turn larger.
+    An answer without a visible word would not do: Claude Code asks again after it, and puts a line into the midst of
+    the turn. Which token follows which is planted in a last layer of its own. The thoughts run in a circle until the
+    budget ends them.
     """
     import mlx.core as mx
+    from tokenizers import Tokenizer
 
-    file = folder / "model.safetensors"
+    tokenizer, file = Tokenizer.from_file(str(folder / "tokenizer.json")), folder / "model.safetensors"
+    thoughts, words = (tokenizer.encode(text, add_special_tokens=False).ids for text in (THOUGHTS, WORDS))
+    follows = [*pairwise([*thoughts, thoughts[1]]), *pairwise([*words, END])]
     weights: Any = mx.load(str(file))
     name = next(name for name in weights if name.endswith("embed_tokens.weight"))
-    rows = weights[name]
-    rows[:, 0] = 1.0
-    rows[2, 0] = 3.7
-    mx.save_safetensors(str(file), {**weights, name: rows}, metadata={"format": "mlx"})
+    weights[name] = mx.random.normal(weights[name].shape, key=mx.random.key(1)).astype(mx.bfloat16)
+    tokens, after = (mx.array(side) for side in zip(*follows, strict=True))
+    head = mx.zeros_like(weights[name]).at[after].add(weights[name][tokens])
+    named = {"language_model.lm_head.weight": head}
+    mx.save_safetensors(str(file), {**weights, **named}, metadata={"format": "mlx"})
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def compared(at: Installation, weights: Path, programs: Path, root: Path) -> None:
     """Print the table of both agents with one engine."""
-    folder = ending(hybrid_model.make("hybrid", root / f"agents-{at.engine}", weights, hybrid_model.WHOLE))
+    folder = answering(hybrid_model.make("hybrid", root / f"agents-{at.engine}", weights, hybrid_model.WHOLE))
     engine = Engine(root / f"agents-home-{at.engine}", folder, at, context=CONTEXT, name="standard", cache_bytes=2**30)
     engine.more = {"reasoning_parser": "qwen3"}
     tiers = [Tier("standard", engine.tier, THINKING), Tier("fast", engine.tier, Defaults(thinking=False))]
