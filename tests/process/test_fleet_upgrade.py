@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,8 @@ class Fleet:
 
     def __init__(self, machines: dict[str, User], addresses: dict[str, str], proxy: Path) -> None:
         self.machines, self.addresses = machines, addresses
-        for name, user in machines.items():
-            user.install(OLD, "--compile-bytecode")
-            for setting, value in (("node-name", name), ("node-addresses", addresses[name])):
-                user.run("config", "set", setting, value)
-            user.set_up()
-            (user.home.root / "proven").touch()
+        with ThreadPoolExecutor(len(machines)) as pool:
+            list(pool.map(self._set_up, machines))
         for front in FRONTS:
             for name in NODES:
                 if name != front:
@@ -75,6 +72,14 @@ class Fleet:
             for setting, value in (("front", "true"), ("front-host", "0.0.0.0")):
                 user.run("config", "set", setting, value)
             user.run("up", "front")
+
+    def _set_up(self, name: str) -> None:
+        user = self.machines[name]
+        user.install(OLD, "--compile-bytecode")
+        for setting, value in (("node-name", name), ("node-addresses", self.addresses[name])):
+            user.run("config", "set", setting, value)
+        user.set_up()
+        (user.home.root / "proven").touch()
 
     def load(self) -> Load:
         """Return apps that ask one front, and the other where it does not answer."""
