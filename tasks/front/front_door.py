@@ -29,6 +29,7 @@ OPEN = frozenset({"/health/liveliness", "/health/readiness"})
 MODELS = frozenset({"/v1/models", "/models"})
 LARGEST_BYTES = 32 * 2**20
 READ_S = 30.0
+RETRY_AFTER_S = "5"
 SESSION = b"x-litellm-session-id"
 """By this header the proxy's session affinity knows a conversation."""
 PASSED = frozenset(
@@ -42,7 +43,13 @@ OPENING_BYTES = 16_384
 """How much of a conversation's beginning tells it from others."""
 KEY = "mlxq.key"
 """Where a request's scope has the key that it was sent with."""
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "api_error",
+}
 
 
 class FrontRefusal(Exception):
@@ -287,6 +294,8 @@ class FrontDoor:
         model = body.get("model")
         group = self.policy.group(model) if isinstance(model, str) else None
         if group is None:
+            if not self.policy.groups:
+                raise FrontRefusal(503, "No node serves a model now.", "no_node", **{"retry-after": RETRY_AFTER_S})
             names = ", ".join(sorted(name for name in self.policy.groups if key.may_ask(name)))
             raise FrontRefusal(
                 404, f"There is no model {str(model)[:100]!r} here. There are: {names}.", "model_not_found"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,9 @@ def test_the_turns_of_a_conversation_have_one_name_and_two_conversations_have_tw
     assert conversation({"input": "Hi"}) == conversation({"input": "Hi", "tools": []})
     assert conversation({"input": ["some", "text"]}) == conversation({"input": ["some", "text"]})
     assert conversation({"messages": []}) is conversation({}) is None
+
+
+def test_while_no_node_serves_apps_are_to_try_again(door: FrontDoor) -> None:
+    door.policy = replace(door.policy, groups=frozenset())
+    status, headers, body = ask(door, {"model": "standard", "messages": []})
+    assert (status, headers["retry-after"], json.loads(body)["error"]["code"]) == (503, "5", "no_node")
