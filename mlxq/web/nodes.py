@@ -34,8 +34,6 @@ class NodeView:
     """The names that it is asked for."""
     repos: int
     """How many models it answers to by the name of their repo."""
-    slots: int
-    """The requests that it answers side by side; 0 where it does not say it."""
 
 
 def listing(db: Database) -> list[NodeView]:
@@ -45,6 +43,4 @@ def listing(db: Database) -> list[NodeView]:
 
 def _view(node: Node) -> NodeView:
     word, tiers = report.state(node), [name for name in node.offered if "/" not in name]
-    by_model = {served.model: served.slots for served in node.offered.values()}
-    repos = len(node.offered) - len(tiers)
-    return NodeView(node, word, SHAPES[word], report.problem(node), tiers, repos, sum(by_model.values()))
+    return NodeView(node, word, SHAPES[word], report.problem(node), tiers, len(node.offered) - len(tiers))
