@@ -160,9 +160,10 @@ def remove(name: str, *, yes: bool) -> None:
 
     The keys of both sides are revoked, on the other side as far as it can be reached.
     """
-    from tasks.fleet import inviting, joining
+    from tasks.fleet import identity, inviting, joining
 
-    with jobs_client.changing(get_home()) as db:
+    home = get_home()
+    with jobs_client.changing(home) as db:
         _refuse_own(db, name, "mlxq node list")
         node, member = fleet.find(db, name), name in {entry.name for entry in fleet.memberships(db)}
         if not member:
@@ -173,8 +174,8 @@ def remove(name: str, *, yes: bool) -> None:
         problems += [inviting.remove(db, name)] if node else []
     render.say(f"{name} is removed." if node else f"This node left the fleet of {name}.")
     if untold := next((problem for problem in problems if problem), None):
-        render.say(f"It could not be told: {untold} Its key opens nothing here any more. There:")
-        render.next_step("mlxq node list   (then mlxq node remove NAME)")
+        render.say(f"It could not be told: {untold} Its key opens nothing here any more.")
+        render.next_step(f"mlxq node remove {identity.own_name(home)}   (on {name})")
 
 
 @command.command()

@@ -46,6 +46,8 @@ class NodeClient(AbstractContextManager["NodeClient"]):
     def __init__(self, node: Node, key: str) -> None:
         """Take what opens the node. Raises Damaged where its authority is no certificate."""
         self.node = node
+        self.refused = False
+        """Whether the node's last answer was that the key opens nothing there."""
         self._key = key
         self._client = trust.client(trust.pinned(node.authority), key) if node.kind == "mlxq" else _unpinned(key)
 
@@ -127,6 +129,7 @@ class NodeClient(AbstractContextManager["NodeClient"]):
             response = self._at_any_address(method, path, content, headers)
         except NodeFailure as failure:
             raise Offline(f"The node {name} cannot be asked: {failure.words}.", hint="mlxq node list") from failure
+        self.refused = response.status_code == UNAUTHORIZED
         return _answer(name, response)
 
     def _at_any_address(
@@ -179,7 +182,8 @@ class NodeClient(AbstractContextManager["NodeClient"]):
 def forget_and_tell(make: Callable[[], NodeClient], forget: Callable[[], object], method: str, path: str) -> str | None:
     """Forget another node, with the key that opens it, then tell it by one request.
 
-    `make`: returns its client, while the key is still here. Returns why it could not be told, None where it was.
+    `make`: returns its client, while the key is still here. Returns why it could not be told; None where it was, or
+    had revoked the key already.
     """
     try:
         client = make()
@@ -191,7 +195,7 @@ def forget_and_tell(make: Callable[[], NodeClient], forget: Callable[[], object]
         try:
             client.ask(method, path)
         except MlxqError as problem:
-            return problem.message
+            return None if client.refused else problem.message
     return None
 
 
