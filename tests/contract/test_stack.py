@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import loopback
+from support import hybrid_model, loopback
 from support.user import QUESTION, User
 
 from state import keys, secrets
@@ -21,9 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory, builtin_model: Path) -> Iterator[User]:
-    """Give a person who has run `mlxq setup --accept-defaults` once; the model was on the disk already."""
+    """Give a person who has run `mlxq setup --accept-defaults` once; the model was on the disk already.
+
+    In its place there is a small one of random weights: tests/first_light has the answer of the real one.
+    """
     person = User(tmp_path_factory.mktemp("first") / "home")
-    person.run("config", "set", "model-dir", str(builtin_model.parent))
+    models = tmp_path_factory.mktemp("models")
+    hybrid_model.make_builtin(models, builtin_model)
+    person.run("config", "set", "model-dir", str(models))
+    person.run("config", "set", "tier-defaults", "longctx.max-tokens=8")  # it ends no answer by itself
     said = person.run("setup", "--accept-defaults")
     assert f"http://127.0.0.1:{person.gateway}/v1" in said
     assert str(person.home.secrets) in said
@@ -50,12 +56,12 @@ def test_setup_again_pulls_and_restarts_nothing(user: User) -> None:
 
 
 def test_every_tier_is_answered_by_the_one_engine(user: User) -> None:
-    assert "Paris" in user.run("chat", "--tier", "longctx", QUESTION)
+    assert user.run("chat", "--tier", "longctx", QUESTION).strip()
     assert [answering(user, tier) for tier in ("standard", "fast", "longctx")] == ["standard", "fast", "longctx"]
 
 
 def answering(user: User, tier: str) -> str:
-    """Return the tier that answers a request of one token; it reads ten tokens a second here, so there are few."""
+    """Return the tier that answers a request of one token."""
     key = secrets.read(user.home.secrets)[secrets.MASTER]
     messages = [{"role": role, "content": "Hi"} for role in ("system", "user")]
     body = {"model": tier, "max_tokens": 1, "messages": messages}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,21 @@ def make(name: str, folder: Path, builtin: Path, tokens: int = TOKENS) -> Path:
         _write_template(folder, vision=name == "vision")
         _name_tokens(folder / "tokenizer.json", RENAMED | (SEEING if name == "vision" else {}))
     return folder
+
+
+def make_builtin(models: Path, builtin: Path) -> Path:
+    """Write `plain` where a home has its built-in model, and return it: what is served with it answers at once."""
+    from tasks.weights import builtin as built_in
+    from tasks.weights import manifest
+
+    made, record = make("plain", built_in.folder(models), builtin), manifest.read(builtin)
+    assert record
+    files = [
+        manifest.File(path.name, path.stat().st_size, "sha256", manifest.hash_file(path, "sha256"))
+        for path in sorted(made.iterdir())
+    ]
+    manifest.write(made, replace(record, files=tuple(files)))
+    return made
 
 
 def _plain(tokens: int) -> tuple[dict[str, Any], Any]:
