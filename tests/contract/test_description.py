@@ -19,8 +19,8 @@ from catalog.description.parameters import parameters
 from catalog.description.repo_facts import RepoFacts
 from catalog.load import entries
 
-CHUNK, SHORT, LONG = 32, 160, 224
-"""Tokens that are read at once, and of two prompts."""
+CHUNK, SHORT, LONG = 32, 96, 128
+"""Tokens that are read at once, and of a prompt and its continuation: more than a window and a chunk."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,15 +45,17 @@ class Made:
         tensors = {name: {"dtype": "F32", "shape": list(value.shape)} for name, value in flat(self.model.parameters())}
         return RepoFacts("hub:someone/something", self.config, 1, tensors)
 
-    def read(self, tokens: int) -> list[Any]:
-        """Return the caches after a prompt of so many tokens."""
+    def read(self, *lengths: int) -> Iterator[list[Any]]:
+        """Yield the caches after each of so many tokens of one prompt."""
         import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache
 
-        cache = make_prompt_cache(self.model)
-        for _ in range(tokens // CHUNK):
-            mx.eval(self.model(mx.zeros((1, CHUNK), dtype=mx.int32), cache=cache))
-        return list(_leaves(cache))
+        cache, read = make_prompt_cache(self.model), 0
+        for tokens in lengths:
+            for _ in range((tokens - read) // CHUNK):
+                mx.eval(self.model(mx.zeros((1, CHUNK), dtype=mx.int32), cache=cache))
+            read = tokens
+            yield list(_leaves(cache))
 
 
 def flat(tree: Any) -> list[tuple[str, Any]]:
@@ -90,9 +92,10 @@ def made(request: pytest.FixtureRequest) -> Made:
 def test_layers_keep_what_mlx_lm_keeps(made: Made):
     """Tokens that add to the cache, the tokens of sliding layers while a chunk is read, and states of fixed size."""
     told = shape(made.facts()).attention
-    short, long = made.read(SHORT), made.read(LONG)
+    caches = made.read(SHORT, LONG)
+    before, long = values(next(caches), kind="KVCache"), next(caches)
 
-    grown = values(long, kind="KVCache") - values(short, kind="KVCache")
+    grown = values(long, kind="KVCache") - before
     assert grown == fit.token_bytes(told) // fit.CACHE_VALUE_BYTES * (LONG - SHORT)
     window = told.sliding * 2 * told.kv_heads * told.head_dim * (WINDOW + CHUNK - 1)
     assert values(long, kind="RotatingKVCache") == window
