@@ -25,9 +25,9 @@ from support import loopback
 from support.gateway import Gateway
 from support.scripted import ScriptedEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + int(os.environ.get("GATEWAY_BODIES", "1500")) // 5)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + int(os.environ.get("GATEWAY_BODIES", "500")) // 5)]
 
-BODIES = int(os.environ.get("GATEWAY_BODIES", "1500"))
+BODIES = int(os.environ.get("GATEWAY_BODIES", "500"))
 GROWTH_MB = 120
 """Resident memory that these bodies may leave behind."""
 ROUTES = ("chat/completions", "completions", "responses", "messages", "messages/count_tokens", "embeddings", "rerank")
