@@ -88,7 +88,10 @@ class NodeWatch:
         return observation
 
     def _record(self, db: Database, node: Node, observation: Look) -> None:
-        """Write what a look changes, with an event where it begins or ends an outage."""
+        """Write what a look changes, with an event where it begins or ends an outage.
+
+        A node that joined again meanwhile was looked at with a key that it had revoked.
+        """
         failures = self._failures.get(node.name, 0)
         self._failures[node.name] = 0 if observation.status else failures + 1
         judgement = plan.judge(node, observation, failures, db.now())
@@ -96,7 +99,9 @@ class NodeWatch:
         if node.seen_at and 0 <= changes.get("seen_at", node.seen_at) - node.seen_at < NOTE_S and not node.problem:
             changes.pop("seen_at", None)
         with db.transaction():
-            if fleet.change(db, node.name, **changes) and judgement.event:
+            current = fleet.find(db, node.name)
+            same = current is not None and current.joined_at == node.joined_at
+            if same and fleet.change(db, node.name, **changes) and judgement.event:
                 event.record(db, judgement.event, subject=node.name, cause=judgement.cause)
 
 
