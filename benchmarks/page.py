@@ -82,7 +82,7 @@ def _measure(db: Database, served: support.Running, idle_s: float) -> None:
 
 def _hour(home: Home, db: Database) -> None:
     """Show a tab the changes of an hour, one a second, as fast as the machine can: what is kept must not grow."""
-    with support.running(home, hurried=True) as served, sync_playwright() as playwright:
+    with support.running(home, support.HURRIED) as served, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=support.CHROMIUM, args=support.FLAGS)
         view = browser.new_context().new_page()
         view.goto(served.link)

@@ -1,4 +1,4 @@
-"""One Chromium for all tests; each test has a page process of its own over its own rows."""
+"""One Chromium and one page process for all tests of a file; each test has rows and a tab of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import scene
 from state.db import Database, open_database
 from state.paths import Home
 
-expect.set_options(timeout=15_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,22 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.Running]:
+    home = Home(tmp_path_factory.mktemp("page") / "home").make()
+    open_database(home).close()
+    with support.running(home, support.COUNTED) as running:
+        yield running
+
+
 @pytest.fixture
-def rows(home: Home) -> Iterator[Database]:
-    """Give a database on the real clock, everything in it up and well."""
-    db = open_database(home)
+def rows(served: support.Running) -> Iterator[Database]:
+    """Give the page's database on the real clock, with nothing of an earlier test, everything in it up and well."""
+    db = open_database(served.home)
+    with db.transaction():
+        db.run("PRAGMA defer_foreign_keys = ON")
+        for row in db.rows("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '%sqlite%'"):
+            db.run(f"DELETE FROM {row['name']}")
     scene.all_ready(db)
     scene.an_hour(db)
     scene.beat(db)
@@ -38,22 +50,7 @@ def rows(home: Home) -> Iterator[Database]:
 
 
 @pytest.fixture
-def served(home: Home, rows: Database) -> Iterator[support.Running]:
-    with support.running(home) as running:
-        yield running
-
-
-@pytest.fixture
-def view(chromium: Browser, served: support.Running) -> Iterator[Page]:
+def view(chromium: Browser, served: support.Running, rows: Database) -> Iterator[Page]:
     """Give the page in a browser that came in by a link; a fault in its script fails the test."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda fault: faults.append(str(fault)))
-    page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
-    page.goto(served.link)
-    page.wait_for_selector("#tiers .card")
-    page.evaluate("document.title = 'not loaded again'")
-    yield page
-    assert faults == []
-    context.close()
+    with support.opened(chromium, served) as page:
+        yield page

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -19,7 +18,6 @@ from mlxq.web.__main__ import BEHIND
 from state import event, fleet, job, ledger, service, wakeup
 from state.db import Database
 from state.job import Claim, JobState
-from state.paths import Home
 
 
 def test_a_died_engine_shows_its_backoff_and_its_recovery_without_a_reload(view: Page, rows: Database):
@@ -48,24 +46,6 @@ def test_a_pulls_bar_moves(view: Page, rows: Database):
     expect(view.locator("#jobs .chain li")).to_have_count(3)
     ledger.succeed(rows, held, {})
     expect(bar).to_have_count(0)
-
-
-def test_a_change_is_seen_within_a_second(view: Page, rows: Database):
-    """Measured in the browser: from the commit to the word on the screen."""
-    view.evaluate(
-        """() => { window.seen = {}; new MutationObserver(() => {
-            const found = document.querySelector('#jobs')?.textContent.match(/(\\d+) %/);
-            if (found) window.seen[found[1]] ??= Date.now() / 1000; })
-            .observe(document.body, {subtree: true, childList: true, characterData: true}) }"""
-    )
-    held = scene.pull(rows, 0.01)
-    late: list[float] = []
-    for step in range(2, 8):
-        scene.advance(rows, held, step / 100)
-        at = time.time()
-        expect(view.locator("#jobs .far")).to_contain_text(f"{step} %")
-        late.append(view.evaluate("step => window.seen[step]", step) - at)
-    assert sorted(late)[len(late) // 2] < 1.0
 
 
 def test_cancel_cancels(view: Page, rows: Database):
@@ -119,10 +99,11 @@ def test_focus_and_what_was_opened_survive_an_update(view: Page, rows: Database)
     expect(button).to_be_focused()
 
 
-def test_a_page_whose_process_is_gone_says_so_and_comes_back(view: Page, served: support.Running):
-    served.process.kill()
-    served.process.wait()
-    expect(view.locator("#line")).to_contain_text("Not live since")
+def test_a_page_whose_process_is_gone_says_so(chromium: Browser, rows: Database):
+    with support.running(rows.home) as own, support.opened(chromium, own) as view:
+        own.process.kill()
+        own.process.wait()
+        expect(view.locator("#line")).to_contain_text("Not live since")
 
 
 def test_what_others_wrote_is_text_and_never_markup(view: Page, rows: Database):
@@ -251,9 +232,9 @@ def test_a_screen_reader_hears_that_a_service_came_to_another_state_once(view: P
 
 
 @pytest.mark.slow
-def test_updates_leave_nothing_behind(chromium: Browser, home: Home, rows: Database):
-    """Four hundred changes in a tab, jobs and events among them: neither the tab nor the process grows."""
-    with support.running(home, hurried=True) as served:
+def test_updates_leave_nothing_behind(chromium: Browser, rows: Database):
+    """A hundred paintings in a tab, of jobs and events among others: neither the tab nor the process grows."""
+    with support.running(rows.home, support.HURRIED) as served:
         view = chromium.new_context().new_page()
         view.goto(served.link)
         held = scene.pull(rows)
@@ -261,9 +242,11 @@ def test_updates_leave_nothing_behind(chromium: Browser, home: Home, rows: Datab
         _bustle(view, rows, held, range(1, 300))
         before = served.size(view)
         view.evaluate(support.COUNT)
-        _bustle(view, rows, held, range(300, 700))
+        steps = range(300, 500)
+        while view.evaluate("window.seen") < 100:  # a busy machine paints several changes at once
+            _bustle(view, rows, held, steps)
+            steps = range(steps.stop, steps.stop + 200)
         after = served.size(view)
-        assert view.evaluate("window.seen") > 100
         view.context.close()
     assert after.heap - before.heap < 200_000
     assert after.nodes - before.nodes < 200
@@ -283,9 +266,9 @@ def test_a_reload_leaves_nothing_spinning(view: Page, served: support.Running):
         view.reload()
         view.wait_for_selector("#tiers .card")
     view.wait_for_timeout(1000)
-    began = served.cpu_s()
+    before = served.steps()
     view.wait_for_timeout(2000)
-    assert served.cpu_s() - began < 0.5
+    assert served.steps() - before < 50
 
 
 def test_the_page_stands_back_for_gateway_and_engines(served: support.Running):
@@ -300,20 +283,13 @@ def test_nothing_runs_while_nobody_looks(served: support.Running, rows: Database
     page = context.new_page()
     page.goto(served.link)
     page.wait_for_selector("#tiers .card")
-    _until(lambda: list(sockets.glob("watch-*-page.sock")))
+    until(lambda: list(sockets.glob("watch-*-page.sock")))
     context.close()
-    _until(lambda: not list(sockets.glob("watch-*-page.sock")))
-    began = served.cpu_s()
+    until(lambda: not list(sockets.glob("watch-*-page.sock")))
+    before = served.steps()
     noise = threading.Event()
     for _ in range(20):
         scene.die(rows, "fast")
         scene.ready(rows, "fast")
         noise.wait(0.02)
-    assert served.cpu_s() - began <= 0.02
-
-
-def _until(true: Any, limit_s: float = 40.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+    assert served.steps() == before

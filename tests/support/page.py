@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 from support import loopback
 from support.ports import free_port
 
@@ -21,6 +21,24 @@ from state import secrets
 from state.paths import Home
 
 HURRIED = "from mlxq.web import __main__ as program, broadcaster; broadcaster.GAP_S = 0.005; program.main()"
+"""An hour's paintings fit into minutes."""
+COUNTED = """
+import os
+from mlxq.web import __main__ as program
+from mlxq.web.broadcaster import Broadcaster
+from state.db import Database
+steps = os.open(os.path.join(os.environ["MLXQ_HOME"], "steps"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def counted(method):
+    def step(*arguments, **named):
+        os.write(steps, b"!")
+        return method(*arguments, **named)
+    return step
+for owner, names in ((Broadcaster, ("_rows_changed", "_wait_for_news")), (Database, ("rows", "row", "value"))):
+    for name in names:
+        setattr(owner, name, counted(getattr(owner, name)))
+program.main()
+"""
+"""Counts its queries, and what wakes it for its viewers."""
 COUNT = """() => { window.seen = 0; new MutationObserver(() => window.seen++)
     .observe(document.querySelector('#jobs'), {subtree: true, attributes: true, attributeFilter: ['value']}) }"""
 """Counts in window.seen how often a bar moves."""
@@ -104,12 +122,32 @@ class Running:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def steps(self) -> int:
+        """Return how often a page that is COUNTED was woken, or asked its database."""
+        return (self.home.root / "steps").stat().st_size
+
 
 @contextmanager
-def running(home: Home, *, hurried: bool = False) -> Generator[Running]:
-    """Start the page's real program, and end it. `hurried`: an hour's paintings fit into minutes."""
+def opened(chromium: Browser, served: Running) -> Generator[Page]:
+    """Open the page by a link in a browser of its own; a fault in its script is raised at the end."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda fault: faults.append(str(fault)))
+    page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
+    page.goto(served.link)
+    page.wait_for_selector("#tiers .card")
+    page.evaluate("document.title = 'not loaded again'")
+    yield page
+    assert faults == []
+    context.close()
+
+
+@contextmanager
+def running(home: Home, code: str = "") -> Generator[Running]:
+    """Start the page's real program, or `code` in its place, and end it."""
     port = free_port()
-    program = ["-c", HURRIED] if hurried else ["-m", "mlxq.web"]
+    program = ["-c", code] if code else ["-m", "mlxq.web"]
     process = subprocess.Popen(
         [sys.executable, "-P", *program, str(port)], env={**os.environ, "MLXQ_HOME": str(home.root)}
     )
