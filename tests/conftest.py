@@ -15,7 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
-from support import real_home
+from support import examples, real_home
 from support.clock import Clock
 from support.scheduling import ByFile
 from xdist.remote import Producer
@@ -37,7 +37,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example that is slow says that the machine is crowded.
-hypothesis.settings.register_profile("crowded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "crowded",
+    deadline=None,
+    max_examples=examples.share(100),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("crowded")
 
 

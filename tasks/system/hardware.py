@@ -264,7 +264,7 @@ def copy_speed() -> float:
     ]
     best, deadline = 0.0, time.monotonic() + COPY_FOR_S
     with ThreadPoolExecutor(threads) as pool:
-        while time.monotonic() < deadline:
+        while not best or time.monotonic() < deadline:
             start = time.perf_counter()
             list(pool.map(_copy, blocks))
             best = max(best, 2 * threads * COPY_BYTES / (time.perf_counter() - start) / 1e9)

@@ -72,7 +72,7 @@ def _trial(template: str) -> int:
     """Render a template in a process of its own; return 0, or why it may not be used."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "tasks.weights.chat_template"],
+            [sys.executable, "-P", "-m", "tasks.weights.chat_template", str(CPU_S)],
             input=template.encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -126,6 +126,6 @@ def _limit(kind: int, limit: int) -> None:
 
 
 if __name__ == "__main__":
-    _limit(resource.RLIMIT_CPU, CPU_S)
+    _limit(resource.RLIMIT_CPU, int(sys.argv[1]))
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     sys.exit(render(sys.stdin.buffer.read().decode("utf-8", "replace")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import subprocess
@@ -41,7 +42,8 @@ def _formula() -> Any:
     return module
 
 
-def imported() -> set[str]:
+@functools.cache
+def imported() -> frozenset[str]:
     """Return the top-level modules of others that mlxq's files import."""
     names: set[str] = set()
     for package in PACKAGES:
@@ -52,7 +54,7 @@ def imported() -> set[str]:
                         names.update(alias.name.partition(".")[0] for alias in node.names)
                     elif isinstance(node, ast.ImportFrom) and node.module:
                         names.add(node.module.partition(".")[0])
-    return names - set(sys.stdlib_module_names) - set(PACKAGES)
+    return frozenset(names - set(sys.stdlib_module_names) - set(PACKAGES))
 
 
 def declared() -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 from collections import Counter, defaultdict
@@ -50,13 +51,18 @@ def named(path: Path) -> str:
 
 
 MODULES = {named(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Return module -> what it says; a run that only collects parses none."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
 
 def importers() -> dict[str, set[str]]:
     """Return module -> the modules that import it."""
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for importer, tree in TREES.items():
+    for importer, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
@@ -86,7 +92,7 @@ def test_no_room_is_a_drawer() -> None:
 
 def test_no_two_classes_have_one_name() -> None:
     homes: defaultdict[str, list[str]] = defaultdict(list)
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
                 homes[node.name.lstrip("_")].append(module)
@@ -119,7 +125,7 @@ def _bound(function: ast.AST) -> set[str]:
 def test_variables_are_named_by_their_noun() -> None:
     named_badly = {
         f"{module}.{function.name}": sorted(names)
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for function in _functions(tree)
         if (names := _bound(function) & NO_NOUNS)
     }
@@ -130,7 +136,7 @@ def test_functions_stay_short() -> None:
     """The bounds are those of the best code that mlxq was compared with; split what outgrows them."""
     lengths = sorted(
         ((node.end_lineno or 0) - node.lineno + 1, f"{module}.{node.name}")
-        for module, tree in TREES.items()
+        for module, tree in trees().items()
         for node in _functions(tree)
     )
     lines = [length for length, _ in lengths]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import generate
@@ -64,14 +65,18 @@ def test_messages_have_no_old_word() -> None:
     assert found == []
 
 
-FILES = [file for package in messages.PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+def _docstrings() -> Iterator[tuple[str, str]]:
+    """Yield where each docstring of the program is, and its text."""
+    for file, tree in messages.trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if docstring := ast.get_docstring(node):
+                yield f"{file.relative_to(ROOT)}:{node.body[0].lineno}", docstring
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_docstrings_have_no_old_word_and_begin_with_a_verb_that_says_what_happens(file: Path) -> None:
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, documented)]
-    docstrings = [docstring for node in nodes if (docstring := ast.get_docstring(node))]
+def test_docstrings_have_no_old_word_and_begin_with_a_verb_that_says_what_happens() -> None:
+    docstrings = list(_docstrings())
 
-    assert [docstring for docstring in docstrings if docstring.startswith(("Give ", "Tell "))] == []
-    assert _old_words("\n".join(docstrings)) == {}
+    assert [(where, text) for where, text in docstrings if text.startswith(("Give ", "Tell "))] == []
+    assert [(where, words) for where, text in docstrings if (words := _old_words(text))] == []

@@ -1,5 +1,5 @@
 """A home folder for each test, and the database of a running stack."""
 
-from support.fixtures import own_home_folder, rows
+from support.fixtures import own_home_folder, ready_database, rows
 
-__all__ = ["own_home_folder", "rows"]
+__all__ = ["own_home_folder", "ready_database", "rows"]

@@ -39,9 +39,8 @@ class Message:
 
 @functools.cache
 def messages() -> list[Message]:
-    """Return every message, in the order of the files; 226 files are parsed once."""
-    files = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    found = [message for path in files for message in _in_file(path)]
+    """Return every message, in the order of the files."""
+    found = [message for path, tree in trees().items() for message in _in_file(path, tree)]
     causes = [
         exit_causes.Cause(rule.code, rule.sentence.format(HOLE), rule.hint, rule.permanent)
         for rule in (*exit_causes.FIRST, *(rule for one in ENGINES.values() for rule in one.rules), *exit_causes.LAST)
@@ -53,8 +52,14 @@ def messages() -> list[Message]:
     ]
 
 
-def _in_file(path: Path) -> Iterator[Message]:
-    tree = ast.parse(path.read_text())
+@functools.cache
+def trees() -> Mapping[Path, ast.Module]:
+    """Return file -> what it says, in the order of the files; each is parsed once."""
+    files = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+def _in_file(path: Path, tree: ast.Module) -> Iterator[Message]:
     named = _assigned(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _name(node.func) in MAKERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def compare(allowed: dict[str, str], lock: dict[str, Any], index: str) -> list[P
 
 def held(name: str, version: str) -> list[str]:
     """Return which installed packages want another version of a package, and which they want."""
-    wishes = [(package.name, Requirement(line)) for package in distributions() for line in package.requires or []]
+    wishes = _wishes()
     return sorted(
         f"{package} wants {wish.specifier}"
         for package, wish in wishes
@@ -65,6 +66,12 @@ def held(name: str, version: str) -> list[str]:
         and (wish.marker is None or wish.marker.evaluate({"extra": ""}))
         and not wish.specifier.contains(version)
     )
+
+
+@functools.cache
+def _wishes() -> list[tuple[str, Requirement]]:
+    """Return what each installed package wants."""
+    return [(package.name, Requirement(line)) for package in distributions() for line in package.requires or []]
 
 
 def ask(names: list[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import share
 from support.machines import KNOWN, MACS, named
 
 from catalog.fleet import CHANGE, SECOND, FleetMachine, FleetPlan, Role, plan, serve, value
@@ -37,7 +38,7 @@ def after(made: FleetPlan, machines: list[Machine]) -> list[FleetMachine]:
     return [machine(f"n{number}", one, now.get(f"n{number}")) for number, one in enumerate(machines)]
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=share(8))
 @given(machines=st.lists(st.sampled_from(MACS), min_size=1, max_size=3), intent=st.sampled_from(sorted(INTENTS)))
 def test_every_tier_has_a_machine_and_every_machine_its_memory(machines: list[Machine], intent: str) -> None:
     made = planned(*machines, intent=intent)

@@ -8,6 +8,7 @@ import functools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import share
 from support.machines import GIB, KNOWN, MACS, named
 
 from catalog.fit import cache_bytes, memory
@@ -41,7 +42,7 @@ def enough(machine: Machine, intent: str, limit: int) -> Recommendation:
         return recommend(machine, KNOWN, intent, budget_bytes=told.needs_bytes)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=share(150))
 @given(machine=MACHINES, intent=INTENT, share=st.floats(0.01, 1.0))
 def test_any_machine_budget_and_intent(machine: Machine, intent: str, share: float):
     """Never over the budget while one full window is read; windows, speeds, tools and quality as the tiers demand."""
@@ -66,7 +67,7 @@ def test_any_machine_budget_and_intent(machine: Machine, intent: str, share: flo
         assert pick.cache_bytes >= full if full_attention(KNOWN[pick.model]) else not pick.cache_bytes
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=share(100))
 @given(machine=MACHINES, intent=INTENT, share=st.floats(0.05, 1.0))
 def test_each_engine_earns_its_place(machine: Machine, intent: str, share: float):
     """A fast of its own is faster, a longctx of its own sees at least twice as far, and standard is the cleverest."""
@@ -80,7 +81,7 @@ def test_each_engine_earns_its_place(machine: Machine, intent: str, share: float
     assert worth(KNOWN[standard.model], standard.quant) >= worth(KNOWN[longctx.model], longctx.quant)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=share(60))
 @given(machine=st.sampled_from(MACS), intent=INTENT)
 def test_the_stack_holds_while_any_full_window_is_read(machine: Machine, intent: str):
     """Within Metal's own limit, not only within the part of it that is planned for."""
@@ -102,7 +103,7 @@ def test_standard_takes_what_agents_send(machine: Machine, intent: str, least: i
     assert chosen(machine, intent).tier(STANDARD).context >= window
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=share(60))
 @given(machine=st.sampled_from(MACS), intent=INTENT)
 def test_a_full_window_can_be_read_in_time(machine: Machine, intent: str):
     """With the speed of a prompt of that length, and well within the time that the engine allows an answer."""
@@ -231,7 +232,7 @@ def models(made: Recommendation) -> dict[str, tuple[str, str]]:
     return {pick.tier: (pick.model, pick.quant) for pick in made.picks}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=share(30), deadline=None)
 @given(machine=MACHINES, intent=INTENT)
 def test_a_stack_composed_of_what_was_recommended_fits_and_is_the_same_models(machine: Machine, intent: str) -> None:
     told = enough(machine, intent, budget(machine))
@@ -242,7 +243,7 @@ def test_a_stack_composed_of_what_was_recommended_fits_and_is_the_same_models(ma
     assert made.total <= made.budget
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=share(30), deadline=None)
 @given(machine=st.sampled_from(MACS), tier=st.sampled_from(TIERS), data=st.data())
 def test_every_alternative_can_be_composed(machine: Machine, tier: str, data: st.DataObject) -> None:
     told = enough(machine, "balanced", budget(machine))

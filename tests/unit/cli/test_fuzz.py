@@ -11,6 +11,7 @@ import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import share
 
 from mlxq import cli
 from state.paths import Home
@@ -55,7 +56,10 @@ def command_lines(draw: Any) -> list[str]:
 
 
 @settings(
-    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=share(400),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(command_lines())
 def test_any_command_line_ends_with_a_documented_code(home: Home, argv: list[str]) -> None:

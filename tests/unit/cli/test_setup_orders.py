@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.examples import share
 
 from catalog.machine import Machine
 from mlxq.setup import edit
@@ -135,7 +136,7 @@ REMOVE = StackChange(remove=("tiny",))
 
 
 @settings(
-    max_examples=int(os.environ.get("SETUP_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("SETUP_EXAMPLES", share(60))),
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import share
 
 from state.errors import UsageProblem
 from tasks.fleet import token
@@ -59,7 +60,7 @@ def test_what_is_no_token_is_refused(text: str) -> None:
         token.parse(text)
 
 
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 @given(st.text(max_size=80))
 def test_no_text_is_taken_for_a_token(text: str) -> None:
     with pytest.raises(UsageProblem):

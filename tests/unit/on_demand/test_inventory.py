@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import unicodedata
@@ -26,10 +27,13 @@ def weights(tmp_path: Path) -> Path:
     return make(tmp_path / "weights", shard_bytes=3_000)
 
 
+machine = functools.cache(hardware.detect)
+
+
 @pytest.fixture
 def known(db: Database, home: Home) -> Database:
     """Give a home with a stack, which there must be before models are looked for."""
-    facts.put(db, "machine", hardware.detect().as_row())
+    facts.put(db, "machine", machine().as_row())
     stack.replace(db, [Tier("standard", Engine("standard", "x/y", "bf16", "hub:x/y", 9131, 512, 1, 1, 1))])
     return db
 

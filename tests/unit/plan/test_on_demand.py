@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import share
 
 from state.errors import DoesNotFit
 from tasks.plan import on_demand as plan
@@ -42,7 +43,7 @@ waiting = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=share(60))
 @given(waiting, residents)
 def test_a_step_never_takes_memory_that_is_not_there_nor_stops_what_stays(
     asked: list[Waiting], there: list[Resident]
@@ -65,7 +66,7 @@ def test_a_step_never_takes_memory_that_is_not_there_nor_stops_what_stays(
             assert step.reason
 
 
-@settings(max_examples=20)
+@settings(max_examples=share(20))
 @given(st.integers(2, 4), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_models_of_which_one_fits_take_turns_and_each_stays(models: int, stay: int, chance: object) -> None:
     """Clients ask for all models all the time: each is served in turn, and none leaves before its stay is over."""
@@ -132,7 +133,7 @@ def test_what_is_no_time_is_refused(value: object) -> None:
         plan.seconds(value)
 
 
-@settings(max_examples=40)
+@settings(max_examples=share(40))
 @given(st.none() | st.floats(-10, 100), st.none() | st.floats(1, 100), st.floats(0, 200))
 def test_an_engine_is_stopped_when_its_time_is_over_and_not_before(
     kept: float | None, setting: float | None, idle: float

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import scene
+from support.examples import share
 
 from mlxq import cli
 from state import event, facts, job, ledger, safe_mode, service, worker
@@ -46,7 +47,7 @@ def look(db: Database) -> None:
     unclean_boot.handle(db, "another boot")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=share(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(value=JSON)
 def test_a_column_of_json_of_any_shape_is_read(rows: Database, value: Any) -> None:
     scene.all_ready(rows)
@@ -59,7 +60,7 @@ def test_a_column_of_json_of_any_shape_is_read(rows: Database, value: Any) -> No
         rows.run(f"DELETE FROM {name}")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=share(60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(text=st.text(max_size=9) | st.sampled_from(["a/b/c", "boot/-1/2", "boot/99999999999999/2", "/1/", "a/1/b/c"]))
 def test_text_of_any_kind_names_no_process(rows: Database, text: str) -> None:
     scene.all_ready(rows)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from support.examples import share
 
 from state import event, ledger
 from state.db import Database, open_database
@@ -671,7 +672,7 @@ def test_any_order_of_steps_keeps_the_promises(home: Any, clock: Any) -> None:
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=share(60), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
     assert MACHINE["db"].value("PRAGMA integrity_check") == "ok"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from support.examples import share
 
 from state import settings
 from state.errors import MlxqError
@@ -103,7 +104,7 @@ def perform(home: Home, what: str, argument: Any) -> None:
 
 
 @examples(
-    max_examples=int(os.environ.get("SETTINGS_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("SETTINGS_EXAMPLES", share(150))),
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )

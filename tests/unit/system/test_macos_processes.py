@@ -8,11 +8,12 @@ import signal
 from typing import Any
 
 import pytest
+from support.examples import share
 
 from tests.support import macos
 from tests.support.macos import Kernel
 
-SEEDS = int(os.environ.get("MACOS_SEEDS", "2000"))
+SEEDS = share(10_000)
 
 
 @pytest.fixture

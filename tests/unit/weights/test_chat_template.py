@@ -47,7 +47,10 @@ def test_a_template_that_works_or_refuses_is_let_pass(template: str, tmp_path: P
         ("{{ (cycler.__init__.__globals__.os.popen('id')).read() }}", "reaches for Python's internals"),
     ],
 )
-def test_one_that_never_ends_or_escapes_is_refused(template: str, words: str, tmp_path: Path) -> None:
+def test_one_that_never_ends_or_escapes_is_refused(
+    template: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "CPU_S", 1)
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(Damaged, match=words):
         chat_template.check("it", tmp_path)

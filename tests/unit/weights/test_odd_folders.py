@@ -12,6 +12,7 @@ import pytest
 from hub.model import make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import share
 from support.real_configs import CONFIGS
 
 from tasks.engines import model_facts
@@ -70,14 +71,14 @@ def look(folder: Path) -> headers.ScannedFolder:
     return found
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=share(400), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(config=configs())
 def test_a_config_of_any_shape_is_one_line(config: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     assert look(folder).state in STATES
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=share(200), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(index=ODD, weight_map=ODD)
 def test_an_index_of_any_shape_is_one_line(index: Any, weight_map: Any, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIGS["llama-3.1-8b-4bit"]))
@@ -87,7 +88,7 @@ def test_an_index_of_any_shape_is_one_line(index: Any, weight_map: Any, folder: 
     (folder / headers.INDEX).unlink()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=share(200), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(header=ODD | st.dictionaries(st.text(max_size=9), ODD), tail=st.binary(max_size=9))
 def test_a_header_of_any_shape_is_one_line(header: Any, tail: bytes, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CONFIGS["llama-3.1-8b-4bit"]))
