@@ -33,6 +33,7 @@ def client(front: Gateway, engines: Engines) -> openai.OpenAI:
         base_url=f"{front.url}/v1",
         api_key=front.secrets["LITELLM_MASTER_KEY"],
         max_retries=0,
+        http_client=loopback.client(),
     )
 
 
@@ -42,6 +43,7 @@ def claude(front: Gateway, engines: Engines) -> anthropic.Anthropic:
         base_url=front.url,
         api_key=front.secrets["LITELLM_MASTER_KEY"],
         max_retries=0,
+        http_client=loopback.anthropic_client(),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
@@ -34,6 +35,7 @@ def client(proxy: Gateway, upstreams: dict[str, Upstream]) -> openai.OpenAI:
         base_url=f"{proxy.url}/v1",
         api_key=proxy.secrets["LITELLM_MASTER_KEY"],
         max_retries=0,
+        http_client=loopback.client(),
     )
 
 
@@ -43,6 +45,7 @@ def claude(proxy: Gateway, upstreams: dict[str, Upstream]) -> anthropic.Anthropi
         base_url=proxy.url,
         api_key=proxy.secrets["LITELLM_MASTER_KEY"],
         max_retries=0,
+        http_client=loopback.anthropic_client(),
     )
 
 
@@ -384,17 +387,23 @@ def test_damaged_keys_open_nothing_and_close_nothing_else(proxy: Gateway, upstre
 
 
 def test_background_requests_stand_back(proxy: Gateway, upstreams: dict[str, Upstream], ring: Any):
-    """A background request that comes during an interactive stream is answered after it."""
+    """A background request that comes during an interactive stream reaches the engine after it."""
     key = keys.create(ring, "batch", background=True)
-    body = {**CHAT, "messages": user("slow 0.15"), "stream": True}
+    body = {**CHAT, "messages": user("held"), "stream": True}
     headers = {"Authorization": f"Bearer {proxy.secrets['LITELLM_MASTER_KEY']}"}
-    with loopback.stream("POST", f"{proxy.url}/v1/chat/completions", json=body, headers=headers, timeout=20) as stream:
+    engine, background = upstreams["standard"], {**CHAT, "messages": user("say afterwards")}
+    url, pool = f"{proxy.url}/v1/chat/completions", ThreadPoolExecutor(1)
+    with pool, loopback.stream("POST", url, json=body, headers=headers, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
-        began = time.monotonic()
-        assert proxy.post("/v1/chat/completions", CHAT, key).status_code == 200
-        assert time.monotonic() - began > 0.75
+        answer = pool.submit(proxy.post, "/v1/chat/completions", background, key)
+        for _ in range(5):
+            assert proxy.post("/v1/chat/completions", CHAT).status_code == 200
+        assert "say afterwards" not in str(engine.seen())
+        engine.release()
         assert "[DONE]" in "".join(lines)
+        assert answer.result().status_code == 200
+    assert "say afterwards" in str(engine.seen()[-1])
 
 
 # Accounts

@@ -71,6 +71,7 @@ def client(gateway: Gateway) -> openai.OpenAI:
         base_url=f"{gateway.url}/v1",
         api_key=gateway.secrets["LITELLM_MASTER_KEY"],
         max_retries=0,
+        http_client=loopback.client(),
     )
 
 

@@ -393,14 +393,14 @@ def test_a_key_sees_the_models_it_may_ask_for(proxy: Gateway, app: str):
     assert all(model["context_length"] == model["max_output_tokens"] == 1024 for model in listed)
     assert loopback.get(f"{proxy.url}/v1/models/standard", headers=headers).status_code == 404
     assert loopback.get(f"{proxy.url}/v1/models/fast", headers=headers).json()["id"] == "fast"
-    claude = anthropic.Anthropic(base_url=proxy.url, api_key=app)
+    claude = anthropic.Anthropic(base_url=proxy.url, api_key=app, http_client=loopback.anthropic_client())
     assert [model.id for model in claude.models.list()] == ["fast", "gpt-4o-mini"]
 
 
 def test_no_answer_tells_a_key_of_other_tiers_names(proxy: Gateway, app: str):
     headers = {"Authorization": f"Bearer {app}"}
     for answer in (
-        httpx.get(f"{proxy.url}/v1/models/nope", headers=headers),
+        loopback.get(f"{proxy.url}/v1/models/nope", headers=headers),
         proxy.post("/v1/chat/completions", {"model": "nope", "messages": USER}, app),
     ):
         assert answer.status_code == 404
@@ -436,7 +436,9 @@ def test_anthropics_thinking_is_the_models(
 
 
 def test_a_stop_sequence_is_named(proxy: Gateway, upstreams: dict[str, Upstream]):
-    claude = anthropic.Anthropic(base_url=proxy.url, api_key=MASTER, max_retries=0)
+    claude = anthropic.Anthropic(
+        base_url=proxy.url, api_key=MASTER, max_retries=0, http_client=loopback.anthropic_client()
+    )
     asked: Any = {"model": "standard", "max_tokens": 99, "messages": [{"role": "user", "content": "go"}]}
     answer = claude.messages.create(**asked, stop_sequences=["four"])
     with claude.messages.stream(**asked, stop_sequences=["four"]) as stream:
@@ -479,7 +481,7 @@ def test_a_forced_call_that_is_none_is_an_error(
 
 
 def test_a_forced_call_is_passed_on(proxy: Gateway, upstreams: dict[str, Upstream]):
-    client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=MASTER, max_retries=0)
+    client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=MASTER, max_retries=0, http_client=loopback.client())
     tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     asked: Any = {"model": "standard", "messages": [{"role": "user", "content": "tool"}], "tools": [tool]}
     answer = client.chat.completions.create(**asked, tool_choice="required")

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support import retrieval, tiny_encoder
+from support import loopback, retrieval, tiny_encoder
 from support.batching import batching, file_of, line
 from support.gateway import MASTER, Gateway, Upstream, until
 from support.retrieval import KEY, REFERENCE, vector
@@ -50,7 +50,7 @@ def client(front: Gateway) -> openai.OpenAI:
 
 def post(front: Gateway, path: str, **body: Any) -> httpx.Response:
     headers = {"authorization": f"Bearer {MASTER}"}
-    return httpx.post(f"{front.url}/v1/{path}", json=body, headers=headers, timeout=60)
+    return loopback.post(f"{front.url}/v1/{path}", json=body, headers=headers, timeout=60)
 
 
 @pytest.mark.parametrize("model", ["embedding", "bge-m3", "BAAI/bge-m3", "text-embedding-3-small"])

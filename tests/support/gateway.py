@@ -48,6 +48,7 @@ class Upstream:
     name: str
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    faulty: bool = False
 
     @property
     def url(self) -> str:
@@ -76,6 +77,7 @@ class Upstream:
         suspend_pid(self.process.pid)
 
     def fault(self, order: str) -> None:
+        self.faulty = bool(order)
         loopback.post(f"{self.url}/fault", content=order)
 
     def release(self) -> None:
