@@ -13,7 +13,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-from support import pins
+from support import messages, pins
 from support.engine_lock import needed
 
 from tasks.upgrade import packages
@@ -46,14 +46,13 @@ def _formula() -> Any:
 def imported() -> frozenset[str]:
     """Return the top-level modules of others that mlxq's files import."""
     names: set[str] = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if not path.name.endswith(PROGRAMS):
-                for node in ast.walk(ast.parse(path.read_bytes())):
-                    if isinstance(node, ast.Import):
-                        names.update(alias.name.partition(".")[0] for alias in node.names)
-                    elif isinstance(node, ast.ImportFrom) and node.module:
-                        names.add(node.module.partition(".")[0])
+    for path, tree in messages.trees().items():
+        if not path.name.endswith(PROGRAMS):
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    names.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module.partition(".")[0])
     return frozenset(names - set(sys.stdlib_module_names) - set(PACKAGES))
 
 

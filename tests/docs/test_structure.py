@@ -9,6 +9,8 @@ import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from support import messages
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("mlxq", "tasks", "catalog", "state")
 LARGEST_ROOM = 24
@@ -56,7 +58,7 @@ MODULES = {named(path): path for package in PACKAGES for path in (ROOT / package
 @functools.cache
 def trees() -> dict[str, ast.Module]:
     """Return module -> what it says; a run that only collects parses none."""
-    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    return {name: messages.trees()[path] for name, path in MODULES.items()}
 
 
 def importers() -> dict[str, set[str]]:
