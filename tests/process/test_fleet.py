@@ -16,6 +16,7 @@ import httpx
 import pytest
 from support import loopback, machines
 from support.fleet import Machine
+from support.load import PAUSE_S
 from support.mlxq_home import until
 from support.ports import free_port
 
@@ -69,7 +70,7 @@ class Asking(threading.Thread):
         self.answers: list[int] = []
 
     def run(self) -> None:
-        while not self.over.is_set():
+        while not self.over.wait(PAUSE_S):
             machine = self.choose()
             url, headers = f"http://127.0.0.1:{machine.port}", {"Authorization": f"Bearer {master(machine)}"}
             self.answers.append(loopback.post(f"{url}/v1/chat/completions", json=CHAT, headers=headers).status_code)

@@ -23,7 +23,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from support.crashpoints import in_a_fork, writes
-from support.mlxq_home import TIER, until
+from support.mlxq_home import LIMIT_S, TIER, until
 
 from state import ledger, secrets, service, stack
 from state.db import Database, open_database
@@ -111,7 +111,7 @@ def next_worker(home: Home) -> None:
     """Rescue, look and work as the worker does, until nothing is left to do."""
     db = become_worker(home)
     ledger.rescue(db, [held for held in ledger.running(db) if not is_alive(held.owner)])
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + LIMIT_S
     while (one := service.find(db, "fast")) is None or one.state != State.READY or db.value(LIVE):
         assert time.monotonic() < until_s, one
         work(db)
