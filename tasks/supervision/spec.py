@@ -46,8 +46,16 @@ GATEWAY_START_S = 120.0
 PAGE_START_S = 30.0
 FRONT_START_S = 180.0
 """Importing LiteLLM's proxy takes 5 s of a processor that others need too."""
-FRONT_CODE = ("front_program.py", "front_door.py", "front_plugin.py", "node_choice.py", "node_transport.py")
-"""mlxq's own files that run in the front's process, in tasks/front."""
+FRONT_CODE = (
+    "front/front_program.py",
+    "front/front_door.py",
+    "front/front_plugin.py",
+    "front/node_choice.py",
+    "front/node_transport.py",
+    "gateway/tls.py",
+    "system/own_log.py",
+)
+"""mlxq's own files that run in the front's process, in tasks; all are read as it starts."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +184,8 @@ def _front(home: Home, files: FrontFiles | None) -> LaunchSpec:
     def environment(generation: int) -> dict[str, str]:
         return front.environment(base=os.environ, home=str(home.root), generation=generation)
 
-    code = [proxy.PROGRAM.with_name(name).read_text(encoding="utf-8") for name in FRONT_CODE]
     settled = json.dumps(front.settled(files.proxy), sort_keys=True) if files else ""
-    spec_hash = _spec_hash([*argv, settled], environment(0), [front.LITELLM, *code])
+    spec_hash = _spec_hash([*_anywhere(argv), settled], environment(0), [front.LITELLM, _code(FRONT_CODE)])
     return LaunchSpec(argv, environment, spec_hash, values["front-port"], FRONT_START_S)
 
 
@@ -191,14 +198,19 @@ def _engine_hash(argv: Sequence[str], environment: dict[str, str], release: str)
 
     So an upgrade of mlxq restarts an engine only where something of the engine changed.
     """
-    return _spec_hash([word.removeprefix(str(PACKAGES)) for word in argv], environment, [release, _engine_code()])
+    return _spec_hash(_anywhere(argv), environment, [release, _code(ENGINE_CODE)])
+
+
+def _anywhere(argv: Sequence[str]) -> list[str]:
+    """Return a command line without the folder that mlxq is installed in."""
+    return [word.removeprefix(str(PACKAGES)) for word in argv]
 
 
 @functools.cache
-def _engine_code() -> str:
-    """Return a hash of the files of mlxq that run in an engine's process."""
+def _code(patterns: Sequence[str]) -> str:
+    """Return a hash of the files of mlxq that run in the process of another program."""
     digest = hashlib.sha256()
-    for pattern in ENGINE_CODE:
+    for pattern in patterns:
         for path in sorted((PACKAGES / "tasks").glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()

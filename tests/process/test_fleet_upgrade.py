@@ -82,9 +82,16 @@ class Fleet:
         (user.home.root / "proven").touch()
 
     def load(self) -> Load:
-        """Return apps that ask one front, and the other where it does not answer."""
+        """Return two apps, each of which asks one front and no other."""
         entrances = [Entrance.of(f"https://{self.addresses[name]}:4100", self.machines[name].home) for name in FRONTS]
-        return Load(entrances, self.key, 2, elsewhere=True)
+        return Load(entrances, self.key, 2)
+
+    def fronts(self) -> dict[str, int]:
+        """Return the process of each front."""
+        reports = {name: json.loads(self.machines[name].run("status", "--json").stdout) for name in FRONTS}
+        return {
+            name: row["pid"] for name, report in reports.items() for row in report["services"] if row["name"] == "front"
+        }
 
     def versions(self) -> dict[str, str]:
         return {name: user.version() for name, user in self.machines.items()}
@@ -117,6 +124,7 @@ def upgraded_jobs(user: User) -> list[tuple[str, str]]:
 
 
 def test_a_fleet_is_upgraded_under_load_and_no_request_is_lost(fleet: Fleet) -> None:
+    fronts = fleet.fronts()
     with fleet.load() as load:
         load.await_more(20)
         fleet.machines["a"].run("fleet", "upgrade", "--yes", "--to", NEW)
@@ -125,6 +133,7 @@ def test_a_fleet_is_upgraded_under_load_and_no_request_is_lost(fleet: Fleet) -> 
     assert {name: user.worker() for name, user in fleet.machines.items()} == dict.fromkeys(NODES, NEW)
     assert upgraded_jobs(fleet.machines["a"]) == [("b", "succeeded"), ("c", "succeeded")], "this one last"
     assert lost(load.answers, 0) == []
+    assert fleet.fronts() == fronts, "nothing of them changed"
 
 
 def test_a_machine_on_which_it_fails_is_taken_back_and_the_rest_is_not_touched(fleet: Fleet) -> None:

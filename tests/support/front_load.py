@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -93,24 +93,20 @@ def converse(entrances: Sequence[Entrance], key: str, turns: int) -> list[str]:
 
 @dataclass
 class Load:
-    """Clients that ask fronts, each one of them and one request after another, while the block lasts."""
+    """Clients that ask fronts, each one of them, one request after another, while the block lasts."""
 
     entrances: Sequence[Entrance]
     key: str
     clients: int
     script: dict[str, Any] = field(default_factory=lambda: {"wait_s": 0.1})
-    elsewhere: bool = False
-    """Whether a client asks the other fronts for what its own does not answer."""
     answers: list[Answer] = field(default_factory=list[Answer])
     _over: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
 
     def __enter__(self) -> Self:
         for number in range(self.clients):
-            first = number % len(self.entrances)
-            entrances = [*self.entrances[first:], *self.entrances[:first]]
-            asked = entrances if self.elsewhere else entrances[:1]
-            thread = threading.Thread(target=self._ask, args=(asked,), daemon=True)
+            entrance = self.entrances[number % len(self.entrances)]
+            thread = threading.Thread(target=self._ask, args=(entrance,), daemon=True)
             self._threads.append(thread)
             thread.start()
         return self
@@ -120,15 +116,10 @@ class Load:
         for thread in self._threads:
             thread.join(2 * LIMIT_S)
 
-    def _ask(self, entrances: Sequence[Entrance]) -> None:
-        with ExitStack() as stack:
-            clients = [stack.enter_context(entrance.client(self.key)) for entrance in entrances]
+    def _ask(self, entrance: Entrance) -> None:
+        with entrance.client(self.key) as client:
             while not self._over.is_set():
-                answer = ask(clients[0], ordered(**self.script))
-                for client in clients[1:]:
-                    if answer.status != httpx.codes.OK:
-                        answer = ask(client, ordered(**self.script))
-                self.answers.append(answer)
+                self.answers.append(ask(client, ordered(**self.script)))
                 if self.answers[-1].status == 0:  # a front that is gone is not asked in a circle
                     self._over.wait(0.05)
 
