@@ -137,18 +137,12 @@ def settle_engine(context: Context, engine: str, version: str, tier: str) -> dic
 
 
 @job("rollback_engine")
-def rollback_engine(
-    context: Context, engine: str, version: str | None = None, reason: str = notices.BY_USER
-) -> dict[str, Any]:
-    """Use the version of an engine that was used before, or without one the engine that is always there.
+def rollback_engine(context: Context, engine: str, version: str, reason: str = notices.BY_USER) -> dict[str, Any]:
+    """Use the version of an engine that was used before `version`, or without one the engine that is always there.
 
-    `version`: the one that failed; by default the one in use. Returns {"engine", "version", "now", "tiers"}.
-    Raises NotFound.
+    Returns {"engine", "version", "now", "tiers"}.
     """
-    failed = version or installed.wish(context.db, engine).version
-    if failed is None:
-        raise NotFound(f"No version of {engine} is in use.", hint="mlxq engine list")
-    return _take_back(context, engine, failed, reason)
+    return _take_back(context, engine, version, reason)
 
 
 @job("remove_engine")

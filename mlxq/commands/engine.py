@@ -161,8 +161,24 @@ def rollback(engine: str, *, timeout_s: float | None) -> None:
 
     Without a previous version, vllm-mlx serves its tiers.
     """
-    job = _run(kinds.new("rollback_engine", {"engine": engine}), timeout_s=timeout_s)
+    job = _run(
+        kinds.new("rollback_engine", {"engine": engine, "version": _version_in_use(engine)}), timeout_s=timeout_s
+    )
     render.say(f"{engine} {job.result['version']} is not used any more; {job.result['now']} is.")
+
+
+def _version_in_use(engine: str) -> str:
+    """Return the version to be taken back: a job that is run again after a crash must not take the next one back too.
+
+    Raises NotFound where none is in use.
+    """
+    from tasks.engines import installed
+
+    with jobs_client.reading(get_home()) as db:
+        version = installed.wish(db, engine).version
+    if version is None:
+        raise NotFound(f"No version of {engine} is in use.", hint="mlxq engine list")
+    return version
 
 
 def installable(engine: str) -> EngineEntry:

@@ -8,8 +8,10 @@ import pytest
 
 from catalog.engines import entry
 from mlxq import cli
-from state import ledger, settings
+from state import files, ledger, settings
+from state import job as jobs
 from state.db import Database
+from state.errors import TimedOut
 from state.paths import Home
 from tasks import kinds
 from tasks.engines import installed
@@ -63,3 +65,24 @@ def test_a_version_without_a_lock_is_refused_at_once(home: Home, capsys: pytest.
     assert "not 0.0.1." in told
     assert "to download" not in told
     assert not home.worker_lock.exists()
+
+
+def test_a_rollback_names_its_version_so_that_a_second_run_takes_back_no_other(db: Database, home: Home) -> None:
+    """A worker that dies between the step and its end runs the job again."""
+    installed.use(db, NAME, "0.16.9")
+    installed.use(db, NAME, VERSION)
+    with home.worker_lock.open("w") as lock:
+        assert files.take_lock(lock)
+        assert cli.run(["engine", "rollback", NAME, "--timeout", "0"]) == TimedOut.exit_code
+
+    (rollback,) = jobs.listing(db, kind="rollback_engine")
+    assert rollback.args["version"] == VERSION
+    for _ in range(2):
+        installed.take_back(db, NAME, rollback.args["version"], "rolled back by the user")
+    assert installed.wish(db, NAME).version == "0.16.9"
+
+
+@pytest.mark.usefixtures("db")
+def test_without_a_version_in_use_there_is_nothing_to_roll_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["engine", "rollback", NAME]) == 1
+    assert f"No version of {NAME} is in use." in capsys.readouterr().err
