@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from state.errors import EngineFailed
@@ -29,19 +30,30 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _releases(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Return {version: {"decode_tps", "prompt_tps"}} in tokens/s."""
+    """Return {version: {"decode_tps", "prompt_tps"}} in tokens/s. Raises EngineFailed, which names the release."""
     sides: dict[str, dict[str, Any]] = request["sides"]
     answers: dict[str, list[TimedAnswer]] = {version: [] for version in sides}
     with ExitStack() as engines:
         for version, side in sides.items():
             report({"phase": f"starting {version}"})
-            engines.enter_context(benchmark.own_engine(side))
-            _ask(side)
+            with _named(side):
+                engines.enter_context(benchmark.own_engine(side))
+                _ask(side)
         for number in range(ROUNDS):
             for version in list(sides) if number % 2 else list(reversed(sides)):
                 report({"phase": f"timing {version}", "done": number, "total": ROUNDS, "unit": "rounds"})
-                answers[version].append(_ask(sides[version]))
+                with _named(sides[version]):
+                    answers[version].append(_ask(sides[version]))
     return {version: _speed(bench.usable(timed)) for version, timed in answers.items()}
+
+
+@contextmanager
+def _named(side: dict[str, Any]) -> Generator[None]:
+    """Name the release in the error of its engine."""
+    try:
+        yield
+    except EngineFailed as problem:
+        raise EngineFailed(f"{side['release']} could not be timed: {problem.message}", hint=problem.hint) from problem
 
 
 def _ask(side: dict[str, Any]) -> TimedAnswer:

@@ -45,6 +45,7 @@ def written_at(root: Path) -> float:
 def cap(root: Path, limit: int) -> int:
     """Delete the caches of single models, the oldest first, until the folder holds at most `limit` bytes.
 
+    What holds no bytes stays: an engine that starts has just made the folder of its temporary files there.
     Returns the bytes that were freed.
     """
     if not root.is_dir():
@@ -54,6 +55,7 @@ def cap(root: Path, limit: int) -> int:
     for model in models:
         if used <= limit:
             break
-        shutil.rmtree(model, ignore_errors=True)
-        used = size(root)
+        if size(model):
+            shutil.rmtree(model, ignore_errors=True)
+            used = size(root)
     return before - used

@@ -47,6 +47,16 @@ def test_old_prompts_go_when_they_are_more_than_the_tier_may_keep(home: Home) ->
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_the_empty_folder_of_an_engine_that_starts_stays(home: Home) -> None:
+    """It ended at its first temporary file, where its folder was swept meanwhile."""
+    temporary = home.root / "cache" / "engine-1" / "images" / "videos"
+    temporary.mkdir(parents=True)
+    filled(home, "engine-1", "a", 800, age_s=-60)
+
+    assert prompt_cache.cap(home.root / "cache" / "engine-1", 0) == 800
+    assert temporary.exists()
+
+
 def test_a_tier_that_is_gone_keeps_no_prompts(home: Home, db: Database) -> None:
     stack.replace(db, [FAST])
     filled(home, "fast", "a", 800, age_s=0)
