@@ -59,6 +59,10 @@ def listing(*, as_json: bool) -> None:
         [[row["engine"], row["version"], row["state"], _size(row), _kinds(row), _tiers(row)] for row in rows],
         right=(3,),
     )
+    _next_step(rows)
+
+
+def _next_step(rows: list[dict[str, Any]]) -> None:
     coming = next((row for row in rows if row["job"]), None)
     missing = next((row for row in rows if row["state"] == "not installed"), None)
     if coming:
@@ -86,8 +90,7 @@ def install(engine: str, *, version: str | None, force: bool, timeout_s: float |
     entry = installable(engine)
     installation.lock(get_home().engines, engine, version or entry.version)
     if not as_json and (force or not _is_here(engine, version or entry.version)):
-        size, fetch = units.files(entry.installed_mb * MB), units.files(entry.download_mb * MB)
-        render.say(f"{engine} {version or entry.version}: about {fetch} to download, {size} in {get_home().engines}.")
+        _announce(entry, f"{engine} {version or entry.version}")
     job = _run(
         kinds.new("install_engine", {"engine": engine, "version": version, "force": force}),
         timeout_s=timeout_s,
@@ -191,6 +194,11 @@ def installable(engine: str) -> EngineEntry:
     return entries()[engine]
 
 
+def _announce(entry: EngineEntry, release: str) -> None:
+    size, fetch = units.files(entry.installed_mb * MB), units.files(entry.download_mb * MB)
+    render.say(f"{release}: about {fetch} to download, {size} in {get_home().engines}.")
+
+
 def _is_here(engine: str, version: str) -> bool:
     from tasks.engines import installed
 
@@ -228,6 +236,12 @@ def _require(home: Home, engine: str) -> None:
         return
     if all(release.installation.engine != engine for release in installed.releases(home)):
         raise NotFound(f"{engine} is not installed here.", hint=f"mlxq engine install {engine}")
+    _refuse_taken_back(home, engine)
+
+
+def _refuse_taken_back(home: Home, engine: str) -> None:
+    from tasks.engines import installed
+
     used, _, bad = _in_use(home)
     if all(installation.engine != engine for installation in used) and (failures := bad.get(engine)):
         version = max(failures, key=installed.order)
@@ -295,14 +309,26 @@ def _rows(home: Home) -> list[dict[str, Any]]:
             "job": None,
         }
         rows.append(columns | {"tiers": running.get(installation.name, []), "reuse": _reuse(installation.engine)})
-    engines, installing = {row["engine"] for row in rows}, _installing(home)
-    for name, entry in entries().items():
-        if name not in engines:
-            job = installing.get(name)
-            columns = {"engine": name, "version": entry.version, "failure": None, "job": job}
-            columns["state"] = "installing" if job else "not installed"
-            rows.append(columns | {"bytes": entry.installed_mb * MB, "tiers": [], "reuse": _reuse(name)})
-    return rows
+    return rows + _absent(home, {row["engine"] for row in rows})
+
+
+def _absent(home: Home, present: set[str]) -> list[dict[str, Any]]:
+    """Return a row for each engine of which no version is here."""
+    installing = _installing(home)
+    return [
+        {
+            "engine": name,
+            "version": entry.version,
+            "state": "installing" if name in installing else "not installed",
+            "failure": None,
+            "job": installing.get(name),
+            "bytes": entry.installed_mb * MB,
+            "tiers": [],
+            "reuse": _reuse(name),
+        }
+        for name, entry in entries().items()
+        if name not in present
+    ]
 
 
 def _installing(home: Home) -> dict[str, int]:

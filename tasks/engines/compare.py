@@ -36,14 +36,13 @@ def _releases(request: dict[str, Any], report: Report) -> dict[str, Any]:
     with ExitStack() as engines:
         for version, side in sides.items():
             report({"phase": f"starting {version}"})
-            with _named(side):
-                engines.enter_context(benchmark.own_engine(side))
-                _ask(side)
+            engines.enter_context(_named(side))
+            engines.enter_context(benchmark.own_engine(side))
+            _ask(side)
         for number in range(ROUNDS):
             for version in list(sides) if number % 2 else list(reversed(sides)):
                 report({"phase": f"timing {version}", "done": number, "total": ROUNDS, "unit": "rounds"})
-                with _named(sides[version]):
-                    answers[version].append(_ask(sides[version]))
+                answers[version].append(_ask(sides[version]))
     return {version: _speed(bench.usable(timed)) for version, timed in answers.items()}
 
 
@@ -53,12 +52,15 @@ def _named(side: dict[str, Any]) -> Generator[None]:
     try:
         yield
     except EngineFailed as problem:
+        if "could not be timed" in problem.message:  # it is the other one's, or was named where it was asked
+            raise
         raise EngineFailed(f"{side['release']} could not be timed: {problem.message}", hint=problem.hint) from problem
 
 
 def _ask(side: dict[str, Any]) -> TimedAnswer:
     text = bench.prompt(PROMPT_TOKENS, uuid.uuid4().hex)
-    return timed_completion.timed(side["port"], side["key"], side["name"], text, ANSWER_TOKENS)
+    with _named(side):
+        return timed_completion.timed(side["port"], side["key"], side["name"], text, ANSWER_TOKENS)
 
 
 def _speed(answers: list[TimedAnswer]) -> dict[str, float]:

@@ -298,6 +298,18 @@ def test_an_upgrade_that_fails_its_smoke_test_changes_nothing(
     assert [two.one(name).generation for name in ("fast", "standard")] == [1, 1]
 
 
+def test_an_upgrade_to_a_version_that_crashes_while_it_is_timed_names_it(
+    two: Mlxq, release: Make, index: PackageIndex, tmp_path: Path
+) -> None:
+    up_on_first(two, release, index, tmp_path)
+    release(SECOND, "fragile", crash_after=5)
+    done = two.ended(two.put("upgrade_engine", engine="rapid-mlx"))
+
+    assert done.state == "failed"
+    assert (done.error or "").startswith(f"rapid-mlx {SECOND} could not be timed: Crashed (SIGSEGV)")
+    assert [two.one(name).release for name in ("fast", "standard")] == [f"rapid-mlx {FIRST}"] * 2
+
+
 IMPATIENT = "from tasks.engines import smoke; smoke.START_S = 5.0\n"
 """Prepended to the worker's program: an engine that does not listen within this many seconds fails its smoke test."""
 
