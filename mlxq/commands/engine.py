@@ -309,11 +309,14 @@ def _rows(home: Home) -> list[dict[str, Any]]:
             "job": None,
         }
         rows.append(columns | {"tiers": running.get(installation.name, []), "reuse": _reuse(installation.engine)})
-    return rows + _absent(home, {row["engine"] for row in rows})
+    present = {row["engine"] for row in rows}
+    return rows + [
+        row | {"tiers": running.get(f"{row['engine']} {row['version']}", [])} for row in _absent(home, present)
+    ]
 
 
 def _absent(home: Home, present: set[str]) -> list[dict[str, Any]]:
-    """Return a row for each engine of which no version is here."""
+    """Return a row for each engine of which no version is here; one whose folder was deleted may still run."""
     installing = _installing(home)
     return [
         {

@@ -13,6 +13,9 @@ from tasks.engines.base import Installation
 AUTO = "auto"
 
 
+NOT_INSTALLED = "it is not installed"
+
+
 @dataclass(frozen=True)
 class Question:
     """What the choice follows from."""
@@ -117,7 +120,8 @@ def _speaks(engine: str, backend: str) -> bool:
 def _reason(best: Installation, able: Sequence[Installation], question: Question) -> str:
     alternatives = [installation.engine for installation in able if installation != best]
     if not alternatives:
-        return "no other engine here reads this model"
+        reasons = [f"; {name}: {text}" for name, text in sorted(question.absent.items()) if text != NOT_INSTALLED]
+        return f"no other engine here reads this model{''.join(reasons)}"
     if reuses(best.engine, question.kind) and not all(reuses(name, question.kind) for name in alternatives):
         return "it reads a prompt once"
     if all(name in question.speeds for name in (best.engine, *alternatives)):

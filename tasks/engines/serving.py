@@ -24,13 +24,11 @@ from tasks import recommend
 from tasks.engines import adapters, choice, embedding, faults, installed, model_facts
 from tasks.engines.adapters import ENGINES
 from tasks.engines.base import Installation, ModelFacts, Served
-from tasks.engines.choice import EngineChoice, Question
+from tasks.engines.choice import NOT_INSTALLED, EngineChoice, Question
 from tasks.engines.installed import RequestedEngine
 from tasks.engines.mlx_lm_sharded import adapter as mlx_lm_sharded
 from tasks.plan.environment import kept, marker
 from tasks.weights import model_dir
-
-NOT_INSTALLED = "it is not installed"
 
 
 @dataclass(frozen=True)

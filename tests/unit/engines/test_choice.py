@@ -52,6 +52,14 @@ def test_a_named_engine_is_taken_or_missed():
     assert choose(gone, [OWN]).hint == "mlxq engine install rapid-mlx"
 
 
+def test_an_engine_that_vanished_is_named_in_the_reason():
+    plain = dataclasses.replace(HYBRID, kind=ModelKind.ATTENTION, absent={"rapid-mlx": "its environment is gone"})
+    never = dataclasses.replace(plain, absent={"rapid-mlx": "it is not installed"})
+
+    assert choose(plain, [OWN]).reason == "no other engine here reads this model; rapid-mlx: its environment is gone"
+    assert choose(never, [OWN]).reason == "no other engine here reads this model"
+
+
 def test_an_engine_that_would_read_prompts_once_is_missed():
     missing = dataclasses.replace(HYBRID, absent={"rapid-mlx": "it is not installed"})
     chosen = choose(missing, [OWN])
