@@ -1,7 +1,8 @@
 """Codex: a profile in a file of its own, laid over config.toml by `codex --profile mlxq`.
 
 Needs Codex 0.134 or later (https://developers.openai.com/codex/config-advanced); the user's own config.toml is not
-changed. Codex speaks the Responses API alone, which the gateway has.
+changed. Codex speaks the Responses API alone, which the gateway has. Comments of a stream are no events to it: by
+default it breaks off and asks anew where a prompt is read for five minutes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ name = "mlxq"
 base_url = {json.dumps(target.url)}
 wire_api = "responses"
 experimental_bearer_token = {json.dumps(target.key, ensure_ascii=False)}
+stream_idle_timeout_ms = {1000 * main.engine.answer_timeout_s}
 """
 
 

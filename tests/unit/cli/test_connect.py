@@ -25,7 +25,7 @@ from state import keys, on_demand, secrets, stack
 from state.db import Database
 from state.on_demand import DiskModel
 from state.paths import Home
-from state.stack import Defaults, Engine, alone
+from state.stack import ANSWER_TIMEOUT_S, Defaults, Engine, alone
 from tasks.system import certificates
 
 PORT = 9010
@@ -89,6 +89,7 @@ CODEX = {
                     "base_url": {"type": "string"},
                     "wire_api": {"enum": ["responses"]},
                     "experimental_bearer_token": {"type": "string"},
+                    "stream_idle_timeout_ms": COUNT,
                 },
             }
         },
@@ -213,7 +214,8 @@ def test_codex_gets_a_profile_of_its_own(person: Path) -> None:
 
     jsonschema.validate(written, CODEX)
     assert (written["model"], written["model_context_window"]) == ("standard", 65536)
-    assert written["model_providers"][written["model_provider"]]["base_url"] == f"{URL}/v1"
+    provider = written["model_providers"][written["model_provider"]]
+    assert (provider["base_url"], provider["stream_idle_timeout_ms"]) == (f"{URL}/v1", 1000 * ANSWER_TIMEOUT_S)
 
 
 def test_opencode_gets_every_tier(person: Path) -> None:
