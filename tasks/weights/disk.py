@@ -26,7 +26,7 @@ def require(models: Path, need_bytes: int, *, floor_bytes: int = FLOOR_BYTES) ->
     short = need_bytes + reserved + floor_bytes - free
     also = f", {units.files(reserved)} for other pulls" if reserved else ""
     raise DoesNotFit(
-        f"Needs {units.files(need_bytes)}{also} and {units.files(floor_bytes)} kept free; "
+        f"The download needs {units.files(need_bytes)}{also} and {units.files(floor_bytes)} kept free; "
         f"{models} has {units.files(free)}: {units.files(short)} too little.",
         done="Nothing was fetched.",
         hint="mlxq prune",

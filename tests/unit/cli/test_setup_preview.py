@@ -152,7 +152,7 @@ def test_what_the_disk_cannot_hold_is_refused_as_the_fetch_would(home: Home, mon
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     full = replace(a_look(home, {}), free_bytes=0)
 
-    with pytest.raises(DoesNotFit, match=r"Needs 6 GB and 2 GB kept free; .* has 1 GB: 7 GB too little\."):
+    with pytest.raises(DoesNotFit, match=r"The download needs 6 GB and 2 GB kept free; .* has 1 GB: 7 GB too little\."):
         preview.require_room(full, ALL)
     preview.require_room(full, ALL | {"pull": False})
     preview.require_room(replace(full, installed=frozenset({STANDARD.source})), ALL)

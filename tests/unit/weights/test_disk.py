@@ -25,14 +25,16 @@ def test_what_fits_beside_the_floor_is_let_through(tmp_path: Path):
 
 
 def test_what_does_not_fit_is_told_with_every_number(tmp_path: Path):
-    with pytest.raises(DoesNotFit, match=r"Needs 99 GB and 2 GB kept free; .* has 100 GB: 1 GB too little"):
+    with pytest.raises(
+        DoesNotFit, match=r"The download needs 99 GB and 2 GB kept free; .* has 100 GB: 1 GB too little"
+    ):
         disk.require(tmp_path, 99 * GB, floor_bytes=2 * GB)
 
 
 def test_two_fetches_cannot_both_take_the_last_gigabytes(tmp_path: Path):
     with staging.hold(tmp_path / "one") as one, staging.hold(tmp_path / "two") as two:
         disk.reserve(one.folder, 60 * GB, floor_bytes=2 * GB)
-        with pytest.raises(DoesNotFit, match=r"Needs 60 GB, 60 GB for other pulls"):
+        with pytest.raises(DoesNotFit, match=r"needs 60 GB, 60 GB for other pulls"):
             disk.reserve(two.folder, 60 * GB, floor_bytes=2 * GB)
         disk.reserve(two.folder, 30 * GB, floor_bytes=2 * GB)
 
