@@ -2,7 +2,7 @@
 
 Needs Codex 0.134 or later (https://developers.openai.com/codex/config-advanced); the user's own config.toml is not
 changed. Codex speaks the Responses API alone, which the gateway has. Comments of a stream are no events to it: by
-default it breaks off and asks anew where a prompt is read for five minutes.
+default it breaks off and asks again where a prompt is read for five minutes.
 """
 
 from __future__ import annotations
