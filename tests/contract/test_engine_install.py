@@ -228,7 +228,7 @@ def test_in_a_network_namespace_it_is_offline(home: Home, request_: dict[str, An
         check=False,
     )
 
-    assert "state.errors.Offline: The package index did not answer" in done.stderr
+    assert "state.errors.Offline: The package index pypi.org did not answer" in done.stderr
     assert nothing_is_left(home)
 
 
