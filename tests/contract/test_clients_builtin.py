@@ -434,7 +434,7 @@ def test_a_client_that_leaves_while_it_waits_is_let_go(small: Real, path: str):
             with small.open(path, {**asked(path, COUNTING), "stream": stream}):
                 until(small.waiting, 60)
             until(lambda: not small.waiting(), FREE_S)
-            assert small.engine.status().num_running == 2, "nobody else is let go"
+            assert small.engine.status().num_running == 2, "no other client's request is aborted"
     until(lambda: not small.busy(), FREE_S)
 
 

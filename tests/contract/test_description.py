@@ -46,7 +46,7 @@ class Made:
         return RepoFacts("hub:someone/something", self.config, 1, tensors)
 
     def read(self, *lengths: int) -> Iterator[list[Any]]:
-        """Yield the caches after each of so many tokens of one prompt."""
+        """Yield the caches of one prompt after each number of tokens in `lengths`."""
         import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache
 

@@ -52,7 +52,7 @@ def test_what_an_apps_key_says_of_storing_holds_at_the_node_that_answers(fleet: 
 
 
 def test_a_node_that_dies_costs_nobody_an_answer_and_the_other_front_learns_of_it(fleet: FleetNetwork) -> None:
-    """Nobody asks the other front meanwhile, so that it can have learned of the death from the first one alone."""
+    """No request goes to the other front meanwhile, so it can learn of the death only from the first."""
     with Load([fleet.entrance("a")], fleet.key, 4) as load, fleet.entrance("b").client(fleet.key) as other:
         load.await_more(10)
         before = len(load.answers)
@@ -79,7 +79,7 @@ def test_a_cut_cable_is_waited_for_once(fleet: FleetNetwork) -> None:
 
 
 def test_who_leaves_and_a_front_that_dies_leave_no_node_busy(fleet: FleetNetwork) -> None:
-    """A count in Redis would have for an hour what nobody subtracts, and idle fronts would pass over c."""
+    """A counter in Redis that is never decremented would stay for an hour, and both fronts would avoid c."""
     first, second = fleet.entrance("a"), fleet.entrance("b")
     with first.client(fleet.key) as client:
         while ask(client, body := ordered()).node != "c":

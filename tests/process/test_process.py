@@ -333,7 +333,7 @@ def test_a_shim_that_looks_after_its_program_is_left_alone(place: Place):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS waits by kqueue")
 def test_a_death_is_awaited_and_not_looked_for(place: Place, monkeypatch: pytest.MonkeyPatch):
-    """It ends one wait in the kernel: whoever looks again and again is late by the pause between two looks."""
+    """A single wait in the kernel returns at the exit; polling would notice it up to one interval late."""
     waits: list[float] = []
 
     class Poll:

@@ -50,7 +50,7 @@ class Entrance:
         return cls(url, context)
 
     def client(self, key: str, limit_s: float = LIMIT_S) -> httpx.Client:
-        """Return a client that trusts this front alone, and leaves after so many seconds without an answer."""
+        """Return a client that trusts only this front and times out after `limit_s` seconds without an answer."""
         headers = {"Authorization": f"Bearer {key}"}
         return httpx.Client(
             base_url=self.url, verify=self.context, trust_env=False, headers=headers, timeout=httpx.Timeout(limit_s)
