@@ -220,7 +220,11 @@ def _pair(text: str) -> tuple[str, str]:
 def _token(home: Home, text: str | None) -> str:
     """Return the token: given, read from standard input, or asked for on a terminal."""
     if text == "-":
-        return sys.stdin.readline().strip() or _refuse_nothing()
+        if token := sys.stdin.readline().strip():
+            return token
+        raise UsageProblem(
+            "There is no token on standard input.", hint="mlxq node invite   (on a machine of the fleet)"
+        )
     if text is not None:
         return text
     _show_seen(home)
@@ -229,10 +233,6 @@ def _token(home: Home, text: str | None) -> str:
             "A token is needed; a machine of the fleet prints one.", hint="mlxq node invite   (on that machine)"
         )
     return click.prompt("Token", err=True, hide_input=True)
-
-
-def _refuse_nothing() -> str:
-    raise UsageProblem("There is no token on standard input.", hint="mlxq node invite   (on a machine of the fleet)")
 
 
 def _show_seen(home: Home) -> None:

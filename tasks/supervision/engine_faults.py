@@ -87,7 +87,7 @@ def _request(db: Database, kind: str, engine: str, version: str) -> None:
     """Queue a job of the watchdog's, unless the same one failed within RETRY_S; what the user tried does not count."""
     failed = db.value(
         "SELECT count(*) FROM jobs WHERE kind = ? AND state = 'failed' AND finished_at > ? AND source = 'watchdog'"
-        " AND json_extract(args, '$.engine') = ? AND json_extract(args, '$.version') = ?",
+        " AND args ->> 'engine' = ? AND args ->> 'version' = ?",
         (kind, db.now() - RETRY_S, engine, version),
     )
     if not failed:
