@@ -23,6 +23,7 @@ DRAINED_S = 600.0
 LOOK_S = 1.0
 SHOWN = 16
 """Digits of a fingerprint that a list shows."""
+INVITE = "mlxq node invite   (on a machine of the fleet)"
 
 
 class NodeName(click.ParamType[str]):
@@ -222,9 +223,7 @@ def _token(home: Home, text: str | None) -> str:
     if text == "-":
         if token := sys.stdin.readline().strip():
             return token
-        raise UsageProblem(
-            "There is no token on standard input.", hint="mlxq node invite   (on a machine of the fleet)"
-        )
+        raise UsageProblem("There is no token on standard input.", hint=INVITE)
     if text is not None:
         return text
     _show_seen(home)
