@@ -46,14 +46,15 @@ def overview() -> str:
 
 
 def rooms() -> str:
-    """Return the table of all packages, with their docstrings."""
+    """Return the table of all packages, with the first paragraph of their docstrings."""
     root = Path(__file__).parents[1]
     files = sorted(file for name in PACKAGES for file in (root / name).rglob("__init__.py"))
     return table(["Folder", "Content"], [[f"`{file.parent.relative_to(root)}/`", _docstring(file)] for file in files])
 
 
 def _docstring(file: Path) -> str:
-    return (ast.get_docstring(ast.parse(file.read_text())) or "").replace("\n", " ")
+    paragraph, _, _ = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n\n")
+    return paragraph.replace("\n", " ")
 
 
 def commands() -> str:
