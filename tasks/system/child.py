@@ -26,6 +26,8 @@ from state.errors import DeadlinePassed, Internal, MlxqError, rebuild
 
 GRACE_S = 5.0
 """Between SIGTERM and SIGKILL."""
+CONFIRM_S = 10.0
+"""After SIGKILL; one that waits for a disk that is gone is left to the system."""
 LOOK_S = 0.25
 """How often `cancelled` is asked."""
 STDIN = 0
@@ -154,13 +156,21 @@ def _death(module: str, code: int, log: IO[bytes]) -> Internal:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Stop whatever is left of the child's group: SIGTERM, after GRACE_S SIGKILL."""
+    """Stop whatever is left of the child's group: SIGTERM, after GRACE_S SIGKILL. Return when all of it is gone.
+
+    What the child started is not ours to reap, and an engine takes a moment to give its memory back.
+    """
+    from tasks.system import process as processes
+
     if process.poll() is None:
         _signal(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
+    members = processes.members_of_group(process.pid)
     _signal(process.pid, signal.SIGKILL)
     process.wait()
+    for member in members:
+        processes.wait(member, CONFIRM_S)
     for pipe in (process.stdin, process.stdout):
         if pipe:
             pipe.close()

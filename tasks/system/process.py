@@ -259,8 +259,13 @@ def members(identity: Identity) -> list[Identity]:
         group = os.getpgid(identity.pid)
     except ProcessLookupError:
         return []
-    group_members = [member for pid in _pids_of_group(group) if (member := identify(pid))]
-    return group_members if identity in group_members else []
+    alive_members = members_of_group(group)
+    return alive_members if identity in alive_members else []
+
+
+def members_of_group(group: int) -> list[Identity]:
+    """Return the living processes of a group, also of one whose leader is dead."""
+    return [member for pid in _pids_of_group(group) if (member := identify(pid))]
 
 
 def _pids_of_group(group: int) -> list[int]:
