@@ -107,6 +107,7 @@ def test_a_deadman_is_requested_while_all_serves(crew: Crew, receiver: Receiver)
 def test_a_test_message_says_how_it_went(crew: Crew, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["notify", "add", "ops", "webhook", f"{receiver.url}/secret-path"])
     crew.start(**TURN)
+    crew.until_up()
     secret = capsys.readouterr().out.strip()
     assert cli.run(["notify", "test", "ops"]) == 0
     receiver.do = "302"

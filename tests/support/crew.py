@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from state import event, ledger, wakeup
+from state import event, files, ledger, wakeup
 from state.db import open_database
 from state.job import ENDED, Job, JobState, NewJob, get
 from state.paths import Home
@@ -60,6 +60,10 @@ class Crew:
         self.workers.append(start_worker(self.home, **environment))
         return self.workers[-1]
 
+    def until_up(self) -> None:
+        """Wait until a worker has the home's lock: a command that follows jobs starts one of its own where none has."""
+        self.until(lambda: files.locked(self.home.worker_lock))
+
     def act(self, do: str = "ok", kind: str = "act", **more: Any) -> int:
         """Put one job in."""
         lane = "heavy" if kind == "dig" else "ops"
@@ -104,11 +108,12 @@ class Crew:
         return self.home.log("worker").read_text()
 
     def close(self) -> None:
-        """End all workers, and see that the database is whole."""
+        """End all workers, see that none is left which a command started, and that the database is whole."""
         for worker in self.workers:
             if worker.poll() is None:
                 worker.kill()
                 worker.wait()
+        assert not files.locked(self.home.worker_lock), "a command started a worker beside the crew's"
         assert self.db.value("PRAGMA integrity_check") == "ok"
         assert self.db.rows("PRAGMA foreign_key_check") == []
         self.db.close()
