@@ -11,6 +11,7 @@ from catalog.machine import Machine
 from catalog.model import Model
 from catalog.offer import Reuses, full_attention
 from catalog.pick import Recommendation
+from catalog.retrieval import RetrievalModel
 from catalog.speed import Measured
 from mlxq import jobs_client, local_models
 from state import facts, settings, stack
@@ -111,9 +112,13 @@ class Inspection:
     def reserved_bytes(self, arguments: Mapping[str, Any]) -> int:
         """Return the bytes of the engines for embeddings and ranking that will be there. Raises NotFound."""
         wanted: Mapping[str, str] = arguments.get("retrieval") or {}
-        named = [retrieval.find(name, cast("Purpose", purpose)) for purpose, name in wanted.items() if name != "none"]
         staying = (engine.memory_bytes for engine in self.retrieval if engine.name not in wanted)
-        return sum(model.memory_bytes(quant) for model, quant in named) + sum(staying)
+        return sum(model.memory_bytes(quant) for model, quant in self.added(arguments)) + sum(staying)
+
+    def added(self, arguments: Mapping[str, Any]) -> list[tuple[RetrievalModel, str]]:
+        """Return the models for embeddings and ranking that are asked for, each with its quant. Raises NotFound."""
+        wanted: Mapping[str, str] = arguments.get("retrieval") or {}
+        return [retrieval.find(name, cast("Purpose", purpose)) for purpose, name in wanted.items() if name != "none"]
 
     def stays(self, arguments: Mapping[str, Any]) -> bool:
         """Return whether the task score would keep the current stack for these arguments."""
@@ -128,9 +133,18 @@ class Inspection:
         variant = self.models[model].quants[quant]
         return self._remaining(variant.source, variant.bytes)
 
-    def to_fetch(self, chosen: Recommendation) -> int:
-        """Return the bytes of a stack that are not downloaded yet; weights that two tiers share are counted once."""
-        return sum(self.fetch_of(model, quant) for model, quant in {(pick.model, pick.quant) for pick in chosen.picks})
+    def to_fetch(self, chosen: Recommendation, arguments: Mapping[str, Any]) -> int:
+        """Return the bytes of a stack that are not downloaded yet, with the models for embeddings and ranking it adds.
+
+        Weights that two tiers share are counted once.
+        """
+        picks = {(pick.model, pick.quant) for pick in chosen.picks}
+        return sum(self.fetch_of(model, quant) for model, quant in picks) + self.to_fetch_beside(arguments)
+
+    def to_fetch_beside(self, arguments: Mapping[str, Any]) -> int:
+        """Return the bytes of the models for embeddings and ranking that are asked for and not downloaded yet."""
+        variants = [model.quants[quant] for model, quant in self.added(arguments)]
+        return sum(self._remaining(variant.source, variant.bytes) for variant in variants)
 
     def _question(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the task score, completed from the settings."""

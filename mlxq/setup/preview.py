@@ -15,6 +15,8 @@ from mlxq.setup.inspection import Inspection
 from state.stack import Tier, engines_of, shares
 from tasks import recommend
 
+PURPOSE_TEXTS = {"embedding": "embeddings", "rerank": "ranking"}
+
 
 def document(inspection: Inspection, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `mlxq setup` would do, as printed with --json. Sizes are bytes. Raises DoesNotFit.
@@ -34,7 +36,7 @@ def show(inspection: Inspection, arguments: Mapping[str, Any]) -> None:
     """Print what `mlxq setup` would do. Raises DoesNotFit."""
     chosen = _chosen(inspection, arguments)
     if chosen:
-        _show_choice(inspection, chosen)
+        _show_choice(inspection, arguments, chosen)
     else:
         _show_current(inspection)
     if not arguments["pull"]:
@@ -60,7 +62,9 @@ def _download(inspection: Inspection, arguments: Mapping[str, Any], chosen: Reco
     """Return the bytes that would be downloaded."""
     if not arguments["pull"]:
         return 0
-    return inspection.to_fetch(chosen) if chosen else inspection.missing
+    if chosen:
+        return inspection.to_fetch(chosen, arguments)
+    return inspection.missing + inspection.to_fetch_beside(arguments)
 
 
 def _current(inspection: Inspection) -> dict[str, Any]:
@@ -76,9 +80,9 @@ def _current(inspection: Inspection) -> dict[str, Any]:
     }
 
 
-def _show_choice(inspection: Inspection, chosen: Recommendation) -> None:
+def _show_choice(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recommendation) -> None:
     recommendation.table(chosen, fetches(inspection, chosen))
-    click.echo("\n".join([*footer(inspection, chosen), *differences(inspection.tiers, chosen)]))
+    click.echo("\n".join([*footer(inspection, arguments, chosen), *differences(inspection.tiers, chosen)]))
     show_engine(inspection, [pick.model for pick in chosen.picks])
     if chosen.intent != "built-in":
         click.echo()
@@ -116,12 +120,21 @@ def fetches(inspection: Inspection, chosen: Recommendation) -> dict[str, int]:
     return {pick.tier: inspection.fetch_of(pick.model, pick.quant) for pick in chosen.picks}
 
 
-def footer(inspection: Inspection, chosen: Recommendation) -> list[str]:
-    """Return the lines below the table: memory and its budget, download size and free disk space."""
-    lines = ["", recommendation.total(chosen)]
+def footer(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recommendation) -> list[str]:
+    """Return the lines below the table: what is added beside the tiers, memory and its budget, download and disk."""
+    lines = ["", *beside(inspection, arguments), recommendation.total(chosen, inspection.reserved_bytes(arguments))]
     if chosen.intent == "built-in":
         lines.append(chosen.explain)
-    return [*lines, download_size(inspection, inspection.to_fetch(chosen))]
+    return [*lines, download_size(inspection, inspection.to_fetch(chosen, arguments))]
+
+
+def beside(inspection: Inspection, arguments: Mapping[str, Any]) -> list[str]:
+    """Return a line for each model for embeddings or ranking that is added, and an empty one behind them."""
+    lines = [
+        f"With {PURPOSE_TEXTS[model.purpose]}: {model.id} {quant}, {units.memory(model.memory_bytes(quant))} of memory."
+        for model, quant in inspection.added(arguments)
+    ]
+    return [*lines, ""] if lines else []
 
 
 def show_engine(inspection: Inspection, models: Sequence[str], *, err: bool = False) -> None:

@@ -100,11 +100,15 @@ def _download(pick: Pick, fetches: Mapping[str, int]) -> str:
     return "-" if pick.shares else fetch(fetches[pick.tier])
 
 
-def total(chosen: Recommendation) -> str:
-    """Return a sentence about the memory used and the basis of the speeds."""
+def total(chosen: Recommendation, beside: int = 0) -> str:
+    """Return a sentence about the memory used and the basis of the speeds.
+
+    `beside`: bytes of the engines beside the tiers, which the budget of the tiers leaves out.
+    """
     basis = ", ".join(dict.fromkeys(pick.speed.basis for pick in chosen.picks))
     excess = f" {units.memory(chosen.over)} too much if all engines read long prompts at once." if chosen.over else ""
-    return f"Uses {units.memory(chosen.total)} of {units.memory(chosen.budget)}.{excess} Speeds: {basis}."
+    used, budget = units.memory(chosen.total + beside), units.memory(chosen.budget + beside)
+    return f"Uses {used} of {budget}.{excess} Speeds: {basis}."
 
 
 def fetch(size: int) -> str:

@@ -114,26 +114,32 @@ def _chosen(inspection: Inspection, arguments: dict[str, Any]) -> Recommendation
 
     Raises Abort, DoesNotFit.
     """
+    undecided = "retrieval" not in arguments
     chosen = inspection.recommend(arguments)
-    _show(inspection, chosen)
-    if offer := _offered(inspection, chosen, arguments):
-        render.prose(f"[e] adds embeddings, for search in documents: {_embedding(*offer)}.", err=True)
-        render.say()
+    _show(inspection, arguments, chosen, undecided=undecided)
     while True:
-        text, answers = _choices(inspection, chosen, arguments)
+        text, answers = _choices(inspection, chosen, arguments, undecided=undecided)
         match _answer(text, answers):
             case "continue":
                 return chosen
             case "why":
-                render.say()
-                for line in preview.reasons(chosen):
-                    render.prose(line, err=True)
-                render.say()
+                _show_reasons(chosen)
+                continue
             case "embedding":
                 chosen = _with_embedding(inspection, arguments, chosen)
+            case "no embedding":
+                del arguments["retrieval"]
+                chosen = inspection.recommend(arguments, words(chosen))
             case _:
                 chosen = _changed(inspection, arguments, chosen)
-                _show(inspection, chosen)
+        _show(inspection, arguments, chosen, undecided=undecided)
+
+
+def _show_reasons(chosen: Recommendation) -> None:
+    render.say()
+    for line in preview.reasons(chosen):
+        render.prose(line, err=True)
+    render.say()
 
 
 def _offered(
@@ -159,8 +165,6 @@ def _with_embedding(inspection: Inspection, arguments: dict[str, Any], chosen: R
     if not _agreed(chosen, changed):
         return chosen
     arguments.update(added)
-    _show(inspection, changed)
-    render.say(f"With embeddings: {_embedding(model, quant)}.\n")
     return changed
 
 
@@ -170,28 +174,38 @@ def _embedding(model: RetrievalModel, quant: str) -> str:
 
 
 def _choices(
-    inspection: Inspection, chosen: Recommendation, arguments: Mapping[str, Any]
+    inspection: Inspection, chosen: Recommendation, arguments: Mapping[str, Any], *, undecided: bool
 ) -> tuple[str, dict[str, str]]:
-    """Return the question below a recommendation, and its answers."""
+    """Return the question below a recommendation, and its answers.
+
+    `undecided`: no option says which models make embeddings.
+    """
     answers = {"w": "why", "q": "quit"}
     text = f"[w]hy these · {QUIT}"
     if _offered(inspection, chosen, arguments):
         answers = {"e": "embedding", **answers}
+    elif undecided and "retrieval" in arguments:
+        answers = {"e": "no embedding", **answers}
     if inspection.hub:
         answers, text = {"c": "change", **answers}, f"[c]hange a model · {text}"
-    if arguments["pull"] and inspection.to_fetch(chosen) > inspection.free_bytes:
+    if arguments["pull"] and inspection.to_fetch(chosen, arguments) > inspection.free_bytes:
         return text, answers
     return f"[Enter] continue · {text}", {"": "continue", **answers}
 
 
-def _show(inspection: Inspection, chosen: Recommendation) -> None:
-    """Print the stack, its totals, and how it differs from the current one."""
+def _show(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recommendation, *, undecided: bool) -> None:
+    """Print the stack, its totals, how it differs from the current one, and what [e] does, if anything."""
     render.say()
     recommendation.table(chosen, preview.fetches(inspection, chosen), err=True)
-    for line in [*preview.footer(inspection, chosen), *preview.differences(inspection.tiers, chosen)]:
+    for line in [*preview.footer(inspection, arguments, chosen), *preview.differences(inspection.tiers, chosen)]:
         render.say(line)
     preview.show_engine(inspection, [pick.model for pick in chosen.picks], err=True)
     render.say()
+    if offer := _offered(inspection, chosen, arguments):
+        render.prose(f"[e] adds embeddings, for search in documents: {_embedding(*offer)}.", err=True)
+        render.say()
+    elif undecided and "retrieval" in arguments:
+        render.say("[e] removes the embeddings.\n")
 
 
 def _changed(inspection: Inspection, arguments: Mapping[str, Any], chosen: Recommendation) -> Recommendation:

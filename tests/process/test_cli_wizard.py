@@ -87,6 +87,26 @@ def test_embeddings_are_added_by_one_key(home: Home, now: Database, hub: str) ->
     assert asked(now)["retrieval"] == {"embedding": "qwen3-embedding-0.6b:int4"}
 
 
+def test_embeddings_are_removed_by_the_same_key(home: Home, now: Database, hub: str) -> None:
+    """What the stack uses has them in it while they are chosen."""
+    screen = typing(home.root, hub, "setup", "--timeout", "0")
+    answer(screen, [(INTENT, ""), (GO, "e")])
+    if screen.expect([r"\[e\] removes the embeddings", r"\[Enter\] change it"]):  # the tiers give way
+        screen.sendline("")
+        screen.expect(r"\[e\] removes the embeddings")
+    text = screen.before or ""
+    assert "With embeddings: qwen3-embedding-0.6b int4, " in text
+    with_them = re.findall(r"Uses (\S+ GB) of (\S+ GB)", text)[-1]
+    answer(screen, [(GO, "e")])
+    screen.expect(r"\[e\] adds embeddings")
+    without = re.findall(r"Uses (\S+ GB) of (\S+ GB)", screen.before or "")[-1]
+    answer(screen, [(GO, "")])
+
+    assert ends(screen)[0] == 5
+    assert "retrieval" not in asked(now)
+    assert with_them[1] == without[1]
+
+
 def test_what_a_person_accepts_is_what_the_worker_is_asked_for(home: Home, now: Database, hub: str) -> None:
     screen = typing(home.root, hub, "setup", "--timeout", "0")
     answer(screen, [(INTENT, "")])
