@@ -164,7 +164,7 @@ def check_services(db: Database, names: Sequence[str]) -> None:
     existing = [*tiers, *beside, *(row["name"] for row in db.rows(LOADED))] if tiers else [*BESIDE]
     for name in names:
         if len(existing) == len(BESIDE):
-            raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+            raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
         if name not in existing:
             raise NotFound(f"There is no service {name!r}; there is: {', '.join(existing)}.", hint="mlxq status")
 

@@ -157,7 +157,7 @@ def tier(db: Database, name: str) -> Tier:
         if candidate.name == name:
             return candidate
     if not everything:
-        raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+        raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
     names = ", ".join(candidate.name for candidate in everything)
     raise NotFound(f"There is no tier {name!r}; there is: {names}.", hint="mlxq status")
 
@@ -177,7 +177,7 @@ def engine(db: Database, name: str) -> Engine:
         return engine_of_json(text)
     names = ", ".join(candidate.name for candidate in engines(db))
     if not names:
-        raise NotSetUp(f"There is no stack in {db.home.root} yet.", hint="mlxq setup")
+        raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
     raise NotFound(f"There is no engine {name!r}; there is: {names}.", hint="mlxq status")
 
 

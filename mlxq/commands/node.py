@@ -266,7 +266,7 @@ def _refuse_own(db: Database, name: str, hint: str) -> None:
 
 def _require_stack(home: Home, db: Database) -> None:
     if not stack.tiers(db):
-        raise NotSetUp(f"There is no stack in {home.root} yet.", hint="mlxq setup")
+        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
 
 
 def open_gateway(home: Home, *, yes: bool) -> None:

@@ -168,7 +168,7 @@ def read(home: Home) -> StatusReport:
 
 def _require_setup(home: Home, status: StatusReport) -> None:
     if not status.is_set_up:
-        raise NotSetUp(f"There is no stack in {home.root} yet.", hint=_first_step(status))
+        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint=_first_step(status))
 
 
 def _first_step(status: StatusReport) -> str:

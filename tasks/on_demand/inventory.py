@@ -75,7 +75,7 @@ def loaded(db: Database) -> set[str]:
 def _room(db: Database, home: Home) -> int:
     """Return the bytes that the engines which always stay leave of the budget. Raises NotSetUp."""
     if not stack.tiers(db):
-        raise NotSetUp(f"There is no stack in {home.root} yet.", hint="mlxq setup")
+        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
     return stack_jobs.budget(db, home) - sum(engine.memory_bytes for engine in requests.staying(db))
 
 

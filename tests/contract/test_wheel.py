@@ -94,7 +94,7 @@ def test_the_command_is_safe_from_strangers(programs: Path, hostile: Path, world
     assert "setup" in helped.stdout
     looked = run(hostile, world, programs / "mlxq", "status")
     assert (looked.returncode, looked.stdout) == (3, "")
-    assert looked.stderr == f"Error: There is no stack in {hostile}/home yet.\nNext: mlxq setup\n"
+    assert looked.stderr == f"Error: mlxq is not set up in {hostile}/home.\nNext: mlxq setup\n"
     module = run(hostile, world, programs / "python", "-P", "-m", "mlxq", "--version")
     assert (module.returncode, module.stderr) == (0, "")
 
