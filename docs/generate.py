@@ -115,7 +115,7 @@ def manual() -> str:
     lines = [
         '.\\" Generated from the help of the commands: just docs',
         f'.TH MLXQ 1 "" "mlxq {__version__}" "User commands"',
-        *(".SH NAME", "mlxq \\- three models behind one endpoint, every operation a durable job"),
+        *(".SH NAME", "mlxq \\- several models behind one endpoint, every operation a durable job"),
         *(".SH SYNOPSIS", ".B mlxq", "[\\fIOPTION\\fR]... [\\fICOMMAND\\fR [\\fIARGUMENT\\fR]...]"),
         *(".SH DESCRIPTION", *_verbatim(help_of([]))),
         *(".SH COMMANDS", *commands),

@@ -110,7 +110,7 @@ def overview() -> None:
     if status.is_set_up:
         show(status)
         return
-    click.echo("mlxq: three models behind one endpoint, every operation a durable job.")
+    click.echo("mlxq: several models behind one endpoint, every operation a durable job.")
     click.echo("It is not set up here yet.")
     render.next_step(_first_step(status))
 

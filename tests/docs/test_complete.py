@@ -58,7 +58,7 @@ def test_the_manual_page_is_up_to_date_and_readable() -> None:
     argv = ["groff", "-man", "-ww", "-Tutf8", "-rLL=100n", "-P-c", str(generate.MANUAL)]
     shown = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
-    for text in ("three models behind one endpoint", "mlxq setup [OPTIONS]", "Folder of mlxq's files"):
+    for text in ("several models behind one endpoint", "mlxq setup [OPTIONS]", "Folder of mlxq's files"):
         assert text in shown.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from state.paths import Home
 from state.stack import Engine, as_tiers
 from tasks import score
 from tasks.engines import installed, serving
+from tasks.system import hardware
 from tasks.weights import source, staging
 
 GIB = 2**30
@@ -97,6 +99,21 @@ def test_a_model_whose_prompts_are_read_once_needs_no_other_engine(home: Home, d
     assert serving.by_catalog(db, home).lacks(by_name.values()) is None, "one that failed is not installed again"
     settings.write(home, "engine", "vllm-mlx")
     assert serving.by_catalog(db, home).lacks(by_name.values()) is None
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_documents_show_what_setup_recommends(page: str, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """On an M4 Max with 128 GB, where Hub and package index are reachable and nothing is installed."""
+    root = Path(__file__).parents[3]
+    machine = hardware.parse_fixture((root / "tests/fixtures/machines/m4-max-128.txt").read_text())
+    programs = replace(serving.by_catalog(None, home), adds=True)
+    fresh = replace(a_look(home, {}), machine=machine, tiers=(), lacks=programs.lacks, reuses=programs.reuses)
+    preview.show(replace(fresh, free_bytes=898 * 10**9, index=True), ALL)
+
+    table_and_footer = capsys.readouterr().out.partition("\n\nIntent ")[0]
+    shown = " ".join((root / page).read_text().split())
+    for line in table_and_footer.splitlines():
+        assert " ".join(line.split()) in shown
 
 
 def test_a_stack_that_stays_is_told_with_what_it_lacks(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
