@@ -36,7 +36,9 @@ HEALTH = {"engine": "/health", "gateway": "/health/liveliness", "page": "/", "fr
 MIB = 1024 * 1024
 GATEWAY = "gateway"
 WAITING_LOADS = "SELECT service, phase FROM jobs WHERE kind = 'load' AND state = 'queued' ORDER BY id"
-LIVE_JOBS = "SELECT id, kind, state, phase FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id"
+LIVE_JOBS = (
+    "SELECT id, kind, state, phase, source FROM jobs WHERE state IN ('blocked', 'queued', 'running') ORDER BY id"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class StatusReport:
     waiting: list[tuple[str, str]]
     """The engines of models that are asked for and wait for memory, and for what."""
     jobs: list[dict[str, Any]]
-    """Id, kind, state and phase of the jobs that have not ended, the oldest first."""
+    """Id, kind, state, phase and source of the jobs that have not ended, the oldest first."""
     config: list[ConfigProblem]
     """What is wrong with the files that users edit."""
     cloud: dict[str, Any]

@@ -172,7 +172,14 @@ def _require_setup(home: Home, status: StatusReport) -> None:
 
 
 def _first_step(status: StatusReport) -> str:
-    return f"mlxq jobs watch {status.jobs[0]['id']}" if status.jobs else "mlxq setup"
+    jobs = _jobs_asked_for(status)
+    return f"mlxq jobs watch {jobs[0]['id']}" if jobs else "mlxq setup"
+
+
+def _jobs_asked_for(status: StatusReport) -> list[dict[str, Any]]:
+    """Return the live jobs without those that the watchdog enqueues by itself: those that run, then those that wait."""
+    jobs = [job for job in status.jobs if job["source"] != "watchdog"]
+    return sorted(jobs, key=lambda job: job["state"] != "running")
 
 
 def _machine(status: StatusReport) -> None:
@@ -181,7 +188,10 @@ def _machine(status: StatusReport) -> None:
     click.echo(f"Endpoint  {status.endpoint}")
     if status.cloud["on"] or status.cloud["requests_today"]:
         click.echo(f"Cloud     {_cloud_line(status.cloud)}")
-    click.echo(f"Worker    {_worker_line(status)}\n")
+    click.echo(f"Worker    {_worker_line(status)}")
+    if jobs := _jobs_asked_for(status):
+        click.echo(f"Jobs      {_jobs_line(jobs)}")
+    click.echo()
 
 
 def machine_line(machine: dict[str, Any], percent: int | None = None) -> str:
@@ -212,6 +222,14 @@ def _worker_line(status: StatusReport) -> str:
     if any(service["pid"] for service in status.services):
         return "stopped: nothing restarts a crashed service; the services were checked just now"
     return "stopped; the next command that needs it starts it"
+
+
+def _jobs_line(jobs: Sequence[dict[str, Any]]) -> str:
+    """Return the first of `jobs`, what it does now, and how many there are besides."""
+    first, *waiting = jobs
+    phase = f": {first['phase']}" if first["phase"] else ""
+    more = f", and {len(waiting)} more" if waiting else ""
+    return f"{first['kind'].replace('_', ' ')}{phase} (job {first['id']}){more}"
 
 
 def _services(status: StatusReport) -> None:
@@ -311,8 +329,8 @@ def _next(status: StatusReport) -> None:
     """Name the one command that helps most now."""
     hints = [hint for _, _, hint in status.troubles if hint]
     hints += [problem.hint for problem in status.config if not problem.warning]
-    if status.jobs:
-        render.next_step(f"mlxq jobs watch {status.jobs[0]['id']}")
+    if jobs := _jobs_asked_for(status):
+        render.next_step(f"mlxq jobs watch {jobs[0]['id']}")
     elif hints:
         render.next_step(hints[0])
     elif status.worker.state == "stopped" or any(map(_is_amiss, status.services)):

@@ -18,8 +18,9 @@ from support.ports import free_port
 from catalog import units
 from mlxq import autostart, cli, status_report
 from mlxq.commands import completion, status
-from state import service, settings, stack, worker
+from state import ledger, service, settings, stack, worker
 from state.db import Database
+from state.job import NewJob
 from state.paths import Home
 from state.service import Observed, ServiceEvent
 from state.stack import Engine
@@ -185,6 +186,27 @@ def test_the_json_has_the_documented_shape(
     assert [keys] * 2 == [list(each) for each in said["services"]]
     assert said["stack"]["tiers"][0]["name"] == "fast"
     assert said["stack"]["tiers"][0]["second_turn_cached_share"] is None
+
+
+def test_what_is_under_way_is_shown_but_not_what_the_watchdog_does_by_itself(
+    home: Home, db: Database, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs(db, server.identity, port=server.port)
+    ledger.enqueue(db, NewJob("rotate"), source="watchdog")
+    assert cli.run(["status"]) == 0
+    quiet = capsys.readouterr()
+    ledger.enqueue(db, NewJob("pull", queue="heavy"))
+    tune = ledger.enqueue(db, NewJob("tune", queue="heavy", unique_key="tune"))[0]
+    claim = ledger.claim(db, "heavy", ["tune"], "a worker")
+    assert claim
+    ledger.report(db, claim, "trying draft heads", {})
+    assert cli.run(["status"]) == 0
+    busy = capsys.readouterr()
+
+    assert "Jobs" not in quiet.out
+    assert quiet.err == "Next: mlxq up\n"
+    assert f"Jobs      tune: trying draft heads (job {tune}), and 1 more\n" in busy.out
+    assert busy.err == f"Next: mlxq jobs watch {tune}\n"
 
 
 def test_set_up_and_status_name_one_figure_of_memory() -> None:
