@@ -33,7 +33,7 @@ def test_the_same_seed_gives_the_same_figures(sim: Any):
 
 
 def test_every_conversation_ends_and_stays_where_its_prompt_is(sim: Any):
-    fleet = sim.Fleet(5, 200, sim.Rules(), seed=3)
+    fleet = sim.Fleet(5, 200, sim.RULES, seed=3)
     counted = fleet.run()
 
     assert (fleet.left, fleet.ended) == (0, 200)
@@ -45,7 +45,7 @@ def test_every_conversation_ends_and_stays_where_its_prompt_is(sim: Any):
 
 def test_nodes_that_fail_lose_what_is_in_flight_and_nothing_else(sim: Any):
     """Each call is answered, or was broken off after its first token by a node that died."""
-    fleet = sim.Fleet(5, 200, sim.Rules(place="any"), seed=3, failures=6_000)
+    fleet = sim.Fleet(5, 200, sim.RULES, seed=3, failures=6_000)
     counted = fleet.run()
 
     assert counted.outages > 20
@@ -56,7 +56,7 @@ def test_nodes_that_fail_lose_what_is_in_flight_and_nothing_else(sim: Any):
 
 
 def test_without_affinity_prompts_are_read_again(sim: Any):
-    kept, spread = (sim.simulate(20, 400, sim.Rules(affinity=affinity, place="any")) for affinity in (True, False))
+    kept, spread = (sim.simulate(20, 400, sim.Rules(affinity=affinity)) for affinity in (True, False))
 
     assert kept.stayed == 1.0
     assert spread.stayed < 0.5
@@ -65,7 +65,7 @@ def test_without_affinity_prompts_are_read_again(sim: Any):
 
 
 def test_a_front_is_full_by_its_streams_first(sim: Any):
-    full = sim.front(sim.simulate(20, 400))
+    full = sim.front(sim.simulate(30, 600))
 
     assert full["front cores"] > 1 > full["front cores, without streams"]
 
@@ -74,8 +74,8 @@ def test_its_rules_are_those_of_the_front(sim: Any):
     proxy = front.files([], {}, schemas=configuration.schemas(), names={}, ring="", master="").proxy["router_settings"]
 
     assert proxy["routing_strategy"] == "simple-shuffle", "of the one that tasks/front/node_choice.py leaves"
-    assert sim.MLXQ.affinity is ("session_affinity" in proxy["optional_pre_call_checks"])
-    assert (sim.MLXQ.place, sim.MLXQ.spill) == ("any", None), "tests/unit/front/test_node_choice.py"
-    assert sim.MLXQ.cooldown_s == proxy["cooldown_time"] == front.COOLDOWN_S
+    assert sim.RULES.affinity is ("session_affinity" in proxy["optional_pre_call_checks"])
+    assert (sim.RULES.place, sim.RULES.spill) == ("any", None), "tests/unit/front/test_node_choice.py"
+    assert sim.RULES.cooldown_s == proxy["cooldown_time"] == front.COOLDOWN_S
     silent_s = node_transport.PROBES * node_transport.PROBE_S + node_transport.PROBE_LIMIT_S
-    assert sim.MLXQ.connect_s >= max(node_transport.CONNECT_S, silent_s), "it is no better than simulated"
+    assert sim.RULES.connect_s >= max(node_transport.CONNECT_S, silent_s), "it is no better than simulated"
