@@ -83,9 +83,12 @@ PICK_S, PICK_NODE_S = 0.00009, 0.0000046
 """What the choice of a node adds to a request, and for each node: 0.13, 0.63 and 4.7 ms with 10, 100 and 1,000
 deployments, litellm 1.108.14 (litellm.Router.async_get_available_deployment, measured here) with the choice of mlxq's
 front (tasks/front/node_choice.py). With LiteLLM's least-busy it is 0.18, 0.72 and 6.5 ms."""
+REDIS_COMMANDS, REDIS_COMMANDS_S = 8.7, 52_678.0
+"""Commands that a request costs a Redis which two fronts share, counted over 100 requests of tests/support's fleet, and
+commands a second of one Redis 7.0.15, redis-benchmark with 16 clients, both measured here."""
 REDIS_KEYS = 1_290_000.0
 """Keys a second that one Redis reads: 1,290 MGET/s of 1,000 keys, Redis 7.0.15, redis-benchmark on the busy machine of
-docs/performance.md. With a Redis, least-busy reads the count of every node for every request; mlxq's front does not."""
+docs/performance.md. LiteLLM's least-busy reads the count of every node for every request; mlxq's front does not."""
 COMMITS = 6_222.0
 """Commits a second of one SQLite file that is synced at each, 8 writers: measured here. A gateway writes the usage of a
 second in one."""
@@ -647,7 +650,8 @@ def front(summary: Summary) -> dict[str, float]:
     return {
         "front cores": cores,
         "front cores, without streams": summary.requests_peak * (REQUEST_S + picking),
-        "Redis": summary.requests_peak * summary.nodes / REDIS_KEYS,
+        "Redis": summary.requests_peak * REDIS_COMMANDS / REDIS_COMMANDS_S,
+        "Redis, with least-busy": summary.requests_peak * summary.nodes / REDIS_KEYS,
         "one file": summary.requests_peak / COMMITS,
     }
 
@@ -671,7 +675,8 @@ ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ),
     ("LiteLLM processes that this fills", lambda run: f"{front(run)['front cores']:.1f}"),
     ("the same, without the chunks", lambda run: f"{front(run)['front cores, without streams']:.2f}"),
-    ("share of one Redis", lambda run: f"{front(run)['Redis']:.1%}"),
+    ("share of one Redis", lambda run: f"{front(run)['Redis']:.2%}"),
+    ("what LiteLLM's least-busy adds to it", lambda run: f"{front(run)['Redis, with least-busy']:.2%}"),
     ("share of one file's commits", lambda run: f"{front(run)['one file']:.2%}"),
     ("processor time of the simulation, s", lambda run: f"{run.took_s:.0f}"),
 )
