@@ -107,14 +107,15 @@ def decide(
 ) -> Step:
     """Return what is to be done so that the model `name`, one of `waiting`, is loaded.
 
-    One that fits beside what is there starts at once, unless room is being made for another. Room is made for the
-    first in line alone. A running answer is never cut: an engine that answers is stopped last, and by draining.
+    One that fits beside what is there starts at once, unless room is being made for another, or was made for one
+    before it that has not taken it yet. Room is made for the first in line alone. A running answer is never cut: an
+    engine that answers is stopped last, and by draining.
     """
     queue = line(waiting, now)
     own = next(entry for entry in queue if entry.name == name)
     free = budget - sum(resident.bytes for resident in residents)
     leaving = [resident for resident in residents if resident.leaving]
-    if own.bytes <= free and (not leaving or queue[0] is own):
+    if own.bytes <= _left(free, queue[: queue.index(own)]) and (not leaving or queue[0] is own):
         return Start()
     if queue[0] is not own:
         return Hold(f"behind {queue[0].name}")
@@ -122,6 +123,14 @@ def decide(
     if missing <= 0:
         return Hold(f"until {_names(leaving)} has stopped")
     return _make_room(missing, residents, now)
+
+
+def _left(free: int, before: Sequence[Waiting]) -> int:
+    """Return the bytes that are left when those that come first have taken what they fit in, each in its turn."""
+    for entry in before:
+        if entry.bytes <= free:
+            free -= entry.bytes
+    return free
 
 
 def _make_room(missing: int, residents: Collection[Resident], now: float) -> Step:

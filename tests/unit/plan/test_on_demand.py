@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -69,16 +72,21 @@ def test_a_step_never_takes_memory_that_is_not_there_nor_stops_what_stays(
 @settings(max_examples=share(20))
 @given(st.integers(2, 4), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_models_of_which_one_fits_take_turns_and_each_stays(models: int, stay: int, chance: object) -> None:
-    """Clients ask for all models all the time: each is served in turn, and none leaves before its stay is over."""
+    """Clients ask for all models all the time: each is served in turn, and none leaves before its stay is over.
+
+    In whatever order the jobs of those that wait come to decide.
+    """
     names = [f"m{number}" for number in range(models)]
-    chance.shuffle(names)  # pyright: ignore[reportAttributeAccessIssue]
+    shuffle: Callable[[list[Any]], None] = chance.shuffle  # pyright: ignore[reportAttributeAccessIssue]
+    shuffle(names)
     asked = {name: float(position) for position, name in enumerate(names)}
     loaded, loaded_at, turns, now = "", 0.0, list[str](), 10.0
     while len(turns) < 3 * models:
         now += 1
         there = [Resident(loaded, 1, used_at=now, stays_until=loaded_at + stay)] if loaded else []
         line = [Waiting(name, 1, at) for name, at in asked.items() if name != loaded]
-        for entry in plan.line(line, now):
+        shuffle(line)
+        for entry in line:
             step = plan.decide(entry.name, line, there, budget=1, now=now)
             if isinstance(step, Evict):
                 assert now - loaded_at >= stay
@@ -90,6 +98,14 @@ def test_models_of_which_one_fits_take_turns_and_each_stays(models: int, stay: i
                 break
     assert turns[:models] == names
     assert all(turns[at : at + models] == names for at in range(0, len(turns), models))
+
+
+def test_room_that_was_made_is_not_taken_by_one_that_asked_later() -> None:
+    """The engine that gave way is gone, and the one that it gave way to has not looked again yet."""
+    first, later, small = Waiting("first", 5, NOW - 2), Waiting("later", 5, NOW - 1), Waiting("small", 3, NOW)
+    line = [first, later, small]
+    steps = {entry.name: plan.decide(entry.name, line, [], budget=8, now=NOW) for entry in line}
+    assert steps == {"first": Start(), "later": Hold("behind first"), "small": Start()}
 
 
 def test_background_requests_come_last_and_are_not_starved() -> None:
