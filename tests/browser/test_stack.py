@@ -80,7 +80,7 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
     expect(card.locator(".state strong")).to_have_text("healthy", timeout=START_MS)
     expect(card.locator("dd").first).to_have_text("0", timeout=60_000)
 
-    asking = threading.Thread(target=_ask, args=(real.home, service.get(real, "fast").port))
+    asking = threading.Thread(target=_ask, args=(real.home, service.get(real, "fast").port, 2500))
     asking.start()
     expect(view.locator("#now tbody tr")).to_have_count(1, timeout=60_000)
     expect(view.locator("#now tbody")).to_contain_text("fast")
@@ -103,7 +103,7 @@ def test_a_drained_tier_ends_its_answer_first_and_takes_no_other(view: Page, rea
     before, deaths = service.get(real, "fast"), _deaths(real)
     port = before.port
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(_ask, real.home, port)
+        asked = pool.submit(_ask, real.home, port, 4000)  # still under way when the engine has closed its port
         expect(view.locator("#now tbody tr")).to_have_count(1, timeout=60_000)
         view.get_by_role("button", name="Drain fast").click()
         view.locator("dialog [data-sure]").click()
@@ -122,7 +122,11 @@ def _deaths(db: Database) -> int:
     return sum(each.name == "exited" for each in event.of_service(db, "fast"))
 
 
-def _ask(home: Home, port: int, most: int = 600) -> httpx.Response:
+def _ask(home: Home, port: int, most: int) -> httpx.Response:
+    """Ask the engine itself for so many tokens, of which it makes some 300 a second.
+
+    Where nothing is under way the page looks for requests every 5 s.
+    """
     body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
