@@ -56,6 +56,7 @@ SELECT id, state FROM jobs WHERE state IN ('blocked', 'queued', 'running')
 AND (unique_key = :key OR substr(unique_key, 1, length(:key) + length(:after)) = :key || :after)
 """
 LIVE_TWINS = f"{TWIN} AND cancel_at IS NULL ORDER BY state = 'blocked', id"
+ENDING_TWINS = f"{TWIN} AND state = 'running' AND cancel_at IS NOT NULL"
 RENUMBER = "UPDATE jobs SET seq = max(seq, ?) WHERE id = ? AND (seq = 0 OR service IS NULL)"
 """A change of the stack is as new as the newest request for it. A job of a service keeps the number of the oldest
 request that it serves: it still owes the restart that this one may have asked for."""
@@ -89,8 +90,9 @@ def enqueue_all(
     """Enqueue a batch in one transaction, and record what it asks; return each label's id, and whether it is new.
 
     A job attaches to a live one with its unique key that runs, can run, or waits for nothing that the new one would not
-    wait for too. Without `chain` the first new job's id names the chain. `seq`: the number of the request that led to
-    the batch; without it, it is a new request of a user, or none where the watchdog asks.
+    wait for too; one whose twin is being cancelled waits for that. Without `chain` the first new job's id names the
+    chain. `seq`: the number of the request that led to the batch; without it, it is a new request of a user, or none
+    where the watchdog asks.
     """
     if seq is None:
         seq = 0 if source == "watchdog" else desired.next_seq(db)
@@ -98,6 +100,7 @@ def enqueue_all(
     for new in batch:
         labels = {label: pair[0] for label, pair in ids.items()}
         needs = [*((need, 0) for need in _ids(new.needs, labels)), *((need, 1) for need in _ids(new.after, labels))]
+        needs += [(twin, 1) for twin in _ending_twins(db, new.unique_key)]
         job, fresh = _attach(db, new, {need for need, _ in needs}, source, seq), False
         if job is None:
             job, fresh = _insert(db, new, needs, source=source, chain=chain, seq=seq), True
@@ -165,8 +168,7 @@ def _pending(db: Database, job: int) -> set[int | str]:
 def _insert(
     db: Database, new: NewJob, needs: list[tuple[int | str, int]], *, source: Source, chain: int | None, seq: int
 ) -> int:
-    """Write the row, its needs and its first event. One whose twin is being cancelled comes after that."""
-    needs = [*needs, *((twin, 1) for twin in _ending_twins(db, new.unique_key))]
+    """Write the row, its needs and its first event."""
     now = db.now()
     job = db.insert(
         "jobs",
@@ -211,10 +213,7 @@ def _key(unique_key: str | None, needs: Sequence[int | str]) -> str | None:
 
 def _ending_twins(db: Database, unique_key: str | None) -> list[int]:
     """Return the running jobs of this key that were asked to stop."""
-    rows = db.rows(
-        "SELECT id FROM jobs WHERE unique_key = ? AND state = 'running' AND cancel_at IS NOT NULL", (unique_key,)
-    )
-    return [row["id"] for row in rows]
+    return [row["id"] for row in db.rows(ENDING_TWINS, {"key": unique_key, "after": AFTER})]
 
 
 def _settle_new(db: Database, job: int) -> None:

@@ -64,6 +64,32 @@ def test_a_job_that_is_named_twice_is_needed_once(db: Database) -> None:
     assert state(db, following) is JobState.BLOCKED
 
 
+def test_what_is_asked_for_again_and_again_comes_once_after_the_one_that_is_being_cancelled(db: Database) -> None:
+    ending = put(db, NewJob("a", unique_key="k"))["a"]
+    take(db)
+    ledger.cancel(db, ending)
+    blocker = put(db, NewJob("b"))["b"]
+
+    asked = [put(db, NewJob("a", unique_key="k", after=after))["a"] for after in ([], [], [blocker], [ending], [])]
+
+    assert len({ending, *asked}) == 2
+    assert get(db, asked[0]).needs == (ending,)
+
+
+def test_one_that_ran_under_the_key_of_a_waiting_job_is_waited_for_too(db: Database) -> None:
+    """It keeps that key where another one had the plain key when it began."""
+    blocker = put(db, NewJob("b"))["b"]
+    waiting = put(db, NewJob("a", unique_key="k", needs=[blocker]))["a"]
+    plain = put(db, NewJob("a", unique_key="k"))["a"]
+    ledger.succeed(db, take(db), None)
+    for held in (take(db), take(db)):
+        if held.id == plain:
+            ledger.succeed(db, held, None)
+    ledger.cancel(db, waiting)
+
+    assert get(db, put(db, NewJob("a", unique_key="k"))["a"]).needs == (waiting,)
+
+
 def test_lanes_priorities_and_kinds_decide_who_is_next(db: Database) -> None:
     ids = put(db, NewJob("a"), NewJob("b", priority=5), NewJob("c", queue="heavy"), NewJob("unknown"))
 
