@@ -52,7 +52,7 @@ AND (? IS NULL OR service = ?)
 AND id NOT IN (SELECT needs FROM job_deps JOIN jobs ON jobs.id = job WHERE state = 'blocked')
 """
 TWIN = """
-SELECT id, state FROM jobs WHERE state IN ('blocked', 'queued', 'running')
+SELECT id, state, unique_key FROM jobs WHERE state IN ('blocked', 'queued', 'running')
 AND (unique_key = :key OR substr(unique_key, 1, length(:key) + length(:after)) = :key || :after)
 """
 LIVE_TWINS = f"{TWIN} AND cancel_at IS NULL ORDER BY state = 'blocked', id"
@@ -62,6 +62,9 @@ RENUMBER = "UPDATE jobs SET seq = max(seq, ?) WHERE id = ? AND (seq = 0 OR servi
 request that it serves: it still owes the restart that this one may have asked for."""
 PENDING = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs WHERE job = ? AND state IN ('blocked', 'queued', 'running')
+"""
+UNFINISHED = """
+SELECT id FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND state IN ('blocked', 'queued', 'running')
 """
 BROKEN_NEED = """
 SELECT needs FROM job_deps JOIN jobs ON jobs.id = needs
@@ -90,9 +93,9 @@ def enqueue_all(
     """Enqueue a batch in one transaction, and record what it asks; return each label's id, and whether it is new.
 
     A job attaches to a live one with its unique key that runs, can run, or waits for nothing that the new one would not
-    wait for too; one whose twin is being cancelled waits for that. Without `chain` the first new job's id names the
-    chain. `seq`: the number of the request that led to the batch; without it, it is a new request of a user, or none
-    where the watchdog asks.
+    wait for too, unless it has to see what it waits for (`repeats`) and that one may begin before. One whose twin is
+    being cancelled waits for that. Without `chain` the first new job's id names the chain. `seq`: the number of the
+    request that led to the batch; without it, it is a new request of a user, or none where the watchdog asks.
     """
     if seq is None:
         seq = 0 if source == "watchdog" else desired.next_seq(db)
@@ -140,7 +143,7 @@ def _cancel_starts(db: Database, service: str | None) -> None:
 
 def _attach(db: Database, new: NewJob, needs: Collection[int | str], source: Source, seq: int) -> int | None:
     """Return the live job that does the same, or None. A user's request, or a service's repair, ends its backoff."""
-    job = _twin(db, new.unique_key, needs)
+    job = _twin(db, new, needs)
     if job is not None:
         if source == "person" or new.service:
             db.run("UPDATE jobs SET run_at = ?, wait_s = 0 WHERE id = ? AND state = 'queued'", (db.now(), job))
@@ -150,14 +153,25 @@ def _attach(db: Database, new: NewJob, needs: Collection[int | str], source: Sou
     return job
 
 
-def _twin(db: Database, unique_key: str | None, needs: Collection[int | str]) -> int | None:
-    """Return the live job with this key that waits for no more than `needs`, one that can run before others."""
-    if unique_key is None:
+def _twin(db: Database, new: NewJob, needs: Collection[int | str]) -> int | None:
+    """Return the live job with the key of a new one that waits for no more than `needs`; one that can run comes first.
+
+    And for no less, where the new one repeats what it does: it must not have read what those are still to change.
+    """
+    if new.unique_key is None:
         return None
-    for row in db.rows(LIVE_TWINS, {"key": unique_key, "after": AFTER}):
-        if row["state"] != JobState.BLOCKED or _pending(db, row["id"]) <= set(needs):
+    own_key = _key(new.unique_key, needs)
+    unfinished = _unfinished(db, needs) if new.repeats else set[int | str]()
+    for row in db.rows(LIVE_TWINS, {"key": new.unique_key, "after": AFTER}):
+        pending = _pending(db, row["id"]) if row["state"] == JobState.BLOCKED else set[int | str]()
+        if row["unique_key"] == own_key or unfinished <= pending <= set(needs):
             return row["id"]
     return None
+
+
+def _unfinished(db: Database, jobs: Collection[int | str]) -> set[int | str]:
+    """Return those of `jobs` that have not ended."""
+    return {row["id"] for row in db.rows(UNFINISHED, (json.dumps(list(jobs)),))}
 
 
 def _pending(db: Database, job: int) -> set[int | str]:
@@ -206,9 +220,9 @@ def _ids(needs: Sequence[int | str], ids: Mapping[str, int]) -> list[int | str]:
     return [ids.get(need, need) if isinstance(need, str) else need for need in needs]
 
 
-def _key(unique_key: str | None, needs: Sequence[int | str]) -> str | None:
+def _key(unique_key: str | None, needs: Collection[int | str]) -> str | None:
     """Return the key of a new job: what waits has one of its own, so that nothing attaches to it that could run now."""
-    return f"{unique_key}{AFTER}{','.join(map(str, sorted(needs)))}" if unique_key and needs else unique_key
+    return f"{unique_key}{AFTER}{','.join(map(str, sorted(set(needs))))}" if unique_key and needs else unique_key
 
 
 def _ending_twins(db: Database, unique_key: str | None) -> list[int]:

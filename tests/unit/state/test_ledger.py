@@ -90,6 +90,22 @@ def test_one_that_ran_under_the_key_of_a_waiting_job_is_waited_for_too(db: Datab
     assert get(db, put(db, NewJob("a", unique_key="k"))["a"]).needs == (waiting,)
 
 
+def test_what_has_to_see_a_change_does_not_attach_to_what_may_begin_before_it(db: Database) -> None:
+    """A service's start after its configuration, while the watchdog starts it already."""
+    running = put(db, NewJob("a", unique_key="k", repeats=True))["a"]
+    take(db)
+    changed = put(db, NewJob("b"))["b"]
+
+    follows, again, other = (
+        put(db, NewJob("a", unique_key="k", needs=[changed], repeats=repeats))["a"] for repeats in (True, True, False)
+    )
+
+    assert (follows, other) == (again, running)
+    assert follows != running
+    assert get(db, follows).needs == (changed,)
+    assert put(db, NewJob("a", unique_key="k", repeats=True))["a"] == running
+
+
 def test_lanes_priorities_and_kinds_decide_who_is_next(db: Database) -> None:
     ids = put(db, NewJob("a"), NewJob("b", priority=5), NewJob("c", queue="heavy"), NewJob("unknown"))
 
@@ -574,13 +590,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ended: dict[int, JobState] = {}
 
     @rule(
-        target=jobs, hard=st.lists(jobs, max_size=2), soft=st.lists(jobs, max_size=2), key=st.sampled_from([None, "k"])
+        target=jobs,
+        hard=st.lists(jobs, max_size=2),
+        soft=st.lists(jobs, max_size=2),
+        key=st.sampled_from([None, "k"]),
+        repeats=st.booleans(),
     )
-    def put_in(self, hard: list[int], soft: list[int], key: str | None) -> int:
+    def put_in(self, hard: list[int], soft: list[int], key: str | None, *, repeats: bool) -> int:
         needs = sorted(set(hard))
-        return ledger.enqueue(self.db, NewJob("a", needs=needs, after=sorted(set(soft) - set(needs)), unique_key=key))[
-            0
-        ]
+        after = sorted(set(soft) - set(needs))
+        job = ledger.enqueue(self.db, NewJob("a", needs=needs, after=after, unique_key=key, repeats=repeats))[0]
+        live = {need for need in (*needs, *after) if get(self.db, need).live}
+        assert not repeats or not live or get(self.db, job).state in {JobState.BLOCKED, *ENDED}
+        return job
 
     @rule()
     def claim(self) -> None:
