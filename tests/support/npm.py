@@ -5,6 +5,7 @@ They run behind a proxy that refuses, so that nothing but loopback is in reach.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
@@ -73,13 +74,22 @@ def install(program: str, root: Path, path: str | None = None) -> str:
     folder = root / package.strip("@").replace("/", "--")
     made = folder / "node_modules" / ".bin" / program
     argv = ["npm", "install", "--no-audit", "--no-fund", "--prefer-offline", "--prefix", str(folder), package]
-    return _made(made, argv, package, {"PATH": path} if path else {})
+    return _made(root, made, argv, package, {"PATH": path} if path else {})
 
 
-def _made(made: Path, argv: list[str], package: str, environment: Mapping[str, str]) -> str:
-    """Return a path, which a command makes that was not run yet. Raises NotInstalled."""
-    if made.exists():
-        return str(made)
+def _made(root: Path, made: Path, argv: list[str], package: str, environment: Mapping[str, str]) -> str:
+    """Return a path below `root`, which a command makes that was not run yet: once, for all tests. Raises NotInstalled.
+
+    The path is there before the command has ended, and cannot be executed then.
+    """
+    with (root / f"{made.relative_to(root).parts[0]}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            _make(made, argv, package, environment)
+    return str(made)
+
+
+def _make(made: Path, argv: list[str], package: str, environment: Mapping[str, str]) -> None:
     if not shutil.which(argv[0]):
         raise NotInstalled(f"there is no {argv[0]} here")
     whole = {**os.environ, **environment}
@@ -89,7 +99,6 @@ def _made(made: Path, argv: list[str], package: str, environment: Mapping[str, s
         raise NotInstalled(f"{argv[0]} did not install {package} in {INSTALL_LIMIT_S} s") from None
     if done.returncode or not made.exists():
         raise NotInstalled(f"{argv[0]} does not install {package}: {done.stderr.strip()[-200:]}")
-    return str(made)
 
 
 def large(program: str, config: pytest.Config) -> tuple[str, str]:
@@ -115,7 +124,7 @@ def large(program: str, config: pytest.Config) -> tuple[str, str]:
 def _from_pypi(program: str, root: Path) -> str:
     argv = ["uv", "tool", "install", "--python", sys.executable, PYPI[program]]
     kept = {"UV_TOOL_DIR": str(root / "tools"), "UV_TOOL_BIN_DIR": str(root / "bin")}
-    return _made(root / "bin" / program, argv, PYPI[program], kept)
+    return _made(root, root / "bin" / program, argv, PYPI[program], kept)
 
 
 def _binary(program: str, root: Path) -> Path:
@@ -125,7 +134,7 @@ def _binary(program: str, root: Path) -> Path:
     package = f"{name}-{sys.platform}-{machine}"
     folder = root / f"{program}-{version}"
     argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), f"{package}@{version}"]
-    return Path(_made(folder / "node_modules" / package / "bin" / program, argv, package, {}))
+    return Path(_made(root, folder / "node_modules" / package / "bin" / program, argv, package, {}))
 
 
 @dataclass
