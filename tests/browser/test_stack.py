@@ -123,9 +123,9 @@ def _deaths(db: Database) -> int:
 
 
 def _ask(home: Home, port: int, most: int) -> httpx.Response:
-    """Ask the engine itself for so many tokens, of which it makes some 300 a second.
+    """Request `most` tokens directly from the engine, which generates about 300 tokens/s.
 
-    Where nothing is under way the page looks for requests every 5 s.
+    While no request is running, the page polls the engines every 5 s (mlxq/web/broadcaster.py: IDLE_S).
     """
     body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
