@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import random
 import socket
 import sys
 from collections.abc import Mapping
@@ -12,12 +14,16 @@ from state.classes import dataclass
 from state.ports import BESIDE
 from state.settings import TIER_PORTS
 from tasks.system import tool
-from tasks.system.process import Identity, identify
+from tasks.system.process import Identity, identify, members
 
 ADDRESSES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104 - bound for a moment, never listened on
 
 STEP, LAST = 10, 65_000
 """Between the ports that are tried in place of one that is taken, and the last of them."""
+
+SPARE = range(32_768, 49_152) if sys.platform == "darwin" else range(61_000, LAST + 1)
+"""Ports that few programs have by name, and that the kernel does not choose: macOS chooses from 49152 on
+(net.inet.ip.portrange.first), Linux from 32768 to 60999 (net.ipv4.ip_local_port_range)."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,16 @@ def free(port: int) -> bool:
 
 
 def spare() -> int:
-    """Return a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as trial:
-        return trial.getsockname()[1]
+    """Return a port that is free now, for a program that takes a while to bind it.
+
+    The kernel gives none of SPARE to a connection meanwhile, or to a program that asks it for any port.
+    """
+    return spares(1)[0]
+
+
+def spares(count: int) -> list[int]:
+    """Return different ports such as `spare` returns."""
+    return list(itertools.islice(filter(free, random.sample(SPARE, len(SPARE))), count))
 
 
 def cures(name: str, kind: str, port: int) -> str:
@@ -76,33 +89,38 @@ def _bindable(family: socket.AddressFamily, address: str, port: int) -> bool:
 
 def holder(port: int) -> PortHolder | None:
     """Return who listens on the port, or None. It is only ever named; nothing here signals it."""
-    pid = _listener(port)
-    if pid is None:
-        return None
+    return next((_holder(pid) for pid in _listeners(port)), None)
+
+
+def taken_from(port: int, owner: Identity) -> bool:
+    """Return whether processes listen on the port, and none of the process group of `owner`, whose port it is."""
+    pids = _listeners(port)
+    return bool(pids) and not {identify(pid) for pid in pids if pid} & {*members(owner)}
+
+
+def _holder(pid: int) -> PortHolder:
     return PortHolder(pid, _name(pid), identify(pid) if pid else None)
 
 
-def _listener(port: int) -> int | None:
-    """Return the listener's pid, 0 when it belongs to another user, None when there is none."""
+def _listeners(port: int) -> list[int]:
+    """Return the pids of those who listen, on whichever address; 0 for one who belongs to another user."""
     if sys.platform == "darwin":
         return _lsof(port)
     import psutil
 
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
-            return connection.pid or 0
-    return None
+    listening = (row for row in psutil.net_connections("tcp") if row.status == psutil.CONN_LISTEN)
+    return [row.pid or 0 for row in listening if row.laddr[1:] == (port,)]
 
 
-def _lsof(port: int) -> int | None:
+def _lsof(port: int) -> list[int]:
     """Ask lsof, as psutil may list only our own processes on macOS; -b, as a network mount that hangs would hang it."""
     answer = tool.run("lsof", "-b", "-w", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fp", timeout_s=10.0)
-    return parse_lsof(answer.stdout) if answer.stdout else (None if free(port) else 0)
+    return parse_lsof(answer.stdout) if answer.stdout else ([] if free(port) else [0])
 
 
-def parse_lsof(text: str) -> int | None:
-    """Read the first pid of `lsof -Fp`, whose lines are p<pid> and f<descriptor>."""
-    return next((int(line[1:]) for line in text.splitlines() if line.startswith("p")), None)
+def parse_lsof(text: str) -> list[int]:
+    """Read the pids of `lsof -Fp`, whose lines are p<pid> and f<descriptor>."""
+    return [int(line[1:]) for line in text.splitlines() if line.startswith("p")]
 
 
 def _name(pid: int) -> str:

@@ -17,12 +17,11 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import stat
 import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -39,7 +38,7 @@ from starlette.routing import Route
 
 from tasks.engines.asgi import cancelled_on_disconnect, locked
 from tasks.engines.mlx_lm_sharded.answers import FIELDS, AnswerFold, Asked, NotServed, asked, is_usage, told
-from tasks.system import own_log
+from tasks.system import own_log, ports
 
 DRAIN_S = 4
 """Seconds a running answer has left after SIGTERM."""
@@ -402,9 +401,9 @@ def commands(chosen: argparse.Namespace, folder: Path, path: Path) -> list[RankC
     """Return how each rank is started, as `mlx.launch` starts it on its own machine."""
     hosts = folder / "hosts.json"
     places = json.loads(chosen.places) or [{"address": "127.0.0.1", "through": []}] * chosen.ranks
-    ports = free_ports(chosen.ranks)
+    rank_ports = ports.spares(chosen.ranks)
     hosts.write_text(
-        json.dumps([[f"{location['address']}:{port}"] for location, port in zip(places, ports, strict=True)])
+        json.dumps([[f"{location['address']}:{port}"] for location, port in zip(places, rank_ports, strict=True)])
     )
     return [
         RankCommand(
@@ -419,15 +418,6 @@ def commands(chosen: argparse.Namespace, folder: Path, path: Path) -> list[RankC
         )
         for rank in range(chosen.ranks)
     ]
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on which nothing listens."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 def _arguments() -> argparse.Namespace:

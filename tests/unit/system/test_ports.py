@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,29 @@ def test_the_holder_is_named():
     assert "python" in holder.name
 
 
+def test_a_port_is_taken_where_none_of_a_process_group_listens(listener: socket.socket):
+    own, other = process.identify(os.getpid()), subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        stranger = process.identify(other.pid)
+        assert own
+        assert stranger
+
+        assert ports.taken_from(number(listener), stranger)
+        assert not ports.taken_from(number(listener), own)
+        assert not ports.taken_from(ports.spare(), own)
+    finally:
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which ports the kernel chooses")
+def test_the_kernel_gives_no_spare_port_to_another_program():
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+
+    assert first > ports.spare() or ports.spare() > last
+
+
 def test_lsof_of_a_mac_is_read():
     """The answer of `lsof -nP -iTCP:8000 -sTCP:LISTEN -Fp`: one process, two descriptors."""
-    assert ports.parse_lsof("p812\nf7\nf9\n") == 812
-    assert ports.parse_lsof("") is None
+    assert ports.parse_lsof("p812\nf7\nf9\np813\nf4\n") == [812, 813]
+    assert ports.parse_lsof("") == []
