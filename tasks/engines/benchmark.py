@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,17 +18,20 @@ from typing import Any
 
 import psutil
 
-from state.errors import EngineFailed
+from state.errors import EngineFailed, MlxqError, PortTaken
 from state.metrics.bench import Round
 from tasks.engines import adapters, reuse, timed_completion
 from tasks.plan import bench, exit_causes
 from tasks.plan.bench import TimedAnswer
 from tasks.supervision import probe
+from tasks.system import ports, process
 from tasks.system.child import Report, answer
 
 READY_LOOK_S = 0.2
 SAMPLE_S = 0.25
 STOP_S = 10.0
+PORTS = 5
+"""At so many ports an engine is started, each taken by another program meanwhile, until that is an error."""
 TRIES = 3
 """So often a round is asked again when its answers ended at once."""
 TOKEN_S = 300.0
@@ -64,19 +67,46 @@ class OwnEngine:
 
 @contextmanager
 def own_engine(request: dict[str, Any]) -> Generator[OwnEngine]:
-    """Start an engine, return it once it has answered, and end it afterwards. Raises EngineFailed."""
+    """Start an engine, return it once it has answered, and end it afterwards.
+
+    Nothing holds its port for it. Where another program was quicker, the engine is started at another port, which
+    `request` then has. Raises EngineFailed, PortTaken.
+    """
     began = time.monotonic()
-    with Path(request["log"]).open("wb") as log:
-        engine = subprocess.Popen(
-            request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+    engine = _started(request)
     try:
-        token_s = _until_ready(request, engine)
+        token_s = _first_token(request)
         yield OwnEngine(engine.pid, time.monotonic() - began, token_s)
     except EngineFailed as problem:
         raise (_ended(request, engine) or problem) from problem
     finally:
         _end(engine)
+
+
+def _started(request: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Return an engine that listens. Raises EngineFailed, PortTaken."""
+    for tries_left in reversed(range(PORTS)):
+        with Path(request["log"]).open("wb") as log:
+            engine = subprocess.Popen(
+                request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        try:
+            _until_listening(request, engine)
+        except (EngineFailed, PortTaken) as problem:
+            _end(engine)
+            if not isinstance(problem, PortTaken) or not tries_left:
+                raise
+            request.update(_elsewhere(request))
+        else:
+            return engine
+    raise AssertionError("the last try returns or raises")
+
+
+def _elsewhere(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the port and the command line of the same engine at a port that is free now."""
+    port, argv = ports.spare(), list(request["argv"])
+    argv[argv.index("--port") + 1] = str(port)
+    return {"port": port, "argv": argv}
 
 
 def _end(engine: subprocess.Popen[bytes]) -> None:
@@ -88,10 +118,10 @@ def _end(engine: subprocess.Popen[bytes]) -> None:
         engine.wait()
 
 
-def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> float:
-    """Wait for the first token; return the seconds that its request took.
+def _until_listening(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> None:
+    """Wait until the engine listens. Another program at its port must be sent no key.
 
-    Raises EngineFailed with the cause when the engine ends or takes too long.
+    Raises EngineFailed with the cause when the engine ends or takes too long, PortTaken.
     """
     until = time.monotonic() + request["start_limit_s"]
     while not probe.listening(request["port"]):
@@ -99,11 +129,18 @@ def _until_ready(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> fl
             raise problem
         if time.monotonic() > until:
             raise EngineFailed(f"The engine was not ready within {request['start_limit_s']:.0f} s.")
+    identity = process.identify(engine.pid)
+    if identity is None or ports.taken_from(request["port"], identity):
+        raise PortTaken(f"Port {request['port']} is taken by another program.", hint="mlxq doctor")
+
+
+def _first_token(request: dict[str, Any]) -> float:
+    """Return the seconds that the first token took. Raises EngineFailed."""
     limit_s, messages = request.get("token_limit_s", TOKEN_S), request.get("hello", probe.HI)
     return probe.one_token(request["port"], request["key"], request["name"], limit_s, messages)
 
 
-def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFailed | None:
+def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> MlxqError | None:
     """Return why an engine ended; None while it runs. A connection that breaks comes a moment before its end."""
     try:
         code = engine.wait(READY_LOOK_S)
@@ -111,7 +148,8 @@ def _ended(request: dict[str, Any], engine: subprocess.Popen[bytes]) -> EngineFa
         return None
     words = Path(request["log"]).read_text(encoding="utf-8", errors="replace")
     cause = exit_causes.explain(128 - code if code < 0 else code, words, "bench", adapters.rules(request["release"]))
-    return EngineFailed(cause.sentence, hint=f"tail {request['log']}")
+    failed = PortTaken if cause.code == PortTaken.code else EngineFailed
+    return failed(cause.sentence, hint=f"tail {request['log']}")
 
 
 def _measured(request: dict[str, Any], pid: int, report: Report) -> dict[str, Any]:

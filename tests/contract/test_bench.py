@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from support import tiny_model
+from support import strangers, tiny_model
 from support.here import Run, runner
 
 from state import facts, ledger, weights
@@ -18,7 +19,7 @@ from state.job import JobState
 from state.metrics import bench as rows
 from state.paths import Home
 from tasks import bench, kinds, runtime
-from tasks.system import hardware
+from tasks.system import hardware, ports
 
 QUICK = {"prompt_tokens": 64, "gen_tokens": 24, "runs": 2}
 
@@ -67,6 +68,24 @@ def test_a_model_is_measured_on_an_engine_of_its_own(run: Run, model: Path, home
     assert ended.result["verdict"] in {"PASS", "WARN", "FAIL"}  # held against what its files let expect
     assert ended.result["tools"] is None
     assert [row.concurrency for row in rows.history(db, f"file:{model}", "A")] == [1, 2]
+    assert engines(home) == []
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["who listens", "who does not listen"])
+def test_an_engine_moves_from_a_port_that_another_program_has(
+    run: Run, model: Path, home: Home, monkeypatch: pytest.MonkeyPatch, listens: bool
+) -> None:
+    """Nothing holds a port from when it was free until the engine binds it. The other program is sent no key."""
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        if listens:
+            stranger.listen()
+        monkeypatch.setattr(ports, "spare", lambda: stranger.getsockname()[1])
+        ended = run(str(model), **QUICK | {"runs": 1})
+        heard = strangers.heard(stranger) if listens else []
+
+    assert ended.state is JobState.SUCCEEDED, ended.error
+    assert not any(heard)
     assert engines(home) == []
 
 
