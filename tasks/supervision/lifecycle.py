@@ -133,10 +133,11 @@ def port_taken(row: Service) -> PortTaken:
     )
 
 
-def port_hijacked(row: Service, process_identity: Identity) -> bool:
-    """Return whether another process listens on the port of a service that runs: it was quicker than the service."""
-    holder = ports.holder(row.port)
-    return holder is not None and holder.identity not in process.members(process_identity)
+def _expect_port(row: Service) -> None:
+    """Raise PortTaken when another process was quicker than the service at its port."""
+    owner = identity(row)
+    if owner and ports.taken_from(row.port, owner):
+        raise port_taken(row)
 
 
 def write_start_marker(log: Path, text: str) -> None:
@@ -152,23 +153,30 @@ HEALTH = {"page": page.HEALTH, "front": front.HEALTH}
 
 
 def ready(home: Home, row: Service) -> bool:
-    """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed."""
-    if row.kind == "gateway":
-        return probe.gateway_ready(row.port)
-    if row.kind in HEALTH:
-        return probe.answers(row.port, HEALTH[row.kind])
-    if not listed(home, row):
-        return False
-    probe.one_answer(row.port, _key(home), row.name, TOKEN_S, release=row.release)
-    return True
+    """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed, PortTaken."""
+    if row.kind == "engine":
+        return listed(home, row) and _one_token(home, row)
+    answers = probe.answers(row.port, HEALTH[row.kind]) if row.kind in HEALTH else probe.gateway_ready(row.port)
+    if answers:
+        _expect_port(row)
+    return answers
 
 
 def listed(home: Home, row: Service) -> bool:
-    """Return whether an engine listens, with the name that it is asked by. Raises EngineFailed where it has another."""
+    """Return whether an engine listens, with the name that it is asked by.
+
+    Another program at its port is sent no key. Raises EngineFailed where the engine has another name, PortTaken.
+    """
     if not probe.listening(row.port):
         return False
+    _expect_port(row)
     if row.name not in probe.models(row.port, _key(home), 10.0):
         raise EngineFailed(f"The engine does not list {row.name}.")
+    return True
+
+
+def _one_token(home: Home, row: Service) -> bool:
+    probe.one_answer(row.port, _key(home), row.name, TOKEN_S, release=row.release)
     return True
 
 

@@ -328,7 +328,8 @@ def _await_ready(context: Context, row: Service, plan: LaunchSpec) -> bool:
         except EngineFailed as problem:
             failed += 1
             if failed >= BROKEN_ANSWERS:
-                raise _broken(row, identity, problem) from problem
+                message = f"{row.name} runs, and requests fail: {problem.message}"
+                raise EngineFailed(message, hint=f"mlxq logs {row.name}") from problem
             process.wait(identity, LOOK_S)
         if spent_s > plan.start_limit_s:
             raise EngineFailed(
@@ -360,13 +361,6 @@ def _ask_whether_ready(context: Context, row: Service, plan: LaunchSpec) -> Back
         return False
 
     return BackgroundCall(ask, f"ready-{row.name}")
-
-
-def _broken(row: Service, identity: Identity, problem: EngineFailed) -> MlxqError:
-    """Return the error for a port that answers, and answers wrongly."""
-    if lifecycle.port_hijacked(row, identity):
-        return lifecycle.port_taken(row)
-    return EngineFailed(f"{row.name} runs, and requests fail: {problem.message}", hint=f"mlxq logs {row.name}")
 
 
 def _end_frozen(identity: Identity, thawed_at: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support import strangers
 from support.here import Run, runner
 from support.ports import free_port
 
@@ -89,6 +90,22 @@ def test_a_service_whose_new_port_is_taken_goes_on_where_it_is(
     one = service.get(db, "fast")
     assert (one.identity, one.port, one.state) == (serving.identity, serving.port, State.READY)
     assert lifecycle.ready(home, one)
+
+
+def test_a_program_that_was_quicker_at_the_port_is_sent_no_key(
+    db: Database, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It binds the port after the port was seen to be free, and before the engine, which takes seconds to load."""
+    monkeypatch.setattr(lifecycle, "_free_port", lambda _row: None)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        shall_listen(db, stranger.getsockname()[1])
+        failed = run("start", service="fast")
+        heard = strangers.heard(stranger)
+
+    assert heard
+    assert not any(heard)
+    assert failed.error
+    assert "is taken by" in failed.error or "Another program is using its port" in failed.error
 
 
 def test_a_service_that_is_wanted_again_is_not_stopped_for_an_old_look(
