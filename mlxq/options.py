@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from state.errors import MlxqError, NotFound, NotSetUp
+from state.errors import MlxqError, NotFound, not_set_up
 from state.paths import get_home
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def check_services(db: Database, names: Sequence[str]) -> None:
     existing = [*tiers, *beside, *(row["name"] for row in db.rows(LOADED))] if tiers else [*BESIDE]
     for name in names:
         if len(existing) == len(BESIDE):
-            raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
+            raise not_set_up(db.home.root)
         if name not in existing:
             raise NotFound(f"There is no service {name!r}; there is: {', '.join(existing)}.", hint="mlxq status")
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from state.errors import DiskFull, MlxqError, NewerState, NotSetUp, StateDamaged, StateUnavailable
+from state.errors import DiskFull, MlxqError, NewerState, StateDamaged, StateUnavailable, not_set_up
 from state.paths import Home
 
 BUSY_TIMEOUT_S = 15.0
@@ -194,7 +194,7 @@ def read_database(home: Home, *, as_it_is: bool = False) -> Database:
     """
     connection, version = _opened(home, newer=as_it_is)
     if connection is None or version == 0:
-        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
+        raise not_set_up(home.root)
     if version != SCHEMA_VERSION and not as_it_is:
         connection = _migrated(home, connection)
     with _told(home):

@@ -35,6 +35,7 @@ so a failure in the worker and a failure in the command line exit alike.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -65,6 +66,11 @@ class NotSetUp(MlxqError):
 
     code = "not_set_up"
     exit_code = 3
+
+
+def not_set_up(root: Path, hint: str = "mlxq setup") -> NotSetUp:
+    """Return the error for the home in the folder `root`, which has no stack."""
+    return NotSetUp(f"mlxq is not set up in {root}.", hint=hint)
 
 
 class NotRunning(MlxqError):

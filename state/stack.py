@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from state.classes import dataclass
 from state.db import Database, Row, known_columns
-from state.errors import NotFound, NotSetUp
+from state.errors import NotFound, not_set_up
 from state.settings import LONGEST_ANSWER
 
 Purpose = Literal["chat", "embedding", "rerank"]
@@ -150,14 +150,20 @@ def tiers(db: Database, serving: Iterable[Engine] | None = None) -> list[Tier]:
         return [_tier(row, by_name[row["engine"]]) for row in db.rows("SELECT * FROM tiers ORDER BY position")]
 
 
+def require(db: Database) -> list[Tier]:
+    """Return the wanted tiers in their order. Raises NotSetUp where there are none."""
+    existing = tiers(db)
+    if not existing:
+        raise not_set_up(db.home.root)
+    return existing
+
+
 def tier(db: Database, name: str) -> Tier:
     """Return one tier. Raises NotFound with the names there are, NotSetUp where there are none."""
-    everything = tiers(db)
+    everything = require(db)
     for candidate in everything:
         if candidate.name == name:
             return candidate
-    if not everything:
-        raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
     names = ", ".join(candidate.name for candidate in everything)
     raise NotFound(f"There is no tier {name!r}; there is: {names}.", hint="mlxq status")
 
@@ -177,7 +183,7 @@ def engine(db: Database, name: str) -> Engine:
         return engine_of_json(text)
     names = ", ".join(candidate.name for candidate in engines(db))
     if not names:
-        raise NotSetUp(f"mlxq is not set up in {db.home.root}.", hint="mlxq setup")
+        raise not_set_up(db.home.root)
     raise NotFound(f"There is no engine {name!r}; there is: {names}.", hint="mlxq status")
 
 

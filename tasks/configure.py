@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from state import secrets, settings, stack
-from state.errors import NotSetUp
 from tasks.queue import Context, job
 from tasks.supervision import candidate, gateway_config
 
@@ -17,9 +16,7 @@ def configure(context: Context) -> dict[str, Any]:
     While a gateway runs, a change is proven beside it first; one that fails there changes nothing.
     Returns {"path", "changed"}. Raises NotSetUp without a stack, GatewayFailed.
     """
-    home, tiers = context.home, stack.tiers(context.db)
-    if not tiers:
-        raise NotSetUp("There is no stack to write a configuration for.", hint="mlxq setup")
+    home, tiers = context.home, stack.require(context.db)
     secrets.ensure(home.secrets)
     path, text = home.gateway_config, gateway_config.wanted_text(context.db, home, tiers)
     changed = not gateway_config.is_current(home, text)

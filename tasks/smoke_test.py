@@ -11,7 +11,7 @@ from typing import Any
 
 from catalog import units
 from state import ports, secrets, service, stack
-from state.errors import EngineFailed, GatewayFailed, NotSetUp
+from state.errors import EngineFailed, GatewayFailed
 from state.stack import Tier
 from tasks.plan import bench, gateway
 from tasks.queue import Context, job
@@ -42,9 +42,7 @@ def smoke_test(context: Context) -> dict[str, Any]:
     """
     at = ports.listing(context.db)
     key = secrets.read(context.home.secrets).get(secrets.MASTER, "")
-    tiers = stack.tiers(context.db)
-    if not tiers:
-        raise NotSetUp("There is no stack to verify.", hint="mlxq setup")
+    tiers = stack.require(context.db)
     if _stopped(context, gateway.SERVICE):
         tiers = []
     tiers = [tier for tier in tiers if tier.desired == "up" and not _stopped(context, tier.engine.name)]

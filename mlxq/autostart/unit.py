@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from state.classes import dataclass
-from state.errors import NotSetUp
+from state.errors import not_set_up
 from state.paths import Home, get_home
 from tasks.upgrade import installation
 
@@ -95,7 +95,7 @@ def describe(*, system: bool) -> Unit:
     base = {**os.environ, "HOME": str(user_home), "USER": entry.pw_name} if system else dict(os.environ)
     home = Home(Path(base.get("MLXQ_HOME") or user_home / ".mlxq").absolute()) if system else get_home()
     if system and not home.root.is_dir():
-        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup   (without sudo)")
+        raise not_set_up(home.root, "mlxq setup   (without sudo)")
     return Unit(
         program(), home, environment(base, home), system, entry.pw_name if system else "", entry.pw_uid, user_home
     )

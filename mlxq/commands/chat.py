@@ -9,7 +9,7 @@ import click
 
 from mlxq import jobs_client, options, render
 from state import ports, stack
-from state.errors import NotSetUp, UsageProblem
+from state.errors import UsageProblem
 from state.paths import Home, get_home
 
 
@@ -44,9 +44,7 @@ def command(prompt: tuple[str, ...], tier: str | None, timeout_s: float, *, cont
         raise UsageProblem("There is no prompt.", hint='mlxq chat "What is the capital of France?"')
     home = get_home()
     with jobs_client.reading(home) as db:
-        tiers = [row.name for row in stack.tiers(db)]
-        if not tiers:
-            raise NotSetUp("There is no stack to send it to.", hint="mlxq setup")
+        tiers = [row.name for row in stack.require(db)]
         name = stack.tier(db, tier).name if tier else tiers[0]
         url = ports.endpoint(ports.listing(db))
     if interactive:

@@ -19,7 +19,7 @@ from mlxq.clients.table import CLIENTS
 from mlxq.web import auth
 from state import keys, on_demand, ports, secrets, settings, stack
 from state.db import Database
-from state.errors import NotFound, NotRunning, NotSetUp, UsageProblem
+from state.errors import NotFound, NotRunning, UsageProblem
 from state.paths import Home, get_home
 
 OURS = re.compile(r"sk-mlxq-[\w-]{20,}")
@@ -233,11 +233,9 @@ def _restore(home: Home, client: Client, consent: Consent) -> None:
 def _target(home: Home, key: str) -> Target:
     """Return what the client is to use. Raises NotSetUp without a stack."""
     with jobs_client.reading(home) as db:
-        tiers = stack.with_defaults(stack.tiers(db), settings.load(home))
+        tiers = stack.with_defaults(stack.require(db), settings.load(home))
         url = ports.endpoint(ports.listing(db))
         embedding = _embedding(db)
-    if not tiers:
-        raise NotSetUp("There is no stack to connect to.", hint="mlxq setup")
     return Target(url.removesuffix("/v1"), key, tiers, embedding)
 
 

@@ -11,7 +11,7 @@ import click
 from mlxq import job_view, jobs_client, options, render
 from mlxq.web import auth
 from state import secrets, service, settings, stack
-from state.errors import NotRunning, NotSetUp
+from state.errors import NotRunning
 from state.paths import Home, get_home
 from state.service import State
 from tasks import kinds
@@ -47,8 +47,7 @@ def command(*, no_open: bool, timeout_s: float | None) -> None:
 def _runs(home: Home, port: int) -> bool:
     """Return whether the page is running at its port; any listener there is not enough. Raises NotSetUp."""
     with jobs_client.reading(home) as db:
-        if not stack.tiers(db):
-            raise NotSetUp("There is no stack to show.", hint="mlxq setup")
+        stack.require(db)
         row = service.find(db, page.SERVICE)
     return row is not None and row.state == State.READY and row.port == port and _answers(port)
 

@@ -10,7 +10,7 @@ from mlxq import dry_run as dry
 from mlxq import job_view, jobs_client, options, render, status_report
 from state import ledger, service, stack
 from state.db import Database
-from state.errors import NotSetUp
+from state.errors import not_set_up
 from state.job import NewJob
 from state.paths import Home, get_home
 from state.service import Observed, Service
@@ -118,8 +118,8 @@ def _stop_alone(home: Home, *, dry_run: bool) -> None:
         with jobs_client.writing(home) as db:
             ledger.request_down(db, None)
     if dry_run or not jobs_client.stop_idle_worker(home):
-        raise NotSetUp("There is no stack to stop.", hint="mlxq setup")
-    render.say("There is no stack; the worker was stopped.")
+        raise not_set_up(home.root)
+    render.say("Nothing is set up; the worker was stopped.")
 
 
 def is_down(row: Service) -> bool:

@@ -13,7 +13,7 @@ from mlxq import __version__, job_view, jobs_client, options, render
 from mlxq.fleet import report as fleet_report
 from state import fleet, settings, stack
 from state.db import Database
-from state.errors import NotSetUp, Offline, UsageProblem
+from state.errors import Offline, UsageProblem
 from state.paths import Home, get_home
 from tasks import kinds
 from tasks.plan.gateway import SERVICE as GATEWAY
@@ -85,7 +85,7 @@ def join(token: str | None, *, yes: bool) -> None:
     home = get_home()
     invitation = tokens.parse(_token(home, token))
     with jobs_client.changing(home) as db:
-        _require_stack(home, db)
+        stack.require(db)
         joining.require_other(home, invitation)
         inviter = joining.reach(invitation)
         joining.check(db, inviter, invitation, __version__)
@@ -264,11 +264,6 @@ def _refuse_own(db: Database, name: str, hint: str) -> None:
         )
 
 
-def _require_stack(home: Home, db: Database) -> None:
-    if not stack.tiers(db):
-        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
-
-
 def open_gateway(home: Home, *, yes: bool) -> None:
     """Have other machines reach the gateway, encrypted, after the user agreed.
 
@@ -277,7 +272,7 @@ def open_gateway(home: Home, *, yes: bool) -> None:
     from tasks.fleet import identity
 
     with jobs_client.changing(home) as db:
-        _require_stack(home, db)
+        stack.require(db)
         if identity.is_open(home) and fleet.is_on(db):
             return
     port = settings.load(home)["litellm-port"]

@@ -11,7 +11,7 @@ from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
 from state import service, stack
 from state.db import Database
-from state.errors import NotRunning, NotSetUp
+from state.errors import NotRunning
 from state.paths import get_home
 from state.stack import Tier
 
@@ -45,8 +45,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_r
 
 def requested(db: Database, names: Sequence[str] = ()) -> list[str]:
     """Return the services to restart: those that are requested to run. Raises NotSetUp, NotFound, NotRunning."""
-    if not stack.tiers(db):
-        raise NotSetUp("There is no stack to restart.", hint="mlxq setup")
+    stack.require(db)
     options.check_services(db, names)
     running = [row.name for row in service.listing(db) if row.desired == "up"]
     if not running:

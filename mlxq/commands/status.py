@@ -17,7 +17,7 @@ from mlxq import jobs_client, options, prompt_reuse, render, status_report
 from mlxq.service_status import ASLEEP, ServiceStatus
 from mlxq.status_report import StatusReport
 from state.config.problem import ConfigProblem
-from state.errors import NotSetUp, UsageProblem
+from state.errors import NotSetUp, UsageProblem, not_set_up
 from state.paths import Home, get_home
 from state.service import Observed
 from state.stack import Tier, served_by
@@ -168,7 +168,7 @@ def read(home: Home) -> StatusReport:
 
 def _require_setup(home: Home, status: StatusReport) -> None:
     if not status.is_set_up:
-        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint=_first_step(status))
+        raise not_set_up(home.root, _first_step(status))
 
 
 def _first_step(status: StatusReport) -> str:

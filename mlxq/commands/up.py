@@ -12,7 +12,6 @@ from mlxq import job_view, jobs_client, options, render
 from mlxq.commands import status
 from state import safe_mode, stack
 from state.db import Database
-from state.errors import NotSetUp
 from state.paths import Home, get_home
 from state.safe_mode import SafeMode
 from tasks.gateway.admission import poison_requests
@@ -32,8 +31,7 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
 
     home = get_home()
     with jobs_client.reading(home) as db:
-        if not stack.tiers(db):
-            raise NotSetUp("There is no stack to start.", hint="mlxq setup")
+        stack.require(db)
         options.check_services(db, names)
         everything = stack_jobs.everything(db)
         if dry_run:

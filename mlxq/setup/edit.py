@@ -15,7 +15,7 @@ from mlxq.setup import recommendation
 from state import desired, facts, service, settings, stack
 from state.classes import dataclass
 from state.db import Database
-from state.errors import NotFound, NotSetUp, UsageProblem
+from state.errors import NotFound, UsageProblem, not_set_up
 from state.job import LIVE, NewJob, listing
 from state.paths import Home
 from state.stack import Tier, engines_of, shares
@@ -99,7 +99,7 @@ def plan(db: Database | None, home: Home, change: StackChange) -> EditPlan:
     """
     now = stack.tiers(db) if db else []
     if not now and change.alone is None:
-        raise NotSetUp("There is no stack to change.", hint="mlxq setup")
+        raise not_set_up(home.root)
     removed = _gone(db, now, change)
     remaining = [tier for tier in now if tier not in removed]
     if not remaining and not change.additions:

@@ -11,7 +11,7 @@ from catalog.retrieval import RetrievalModel
 from mlxq import jobs_client, render
 from state import settings, stack
 from state.db import Database
-from state.errors import NotFound, NotSetUp
+from state.errors import NotFound
 from state.job import NewJob
 from state.paths import Home
 from state.stack import Engine, Purpose
@@ -49,8 +49,7 @@ class RetrievalChange:
 
 def plan(db: Database, home: Home, wanted: Mapping[Purpose, str]) -> list[RetrievalChange]:
     """Return the changes that make `wanted`, model by purpose, true. Raises NotSetUp, NotFound, DoesNotFit."""
-    if not stack.tiers(db):
-        raise NotSetUp("There is no stack to change.", hint="mlxq setup")
+    stack.require(db)
     engines, base_port = stack.engines(db), settings.load(home)["tier-port-base"]
     changes: list[RetrievalChange] = []
     for purpose, name in wanted.items():

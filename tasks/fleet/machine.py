@@ -8,17 +8,17 @@ from typing import Any
 from catalog.machine import from_row
 from state import facts, stack, weights
 from state.db import Database
-from state.errors import NotSetUp
+from state.errors import not_set_up
 from tasks import recommend, stack_jobs
 from tasks.engines import serving
 
 
 def describe(db: Database) -> dict[str, Any]:
     """Return it as JSON has it; tasks/fleet/machine_report.py reads it. Raises NotSetUp."""
+    tiers = stack.require(db)
     row = facts.get(db, "machine")
-    tiers = stack.tiers(db)
-    if not row or not tiers:
-        raise NotSetUp("There is no stack yet.", hint="mlxq setup")
+    if not row:
+        raise not_set_up(db.home.root)
     reuses = serving.reads_once(db, db.home)
     return {
         "machine": row,

@@ -13,7 +13,7 @@ from catalog.load import of_source
 from catalog.model import Model
 from state import on_demand, service, settings, stack, weights
 from state.db import Database
-from state.errors import Damaged, DiskUnavailable, NotFound, NotSetUp
+from state.errors import Damaged, DiskUnavailable, NotFound
 from state.on_demand import DiskModel
 from state.paths import Home
 from state.stack import Engine
@@ -74,8 +74,7 @@ def loaded(db: Database) -> set[str]:
 
 def _room(db: Database, home: Home) -> int:
     """Return the bytes that the engines which always stay leave of the budget. Raises NotSetUp."""
-    if not stack.tiers(db):
-        raise NotSetUp(f"mlxq is not set up in {home.root}.", hint="mlxq setup")
+    stack.require(db)
     return stack_jobs.budget(db, home) - sum(engine.memory_bytes for engine in requests.staying(db))
 
 

@@ -269,10 +269,10 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
 
     down = start("down")
 
-    assert "There is no stack; the worker was stopped." in down.communicate()[1]
+    assert "Nothing is set up; the worker was stopped." in down.communicate()[1]
     assert down.returncode == 0
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert "There is no stack to stop." in start("down").communicate()[1]
+    assert "mlxq is not set up in " in start("down").communicate()[1]
 
 
 QUICKLY = """
