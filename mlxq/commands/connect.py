@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mlxq import gateway_client, jobs_client, options, render
+from mlxq import confirm, gateway_client, jobs_client, options, render
 from mlxq.clients import backup
 from mlxq.clients.client import MASKED, Client, Target
 from mlxq.clients.table import CLIENTS
@@ -154,13 +154,8 @@ def _ask(again: str) -> Consent:
     """Return a consent that asks; `again`: the command that needs no answer."""
 
     def ask() -> bool:
-        if not sys.stdin.isatty():
-            raise UsageProblem(
-                "This changes a file; stdin is not a terminal to confirm it on.",
-                done="Nothing was changed.",
-                hint=again,
-            )
-        return click.confirm("Make this change", default=True, abort=True, err=True)
+        confirm.change("Make this change", effect="This changes a file", hint=again, default=True)
+        return True
 
     return ask
 

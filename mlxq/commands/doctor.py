@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from mlxq import jobs_client, options, render
+from mlxq import confirm, jobs_client, options, render
 from mlxq.doctor import bundle, checks, fixes, trials
 from mlxq.doctor.rules import Finding, Grade
 from state.errors import MlxqError, UsageProblem
@@ -59,22 +59,17 @@ def _fix(home: Home, findings: Sequence[Finding], *, yes: bool) -> list[str]:
     """Apply each fix once; return the sentences on what was done."""
     fixed: list[str] = []
     for name in dict.fromkeys(finding.fix for finding in findings if finding.fix):
-        if name in fixes.ASKED and not yes:
-            _confirm(home)
+        if name in fixes.ASKED:
+            _confirm(home, yes=yes)
         fixed.append(fixes.FIXES[name](home))
         render.say(fixed[-1])
     return fixed
 
 
-def _confirm(home: Home) -> None:
+def _confirm(home: Home, *, yes: bool) -> None:
     """Ask before the job database is moved aside. Raises UsageProblem where stdin is no terminal."""
-    if not sys.stdin.isatty():
-        raise UsageProblem(
-            "Moving a damaged state.db aside has to be confirmed; stdin is not a terminal.",
-            hint="mlxq doctor --fix --yes",
-        )
     render.say(f"{home.database} is damaged. It is kept beside a new one; jobs and stack are then set up again.")
-    click.confirm("Move it aside", abort=True, err=True)
+    confirm.change("Move it aside", effect="This moves state.db aside", hint="mlxq doctor --fix --yes", yes=yes)
 
 
 def _show(findings: Sequence[Finding]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from catalog.intent import INTENTS
-from mlxq import job_view, jobs_client, options, render
-from mlxq.commands.node import NodeName, confirm
+from mlxq import confirm, job_view, jobs_client, options, render
+from mlxq.commands.node import NodeName
 from state import fleet
 from state.db import Database
 from state.errors import MlxqError, NotRunning
@@ -87,7 +87,9 @@ def apply(
     if not names or dry_run:
         render.say(f"To be changed, in this order: {', '.join(names)}." if names else "Nothing is to be changed.")
         return
-    confirm(f"Change {', '.join(names)}", " ".join(["mlxq fleet apply", *_words(intent, keep), "--yes"]), yes=yes)
+    confirm.machines(
+        f"Change {', '.join(names)}", " ".join(["mlxq fleet apply", *_words(intent, keep), "--yes"]), yes=yes
+    )
     _run(planning.changes(planned), names, "mlxq fleet apply", timeout_s, as_json=as_json)
 
 
@@ -115,7 +117,7 @@ def upgrade(*, to: str | None, dry_run: bool, yes: bool, timeout_s: float | None
         render.say(f"To be upgraded, in this order: {', '.join(names)}.")
         return
     again = " ".join(["mlxq fleet upgrade", *(["--to", to] if to else [])])
-    confirm(f"Upgrade {', '.join(names)}", f"{again} --yes", yes=yes)
+    confirm.machines(f"Upgrade {', '.join(names)}", f"{again} --yes", yes=yes)
     jobs = planning.in_turn("upgrade_node", [(name, {"to": to} if to else {}) for name in nodes])
     last = kinds.new("upgrade", {"to": to}, needs=[job.label for job in jobs[-1:]], label=f"upgrade {own}")
     _run([*jobs, last], names, again, timeout_s, as_json=as_json)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import click
 from click.shell_completion import CompletionItem
 
-from mlxq import __version__, job_view, jobs_client, options, render
+from mlxq import __version__, confirm, job_view, jobs_client, options, render
 from mlxq.fleet import report as fleet_report
 from state import fleet, settings, stack
 from state.db import Database
@@ -170,7 +170,7 @@ def remove(name: str, *, yes: bool) -> None:
         if not member:
             node = fleet.get(db, name)
         question = f"Leave the fleet of {name}" if member else f"Remove {name}"
-        confirm(question, f"mlxq node remove {name} --yes", yes=yes)
+        confirm.machines(question, f"mlxq node remove {name} --yes", yes=yes)
         problems = [joining.leave(db, name)] if member else []
         problems += [inviting.remove(db, name)] if node else []
     render.say(f"{name} is removed." if node else f"This node left the fleet of {name}.")
@@ -200,15 +200,6 @@ def add(url: str, key: str, *, name: str | None, serves: tuple[str, ...]) -> Non
     if node.address.startswith("http:"):
         render.say("Its address is http: the key and all requests go to it without encryption.")
     render.say(f"{node.name} serves {', '.join(node.serves)}.")
-
-
-def confirm(question: str, hint: str, *, yes: bool) -> None:
-    """Ask before machines are changed, unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageProblem("This changes machines; stdin is not a terminal to confirm it on.", hint=hint)
-    click.confirm(question, abort=True, err=True)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -280,10 +271,7 @@ def open_gateway(home: Home, *, yes: bool) -> None:
         f"This opens the gateway to other machines: port {port} on all addresses of this machine, encrypted, and"
         " nothing without a key."
     )
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageProblem("This opens the gateway; stdin is not a terminal to confirm it on.", hint="Add --yes.")
-        click.confirm("Open it", abort=True, err=True)
+    confirm.change("Open it", effect="This opens the gateway", hint="Add --yes.", yes=yes)
     if settings.load(home)["gateway-host"] == "127.0.0.1":
         settings.write(home, "gateway-host", ALL_ADDRESSES)
     settings.write(home, "gateway-tls", "true")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from catalog import units
-from mlxq import job_view, jobs_client, local_models, options, render
+from mlxq import confirm, job_view, jobs_client, local_models, options, render
 from mlxq.commands import rm
 from mlxq.local_models import Installed
 from state.paths import Home, get_home
@@ -53,7 +53,7 @@ def _prune_cache(home: Home, *, dry_run: bool, yes: bool, as_json: bool) -> None
     if not as_json:
         render.say(f"Engines keep {units.files(size)} of old prompts on disk, and others in memory.")
     if not dry_run:
-        rm.confirm(yes=yes)
+        confirm.deletion(yes=yes)
         with jobs_client.writing(home) as db:
             ids = jobs_client.enqueue(db, [kinds.new("prune_cache")])
         size = jobs_client.follow(home, jobs_client.these(ids), job_view.view())[0].result["bytes"]

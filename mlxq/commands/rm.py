@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
 import click
 
 from catalog import units
-from mlxq import job_view, jobs_client, local_models, options, render
+from mlxq import confirm, job_view, jobs_client, local_models, options, render
 from mlxq.local_models import Installed
-from state.errors import Busy, UsageProblem
+from state.errors import Busy
 from state.job import JobState
 from state.paths import Home, get_home
 from tasks import kinds, recommend
@@ -55,21 +54,12 @@ def remove(home: Home, chosen: list[Installed], *, force: bool, yes: bool, liste
     """
     if listed:
         show(chosen)
-    confirm(yes=yes)
+    confirm.deletion(yes=yes)
     with jobs_client.writing(home) as db:
         ids = jobs_client.enqueue(db, [_job(row, force=force) for row in chosen])
     ended = jobs_client.follow(home, jobs_client.these(ids), job_view.view())
     freed = sum(job.result["bytes"] for job in ended if job.state is JobState.SUCCEEDED)
     render.say(f"Deleted {units.files(freed)}.")
-
-
-def confirm(question: str = "Delete", *, yes: bool) -> None:
-    """Ask before a deletion unless `yes`. Raises UsageProblem where stdin is no terminal, Abort for a no."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageProblem("This deletes files; stdin is not a terminal to confirm it on.", hint="Add --yes.")
-    click.confirm(question, abort=True, err=True)
 
 
 def _job(row: Installed, *, force: bool) -> kinds.NewJob:

@@ -12,8 +12,7 @@ from pathlib import Path
 import click
 
 from catalog import units
-from mlxq import autostart, options, render, worker_process
-from mlxq.commands import rm
+from mlxq import autostart, confirm, options, render, worker_process
 from state import files, settings
 from state.errors import Busy, MlxqError, UsageProblem
 from state.paths import Home, get_home
@@ -45,7 +44,7 @@ def command(*, system: bool, everything: bool, keep_models: bool, dry_run: bool,
     if dry_run:
         return
     if inventory.removed:
-        rm.confirm(yes=yes)
+        confirm.deletion(yes=yes)
     _remove_autostart(system=system)
     _stop(home)
     for path in inventory.removed:

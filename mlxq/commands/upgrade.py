@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxq import __version__, job_view, jobs_client, options, render
-from mlxq.commands import rm
+from mlxq import __version__, confirm, job_view, jobs_client, options, render
 from state import files, wakeup
 from state.errors import Busy, NotSetUp, TimedOut
 from state.job import get
@@ -121,7 +120,7 @@ def _confirm_loss(home: Home, record: Record, *, yes: bool) -> None:
         f"{record.after.version} changed state.db. mlxq {record.before.version} needs {copy}, from before the "
         "upgrade: jobs, usage and settings of tiers since then are lost. Models and keys are kept."
     )
-    rm.confirm(yes=yes)
+    confirm.deletion(yes=yes)
 
 
 def _await_back(home: Home) -> dict[str, Any]:

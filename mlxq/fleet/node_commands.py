@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mlxq import job_view, jobs_client, options, render
+from mlxq import confirm, job_view, jobs_client, options, render
 from state import fleet
 from state.errors import MlxqError, Offline, TimedOut, UsageProblem
 from state.job import Job, JobState
@@ -153,9 +153,7 @@ def pull(
 @click.pass_context
 def rm(ctx: click.Context, *, model: str, force: bool, yes: bool) -> None:
     """Have the node delete a model."""
-    from mlxq.commands.rm import confirm
-
-    confirm(f"Delete {model} on {node_name(ctx)}", yes=yes)
+    confirm.deletion(f"Delete {model} on {node_name(ctx)}", yes=yes)
     _run(ctx, "rm", model=model, force=force)
 
 

@@ -1,0 +1,32 @@
+"""Confirmation, on a terminal, of what deletes or changes something."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from state.errors import UsageProblem
+
+
+def change(question: str, *, effect: str, hint: str, yes: bool = False, default: bool = False) -> None:
+    """Ask `question` unless `yes`; a no ends the command.
+
+    `effect`: how a sentence begins that says what is to be confirmed, such as "This deletes files"; `hint`: how it is
+    confirmed where stdin is no terminal. Raises UsageProblem there, Abort for a no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageProblem(f"{effect}; stdin is not a terminal to confirm it on.", hint=hint)
+    click.confirm(question, default=default, abort=True, err=True)
+
+
+def deletion(question: str = "Delete", *, yes: bool) -> None:
+    """Ask before files are deleted, as `change` does."""
+    change(question, effect="This deletes files", hint="Add --yes.", yes=yes)
+
+
+def machines(question: str, hint: str, *, yes: bool) -> None:
+    """Ask before other machines are changed, as `change` does."""
+    change(question, effect="This changes machines", hint=hint, yes=yes)
