@@ -12,13 +12,15 @@ from state.errors import UsageProblem
 def change(question: str, *, effect: str, hint: str, yes: bool = False, default: bool = False) -> None:
     """Ask `question` unless `yes`; a no ends the command.
 
-    `effect`: how a sentence begins that says what is to be confirmed, such as "This deletes files"; `hint`: how it is
-    confirmed where stdin is no terminal. Raises UsageProblem there, Abort for a no.
+    `effect`: the start of a sentence on what would happen, such as "This deletes files"; `hint`: how to confirm it
+    without a terminal. Raises UsageProblem where stdin is none, Abort for a no.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageProblem(f"{effect}; stdin is not a terminal to confirm it on.", hint=hint)
+        raise UsageProblem(
+            f"{effect}; stdin is not a terminal to confirm it on.", done="Nothing was changed.", hint=hint
+        )
     click.confirm(question, default=default, abort=True, err=True)
 
 

@@ -56,11 +56,12 @@ def command(*, fix: bool, yes: bool, archive: Path | None, self_test: bool, reco
 
 
 def _fix(home: Home, findings: Sequence[Finding], *, yes: bool) -> list[str]:
-    """Apply each fix once; return the sentences on what was done."""
+    """Apply each fix once, none before all are confirmed; return the sentences on what was done."""
     fixed: list[str] = []
-    for name in dict.fromkeys(finding.fix for finding in findings if finding.fix):
-        if name in fixes.ASKED:
-            _confirm(home, yes=yes)
+    names = dict.fromkeys(finding.fix for finding in findings if finding.fix)
+    if names.keys() & fixes.ASKED:
+        _confirm(home, yes=yes)
+    for name in names:
         fixed.append(fixes.FIXES[name](home))
         render.say(fixed[-1])
     return fixed
