@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,6 +100,26 @@ def set_aside(path: Path) -> Path | None:
     except OSError as problem:
         raise MlxqError(f"Cannot move {path}: {problem.strerror}.", hint=f"ls -la {path.parent}") from problem
     return aside
+
+
+def below(folder: Path) -> Iterator[os.stat_result]:
+    """Yield what `lstat` says of each file below a folder.
+
+    What other processes delete meanwhile is left out, and folders that this user may not read. Raises OSError.
+    """
+    for parent, _, names in os.walk(folder, onerror=_expect_there):
+        for name in names:
+            try:
+                status = Path(parent, name).lstat()
+            except FileNotFoundError:
+                continue
+            yield status
+
+
+def _expect_there(problem: OSError) -> None:
+    """Raise what a disk that is away or hangs fails with."""
+    if not isinstance(problem, FileNotFoundError | PermissionError):
+        raise problem
 
 
 def tail(path: Path, most_bytes: int) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from catalog import units
 from catalog.engines import entry
+from state import files
 from state.errors import Damaged, DoesNotFit, EngineFailed, EngineUnproven, MlxqError, NotFound, Offline
 from tasks.engines import benchmark, environments, installed, reuse
 from tasks.plan.environment import KEPT
@@ -221,7 +222,7 @@ def index_has(engine: str, wait_s: float) -> bool:
 
 def size(folder: Path) -> int:
     """Return the bytes of the files below a folder."""
-    return sum(path.lstat().st_size for path in folder.rglob("*"))
+    return sum(status.st_size for status in files.below(folder))
 
 
 def _uv(words: list[str], read: Callable[[str], None] = lambda _: None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from state import files
 from state.paths import Home
 
 NO_STORE = "no-store"
@@ -34,12 +35,12 @@ def keep_out(home: Home, engine: str) -> None:
 
 def size(root: Path) -> int:
     """Return the bytes in a folder and below."""
-    return sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+    return sum(status.st_size for status in files.below(root))
 
 
 def written_at(root: Path) -> float:
     """Return when something in a folder was written last, in Unix seconds; 0 where nothing is in it."""
-    return max((file.stat().st_mtime for file in root.rglob("*") if file.is_file()), default=0.0)
+    return max((status.st_mtime for status in files.below(root)), default=0.0)
 
 
 def cap(root: Path, limit: int) -> int:
@@ -51,7 +52,7 @@ def cap(root: Path, limit: int) -> int:
     if not root.is_dir():
         return 0
     before = used = size(root)
-    models = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    models = sorted((path for path in root.iterdir() if path.is_dir()), key=written_at)
     for model in models:
         if used <= limit:
             break

@@ -111,7 +111,7 @@ def remove(folder: Path) -> int:
 
 def used(folder: Path) -> int:
     """Return the bytes a folder takes on the disk; a sparse file counts for what it holds."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    return sum(status.st_blocks * 512 for status in files.below(folder))
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
 import sys
@@ -59,6 +60,23 @@ def test_the_end_of_a_log_is_read_and_no_more(tmp_path: Path, most: int, text: s
 
     assert files.tail(tmp_path / "log", most) == text
     assert files.tail(tmp_path / "none", most) == ""
+
+
+def test_what_goes_while_a_folder_is_read_is_left_out(tmp_path: Path) -> None:
+    """An engine writes its old prompts, and a download ends, while their bytes are counted."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / str(number)).write_bytes(b"four")
+    (tmp_path / "link").symlink_to("a/0")
+    statuses = files.below(tmp_path)
+    link, first = next(statuses), next(statuses)
+    for name in ("a", "b", "c"):
+        shutil.rmtree(tmp_path / name)
+
+    assert (link.st_size, first.st_size) == (3, 4)
+    assert list(statuses) == []
+    assert list(files.below(tmp_path / "away")) == []
 
 
 @pytest.mark.parametrize("refusal", [None, errno.ENOTTY, errno.ENOTSUP, errno.EIO])
