@@ -119,18 +119,10 @@ def _installed(
         size=scan.size,
         used_by=users,
         problem=scan.problem,
-        pulled=_changed_at(scan.folder),
+        pulled=headers.changed_at(scan.folder),
         verified=row.verified_at if row else None,
         recorded=staging.is_ours(scan.folder) if scan.state == "partial" else row is not None,
     )
-
-
-def _changed_at(folder: Path) -> float:
-    """Return when a folder was last changed, in unix seconds; 0 for one that the disk does not give."""
-    try:
-        return folder.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _named(source: str, scan: ScannedFolder, models: Mapping[str, Model]) -> tuple[str, str]:

@@ -84,7 +84,7 @@ def _scan(folder: Path) -> list[Scanned]:
         if entry.state == "valid" and entry.weights is not None:
             record = None if entry.folder.is_symlink() else manifest.read(entry.folder)
             bits = entry.weights.quantization or f"{entry.weights.bits:.0f}-bit"
-            changed_at = entry.folder.stat().st_mtime
+            changed_at = headers.changed_at(entry.folder)
             folders.append(Scanned(entry.folder, record.asked if record else "", bits, changed_at))
     return folders
 

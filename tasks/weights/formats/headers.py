@@ -139,7 +139,27 @@ def scan(models: Path) -> list[ScannedFolder]:
     """
     if not models.is_dir():
         return []
-    return [_found(path) for path in sorted(models.iterdir()) if not path.name.startswith(".") and _is_folder(path)]
+    folders = [path for path in sorted(models.iterdir()) if not path.name.startswith(".") and _is_folder(path)]
+    return [entry for entry in map(_found, folders) if not _is_gone(entry.folder)]
+
+
+def _is_gone(folder: Path) -> bool:
+    """Return whether a folder was deleted while it was looked at, or renamed, as a download that ends is."""
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # the disk does not say
+        return False
+    return False
+
+
+def changed_at(folder: Path) -> float:
+    """Return when a folder was last changed, in Unix seconds; 0 for one that the disk does not give."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _is_folder(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,14 @@ def test_scan_sees_what_a_person_put_there_and_what_is_half_there(folder: Path):
         ("org--other@1234.partial", "partial"),
         ("tiny-4bit", "valid"),
     ]
+
+
+def test_scan_leaves_out_what_is_deleted_meanwhile(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """`mlxq rm` beside `mlxq models`, or a download whose folder gets its final name."""
+    (folder.parent / "org--other@1234.partial").mkdir()
+    monkeypatch.setattr(headers, "used", lambda path: shutil.rmtree(path) or 0)
+
+    assert headers.scan(folder.parent) == []
 
 
 def test_only_the_headers_of_a_model_are_read(tmp_path: Path):
