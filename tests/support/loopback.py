@@ -14,10 +14,13 @@ import httpx
 if TYPE_CHECKING:
     import httpx2
 
+LIMIT_S = 60.0
+"""httpx waits 5 s, less than a crowded machine may take for an answer."""
+
 
 def client(**options: Any) -> httpx.Client:
     """Return a client without certificates and proxies."""
-    return httpx.Client(**{"verify": False, "trust_env": False, **options})
+    return httpx.Client(**{"verify": False, "trust_env": False, "timeout": LIMIT_S, **options})
 
 
 def anthropic_client() -> httpx2.Client:
