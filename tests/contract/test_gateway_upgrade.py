@@ -105,7 +105,8 @@ def test_an_engine_that_an_upgrade_changed_ends_its_answers_and_requests_wait(
             with loopback.client(timeout=60) as client:
                 load.ask(client, order, stream=stream)
 
-        asked = [pool.submit(ask, 'script {"tokens": 40, "pause_s": 0.1}', stream=stream) for stream in (True, False)]
+        long = 'script {"tokens": 100, "pause_s": 0.1}'  # until the worker comes to the restart, however crowded it is
+        asked = [pool.submit(ask, long, stream=stream) for stream in (True, False)]
         until(lambda: loopback.get(f"http://127.0.0.1:{before.port}/active").json()["generating"] == len(asked))
         service.update(mlxq.db, "standard", spec_hash="of the version before")
         replaced = mlxq.put("restart", service="standard", reason="upgraded")
