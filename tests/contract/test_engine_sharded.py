@@ -25,8 +25,8 @@ from tasks.system import process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG = 4
-"""Tokens of an answer that takes longer than a look: ranks that wait for each other take of two cores what they can."""
+END_S = 60.0
+"""For a crowded machine: a rank that outlives its engine stays for good."""
 ROLES = ("user", "assistant")
 
 
@@ -87,19 +87,23 @@ def test_three_ranks_answer_as_one_and_read_a_prompt_once(engine: Engine, weight
 
 
 def test_requests_take_turns(engine: Engine):
-    """Two at once end both ranks with JACCL (mlx-lm issue 1737)."""
-    seen: list[tuple[int, int]] = []
+    """Two at once end both ranks with JACCL (mlx-lm issue 1737). Three wait until the first one's client leaves."""
+    story, running = talk(engine, "Tell a story.", tokens=4000) | {"stream": True}, [0]
+    url = f"{engine.url}/v1/chat/completions"
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(engine.ask, f"Count to {number}.", max_tokens=LONG, temperature=0) for number in (5, 6, 7)]
+        with loopback.stream("POST", url, json=story, headers=engine.headers, timeout=120) as answer:
+            lines = answer.iter_lines()  # its end would close the connection
+            next(line for line in lines if "content" in line)
+            asked = [pool.submit(engine.ask, f"Count to {n}.", max_tokens=4, temperature=0) for n in (5, 6, 7)]
+            until(lambda: engine.status().num_waiting == len(asked))
+            running.append(engine.status().num_running)
         while not all(answer.done() for answer in asked):
-            status = engine.status()
-            seen.append((status.num_running, status.num_waiting))
+            running.append(engine.status().num_running)
             time.sleep(0.05)  # a look takes of the cores that answer
         answers = [answer.result() for answer in asked]
 
     assert [answer.status_code for answer in answers] == [200] * 3
-    assert max(running for running, _ in seen) == 1
-    assert max(waiting for _, waiting in seen) == 2
+    assert max(running) == 1
 
 
 def test_idle_ranks_wait_and_the_next_request_wakes_them_all(engine: Engine):
@@ -134,7 +138,7 @@ def test_a_rank_that_dies_ends_all_and_a_new_start_serves(engine: Engine):
     ) as answer:  # fmt: skip
         next(line for line in answer.iter_lines() if "content" in line)
         before[1].send_signal(signal.SIGKILL)
-        assert process.wait(engine.identity, 10)
+        assert process.wait(engine.identity, END_S)
     cause = explain(engine.exit_code(), engine.log.read_text(), "fast", adapters.rules(engine.at.name))
 
     assert not cause.permanent
@@ -147,7 +151,7 @@ def test_no_rank_outlives_an_engine_that_is_killed(engine: Engine):
     before = ranks(engine)
     os.kill(engine.identity.pid, signal.SIGKILL)
 
-    until(lambda: not any(rank.is_running() for rank in before), 10)
+    until(lambda: not any(rank.is_running() for rank in before), END_S)
 
 
 def test_ranks_end_with_their_leader(engine: Engine):
@@ -156,5 +160,5 @@ def test_ranks_end_with_their_leader(engine: Engine):
     before = ranks(engine)
     before[0].send_signal(signal.SIGKILL)
 
-    assert process.wait(engine.identity, 10)
+    assert process.wait(engine.identity, END_S)
     assert not [rank for rank in before if rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE]
