@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ READY_LOOK_S = 0.2
 SAMPLE_S = 0.25
 STOP_S = 10.0
 PORTS = 5
-"""At so many ports an engine is started, each taken by another program meanwhile, until that is an error."""
+"""An engine is started at so many ports in turn, where other programs take them meanwhile."""
 TRIES = 3
 """So often a round is asked again when its answers ended at once."""
 TOKEN_S = 300.0
@@ -84,22 +84,26 @@ def own_engine(request: dict[str, Any]) -> Generator[OwnEngine]:
 
 
 def _started(request: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Return an engine that listens. Raises EngineFailed, PortTaken."""
-    for tries_left in reversed(range(PORTS)):
-        with Path(request["log"]).open("wb") as log:
-            engine = subprocess.Popen(
-                request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        try:
-            _until_listening(request, engine)
-        except (EngineFailed, PortTaken) as problem:
-            _end(engine)
-            if not isinstance(problem, PortTaken) or not tries_left:
-                raise
-            request.update(_elsewhere(request))
-        else:
-            return engine
-    raise AssertionError("the last try returns or raises")
+    """Return an engine that listens, at the first of PORTS ports that is left to it. Raises EngineFailed, PortTaken."""
+    for _ in range(PORTS - 1):
+        with suppress(PortTaken):
+            return _start(request)
+        request.update(_elsewhere(request))
+    return _start(request)
+
+
+def _start(request: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Return an engine that listens; one that fails is ended. Raises EngineFailed, PortTaken."""
+    with Path(request["log"]).open("wb") as log:
+        engine = subprocess.Popen(
+            request["argv"], env=request["environment"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        _until_listening(request, engine)
+    except MlxqError:
+        _end(engine)
+        raise
+    return engine
 
 
 def _elsewhere(request: Mapping[str, Any]) -> dict[str, Any]:
