@@ -207,13 +207,19 @@ def taken_ports_are_seen(_: Path) -> Trial:
         if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
             continue
         with socket.create_server((address, 0), family=family) as listener:
-            number = listener.getsockname()[1]
-            if ports.free(number):
-                wrong.append(f"{address} was called free")
-            holder = ports.holder(number)
-            if holder is None or holder.pid != os.getpid():
-                wrong.append(f"the holder of {address} was not named")
+            wrong += [f"{address} {problem}" for problem in _wrong_about(listener.getsockname()[1])]
     return Trial(not wrong, "; ".join(wrong) or "0.0.0.0 and ::")
+
+
+def _wrong_about(number: int) -> Iterator[str]:
+    """Yield what is not seen of a port on which this process listens."""
+    holder, own = ports.holder(number), process.identify(os.getpid())
+    if ports.free(number):
+        yield "was called free"
+    if holder is None or holder.pid != os.getpid():
+        yield "was given no holder, or another"
+    if own is None or ports.taken_from(number, own):
+        yield "was called another program's"
 
 
 def wake_ups_work(_: Path) -> Trial:
