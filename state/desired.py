@@ -84,6 +84,8 @@ def request(db: Database, name: str, what: Request, seq: int, *, waits: bool = F
     with db.transaction():
         if what == "down":
             stay_down(db, name)
+        if what == "up":
+            _renew_restart(db, name, seq)
         if what in {"restart", "purge"}:
             _request_restart(db, name, what, seq)
         elif record(db, _service(name), what, seq):
@@ -98,6 +100,13 @@ def _request_restart(db: Database, name: str, what: str, seq: int) -> None:
     safe_mode.leave(db, name)
     if row is not None and row.desired == "up":
         service.set_desired(db, name, "up")
+
+
+def _renew_restart(db: Database, name: str, seq: int) -> None:
+    """Request again a restart that did not come, as a `down` cancelled it, where the service was not stopped either."""
+    row, restart = service.find(db, name), restart_of(db, name)
+    if row is not None and row.desired == "down" and row.state in RUNNING and restart.seq > row.restarted:
+        record(db, _restart(name), restart.value, seq)
 
 
 def _settle(db: Database, name: str, *, waits: bool) -> None:

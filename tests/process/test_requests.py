@@ -59,6 +59,8 @@ PLAYS: dict[str, Play] = {
     "up while the stop is half done": [WORK, DOWN, Shift(60), UP],
     "down by name of what waits": [Asked("down", ("fast",))],
     "restart and down": [WORK, Asked("restart"), DOWN],
+    "restart, down and up": [WORK, Asked("restart"), DOWN, UP],
+    "restart, down and up of one": [WORK, *(Asked(command, ("gateway",)) for command in ("restart", "down", "up"))],
     "restart while it starts": [Shift(0, ((260, Asked("restart")),))],
     "a purge attaches to a restart": [WORK, Asked("restart"), Asked("restart", (), flag=True)],
     "up ends a drain": [WORK, Asked("down", ("fast",), flag=True), Asked("up", ("fast",))],
