@@ -30,7 +30,9 @@ def anthropic_client() -> httpx2.Client:
     return anthropic.DefaultHttpxClient(verify=False, trust_env=False)
 
 
-_each_alone = client(limits=httpx.Limits(max_keepalive_connections=0))
+LIMIT_S = 60.0
+"""httpx waits for five seconds, which a crowded machine may take to answer."""
+_each_alone = client(limits=httpx.Limits(max_keepalive_connections=0), timeout=LIMIT_S)
 get, post, options, request, stream = (
     _each_alone.get,
     _each_alone.post,
