@@ -7,6 +7,7 @@ misbehave are those of tests/support/tiny_engine.py.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from support import package_index, tiny_engine
 from support.mlxq_home import Mlxq, until
 from support.package_index import PackageIndex
+from uv import find_uv_bin
 
 from mlxq import cli
 from state import secrets, service, settings
@@ -58,8 +60,8 @@ def release(mlxq: Mlxq, index: PackageIndex, builtin_model: Path, tmp_path: Path
     return publish
 
 
-def work(mlxq: Mlxq, index: PackageIndex, tmp_path: Path) -> None:
-    mlxq.work(**index.environment(tmp_path / "uv"), UV_HTTP_TIMEOUT="2")
+def work(mlxq: Mlxq, index: PackageIndex, tmp_path: Path, **environment: str) -> None:
+    mlxq.work(**index.environment(tmp_path / "uv"), UV_HTTP_TIMEOUT="2", **environment)
 
 
 def install(mlxq: Mlxq, version: str) -> Job:
@@ -337,6 +339,23 @@ def test_two_upgrades_at_once_to_a_version_that_hangs_are_one_and_end(
     assert f"rapid-mlx Not used {SECOND}: {reason}" in " ".join(capsys.readouterr().out.split())
 
 
+UV = """#!/bin/sh
+{uv} "$@" || exit
+[ "$1" != venv ] || exec sleep 600
+"""
+"""A uv that does not end once it has made an environment."""
+
+
+def hanging_uv(folder: Path) -> str:
+    """Make a package `uv` with such a program; return the folder to find it in."""
+    program = folder / "uv" / "program"
+    program.parent.mkdir(parents=True)
+    program.write_text(UV.format(uv=shlex.quote(find_uv_bin())))
+    program.chmod(0o755)
+    program.with_name("__init__.py").write_text(f"def find_uv_bin():\n    return {str(program)!r}\n")
+    return str(folder)
+
+
 PHASES = ("making its environment", "fetching its packages", "proving it on the built-in model")
 
 
@@ -346,7 +365,8 @@ def test_a_worker_that_is_killed_while_it_installs_leaves_no_half_engine(
 ) -> None:
     release(FIRST, "mute" if phase == PHASES[2] else "good", padding=1 << 20)
     index.fault = "slow" if phase == PHASES[1] else ""
-    work(mlxq, index, tmp_path)
+    hangs = {"PYTHONPATH": hanging_uv(tmp_path / "hangs")} if phase == PHASES[0] else {}
+    work(mlxq, index, tmp_path, **hangs)
     number = mlxq.put("install_engine", engine="rapid-mlx", version=FIRST)
     until(lambda: mlxq.db.value("SELECT phase FROM jobs WHERE id = ?", (number,)) == phase)
     assert mlxq.worker
