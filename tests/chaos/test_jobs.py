@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support import disk
-from support.crew import Crew, start_worker, storm
+from support.crew import LIMIT_S, Crew, start_worker, storm
 from support.suspend import suspend_pid
 
 from state import ledger
@@ -54,13 +54,15 @@ def test_no_kill_loses_a_job(crew: Crew, number: signal.Signals, threads: int) -
 
 def test_a_chain_killed_three_times_ends_in_its_order(crew: Crew) -> None:
     """As setup: a first job puts in three side by side and one that needs them all; another waits for that."""
-    first = crew.act("fan_out", children=3, seconds=0.3)
+    first = crew.act("fan_out", way="hold")
     last = ledger.enqueue(crew.db, NewJob("act", needs=[first]))[0]
-    for goal in (0, 1, 3):
-        worker = crew.start()
-        crew.until(lambda goal=goal: crew.count(JobState.SUCCEEDED) >= goal and crew.count(JobState.RUNNING))
-        worker.kill()
-        worker.wait()
+    kill_when(crew, succeeded=0, running=1)
+    crew.let_go(first)
+    kill_when(crew, succeeded=2, running=3)
+    children = [row["id"] for row in crew.db.rows("SELECT id FROM jobs WHERE state = 'running'")]
+    crew.let_go(*children[:2])
+    kill_when(crew, succeeded=4, running=1)
+    crew.let_go(children[2])
     crew.start()
     crew.until_ended(first, last)
     crew.until(lambda: crew.count(JobState.SUCCEEDED) == 6)
@@ -71,6 +73,14 @@ def test_a_chain_killed_three_times_ends_in_its_order(crew: Crew) -> None:
     )
     assert early == 0
     assert crew.db.value("SELECT count(*) FROM events WHERE name = 'succeeded'") == 6
+
+
+def kill_when(crew: Crew, *, succeeded: int, running: int) -> None:
+    """Start a worker, and kill it when so many jobs have succeeded and so many, which hold, run."""
+    worker = crew.start()
+    crew.until(lambda: (crew.count(JobState.SUCCEEDED), crew.count(JobState.RUNNING)) == (succeeded, running))
+    worker.kill()
+    worker.wait()
 
 
 def test_a_job_that_kills_its_worker_is_given_up(crew: Crew) -> None:
@@ -104,7 +114,7 @@ def test_a_thread_that_cannot_be_stopped_costs_its_worker_and_no_other_job(crew:
     stuck, other = crew.act("stuck", kind="brief"), crew.act("wait")
     worker = crew.start(OVERRUN_S="0.5", STOP_GRACE_S="1")
 
-    assert worker.wait(30) != 0
+    assert worker.wait(LIMIT_S) != 0
     assert crew.job(stuck).error_code == "deadline"
     assert crew.job(other).state is JobState.QUEUED
     assert "deadline: " in crew.log()
@@ -127,19 +137,20 @@ def test_a_child_that_does_not_hear_is_killed_when_its_job_is_cancelled(crew: Cr
 
 
 def test_a_stopped_worker_is_hung_keeps_its_jobs_and_its_lock(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = crew.act("ok", seconds=1.0)
+    job = crew.act("hold")
     worker = crew.start()
     crew.until_running(job)
     suspend_pid(worker.pid)
 
     second = crew.start()
-    assert second.wait(30) != 0
+    assert second.wait(LIMIT_S) != 0
     assert re.search(rf"busy: A worker of .* already runs \(pid {worker.pid}\)", crew.log())
     assert crew.job(job).state is JobState.RUNNING
     monkeypatch.setattr(worker_status, "HUNG_S", 0.5)
     crew.until(lambda: worker_status.read(crew.db) is WorkerState.HUNG)
 
     worker.send_signal(signal.SIGCONT)
+    crew.let_go(job)
     assert crew.until_ended(job) == [JobState.SUCCEEDED]
     assert crew.job(job).attempt == 1
     worker.kill()
@@ -169,7 +180,7 @@ def unlocked(home: Home) -> bool:
 
 def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
     """Somebody took the job from a worker that slept; when it wakes, its result is not wanted any more."""
-    job = crew.act("ok", seconds=1.0)
+    job = crew.act("hold")
     worker = crew.start()
     crew.until_running(job)
     stop_between_writes(crew, worker)
@@ -179,6 +190,7 @@ def test_what_a_zombie_writes_is_refused(crew: Crew) -> None:
     ledger.succeed(crew.db, heir, "the heir's")
 
     worker.send_signal(signal.SIGCONT)
+    crew.let_go(job)
     crew.until(lambda: "job_fenced" in crew.log())
 
     assert (crew.job(job).result, crew.events(job).count("succeeded")) == ("the heir's", 1)
@@ -238,14 +250,17 @@ def cramped(small_disk: Path, empty_database: Path) -> Iterator[Crew]:
 def test_a_disk_that_fills_and_empties_costs_time_and_no_job(cramped: Crew, small_disk: Path) -> None:
     crew = cramped
     crew.start()
-    held = crew.act("ok", seconds=2.0)
+    held = crew.act("hold")
     crew.until_running(held)
     filler = small_disk / "filler"
     disk.fill(filler)
     with pytest.raises(DiskFull):
         ask_until_full(crew)
     asked = crew.count(*JobState)
-    crew.until(lambda: time.monotonic() > crew.notes()[0].at + 4)
+    crew.let_go(held)
+    crew.until(lambda: [note for note in crew.notes() if (note.job, note.word) == (held, "ended")])
+    until = time.monotonic() + 2
+    crew.until(lambda: time.monotonic() > until)
     assert crew.job(held).state is JobState.RUNNING  # done for two seconds; its row cannot be written
     filler.unlink()
 
@@ -299,7 +314,7 @@ def test_a_kind_of_the_next_version_is_kept_and_does_not_keep_the_worker_busy(cr
 def test_a_worker_refuses_a_damaged_database_in_one_line(home: Home) -> None:
     home.database.write_bytes(b"no database at all. " * 500)
 
-    assert start_worker(home).wait(30) != 0
+    assert start_worker(home).wait(LIMIT_S) != 0
 
     said = home.log("worker").read_text()
     assert said.startswith("state_damaged: ")

@@ -56,6 +56,13 @@ def ok(context: queue.Context, seconds: float = 0.0, words: str = "") -> dict[st
     return {"attempt": context.claim.attempt}
 
 
+def hold(context: queue.Context) -> dict[str, int]:
+    """Work until Crew.let_go."""
+    while not (context.home.run / f"go-{context.claim.id}").exists():
+        time.sleep(0.02)
+    return {"attempt": context.claim.attempt}
+
+
 def wait(context: queue.Context, seconds: float = 3600.0) -> None:
     context.wait(seconds)
 
@@ -109,11 +116,12 @@ def snooze(context: queue.Context, seconds: float = 0.1) -> None:
         raise child.Later("the host asked for a pause", seconds)
 
 
-def fan_out(context: queue.Context, children: int = 3, seconds: float = 0.0) -> None:
-    time.sleep(seconds)
-    labels = [f"child {number}" for number in range(children)]
+def fan_out(context: queue.Context, way: str = "ok") -> None:
+    """Put in three jobs side by side, and one that needs them; all but that one go this way."""
+    WAYS[way](context)
+    labels = [f"child {number}" for number in range(3)]
     for label in labels:
-        context.then(NewJob("act", {"do": "ok", "seconds": seconds}, label=label))
+        context.then(NewJob("act", {"do": way}, label=label))
     context.then(NewJob("act", needs=labels, label="join"))
 
 
@@ -135,7 +143,7 @@ def run_child(context: queue.Context, deaf: bool = False) -> Any:
 
 WAYS = {
     way.__name__: way
-    for way in (ok, wait, report, fail, crash, leave, nonsense, loose, kill, snooze, fan_out, stuck, run_child)
+    for way in (ok, hold, wait, report, fail, crash, leave, nonsense, loose, kill, snooze, fan_out, stuck, run_child)
 }
 
 if __name__ == "__main__":
