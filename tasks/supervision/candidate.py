@@ -118,7 +118,7 @@ def _await_ready(context: Context, trial: Candidate, check: Callable[[], None]) 
 
 def last_cause(home: Home, trial: Candidate) -> str:
     """Return why a candidate exited; the shim keeps the exit code a moment after the exit."""
-    process.wait(trial.spawned.shim, LOOK_S)
+    process.wait(trial.spawned.shim, process.LAST_WORD_S)
     code = process.exit_status(home.run, trial.name, trial.spawned.engine)
     return exit_causes.explain(code, exits.log_tail(home.log(trial.name)), gateway.SERVICE).sentence
 
@@ -150,7 +150,7 @@ def _answered(context: Context, trial: Candidate, tier: Tier, call: BackgroundCa
     except GatewayFailed as problem:
         if _up(context, tier):
             cause = problem
-            if process.wait(trial.spawned.engine, LOOK_S):
+            if process.wait(trial.spawned.engine, process.LAST_WORD_S):
                 cause = GatewayFailed("The candidate gateway has exited.", hint=f"mlxq logs {trial.name}")
             raise GatewayFailed(
                 f"With the new configuration: {cause.message}", done=LATER, hint=cause.hint

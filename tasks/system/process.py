@@ -50,8 +50,8 @@ SESSION = "MLXQ_SESSION"
 """The variable of a child with the id of the login session that it was started in."""
 CONFIRM_S = 5.0
 """Seconds a killed process may take to be gone; only one stuck in the kernel takes longer."""
-LAST_WORD_S = 0.5
-"""Seconds a shim may take to write the exit code of a program that ended."""
+LAST_WORD_S = 2.0
+"""Seconds a shim may take to write the exit code of a program that ended: it starts mv, on a crowded machine too."""
 
 
 @dataclass(frozen=True)
