@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.calls import called
 from support.mlxq_home import until
+from support.ports import free_port
 from support.suspend import suspend_pid
 
 from state.errors import EngineFailed
@@ -21,8 +22,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return one.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_working_engine(start: Start, port: int):
 
     assert probe.models(port, "k") == {"fast"}
     assert probe.status(port, "k").steps_executed == 0
-    assert probe.one_token(port, "k", "fast", 10) < 10
+    assert probe.one_token(port, "k", "fast", 60) < 60
     assert probe.status(port, "k").steps_executed == 1
 
 
@@ -79,7 +79,7 @@ def test_a_wedged_engine_answers_but_makes_no_token(start: Start, port: int):
     start("--wedge")
 
     with pytest.raises(probe.Silent):
-        probe.one_token(port, "k", "fast", 0.3)
+        probe.one_token(port, "k", "fast", 2)  # in which the request gets there also on a crowded machine
     until(lambda: probe.status(port, "k").num_running == 1)
 
 

@@ -334,7 +334,7 @@ def test_a_shim_that_looks_after_its_program_is_left_alone(place: Place):
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS waits by kqueue")
 def test_a_death_is_awaited_and_not_looked_for(place: Place, monkeypatch: pytest.MonkeyPatch):
     """A single wait in the kernel returns at the exit; polling would notice it up to one interval late."""
-    waits: list[float] = []
+    one, waits = place.spawn(SLEEPER), list[float]()
 
     class Poll:
         def __init__(self) -> None:
@@ -342,11 +342,10 @@ def test_a_death_is_awaited_and_not_looked_for(place: Place, monkeypatch: pytest
 
         def poll(self, limit_ms: float) -> list[tuple[int, int]]:
             waits.append(limit_ms)
+            threading.Timer(0.1, process.send, (one.engine, signal.SIGKILL)).start()
             return self.real.poll(limit_ms)
 
-    one = place.spawn(SLEEPER)
     monkeypatch.setattr(process, "select", SimpleNamespace(poll=Poll, POLLIN=select.POLLIN))
-    threading.Timer(0.1, process.send, (one.engine, signal.SIGKILL)).start()
 
     assert process.wait(one.engine, LIMIT_S)
     assert waits == [LIMIT_S * 1000]

@@ -111,10 +111,7 @@ def test_a_connection_that_nobody_accepted_goes_to_the_successor(
         one.close()
 
 
-def test_a_successor_knows_whether_the_one_before_has_stopped(
-    home: Home, listening: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket_handover, "PATIENCE_S", 0.2)
+def test_a_successor_knows_whether_the_one_before_has_stopped(home: Home, listening: socket.socket) -> None:
     goes_on = threading.Event()
 
     def leave() -> None:
@@ -123,6 +120,8 @@ def test_a_successor_knows_whether_the_one_before_has_stopped(
     serve(home, 3, listening, leave)
 
     with socket_handover.take_over(home) as given:
+        assert given._line
+        given._line.settimeout(0.2)
         assert not given.confirm()
 
     goes_on.set()
@@ -151,8 +150,8 @@ def test_a_successor_that_is_killed_leaves_all_as_it_was(
 def test_a_successor_may_take_its_time(
     home: Home, left: threading.Event, me: ServingProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Were it not waited for, both would serve."""
-    monkeypatch.setattr(socket_handover, "PATIENCE_S", 0.1)
+    """Were it not waited for, both would serve: so it is asked for longer than one that says nothing is waited for."""
+    monkeypatch.setattr(socket_handover, "PATIENCE_S", 2.0)
 
     with another(TAKES + SAYS) as successor:
         suspend(successor)
