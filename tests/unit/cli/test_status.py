@@ -44,6 +44,12 @@ class Server(NamedTuple):
     port: int
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine be late to answer; a port that nobody listens on says so at once."""
+    monkeypatch.setattr(status_report, "PROBE_S", 60.0)
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     program = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
