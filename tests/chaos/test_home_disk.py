@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import mounts, recovery
-from support.mlxq_home import Mlxq, until
+from support.mlxq_home import LIMIT_S, Mlxq, until
 from support.mounts import FailingDisk
 
 from mlxq import cli
@@ -87,7 +87,7 @@ def test_a_home_that_turns_read_only_is_said_and_loses_nothing(
     served.db.close()
     disk.replug()
     assert served.worker
-    assert served.worker.wait(60) == 0, "a worker ends, as its home is another, and launchd starts the next"
+    assert served.worker.wait(LIMIT_S) == 0, "a worker ends, as its home is another, and launchd starts the next"
     served.db = open_database(home)
     served.work_with_fakes()
     served.await_doing(State.READY)

@@ -271,7 +271,7 @@ def test_down_ends_the_worker_of_a_home_without_a_stack(
 
     assert "Nothing is set up; the worker was stopped." in down.communicate()[1]
     assert down.returncode == 0
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert process.identify(pid) is None
     assert "mlxq is not set up in " in start("down").communicate()[1]
 
 

@@ -166,8 +166,8 @@ def loads(mlxq: Mlxq) -> list[Job]:
 def test_a_model_is_kept_after_its_answer_for_as_long_as_the_request_says(asleep: Mlxq, kept: dict[str, Any]) -> None:
     assert ask(asleep, "beta", **kept).status_code == 200
 
-    until(lambda: not asleep.engines("beta.int4"), 15)
-    until(lambda: not loaded(asleep), 15)
+    until(lambda: not asleep.engines("beta.int4"))
+    until(lambda: not loaded(asleep))
     assert states(asleep)["beta"] == "sleeping"
 
 
@@ -175,7 +175,7 @@ def test_a_batch_has_its_sleeping_model_loaded(asleep: Mlxq) -> None:
     lines = BytesIO(file_of(line(name, model="alpha") for name in ("one", "two")))
     batch = control.create_from(asleep.db, lines)
 
-    until(lambda: batches.get(asleep.db, batch.id).ended, 60)
+    until(lambda: batches.get(asleep.db, batch.id).ended)
     assert batches.get(asleep.db, batch.id).succeeded == 2
     assert states(asleep)["alpha"] == "serving"
 
@@ -211,13 +211,19 @@ def test_after_a_killed_gateway_the_same_load_goes_on(asleep: Mlxq) -> None:
     assert asleep.engines("gateway") == 1
 
 
-def test_a_tier_that_may_sleep_is_woken_by_its_first_request(asleep: Mlxq) -> None:
+@pytest.fixture
+def drowsy(asleep: Mlxq) -> Iterator[Mlxq]:
+    """Return the stack with a tier that is stopped when it has been idle for a second."""
     settings.write(asleep.home, "tier-idle-stop", {"standard": "1s"})
-    until(lambda: not asleep.engines("standard"), 20)
-    until(lambda: states(asleep)["standard"] == "sleeping", 10)
-
-    assert ask(asleep, "standard").status_code == 200
+    yield asleep
     settings.reset(asleep.home, "tier-idle-stop")
+
+
+def test_a_tier_that_may_sleep_is_woken_by_its_first_request(drowsy: Mlxq) -> None:
+    until(lambda: not drowsy.engines("standard"))
+    until(lambda: states(drowsy)["standard"] == "sleeping")
+
+    assert ask(drowsy, "standard").status_code == 200
 
 
 def test_a_load_that_takes_too_long_is_a_503_that_says_why_and_continues(asleep: Mlxq) -> None:

@@ -78,7 +78,9 @@ def test_no_text_takes_over_a_terminal(argv: list[str], hostile: Database) -> No
 def test_a_pipe_gets_a_log_as_it_is(hostile: Database) -> None:
     command = [sys.executable, "-P", "-m", "mlxq", "logs", "fast", "--all"]
     piped = pexpect.run(
-        f"/bin/sh -c '{' '.join(command)} | od -An -c'", env=os.environ | {"MLXQ_HOME": str(hostile.home.root)}
+        f"/bin/sh -c '{' '.join(command)} | od -An -c'",
+        env=os.environ | {"MLXQ_HOME": str(hostile.home.root)},
+        timeout=120,
     )
     assert isinstance(piped, bytes)
     assert b"033   ]   0   ;   o   w   n   e   d" in re.sub(rb"\s+", b"   ", piped)
