@@ -50,7 +50,7 @@ def test_what_was_asked_last_holds(play: Play, tmp_path_factory: pytest.TempPath
     perform(empty_database, tmp_path_factory.mktemp("shells"), play)
 
 
-UP, DOWN, WORK = Asked("up"), Asked("down"), Shift()
+UP, DOWN, RESTART, WORK = Asked("up"), Asked("down"), Asked("restart"), Shift()
 PLAYS: dict[str, Play] = {
     "down before anything ran": [DOWN],
     "up and down": [WORK, DOWN, UP, DOWN],
@@ -58,11 +58,12 @@ PLAYS: dict[str, Play] = {
     "down while a start waits for the configuration": [WORK, DOWN, WORK, UP, DOWN],
     "up while the stop is half done": [WORK, DOWN, Shift(60), UP],
     "down by name of what waits": [Asked("down", ("fast",))],
-    "restart and down": [WORK, Asked("restart"), DOWN],
-    "restart, down and up": [WORK, Asked("restart"), DOWN, UP],
+    "restart and down": [WORK, RESTART, DOWN],
+    "restart, down and up": [WORK, RESTART, DOWN, UP],
     "restart, down and up of one": [WORK, *(Asked(command, ("gateway",)) for command in ("restart", "down", "up"))],
-    "restart while it starts": [Shift(0, ((260, Asked("restart")),))],
-    "a purge attaches to a restart": [WORK, Asked("restart"), Asked("restart", (), flag=True)],
+    "restart of the others while one goes down, and up": [WORK, Asked("down", ("standard",), flag=True), RESTART, UP],
+    "restart while it starts": [Shift(0, ((260, RESTART),))],
+    "a purge attaches to a restart": [WORK, RESTART, Asked("restart", (), flag=True)],
     "up ends a drain": [WORK, Asked("down", ("fast",), flag=True), Asked("up", ("fast",))],
     "a rescued start comes after a newer down": [Shift(150), DOWN],
     "a rescued stop comes after a newer up": [WORK, DOWN, Shift(40), UP, Shift(30)],

@@ -100,10 +100,10 @@ class Shells:
     def _ask(self, db: Database, asked: Asked) -> None:
         before = {row.name: row.identity for row in service.listing(db) if row.state in ALIVE}
         try:
-            COMMANDS[asked.command](db, asked)
+            names = COMMANDS[asked.command](db, asked)
         except NotRunning:
             return
-        line = {"command": asked.command, "names": asked.names or SERVICES, "before": before}
+        line = {"command": asked.command, "names": names, "before": before}
         with self.said.open("a") as said:
             said.write(json.dumps(line) + "\n")
 
@@ -219,20 +219,25 @@ class Shells:
                 process.stop(left, 0)
 
 
-def _up(db: Database, asked: Asked) -> None:
+def _up(db: Database, asked: Asked) -> Sequence[str]:
     everything = [*TIERS, *stack_jobs.auxiliary_services(db.home)]
     whole = [*stack_jobs.retire(stack_jobs.leaving(db)), *stack_jobs.starts(everything)]
     ledger.enqueue_all(db, [new for name in asked.names for new in stack_jobs.start(name)] or whole)
+    return asked.names or SERVICES
 
 
-def _down(db: Database, asked: Asked) -> None:
+def _down(db: Database, asked: Asked) -> Sequence[str]:
     rows = [row for row in service.listing(db) if not asked.names or row.name in asked.names]
     running: Sequence[service.Service] = [row for row in rows if not down.is_down(row)]
     down.begin(db, list(asked.names), running, drain=asked.flag)
+    return asked.names or SERVICES
 
 
-def _restart(db: Database, asked: Asked) -> None:
-    ledger.enqueue_all(db, stack_jobs.restart_in_turn(restart.requested(db, asked.names), purge=asked.flag))
+def _restart(db: Database, asked: Asked) -> Sequence[str]:
+    """Restart services; where none is named, those that should run: one that is being stopped is none of them."""
+    names = restart.requested(db, asked.names)
+    ledger.enqueue_all(db, stack_jobs.restart_in_turn(names, purge=asked.flag))
+    return names
 
 
 def _stop_on_the_page(db: Database, asked: Asked) -> None:
