@@ -113,7 +113,7 @@ class FleetNetwork:
         """Have a machine leave the fleets of all fronts, and wait until these know."""
         for front in fronts:
             self.machines[front].run("node", "remove", name, "--yes")
-            until(lambda front=front: name not in self._groups(front), 20)
+            until(lambda front=front: name not in self._groups(front), 60)
 
     def _groups(self, front: str) -> set[str]:
         """Return the nodes that a front's configuration has."""
@@ -132,13 +132,13 @@ class FleetNetwork:
         others = [name for name in self.machines if name not in names]
         for name in others:
             self.machines["a"].run("node", "drain", name)
-        until(lambda: self._groups("a") == set(names), 20)
+        until(lambda: self._groups("a") == set(names), 60)
         try:
             yield
         finally:
             for name in others:
                 self.machines["a"].run("node", "drain", name, "--undo")
-            until(lambda: self._groups("a") == set(self.machines), 20)
+            until(lambda: self._groups("a") == set(self.machines), 60)
 
     # ------------------------------------------------------------ hurting it
 
@@ -217,7 +217,7 @@ class FleetNetwork:
         with log.open("w") as file:
             impostor = subprocess.Popen([*prefix, *argv], stdout=file, text=True)
         try:
-            until(lambda: "listening" in log.read_text(), 20)
+            until(lambda: "listening" in log.read_text(), 60)
             for front in FRONTS:
                 with self.entrance(front).client(self.key) as client:
                     until(lambda client=client: ask(client, ordered()).status and "connected" in log.read_text(), 30)

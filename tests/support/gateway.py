@@ -185,7 +185,7 @@ class Gateway:
     def stop(self) -> None:
         if self.process:
             self.process.terminate()
-            self.process.wait(20)
+            self.process.wait(60)
 
     def ask(self, text: str, model: str = "standard", **more: object) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], **more}

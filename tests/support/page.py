@@ -156,7 +156,7 @@ def running(home: Home, code: str = "") -> Generator[Running]:
         yield Running(home, port, process)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _until_it_answers(process: subprocess.Popen[bytes], port: int) -> None:
