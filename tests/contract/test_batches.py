@@ -147,7 +147,7 @@ def test_a_batch_that_is_cancelled_in_the_middle_keeps_what_was_answered(
     assert {row["custom_id"]: row["error"]["code"] for row in errors} == {
         f"slow {n}": "batch_cancelled" for n in range(3)
     }
-    until(lambda: engines["standard"].busy() == 0, 10)
+    until(lambda: engines["standard"].busy() == 0, 30)
 
 
 @pytest.mark.parametrize(

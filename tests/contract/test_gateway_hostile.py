@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from support import loopback
 from support.gateway import Gateway
 from support.scripted import ScriptedEngine, script
 
@@ -98,7 +99,7 @@ def test_a_number_that_is_none_never_reaches_an_engine(
     ends = {"{": "}", "[": "]"}
     closing = "".join(ends[sign] for sign in reversed(field) if sign in ends)
     content = f'{{"model":"standard","messages":[{{"role":"user","content":"a"}}],{field}{number}{closing}}}'
-    answer = httpx.post(f"{front.url}/v1/chat/completions", content=content.encode(), headers=headers(front))
+    answer = loopback.post(f"{front.url}/v1/chat/completions", content=content.encode(), headers=headers(front))
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"]
     assert engines["standard"].seen() == []
@@ -227,7 +228,7 @@ def test_a_body_in_countless_chunks_holds_nobody_up(front: Gateway):
     sender = threading.Thread(target=send)
     sender.start()
     longest = 0.0
-    with httpx.Client(base_url=front.url) as client:
+    with loopback.client(base_url=front.url) as client:
         while sender.is_alive():
             before, used = process.cpu_times().user, time.process_time()
             client.get("/health")

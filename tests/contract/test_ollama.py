@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import pytest
 from ollama import Client, ResponseError
+from support import loopback
 from support.batching import Batching, batching
 from support.gateway import MASTER, Gateway, until
 from support.ports import free_port
@@ -243,16 +243,17 @@ def test_the_models_in_ollamas_shapes(home: Batching, client: Client):
     service.ensure(home.db, "tiny.int8", "engine", 2)
     for step in (ServiceEvent.STARTING, ServiceEvent.SPAWNED, ServiceEvent.BECAME_READY):
         service.apply(home.db, "tiny.int8", step)
-    on_demand.used(home.db, "tiny.int8", time.time() + 1000, 300)
+    used_at = time.time() + 1000
+    on_demand.used(home.db, "tiny.int8", used_at, 300)
     expires = {model.model: model.expires_at for model in client.ps().models}["tiny:latest"]
     assert expires
-    assert 1290 < expires.timestamp() - time.time() <= 1300
+    assert expires.timestamp() == pytest.approx(used_at + 300, abs=1)
 
     narrow = client_of(home, home.key("narrow", tiers=("fast",)))
     assert [model.model for model in narrow.list().models] == ["fast:latest"]
     assert refused(lambda: narrow.show("standard"))[0] == 404
     assert refused(lambda: narrow.chat("standard", user("hello")))[0] == 403
-    version = httpx.get(f"{home.gateway.url}/api/version", headers={"authorization": f"Bearer {MASTER}"})
+    version = loopback.get(f"{home.gateway.url}/api/version", headers={"authorization": f"Bearer {MASTER}"})
     assert set(version.json()) == {"version"}
 
 
@@ -317,7 +318,7 @@ def claimed(home: Batching, kind: str) -> Any:
     ],
 )
 def test_errors_have_ollamas_shape(home: Batching, path: str, body: dict[str, Any], status: int, words: str):
-    answer = httpx.post(f"{home.gateway.url}/api/{path}", json=body, headers={"authorization": f"Bearer {MASTER}"})
+    answer = loopback.post(f"{home.gateway.url}/api/{path}", json=body, headers={"authorization": f"Bearer {MASTER}"})
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert words in answer.json()["error"]
 
