@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -80,11 +80,9 @@ def test_a_killed_engine_is_seen_to_come_back_and_a_request_to_run(view: Page, r
     expect(card.locator(".state strong")).to_have_text("healthy", timeout=START_MS)
     expect(card.locator("dd").first).to_have_text("0", timeout=60_000)
 
-    asking = threading.Thread(target=_ask, args=(real.home, service.get(real, "fast").port, 2500))
-    asking.start()
-    expect(view.locator("#now tbody tr")).to_have_count(1, timeout=60_000)
-    expect(view.locator("#now tbody")).to_contain_text("fast")
-    asking.join()
+    with loopback.stream("POST", **_request(real.home, service.get(real, "fast").port, 8000, stream=True)):
+        expect(view.locator("#now tbody tr")).to_have_count(1, timeout=60_000)
+        expect(view.locator("#now tbody")).to_contain_text("fast")
     expect(view.locator("#now")).to_contain_text("No requests running.", timeout=60_000)
 
     pid, restarts = service.get(real, "fast").pid, service.get(real, "fast").restarts
@@ -123,14 +121,19 @@ def _deaths(db: Database) -> int:
 
 
 def _ask(home: Home, port: int, most: int) -> httpx.Response:
-    """Request `most` tokens directly from the engine, which generates about 300 tokens/s.
+    return loopback.post(**_request(home, port, most))
 
-    While no request is running, the page polls the engines every 5 s (mlxq/web/broadcaster.py: IDLE_S).
+
+def _request(home: Home, port: int, most: int, *, stream: bool = False) -> dict[str, Any]:
+    """Return a request for `most` tokens, directly to the engine, which generates about 300 tokens/s.
+
+    While no request is running, the page polls the engines every 5 s (mlxq/web/broadcaster.py: IDLE_S), and passes over
+    one that does not answer in half a second.
     """
-    body = {"model": "fast", "max_tokens": most, "messages": [{"role": "user", "content": "Tell a long story."}]}
+    words = [{"role": "user", "content": "Tell a long story."}]
+    body = {"model": "fast", "max_tokens": most, "messages": words, "stream": stream}
     headers = {"Authorization": f"Bearer {secrets.read(home.secrets)[secrets.TIER]}"}
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    return loopback.post(url, json=body, headers=headers, timeout=180)
+    return {"url": f"http://127.0.0.1:{port}/v1/chat/completions", "json": body, "headers": headers, "timeout": 180}
 
 
 def _until(true: Callable[[], object], limit_s: float = 180.0) -> None:
