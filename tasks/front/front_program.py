@@ -87,8 +87,10 @@ class Front:
         policy = self._read_policy()
         ring = self._door.AppKeys(Path(policy["keys"]), policy["master"])
         policy_now = self._door.Policy.read(folder / "policy.json")
+        # LiteLLM has a node answer to the end what no one waits for any more.
+        application = load(TASKS / "engines" / "asgi.py").cancelled_on_disconnect(self._proxy.app)
         self._application = self._door.FrontDoor(
-            self._proxy.app, ring, policy_now, reaching.APP_WORDS.set, self._under_way.request
+            application, ring, policy_now, reaching.APP_WORDS.set, self._under_way.request
         )
         self._point()
 

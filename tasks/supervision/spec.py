@@ -52,6 +52,7 @@ FRONT_CODE = (
     "front/front_plugin.py",
     "front/node_choice.py",
     "front/node_transport.py",
+    "engines/asgi.py",
     "gateway/tls.py",
     "system/own_log.py",
 )

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -106,21 +107,40 @@ def test_a_cut_cable_is_waited_for_once(fleet: FleetNetwork) -> None:
 def test_who_leaves_and_a_front_that_dies_leave_no_node_busy(fleet: FleetNetwork) -> None:
     """A counter in Redis that is never decremented would stay for an hour, and both fronts would avoid c."""
     first, second = fleet.entrance("a"), fleet.entrance("b")
-    with first.client(fleet.key) as client:
-        while ask(client, body := ordered()).node != "c":
-            pass
-    order = f"script {json.dumps({'wait_s': 20})}"
-    waits = body | {"messages": [*body["messages"], {"role": "user", "content": order}]}  # the conversation is c's
-    with ThreadPoolExecutor(12) as pool:
-        leaving = [pool.submit(ask, second.client(fleet.key, limit_s=2), waits) for _ in range(6)]
-        leaving += [pool.submit(ask, first.client(fleet.key, limit_s=2), waits) for _ in range(6)]
-    assert {answer.result().status for answer in leaving} == {0}
+    for streams in (False, True):
+        waits = _conversation_of_c(fleet) | {"stream": streams}
+        with ThreadPoolExecutor(12) as pool:
+            leaving = [
+                pool.submit(ask, entrance.client(fleet.key, limit_s=4), waits) for entrance in [first, second] * 6
+            ]
+            until(lambda: _running(fleet) > 0, 60)
+        assert {answer.result().status for answer in leaving} == {0}
+        until(lambda: _running(fleet) == 0, 60)
     with ThreadPoolExecutor(6) as pool:
-        broken = [pool.submit(ask, second.client(fleet.key), waits) for _ in range(6)]
-        until(lambda: fleet.machines["a"].nodes()["c"]["running"] > 0, 20)
+        broken = [pool.submit(ask, second.client(fleet.key, limit_s=LIMIT_S), waits) for _ in range(6)]
+        until(lambda: _running(fleet) > 0, 60)
         os.kill(fleet.machines["b"].mlxq.identity("front").pid, signal.SIGKILL)
     assert {answer.result().status for answer in broken} == {0}
+    until(lambda: _running(fleet) == 0, 60)
     fleet.await_serving("c")
+
+
+LIMIT_S = 150
+"""How long the answers take that nobody waits for."""
+
+
+def _conversation_of_c(fleet: FleetNetwork) -> dict[str, Any]:
+    """Return a request of a conversation that the node c has, which it answers after LIMIT_S."""
+    bodies = [ordered()]
+    with fleet.entrance("a").client(fleet.key) as client:
+        until(lambda: ask(client, bodies[-1]).node == "c" or bodies.append(ordered()), 60)
+    order = {"role": "user", "content": f"script {json.dumps({'wait_s': LIMIT_S})}"}
+    return bodies[-1] | {"messages": [*bodies[-1]["messages"], order]}
+
+
+def _running(fleet: FleetNetwork) -> int:
+    """Return how many requests the node c answers now, as the front's machine sees it."""
+    return fleet.machines["a"].nodes()["c"]["running"]
 
 
 def test_without_redis_everything_goes_on(fleet: FleetNetwork) -> None:
