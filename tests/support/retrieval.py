@@ -6,7 +6,7 @@ import base64
 import json
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def running(served: Engine, home: Path) -> Iterator[RetrievalEngine]:
                     client.get(f"{engine.url}/health")
                     break
                 except httpx.TransportError:
-                    engine.process.poll()
+                    with suppress(subprocess.TimeoutExpired):
+                        engine.process.wait(0.1)
         yield engine
     finally:
         engine.client.close()
