@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from state import stack
+from state import service, stack
 from state.classes import dataclass
 from state.db import Database, Row, json_mapping, json_strings, known_columns
 from state.stack import Engine
@@ -92,11 +92,11 @@ def names(entry: DiskModel) -> tuple[str, ...]:
     return entry.model, *entry.aliases, entry.engine.name
 
 
-def put_models(db: Database, wanted: Sequence[DiskModel], loaded: Iterable[str]) -> None:
-    """Make these the models of this disk. What is stored of engines that are `loaded` stays until they are not."""
-    before = {entry.engine.name: entry for entry in models(db)}
-    staying = set(loaded) & before.keys()
+def put_models(db: Database, wanted: Sequence[DiskModel]) -> None:
+    """Make these the models of this disk. What is stored of engines that run, or are to, stays until they are not."""
     with db.transaction():
+        before = {entry.engine.name: entry for entry in models(db)}
+        staying = {row.name for row in service.listing(db) if row.active} & before.keys()
         for name in before.keys() - staying:
             db.run("DELETE FROM models WHERE name = ?", (name,))
         taken = {before[name].model for name in staying}

@@ -314,7 +314,7 @@ class OnDemand:
 
     def _look(self) -> None:
         try:
-            with opened(self.home, reads=True) as db:
+            with opened(self.home, reads=True) as db, db.reading():
                 states = self._read(db)
         except NotSetUp:
             return  # a gateway may run before there is a database

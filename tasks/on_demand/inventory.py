@@ -11,7 +11,7 @@ from pathlib import Path
 from catalog import retrieval as retrieval_catalog
 from catalog.load import of_source
 from catalog.model import Model
-from state import on_demand, service, settings, stack, weights
+from state import on_demand, settings, stack, weights
 from state.db import Database
 from state.errors import Damaged, DiskUnavailable, NotFound
 from state.on_demand import DiskModel
@@ -64,12 +64,7 @@ def refresh(db: Database, home: Home) -> None:
     folders = model_dir.read(folder, lambda: _scan(folder), LISTING_S)
     newest_first = sorted(folders, key=lambda scanned: -scanned.changed_at)
     entries = [entry for scanned in newest_first if (entry := _entry(db, home, scanned, models, room))]
-    on_demand.put_models(db, _named_apart(entries, settings.load(home)["default-quant"]), loaded(db))
-
-
-def loaded(db: Database) -> set[str]:
-    """Return the services that run or are to."""
-    return {row.name for row in service.listing(db) if row.active}
+    on_demand.put_models(db, _named_apart(entries, settings.load(home)["default-quant"]))
 
 
 def _room(db: Database, home: Home) -> int:

@@ -110,14 +110,18 @@ def _evict(db: Database, engine: Engine, step: Evict) -> None:
 
 
 def _take(db: Database, home: Home, engine: Engine) -> None:
-    """Record that an engine is to run, and where; the memory is its own from now on."""
-    if any(entry.engine.name == engine.name for entry in on_demand.models(db)):
-        placed = replace(engine, port=_port(db, home, engine))
-        on_demand.set_route(db, placed, inventory.route(db, home, placed))
-        engine = placed
+    """Record that an engine is to run, and where; the memory is its own from now on.
+
+    In one step: models are read from the disk meanwhile, and what is stored of one that is not to run is replaced.
+    """
+    on_disk = any(entry.engine.name == engine.name for entry in on_demand.models(db))
+    placed = replace(engine, port=_port(db, home, engine)) if on_disk else engine
+    route = inventory.route(db, home, placed) if on_disk else {}
     with db.transaction():
-        rows.ensure(db, engine.name, "engine", engine.port)
-        rows.set_desired(db, engine.name, "up")
+        if on_disk:
+            on_demand.set_route(db, placed, route)
+        rows.ensure(db, placed.name, "engine", placed.port)
+        rows.set_desired(db, placed.name, "up")
 
 
 def _port(db: Database, home: Home, engine: Engine) -> int:

@@ -73,7 +73,7 @@ def home(engine: ScriptedEngine, tmp_path_factory: pytest.TempPathFactory) -> It
     small = replace(plain, name="tiny.int8", model="tiny", quant="int8", weights=str(root / "tiny"))
     same = replace(small, name="served.int8", weights=tier.weights)
     models = [DiskModel("tiny", ("tiny:int8", "org/Tiny"), small), DiskModel("served", ("org/model",), same)]
-    on_demand.put_models(made.db, models, [])
+    on_demand.put_models(made.db, models)
     yield made
     gateway.stop()
     made.db.close()

@@ -287,7 +287,7 @@ def on_the_disk(db: Database) -> None:
         ))
         for model, port in (("gemma-3-4b", 0), ("qwen3-8b", 8005))
     ]  # fmt: skip
-    on_demand.put_models(db, entries, [])
+    on_demand.put_models(db, entries)
     service.ensure(db, "qwen3-8b", "engine", 8005)
     service.set_desired(db, "qwen3-8b", "up")
     ready(db, "qwen3-8b", 4.0)

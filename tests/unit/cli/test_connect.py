@@ -334,7 +334,7 @@ def test_open_webui_gets_its_embeddings_where_there_are_some(person: Path, db: D
     if where == "stack":
         stack.put_retrieval(db, vectors)
     elif where == "disk":
-        on_demand.put_models(db, [DiskModel("bge-m3", (), replace(vectors, name="bge-m3.fp16"))], [])
+        on_demand.put_models(db, [DiskModel("bge-m3", (), replace(vectors, name="bge-m3.fp16"))])
     connected(person, "open-webui")
 
     read = dotenv_values(person / FILES["open-webui"])

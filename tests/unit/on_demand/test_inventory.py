@@ -6,17 +6,19 @@ import functools
 import os
 import shutil
 import unicodedata
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub.model import make
 
 from mlxq import cli
-from state import facts, on_demand, settings, stack
-from state.db import Database
+from state import facts, on_demand, service, settings, stack
+from state.db import Database, read_database
 from state.paths import Home
 from state.stack import Engine, Tier
-from tasks.on_demand import inventory, requests
+from tasks.on_demand import inventory, loading, requests
 from tasks.system import hardware
 from tasks.weights import manifest
 from tasks.weights.manifest import Manifest
@@ -139,3 +141,47 @@ def test_a_name_with_a_space_is_quoted_in_the_command_to_run_next(
     refused = capsys.readouterr().err
     assert "is served by fast, standard and longctx." in refused
     assert "Next: mlxq rm 'Plain Modél' --force" in refused
+
+
+def test_a_model_that_is_loaded_while_the_disk_is_read_stays_as_it_is_loaded(
+    known: Database, home: Home, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the gateway would know neither its route nor the port that it may connect to, though it serves."""
+    put(home, weights, "mine")
+    inventory.refresh(known, home)
+    loads, transaction = [lambda: loading._take(known, home, stack.engine(known, "mine.int4"))], known.transaction
+
+    def late() -> AbstractContextManager[None]:
+        """Wait for the one that loads the model, as it has the database."""
+        if loads:
+            loads.pop()()
+        return transaction()
+
+    monkeypatch.setattr(known, "transaction", late)
+    inventory.refresh(known, home)
+
+    entry = on_demand.model(known, "mine")
+    assert entry
+    assert entry.route
+    assert entry.engine.port == service.get(known, "mine.int4").port > 0
+
+
+def test_a_model_has_its_route_and_is_to_run_in_one_step(
+    known: Database, home: Home, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(home, weights, "mine")
+    inventory.refresh(known, home)
+    seen: list[object] = []
+    ensure = service.ensure
+
+    def ensure_seen(db: Database, *arguments: Any) -> None:
+        with closing(read_database(home)) as reader:
+            seen.append(on_demand.model(reader, "mine"))
+        ensure(db, *arguments)
+
+    monkeypatch.setattr(service, "ensure", ensure_seen)
+    before = on_demand.model(known, "mine")
+    loading._take(known, home, stack.engine(known, "mine.int4"))
+
+    assert seen == [before]
+    assert on_demand.model(known, "mine") != before
