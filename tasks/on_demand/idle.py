@@ -66,11 +66,30 @@ def _forget_sleeping(db: Database) -> None:
     weights = {entry.engine.name: entry.engine.weights for entry in on_demand.models(db)}
     for row in filter(_is_on_demand, service.listing(db)):
         if row.name not in weights and row.desired == "up":
-            admission.put_to_sleep(db, [row.name])
-        elif (row.desired, row.state) == ("down", State.STOPPED) and not lifecycle.held(row.name):
-            service.remove(db, row.name)
+            _stop_without_model(db, row.name)
+        elif _sleeps(row) and not lifecycle.held(row.name):
+            _forget(db, row.name)
             if row.name in weights and not Path(weights[row.name]).exists():
                 _seen[0] = None
+
+
+def _stop_without_model(db: Database, name: str) -> None:
+    """Stop an engine, unless it has a model now."""
+    with db.transaction():
+        if name not in {entry.engine.name for entry in on_demand.models(db)}:
+            admission.put_to_sleep(db, [name])
+
+
+def _sleeps(row: Service) -> bool:
+    return (row.desired, row.state) == ("down", State.STOPPED)
+
+
+def _forget(db: Database, name: str) -> None:
+    """Delete the row of an engine, unless it was asked for since it was listed."""
+    with db.transaction():
+        row = service.find(db, name)
+        if row is not None and _sleeps(row):
+            service.remove(db, name)
 
 
 def _is_on_demand(row: Service) -> bool:
