@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shlex
+import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ LOOK_S = 2.0
 """How long an exit may wait for a disk that says nothing."""
 LOG_TAIL_BYTES = 16 * 1024
 """Bytes of the log that are searched for a cause."""
+DRAINED = frozenset({0, 128 + signal.SIGUSR2})
+"""Exit codes of an engine that was told to drain: it ended after its last answer, or by the signal itself."""
 kills = memory.OomCounter()
 REBOOT = Cause("reboot", "The machine was restarted.", "mlxq status", permanent=False)
 
@@ -49,14 +52,11 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
     None when the exit was requested, a replacement serves, it is not the recorded process, or it is recorded already.
     """
     row = service.get(db, name)
-    if row.identity != process.encode(dead) or row.state in service.DOWN | {State.STOPPING}:
+    if _is_settled(row, dead):
         return None
     if row.successor and handover_state.promote(db, home, row):
         return None
     code = _exit_code(home, row, dead)
-    if row.state == State.DRAINING and code == 0:
-        lifecycle.mark_stopped(db, row)
-        return None
     cause = _cause(db, home, row, dead, code)
     step, next_try_at, exits = _sentence(db, home, row, cause)
     explanation = {"exit_code": code, "cause_code": cause.code, "cause": cause.sentence, "hint": cause.hint}
@@ -66,8 +66,8 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
         "exits": exits,
         "restarts": row.restarts + 1,
     }
-    with db.transaction():  # a successor may have taken its place while the shim was waited for
-        if service.get(db, name).identity != row.identity:
+    with db.transaction():
+        if _was_asked_for(db, name, dead, code):
             return None
         if engine_faults.handle(db, home, row, cause, crash_loop=step == ServiceEvent.CRASH_LOOPED):
             step, columns = ServiceEvent.EXITED, columns | {"next_try_at": db.now(), "exits": list[float]()}
@@ -75,6 +75,23 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
     if recorded and cause.code == exit_causes.OOM and row.kind == "engine":
         safe_mode.record_oom(db, name, MOST)
     return cause if recorded else None
+
+
+def _is_settled(row: Service, dead: Identity) -> bool:
+    """Return whether an exit is that of another process than the recorded one, was requested, or is recorded."""
+    return row.identity != process.encode(dead) or row.state in service.DOWN | {State.STOPPING}
+
+
+def _was_asked_for(db: Database, name: str, dead: Identity, code: int | None) -> bool:
+    """Return whether an exit is no fault, as the row is now: much may have come while its code was waited for.
+
+    Records the end of an engine that was told to drain.
+    """
+    row = service.get(db, name)
+    if row.state == State.DRAINING and code in DRAINED and not _is_settled(row, dead):
+        lifecycle.mark_stopped(db, row)
+        return True
+    return _is_settled(row, dead)
 
 
 def _exit_code(home: Home, row: Service, dead: Identity) -> int | None:
