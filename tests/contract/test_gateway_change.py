@@ -173,7 +173,7 @@ def encrypted(home: Home, port: int) -> bool:
     context = ssl.create_default_context(cafile=str(certificates.authority_file(home.tls)))
     url = f"https://127.0.0.2:{port}/health/readiness"
     context.check_hostname = False  # of the addresses of loopback it names the first alone
-    return httpx.get(url, verify=context, trust_env=False, timeout=60).is_success
+    return httpx.get(url, verify=context, trust_env=False, timeout=loopback.LIMIT_S).is_success
 
 
 def test_a_change_that_does_not_work_changes_nothing(

@@ -349,7 +349,7 @@ def test_a_request_of_two_lengths_is_refused_at_once(proxy: Gateway, key: str):
 
 def test_connections_without_a_key_are_bounded(proxy: Gateway, upstreams: dict[str, Upstream]):
     """The oldest of them go; one that has shown a key stays."""
-    with loopback.client(headers=APP) as known:
+    with loopback.client(headers=APP, timeout=loopback.LIMIT_S) as known:
         assert known.get(f"{proxy.url}/v1/models").status_code == 200
         peers = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(250)]
         for peer in peers:

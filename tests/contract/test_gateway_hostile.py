@@ -228,7 +228,7 @@ def test_a_body_in_countless_chunks_holds_nobody_up(front: Gateway):
     sender = threading.Thread(target=send)
     sender.start()
     longest = 0.0
-    with loopback.client(base_url=front.url) as client:
+    with loopback.client(base_url=front.url, timeout=loopback.LIMIT_S) as client:
         while sender.is_alive():
             before, used = process.cpu_times().user, time.process_time()
             client.get("/health")

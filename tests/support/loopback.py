@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import httpx2
 
 LIMIT_S = 60.0
-"""httpx waits 5 s, less than a crowded machine may take for an answer."""
+"""httpx waits for 5 s, less than a busy machine may take to answer."""
 
 
 def client(**options: Any) -> httpx.Client:
-    """Return a client without certificates and proxies."""
-    return httpx.Client(**{"verify": False, "trust_env": False, "timeout": LIMIT_S, **options})
+    """Return a client without certificates and proxies. OpenAI's library would take a timeout of ours for its own."""
+    return httpx.Client(**{"verify": False, "trust_env": False, **options})
 
 
 def anthropic_client() -> httpx2.Client:
@@ -30,8 +30,6 @@ def anthropic_client() -> httpx2.Client:
     return anthropic.DefaultHttpxClient(verify=False, trust_env=False)
 
 
-LIMIT_S = 60.0
-"""httpx waits for five seconds, which a crowded machine may take to answer."""
 _each_alone = client(limits=httpx.Limits(max_keepalive_connections=0), timeout=LIMIT_S)
 get, post, options, request, stream = (
     _each_alone.get,

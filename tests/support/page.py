@@ -85,7 +85,7 @@ class Running:
 
     def client(self) -> httpx.Client:
         """Give a client that has come in by a link."""
-        client = loopback.client(base_url=self.url)
+        client = loopback.client(base_url=self.url, timeout=loopback.LIMIT_S)
         client.get(self.link).raise_for_status()
         return client
 
