@@ -126,7 +126,7 @@ def test_who_leaves_and_a_front_that_dies_leave_no_node_busy(fleet: FleetNetwork
 
 
 LIMIT_S = 150
-"""How long the answers take that nobody waits for."""
+"""Seconds until the answers to requests whose clients disconnect would be complete."""
 
 
 def _conversation_of_c(fleet: FleetNetwork) -> dict[str, Any]:
@@ -153,8 +153,7 @@ def test_without_redis_everything_goes_on(fleet: FleetNetwork) -> None:
     assert not lost(load.answers, 0)
     slow = [answer for answer in load.answers if answer.took_s > 5 * calm]
     print(f"{len(slow)} of {len(load.answers)} took more than {5 * calm:.1f} s")
-    # Were each request to wait for Redis while it is away, half of them would; a crowded machine slows down some.
-    assert len(slow) <= len(load.answers) / 3
+    assert len(slow) <= 4 * 4, "each client waits once a change at most, not with each request"
 
 
 def test_a_newcomer_serves_within_seconds_and_nothing_is_refused_or_restarted(fleet: FleetNetwork) -> None:
