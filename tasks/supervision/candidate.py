@@ -125,15 +125,10 @@ def last_cause(home: Home, trial: Candidate) -> str:
 
 def _ready(trial: Candidate) -> bool:
     try:
-        return probe.gateway_ready(trial.port) and _has_port(trial)
+        # another program on the port must be sent no key
+        return probe.gateway_ready(trial.port) and not ports.taken_from(trial.port, trial.spawned.engine)
     except probe.Silent:  # it has just opened the port, on a busy machine
         return False
-
-
-def _has_port(trial: Candidate) -> bool:
-    """Return whether the candidate itself listens: another program on the port must be sent no key."""
-    holder = ports.holder(trial.port)
-    return holder is not None and holder.identity in process.members(trial.spawned.engine)
 
 
 def _ask(trial: Candidate, tier: Tier) -> BackgroundCall[None]:

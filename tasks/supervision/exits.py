@@ -57,6 +57,8 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
     if row.successor and handover_state.promote(db, home, row):
         return None
     code = _exit_code(home, row, dead)
+    if _has_drained(db, name, dead, code):
+        return None
     cause = _cause(db, home, row, dead, code)
     step, next_try_at, exits = _sentence(db, home, row, cause)
     explanation = {"exit_code": code, "cause_code": cause.code, "cause": cause.sentence, "hint": cause.hint}
@@ -66,8 +68,8 @@ def record_exit(db: Database, home: Home, name: str, dead: Identity) -> Cause | 
         "exits": exits,
         "restarts": row.restarts + 1,
     }
-    with db.transaction():
-        if _was_asked_for(db, name, dead, code):
+    with db.transaction():  # a stop, or a successor, may have come meanwhile
+        if _is_settled(service.get(db, name), dead):
             return None
         if engine_faults.handle(db, home, row, cause, crash_loop=step == ServiceEvent.CRASH_LOOPED):
             step, columns = ServiceEvent.EXITED, columns | {"next_try_at": db.now(), "exits": list[float]()}
@@ -82,16 +84,13 @@ def _is_settled(row: Service, dead: Identity) -> bool:
     return row.identity != process.encode(dead) or row.state in service.DOWN | {State.STOPPING}
 
 
-def _was_asked_for(db: Database, name: str, dead: Identity, code: int | None) -> bool:
-    """Return whether an exit is no fault, as the row is now: much may have come while its code was waited for.
-
-    Records the end of an engine that was told to drain.
-    """
+def _has_drained(db: Database, name: str, dead: Identity, code: int | None) -> bool:
+    """Return whether an engine ended because it was told to drain, maybe while its code was waited for; record it."""
     row = service.get(db, name)
-    if row.state == State.DRAINING and code in DRAINED and not _is_settled(row, dead):
+    drained = row.state == State.DRAINING and code in DRAINED and not _is_settled(row, dead)
+    if drained:
         lifecycle.mark_stopped(db, row)
-        return True
-    return _is_settled(row, dead)
+    return drained
 
 
 def _exit_code(home: Home, row: Service, dead: Identity) -> int | None:

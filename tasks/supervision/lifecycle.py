@@ -155,7 +155,10 @@ HEALTH = {"page": page.HEALTH, "front": front.HEALTH}
 def ready(home: Home, row: Service) -> bool:
     """Return whether the service takes requests: port, model list, and one token. Raises EngineFailed, PortTaken."""
     if row.kind == "engine":
-        return listed(home, row) and _one_token(home, row)
+        if listed(home, row):
+            probe.one_answer(row.port, _key(home), row.name, TOKEN_S, release=row.release)
+            return True
+        return False
     answers = probe.answers(row.port, HEALTH[row.kind]) if row.kind in HEALTH else probe.gateway_ready(row.port)
     if answers:
         _expect_port(row)
@@ -172,11 +175,6 @@ def listed(home: Home, row: Service) -> bool:
     _expect_port(row)
     if row.name not in probe.models(row.port, _key(home), 10.0):
         raise EngineFailed(f"The engine does not list {row.name}.")
-    return True
-
-
-def _one_token(home: Home, row: Service) -> bool:
-    probe.one_answer(row.port, _key(home), row.name, TOKEN_S, release=row.release)
     return True
 
 
