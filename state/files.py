@@ -102,6 +102,11 @@ def set_aside(path: Path) -> Path | None:
     return aside
 
 
+def size(folder: Path) -> int:
+    """Return the bytes of the files below a folder, as `below` yields them. Raises OSError."""
+    return sum(status.st_size for status in below(folder))
+
+
 def below(folder: Path) -> Iterator[os.stat_result]:
     """Yield what `lstat` says of each file below a folder.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from catalog import units
 from catalog.engines import FALLBACK, EngineEntry, entry
-from state import event, service, settings
+from state import event, files, service, settings
 from state.errors import Busy, Damaged, DoesNotFit, EngineFailed, EngineUnproven, NotFound, Offline, UsageProblem
 from state.paths import Home
 from state.service import ROUTED
@@ -153,7 +153,7 @@ def remove_engine(context: Context, engine: str, version: str) -> dict[str, Any]
     running = [row.name for row in service.listing(context.db) if row.release == name and lifecycle.running(row)]
     if running:
         raise Busy(f"{name} serves {units.listed(running)}.", hint=_elsewhere(context, engine))
-    freed = install.size(folder)
+    freed = files.size(folder)
     installed.forget(context.db, engine, version)
     installed.discard(folder)  # before the rest, so that a removal cut short leaves no engine
     shutil.rmtree(folder)

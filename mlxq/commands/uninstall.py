@@ -129,7 +129,7 @@ def _completions() -> list[Path]:
 def size(path: Path) -> int:
     """Return the bytes of a file, or of the files below a folder; links count as themselves."""
     if path.is_dir() and not path.is_symlink():
-        return sum(status.st_size for status in files.below(path))
+        return files.size(path)
     return path.lstat().st_size if path.exists() else 0
 
 

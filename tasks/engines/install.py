@@ -101,7 +101,7 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
             "downloaded_bytes": fetched,
             **prove(request),
         }
-        proof["size_bytes"] = size(staging.folder)  # with the bytecode that its first start wrote
+        proof["size_bytes"] = files.size(staging.folder)  # with the bytecode that its first start wrote
         installed.write_proof(staging.folder, proof)
         staging.finish()
     return proof
@@ -218,11 +218,6 @@ def index_has(engine: str, wait_s: float) -> bool:
         )
         return done.returncode == 0
     return False
-
-
-def size(folder: Path) -> int:
-    """Return the bytes of the files below a folder."""
-    return sum(status.st_size for status in files.below(folder))
 
 
 def _uv(words: list[str], read: Callable[[str], None] = lambda _: None) -> None:

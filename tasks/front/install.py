@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from state import files
 from state.errors import GatewayFailed, MlxqError
-from state.files import replace_private
 from tasks.engines import environments, install, installed
 from tasks.front import plan as front
 from tasks.front import proxy
@@ -44,10 +44,10 @@ def work(request: dict[str, Any], report: Report) -> dict[str, Any]:
             "litellm": front.LITELLM,
             "at": time.time(),
             "downloaded_bytes": fetched,
-            "size_bytes": install.size(staging.folder),
+            "size_bytes": files.size(staging.folder),
             **installed.interpreter(staging.folder),
         }
-        replace_private(staging.folder / proxy.PROOF, json.dumps(proof, indent=1, sort_keys=True))
+        files.replace_private(staging.folder / proxy.PROOF, json.dumps(proof, indent=1, sort_keys=True))
         staging.finish()
     return proof
 

@@ -35,7 +35,7 @@ def keep_out(home: Home, engine: str) -> None:
 
 def size(root: Path) -> int:
     """Return the bytes in a folder and below."""
-    return sum(status.st_size for status in files.below(root))
+    return files.size(root)
 
 
 def written_at(root: Path) -> float:

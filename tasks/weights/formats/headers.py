@@ -147,10 +147,8 @@ def _is_gone(folder: Path) -> bool:
     """Return whether a folder was deleted while it was looked at, or renamed, as a download that ends is."""
     try:
         folder.lstat()
-    except FileNotFoundError:
-        return True
-    except OSError:  # the disk does not say
-        return False
+    except OSError as problem:  # any other one: the disk does not say
+        return isinstance(problem, FileNotFoundError)
     return False
 
 
