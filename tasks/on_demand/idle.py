@@ -76,7 +76,7 @@ def _forget_sleeping(db: Database) -> None:
 def _stop_without_model(db: Database, name: str) -> None:
     """Stop an engine, unless it has a model now."""
     with db.transaction():
-        if name not in {entry.engine.name for entry in on_demand.models(db)}:
+        if on_demand.model(db, name) is None:
             admission.put_to_sleep(db, [name])
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import pytest
+from support.interleaved import before_next_transaction
 
 from state import service
 from state.db import Database
@@ -18,15 +17,8 @@ def test_an_engine_that_is_asked_for_as_it_is_forgotten_stays(
     asked: bool, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.ensure(db, NAME, "engine", 9000)
-    requests, transaction = [lambda: service.set_desired(db, NAME, "up")] * asked, db.transaction
-
-    def late() -> AbstractContextManager[None]:
-        """Wait for the one that asks for the engine, as it has the database."""
-        if requests:
-            requests.pop()()
-        return transaction()
-
-    monkeypatch.setattr(db, "transaction", late)
+    if asked:
+        before_next_transaction(db, lambda: service.set_desired(db, NAME, "up"), monkeypatch)
     idle._forget_sleeping(db)
 
     assert (service.find(db, NAME) is not None) is asked

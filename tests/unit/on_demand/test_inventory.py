@@ -6,12 +6,13 @@ import functools
 import os
 import shutil
 import unicodedata
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub.model import make
+from support.interleaved import before_next_transaction
 
 from mlxq import cli
 from state import facts, on_demand, service, settings, stack
@@ -149,15 +150,8 @@ def test_a_model_that_is_loaded_while_the_disk_is_read_stays_as_it_is_loaded(
     """Else the gateway would know neither its route nor the port that it may connect to, though it serves."""
     put(home, weights, "mine")
     inventory.refresh(known, home)
-    loads, transaction = [lambda: loading._take(known, home, stack.engine(known, "mine.int4"))], known.transaction
-
-    def late() -> AbstractContextManager[None]:
-        """Wait for the one that loads the model, as it has the database."""
-        if loads:
-            loads.pop()()
-        return transaction()
-
-    monkeypatch.setattr(known, "transaction", late)
+    engine = stack.engine(known, "mine.int4")
+    before_next_transaction(known, lambda: loading._take(known, home, engine), monkeypatch)
     inventory.refresh(known, home)
 
     entry = on_demand.model(known, "mine")
