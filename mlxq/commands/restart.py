@@ -45,12 +45,11 @@ def command(names: Sequence[str], timeout_s: float | None, *, purge: bool, dry_r
 
 def requested(db: Database, names: Sequence[str] = ()) -> list[str]:
     """Return the services to restart: those that are requested to run. Raises NotSetUp, NotFound, NotRunning."""
-    stack.require(db)
+    tiers = stack.require(db)
     options.check_services(db, names)
     running = [row.name for row in service.listing(db) if row.desired == "up"]
     if not running:
         raise NotRunning("All services are stopped.", hint=" ".join(["mlxq up", *names]))
-    tiers = stack.tiers(db)
     stopped = {tier.name for tier in tiers if tier.desired == "down"}
     for name in names:
         if name in stopped or stack.services(tiers, [name])[0] not in running:

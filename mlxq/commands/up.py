@@ -31,11 +31,11 @@ def command(names: Sequence[str], timeout_s: float | None, *, dry_run: bool) -> 
 
     home = get_home()
     with jobs_client.reading(home) as db:
-        stack.require(db)
+        tiers = stack.require(db)
         options.check_services(db, names)
         everything = stack_jobs.everything(db)
         if dry_run:
-            dry.starts(db, home, stack.services(stack.tiers(db), names or everything), configures=not names)
+            dry.starts(db, home, stack.services(tiers, names or everything), configures=not names)
             return
     with jobs_client.writing(home) as db:
         before = safe_mode.listing(db)
