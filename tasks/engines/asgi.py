@@ -5,7 +5,7 @@ answered. And they ask every half second whether the client of an answer that is
 (`poll_interval` of vllm-mlx 0.6.0 and rapid-mlx 0.16.10). Until then they decode for no one, and the next prompt is
 read more slowly: a line of a batch that was interrupted held up the request that interrupted it.
 
-It imports nothing of mlxq, so that it can be loaded in an engine's own environment too.
+It imports nothing of mlxq, so that it can be loaded in an engine's own environment too, and in the front's.
 """
 
 from __future__ import annotations

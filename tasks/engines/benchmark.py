@@ -31,7 +31,7 @@ READY_LOOK_S = 0.2
 SAMPLE_S = 0.25
 STOP_S = 10.0
 PORTS = 5
-"""An engine is started at so many ports in turn, where other programs take them meanwhile."""
+"""How many ports are tried before an engine fails to start, each taken by another program in the meantime."""
 TRIES = 3
 """So often a round is asked again when its answers ended at once."""
 TOKEN_S = 300.0

@@ -76,7 +76,7 @@ def test_a_chain_killed_three_times_ends_in_its_order(crew: Crew) -> None:
 
 
 def kill_when(crew: Crew, *, succeeded: int, running: int) -> None:
-    """Start a worker, and kill it when so many jobs have succeeded and so many, which hold, run."""
+    """Start a worker, and kill it once `succeeded` jobs have succeeded and `running` jobs are running."""
     worker = crew.start()
     crew.until(lambda: (crew.count(JobState.SUCCEEDED), crew.count(JobState.RUNNING)) == (succeeded, running))
     worker.kill()

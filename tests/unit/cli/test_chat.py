@@ -203,7 +203,7 @@ def test_waiting_is_said_with_its_reason_and_once(
 
 
 def test_an_answer_that_does_not_come_has_a_limit(port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """And the request is taken back, so that no engine works for nobody. It has two seconds to get there."""
+    """The request is cancelled too, so that no engine keeps generating. Two seconds are enough for it to be sent."""
     Upstream.release.clear()
 
     assert cli.run(["chat", "--timeout", "2", "silent"]) == 5

@@ -46,7 +46,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine be late to answer; a port that nobody listens on says so at once."""
+    """Allow slow answers on a busy machine; a port without a listener still refuses the connection at once."""
     monkeypatch.setattr(status_report, "PROBE_S", 60.0)
 
 
